@@ -1,0 +1,195 @@
+//! Files that outlive a run: written whole or not at all, and always saying what made them.
+
+use std::{
+    fmt,
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// The name and version of the program that wrote a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Tool {
+    /// Always `calib`.
+    pub name: String,
+    /// Semantic version.
+    pub version: String,
+}
+
+impl Tool {
+    /// This program.
+    pub fn current() -> Self {
+        Self { name: env!("CARGO_PKG_NAME").to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+}
+
+/// BLAKE3 hash of some content, as 64 hexadecimal digits.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(transparent)]
+pub struct ContentHash(String);
+
+impl ContentHash {
+    /// Hash of bytes in memory.
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        Self(blake3::hash(bytes).to_hex().to_string())
+    }
+
+    /// Hash of a file's content, read memory-mapped.
+    pub fn of_file(path: &Path) -> io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_mmap(path)?;
+        Ok(Self::from(hasher))
+    }
+
+    /// The hexadecimal digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The first 12 digits, for people.
+    pub fn short(&self) -> &str {
+        self.0.get(..12).unwrap_or(&self.0)
+    }
+}
+
+impl From<blake3::Hasher> for ContentHash {
+    fn from(hasher: blake3::Hasher) -> Self {
+        Self(hasher.finalize().to_hex().to_string())
+    }
+}
+
+impl fmt::Display for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.short())
+    }
+}
+
+/// A file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    /// Reading failed.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Writing failed; nothing was left under the final name.
+    #[error("cannot write {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The content is not what the file should hold.
+    #[error("{path} is not a valid {kind}: {reason}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it should have been.
+        kind: &'static str,
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
+}
+
+/// Writes a file through `fill` so that `path` names either the old content or all of the new.
+///
+/// The bytes go to a temporary file in the same folder, are flushed to the disk and renamed.
+pub fn write_atomic_with(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
+) -> Result<(), ArtifactError> {
+    let write = || {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
+        let mut prefix = std::ffi::OsString::from(".");
+        prefix.push(name);
+        let temporary = tempfile::Builder::new().prefix(&prefix).suffix(".tmp").tempfile_in(folder)?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        }
+        let mut writer = BufWriter::new(temporary.as_file());
+        fill(&mut writer)?;
+        writer.flush()?;
+        drop(writer);
+        temporary.as_file().sync_all()?;
+        temporary.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    };
+    write().map_err(|source| ArtifactError::Write { path: path.to_owned(), source })
+}
+
+/// [`write_atomic_with`] for bytes already in memory.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ArtifactError> {
+    write_atomic_with(path, |writer| writer.write_all(bytes))
+}
+
+/// Writes a value as indented JSON with a final newline.
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), ArtifactError> {
+    write_atomic_with(path, |writer| {
+        serde_json::to_writer_pretty(&mut *writer, value)?;
+        writer.write_all(b"\n")
+    })
+}
+
+/// Reads a JSON file that carries a `format_version`, which must be `version`.
+pub fn read_json<T: for<'de> Deserialize<'de>>(
+    path: &Path,
+    kind: &'static str,
+    version: u32,
+) -> Result<T, ArtifactError> {
+    let bytes = std::fs::read(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
+    let invalid = |reason: String| ArtifactError::Format { path: path.to_owned(), kind, reason };
+    let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
+    match value.get("format_version").and_then(serde_json::Value::as_u64) {
+        Some(found) if found == u64::from(version) => {}
+        Some(found) => {
+            return Err(invalid(format!(
+                "its format version is {found}, this program reads {version}; make it again with this version"
+            )));
+        }
+        None => return Err(invalid("it has no `format_version`".to_owned())),
+    }
+    serde_json::from_value(value).map_err(|error| invalid(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_content_and_no_litter() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("table.json");
+        write_atomic(&path, b"old").unwrap();
+        let error = write_atomic_with(&path, |writer| {
+            writer.write_all(b"half")?;
+            Err(io::Error::other("disk full"))
+        });
+        assert!(matches!(error, Err(ArtifactError::Write { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn another_format_version_is_refused_by_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.json");
+        write_atomic(&path, br#"{"format_version": 7}"#).unwrap();
+        let error = read_json::<serde_json::Value>(&path, "report", 1).unwrap_err();
+        assert!(error.to_string().contains("format version is 7"), "{error}");
+    }
+}

@@ -1,0 +1,195 @@
+//! Plain tensors: an element type, a shape and typed values, owned ([`Tensor`]) or borrowed ([`TensorView`]).
+//!
+//! Everything that crosses a module boundary with numbers in it is one of these two.
+
+use std::{collections::BTreeMap, fmt};
+
+use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
+
+/// Named tensors, in the order of their names. Inputs and outputs of a [`crate::backend::Runner`].
+pub type TensorMap = BTreeMap<String, Tensor>;
+
+macro_rules! element_types {
+    ($($variant:ident $ty:ty, $name:literal, $onnx:literal;)*) => {
+        /// Type of one element, named as in ONNX and NumPy.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+        #[serde(rename_all = "lowercase")]
+        #[expect(missing_docs, reason = "the names say it")]
+        pub enum ElementType { $(#[serde(rename = $name)] $variant,)* }
+
+        impl ElementType {
+            /// Lowercase name, as NumPy writes it (`float32`, `int8`).
+            pub fn name(self) -> &'static str { match self { $(Self::$variant => $name,)* } }
+            /// Size of one element in bytes.
+            pub fn size(self) -> usize { match self { $(Self::$variant => size_of::<$ty>(),)* } }
+            /// Value of `TensorProto.DataType`.
+            pub fn onnx(self) -> i32 { match self { $(Self::$variant => $onnx,)* } }
+            /// The type for a value of `TensorProto.DataType`; `None` for strings, complex and sub-byte types.
+            pub fn from_onnx(data_type: i32) -> Option<Self> { match data_type { $($onnx => Some(Self::$variant),)* _ => None } }
+        }
+
+        /// Owned values of a tensor.
+        #[derive(Clone, Debug, PartialEq)]
+        #[expect(missing_docs, reason = "the names say it")]
+        pub enum Values { $($variant(Vec<$ty>),)* }
+
+        /// Borrowed values of a tensor.
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        #[expect(missing_docs, reason = "the names say it")]
+        pub enum ValuesView<'a> { $($variant(&'a [$ty]),)* }
+
+        impl Values {
+            /// Type of the elements.
+            pub fn element_type(&self) -> ElementType { match self { $(Self::$variant(_) => ElementType::$variant,)* } }
+            /// Borrows the values.
+            pub fn view(&self) -> ValuesView<'_> { match self { $(Self::$variant(v) => ValuesView::$variant(v),)* } }
+            /// `count` zeros (or `false`) of a type.
+            pub fn zeros(element_type: ElementType, count: usize) -> Self {
+                match element_type { $(ElementType::$variant => Self::$variant(vec![<$ty>::default(); count]),)* }
+            }
+            /// Appends the values of `other`; false (and unchanged) when the types differ.
+            #[must_use]
+            pub fn extend(&mut self, other: ValuesView<'_>) -> bool {
+                match (self, other) { $((Self::$variant(a), ValuesView::$variant(b)) => { a.extend_from_slice(b); true })* _ => false }
+            }
+        }
+
+        impl<'a> ValuesView<'a> {
+            /// Type of the elements.
+            pub fn element_type(self) -> ElementType { match self { $(Self::$variant(_) => ElementType::$variant,)* } }
+            /// Number of elements.
+            pub fn len(self) -> usize { match self { $(Self::$variant(v) => v.len(),)* } }
+            /// True without elements.
+            pub fn is_empty(self) -> bool { self.len() == 0 }
+            /// Copies the values.
+            pub fn to_owned(self) -> Values { match self { $(Self::$variant(v) => Values::$variant(v.to_vec()),)* } }
+            /// The elements `range`, which must lie within the view.
+            pub fn slice(self, range: std::ops::Range<usize>) -> Self { match self { $(Self::$variant(v) => Self::$variant(&v[range]),)* } }
+        }
+    };
+}
+
+element_types! {
+    F32 f32, "float32", 1;
+    U8 u8, "uint8", 2;
+    I8 i8, "int8", 3;
+    U16 u16, "uint16", 4;
+    I16 i16, "int16", 5;
+    I32 i32, "int32", 6;
+    I64 i64, "int64", 7;
+    Bool bool, "bool", 9;
+    F16 f16, "float16", 10;
+    F64 f64, "float64", 11;
+    U32 u32, "uint32", 12;
+    U64 u64, "uint64", 13;
+    Bf16 bf16, "bfloat16", 16;
+}
+
+impl ElementType {
+    /// True for the floating-point types.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::F64 | Self::Bf16)
+    }
+}
+
+impl fmt::Display for ElementType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// An owned, dense, row-major tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    values: Values,
+}
+
+/// A borrowed tensor; its data usually lies in a runtime's own buffer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TensorView<'a> {
+    /// Extents, outermost first; empty for a scalar.
+    pub shape: &'a [usize],
+    /// Row-major values.
+    pub values: ValuesView<'a>,
+}
+
+/// The shape and the number of values do not agree.
+#[derive(Debug, thiserror::Error)]
+#[error("a tensor of shape {shape:?} cannot hold {count} values")]
+pub struct ShapeError {
+    /// The shape asked for.
+    pub shape: Vec<usize>,
+    /// The number of values given.
+    pub count: usize,
+}
+
+impl Tensor {
+    /// A tensor of `shape` over row-major `values`.
+    pub fn new(shape: Vec<usize>, values: Values) -> Result<Self, ShapeError> {
+        let count = values.view().len();
+        if shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) != Some(count) {
+            return Err(ShapeError { shape, count });
+        }
+        Ok(Self { shape, values })
+    }
+
+    /// A `float32` tensor.
+    pub fn from_f32(shape: Vec<usize>, values: Vec<f32>) -> Result<Self, ShapeError> {
+        Self::new(shape, Values::F32(values))
+    }
+
+    /// Extents, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The values.
+    pub fn values(&self) -> &Values {
+        &self.values
+    }
+
+    /// Type of the elements.
+    pub fn element_type(&self) -> ElementType {
+        self.values.element_type()
+    }
+
+    /// Borrows the tensor.
+    pub fn view(&self) -> TensorView<'_> {
+        TensorView { shape: &self.shape, values: self.values.view() }
+    }
+
+    /// The same tensor as `float32` values.
+    pub fn to_f32(&self) -> Vec<f32> {
+        self.view().to_f32().into_owned()
+    }
+}
+
+impl<'a> TensorView<'a> {
+    /// The values as `float32`: borrowed when they are, converted (rounded to nearest) otherwise.
+    pub fn to_f32(self) -> std::borrow::Cow<'a, [f32]> {
+        use ValuesView as V;
+        let owned: Vec<f32> = match self.values {
+            V::F32(v) => return std::borrow::Cow::Borrowed(v),
+            V::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
+            V::Bf16(v) => v.iter().map(|x| x.to_f32()).collect(),
+            V::F64(v) => v.iter().map(|&x| x as f32).collect(),
+            V::I8(v) => v.iter().map(|&x| f32::from(x)).collect(),
+            V::U8(v) => v.iter().map(|&x| f32::from(x)).collect(),
+            V::I16(v) => v.iter().map(|&x| f32::from(x)).collect(),
+            V::U16(v) => v.iter().map(|&x| f32::from(x)).collect(),
+            V::I32(v) => v.iter().map(|&x| x as f32).collect(),
+            V::U32(v) => v.iter().map(|&x| x as f32).collect(),
+            V::I64(v) => v.iter().map(|&x| x as f32).collect(),
+            V::U64(v) => v.iter().map(|&x| x as f32).collect(),
+            V::Bool(v) => v.iter().map(|&x| f32::from(u8::from(x))).collect(),
+        };
+        std::borrow::Cow::Owned(owned)
+    }
+
+    /// Copies into an owned tensor.
+    pub fn to_owned(self) -> Tensor {
+        Tensor { shape: self.shape.to_vec(), values: self.values.to_owned() }
+    }
+}
