@@ -9,6 +9,7 @@ pub mod tensor;
 
 pub mod backend;
 pub mod bench;
+pub mod calibrate;
 pub mod compare;
 pub mod dataset;
 pub mod onnx;
