@@ -1,0 +1,55 @@
+# calib: the commands of everyday work. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Which TensorRT the binary can load: rtx (TensorRT-RTX 1.x, the default), 11 (TensorRT 11.x) or none.
+TENSORRT ?= rtx
+feature_rtx := tensorrt-rtx
+feature_11 := tensorrt
+FEATURES ?= $(feature_$(TENSORRT))
+cargo_features := $(if $(FEATURES),--features $(FEATURES))
+
+export LIBCLANG_PATH := $(CURDIR)/.runtime/libclang
+export BINDGEN_EXTRA_CLANG_ARGS := -isystem $(shell gcc -print-file-name=include 2>/dev/null)
+
+.PHONY: help setup build demo test test-gpu check fmt bench doc clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
+
+setup: ## fetch the runtime libraries into .runtime/ (once; needs the network)
+	@scripts/check_prerequisites.sh
+	@python3 scripts/fetch_runtime.py
+
+setup-test: setup
+	@python3 scripts/fetch_runtime.py --test
+
+build: setup ## build the release binaries (TENSORRT=rtx|11|none)
+	cargo build --release $(cargo_features)
+
+demo: build ## run the main job on the embedded model and images
+	./target/release/calib run --config configs/demo.toml
+
+test: setup-test ## run every test
+	cargo test $(cargo_features)
+
+test-gpu: setup ## run the tests that need an NVIDIA GPU
+	cargo test $(cargo_features) -- --ignored
+
+check: setup-test ## formatting, lints, documentation, licences: the same as CI
+	cargo fmt --check
+	cargo clippy --all-targets --features tensorrt-rtx -- -D warnings
+	cargo clippy --all-targets --features tensorrt -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps $(cargo_features)
+	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
+	else echo "cargo-deny is not installed; skipped (install it with: cargo install cargo-deny)"; fi
+
+bench: build ## measure what docs/benchmarks.md quotes
+	benches/run.sh
+
+doc: ## build the documentation of the library
+	cargo doc --no-deps --open
+
+clean: ## remove what was built, keep what was fetched
+	cargo clean
+	rm -rf runs
