@@ -5,6 +5,7 @@
 //! map. Modules are listed from the lowest to the highest: each may use those above it, none below.
 
 pub mod artifact;
+pub mod qparams;
 pub mod tensor;
 
 pub mod backend;
