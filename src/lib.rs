@@ -14,3 +14,4 @@ pub mod calibrate;
 pub mod compare;
 pub mod dataset;
 pub mod onnx;
+pub mod report;

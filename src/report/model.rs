@@ -1,0 +1,423 @@
+//! The types of `report.json`. Names are a published contract (`docs/report.schema.json`); what may be absent is absent
+//! from the JSON as well. Floats must be finite: JSON has no other.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    artifact::{ContentHash, Tool},
+    backend::TensorInfo,
+    bench::{Latency, Throughput},
+    calibrate::Method,
+    compare::{Accuracy, Agreement, Flip, OutputMetrics, Segmentation},
+};
+
+/// Everything a run found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Report {
+    /// [`super::REPORT_FORMAT_VERSION`].
+    pub format_version: u32,
+    /// What wrote the report.
+    pub tool: Tool,
+    /// When the run ended (RFC 3339, UTC).
+    pub created: String,
+    /// The command line, one argument an element, the program first.
+    pub command: Vec<String>,
+    /// The whole configuration in force, as TOML: the content of `run.toml`.
+    pub config: String,
+    /// The machine.
+    pub environment: Environment,
+    /// The float model.
+    pub model: ModelInfo,
+    /// The samples.
+    pub dataset: DatasetInfo,
+    /// Absent when nothing was calibrated (ranges came from a file, or no precision needed them).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
+    /// Passed or not, and why.
+    pub verdict: Verdict,
+    /// One entry for each precision that was asked for; the reference first.
+    pub precisions: Vec<Precision>,
+    /// Quantization error by layer, in the order of execution; empty when it was not measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<Layer>,
+    /// What to do, the most useful first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub advice: Vec<Advice>,
+    /// What a reader must know to judge the figures (calibration and evaluation overlap, few samples, ...).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// Small pictures of samples in `flips`, by sample: `data:image/jpeg;base64,...` (JPEG, PNG or WebP).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub thumbnails: BTreeMap<String, String>,
+}
+
+/// The machine that ran.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Environment {
+    /// Operating system and architecture (`Linux 6.8 x86_64`).
+    pub os: String,
+    /// The CPU's own name.
+    pub cpu_model: String,
+    /// Logical cores.
+    pub cores: usize,
+    /// Main memory.
+    pub memory_bytes: u64,
+    /// Version of each library that was loaded, by name.
+    pub libraries: BTreeMap<String, String>,
+    /// The GPU that was used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Gpu>,
+}
+
+/// A GPU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Gpu {
+    /// Its own name.
+    pub name: String,
+    /// Compute capability (`8.9`).
+    pub compute_capability: String,
+    /// Device memory.
+    pub memory_bytes: u64,
+    /// Version of the driver.
+    pub driver: String,
+    /// Clock of the multiprocessors during the benchmark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_mhz: Option<u32>,
+    /// Temperature at the end of the benchmark, in degrees Celsius.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature_c: Option<u32>,
+}
+
+/// The float model that everything is compared with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ModelInfo {
+    /// Its file.
+    pub path: String,
+    /// Hash of the file.
+    pub hash: ContentHash,
+    /// Size of the file with its external data.
+    pub bytes: u64,
+    /// What it takes.
+    pub inputs: Vec<TensorInfo>,
+    /// What it gives.
+    pub outputs: Vec<TensorInfo>,
+    /// Number of nodes.
+    pub nodes: usize,
+    /// Number of values in the initializers.
+    pub parameters: u64,
+    /// Version of the default operator set.
+    pub opset: i64,
+    /// What wrote the model, by its own account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub producer: Option<String>,
+}
+
+/// The samples that were used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DatasetInfo {
+    /// Folder or file.
+    pub path: String,
+    /// Hash over the names of the samples and their preprocessing.
+    pub hash: ContentHash,
+    /// Samples that the ranges come from.
+    pub calibration: Vec<String>,
+    /// Samples that the figures come from.
+    pub evaluation: Vec<String>,
+    /// How many samples are in both; 0 unless the data set was too small.
+    pub overlapping: usize,
+    /// Samples that could not be used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<SkippedSample>,
+    /// Absent when no labels are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
+    /// How a file became an input, in one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preprocess: Option<String>,
+    /// The inputs were random (`--random-data`): the figures say nothing about the model's accuracy.
+    pub random_data: bool,
+}
+
+/// A sample that could not be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SkippedSample {
+    /// The sample (its file, usually).
+    pub sample: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Where the right answers come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Labels {
+    /// The file, or `folder names`.
+    pub source: String,
+    /// Evaluation samples that have a label.
+    pub labelled: usize,
+    /// Class names by class index, as far as known and used in this report.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub names: BTreeMap<u32, String>,
+}
+
+/// How the ranges were found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Calibration {
+    /// The method in force; `mixed` when tensors differ.
+    pub method: String,
+    /// Percentile of the percentile method, in percent.
+    pub percentile: f64,
+    /// Samples observed.
+    pub samples: usize,
+    /// Wall time of the pass over the data.
+    pub seconds: f64,
+    /// Samples a second.
+    pub images_per_second: f64,
+    /// Largest resident memory of the process up to the end of calibration.
+    pub peak_rss_bytes: u64,
+    /// What every method gives on held-out samples.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<CandidateResult>,
+}
+
+/// One calibration method on held-out samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CandidateResult {
+    /// The method.
+    pub method: Method,
+    /// True for the method in force.
+    pub chosen: bool,
+    /// Held-out samples.
+    pub samples: usize,
+    /// Agreement with the reference, for classifiers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
+    /// Differences from the reference.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<OutputMetrics>,
+}
+
+/// The decision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Verdict {
+    /// Every gate passed.
+    pub passed: bool,
+    /// The decision in one sentence.
+    pub sentence: String,
+    /// The thresholds that decide; without any, a run passes when every precision ran.
+    pub gates: Vec<Gate>,
+}
+
+/// A threshold on a metric of a precision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Gate {
+    /// Name of the metric as given to `--gate` (`top1`, `top5`, `sqnr_db`, ...).
+    pub metric: String,
+    /// The precision it is checked on.
+    pub precision: String,
+    /// Whether the threshold is the least or the most allowed.
+    pub bound: Bound,
+    /// The threshold.
+    pub threshold: f64,
+    /// What was measured; absent when it could not be, and then the gate fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<f64>,
+    /// The outcome.
+    pub passed: bool,
+}
+
+/// Which side of a threshold is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    /// The value must not be smaller.
+    AtLeast,
+    /// The value must not be larger.
+    AtMost,
+}
+
+/// One precision on one backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Precision {
+    /// `fp32`, `fp16`, `bf16`, `int8`, `fp8`.
+    pub precision: String,
+    /// What ran it (`onnxruntime-cpu`, `tensorrt`, ...).
+    pub backend: String,
+    /// True for the run that the others are compared with.
+    pub reference: bool,
+    /// What was built for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<ArtifactFile>,
+    /// Nodes that run in this precision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantized_nodes: Option<usize>,
+    /// Classifiers: agreement with the reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
+    /// Classifiers with labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<Accuracy>,
+    /// Models whose output is a map of classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segmentation: Option<Segmentation>,
+    /// Numeric differences from the reference, by output.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<OutputMetrics>,
+    /// Time of one call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<LatencyMs>,
+    /// Samples a second, measured in the same calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throughput_fps: Option<Throughput>,
+    /// Against the reference, from paired rounds; absent for the reference and when one of both is emulated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speedup: Option<Speedup>,
+    /// Samples whose top-1 changed, at most as many as were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flips: Vec<Flip>,
+    /// How many samples changed their top-1 in all.
+    #[serde(default)]
+    pub flips_total: usize,
+    /// Why it could not run; everything measured is absent then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A file that a run leaves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ArtifactFile {
+    /// Path within the output folder.
+    pub path: String,
+    /// Hash of the content.
+    pub hash: ContentHash,
+    /// Size.
+    pub bytes: u64,
+}
+
+/// Latency and the conditions it was measured under, without which it means nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LatencyMs {
+    /// The figures.
+    #[serde(flatten)]
+    pub figures: Latency,
+    /// Whether they say anything about the precision's speed.
+    pub timing: Timing,
+    /// Execution provider or runtime.
+    pub provider: String,
+    /// Threads (CPU) or streams (GPU).
+    pub threads: usize,
+    /// Copies between host and device are part of the time.
+    pub transfers: bool,
+    /// The call was replayed as a CUDA graph.
+    #[serde(default)]
+    pub cuda_graph: bool,
+    /// What makes the figures doubtful (unstable clocks, bound by transfers, ...).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// What a latency is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Timing {
+    /// The precision's own kernels.
+    Measured,
+    /// A float runtime that imitates the precision: never a statement about its speed.
+    Emulated,
+}
+
+/// How many times faster than the reference.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Speedup {
+    /// Ratio of the median latencies.
+    pub ratio: f64,
+    /// 95 % confidence interval (paired bootstrap).
+    pub interval: [f64; 2],
+}
+
+/// Quantization error at one tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Layer {
+    /// Node that produces the tensor.
+    pub node: String,
+    /// Its operator.
+    pub op_type: String,
+    /// The tensor.
+    pub tensor: String,
+    /// Precision the node runs in.
+    pub precision: String,
+    /// SQNR of the tensor in the quantized model against the float model; absent when not measured or without error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graphwise_sqnr_db: Option<f64>,
+    /// The same with only this node quantized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layerwise_sqnr_db: Option<f64>,
+    /// Cosine between the tensor in both models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cosine: Option<f64>,
+    /// SQNR of the quantized weights against the float weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_sqnr_db: Option<f64>,
+    /// Smallest value seen in calibration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<f32>,
+    /// Largest value seen in calibration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<f32>,
+    /// Threshold in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amax: Option<f32>,
+    /// Step of the quantized tensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f32>,
+    /// The method that `amax` comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
+    /// Every method's threshold.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub candidates: BTreeMap<Method, f32>,
+    /// Share of calibration values beyond `amax`, between 0 and 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clipped: Option<f64>,
+    /// Magnitudes seen in calibration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub histogram: Option<Histogram>,
+}
+
+/// Distribution of |x|, coarse enough to draw.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Histogram {
+    /// Upper edge of the last bin; the first begins at 0 and all are equally wide.
+    pub limit: f32,
+    /// Values in each bin; at most 64 bins.
+    pub counts: Vec<u64>,
+}
+
+/// Something to do about the result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Advice {
+    /// How much it matters.
+    pub level: AdviceLevel,
+    /// What was seen and what to do, in a sentence or two.
+    pub text: String,
+    /// Nodes it is about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<String>,
+    /// A command that does it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+}
+
+/// How much a piece of advice matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AdviceLevel {
+    /// Good to know.
+    Info,
+    /// May cost accuracy or speed.
+    Warning,
+    /// Costs accuracy or speed here.
+    Problem,
+}
