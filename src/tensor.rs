@@ -150,6 +150,11 @@ impl Tensor {
         &self.values
     }
 
+    /// Takes the tensor apart into its shape and its values.
+    pub fn into_parts(self) -> (Vec<usize>, Values) {
+        (self.shape, self.values)
+    }
+
     /// Type of the elements.
     pub fn element_type(&self) -> ElementType {
         self.values.element_type()

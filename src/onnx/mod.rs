@@ -1,18 +1,84 @@
 //! ONNX models: the protobuf, a view of the graph, edits, and a diagnosis of what is wrong with a model.
 
+pub mod graph;
+mod node;
 pub mod proto;
+mod weights;
 
 use std::path::PathBuf;
+
+pub use graph::{GraphError, GraphView, NodeId, Use};
+use node::is_default_domain;
+use proto::{GraphProto, ModelProto, OperatorSetIdProto};
+pub use weights::{TensorError, bytes_of};
 
 use crate::artifact::ContentHash;
 
 /// An ONNX model in memory.
+///
+/// Cloning is cheap: the weights are shared.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// The decoded protobuf.
-    pub proto: proto::ModelProto,
-    /// The file it came from; external data is resolved relative to its folder.
+    /// The decoded protobuf. Its tensors hold their data: external data is mapped at load.
+    pub proto: ModelProto,
+    /// The file it came from.
     pub path: Option<PathBuf>,
-    /// BLAKE3 of the file (and of its external data files).
+    /// BLAKE3 of the file (and of its external data files). Edits do not change it.
     pub hash: ContentHash,
+    /// Whether the weights came from files beside the model; saving then writes them so again.
+    pub external_data: bool,
+}
+
+impl Model {
+    /// The main graph.
+    pub fn graph(&self) -> &GraphProto {
+        self.proto.graph()
+    }
+
+    /// The main graph, to edit.
+    pub fn graph_mut(&mut self) -> &mut GraphProto {
+        self.proto.graph.get_or_insert_default()
+    }
+
+    /// Version of the operator set `domain` (`""` for the standard one) that the model imports.
+    pub fn opset(&self, domain: &str) -> Option<i64> {
+        self.proto.opset(domain)
+    }
+
+    /// Sets the version of `domain`, importing it when the model does not yet.
+    pub fn set_opset(&mut self, domain: &str, version: i64) {
+        self.proto.set_opset(domain, version);
+    }
+
+    /// The file's name for messages.
+    pub fn name(&self) -> String {
+        self.path.as_ref().map_or_else(|| "the model".to_owned(), |path| path.display().to_string())
+    }
+}
+
+impl ModelProto {
+    /// The main graph; an empty one when the message has none.
+    pub fn graph(&self) -> &GraphProto {
+        static EMPTY: std::sync::LazyLock<GraphProto> = std::sync::LazyLock::new(GraphProto::default);
+        self.graph.as_ref().unwrap_or(&EMPTY)
+    }
+
+    /// See [`Model::opset`].
+    pub fn opset(&self, domain: &str) -> Option<i64> {
+        self.opset_import.iter().find(|import| same_domain(import.domain(), domain)).map(OperatorSetIdProto::version)
+    }
+
+    /// See [`Model::set_opset`].
+    pub fn set_opset(&mut self, domain: &str, version: i64) {
+        match self.opset_import.iter_mut().find(|import| same_domain(import.domain(), domain)) {
+            Some(import) => import.version = Some(version),
+            None => {
+                self.opset_import.push(OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(version) });
+            }
+        }
+    }
+}
+
+fn same_domain(a: &str, b: &str) -> bool {
+    a == b || (is_default_domain(a) && is_default_domain(b))
 }
