@@ -290,8 +290,7 @@ mod tests {
             output: vec![named("z")],
             ..Default::default()
         };
-        let mut branch = node("If", &["x"], &["y"]);
-        branch.attribute = vec![AttributeProto { g: Some(inner), ..Default::default() }];
+        let branch = node("If", &["x"], &["y"]).with(AttributeProto::graph("then_branch", inner));
         let graph = graph(vec![branch, node("Abs", &["x"], &["late"])]);
         let view = GraphView::new(&graph).unwrap();
         assert_eq!(view.consumers("late"), [Use { node: NodeId(0), input: None }]);

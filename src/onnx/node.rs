@@ -60,17 +60,19 @@ impl NodeProto {
 
     /// A tensor.
     pub fn attr_t(&self, name: &str) -> Option<&TensorProto> {
-        self.attr(name)?.t.as_ref()
+        self.attr(name)?.t.as_deref()
     }
 
     /// The graphs among the attributes (`then_branch`, `body`, ...).
     pub fn subgraphs(&self) -> impl Iterator<Item = &GraphProto> {
-        self.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
+        self.attribute.iter().flat_map(|attribute| attribute.g.as_deref().into_iter().chain(&attribute.graphs))
     }
 
     /// The graphs among the attributes, to change.
     pub fn subgraphs_mut(&mut self) -> impl Iterator<Item = &mut GraphProto> {
-        self.attribute.iter_mut().flat_map(|attribute| attribute.g.iter_mut().chain(&mut attribute.graphs))
+        self.attribute
+            .iter_mut()
+            .flat_map(|attribute| attribute.g.as_deref_mut().into_iter().chain(&mut attribute.graphs))
     }
 }
 
@@ -101,12 +103,12 @@ impl AttributeProto {
 
     /// A tensor.
     pub fn tensor(name: &str, value: TensorProto) -> Self {
-        Self { t: Some(value), ..Self::typed(name, AttributeType::Tensor) }
+        Self { t: Some(Box::new(value)), ..Self::typed(name, AttributeType::Tensor) }
     }
 
     /// A graph.
     pub fn graph(name: &str, value: GraphProto) -> Self {
-        Self { g: Some(value), ..Self::typed(name, AttributeType::Graph) }
+        Self { g: Some(Box::new(value)), ..Self::typed(name, AttributeType::Graph) }
     }
 }
 

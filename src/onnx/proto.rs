@@ -3,7 +3,7 @@
 //! Field numbers are facts of the format. Every field of the schema is here: a model that is decoded and
 //! encoded again loses nothing (checked at load, see [`super::Model::load`]). Scalar fields keep their presence
 //! (`Option`), because ONNX is a proto2 schema. `raw_data` is [`Bytes`]: decoding from a memory-mapped file
-//! copies no weights.
+//! copies no weights. What most attributes do not have is boxed: they are the most frequent message.
 #![expect(missing_docs, reason = "the field names are those of onnx.proto, which documents them")]
 
 use bytes::Bytes;
@@ -111,10 +111,10 @@ pub struct AttributeProto {
     pub i: Option<i64>,
     #[prost(bytes = "bytes", optional, tag = "4")]
     pub s: Option<Bytes>,
-    #[prost(message, optional, tag = "5")]
-    pub t: Option<TensorProto>,
-    #[prost(message, optional, tag = "6")]
-    pub g: Option<GraphProto>,
+    #[prost(message, optional, boxed, tag = "5")]
+    pub t: Option<Box<TensorProto>>,
+    #[prost(message, optional, boxed, tag = "6")]
+    pub g: Option<Box<GraphProto>>,
     #[prost(float, repeated, packed = "false", tag = "7")]
     pub floats: Vec<f32>,
     #[prost(int64, repeated, packed = "false", tag = "8")]
@@ -135,8 +135,8 @@ pub struct AttributeProto {
     pub r#type: Option<i32>,
     #[prost(string, optional, tag = "21")]
     pub ref_attr_name: Option<String>,
-    #[prost(message, optional, tag = "22")]
-    pub sparse_tensor: Option<SparseTensorProto>,
+    #[prost(message, optional, boxed, tag = "22")]
+    pub sparse_tensor: Option<Box<SparseTensorProto>>,
     #[prost(message, repeated, tag = "23")]
     pub sparse_tensors: Vec<SparseTensorProto>,
 }
