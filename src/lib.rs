@@ -6,6 +6,7 @@
 
 pub mod artifact;
 pub mod qparams;
+pub mod stats;
 pub mod tensor;
 
 pub mod backend;
