@@ -11,6 +11,7 @@ pub mod tensor;
 
 pub mod backend;
 pub mod bench;
+pub mod bisect;
 pub mod calibrate;
 pub mod compare;
 pub mod dataset;
