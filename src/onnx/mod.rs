@@ -1,15 +1,25 @@
 //! ONNX models: the protobuf, a view of the graph, edits, and a diagnosis of what is wrong with a model.
 
+mod external;
 pub mod graph;
+mod load;
 mod node;
 pub mod proto;
+mod save;
+mod scan;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use std::path::PathBuf;
 
+pub use external::ExternalError;
 pub use graph::{GraphError, GraphView, NodeId, Use};
+pub use load::ModelError;
 use node::is_default_domain;
 use proto::{GraphProto, ModelProto, OperatorSetIdProto};
+pub use save::MAX_MESSAGE_BYTES;
+pub use scan::ScanError;
 pub use weights::{TensorError, bytes_of};
 
 use crate::artifact::ContentHash;

@@ -1,0 +1,193 @@
+//! Reading models.
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::{
+    Model,
+    external::{self, ExternalError},
+    proto::{GraphProto, ModelProto, TensorProto},
+    scan::{ScanError, scan},
+};
+use crate::artifact::{ArtifactError, ContentHash};
+
+/// Files of this size and more are mapped, smaller ones read: a mapped file that someone else overwrites in place
+/// ends the process.
+const MAP_FROM_BYTES: u64 = 64 << 20;
+
+/// Why a model cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] ArtifactError),
+    /// The file holds something else.
+    #[error("{model} is not a usable ONNX model: {reason}")]
+    NotAModel {
+        /// File or other name.
+        model: String,
+        /// What it is instead.
+        reason: String,
+    },
+    /// Damaged, hostile, or from a newer ONNX.
+    #[error("cannot read {model}")]
+    Scan {
+        /// File or other name.
+        model: String,
+        /// The cause.
+        source: ScanError,
+    },
+    /// The protobuf is malformed.
+    #[error("{model} is damaged: {source}")]
+    Decode {
+        /// File or other name.
+        model: String,
+        /// The cause.
+        source: prost::DecodeError,
+    },
+    /// External data cannot be used.
+    #[error("cannot read the external data of {model}")]
+    External {
+        /// File.
+        model: String,
+        /// The cause.
+        source: ExternalError,
+    },
+    /// Protobuf ends at 2 GB.
+    #[error(
+        "{model} needs {bytes} bytes in one piece, but protobuf ends at 2 GB; save it to a file with external data"
+    )]
+    TooLarge {
+        /// File or other name.
+        model: String,
+        /// Its serialized size.
+        bytes: usize,
+    },
+}
+
+impl Model {
+    /// Reads a model and its external data.
+    ///
+    /// Large files are memory-mapped and weights are not copied. Nodes without a name get one, so that everything
+    /// later can name them.
+    ///
+    /// # Errors
+    /// Unreadable, damaged and hostile files, fields of a newer ONNX that would be lost, and external data that is
+    /// missing, too short, or outside the model's folder.
+    pub fn load(path: &Path) -> Result<Self, ModelError> {
+        let name = path.display().to_string();
+        let unreadable = |source| ArtifactError::Read { path: path.to_owned(), source };
+        let bytes = read(path).map_err(unreadable)?;
+        let mut proto = decode(&bytes, &name)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let files =
+            external::resolve(&mut proto, folder).map_err(|source| ModelError::External { model: name, source })?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&bytes);
+        for file in &files {
+            // Read, not mapped: hashing must not pull gigabytes of weights into the process.
+            let hashed = File::open(file).and_then(|file| hasher.update_reader(file).map(drop));
+            hashed.map_err(|source| ArtifactError::Read { path: file.clone(), source })?;
+        }
+        let hash = ContentHash::from(hasher);
+        Ok(Self::new(proto, Some(path.to_owned()), hash, !files.is_empty()))
+    }
+
+    /// Decodes a model in memory. External data stays unread.
+    pub fn from_bytes(bytes: impl Into<Bytes>) -> Result<Self, ModelError> {
+        let bytes = bytes.into();
+        let proto = decode(&bytes, "the model")?;
+        Ok(Self::new(proto, None, ContentHash::of_bytes(&bytes), false))
+    }
+
+    fn new(mut proto: ModelProto, path: Option<PathBuf>, hash: ContentHash, external_data: bool) -> Self {
+        if let Some(graph) = &mut proto.graph {
+            let mut taken = HashSet::new();
+            visit_graphs(graph, &mut |graph| taken.extend(graph.node.iter().map(|node| node.name().to_owned())));
+            visit_graphs(graph, &mut |graph| {
+                name_nodes(graph, &mut taken);
+                graph.initializer.iter_mut().for_each(move_to_raw_data);
+            });
+        }
+        Self { proto, path, hash, external_data }
+    }
+}
+
+/// The content of a regular file, mapped when it is large.
+pub(super) fn read(path: &Path) -> io::Result<Bytes> {
+    // Opening a pipe would wait for a writer for ever.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    if length >= MAP_FROM_BYTES {
+        // SAFETY: the map is read-only and private to this process. Another process can still change or cut the
+        // file in place: decoded strings are copies and checked, weights are plain numbers of any bit pattern, and
+        // a cut file ends the process with SIGBUS, never in undefined reads of other memory.
+        let map = unsafe { memmap2::Mmap::map(&file) }?;
+        return Ok(Bytes::from_owner(map));
+    }
+    let mut content = Vec::with_capacity(length as usize);
+    file.read_to_end(&mut content)?;
+    Ok(content.into())
+}
+
+fn decode(bytes: &Bytes, name: &str) -> Result<ModelProto, ModelError> {
+    let not_a_model = |reason: &str| ModelError::NotAModel { model: name.to_owned(), reason: reason.to_owned() };
+    if bytes.is_empty() {
+        return Err(not_a_model("the file is empty"));
+    }
+    if bytes.starts_with(b"version https://git-lfs") {
+        return Err(not_a_model("it is a Git LFS pointer; fetch the real file with `git lfs pull`"));
+    }
+    scan(bytes).map_err(|source| ModelError::Scan { model: name.to_owned(), source })?;
+    let proto =
+        ModelProto::decode(bytes.clone()).map_err(|source| ModelError::Decode { model: name.to_owned(), source })?;
+    if proto.graph.is_none() {
+        return Err(not_a_model("it has no graph"));
+    }
+    Ok(proto)
+}
+
+/// Names the unnamed nodes after their operator and place: `Conv_17`.
+fn name_nodes(graph: &mut GraphProto, taken: &mut HashSet<String>) {
+    for (index, node) in graph.node.iter_mut().enumerate().filter(|(_, node)| node.name().is_empty()) {
+        let mut name = node.label(index);
+        while !taken.insert(name.clone()) {
+            name.push('_');
+        }
+        node.name = Some(name);
+    }
+}
+
+/// Weights in typed fields move to `raw_data`, which clones of the model share. What is malformed stays as it is.
+fn move_to_raw_data(tensor: &mut TensorProto) {
+    if tensor.raw_data.is_some() || tensor.is_external() {
+        return;
+    }
+    if let Ok(values) = tensor.to_tensor() {
+        let moved = TensorProto::from_tensor("", values);
+        tensor.raw_data = moved.raw_data;
+        tensor.float_data = Vec::new();
+        tensor.double_data = Vec::new();
+        tensor.int32_data = Vec::new();
+        tensor.int64_data = Vec::new();
+        tensor.uint64_data = Vec::new();
+    }
+}
+
+/// Visits a graph and those nested in it (as deep as decoding allows: 33).
+pub(super) fn visit_graphs(graph: &mut GraphProto, visit: &mut dyn FnMut(&mut GraphProto)) {
+    visit(graph);
+    for inner in graph.node.iter_mut().flat_map(super::proto::NodeProto::subgraphs_mut) {
+        visit_graphs(inner, visit);
+    }
+}
