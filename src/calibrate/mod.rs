@@ -1,10 +1,97 @@
 //! Ranges of activations, from data: observe once, choose a threshold by any method afterwards.
+//!
+//! A [`histogram::Histogram`] counts magnitudes exactly; every [`Method`] reads its threshold from the same counts.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::{ContentHash, Tool};
+use crate::{
+    artifact::{ArtifactError, ContentHash, Tool},
+    backend::BackendError,
+    tensor::ElementType,
+};
+
+pub mod entropy;
+pub mod histogram;
+mod kernel;
+pub mod mse;
+pub mod percentile;
+#[cfg(test)]
+mod samples;
+
+/// Why tensors could not be calibrated, or a calibration not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CalibrateError {
+    /// The model could not be run.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// A file could not be read or written.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// There were no samples.
+    #[error("there is no sample to calibrate on; ranges without data would mean nothing")]
+    NoData,
+    /// A tensor to calibrate does not come out of the runner.
+    #[error("tensor `{tensor}` is neither an input nor an output of the model that runs; name it as an extra output")]
+    NoSuchTensor {
+        /// The tensor.
+        tensor: String,
+    },
+    /// The tensor does not hold floating-point numbers.
+    #[error("tensor `{tensor}` holds {element_type}, which cannot be calibrated; leave it out")]
+    NotFloat {
+        /// The tensor.
+        tensor: String,
+        /// What it holds.
+        element_type: ElementType,
+    },
+    /// NaN or an infinity.
+    #[error("tensor `{tensor}` holds NaN or an infinity for {sample}; check the preprocessing and the float model")]
+    NonFinite {
+        /// The tensor.
+        tensor: String,
+        /// The sample, or all samples of the batch where they cannot be told apart.
+        sample: String,
+    },
+    /// The model ran, but never gave a value of the tensor.
+    #[error("tensor `{tensor}` had no value in any sample, so it has no range; leave it out")]
+    NeverObserved {
+        /// The tensor.
+        tensor: String,
+    },
+    /// `auto` without samples to measure on.
+    #[error("method `auto` measures on held-out calibration samples, and there are none; give more or name a method")]
+    NoHeldOut,
+    /// Not a share of the values.
+    #[error("percentile {0} is not above 0 and at most 100")]
+    Percentile(f64),
+    /// The calibration was made for another model.
+    #[error("this calibration was made for model {made_for}, but the model at hand is {model}; calibrate again")]
+    OtherModel {
+        /// Hash of the model that was calibrated.
+        made_for: ContentHash,
+        /// Hash of the model to use it for.
+        model: ContentHash,
+    },
+    /// The table does not cover a tensor.
+    #[error("the calibration table has no range for tensor `{tensor}`; calibrate again with this model and plan")]
+    NoRange {
+        /// The tensor.
+        tensor: String,
+    },
+    /// Histograms that cannot be added up.
+    #[error("these histograms cannot be merged: {0}")]
+    Merge(String),
+    /// Some shards are not there yet.
+    #[error("shard {missing} of {count} is missing; merge all shards before making a table")]
+    Incomplete {
+        /// The first missing shard, from 1.
+        missing: u32,
+        /// Number of shards.
+        count: u32,
+    },
+}
 
 /// How the threshold (`amax`) of a tensor is chosen from its histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
@@ -18,6 +105,64 @@ pub enum Method {
     Entropy,
     /// Least mean squared error of fake quantization.
     Mse,
+}
+
+impl Method {
+    /// Every method.
+    pub const ALL: [Self; 4] = [Self::MinMax, Self::Percentile, Self::Entropy, Self::Mse];
+
+    /// The threshold of a histogram; `percentile` in percent. 0 for a tensor of zeros.
+    pub fn threshold(self, histogram: &histogram::Histogram, percentile: f64) -> f32 {
+        match self {
+            Self::MinMax => histogram.amax(),
+            Self::Percentile => percentile::threshold(histogram, percentile),
+            Self::Entropy => entropy::threshold(histogram),
+            Self::Mse => mse::threshold(histogram),
+        }
+    }
+
+    /// As written in files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MinMax => "minmax",
+            Self::Percentile => "percentile",
+            Self::Entropy => "entropy",
+            Self::Mse => "mse",
+        }
+    }
+}
+
+/// One method for all tensors, or the best for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// For every tensor the method whose threshold has the least quantization error on held-out samples.
+    #[default]
+    Auto,
+    /// The same for all.
+    #[serde(untagged)]
+    Method(Method),
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Method(method) => method.name(),
+        })
+    }
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let choices = [Self::Auto].into_iter().chain(Method::ALL.map(Self::Method));
+        choices
+            .into_iter()
+            .find(|choice| choice.to_string() == name)
+            .ok_or_else(|| format!("`{name}` is no calibration method; use auto, entropy, percentile, mse or minmax"))
+    }
 }
 
 /// Format version of [`CalibrationTable`].
