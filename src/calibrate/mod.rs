@@ -1,6 +1,8 @@
 //! Ranges of activations, from data: observe once, choose a threshold by any method afterwards.
 //!
-//! A [`histogram::Histogram`] counts magnitudes exactly; every [`Method`] reads its threshold from the same counts.
+//! [`observe`] streams batches through a runner and counts every tensor's magnitudes ([`Histograms`]); [`tables`]
+//! turns the counts into thresholds. Shards of the data may be observed apart and [merged](Histograms::merge): the
+//! result is the same to the last bit.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -14,11 +16,18 @@ use crate::{
 
 pub mod entropy;
 pub mod histogram;
+mod histograms;
 mod kernel;
 pub mod mse;
+mod observe;
 pub mod percentile;
 #[cfg(test)]
 mod samples;
+mod table;
+
+pub use histograms::{Histograms, Provenance, Shards};
+pub use observe::{Batch, observe};
+pub use table::tables;
 
 /// Why tensors could not be calibrated, or a calibration not be used.
 #[derive(Debug, thiserror::Error)]

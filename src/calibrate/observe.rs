@@ -1,0 +1,238 @@
+//! One streaming pass over the calibration samples: memory does not grow with their number.
+
+use std::collections::BTreeSet;
+
+use super::{
+    CalibrateError, Histograms, Provenance,
+    histogram::{NonFinite, ObserveError},
+};
+use crate::{
+    backend::{BackendError, Runner},
+    tensor::{TensorMap, TensorView},
+};
+
+/// Samples that run together.
+pub struct Batch {
+    /// Names of the samples, in the order of the inputs' first axis.
+    pub ids: Vec<String>,
+    /// The model's inputs.
+    pub inputs: TensorMap,
+    /// Whether the samples are kept from fitting, for `auto` to measure on.
+    pub held_out: bool,
+}
+
+/// Runs every batch and counts the magnitudes of `tensors`, in place in the runner's buffers.
+///
+/// Each of `tensors` must be an input or an output of the runner. Fails without any sample, and on the first value
+/// that is not finite, naming tensor and sample.
+pub fn observe(
+    runner: &mut dyn Runner,
+    tensors: &BTreeSet<String>,
+    provenance: Provenance,
+    batches: impl IntoIterator<Item = Batch>,
+) -> Result<Histograms, CalibrateError> {
+    let inputs: BTreeSet<String> = runner.inputs().iter().map(|info| info.name.clone()).collect();
+    let available = |name: &str| inputs.contains(name) || runner.outputs().iter().any(|info| info.name == name);
+    if let Some(tensor) = tensors.iter().find(|name| !available(name)) {
+        return Err(CalibrateError::NoSuchTensor { tensor: tensor.clone() });
+    }
+    let mut histograms = Histograms::new(provenance);
+    for batch in batches {
+        let part = if batch.held_out { &mut histograms.held_out } else { &mut histograms.fit };
+        let mut count = |name: &str, view: TensorView<'_>| {
+            if !tensors.contains(name) {
+                return Ok(());
+            }
+            let histogram = part.entry(name.to_owned()).or_default();
+            histogram.observe(view).map_err(|error| locate(error, name, view.shape, &batch.ids))
+        };
+        for (name, tensor) in batch.inputs.iter().filter(|(name, _)| inputs.contains(*name)) {
+            count(name, tensor.view())?;
+        }
+        let mut visit = |name: &str, view: TensorView<'_>| {
+            // A tensor that is both was counted as input.
+            if inputs.contains(name) { Ok(()) } else { count(name, view).map_err(Into::into) }
+        };
+        runner.visit(&batch.inputs, &mut visit).map_err(unwrap_visitor)?;
+        *(if batch.held_out { &mut histograms.held_out_samples } else { &mut histograms.fit_samples }) +=
+            batch.ids.len();
+    }
+    if histograms.samples() == 0 {
+        return Err(CalibrateError::NoData);
+    }
+    let seen = |name: &String| histograms.fit.contains_key(name) || histograms.held_out.contains_key(name);
+    match tensors.iter().find(|name| !seen(name)) {
+        Some(tensor) => Err(CalibrateError::NeverObserved { tensor: tensor.clone() }),
+        None => Ok(histograms),
+    }
+}
+
+/// Names the tensor and the sample that an error is about.
+fn locate(error: ObserveError, tensor: &str, shape: &[usize], ids: &[String]) -> CalibrateError {
+    let tensor = tensor.to_owned();
+    match error {
+        ObserveError::NotFloat(element_type) => CalibrateError::NotFloat { tensor, element_type },
+        ObserveError::NonFinite(NonFinite { index }) => {
+            let per_sample: usize = shape.iter().skip(1).product();
+            let of_batch = shape.first() == Some(&ids.len());
+            let sample = ids.get(index / per_sample.max(1)).filter(|_| of_batch);
+            let sample = sample.map_or_else(|| format!("one of {}", ids.join(", ")), |id| format!("sample {id}"));
+            CalibrateError::NonFinite { tensor, sample }
+        }
+    }
+}
+
+/// Gets back what the visitor above returned.
+fn unwrap_visitor(error: BackendError) -> CalibrateError {
+    match error {
+        BackendError::Visitor(error) => match error.downcast() {
+            Ok(error) => *error,
+            Err(error) => BackendError::Visitor(error).into(),
+        },
+        error => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        artifact::ContentHash,
+        backend::{TensorInfo, Visit},
+        calibrate::{Choice, Shards, tables},
+        tensor::{ElementType, Tensor, Values},
+    };
+
+    /// `y = 2x`, `sum` of everything (one value a batch), and `classes`, which are integers.
+    struct Double {
+        inputs: Vec<TensorInfo>,
+        outputs: Vec<TensorInfo>,
+    }
+
+    impl Double {
+        fn new() -> Self {
+            let info = |name: &str, element_type| TensorInfo {
+                name: name.to_owned(),
+                element_type: Some(element_type),
+                shape: vec![None],
+            };
+            Self {
+                inputs: vec![info("x", ElementType::F32)],
+                outputs: vec![
+                    info("y", ElementType::F32),
+                    info("sum", ElementType::F32),
+                    info("classes", ElementType::I64),
+                ],
+            }
+        }
+    }
+
+    impl Runner for Double {
+        fn inputs(&self) -> &[TensorInfo] {
+            &self.inputs
+        }
+
+        fn outputs(&self) -> &[TensorInfo] {
+            &self.outputs
+        }
+
+        fn visit(&mut self, inputs: &TensorMap, visit: &mut Visit<'_>) -> Result<(), BackendError> {
+            let x = &inputs["x"];
+            let doubled: Vec<f32> = x.to_f32().iter().map(|x| 2.0 * x).collect();
+            let sum = Tensor::from_f32(vec![1, 1], vec![doubled.iter().sum()]).unwrap();
+            let y = Tensor::from_f32(x.shape().to_vec(), doubled).unwrap();
+            let classes = Tensor::new(vec![1], Values::I64(vec![1])).unwrap();
+            for (name, tensor) in [("y", &y), ("sum", &sum), ("classes", &classes)] {
+                visit(name, tensor.view()).map_err(BackendError::Visitor)?;
+            }
+            Ok(())
+        }
+    }
+
+    const WIDTH: usize = 300;
+
+    fn sample(index: usize) -> Vec<f32> {
+        (0..WIDTH).map(|i| ((index * 31 + i * 17) % 101) as f32 * (index + 1) as f32 * 0.01 - 3.0).collect()
+    }
+
+    /// Samples in the given order; every fourth is held out, and so never shares a batch with the others.
+    fn batches(order: &[usize], size: usize) -> Vec<Batch> {
+        let (held_out, fit): (Vec<usize>, Vec<usize>) = order.iter().partition(|&&i| i % 4 == 3);
+        let batch = |indices: &[usize], held_out| Batch {
+            ids: indices.iter().map(|i| format!("{i}.jpg")).collect(),
+            inputs: [(
+                "x".to_owned(),
+                Tensor::from_f32(vec![indices.len(), WIDTH], indices.iter().flat_map(|&i| sample(i)).collect())
+                    .unwrap(),
+            )]
+            .into(),
+            held_out,
+        };
+        fit.chunks(size).map(|c| batch(c, false)).chain(held_out.chunks(size).map(|c| batch(c, true))).collect()
+    }
+
+    fn provenance(shards: Shards) -> Provenance {
+        let hash = ContentHash::of_bytes(b"x");
+        Provenance { model_hash: hash.clone(), data_hash: hash, random_data: false, shards }
+    }
+
+    fn run(names: &[&str], shards: Shards, batches: Vec<Batch>) -> Result<Histograms, CalibrateError> {
+        let names = names.iter().map(|&name| name.to_owned()).collect();
+        observe(&mut Double::new(), &names, provenance(shards), batches)
+    }
+
+    #[test]
+    fn batches_order_threads_and_shards_change_no_bit() {
+        let order: Vec<usize> = (0..24).collect();
+        let whole = run(&["x", "y"], Shards::whole(), batches(&order, 24)).unwrap();
+        let expected = tables(&whole, 99.9, &[Choice::Auto]).unwrap();
+        let check = |found: Histograms| {
+            assert_eq!(found, whole);
+            assert_eq!(tables(&found, 99.9, &[Choice::Auto]).unwrap(), expected);
+        };
+        let backwards: Vec<usize> = (0..24).rev().collect();
+        for size in [1, 5, 7] {
+            check(run(&["x", "y"], Shards::whole(), batches(&order, size)).unwrap());
+            check(run(&["x", "y"], Shards::whole(), batches(&backwards, size)).unwrap());
+        }
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            check(pool.install(|| run(&["x", "y"], Shards::whole(), batches(&order, 6))).unwrap());
+        }
+        let shard = |i: u32| {
+            let mine: Vec<usize> = order.iter().copied().filter(|n| n % 3 == i as usize).collect();
+            run(&["x", "y"], Shards::one(i, 3).unwrap(), batches(&mine, 2)).unwrap()
+        };
+        let mut merged = shard(2);
+        merged.merge(shard(0)).unwrap();
+        assert!(matches!(tables(&merged, 99.9, &[Choice::Auto]), Err(CalibrateError::Incomplete { missing: 2, .. })));
+        merged.merge(shard(1)).unwrap();
+        check(merged);
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_names_tensor_and_sample() {
+        let mut bad = batches(&[0, 1, 2], 3);
+        let mut values = bad[0].inputs["x"].to_f32();
+        values[WIDTH + 3] = f32::MAX;
+        bad[0].inputs.insert("x".to_owned(), Tensor::from_f32(vec![3, WIDTH], values).unwrap());
+        let message = |names: &[&str]| {
+            let batches = bad.iter().map(|b| Batch { ids: b.ids.clone(), inputs: b.inputs.clone(), held_out: false });
+            run(names, Shards::whole(), batches.collect()).unwrap_err().to_string()
+        };
+        assert!(
+            message(&["y"]).contains("tensor `y` holds NaN or an infinity for sample 1.jpg"),
+            "{}",
+            message(&["y"])
+        );
+        assert!(message(&["sum"]).contains("for one of 0.jpg, 1.jpg, 2.jpg"), "{}", message(&["sum"]));
+    }
+
+    #[test]
+    fn what_cannot_be_calibrated_is_an_error() {
+        let message = |names: &[&str], batches| run(names, Shards::whole(), batches).unwrap_err().to_string();
+        assert!(message(&["z"], batches(&[0], 1)).contains("`z` is neither an input nor an output"));
+        assert!(message(&["classes"], batches(&[0], 1)).contains("`classes` holds int64"));
+        assert!(message(&["y"], vec![]).contains("no sample"));
+    }
+}
