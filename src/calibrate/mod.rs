@@ -14,6 +14,7 @@ use crate::{
     tensor::ElementType,
 };
 
+pub mod cache;
 pub mod entropy;
 pub mod histogram;
 mod histograms;
