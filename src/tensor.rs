@@ -171,6 +171,28 @@ impl Tensor {
     }
 }
 
+impl<'a> ValuesView<'a> {
+    /// The values as `float64`: borrowed when they are, converted otherwise (64-bit integers are rounded to nearest).
+    pub fn to_f64(self) -> std::borrow::Cow<'a, [f64]> {
+        let owned: Vec<f64> = match self {
+            Self::F64(v) => return std::borrow::Cow::Borrowed(v),
+            Self::F32(v) => v.iter().map(|&x| x.into()).collect(),
+            Self::F16(v) => v.iter().map(|x| x.to_f64()).collect(),
+            Self::Bf16(v) => v.iter().map(|x| x.to_f64()).collect(),
+            Self::I8(v) => v.iter().map(|&x| x.into()).collect(),
+            Self::U8(v) => v.iter().map(|&x| x.into()).collect(),
+            Self::I16(v) => v.iter().map(|&x| x.into()).collect(),
+            Self::U16(v) => v.iter().map(|&x| x.into()).collect(),
+            Self::I32(v) => v.iter().map(|&x| x.into()).collect(),
+            Self::U32(v) => v.iter().map(|&x| x.into()).collect(),
+            Self::I64(v) => v.iter().map(|&x| x as f64).collect(),
+            Self::U64(v) => v.iter().map(|&x| x as f64).collect(),
+            Self::Bool(v) => v.iter().map(|&x| u8::from(x).into()).collect(),
+        };
+        std::borrow::Cow::Owned(owned)
+    }
+}
+
 impl<'a> TensorView<'a> {
     /// The values as `float32`: borrowed when they are, converted (rounded to nearest) otherwise.
     pub fn to_f32(self) -> std::borrow::Cow<'a, [f32]> {

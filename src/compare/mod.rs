@@ -2,6 +2,10 @@
 //!
 //! Result types stand here; each file computes one of them, streaming, in memory constant in the number of samples.
 
+mod metrics;
+
+pub use metrics::PairSums;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -95,4 +99,19 @@ pub struct Flip {
     pub reference: Vec<Scored>,
     /// The target's five best, best first.
     pub target: Vec<Scored>,
+}
+
+/// Values that are not finite, counted on both sides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct NonFinite {
+    /// NaN in the reference.
+    pub reference_nan: u64,
+    /// ±∞ in the reference.
+    pub reference_infinite: u64,
+    /// NaN in the target.
+    pub target_nan: u64,
+    /// ±∞ in the target.
+    pub target_infinite: u64,
+    /// Places where the two sides are not the same NaN or infinity: an error that no other figure shows.
+    pub differing: u64,
 }
