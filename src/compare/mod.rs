@@ -2,9 +2,18 @@
 //!
 //! Result types stand here; each file computes one of them, streaming, in memory constant in the number of samples.
 
+mod accuracy;
+mod agreement;
+mod driver;
+mod kind;
 mod metrics;
+mod segmentation;
 
+pub use agreement::{FIVE, TopK, top_k};
+pub use driver::{CompareOptions, Comparison, Sample};
+pub use kind::OutputKind;
 pub use metrics::PairSums;
+pub use segmentation::ClassMap;
 
 use std::collections::BTreeMap;
 
@@ -114,4 +123,147 @@ pub struct NonFinite {
     pub target_infinite: u64,
     /// Places where the two sides are not the same NaN or infinity: an error that no other figure shows.
     pub differing: u64,
+}
+
+/// Everything a [`Comparison`] found. What concerns one output bears the reference's name of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ComparisonResult {
+    /// Samples compared.
+    pub samples: usize,
+    /// Numeric differences of every output, in the reference's order.
+    pub outputs: Vec<OutputMetrics>,
+    /// Outputs with values that are not finite.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub non_finite: BTreeMap<String, NonFinite>,
+    /// Figures of the outputs that are classifications or maps, in the reference's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskResult>,
+    /// Which output was compared with which.
+    pub pairs: Vec<OutputPair>,
+    /// Outputs of the target that the reference lacks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignored_outputs: Vec<String>,
+}
+
+impl ComparisonResult {
+    /// The first output that is a classification.
+    pub fn classification(&self) -> Option<&TaskResult> {
+        self.tasks.iter().find(|task| task.agreement.is_some())
+    }
+
+    /// The first output that is a map.
+    pub fn map(&self) -> Option<&TaskResult> {
+        self.tasks.iter().find(|task| task.segmentation.is_some())
+    }
+}
+
+/// Figures of an output that is a classification or a map.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct TaskResult {
+    /// Name of the output.
+    pub output: String,
+    /// How it was compared.
+    pub kind: OutputKind,
+    /// Classifications: agreement with the reference.
+    pub agreement: Option<Agreement>,
+    /// Agreement for each further k that was asked for.
+    pub top_k: Vec<TopK>,
+    /// Accuracy of the target on labelled samples.
+    pub accuracy: Option<Accuracy>,
+    /// Accuracy of the reference on the same samples.
+    pub reference_accuracy: Option<Accuracy>,
+    /// What looks wrong with the labels, if anything.
+    pub label_hint: Option<String>,
+    /// Maps: agreement with the reference.
+    pub segmentation: Option<Segmentation>,
+    /// Maps: the reference against itself, and against the label masks where they were given.
+    pub reference_segmentation: Option<Segmentation>,
+    /// Positions (from 0, in the order compared) of all samples whose arg-max changed.
+    pub flipped: Vec<u64>,
+    /// The first of them in full.
+    pub flips: Vec<Flip>,
+}
+
+impl TaskResult {
+    fn new(output: &str, kind: OutputKind) -> Self {
+        Self {
+            output: output.to_owned(),
+            kind,
+            agreement: None,
+            top_k: Vec::new(),
+            accuracy: None,
+            reference_accuracy: None,
+            label_hint: None,
+            segmentation: None,
+            reference_segmentation: None,
+            flipped: Vec::new(),
+            flips: Vec::new(),
+        }
+    }
+}
+
+/// Two outputs that were compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct OutputPair {
+    /// Its name in the reference.
+    pub reference: String,
+    /// Its name in the target.
+    pub target: String,
+    /// They were paired by their position, since no name is shared.
+    pub by_position: bool,
+}
+
+/// Why two sets of outputs cannot be compared.
+#[derive(Debug, thiserror::Error)]
+pub enum CompareError {
+    /// An output of the reference has no counterpart.
+    #[error("the {side} has no output `{name}` (it has: {available}); compare models with the same outputs")]
+    MissingOutput {
+        /// `reference` or `target`.
+        side: &'static str,
+        /// The output.
+        name: String,
+        /// What there is.
+        available: String,
+    },
+    /// An option names an output that the reference lacks.
+    #[error("a kind is set for output `{name}`, which the reference does not have (it has: {known})")]
+    UnknownOutput {
+        /// The output.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// Shapes differ.
+    #[error("output `{output}` has shape {reference:?} in the reference and {target:?} in the target")]
+    Shape {
+        /// The output.
+        output: String,
+        /// Its shape in the reference.
+        reference: Vec<usize>,
+        /// Its shape in the target.
+        target: Vec<usize>,
+    },
+    /// The leading extent is not the batch.
+    #[error(
+        "output `{output}` of shape {shape:?} does not begin with the batch of {samples} samples; use a batch of 1"
+    )]
+    Batch {
+        /// The output.
+        output: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Samples in the batch.
+        samples: usize,
+    },
+    /// The values do not fit the output's kind.
+    #[error("output `{output}`, sample {sample}: {reason}; set the output's kind to `generic` if it is something else")]
+    Kind {
+        /// The output.
+        output: String,
+        /// The sample.
+        sample: String,
+        /// What does not fit.
+        reason: String,
+    },
 }
