@@ -2,6 +2,8 @@
 //!
 //! A [`Backend`] builds a [`Runner`] from a model; a runner takes named tensors and gives named tensors.
 
+pub mod tensorrt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{

@@ -1,0 +1,208 @@
+//! ONNX file in, serialized engine out, through TensorRT's own parser and builder.
+
+use std::{ops::ControlFlow, path::Path, time::Instant};
+
+use trtx::{
+    BuilderFlag, MemoryPoolType, OptProfileSelector, ProfilingVerbosity,
+    interfaces::MonitorProgress,
+    trtx_sys::{self, Dims64},
+};
+
+use super::{BuiltEngine, EngineOptions, Library, OptimizationProfile, Severity, TensorRtError, log::Log};
+
+/// Builds an engine; see the re-export in [`super`].
+pub fn build_engine(
+    library: &Library,
+    model: &Path,
+    options: &EngineOptions,
+    step: impl Fn(&str) -> bool + Send + Sync + 'static,
+) -> Result<BuiltEngine, TensorRtError> {
+    let started = Instant::now();
+    let flavour = library.flavour;
+    load(library)?;
+    let log = Log::default();
+    let runtime_error = |error: trtx::Error| TensorRtError::Runtime { flavour, reason: log.reason(&error.to_string()) };
+    let build_error = |error: &dyn std::fmt::Display| TensorRtError::Build {
+        flavour,
+        model: model.to_owned(),
+        reason: with_hint(&log.reason(&error.to_string())),
+    };
+
+    // Declared first, dropped last: everything below points into the logger, the parser's weights into the builder.
+    let logger = trtx::Logger::new(log.clone()).map_err(runtime_error)?;
+    let mut builder = trtx::Builder::new(&logger).map_err(runtime_error)?;
+    let mut config = builder.create_config().map_err(runtime_error)?;
+    let network = builder.create_network(0).map_err(runtime_error)?;
+    let mut parser = trtx::OnnxParser::new(network, &logger).map_err(runtime_error)?;
+    let path = model.to_str().ok_or_else(|| TensorRtError::Parse {
+        flavour,
+        model: model.to_owned(),
+        reason: "the path is not valid UTF-8; rename the file".to_owned(),
+    })?;
+    parser.parse_from_file(path, trtx::Severity::Warning as i32).map_err(|error| TensorRtError::Parse {
+        flavour,
+        model: model.to_owned(),
+        reason: with_hint(&log.reason(&error.to_string())),
+    })?;
+
+    configure(&mut config, options)?;
+    if !options.profile.shapes.is_empty() {
+        let mut profile = builder.creata_optimization_profile().map_err(runtime_error)?;
+        fill_profile(&mut profile, &options.profile)
+            .and_then(|()| config.add_optimization_profile(&mut profile))
+            .map_err(|error| build_error(&error))?;
+    }
+    config.set_progress_monitor(Box::new(Progress(step))).map_err(runtime_error)?;
+    let engine =
+        builder.build_serialized_network(parser.network_mut(), &mut config).map_err(|error| build_error(&error))?;
+    Ok(BuiltEngine {
+        bytes: engine.as_ref().to_vec(),
+        seconds: started.elapsed().as_secs_f64(),
+        warnings: log.messages(Severity::Warning),
+        library_version: library_version(),
+    })
+}
+
+/// Loads builder and parser once a process.
+fn load(library: &Library) -> Result<(), TensorRtError> {
+    let failed =
+        |path: &Path, error: trtx::Error| TensorRtError::Load { path: path.to_owned(), reason: error.to_string() };
+    let parser = library.parser.as_deref().ok_or_else(|| TensorRtError::Runtime {
+        flavour: library.flavour,
+        reason: format!(
+            "{} only runs engines; building needs the full library with its ONNX parser; {}",
+            library.library.display(),
+            library.flavour.hint()
+        ),
+    })?;
+    trtx::dynamically_load_tensorrt(Some(library.library.as_os_str())).map_err(|e| failed(&library.library, e))?;
+    trtx::dynamically_load_tensorrt_onnxparser(Some(parser.as_os_str())).map_err(|e| failed(parser, e))
+}
+
+/// Version of the headers this program was compiled with; the library refuses to work with others.
+fn library_version() -> String {
+    // SAFETY: three functions without arguments or state that return constants of the headers.
+    let (major, minor, patch) = unsafe {
+        (
+            trtx_sys::get_tensorrt_major_version(),
+            trtx_sys::get_tensorrt_minor_version(),
+            trtx_sys::get_tensorrt_patch_version(),
+        )
+    };
+    format!("{major}.{minor}.{patch}")
+}
+
+fn configure(config: &mut trtx::BuilderConfig<'_>, options: &EngineOptions) -> Result<(), TensorRtError> {
+    config.set_profiling_verbosity(ProfilingVerbosity::kDETAILED);
+    if options.tf32 {
+        config.set_flag(BuilderFlag::kTF32);
+    } else {
+        config.clear_flag(BuilderFlag::kTF32);
+    }
+    if let Some(bytes) = options.workspace_bytes {
+        config.set_memory_pool_limit(MemoryPoolType::kWORKSPACE, usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
+    if let Some(level) = options.optimization_level {
+        config.set_builder_optimization_level(i32::from(level));
+    }
+    flavour_options(config, options)
+}
+
+#[cfg(feature = "tensorrt")]
+fn flavour_options(config: &mut trtx::BuilderConfig<'_>, options: &EngineOptions) -> Result<(), TensorRtError> {
+    if options.version_compatible {
+        config.set_flag(BuilderFlag::kVERSION_COMPATIBLE);
+    }
+    if options.hardware_compatible {
+        config.set_hardware_compatibility_level(trtx::HardwareCompatibilityLevel::kAMPERE_PLUS);
+    }
+    if options.compute_capabilities.is_empty() {
+        Ok(())
+    } else {
+        Err(TensorRtError::Option(
+            "--compute-capability is an option of TensorRT-RTX; TensorRT builds for the GPU it runs on (see --hardware-compatible)"
+                .to_owned(),
+        ))
+    }
+}
+
+#[cfg(feature = "tensorrt-rtx")]
+fn flavour_options(config: &mut trtx::BuilderConfig<'_>, options: &EngineOptions) -> Result<(), TensorRtError> {
+    use trtx::ComputeCapability as Cc;
+    if options.version_compatible || options.hardware_compatible {
+        return Err(TensorRtError::Option(
+            "version and hardware compatibility are options of TensorRT 11; TensorRT-RTX engines run on every \
+             --compute-capability they were built for"
+                .to_owned(),
+        ));
+    }
+    let capabilities = options
+        .compute_capabilities
+        .iter()
+        .map(|name| match name.as_str() {
+            "7.5" => Ok(Cc::kSM75),
+            "8.0" => Ok(Cc::kSM80),
+            "8.6" => Ok(Cc::kSM86),
+            "8.9" => Ok(Cc::kSM89),
+            "12.0" => Ok(Cc::kSM120),
+            "12.1" => Ok(Cc::kSM121),
+            other => Err(TensorRtError::Option(format!(
+                "TensorRT-RTX builds for the compute capabilities 7.5, 8.0, 8.6, 8.9, 12.0 and 12.1, not for {other}"
+            ))),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let refused = |error: trtx::Error| TensorRtError::Option(format!("compute capabilities refused: {error}"));
+    if !capabilities.is_empty() {
+        config.set_nb_compute_capabilities(capabilities.len() as i32).map_err(refused)?;
+        for (index, capability) in capabilities.into_iter().enumerate() {
+            config.set_compute_capability(capability, index as i32).map_err(refused)?;
+        }
+    }
+    Ok(())
+}
+
+fn fill_profile(
+    profile: &mut trtx::optimization_profile::OptimizationProfile<'_>,
+    shapes: &OptimizationProfile,
+) -> trtx::Result<()> {
+    let selectors = [OptProfileSelector::kMIN, OptProfileSelector::kOPT, OptProfileSelector::kMAX];
+    for (input, triple) in &shapes.shapes {
+        for (selector, shape) in selectors.into_iter().zip(triple) {
+            let extents: Vec<i64> = shape.iter().map(|&extent| extent as i64).collect();
+            profile.set_dimensions(input, selector, &Dims64::from_slice(&extents))?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds what is known to help.
+fn with_hint(reason: &str) -> String {
+    let hints = [
+        ("optimization profile", "give shapes of dynamic inputs with --profile NAME=MIN:OPT:MAX or --shape"),
+        ("zero point", "quantize symmetrically: TensorRT takes zero-point 0 only; `calib quantize` writes such models"),
+        (
+            "No importer registered for op",
+            "the operator is no part of TensorRT's ONNX parser; replace it or add a plugin",
+        ),
+        ("Unsupported SM", "the GPU's compute capability is not supported by this TensorRT"),
+    ];
+    let lower = reason.to_lowercase();
+    match hints.iter().find(|(needle, _)| lower.contains(&needle.to_lowercase())) {
+        Some((_, hint)) => format!("{reason} ({hint})"),
+        None => reason.to_owned(),
+    }
+}
+
+struct Progress<F>(F);
+
+impl<F: Fn(&str) -> bool + Send + Sync> MonitorProgress for Progress<F> {
+    fn phase_start(&self, phase_name: &str, _parent_phase: Option<&str>, _num_steps: i32) {
+        (self.0)(phase_name);
+    }
+
+    fn step_complete(&self, phase_name: &str, _step: i32) -> ControlFlow<()> {
+        if (self.0)(phase_name) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }
+
+    fn phase_finish(&self, _phase_name: &str) {}
+}

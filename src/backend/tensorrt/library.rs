@@ -1,0 +1,126 @@
+//! Finding TensorRT's shared libraries: flag, `CALIB_TENSORRT_DIR`, `.runtime/`, the system.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Which TensorRT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flavour {
+    /// TensorRT 11.x (data centre, Jetson).
+    #[serde(rename = "tensorrt")]
+    TensorRt,
+    /// TensorRT-RTX 1.x (RTX GPUs; builds without a GPU).
+    #[serde(rename = "tensorrt-rtx")]
+    TensorRtRtx,
+}
+
+impl fmt::Display for Flavour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TensorRt => "TensorRT",
+            Self::TensorRtRtx => "TensorRT-RTX",
+        })
+    }
+}
+
+impl Flavour {
+    /// How to get the libraries.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Self::TensorRt => {
+                "install TensorRT 11 and set CALIB_TENSORRT_DIR to the folder of libnvinfer.so.11 and libnvonnxparser.so.11"
+            }
+            Self::TensorRtRtx => {
+                "run `make setup`, or set CALIB_TENSORRT_DIR to the folder of libtensorrt_rtx.so.1 and libtensorrt_onnxparser_rtx.so.1"
+            }
+        }
+    }
+
+    /// File names of the library, the best first.
+    fn library_names(self) -> &'static [&'static str] {
+        match self {
+            Self::TensorRt => &["libnvinfer.so.11", "libnvinfer_lean.so.11"],
+            Self::TensorRtRtx => &["libtensorrt_rtx.so.1"],
+        }
+    }
+
+    fn parser_name(self) -> &'static str {
+        match self {
+            Self::TensorRt => "libnvonnxparser.so.11",
+            Self::TensorRtRtx => "libtensorrt_onnxparser_rtx.so.1",
+        }
+    }
+
+    fn runtime_folders(self) -> &'static [&'static str] {
+        match self {
+            Self::TensorRt => &["tensorrt", "tensorrt-lean"],
+            Self::TensorRtRtx => &["tensorrt-rtx"],
+        }
+    }
+}
+
+/// Libraries that were found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Library {
+    /// Which TensorRT.
+    pub flavour: Flavour,
+    /// The builder and runtime.
+    pub library: PathBuf,
+    /// The ONNX parser; absent beside a lean runtime, which only runs engines.
+    pub parser: Option<PathBuf>,
+}
+
+/// Folders in which libraries of a flavour are looked for, in order. `explicit` comes from a flag.
+pub fn searched_folders(flavour: Flavour, explicit: Option<&Path>) -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = explicit.map(Path::to_owned).into_iter().collect();
+    folders.extend(std::env::var_os("CALIB_TENSORRT_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from));
+    for root in runtime_roots() {
+        folders.extend(flavour.runtime_folders().iter().map(|name| root.join(name)));
+    }
+    for system in ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/local/tensorrt/lib", "/usr/lib"] {
+        folders.push(PathBuf::from(system));
+    }
+    folders
+}
+
+/// `.runtime/` above the executable and in the working folder.
+fn runtime_roots() -> Vec<PathBuf> {
+    let executable = std::env::current_exe().ok();
+    let above = executable.iter().flat_map(|path| path.ancestors().skip(1)).map(|folder| folder.join(".runtime"));
+    let here = std::env::current_dir().ok().map(|folder| folder.join(".runtime"));
+    let mut roots: Vec<PathBuf> = above.chain(here).filter(|folder| folder.is_dir()).collect();
+    roots.dedup();
+    roots
+}
+
+/// The first folder that holds the library of a flavour.
+pub fn find_library(flavour: Flavour, explicit: Option<&Path>) -> Option<Library> {
+    searched_folders(flavour, explicit).into_iter().find_map(|folder| {
+        let library = flavour.library_names().iter().map(|name| folder.join(name)).find(|path| path.is_file())?;
+        let parser = Some(folder.join(flavour.parser_name())).filter(|path| path.is_file());
+        Some(Library { flavour, library, parser })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_explicit_folder_wins_and_a_lean_runtime_has_no_parser() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("libnvinfer_lean.so.11"), b"").unwrap();
+        let found = find_library(Flavour::TensorRt, Some(folder.path())).unwrap();
+        assert_eq!(found.library, folder.path().join("libnvinfer_lean.so.11"));
+        assert_eq!(found.parser, None);
+        std::fs::write(folder.path().join("libnvinfer.so.11"), b"").unwrap();
+        std::fs::write(folder.path().join("libnvonnxparser.so.11"), b"").unwrap();
+        let found = find_library(Flavour::TensorRt, Some(folder.path())).unwrap();
+        assert!(found.library.ends_with("libnvinfer.so.11") && found.parser.is_some());
+    }
+}

@@ -1,0 +1,246 @@
+//! TensorRT engines, in two flavours that exclude each other at compile time: TensorRT 11 (cargo feature `tensorrt`)
+//! and TensorRT-RTX 1.x (`tensorrt-rtx`).
+//!
+//! Libraries are loaded at run time: a binary built with a feature starts and works without them and without a GPU,
+//! and one built without says so when an engine is asked for. TensorRT-RTX builds engines on machines without a GPU.
+
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
+mod builder;
+mod library;
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
+mod log;
+mod sidecar;
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+pub use library::{Flavour, Library, find_library, searched_folders};
+use serde::{Deserialize, Serialize};
+pub use sidecar::{EngineSidecar, SIDECAR_FORMAT_VERSION, sidecar_path};
+
+use super::TensorInfo;
+
+#[cfg(all(feature = "tensorrt", feature = "tensorrt-rtx"))]
+compile_error!("the features `tensorrt` and `tensorrt-rtx` exclude each other: their headers cannot share a binary");
+
+/// Why an engine could not be built, read or run.
+#[derive(Debug, thiserror::Error)]
+pub enum TensorRtError {
+    /// The program was compiled without a TensorRT flavour.
+    #[error(
+        "this program was built without TensorRT; build it with `make build` (TensorRT-RTX) or `make build TENSORRT=11`"
+    )]
+    NotCompiled,
+    /// No library was found.
+    #[error("the library of {flavour} was not found; looked in {searched}; {hint}")]
+    NotFound {
+        /// The flavour this program was built for.
+        flavour: Flavour,
+        /// Where it was looked for.
+        searched: String,
+        /// How to get it.
+        hint: &'static str,
+    },
+    /// A library was found and could not be loaded.
+    #[error("cannot load {path}: {reason}")]
+    Load {
+        /// The shared library.
+        path: PathBuf,
+        /// The loader's message.
+        reason: String,
+    },
+    /// An input has a dynamic extent that no profile covers.
+    #[error("input `{input}` has the dynamic shape {shape}: {reason}")]
+    Profile {
+        /// Name of the input.
+        input: String,
+        /// Its shape in the model.
+        shape: String,
+        /// What to pass.
+        reason: String,
+    },
+    /// The parser refused the model.
+    #[error("the ONNX parser of {flavour} refused {model}: {reason}")]
+    Parse {
+        /// Whose parser.
+        flavour: Flavour,
+        /// The model's file.
+        model: PathBuf,
+        /// Node and cause, from the parser's own messages.
+        reason: String,
+    },
+    /// The builder refused the network.
+    #[error("{flavour} could not build an engine from {model}: {reason}")]
+    Build {
+        /// Whose builder.
+        flavour: Flavour,
+        /// The model's file.
+        model: PathBuf,
+        /// Node and cause, from the builder's own messages.
+        reason: String,
+    },
+    /// Anything else that the library refused.
+    #[error("{flavour}: {reason}")]
+    Runtime {
+        /// Whose runtime.
+        flavour: Flavour,
+        /// What it said.
+        reason: String,
+    },
+    /// An option that this flavour does not have.
+    #[error("{0}")]
+    Option(String),
+}
+
+/// Smallest, most likely and largest shape of every dynamic input.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct OptimizationProfile {
+    /// By input name: `[min, opt, max]`.
+    pub shapes: BTreeMap<String, [Vec<usize>; 3]>,
+}
+
+/// Options of an engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct EngineOptions {
+    /// Shapes of dynamic inputs; needed when the model has any.
+    pub profile: OptimizationProfile,
+    /// Scratch memory that a kernel may use, at most; absent for all of the device.
+    pub workspace_bytes: Option<u64>,
+    /// Whether FP32 matrix products may use TF32.
+    pub tf32: bool,
+    /// Whether later versions of the same major version may load the engine (TensorRT 11).
+    pub version_compatible: bool,
+    /// Whether other GPUs of Ampere and newer may run the engine (TensorRT 11).
+    pub hardware_compatible: bool,
+    /// 0 (fast build) to 5 (fast engine).
+    pub optimization_level: Option<u8>,
+    /// Compute capabilities the engine is for (TensorRT-RTX), e.g. `8.9`; empty for the machine's own GPU.
+    pub compute_capabilities: Vec<String>,
+}
+
+/// How grave a message of the library is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Severity {
+    Error,
+    Warning,
+    Info,
+    Verbose,
+}
+
+/// What the library said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// How grave.
+    pub severity: Severity,
+    /// The text.
+    pub text: String,
+}
+
+/// An engine in memory.
+#[derive(Clone, Debug)]
+pub struct BuiltEngine {
+    /// The serialized engine.
+    pub bytes: Vec<u8>,
+    /// Wall time of parsing and building.
+    pub seconds: f64,
+    /// Warnings of the parser and the builder.
+    pub warnings: Vec<String>,
+    /// Version of the library.
+    pub library_version: String,
+}
+
+impl OptimizationProfile {
+    /// A profile for the dynamic inputs of a model: the batch extent (the first) from 1 to `batch`, everything else
+    /// from `bound` (the extents behind the batch of `input=1x3x224x224`).
+    pub fn for_batch(
+        inputs: &[TensorInfo],
+        batch: usize,
+        bound: &BTreeMap<String, Vec<usize>>,
+    ) -> Result<Self, TensorRtError> {
+        let mut shapes = BTreeMap::new();
+        for input in inputs {
+            if input.shape.iter().all(Option::is_some) {
+                continue;
+            }
+            let given = bound.get(&input.name);
+            let extent = |axis: usize, batch: usize| match (input.shape[axis], given.and_then(|dims| dims.get(axis))) {
+                (Some(fixed), _) => Ok(fixed),
+                (None, _) if axis == 0 => Ok(batch),
+                (None, Some(&dim)) => Ok(dim),
+                (None, None) => Err(TensorRtError::Profile {
+                    input: input.name.clone(),
+                    shape: describe_shape(&input.shape),
+                    reason: format!(
+                        "give the extent of axis {axis} with --shape {0}=... or a whole profile with --profile {0}=MIN:OPT:MAX",
+                        input.name
+                    ),
+                }),
+            };
+            let shape = |batch| (0..input.shape.len()).map(|axis| extent(axis, batch)).collect::<Result<Vec<_>, _>>();
+            shapes.insert(input.name.clone(), [shape(1)?, shape(batch)?, shape(batch)?]);
+        }
+        Ok(Self { shapes })
+    }
+}
+
+/// `?x3x224x224`.
+pub(crate) fn describe_shape(shape: &[Option<usize>]) -> String {
+    let extents: Vec<String> = shape.iter().map(|dim| dim.map_or("?".to_owned(), |n| n.to_string())).collect();
+    extents.join("x")
+}
+
+/// The flavour this program was compiled for.
+pub fn compiled_flavour() -> Option<Flavour> {
+    if cfg!(feature = "tensorrt") {
+        Some(Flavour::TensorRt)
+    } else if cfg!(feature = "tensorrt-rtx") {
+        Some(Flavour::TensorRtRtx)
+    } else {
+        None
+    }
+}
+
+/// Parses a model with TensorRT's own ONNX parser and builds an engine; needs no GPU with TensorRT-RTX.
+///
+/// `step` is called with the name of the builder's phase as it goes on and may stop the build by returning false.
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
+pub use builder::build_engine;
+
+/// Always an error in a program without a TensorRT flavour.
+#[cfg(not(any(feature = "tensorrt", feature = "tensorrt-rtx")))]
+pub fn build_engine(
+    _library: &Library,
+    _model: &std::path::Path,
+    _options: &EngineOptions,
+    _step: impl Fn(&str) -> bool + Send + Sync + 'static,
+) -> Result<BuiltEngine, TensorRtError> {
+    Err(TensorRtError::NotCompiled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(shape: &[Option<usize>]) -> TensorInfo {
+        TensorInfo { name: "input".to_owned(), element_type: None, shape: shape.to_vec() }
+    }
+
+    #[test]
+    fn only_dynamic_inputs_get_a_profile_and_the_batch_comes_from_the_option() {
+        let fixed = OptimizationProfile::for_batch(&[input(&[Some(1), Some(3)])], 8, &BTreeMap::new()).unwrap();
+        assert!(fixed.shapes.is_empty());
+        let dynamic = OptimizationProfile::for_batch(&[input(&[None, Some(3)])], 8, &BTreeMap::new()).unwrap();
+        assert_eq!(dynamic.shapes["input"], [vec![1, 3], vec![8, 3], vec![8, 3]]);
+    }
+
+    #[test]
+    fn an_unbound_dynamic_extent_is_named() {
+        let inputs = [input(&[None, None])];
+        let error = OptimizationProfile::for_batch(&inputs, 8, &BTreeMap::new()).unwrap_err().to_string();
+        assert!(error.contains("`input`") && error.contains("axis 1") && error.contains("?x?"), "{error}");
+        let bound = BTreeMap::from([("input".to_owned(), vec![1, 64])]);
+        let profile = OptimizationProfile::for_batch(&inputs, 4, &bound).unwrap();
+        assert_eq!(profile.shapes["input"], [vec![1, 64], vec![4, 64], vec![4, 64]]);
+    }
+}
