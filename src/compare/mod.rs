@@ -5,12 +5,14 @@
 mod accuracy;
 mod agreement;
 mod driver;
+mod gates;
 mod kind;
 mod metrics;
 mod segmentation;
 
 pub use agreement::{FIVE, TopK, top_k};
 pub use driver::{CompareOptions, Comparison, Sample};
+pub use gates::{Direction, Gate, GateError, GateResult, Metric};
 pub use kind::OutputKind;
 pub use metrics::PairSums;
 pub use segmentation::ClassMap;
