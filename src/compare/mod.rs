@@ -6,6 +6,7 @@ mod accuracy;
 mod agreement;
 mod driver;
 mod gates;
+pub mod graphwise;
 mod kind;
 mod metrics;
 mod segmentation;
