@@ -2,6 +2,7 @@
 //!
 //! A [`Backend`] builds a [`Runner`] from a model; a runner takes named tensors and gives named tensors.
 
+pub mod onnxruntime;
 pub mod tensorrt;
 
 use serde::{Deserialize, Serialize};
@@ -78,6 +79,19 @@ pub enum ExecutionProvider {
     Cuda(u32),
 }
 
+/// How far the runtime may rewrite the graph before it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizationLevel {
+    /// Every node runs as it stands.
+    Disabled,
+    /// Folding and elimination; the result is plain ONNX.
+    Basic,
+    /// All fusions. The default: what users deploy.
+    #[default]
+    All,
+}
+
 /// Options for [`Backend::build`].
 #[derive(Clone, Debug, Default)]
 pub struct BuildOptions {
@@ -87,6 +101,10 @@ pub struct BuildOptions {
     pub extra_outputs: Vec<String>,
     /// Where to execute.
     pub provider: ExecutionProvider,
+    /// How far the graph is rewritten.
+    pub optimization: OptimizationLevel,
+    /// Let a GPU round `float32` products to 10 bits of mantissa. Off by default: a reference must be exact.
+    pub tf32: bool,
 }
 
 /// Builds runners.

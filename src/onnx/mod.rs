@@ -8,7 +8,7 @@ pub mod proto;
 mod save;
 mod scan;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod weights;
 
 use std::path::PathBuf;
@@ -58,6 +58,11 @@ impl Model {
     /// Sets the version of `domain`, importing it when the model does not yet.
     pub fn set_opset(&mut self, domain: &str, version: i64) {
         self.proto.set_opset(domain, version);
+    }
+
+    /// The same model with another protobuf.
+    pub fn with_proto(&self, proto: ModelProto) -> Self {
+        Self { proto, path: self.path.clone(), hash: self.hash.clone(), external_data: self.external_data }
     }
 
     /// The file's name for messages.

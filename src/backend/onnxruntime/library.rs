@@ -1,0 +1,183 @@
+//! Finding and loading the shared library of ONNX Runtime.
+//!
+//! Only documented places are searched, in this order: the path that the user gives, `ORT_DYLIB_PATH`, `.runtime/`
+//! in a folder above the executable or in the working folder, the system's loader. Never the model's folder.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, OnceLock},
+};
+
+use ort::environment::Environment;
+use serde::Serialize;
+
+use crate::backend::BackendError;
+
+/// Environment variable naming the library.
+pub const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
+const SYSTEM_NAME: &str = "libonnxruntime.so";
+
+/// Which rule led to a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The user's own choice for this call.
+    Option,
+    /// `ORT_DYLIB_PATH`.
+    Environment,
+    /// `.runtime/`, where `make setup` puts it.
+    Runtime,
+    /// The system's loader, by name.
+    System,
+}
+
+/// One place that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Why here.
+    pub origin: Origin,
+    /// File or folder; a bare name for the system's loader.
+    pub path: PathBuf,
+    /// Whether a library is there. Always true for the system's loader, which only answers when it loads.
+    pub found: bool,
+}
+
+/// Where the library was looked for and which one is used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LibrarySearch {
+    /// All places, in order, up to the one that is used.
+    pub places: Vec<Place>,
+    /// The library to load; `None` when a place that the user named holds none.
+    pub library: Option<PathBuf>,
+}
+
+/// Searches for the library. A place that the user names is the only one that counts.
+pub fn search(option: Option<&Path>) -> LibrarySearch {
+    let variable = std::env::var_os(LIBRARY_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let executable = std::env::current_exe().ok();
+    // From `target/release/deps/` up to the project, and not to folders that anyone can write to.
+    let above = executable.iter().flat_map(|path| path.ancestors().skip(1).take(4));
+    let runtime = above.map(Path::to_owned).chain(std::env::current_dir()).map(|folder| folder.join(".runtime"));
+    search_in(option, variable, runtime)
+}
+
+fn search_in(
+    option: Option<&Path>,
+    variable: Option<PathBuf>,
+    runtime: impl Iterator<Item = PathBuf>,
+) -> LibrarySearch {
+    let named = option.map(|path| (Origin::Option, path.to_owned()));
+    if let Some((origin, path)) = named.or_else(|| Some((Origin::Environment, variable?))) {
+        let library = if path.is_dir() { library_in(&path) } else { Some(path.clone()).filter(|path| path.is_file()) };
+        return LibrarySearch { places: vec![Place { origin, path, found: library.is_some() }], library };
+    }
+    let mut places = Vec::new();
+    for path in runtime {
+        let library = library_in(&path.join("onnxruntime"));
+        places.push(Place { origin: Origin::Runtime, path, found: library.is_some() });
+        if library.is_some() {
+            return LibrarySearch { places, library };
+        }
+    }
+    let system = PathBuf::from(SYSTEM_NAME);
+    places.push(Place { origin: Origin::System, path: system.clone(), found: true });
+    LibrarySearch { places, library: Some(system) }
+}
+
+/// `libonnxruntime.so` or the highest `libonnxruntime.so.VERSION` of a folder.
+fn library_in(folder: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?.filter_map(Result::ok).map(|entry| entry.path());
+    let is_library = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name == SYSTEM_NAME || name.starts_with("libonnxruntime.so.")
+    };
+    entries.filter(is_library).max_by_key(|path| {
+        let name = path.to_string_lossy().into_owned();
+        name.rsplit(".so")
+            .next()
+            .unwrap_or_default()
+            .split('.')
+            .map(|n| n.parse::<u64>().unwrap_or(0))
+            .collect::<Vec<_>>()
+    })
+}
+
+/// A loaded library. One process has at most one.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub environment: Environment,
+    pub path: PathBuf,
+}
+
+static LOADED: OnceLock<Loaded> = OnceLock::new();
+
+/// Loads the library, once a process.
+pub(super) fn load(option: Option<&Path>) -> Result<&'static Loaded, BackendError> {
+    static LOADING: Mutex<()> = Mutex::new(());
+    let _guard = LOADING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let search = search(option);
+    let Some(path) = search.library.clone() else {
+        return Err(BackendError::Library(missing(&search)));
+    };
+    if let Some(loaded) = LOADED.get() {
+        if option.is_some() && path != loaded.path {
+            return Err(BackendError::Library(format!(
+                "ONNX Runtime was already loaded from {}; one process cannot load {} too",
+                loaded.path.display(),
+                path.display()
+            )));
+        }
+        return Ok(loaded);
+    }
+    let failed = |reason: String| BackendError::Library(format!("{reason}; {}", missing(&search)));
+    // An absolute path: the crate looks for a relative one beside the executable first.
+    let absolute = if path.as_os_str() == SYSTEM_NAME { Ok(path.clone()) } else { path.canonicalize() };
+    let absolute = absolute.map_err(|error| failed(format!("{}: {error}", path.display())))?;
+    let builder = ort::init_from(&absolute).map_err(|error| failed(error.to_string()))?;
+    let environment = builder.with_name("calib").with_telemetry(false).build();
+    let environment = environment.map_err(|error| failed(error.to_string()))?;
+    // The environment is created as chatty as can be; what a user should see starts at warnings.
+    environment.set_log_level(ort::logging::LogLevel::Warning);
+    Ok(LOADED.get_or_init(|| Loaded { environment, path }))
+}
+
+/// What to say when the library is not there or does not load.
+fn missing(search: &LibrarySearch) -> String {
+    let places: Vec<String> = search.places.iter().map(|place| place.path.display().to_string()).collect();
+    format!(
+        "ONNX Runtime's shared library was looked for in: {}; fetch it with `make setup`, or set {LIBRARY_VARIABLE} \
+         to libonnxruntime.so (1.{} or newer, from the PyPI wheel `onnxruntime` for instance)",
+        places.join(", "),
+        ort::MINOR_VERSION
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_user_names_wins_and_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = folder.path().join(".runtime");
+        let libraries = runtime.join("onnxruntime");
+        std::fs::create_dir_all(&libraries).unwrap();
+        for name in ["libonnxruntime.so.1.9.0", "libonnxruntime.so.1.31.1", "libonnxruntime_providers_shared.so"] {
+            std::fs::write(libraries.join(name), b"").unwrap();
+        }
+        let newest = libraries.join("libonnxruntime.so.1.31.1");
+        let elsewhere = folder.path().join("elsewhere");
+
+        let found = search_in(None, None, [elsewhere.clone(), runtime.clone()].into_iter());
+        assert_eq!(found.library.as_deref(), Some(&*newest));
+        assert_eq!(found.places.iter().map(|place| place.found).collect::<Vec<_>>(), [false, true]);
+
+        let named = search_in(Some(&elsewhere), Some(newest.clone()), [runtime.clone()].into_iter());
+        assert_eq!((named.library.clone(), named.places[0].origin), (None, Origin::Option));
+        assert!(missing(&named).contains("elsewhere; fetch it with `make setup`"));
+        let variable = search_in(None, Some(libraries.clone()), std::iter::empty());
+        assert_eq!((variable.library.as_deref(), variable.places[0].origin), (Some(&*newest), Origin::Environment));
+        let system = search_in(None, None, [elsewhere].into_iter());
+        assert_eq!(system.library.as_deref(), Some(Path::new("libonnxruntime.so")));
+    }
+}

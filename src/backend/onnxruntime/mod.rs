@@ -1,0 +1,56 @@
+//! ONNX Runtime: the float reference, and the first target of every precision.
+//!
+//! The shared library is loaded at run time ([`search`] shows from where). Everything is deterministic on the CPU:
+//! one stream of operators, a fixed number of threads inside each.
+
+mod library;
+mod runner;
+mod session;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::path::Path;
+
+pub use library::{LIBRARY_VARIABLE, LibrarySearch, Origin, Place, search};
+use ort::ep::ExecutionProvider as _;
+
+use super::{Backend, BackendError, BuildOptions, Runner};
+use crate::onnx::Model;
+
+const RUNTIME: &str = "ONNX Runtime";
+
+/// ONNX Runtime, loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct OnnxRuntime {
+    loaded: &'static library::Loaded,
+}
+
+impl OnnxRuntime {
+    /// Loads the shared library: `library`, or what [`search`] finds. A process loads one library once.
+    pub fn load(library: Option<&Path>) -> Result<Self, BackendError> {
+        Ok(Self { loaded: library::load(library)? })
+    }
+
+    /// The library in use.
+    pub fn library(&self) -> &Path {
+        &self.loaded.path
+    }
+
+    /// Whether this build of ONNX Runtime has the CUDA execution provider. It can still fail to load.
+    pub fn has_cuda(&self) -> bool {
+        ort::ep::CUDA::is_available().unwrap_or(false)
+    }
+
+    /// Branch, commit and compiler flags of the library.
+    pub fn build_info(&self) -> &'static str {
+        ort::info()
+    }
+}
+
+impl Backend for OnnxRuntime {
+    fn build(&self, model: &Model, options: &BuildOptions) -> Result<Box<dyn Runner>, BackendError> {
+        let built = session::build(self.loaded, model, options)?;
+        Ok(Box::new(runner::SessionRunner::new(built)))
+    }
+}

@@ -1,0 +1,125 @@
+//! Running a session: inputs checked and lent, outputs shown in place.
+
+use std::{borrow::Cow, fmt::Write};
+
+use super::{
+    RUNTIME,
+    session::Built,
+    values::{info, lend, look},
+};
+use crate::{
+    backend::{BackendError, Runner, TensorInfo, Visit},
+    tensor::{Tensor, TensorMap, TensorView},
+};
+
+pub(super) struct SessionRunner {
+    built: Built,
+    inputs: Vec<TensorInfo>,
+    outputs: Vec<TensorInfo>,
+}
+
+impl SessionRunner {
+    pub(super) fn new(built: Built) -> Self {
+        let session = &built.session;
+        let inputs = session.inputs().iter().map(|outlet| info(outlet.name(), outlet.dtype())).collect();
+        let outputs = session.outputs().iter().map(|outlet| info(outlet.name(), outlet.dtype())).collect();
+        Self { built, inputs, outputs }
+    }
+}
+
+impl Runner for SessionRunner {
+    fn inputs(&self) -> &[TensorInfo] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[TensorInfo] {
+        &self.outputs
+    }
+
+    fn visit(&mut self, inputs: &TensorMap, visit: &mut Visit<'_>) -> Result<(), BackendError> {
+        check_inputs(&self.inputs, inputs)?;
+        let failed =
+            |error: &ort::Error| BackendError::Run { runtime: RUNTIME, reason: error.message().trim().to_owned() };
+        let lent = inputs
+            .iter()
+            .map(|(name, tensor)| Ok((Cow::Borrowed(name.as_str()), lend(tensor.view())?)))
+            .collect::<ort::Result<Vec<_>>>()
+            .map_err(|error| failed(&error))?;
+        let outputs = self.built.session.run(lent).map_err(|error| failed(&error))?;
+        for (name, value) in &outputs {
+            let Some((shape, values)) = look(&value).map_err(|error| failed(&error))? else {
+                let reason = format!("its output `{name}` is no tensor of numbers; remove it from the model's outputs");
+                return Err(BackendError::Run { runtime: RUNTIME, reason });
+            };
+            visit(name, TensorView { shape: &shape, values }).map_err(BackendError::Visitor)?;
+        }
+        Ok(())
+    }
+}
+
+/// Compares what is given with what the model takes.
+pub(crate) fn check_inputs(expected: &[TensorInfo], given: &TensorMap) -> Result<(), BackendError> {
+    let refuse = |name: &str, reason: String| Err(BackendError::Input { name: name.to_owned(), reason });
+    for info in expected {
+        let Some(tensor) = given.get(&info.name) else {
+            return refuse(&info.name, format!("it is missing; the data has {}", listed(given.keys())));
+        };
+        if info.element_type.is_some_and(|element_type| element_type != tensor.element_type()) {
+            let expected = info.element_type.map_or("another type", |element_type| element_type.name());
+            let reason = format!(
+                "the model takes {expected}, but {} was given; set the input's type in [preprocess], or convert the data",
+                tensor.element_type()
+            );
+            return refuse(&info.name, reason);
+        }
+        if let Some(reason) = shape_mismatch(&info.shape, tensor) {
+            return refuse(&info.name, reason);
+        }
+    }
+    match given.keys().find(|name| expected.iter().all(|info| info.name != **name)) {
+        Some(unknown) => {
+            let names = listed(expected.iter().map(|info| &info.name));
+            refuse(unknown, format!("the model has no such input; it takes {names}"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Says how the shapes differ and what to do about it; `None` when the tensor fits.
+fn shape_mismatch(expected: &[Option<usize>], tensor: &Tensor) -> Option<String> {
+    let given = tensor.shape();
+    let fits = |(expected, given): (&Option<usize>, &usize)| expected.is_none_or(|expected| expected == *given);
+    if expected.len() == given.len() && expected.iter().zip(given).all(fits) {
+        return None;
+    }
+    let mut reason = format!("the model takes the shape {}, but {given:?} was given; ", display_shape(expected));
+    let different: Vec<usize> =
+        expected.iter().zip(given).enumerate().filter(|(_, pair)| !fits(*pair)).map(|(axis, _)| axis).collect();
+    let _ = if expected.len() != given.len() {
+        write!(reason, "it needs {} axes, not {}", expected.len(), given.len())
+    } else if different == [0] {
+        write!(reason, "set the batch size to {}", expected[0].unwrap_or(1))
+    } else if expected.len() == 4 && is_channels(expected, given) {
+        write!(reason, "the layout looks swapped: set `layout` in [preprocess] to the other of NCHW and NHWC")
+    } else {
+        write!(reason, "set the image size (resize and crop) in [preprocess] to the model's")
+    };
+    Some(reason)
+}
+
+/// True when the channels (1, 3 or 4) stand where the model does not expect them.
+fn is_channels(expected: &[Option<usize>], given: &[usize]) -> bool {
+    let channels = |extent: Option<usize>| matches!(extent, Some(1 | 3 | 4));
+    (channels(expected[1]) && expected[1] == Some(given[3])) || (channels(expected[3]) && expected[3] == Some(given[1]))
+}
+
+fn display_shape(shape: &[Option<usize>]) -> String {
+    let extents: Vec<String> =
+        shape.iter().map(|extent| extent.map_or_else(|| "any".to_owned(), |extent| extent.to_string())).collect();
+    format!("[{}]", extents.join(", "))
+}
+
+fn listed<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+    if names.is_empty() { "no inputs".to_owned() } else { names.join(", ") }
+}
