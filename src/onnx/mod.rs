@@ -61,6 +61,7 @@ impl Model {
     }
 
     /// The same model with another protobuf.
+    #[must_use]
     pub fn with_proto(&self, proto: ModelProto) -> Self {
         Self { proto, path: self.path.clone(), hash: self.hash.clone(), external_data: self.external_data }
     }

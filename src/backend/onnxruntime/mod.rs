@@ -3,6 +3,7 @@
 //! The shared library is loaded at run time ([`search`] shows from where). Everything is deterministic on the CPU:
 //! one stream of operators, a fixed number of threads inside each.
 
+mod fold;
 mod library;
 mod runner;
 mod session;

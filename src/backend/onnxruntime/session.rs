@@ -86,7 +86,7 @@ pub(super) fn commit(
     extra_outputs: &[String],
 ) -> Result<Built, BackendError> {
     let proto = with_outputs(model, extra_outputs)?;
-    if proto.encoded_len() <= IN_MEMORY_BYTES {
+    if fits_in_memory(&proto) {
         let bytes = proto.encode_to_vec();
         drop(proto);
         let session = builder.commit_from_memory(&bytes).map_err(|error| refused(model, &error))?;
@@ -103,6 +103,11 @@ pub(super) fn commit(
     drop(copy);
     let session = builder.commit_from_file(&path).map_err(|error| refused(model, &error))?;
     Ok(Built { session, _files: Some(files) })
+}
+
+/// Whether a model is handed over in memory.
+pub(super) fn fits_in_memory(proto: &ModelProto) -> bool {
+    proto.encoded_len() <= IN_MEMORY_BYTES
 }
 
 /// The model with intermediate tensors among its outputs. Their types are left to ONNX Runtime.

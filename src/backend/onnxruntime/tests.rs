@@ -13,12 +13,17 @@ use crate::{
     tensor::{ElementType, Tensor, TensorMap, Values},
 };
 
-fn runtime() -> Option<OnnxRuntime> {
+pub(super) fn runtime() -> Option<OnnxRuntime> {
     OnnxRuntime::load(None).map_err(|error| println!("skipped: {error}")).ok()
 }
 
 /// A model of one graph, opset 17.
-fn model(nodes: Vec<NodeProto>, input: ValueInfoProto, output: &str, initializer: Vec<TensorProto>) -> Model {
+pub(super) fn model(
+    nodes: Vec<NodeProto>,
+    input: ValueInfoProto,
+    output: &str,
+    initializer: Vec<TensorProto>,
+) -> Model {
     let output = ValueInfoProto { name: Some(output.to_owned()), ..Default::default() };
     let graph = GraphProto {
         name: Some("g".to_owned()),
@@ -33,7 +38,7 @@ fn model(nodes: Vec<NodeProto>, input: ValueInfoProto, output: &str, initializer
     Model::from_bytes(proto.encode_to_vec()).unwrap()
 }
 
-fn floats(shape: &[usize], values: &[f32]) -> Tensor {
+pub(super) fn floats(shape: &[usize], values: &[f32]) -> Tensor {
     Tensor::from_f32(shape.to_vec(), values.to_vec()).unwrap()
 }
 

@@ -17,7 +17,7 @@ macro_rules! conversions {
         }
 
         /// Lends a tensor to ONNX Runtime.
-        pub(super) fn lend<'v>(tensor: TensorView<'v>) -> ort::Result<SessionInputValue<'v>> {
+        pub(super) fn lend(tensor: TensorView<'_>) -> ort::Result<SessionInputValue<'_>> {
             match tensor.values {
                 $(ValuesView::$variant(values) => {
                     Ok(TensorRef::from_array_view((tensor.shape, values))?.into())
