@@ -16,4 +16,5 @@ pub mod calibrate;
 pub mod compare;
 pub mod dataset;
 pub mod onnx;
+pub mod quantize;
 pub mod report;

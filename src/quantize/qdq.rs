@@ -1,0 +1,248 @@
+//! Inserts QuantizeLinear and DequantizeLinear.
+//!
+//! An activation gets one QuantizeLinear behind its producer and one DequantizeLinear for each quantized consumer:
+//! that is the form that TensorRT fuses with the consumer and that ONNX Runtime would make of a shared one. A constant
+//! gets a DequantizeLinear alone, over 8-bit values.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    QuantizeError,
+    placement::{Placement, WeightEdge},
+    plan::Precision,
+    weights::{WeightNames, bias_floors, codes_tensor, quantize_weight, round_scale_up, scale_tensor},
+};
+use crate::{
+    calibrate::CalibrationTable,
+    onnx::{
+        GraphView, NodeId,
+        proto::{AttributeProto, GraphProto, NodeProto, TensorProto},
+    },
+    qparams::QuantType,
+    tensor::ElementType,
+};
+
+/// Rewrites `graph` by `placement` with the ranges of `table`. All scales are values of `scale_type`.
+pub(super) fn insert(
+    graph: &mut GraphProto,
+    placement: &Placement,
+    table: &CalibrationTable,
+    precision: Precision,
+    scale_type: ElementType,
+) -> Result<(), QuantizeError> {
+    let scales = activation_scales(placement, table, precision, scale_type)?;
+    let (order, mut insertion) = {
+        let view = GraphView::new(graph)?;
+        let mut insertion = Insertion::new(graph, precision);
+        insertion.activations(placement, &scales, &view)?;
+        insertion.weights(placement, &scales, &view, scale_type)?;
+        (view.topological_order().to_vec(), insertion)
+    };
+    let mut nodes: Vec<Option<NodeProto>> = std::mem::take(&mut graph.node).into_iter().map(Some).collect();
+    graph.node.append(&mut insertion.first);
+    for id in order {
+        let Some(mut node) = nodes[id.0].take() else { continue };
+        graph.node.append(&mut insertion.before.remove(&id).unwrap_or_default());
+        for (input, tensor) in insertion.inputs.remove(&id).unwrap_or_default() {
+            node.input[input] = tensor;
+        }
+        graph.node.push(node);
+        graph.node.append(&mut insertion.after.remove(&id).unwrap_or_default());
+    }
+    graph.initializer.append(&mut insertion.initializers);
+    drop_unused(graph, &placement.weights.iter().map(|edge| edge.tensor.as_str()).collect());
+    Ok(())
+}
+
+/// The scale of every quantized activation; groups share the largest.
+fn activation_scales(
+    placement: &Placement,
+    table: &CalibrationTable,
+    precision: Precision,
+    scale_type: ElementType,
+) -> Result<BTreeMap<String, f32>, QuantizeError> {
+    let mut amax = BTreeMap::new();
+    for edge in &placement.activations {
+        let known = placement.known_amax.get(&edge.tensor).copied();
+        let range = known.or_else(|| table.tensors.get(&edge.tensor).map(|range| range.amax));
+        let node = || placement.decisions.get(edge.node).map_or_else(String::new, |decision| decision.node.clone());
+        match range {
+            None => return Err(QuantizeError::MissingRange { tensor: edge.tensor.clone(), node: node() }),
+            Some(range) if !range.is_finite() || range < 0.0 => {
+                return Err(QuantizeError::InvalidRange { tensor: edge.tensor.clone(), amax: range });
+            }
+            Some(range) => amax.insert(edge.tensor.clone(), range),
+        };
+    }
+    for group in &placement.shared_scales {
+        let largest = group.iter().filter_map(|tensor| amax.get(tensor)).fold(0f32, |m, &a| m.max(a));
+        for tensor in group {
+            amax.entry(tensor.clone()).and_modify(|value| *value = largest);
+        }
+    }
+    let scale = |amax| round_scale_up(activation_type(precision).scale(amax), scale_type);
+    Ok(amax.into_iter().map(|(tensor, amax)| (tensor, scale(amax))).collect())
+}
+
+fn activation_type(precision: Precision) -> QuantType {
+    if precision == Precision::Fp8 { QuantType::E4m3 } else { QuantType::Int8 }
+}
+
+fn weight_type(precision: Precision) -> QuantType {
+    if precision == Precision::Fp8 { QuantType::E4m3 } else { QuantType::Int8Narrow }
+}
+
+/// What will be added where.
+struct Insertion {
+    names: BTreeSet<String>,
+    precision: Precision,
+    /// Nodes before all others: Q of graph inputs.
+    first: Vec<NodeProto>,
+    before: BTreeMap<NodeId, Vec<NodeProto>>,
+    after: BTreeMap<NodeId, Vec<NodeProto>>,
+    /// New inputs of old nodes.
+    inputs: BTreeMap<NodeId, Vec<(usize, String)>>,
+    initializers: Vec<TensorProto>,
+}
+
+impl Insertion {
+    fn new(graph: &GraphProto, precision: Precision) -> Self {
+        let mut names = BTreeSet::new();
+        collect_names(graph, &mut names);
+        Self {
+            names,
+            precision,
+            first: Vec::new(),
+            before: BTreeMap::new(),
+            after: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+            initializers: Vec::new(),
+        }
+    }
+
+    /// A name that nothing in the model has, made of a tensor's name and a suffix.
+    fn fresh(&mut self, tensor: &str, suffix: &str) -> String {
+        let base = format!("{tensor}_{suffix}");
+        let numbered = (1..).map(|number| format!("{base}_{number}"));
+        let name = std::iter::once(base.clone()).chain(numbered).find(|name| !self.names.contains(name));
+        let name = name.unwrap_or(base);
+        self.names.insert(name.clone());
+        name
+    }
+
+    fn activations(
+        &mut self,
+        placement: &Placement,
+        scales: &BTreeMap<String, f32>,
+        view: &GraphView<'_>,
+    ) -> Result<(), QuantizeError> {
+        let quant_type = activation_type(self.precision);
+        let mut quantized = BTreeMap::new();
+        for edge in &placement.activations {
+            let tensor = edge.tensor.as_str();
+            if !quantized.contains_key(tensor) {
+                let scale = self.fresh(tensor, "scale");
+                let zero_point = self.fresh(tensor, "zero_point");
+                self.initializers.push(scale_tensor(&scale, Vec::new(), vec![scales[tensor]])?);
+                self.initializers.push(codes_tensor(&zero_point, &[], quant_type, vec![0]));
+                let codes = self.fresh(tensor, "quantized");
+                let name = self.fresh(tensor, "QuantizeLinear");
+                let node = NodeProto::new("QuantizeLinear", &name, &[tensor, &scale, &zero_point], &[&codes]);
+                match view.producer(tensor) {
+                    Some(producer) => self.after.entry(producer).or_default().push(node),
+                    None => self.first.push(node),
+                }
+                quantized.insert(tensor, [codes, scale, zero_point]);
+            }
+            let inputs = quantized[tensor].clone();
+            self.dequantize(tensor, NodeId(edge.node), edge.input, &inputs, None);
+        }
+        Ok(())
+    }
+
+    fn weights(
+        &mut self,
+        placement: &Placement,
+        scales: &BTreeMap<String, f32>,
+        view: &GraphView<'_>,
+        scale_type: ElementType,
+    ) -> Result<(), QuantizeError> {
+        let quant_type = weight_type(self.precision);
+        // Consumers that share a constant and its axis share the codes.
+        let mut shared: BTreeMap<(&str, Option<usize>), Vec<&WeightEdge>> = BTreeMap::new();
+        for edge in &placement.weights {
+            shared.entry((&edge.tensor, edge.axis)).or_default().push(edge);
+        }
+        for ((tensor, axis), edges) in shared {
+            let Some(weight) = view.initializer(tensor) else {
+                return Err(QuantizeError::MissingWeight { tensor: tensor.to_owned() });
+            };
+            let mut floors: Vec<f32> = Vec::new();
+            for edge in &edges {
+                let node = view.node(NodeId(edge.node));
+                let input_scale = node.input.first().and_then(|input| scales.get(input));
+                let bias = node.input.get(2).and_then(|bias| view.initializer(bias));
+                let more = input_scale.filter(|_| axis.is_some()).map(|&scale| bias_floors(bias, scale));
+                for (index, floor) in more.unwrap_or_default().into_iter().enumerate() {
+                    match floors.get_mut(index) {
+                        Some(known) => *known = known.max(floor),
+                        None => floors.push(floor),
+                    }
+                }
+            }
+            let names = WeightNames {
+                codes: self.fresh(tensor, "quantized"),
+                scale: self.fresh(tensor, "scale"),
+                zero_point: self.fresh(tensor, "zero_point"),
+            };
+            let quantized = quantize_weight(weight, edges[0], quant_type, scale_type, &floors, &names)?;
+            let parts = [quantized.codes, quantized.scale, quantized.zero_point];
+            let inputs = [0, 1, 2].map(|part: usize| parts[part].name().to_owned());
+            self.initializers.extend(parts);
+            for edge in edges {
+                self.dequantize(tensor, NodeId(edge.node), edge.input, &inputs, axis);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a DequantizeLinear before `consumer` and redirects its input to it.
+    fn dequantize(&mut self, tensor: &str, consumer: NodeId, input: usize, inputs: &[String; 3], axis: Option<usize>) {
+        let name = self.fresh(tensor, "DequantizeLinear");
+        let output = self.fresh(tensor, "dequantized");
+        let mut node = NodeProto::new("DequantizeLinear", &name, &inputs.each_ref().map(String::as_str), &[&output]);
+        if let Some(axis) = axis {
+            node = node.with(AttributeProto::int("axis", axis as i64));
+        }
+        self.before.entry(consumer).or_default().push(node);
+        self.inputs.entry(consumer).or_default().push((input, output));
+    }
+}
+
+/// Every name of a tensor or node in a graph and in the graphs within it.
+pub(super) fn collect_names(graph: &GraphProto, names: &mut BTreeSet<String>) {
+    names.extend(graph.input.iter().chain(&graph.output).map(|info| info.name().to_owned()));
+    names.extend(graph.initializer.iter().map(|tensor| tensor.name().to_owned()));
+    for node in &graph.node {
+        names.insert(node.name().to_owned());
+        names.extend(node.input.iter().chain(&node.output).cloned());
+        node.subgraphs().for_each(|graph| collect_names(graph, names));
+    }
+}
+
+/// Removes those of the `candidates` that nothing uses any more, also where they are declared as inputs.
+fn drop_unused(graph: &mut GraphProto, candidates: &BTreeSet<&str>) {
+    let mut used = BTreeSet::new();
+    used.extend(graph.output.iter().map(|info| info.name().to_owned()));
+    for node in &graph.node {
+        used.extend(node.input.iter().cloned());
+        node.subgraphs().for_each(|graph| collect_names(graph, &mut used));
+    }
+    let keep = |name: &str| !candidates.contains(name) || used.contains(name);
+    graph.initializer.retain(|tensor| keep(tensor.name()));
+    graph.input.retain(|info| keep(info.name()));
+    graph.value_info.retain(|info| keep(info.name()));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,479 @@
+//! TensorRT's rules: where Q/DQ go.
+//!
+//! Activations are quantized at their consumer, behind whatever fuses with their producer, so that nothing stands
+//! between Conv, BatchNorm and the activation function. Only the inputs of operators with 8-bit kernels get Q/DQ; what
+//! copies values (MaxPool, Reshape, Concat) needs none, because TensorRT moves Q/DQ through it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use regex::Regex;
+
+use super::{
+    QuantizeError, SchemeOptions,
+    facts::Facts,
+    placement::{ActivationEdge, Decision, Placement, Rule, WeightEdge},
+    plan::{CompiledPlan, Precision, whole_name},
+};
+use crate::{
+    backend::TensorInfo,
+    onnx::{
+        Model, NodeId,
+        proto::{NodeProto, TensorProto},
+    },
+    tensor::ElementType,
+};
+
+/// Below this number of channels, rows or columns 8 bits do not pay.
+const FEW: usize = 16;
+/// The longest sequence that INT8 attention kernels take.
+const LONGEST_ATTENTION: usize = 512;
+/// Head sizes that FP8 attention kernels take.
+const FP8_HEADS: std::ops::RangeInclusive<usize> = 9..=256;
+
+/// Move values without changing them.
+const COPIES: &[&str] = &[
+    "Concat",
+    "DepthToSpace",
+    "Dropout",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "MaxPool",
+    "Pad",
+    "Reshape",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+];
+/// Fuse with the operator before them.
+const FUSED: &[&str] = &[
+    "Add",
+    "BatchNormalization",
+    "Clip",
+    "Elu",
+    "HardSigmoid",
+    "HardSwish",
+    "LeakyRelu",
+    "Mish",
+    "Mul",
+    "PRelu",
+    "Relu",
+    "Selu",
+    "Sigmoid",
+    "Softplus",
+    "Swish",
+    "Tanh",
+];
+/// Lose too much in 8 bits.
+const HIGH_PRECISION: &[&str] = &[
+    "Erf",
+    "Gelu",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "LogSoftmax",
+    "LpNormalization",
+    "MeanVarianceNormalization",
+    "RMSNormalization",
+    "Softmax",
+];
+/// Take 8 bits, but only gain from them beside others that do.
+const BETWEEN: &[&str] = &["AveragePool", "GlobalAveragePool", "Resize", "Upsample"];
+/// Stand between attention's products and its Softmax.
+const AROUND_SOFTMAX: &[&str] = &[
+    "Add",
+    "Cast",
+    "Clip",
+    "Div",
+    "Dropout",
+    "Expand",
+    "Identity",
+    "Max",
+    "Min",
+    "Mul",
+    "Reshape",
+    "Squeeze",
+    "Sub",
+    "Transpose",
+    "Unsqueeze",
+    "Where",
+];
+
+/// Decides about every node of the main graph. `shapes` adds tensor shapes that the file does not declare.
+///
+/// # Errors
+/// A graph with a cycle, patterns that do not parse, and models that are quantized already.
+pub fn place(
+    model: &Model,
+    shapes: &BTreeMap<String, TensorInfo>,
+    options: &SchemeOptions,
+) -> Result<Placement, QuantizeError> {
+    let facts = Facts::new(model.graph(), shapes)?;
+    if let Some((id, node)) = facts.view.nodes().find(|(_, node)| is_quantized_operator(node)) {
+        return Err(QuantizeError::AlreadyQuantized { node: node.label(id.0), op_type: node.op_type().to_owned() });
+    }
+    let mut scheme = Scheme::new(facts, options)?;
+    scheme.decide();
+    Ok(scheme.into_placement())
+}
+
+/// True for the operators of models that are already quantized.
+fn is_quantized_operator(node: &NodeProto) -> bool {
+    let op_type = node.op_type();
+    ["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"].contains(&op_type)
+        || op_type.starts_with("QLinear")
+}
+
+/// What a rule says about one node.
+#[derive(Clone, Debug, PartialEq)]
+enum Verdict {
+    Quantize {
+        rule: Rule,
+        /// Inputs that are activations to quantize.
+        activations: Vec<usize>,
+        /// The input that is a constant to quantize, with the axis of its channels.
+        weight: Option<(usize, Option<usize>)>,
+    },
+    Keep(Rule),
+}
+
+use Verdict::{Keep, Quantize};
+
+struct Scheme<'a> {
+    facts: Facts<'a>,
+    options: &'a SchemeOptions,
+    plan: CompiledPlan,
+    exclude: Vec<Regex>,
+    include: Vec<Regex>,
+    verdicts: BTreeMap<NodeId, Verdict>,
+    known_amax: BTreeMap<String, f32>,
+}
+
+impl<'a> Scheme<'a> {
+    fn new(facts: Facts<'a>, options: &'a SchemeOptions) -> Result<Self, QuantizeError> {
+        let compile = |patterns: &[String]| patterns.iter().map(|p| whole_name(p)).collect::<Result<Vec<_>, _>>();
+        Ok(Self {
+            facts,
+            options,
+            plan: options.plan.compile()?,
+            exclude: compile(&options.exclude)?,
+            include: compile(&options.include)?,
+            verdicts: BTreeMap::new(),
+            known_amax: BTreeMap::new(),
+        })
+    }
+
+    /// Later rules ask what earlier ones decided: products first, then the adds that fuse with them, then what pays
+    /// only between them.
+    fn decide(&mut self) {
+        for rule in [Self::product_rule, Self::add_rule, Self::between_rule] {
+            for (id, node) in self.facts.view.nodes() {
+                if !self.verdicts.contains_key(&id)
+                    && let Some(verdict) = rule(self, id, node)
+                {
+                    self.verdicts.insert(id, verdict);
+                }
+            }
+        }
+        for (id, node) in self.facts.view.nodes() {
+            if !self.verdicts.contains_key(&id) {
+                let reason = self.why_float(node);
+                self.verdicts.insert(id, Keep(reason));
+            }
+        }
+    }
+
+    // --- Convolutions and matrix products -----------------------------------------------------------------------
+
+    fn product_rule(&mut self, id: NodeId, node: &NodeProto) -> Option<Verdict> {
+        let rule = match node.op_type() {
+            _ if !node.is_standard() => return None,
+            "Conv" | "ConvTranspose" => Self::convolution,
+            "Gemm" | "MatMul" => Self::matrix_product,
+            _ => return None,
+        };
+        Some(match self.permission(id, node) {
+            Err(refusal) => Keep(refusal),
+            Ok(forced) => rule(self, id, node, forced),
+        })
+    }
+
+    /// Whether a node may be quantized; true when the plan asks for it, which overrules what pays.
+    fn permission(&self, id: NodeId, node: &NodeProto) -> Result<bool, Rule> {
+        let name = node.label(id.0);
+        let matches = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(&name));
+        let SchemeOptions { op_types, exclude_op_types, .. } = self.options;
+        match self.plan.precision(&name) {
+            Some(precision) if precision.is_quantized() => Ok(true),
+            Some(_) => Err(Rule::Planned),
+            None if matches(&self.exclude) => Err(Rule::Excluded),
+            None if exclude_op_types.contains(node.op_type()) => Err(Rule::ExcludedType),
+            None if !self.include.is_empty() && !matches(&self.include) => Err(Rule::NotIncluded),
+            None if !op_types.is_empty() && !op_types.contains(node.op_type()) => Err(Rule::NotIncluded),
+            None => Ok(false),
+        }
+    }
+
+    /// Weights are `[out, in / group, kernel..]`, those of a transposed convolution `[in, out / group, kernel..]`.
+    fn convolution(&mut self, id: NodeId, node: &NodeProto, forced: bool) -> Verdict {
+        let Some(weight) = self.facts.constant(id, 1) else { return Keep(Rule::VariableWeight) };
+        let Some(shape) = weight.shape().ok().filter(|shape| shape.len() > 2) else { return Keep(Rule::NoKernel) };
+        if !is_float(weight) {
+            return Keep(Rule::NotFloat);
+        }
+        let transposed = node.op_type() == "ConvTranspose";
+        let group = node.attr_i("group").unwrap_or(1);
+        let (outputs, inputs) = if transposed { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
+        let kernel = &shape[2..];
+        let has_kernel = if group == 1 {
+            (outputs % 8 == 0 || inputs % 8 == 0) && kernel.iter().all(|side| *side == kernel[0])
+        } else {
+            outputs % 8 == 0 && kernel.iter().all(|side| *side >= 3)
+        };
+        if !forced && (outputs < FEW || inputs < FEW) && !has_kernel {
+            return Keep(Rule::SmallConvolution);
+        }
+        // Channels of a grouped transposed convolution lie on two axes: no single axis can carry their scales.
+        let axis = if transposed { (group == 1).then_some(1) } else { Some(0) };
+        Quantize { rule: Rule::Convolution, activations: vec![0], weight: Some((1, axis)) }
+    }
+
+    fn matrix_product(&mut self, id: NodeId, node: &NodeProto, forced: bool) -> Verdict {
+        let (Some(a), Some(b)) = (self.facts.input(id, 0), self.facts.input(id, 1)) else {
+            return Keep(Rule::NoKernel);
+        };
+        let limits = match [a, b].map(|tensor| self.facts.is_activation(tensor)) {
+            [true, true] => return self.activation_product(node, a, b, forced),
+            [false, false] => return Keep(Rule::NoKernel),
+            [true, false] => self.constant_product(id, node, 1),
+            [false, true] => self.constant_product(id, node, 0),
+        };
+        match limits {
+            (_, Some(limit @ (Rule::NotFloat | Rule::NoKernel))) => Keep(limit),
+            (_, Some(limit)) if !forced => Keep(limit),
+            (verdict, _) => verdict,
+        }
+    }
+
+    /// A product with a constant on side `side`, and what speaks against quantizing it.
+    fn constant_product(&self, id: NodeId, node: &NodeProto, side: usize) -> (Verdict, Option<Rule>) {
+        let transposed = node.attr_i(["transA", "transB"][side]).unwrap_or(0) != 0;
+        let shape = self.facts.constant(id, side).filter(|c| is_float(c)).and_then(|c| c.shape().ok());
+        let rank = shape.as_ref().map_or(0, Vec::len);
+        // The channels of the result are the columns of a right-hand constant; rows get one common scale.
+        let axis = (side == 1 && rank > 1).then(|| if transposed { rank - 2 } else { rank - 1 });
+        let limit = match (&shape, self.facts.input(id, 1 - side)) {
+            (None, _) => Some(Rule::NotFloat),
+            (_, None) => Some(Rule::NoKernel),
+            (Some(shape), _) if shape.len() < 2 => Some(Rule::MatrixVector),
+            (Some(shape), _) if shape[rank - 2..].iter().any(|&extent| extent < FEW) => Some(Rule::SmallMatrix),
+            // A single row is a batch of one in a matrix, and a product with a vector in anything deeper.
+            (_, Some(other)) => {
+                let deep = self.facts.shape(other).is_some_and(|shape| shape.len() > 2);
+                (deep && self.facts.extent_from_end(other, side) == Some(1)).then_some(Rule::MatrixVector)
+            }
+        };
+        let verdict = Quantize { rule: Rule::MatrixProduct, activations: vec![1 - side], weight: Some((side, axis)) };
+        (verdict, limit)
+    }
+
+    fn activation_product(&mut self, node: &NodeProto, a: &str, b: &str, forced: bool) -> Verdict {
+        if [a, b].iter().any(|tensor| self.facts.element_type(tensor).is_some_and(|t| !is_float_type(t))) {
+            return Keep(Rule::NotFloat);
+        }
+        let flipped = |name| usize::from(node.attr_i(name).unwrap_or(0) != 0);
+        let (flip_a, flip_b) = (flipped("transA"), flipped("transB"));
+        let rows = self.facts.extent_from_end(a, 1 - flip_a);
+        let depth = self.facts.extent_from_end(a, flip_a).or(self.facts.extent_from_end(b, 1 - flip_b));
+        let columns = self.facts.extent_from_end(b, flip_b);
+
+        let is_softmax = |_: NodeId, node: &NodeProto| node.op_type() == "Softmax";
+        let around = |node: &NodeProto| AROUND_SOFTMAX.contains(&node.op_type());
+        let weighs_values = self.facts.behind(a, &is_softmax, &around);
+        let makes_scores = !weighs_values && node.output.iter().any(|out| self.facts.ahead(out, &is_softmax, &around));
+        let attention = match (weighs_values, makes_scores) {
+            (true, _) => Some((depth, columns)),
+            (_, true) => Some((rows.max(columns), depth)),
+            _ => None,
+        };
+        let attention_limit = attention.and_then(|(length, head)| self.attention_limit(length, head));
+        let limit = attention_limit.or(match [rows, depth, columns] {
+            [Some(1), ..] | [.., Some(1)] => Some(Rule::MatrixVector),
+            [_, Some(k), Some(n)] if k >= FEW && n >= FEW => None,
+            [_, Some(_), Some(_)] => Some(Rule::SmallMatrix),
+            _ => Some(Rule::UnknownShape),
+        });
+        if let Some(limit) = limit.filter(|_| !forced) {
+            return Keep(limit);
+        }
+        let copied = |node: &NodeProto| COPIES.contains(&node.op_type()) || node.op_type() == "Cast";
+        if self.facts.behind(a, &is_softmax, &|node| copied(node) && node.op_type() != "Concat") {
+            self.known_amax.insert(a.to_owned(), 1.0);
+        }
+        let rule = if attention.is_some() { Rule::Attention } else { Rule::ActivationProduct };
+        Quantize { rule, activations: vec![0, 1], weight: None }
+    }
+
+    fn attention_limit(&self, length: Option<usize>, head: Option<usize>) -> Option<Rule> {
+        let (extent, fits, otherwise) = match self.options.precision {
+            Precision::Fp8 => (head, head.is_some_and(|head| FP8_HEADS.contains(&head)), Rule::AttentionHead),
+            _ => (length, length.is_some_and(|length| length <= LONGEST_ATTENTION), Rule::LongAttention),
+        };
+        match extent {
+            None => Some(Rule::UnknownShape),
+            Some(_) => (!fits).then_some(otherwise),
+        }
+    }
+
+    // --- Residual adds ------------------------------------------------------------------------------------------
+
+    /// Conv + Add fuse when the convolution's branch is raw and the other one quantized.
+    fn add_rule(&mut self, id: NodeId, node: &NodeProto) -> Option<Verdict> {
+        let (a, b) = (self.facts.input(id, 0)?, self.facts.input(id, 1)?);
+        let both_vary = self.facts.is_activation(a) && self.facts.is_activation(b) && a != b;
+        let same_shape = match (self.facts.shape(a), self.facts.shape(b)) {
+            (Some(a), Some(b)) => a == b,
+            _ => true,
+        };
+        if node.op_type() != "Add" || !node.is_standard() || !both_vary || !same_shape {
+            return None;
+        }
+        let shortcut = match [a, b].map(|branch| self.is_convolution_branch(branch)) {
+            [false, false] => return None,
+            [true, false] => 1,
+            [false, true] => 0,
+            // The branch with the longer way from where they part is the block, the other one the shortcut.
+            [true, true] => match self.facts.distances_to_common_ancestor(a, b) {
+                Some((from_a, from_b)) => usize::from(from_b <= from_a),
+                None => 1,
+            },
+        };
+        Some(match self.permission(id, node) {
+            Err(refusal) => Keep(refusal),
+            Ok(_) => Quantize { rule: Rule::ResidualAdd, activations: vec![shortcut], weight: None },
+        })
+    }
+
+    fn is_convolution_branch(&self, tensor: &str) -> bool {
+        let convolution =
+            |id: NodeId, node: &NodeProto| matches!(node.op_type(), "Conv" | "ConvTranspose") && self.is_quantized(id);
+        let through = |node: &NodeProto| matches!(node.op_type(), "BatchNormalization" | "Identity" | "Dropout");
+        self.facts.behind(tensor, &convolution, &through)
+    }
+
+    // --- What pays only between quantized neighbours ------------------------------------------------------------
+
+    fn between_rule(&mut self, id: NodeId, node: &NodeProto) -> Option<Verdict> {
+        if !BETWEEN.contains(&node.op_type()) || !node.is_standard() {
+            return None;
+        }
+        let (input, output) = (self.facts.input(id, 0)?, node.output.first()?);
+        let quantized = |id: NodeId, _: &NodeProto| self.is_quantized(id);
+        let transparent =
+            |node: &NodeProto| [COPIES, FUSED, BETWEEN].iter().any(|types| types.contains(&node.op_type()));
+        let moves = |node: &NodeProto| COPIES.contains(&node.op_type()) || BETWEEN.contains(&node.op_type());
+        // A tensor that someone else needs in float would be written twice.
+        let shared = self.facts.view.consumers(input).iter().any(|u| u.node != id && !self.is_quantized(u.node));
+        let between = !shared
+            && node.attr_s("mode") != Some("cubic")
+            && self.facts.is_activation(input)
+            && self.facts.behind(input, &quantized, &transparent)
+            && self.facts.ahead(output, &quantized, &moves);
+        Some(match self.permission(id, node) {
+            Err(refusal) => Keep(refusal),
+            Ok(_) if between => Quantize { rule: Rule::BetweenQuantized, activations: vec![0], weight: None },
+            Ok(_) => Keep(Rule::NotBetweenQuantized),
+        })
+    }
+
+    // --- Everything else ----------------------------------------------------------------------------------------
+
+    fn why_float(&self, node: &NodeProto) -> Rule {
+        let is = |types: &[&str]| node.is_standard() && types.contains(&node.op_type());
+        let quantized = |id: NodeId, _: &NodeProto| self.is_quantized(id);
+        let fused = |node: &NodeProto| FUSED.contains(&node.op_type());
+        if node.subgraphs().next().is_some() {
+            Rule::HasSubgraph
+        } else if is(HIGH_PRECISION) {
+            Rule::HighPrecision
+        } else if is(COPIES) {
+            Rule::Copies
+        } else if is(FUSED) && node.input.iter().any(|input| self.facts.behind(input, &quantized, &fused)) {
+            Rule::Fused
+        } else {
+            Rule::NoKernel
+        }
+    }
+
+    fn is_quantized(&self, id: NodeId) -> bool {
+        matches!(self.verdicts.get(&id), Some(Quantize { .. }))
+    }
+
+    // --- Result -------------------------------------------------------------------------------------------------
+
+    fn into_placement(self) -> Placement {
+        let mut placement = Placement { known_amax: self.known_amax, ..Placement::default() };
+        for (id, verdict) in &self.verdicts {
+            let node = self.facts.view.node(*id);
+            let (precision, rule) = match verdict {
+                Keep(rule) => (Precision::Fp32, *rule),
+                Quantize { rule, .. } => (self.options.precision, *rule),
+            };
+            let (name, op_type) = (node.label(id.0), node.op_type().to_owned());
+            placement.decisions.push(Decision { node: name, op_type, precision, rule });
+            let Quantize { activations, weight, .. } = verdict else { continue };
+            for &input in activations {
+                let tensor = node.input[input].clone();
+                placement.activations.push(ActivationEdge { tensor, node: id.0, input });
+            }
+            if let Some((input, axis)) = *weight {
+                placement.weights.push(WeightEdge { tensor: node.input[input].clone(), node: id.0, input, axis });
+            }
+        }
+        if self.options.share_concat_scales {
+            placement.shared_scales = concat_groups(&self.facts, &placement);
+        }
+        let patterns = self.exclude.iter().zip(&self.options.exclude);
+        let patterns = patterns.chain(self.include.iter().zip(&self.options.include));
+        let unmatched =
+            patterns.filter(|(regex, _)| !placement.decisions.iter().any(|decision| regex.is_match(&decision.node)));
+        placement.unmatched_patterns = unmatched.map(|(_, pattern)| pattern.clone()).collect();
+        placement
+    }
+}
+
+/// Quantized inputs and outputs of the same Concat, and of Concats that share one, in groups of two and more.
+fn concat_groups(facts: &Facts<'_>, placement: &Placement) -> Vec<Vec<String>> {
+    let quantized: BTreeSet<&str> = placement.activations.iter().map(|edge| edge.tensor.as_str()).collect();
+    let mut groups: Vec<BTreeSet<&str>> = Vec::new();
+    for (_, node) in facts.view.nodes().filter(|(_, node)| node.op_type() == "Concat" && node.is_standard()) {
+        let tensors = node.input.iter().chain(&node.output).map(String::as_str);
+        let mut group: BTreeSet<&str> = tensors.filter(|tensor| quantized.contains(tensor)).collect();
+        groups.retain(|other| {
+            let apart = group.is_disjoint(other);
+            if !apart {
+                group.extend(other);
+            }
+            apart
+        });
+        groups.push(group);
+    }
+    groups.retain(|group| group.len() > 1);
+    groups.into_iter().map(|group| group.into_iter().map(str::to_owned).collect()).collect()
+}
+
+fn is_float(constant: &TensorProto) -> bool {
+    constant.element_type().is_ok_and(is_float_type)
+}
+
+fn is_float_type(element_type: ElementType) -> bool {
+    element_type.is_float() && element_type != ElementType::F64
+}
+
+#[cfg(test)]
+mod tests;

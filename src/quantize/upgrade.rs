@@ -1,0 +1,331 @@
+//! Raises the version of the standard operators, as far as Q/DQ need it: 13 for scales per channel, 19 for FP8 and for
+//! scales in FP16 and BF16.
+//!
+//! Between opsets 7 and 19 most operators only gain types and optional attributes. The others are rewritten here;
+//! what cannot be is refused by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{QuantizeError, qdq::collect_names};
+use crate::{
+    onnx::{
+        Model,
+        proto::{AttributeProto, GraphProto, NodeProto, TensorProto},
+    },
+    tensor::{Tensor, Values},
+};
+
+/// The oldest opset that can be raised: broadcasting changed with it.
+const OLDEST: i64 = 7;
+
+/// Raises the default opset of `model` to `to`; a newer one stays. `ranks` of tensors, where known, keep Softmax simple.
+pub(super) fn raise_opset(model: &mut Model, to: i64, ranks: &BTreeMap<String, usize>) -> Result<(), QuantizeError> {
+    let from = model.opset("").ok_or(QuantizeError::NoOpset)?;
+    if from >= to {
+        return Ok(());
+    }
+    if from < OLDEST {
+        return Err(QuantizeError::OldOpset { opset: from, oldest: OLDEST });
+    }
+    let mut names = BTreeSet::new();
+    collect_names(model.graph(), &mut names);
+    Upgrade { from, to, ranks, names, initializers: Vec::new() }.graph(model.graph_mut())?;
+    model.set_opset("", to);
+    // Operator sets and format versions were released together.
+    let ir_version = if to >= 19 { 9 } else { 7 };
+    model.proto.ir_version = Some(model.proto.ir_version().max(ir_version));
+    Ok(())
+}
+
+struct Upgrade<'a> {
+    from: i64,
+    to: i64,
+    ranks: &'a BTreeMap<String, usize>,
+    names: BTreeSet<String>,
+    /// New initializers of the graph at hand.
+    initializers: Vec<TensorProto>,
+}
+
+impl Upgrade<'_> {
+    fn graph(&mut self, graph: &mut GraphProto) -> Result<(), QuantizeError> {
+        let outer = std::mem::take(&mut self.initializers);
+        for (index, mut node) in std::mem::take(&mut graph.node).into_iter().enumerate() {
+            node.subgraphs_mut().try_for_each(|graph| self.graph(graph))?;
+            if node.is_standard() {
+                let (name, op_type) = (node.label(index), node.op_type().to_owned());
+                let upgraded = self.node(node).map_err(|reason| QuantizeError::Upgrade {
+                    node: name,
+                    op_type,
+                    from: self.from,
+                    to: self.to,
+                    reason: reason.to_owned(),
+                })?;
+                graph.node.extend(upgraded);
+            } else {
+                graph.node.push(node);
+            }
+        }
+        graph.initializer.extend(std::mem::replace(&mut self.initializers, outer));
+        Ok(())
+    }
+
+    /// True when the model crosses `version`, where an operator changed.
+    fn crosses(&self, version: i64) -> bool {
+        self.from < version && version <= self.to
+    }
+
+    fn node(&mut self, mut node: NodeProto) -> Result<Vec<NodeProto>, &'static str> {
+        match node.op_type() {
+            "Slice" if self.crosses(10) => {
+                for (input, name) in [(1, "starts"), (2, "ends"), (3, "axes")] {
+                    self.ints_to_input(&mut node, name, input);
+                }
+            }
+            "TopK" if self.crosses(10) => {
+                let k = node.attr_i("k").ok_or("it has no attribute `k`")?;
+                take(&mut node, "k");
+                self.set_input(&mut node, 1, "k", Values::I64(vec![k]), vec![1]);
+            }
+            "Upsample" => return self.upsample(node).map(|node| vec![node]),
+            "Resize" if self.from == 10 => {
+                node.input.insert(1, String::new());
+                node.attribute.extend(old_resize());
+            }
+            "Clip" if self.crosses(11) => {
+                for (input, name) in [(1, "min"), (2, "max")] {
+                    if let Some(bound) = take(&mut node, name).and_then(|attribute| attribute.f) {
+                        self.set_input(&mut node, input, name, Values::F32(vec![bound]), vec![]);
+                    }
+                }
+            }
+            "Pad" if self.crosses(11) => {
+                self.ints_to_input(&mut node, "pads", 1);
+                if let Some(value) = take(&mut node, "value").and_then(|attribute| attribute.f) {
+                    self.set_input(&mut node, 2, "value", Values::F32(vec![value]), vec![]);
+                }
+            }
+            "Scatter" if self.crosses(11) => node.op_type = Some("ScatterElements".to_owned()),
+            "Scan" if self.crosses(9) => return Err("its inputs changed with opset 9"),
+            // Without a ratio the operator does nothing in inference, before and after.
+            "Dropout" if self.crosses(12) => drop(take(&mut node, "ratio")),
+            "BatchNormalization" if self.crosses(14) || self.crosses(9) => {
+                if take(&mut node, "spatial").is_some_and(|attribute| attribute.i == Some(0)) {
+                    return Err("statistics per pixel no longer exist");
+                }
+                if self.crosses(14) && node.output.iter().skip(1).any(|output| !output.is_empty()) {
+                    return Err("it is in training mode");
+                }
+                node.output.truncate(1);
+            }
+            "Squeeze" | "Unsqueeze" | "ReduceSum" if self.crosses(13) => self.ints_to_input(&mut node, "axes", 1),
+            "Softmax" | "LogSoftmax" | "Hardmax" if self.crosses(13) => return Ok(self.softmax(node)),
+            "Split" => {
+                if self.crosses(13) {
+                    self.ints_to_input(&mut node, "split", 1);
+                }
+                if self.crosses(18) && node.input.get(1).is_none_or(String::is_empty) {
+                    let parts = node.output.len() as i64;
+                    node.attribute.push(AttributeProto::int("num_outputs", parts));
+                }
+            }
+            "RoiAlign" if self.crosses(16) && node.attr("coordinate_transformation_mode").is_none() => {
+                let mode = AttributeProto::string("coordinate_transformation_mode", "output_half_pixel");
+                node.attribute.push(mode);
+            }
+            "ReduceL1" | "ReduceL2" | "ReduceLogSum" | "ReduceLogSumExp" | "ReduceMax" | "ReduceMean" | "ReduceMin"
+            | "ReduceProd" | "ReduceSumSquare"
+                if self.crosses(18) =>
+            {
+                self.ints_to_input(&mut node, "axes", 1);
+            }
+            _ => {}
+        }
+        Ok(vec![node])
+    }
+
+    /// Upsample became Resize; its scales were an attribute before opset 9.
+    fn upsample(&mut self, mut node: NodeProto) -> Result<NodeProto, &'static str> {
+        if let Some(scales) = take(&mut node, "scales") {
+            let count = scales.floats.len();
+            self.set_input(&mut node, 2, "scales", Values::F32(scales.floats), vec![count]);
+        } else if node.input.len() == 2 {
+            node.input.insert(1, String::new());
+        } else {
+            return Err("it has no scales");
+        }
+        node.op_type = Some("Resize".to_owned());
+        node.attribute.extend(old_resize());
+        Ok(node)
+    }
+
+    /// Before opset 13 Softmax worked on a matrix: all axes from `axis` on together.
+    fn softmax(&mut self, mut node: NodeProto) -> Vec<NodeProto> {
+        let axis = take(&mut node, "axis").and_then(|attribute| attribute.i).unwrap_or(1);
+        let (Some(input), Some(output)) = (node.input.first().cloned(), node.output.first().cloned()) else {
+            return vec![node];
+        };
+        let rank = self.ranks.get(&input).or_else(|| self.ranks.get(&output));
+        node.attribute.push(AttributeProto::int("axis", -1));
+        if axis == -1 || rank.is_some_and(|&rank| axis == rank as i64 - 1) {
+            return vec![node];
+        }
+        let [shape, flat, soft] = ["shape", "flat", "soft"].map(|suffix| self.fresh(&format!("{output}_{suffix}")));
+        node.input = vec![flat.clone()];
+        node.output = vec![soft.clone()];
+        vec![
+            NodeProto::new("Shape", &shape, &[&input], &[&shape]),
+            NodeProto::new("Flatten", &flat, &[&input], &[&flat]).with(AttributeProto::int("axis", axis)),
+            node,
+            NodeProto::new("Reshape", &self.fresh(&format!("{output}_reshape")), &[&soft, &shape], &[&output]),
+        ]
+    }
+
+    /// Turns a list attribute into an input; without the attribute the input stays out.
+    fn ints_to_input(&mut self, node: &mut NodeProto, name: &str, input: usize) {
+        if let Some(attribute) = take(node, name) {
+            let count = attribute.ints.len();
+            self.set_input(node, input, name, Values::I64(attribute.ints), vec![count]);
+        }
+    }
+
+    fn set_input(&mut self, node: &mut NodeProto, input: usize, name: &str, values: Values, shape: Vec<usize>) {
+        // The shape is made of the values' own count.
+        let Ok(tensor) = Tensor::new(shape, values) else { return };
+        let stem = node.output.first().map_or("", String::as_str);
+        let constant = self.fresh(&format!("{stem}_{name}"));
+        if node.input.len() <= input {
+            node.input.resize(input + 1, String::new());
+        }
+        node.input[input].clone_from(&constant);
+        self.initializers.push(TensorProto::from_tensor(&constant, tensor));
+    }
+
+    fn fresh(&mut self, base: &str) -> String {
+        let mut name = base.to_owned();
+        let mut number = 0;
+        while !self.names.insert(name.clone()) {
+            number += 1;
+            name = format!("{base}_{number}");
+        }
+        name
+    }
+}
+
+/// What Resize of opset 10 and Upsample did, in the words of later opsets.
+fn old_resize() -> [AttributeProto; 2] {
+    [
+        AttributeProto::string("coordinate_transformation_mode", "asymmetric"),
+        AttributeProto::string("nearest_mode", "floor"),
+    ]
+}
+
+/// Removes and returns an attribute.
+fn take(node: &mut NodeProto, name: &str) -> Option<AttributeProto> {
+    let index = node.attribute.iter().position(|attribute| attribute.name() == name)?;
+    Some(node.attribute.remove(index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quantize::testing::TestModel;
+
+    fn raise(model: TestModel, to: i64, ranks: &[(&str, usize)]) -> Result<Model, QuantizeError> {
+        let mut model = model.build();
+        let ranks = ranks.iter().map(|&(name, rank)| (name.to_owned(), rank)).collect();
+        raise_opset(&mut model, to, &ranks).map(|()| model)
+    }
+
+    fn node(op_type: &str, inputs: &[&str], attributes: Vec<AttributeProto>) -> NodeProto {
+        NodeProto { attribute: attributes, ..NodeProto::new(op_type, "y", inputs, &["y"]) }
+    }
+
+    /// Inputs and attribute names after the upgrade of one node.
+    fn upgraded(from: i64, to: i64, node: NodeProto) -> (String, Vec<String>, Vec<String>, Vec<Vec<f32>>) {
+        let model = raise(TestModel::new(from).node(node), to, &[]).unwrap();
+        let node = &model.graph().node[0];
+        let attributes = node.attribute.iter().map(|attribute| attribute.name().to_owned()).collect();
+        let values = model.graph().initializer.iter().map(|tensor| tensor.to_tensor().unwrap().to_f32()).collect();
+        (node.op_type().to_owned(), node.input.clone(), attributes, values)
+    }
+
+    #[test]
+    fn attributes_become_inputs() {
+        let axes = || AttributeProto::ints("axes", &[1, -1]);
+        let keep = || AttributeProto::int("keepdims", 0);
+        let (_, inputs, attributes, values) = upgraded(11, 13, node("ReduceSum", &["x"], vec![axes(), keep()]));
+        assert_eq!(
+            (inputs, attributes, values),
+            (strings(&["x", "y_axes"]), strings(&["keepdims"]), vec![vec![1.0, -1.0]])
+        );
+        assert_eq!(upgraded(12, 13, node("ReduceMean", &["x"], vec![axes()])).1, ["x"]);
+        assert_eq!(upgraded(13, 19, node("ReduceMean", &["x"], vec![axes()])).1, ["x", "y_axes"]);
+        assert_eq!(upgraded(13, 19, node("ReduceMean", &["x"], vec![])).1, ["x"]);
+        assert_eq!(upgraded(11, 13, node("Unsqueeze", &["x"], vec![axes()])).1, ["x", "y_axes"]);
+        let slice = vec![AttributeProto::ints("starts", &[0]), AttributeProto::ints("ends", &[9])];
+        assert_eq!(upgraded(9, 13, node("Slice", &["x"], slice)).1, ["x", "y_starts", "y_ends"]);
+        let (_, inputs, _, values) = upgraded(10, 13, node("Clip", &["x"], vec![AttributeProto::float("max", 6.0)]));
+        assert_eq!((inputs, values), (strings(&["x", "", "y_max"]), vec![vec![6.0]]));
+        let pad = vec![AttributeProto::ints("pads", &[0, 1]), AttributeProto::float("value", 0.5)];
+        assert_eq!(upgraded(10, 13, node("Pad", &["x"], pad)).3, [vec![0.0, 1.0], vec![0.5]]);
+    }
+
+    #[test]
+    fn resizes_keep_their_old_meaning() {
+        let scales = AttributeProto { floats: vec![1.0, 2.0], ..AttributeProto::ints("scales", &[]) };
+        let old = vec![AttributeProto::string("mode", "nearest"), scales];
+        let words = strings(&["mode", "coordinate_transformation_mode", "nearest_mode"]);
+        let (op_type, inputs, attributes, _) = upgraded(8, 13, node("Upsample", &["x"], old));
+        assert_eq!((op_type.as_str(), inputs, &attributes), ("Resize", strings(&["x", "", "y_scales"]), &words));
+        let old = || vec![AttributeProto::string("mode", "nearest")];
+        for op_type in ["Upsample", "Resize"] {
+            let from = if op_type == "Resize" { 10 } else { 9 };
+            let (_, inputs, attributes, _) = upgraded(from, 13, node(op_type, &["x", "s"], old()));
+            assert_eq!((inputs, &attributes), (strings(&["x", "", "s"]), &words));
+        }
+        assert_eq!(upgraded(11, 13, node("Resize", &["x", "r", "s"], old())).2, ["mode"]);
+    }
+
+    #[test]
+    fn softmax_over_several_axes_is_taken_apart() {
+        let softmax = |axis| node("Softmax", &["x"], vec![AttributeProto::int("axis", axis)]);
+        let types = |model: Model| model.graph().node.iter().map(|node| node.op_type().to_owned()).collect::<Vec<_>>();
+        let last = raise(TestModel::new(11).node(softmax(1)), 13, &[("x", 2)]).unwrap();
+        assert_eq!(last.graph().node[0].attr_i("axis"), Some(-1));
+        assert_eq!(types(last), ["Softmax"]);
+        let several = raise(TestModel::new(11).node(softmax(1)), 13, &[("x", 4)]).unwrap();
+        assert_eq!(several.graph().node[3].output, ["y"]);
+        assert_eq!(types(several), ["Shape", "Flatten", "Softmax", "Reshape"]);
+        assert_eq!(types(raise(TestModel::new(13).node(softmax(1)), 19, &[]).unwrap()), ["Softmax"]);
+    }
+
+    #[test]
+    fn splits_say_into_how_many() {
+        let split = NodeProto::new("Split", "s", &["x"], &["a", "b"]);
+        let model = raise(TestModel::new(11).node(split), 19, &[]).unwrap();
+        assert_eq!(model.graph().node[0].attr_i("num_outputs"), Some(2));
+    }
+
+    #[test]
+    fn branches_are_raised_too() {
+        let inner = TestModel::new(11).node(node("Squeeze", &["x"], vec![AttributeProto::ints("axes", &[0])])).build();
+        let branch = node("If", &["c"], vec![AttributeProto::graph("then_branch", inner.graph().clone())]);
+        let model = raise(TestModel::new(11).node(branch), 13, &[]).unwrap();
+        let inner = model.graph().node[0].subgraphs().next().unwrap();
+        assert_eq!((inner.node[0].input.clone(), inner.initializer.len()), (strings(&["x", "y_axes"]), 1));
+        assert!(model.graph().initializer.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_raised_is_refused_by_name() {
+        let training = NodeProto::new("BatchNormalization", "bn", &["x", "a", "b", "c", "d"], &["y", "mean"]);
+        let error = raise(TestModel::new(11).node(training), 19, &[]).unwrap_err().to_string();
+        assert!(error.contains("node `bn` (BatchNormalization) of opset 11") && error.contains("training"), "{error}");
+        assert!(raise(TestModel::new(6), 13, &[]).unwrap_err().to_string().contains("opset 6"));
+        assert_eq!(raise(TestModel::new(17), 13, &[]).unwrap().opset(""), Some(17));
+    }
+
+    fn strings(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+}

@@ -1,0 +1,166 @@
+//! Constants as 8-bit initializers: the file keeps the codes and their scales, nothing in float.
+
+use bytes::Bytes;
+use half::{bf16, f16};
+
+use super::{QuantizeError, placement::WeightEdge};
+use crate::{
+    onnx::proto::TensorProto,
+    qparams::{Granularity, QParams, QuantType},
+    tensor::{ElementType, Tensor, Values},
+};
+
+/// A quantized constant: inputs of its DequantizeLinear.
+pub(super) struct QuantizedWeight {
+    pub codes: TensorProto,
+    pub scale: TensorProto,
+    pub zero_point: TensorProto,
+}
+
+/// The names of the three tensors.
+pub(super) struct WeightNames {
+    pub codes: String,
+    pub scale: String,
+    pub zero_point: String,
+}
+
+/// Quantizes one constant along the edge's axis.
+///
+/// `floors`, one a channel, are the smallest scales allowed; `scale_type` is the float type that the scales must
+/// survive. Scales are rounded to it before the codes are computed, so codes and scales always belong together.
+pub(super) fn quantize_weight(
+    weight: &TensorProto,
+    edge: &WeightEdge,
+    quant_type: QuantType,
+    scale_type: ElementType,
+    floors: &[f32],
+    names: &WeightNames,
+) -> Result<QuantizedWeight, QuantizeError> {
+    let tensor = weight.to_tensor()?;
+    let (shape, values) = (tensor.shape(), tensor.view().to_f32());
+    if values.iter().any(|value| !value.is_finite()) {
+        return Err(QuantizeError::NonFiniteWeight { tensor: edge.tensor.clone() });
+    }
+    let mut params = match edge.axis {
+        Some(axis) => QParams::per_channel(quant_type, axis, shape, &values)
+            .ok_or_else(|| QuantizeError::WeightAxis { tensor: edge.tensor.clone(), axis, shape: shape.to_vec() })?,
+        None => QParams::per_tensor(quant_type, values.iter().fold(0.0, |amax, value| amax.max(value.abs()))),
+    };
+    for (index, scale) in params.scales.iter_mut().enumerate() {
+        let floor = floors.get(index).copied().filter(|floor| floor.is_finite()).unwrap_or(0.0);
+        *scale = round_scale_up(scale.max(floor), scale_type);
+    }
+    let codes = params.quantize(shape, &values)?;
+    let scale_shape = match params.granularity {
+        Granularity::PerTensor => Vec::new(),
+        Granularity::PerChannel { .. } => vec![params.scales.len()],
+    };
+    let zeros = vec![0; params.scales.len()];
+    Ok(QuantizedWeight {
+        codes: codes_tensor(&names.codes, shape, quant_type, codes),
+        scale: scale_tensor(&names.scale, scale_shape.clone(), params.scales)?,
+        zero_point: codes_tensor(&names.zero_point, &scale_shape, quant_type, zeros),
+    })
+}
+
+/// An initializer of 8-bit codes.
+pub(super) fn codes_tensor(name: &str, shape: &[usize], quant_type: QuantType, codes: Vec<u8>) -> TensorProto {
+    TensorProto {
+        name: Some(name.to_owned()),
+        dims: shape.iter().map(|&extent| extent as i64).collect(),
+        data_type: Some(quant_type.onnx()),
+        raw_data: Some(Bytes::from(codes)),
+        ..TensorProto::default()
+    }
+}
+
+/// An initializer of `float32` scales.
+pub(super) fn scale_tensor(name: &str, shape: Vec<usize>, scales: Vec<f32>) -> Result<TensorProto, QuantizeError> {
+    Ok(TensorProto::from_tensor(name, Tensor::new(shape, Values::F32(scales))?))
+}
+
+/// The smallest value of `element_type` that is at least `scale`: nothing is clipped by rounding.
+///
+/// In `float16` a scale below the smallest normal number keeps its subnormal steps; what has no magnitude at all gets
+/// the smallest normal number.
+pub(super) fn round_scale_up(scale: f32, element_type: ElementType) -> f32 {
+    let up = |rounded: f32, next: f32| if rounded < scale { next } else { rounded };
+    match element_type {
+        ElementType::F16 if scale <= crate::qparams::MIN_SCALE => f16::MIN_POSITIVE.to_f32(),
+        ElementType::F16 => {
+            let rounded = f16::from_f32(scale.min(f16::MAX.to_f32()));
+            up(rounded.to_f32(), f16::from_bits(rounded.to_bits() + 1).to_f32()).min(f16::MAX.to_f32())
+        }
+        ElementType::Bf16 => {
+            let rounded = bf16::from_f32(scale);
+            up(rounded.to_f32(), bf16::from_bits(rounded.to_bits() + 1).to_f32())
+        }
+        _ => scale,
+    }
+}
+
+/// Smallest weight scales that keep `bias / (input_scale · weight_scale)` inside 31 bits.
+///
+/// ONNX Runtime turns the bias of an integer convolution into INT32 with that scale: a channel of tiny weights with an
+/// ordinary bias would overflow.
+pub(super) fn bias_floors(bias: Option<&TensorProto>, input_scale: f32) -> Vec<f32> {
+    let bias = bias.and_then(|bias| bias.to_tensor().ok()).map(|bias| bias.to_f32()).unwrap_or_default();
+    bias.iter().map(|value| value.abs() / (input_scale * (1u32 << 30) as f32)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names() -> WeightNames {
+        WeightNames { codes: "q".to_owned(), scale: "s".to_owned(), zero_point: "z".to_owned() }
+    }
+
+    fn quantize(shape: &[usize], values: &[f32], axis: Option<usize>, floors: &[f32]) -> QuantizedWeight {
+        let tensor = Tensor::from_f32(shape.to_vec(), values.to_vec()).unwrap();
+        let edge = WeightEdge { tensor: "w".to_owned(), node: 0, input: 1, axis };
+        let proto = TensorProto::from_tensor("w", tensor);
+        quantize_weight(&proto, &edge, QuantType::Int8Narrow, ElementType::F32, floors, &names()).unwrap()
+    }
+
+    #[test]
+    fn scales_follow_the_axis_and_codes_the_scales() {
+        let weight = quantize(&[2, 2], &[127.0, -254.0, 12.7, 0.1], Some(1), &[]);
+        assert_eq!(weight.scale.to_tensor().unwrap().to_f32(), [1.0, 2.0]);
+        assert_eq!(weight.codes.raw_data.unwrap().as_ref(), [127, 129, 13, 0]);
+        assert_eq!((weight.zero_point.dims, weight.zero_point.data_type), (vec![2], Some(3)));
+        let weight = quantize(&[2, 2], &[127.0, -254.0, 12.7, 0.1], None, &[]);
+        assert_eq!(weight.scale.dims, Vec::<i64>::new());
+        assert_eq!(weight.codes.raw_data.unwrap().as_ref(), [64, 129, 6, 0]);
+    }
+
+    #[test]
+    fn floors_raise_scales() {
+        let weight = quantize(&[2, 1], &[0.0, 1.27], Some(0), &bias_floors(None, 1.0));
+        assert_eq!(weight.scale.to_tensor().unwrap().to_f32(), [crate::qparams::MIN_SCALE, 0.01]);
+        let bias = TensorProto::from_tensor("b", Tensor::from_f32(vec![2], vec![-8.0, 8.0]).unwrap());
+        let weight = quantize(&[2, 1], &[0.0, 1.27], Some(0), &bias_floors(Some(&bias), 0.5));
+        let scales = weight.scale.to_tensor().unwrap().to_f32();
+        assert_eq!(scales, [16.0 / (1u32 << 30) as f32, 0.01]);
+        assert!(8.0 / (0.5 * scales[0]) < i32::MAX as f32);
+    }
+
+    #[test]
+    fn scales_survive_the_half_types_without_shrinking() {
+        for scale in [1.0, 0.1, 3.3e-5, 1.0e-7, 7.7e-3, 65500.0] {
+            let half = round_scale_up(scale, ElementType::F16);
+            assert!(half >= scale && f16::from_f32(half).to_f32() == half, "{scale} became {half}");
+            let brain = round_scale_up(scale, ElementType::Bf16);
+            assert!(brain >= scale && bf16::from_f32(brain).to_f32() == brain && brain <= scale * 1.01);
+        }
+        assert_eq!(round_scale_up(crate::qparams::MIN_SCALE, ElementType::F16), f16::MIN_POSITIVE.to_f32());
+    }
+
+    #[test]
+    fn infinite_weights_are_refused_by_name() {
+        let proto = TensorProto::from_tensor("w", Tensor::from_f32(vec![1, 2], vec![1.0, f32::NAN]).unwrap());
+        let edge = WeightEdge { tensor: "w".to_owned(), node: 0, input: 1, axis: Some(0) };
+        let result = quantize_weight(&proto, &edge, QuantType::Int8Narrow, ElementType::F32, &[], &names());
+        assert!(result.err().unwrap().to_string().contains("`w`"));
+    }
+}
