@@ -1,5 +1,12 @@
 //! Latency and throughput: the protocol of the measurement and the figures that summarise it.
 
+mod export;
+mod protocol;
+mod summary;
+
+pub use protocol::{BenchError, Clock, Protocol, SystemClock, Target, measure};
+pub use summary::run;
+
 use serde::{Deserialize, Serialize};
 
 /// Time of one inference call, in milliseconds.
@@ -38,4 +45,65 @@ pub struct Throughput {
     pub uncertainty: f64,
     /// Largest minus smallest.
     pub jitter: f64,
+}
+
+/// How many times faster than the reference.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct SpeedUp {
+    /// Ratio of the median times for a sample.
+    pub ratio: f64,
+    /// 95 % confidence interval (paired bootstrap over the rounds).
+    pub interval: [f64; 2],
+}
+
+/// Begin and end of one call, in milliseconds since the measurement began.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Call {
+    /// Begin.
+    pub start_ms: f64,
+    /// End.
+    pub end_ms: f64,
+}
+
+/// All measured calls of one target, in their order: the n-th calls of all targets are one round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Times {
+    /// Name of the target.
+    pub name: String,
+    /// Samples in each call.
+    pub batch: usize,
+    /// Calls before the measurement.
+    pub warm_up_calls: usize,
+    /// Whether the times had settled by then.
+    pub settled: bool,
+    /// The calls.
+    pub calls: Vec<Call>,
+}
+
+/// Medians of the parts of a call on a device, where a backend tells them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Phases {
+    /// Launching the work, on the host.
+    pub enqueue_ms: f64,
+    /// Copying the inputs to the device.
+    pub h2d_ms: f64,
+    /// Computing.
+    pub compute_ms: f64,
+    /// Copying the outputs back.
+    pub d2h_ms: f64,
+}
+
+/// What was measured of one target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Measurement {
+    /// The calls.
+    pub times: Times,
+    /// Time of a call; absent without calls.
+    pub latency: Option<Latency>,
+    /// Samples per second; absent without calls.
+    pub throughput: Option<Throughput>,
+    /// Against the reference of the same batch size; absent for the reference and where there is none.
+    pub speed_up: Option<SpeedUp>,
+    /// What makes the figures doubtful, in sentences.
+    pub warnings: Vec<String>,
 }
