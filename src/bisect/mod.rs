@@ -1,10 +1,19 @@
 //! Where a quantized model leaves its float reference, and the least that must be lifted to bring it back.
 //!
-//! * [`search`]: the smallest set of nodes in a higher precision that passes a gate; pure, from plan to verdict.
+//! * [`graphwise`]: every tensor of the target against the reference's, in one pass.
+//! * [`layerwise`]: the error that each quantized operator makes by itself and why, in one pass, from `operators` (what
+//!   is quantized) and `twins` (the graph that measures).
 //! * [`first`]: the first node after which the target diverges, from few probes; pure, from tensors to metrics.
-//! * [`groups`]: nodes that are lifted together.
+//! * [`search`]: the smallest set of nodes in a higher precision that passes a gate; pure, from plan to verdict.
+//!   [`groups`] lifts nodes together, [`trials`] is its cache and log.
 
+#[cfg(test)]
+mod fixture;
 pub mod first;
+pub mod graphwise;
 pub mod groups;
+pub mod layerwise;
+pub mod operators;
 pub mod search;
 pub mod trials;
+mod twins;

@@ -14,6 +14,7 @@ mod weights;
 use std::path::PathBuf;
 
 pub use external::ExternalError;
+pub(crate) use graph::captured;
 pub use graph::{GraphError, GraphView, NodeId, Use};
 pub use load::ModelError;
 use node::is_default_domain;

@@ -1,0 +1,187 @@
+//! Every tensor of the target against the same tensor of the reference: where the error accumulates.
+//!
+//! Both run side by side, a sample at a time, and tensors are compared in the target's own buffers; what is kept are
+//! sums. Memory is that of one sample's tensors, whatever the number of samples.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    first::{Flow, FlowNode},
+    layerwise::{AnalysisError, Samples, plain},
+};
+use crate::{
+    backend::{Backend, BuildOptions, Runner},
+    compare::graphwise::{Graphwise as Accumulator, TensorDifference},
+    onnx::{GraphError, GraphView, Model},
+    tensor::ElementType,
+};
+
+/// A tensor that both models make, by the reference's node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct TensorSite {
+    /// The tensor.
+    pub tensor: String,
+    /// The reference's node that makes it.
+    pub node: String,
+    /// Its operator type.
+    pub op_type: String,
+    /// The largest magnitude that the target's quantizer of the tensor can give; absent where it has none.
+    pub amax: Option<f32>,
+}
+
+/// How far one tensor of the target is off.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct TensorDivergence {
+    /// The tensor.
+    #[serde(flatten)]
+    pub site: TensorSite,
+    /// Its figures over all samples.
+    #[serde(flatten)]
+    pub difference: TensorDifference,
+}
+
+impl TensorDivergence {
+    /// True when the target is further off than `sqnr_db`, or not finite where the reference is.
+    pub fn diverged(&self, sqnr_db: f64) -> bool {
+        self.difference.non_finite.differing > 0 || self.difference.sqnr_db.is_some_and(|found| found < sqnr_db)
+    }
+}
+
+/// Result of [`graphwise`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Graphwise {
+    /// In the order of execution.
+    pub tensors: Vec<TensorDivergence>,
+    /// The first node whose output is NaN or infinite in the target and not in the reference.
+    pub first_non_finite: Option<String>,
+    /// Samples compared.
+    pub samples: usize,
+}
+
+/// Options of [`graphwise`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct GraphwiseOptions {
+    /// Tensors compared in one pass: fewer take more passes and less memory.
+    pub tensors_per_pass: usize,
+    /// Threads inside an operator; 0 for all cores.
+    pub threads: usize,
+}
+
+impl Default for GraphwiseOptions {
+    fn default() -> Self {
+        Self { tensors_per_pass: 1024, threads: 0 }
+    }
+}
+
+/// The tensors that nodes of both models make under the same name, in the reference's order of execution.
+///
+/// # Errors
+/// A malformed graph.
+pub fn shared_tensors(reference: &Model, target: &Model) -> Result<Vec<TensorSite>, GraphError> {
+    let reference = GraphView::new(reference.graph())?;
+    let target = GraphView::new(target.graph())?;
+    let mut sites = Vec::new();
+    for &id in reference.topological_order() {
+        let node = reference.node(id);
+        for tensor in node.output.iter().filter(|tensor| target.producer(tensor).is_some()) {
+            let (node, op_type) = (node.label(id.0), node.op_type().to_owned());
+            sites.push(TensorSite { tensor: tensor.clone(), node, op_type, amax: quantizer_amax(&target, tensor) });
+        }
+    }
+    Ok(sites)
+}
+
+/// The largest value of the quantizer that reads `tensor`.
+fn quantizer_amax(target: &GraphView<'_>, tensor: &str) -> Option<f32> {
+    let nodes = target.consumers(tensor).iter().map(|u| target.node(u.node));
+    let quantize = nodes.into_iter().find(|node| node.op_type() == "QuantizeLinear")?;
+    super::operators::quantizer_range(target, quantize).map(|[_, high]| high)
+}
+
+/// Compares `sites` over `samples`.
+///
+/// # Errors
+/// A model cannot be built or run, a sample cannot be read, a tensor has different shapes in both, or there are no
+/// samples.
+pub fn graphwise(
+    backend: &dyn Backend,
+    reference: &Model,
+    target: &Model,
+    sites: &[TensorSite],
+    samples: Samples<'_>,
+    options: GraphwiseOptions,
+) -> Result<Graphwise, AnalysisError> {
+    let mut tensors = Vec::with_capacity(sites.len());
+    for sites in sites.chunks(options.tensors_per_pass.max(1)) {
+        let extra_outputs = sites.iter().map(|site| site.tensor.clone()).collect();
+        let build = BuildOptions { extra_outputs, ..plain(options.threads) };
+        let mut reference = backend.build(reference, &build)?;
+        let mut target = backend.build(target, &build)?;
+        tensors.extend(run(&mut *reference, &mut *target, sites, samples)?);
+    }
+    let bad = |tensor: &&TensorDivergence| tensor.difference.non_finite.differing > 0;
+    let first_non_finite = tensors.iter().find(bad).map(|tensor| tensor.site.node.clone());
+    Ok(Graphwise { tensors, first_non_finite, samples: samples.indices.len() })
+}
+
+/// One pass of two runners that give `sites` among their outputs. Tensors that are no floating-point numbers, or that
+/// one of the two does not give, are left out.
+///
+/// # Errors
+/// As [`graphwise`].
+pub fn run(
+    reference: &mut dyn Runner,
+    target: &mut dyn Runner,
+    sites: &[TensorSite],
+    samples: Samples<'_>,
+) -> Result<Vec<TensorDivergence>, AnalysisError> {
+    if samples.indices.is_empty() {
+        return Err(AnalysisError::NoSamples);
+    }
+    let floats = |runner: &dyn Runner| -> BTreeSet<String> {
+        let floats = runner.outputs().iter().filter(|output| output.element_type.is_some_and(ElementType::is_float));
+        floats.map(|output| output.name.clone()).collect()
+    };
+    let (known, given) = (floats(reference), floats(target));
+    let both =
+        sites.iter().map(|site| &site.tensor).filter(|tensor| known.contains(*tensor) && given.contains(*tensor));
+    let names = both.map(|tensor| (tensor.clone(), tensor.clone())).collect();
+    let thresholds = sites.iter().filter_map(|site| Some((site.tensor.clone(), site.amax?))).collect();
+    let mut accumulator = Accumulator::new(thresholds);
+    samples.for_each::<AnalysisError>(|id, inputs| {
+        Ok(accumulator.run_batch(&[id], inputs, reference, target, &names)?)
+    })?;
+    let differences = accumulator.finish();
+    let divergence = |site: &TensorSite| {
+        Some(TensorDivergence { site: site.clone(), difference: differences.get(&site.tensor)?.clone() })
+    };
+    Ok(sites.iter().filter_map(divergence).collect())
+}
+
+/// The reference's graph for [`first_divergence`](super::first::first_divergence): its nodes that depend on the
+/// inputs.
+///
+/// # Errors
+/// A malformed graph.
+pub fn flow(reference: &Model) -> Result<Flow, GraphError> {
+    let view = GraphView::new(reference.graph())?;
+    let constants = super::operators::constants(&view);
+    let varies = |tensor: &&String| !tensor.is_empty() && !constants.contains(tensor.as_str());
+    let node = |&id: &crate::onnx::NodeId| {
+        let node = view.node(id);
+        let captured: BTreeSet<&str> = node.subgraphs().flat_map(crate::onnx::captured).collect();
+        let captured = captured.into_iter().map(str::to_owned);
+        FlowNode {
+            name: node.label(id.0),
+            inputs: node.input.iter().cloned().chain(captured).filter(|tensor| varies(&tensor)).collect(),
+            outputs: node.output.iter().filter(varies).cloned().collect(),
+        }
+    };
+    let nodes = view.topological_order().iter().map(node).filter(|node| !node.outputs.is_empty()).collect();
+    Ok(Flow { nodes, outputs: view.graph().output.iter().map(|output| output.name().to_owned()).collect() })
+}
+
+#[cfg(test)]
+mod tests;
