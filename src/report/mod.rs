@@ -3,12 +3,36 @@
 //! The types stand in `model`, one file for each rendering beside it. Rendering never measures or computes a metric: a
 //! report read back from its JSON gives the same pages, byte for byte.
 
+mod charts;
+mod csv;
+mod details;
+#[cfg(test)]
+mod example;
+mod format;
+mod html;
+mod json;
+mod junit;
+mod metrics;
 mod model;
+mod regression;
+mod runs;
+mod summary;
+mod table;
 
+pub use csv::layers_csv;
+pub use format::rfc3339;
+pub use html::html;
+pub use json::schema;
+pub use junit::junit;
 pub use model::{
     Advice, AdviceLevel, ArtifactFile, Bound, Calibration, CandidateResult, DatasetInfo, Environment, Gate, Gpu,
     Histogram, Labels, LatencyMs, Layer, ModelInfo, Precision, Report, SkippedSample, Speedup, Timing, Verdict,
 };
+
+pub use regression::{LATENCY_NOISE, Regressions, SHARE_NOISE, SQNR_NOISE_DB, regressions};
+pub use runs::{Run, runs_html, runs_table};
+pub use summary::summary;
+pub use table::Table;
 
 /// Format version of [`Report`].
 pub const REPORT_FORMAT_VERSION: u32 = 1;

@@ -217,6 +217,8 @@ pub struct Gate {
     pub metric: String,
     /// The precision it is checked on.
     pub precision: String,
+    /// What ran it.
+    pub backend: String,
     /// Whether the threshold is the least or the most allowed.
     pub bound: Bound,
     /// The threshold.
@@ -271,7 +273,7 @@ pub struct Precision {
     /// Samples a second, measured in the same calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throughput_fps: Option<Throughput>,
-    /// Against the reference, from paired rounds; absent for the reference and when one of both is emulated.
+    /// From paired rounds with the reference (or its like on the same device); absent where one of both is emulated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speedup: Option<Speedup>,
     /// Samples whose top-1 changed, at most as many as were asked for.
@@ -328,9 +330,11 @@ pub enum Timing {
     Emulated,
 }
 
-/// How many times faster than the reference.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// How many times faster than another precision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Speedup {
+    /// What it is compared with (`fp32 onnxruntime-cpu`).
+    pub against: String,
     /// Ratio of the median latencies.
     pub ratio: f64,
     /// 95 % confidence interval (paired bootstrap).

@@ -1,0 +1,69 @@
+//! `layers.csv`: one line for each layer, in the order of execution, with names as they are in the model.
+
+use std::io::Write;
+
+use super::Layer;
+use crate::calibrate::Method;
+
+/// Writes the layers; what was not measured is an empty field.
+pub fn layers_csv(layers: &[Layer], to: impl Write) -> csv::Result<()> {
+    let methods = [
+        ("minmax", Method::MinMax),
+        ("percentile", Method::Percentile),
+        ("entropy", Method::Entropy),
+        ("mse", Method::Mse),
+    ];
+    let mut writer = csv::Writer::from_writer(to);
+    let fixed = [
+        "node",
+        "op_type",
+        "tensor",
+        "precision",
+        "graphwise_sqnr_db",
+        "layerwise_sqnr_db",
+        "cosine",
+        "weight_sqnr_db",
+        "min",
+        "max",
+        "amax",
+        "scale",
+        "clipped",
+    ];
+    writer.write_record(fixed.map(str::to_owned).into_iter().chain(methods.map(|(name, _)| format!("amax_{name}"))))?;
+    let double = |value: Option<f64>| value.map_or_else(String::new, |v| v.to_string());
+    let single = |value: Option<f32>| value.map_or_else(String::new, |v| v.to_string());
+    for layer in layers {
+        let names = [&layer.node, &layer.op_type, &layer.tensor, &layer.precision].map(Clone::clone);
+        let errors = [layer.graphwise_sqnr_db, layer.layerwise_sqnr_db, layer.cosine, layer.weight_sqnr_db].map(double);
+        let range = [layer.min, layer.max, layer.amax, layer.scale].map(single);
+        let thresholds = methods.map(|(_, method)| single(layer.candidates.get(&method).copied()));
+        let fields = names.into_iter().chain(errors).chain(range).chain([double(layer.clipped)]).chain(thresholds);
+        writer.write_record(fields)?;
+    }
+    writer.flush()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::example::{Size, report};
+
+    #[test]
+    fn every_layer_reads_back_with_its_exact_name_and_values() {
+        let mut layers = report(&Size { layers: 3, flips: 0 }).layers;
+        layers[1].node = "a,\"b\"\nc".into();
+        layers[2].graphwise_sqnr_db = None;
+        let mut text = Vec::new();
+        layers_csv(&layers, &mut text).unwrap();
+        let mut reader = csv::Reader::from_reader(text.as_slice());
+        let column = |name: &str, headers: &csv::StringRecord| headers.iter().position(|h| h == name).unwrap();
+        let headers = reader.headers().unwrap().clone();
+        let records: Vec<_> = reader.records().map(Result::unwrap).collect();
+        assert_eq!(records.len(), 3);
+        assert_eq!(&records[1][column("node", &headers)], "a,\"b\"\nc");
+        assert_eq!(&records[2][column("graphwise_sqnr_db", &headers)], "");
+        let amax: f32 = records[0][column("amax_entropy", &headers)].parse().unwrap();
+        assert_eq!(Some(&amax), layers[0].candidates.get(&Method::Entropy));
+    }
+}

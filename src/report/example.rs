@@ -1,0 +1,357 @@
+//! A made-up report for tests and for `reports/example`: every part is there, and the same bytes come out each time.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+
+use super::*;
+use crate::{
+    artifact::{ContentHash, Tool},
+    backend::TensorInfo,
+    bench::{Latency, Throughput},
+    calibrate::Method,
+    compare::{Accuracy, Agreement, Flip, OutputMetrics, Scored},
+    tensor::ElementType,
+};
+
+/// How much of what grows.
+pub(super) struct Size {
+    pub layers: usize,
+    pub flips: usize,
+}
+
+const CLASSES: [&str; 8] =
+    ["barn owl", "bee-eater", "coral reef", "daisy", "espresso", "fire salamander", "gondola", "harp"];
+
+/// A number in [0, 1) that depends on its arguments only.
+fn random(salt: &str, index: usize) -> f64 {
+    let hash = blake3::hash(format!("{salt} {index}").as_bytes());
+    let word = u32::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1], hash.as_bytes()[2], hash.as_bytes()[3]]);
+    f64::from(word) / 2f64.powi(32)
+}
+
+fn hash(of: &str) -> ContentHash {
+    ContentHash::of_bytes(of.as_bytes())
+}
+
+/// The report; figures are plausible, and not measured.
+pub(super) fn report(size: &Size) -> Report {
+    let tensor = |name: &str, shape: Vec<Option<usize>>| TensorInfo {
+        name: name.into(),
+        element_type: Some(ElementType::F32),
+        shape,
+    };
+    let ids = |from: usize, to: usize| (from..to).map(|i| format!("{}/{i:04}.jpg", CLASSES[i % 8])).collect::<Vec<_>>();
+    let flips = flips(size.flips);
+    Report {
+        format_version: REPORT_FORMAT_VERSION,
+        tool: Tool { name: "calib".into(), version: "0.1.0".into() },
+        created: "2026-11-21T12:00:00Z".into(),
+        command: ["calib", "run", "--model", "models/example net.onnx", "--data", "photos", "--gate", "top1=0.98"].map(str::to_owned).into(),
+        config: "model = \"models/example net.onnx\"\ndata = \"photos\"\ncalib_samples = 512\nmethod = \"auto\"\n\n[gate]\ntop1 = 0.98\ntop5 = 0.9\nsqnr_db = 15.0\n".into(),
+        environment: environment(),
+        model: ModelInfo {
+            path: "models/example net.onnx".into(),
+            hash: hash("model"),
+            bytes: 18_601_312,
+            inputs: vec![tensor("image", vec![None, Some(3), Some(224), Some(224)])],
+            outputs: vec![tensor("logits", vec![None, Some(1000)])],
+            nodes: 131,
+            parameters: 4_649_928,
+            opset: 17,
+            producer: Some("made by hand".into()),
+        },
+        dataset: DatasetInfo {
+            path: "photos".into(),
+            hash: hash("data"),
+            calibration: ids(0, 512),
+            evaluation: ids(512, 1512),
+            overlapping: 0,
+            skipped: vec![SkippedSample { sample: "harp/broken.jpg".into(), reason: "the JPEG ends after 812 bytes".into() }],
+            labels: Some(Labels {
+                source: "folder names".into(),
+                labelled: 1000,
+                names: CLASSES.iter().enumerate().map(|(i, &name)| (i as u32, name.to_owned())).collect(),
+            }),
+            preprocess: Some("resize 256 bicubic, crop 224, ÷ 255, ImageNet mean and std, NCHW, RGB".into()),
+            random_data: false,
+        },
+        calibration: Some(calibration()),
+        verdict: verdict(),
+        thumbnails: thumbnails(&flips),
+        precisions: precisions(flips),
+        layers: layers(size.layers),
+        advice: advice(),
+        notes: vec!["Example: every figure and name on this page is made up to show the report; nothing was measured.".into()],
+    }
+}
+
+fn environment() -> Environment {
+    let libraries = [("onnxruntime", "1.31.1"), ("tensorrt", "11.4.0"), ("cuda", "13.0")];
+    Environment {
+        os: "Linux x86_64".into(),
+        cpu_model: "Example CPU".into(),
+        cores: 16,
+        memory_bytes: 64 << 30,
+        libraries: libraries.map(|(name, version)| (name.to_owned(), version.to_owned())).into(),
+        gpu: Some(Gpu {
+            name: "Example GPU".into(),
+            compute_capability: "8.9".into(),
+            memory_bytes: 24 << 30,
+            driver: "590.10".into(),
+            clock_mhz: Some(2520),
+            temperature_c: Some(58),
+        }),
+    }
+}
+
+fn agreement(top1: f64, top5_overlap: f64) -> Agreement {
+    Agreement {
+        top1,
+        top1_interval: [top1 - 0.011, (top1 + 0.007).min(1.0)],
+        top5_overlap,
+        top5_set: 0.71,
+        ref_top1_in_top5: 0.999,
+        samples: 1000,
+    }
+}
+
+fn output(sqnr_db: f64) -> OutputMetrics {
+    let rel_l2 = 10f64.powf(-sqnr_db / 20.0);
+    OutputMetrics {
+        name: "logits".into(),
+        max_abs: rel_l2 * 9.0,
+        mean_abs: rel_l2 * 1.4,
+        rel_l2,
+        cosine: 1.0 - rel_l2 * rel_l2 / 2.0,
+        sqnr_db: Some(sqnr_db),
+    }
+}
+
+fn calibration() -> Calibration {
+    let tried = [
+        (Method::MinMax, 0.971, 0.93, 18.7),
+        (Method::Percentile, 0.979, 0.937, 18.9),
+        (Method::Entropy, 0.965, 0.898, 14.5),
+        (Method::Mse, 0.974, 0.936, 19.0),
+    ];
+    let candidate = |(method, top1, overlap, sqnr_db)| CandidateResult {
+        method,
+        chosen: method == Method::Percentile,
+        samples: 100,
+        agreement: Some(Agreement { samples: 100, ..agreement(top1, overlap) }),
+        outputs: vec![output(sqnr_db)],
+    };
+    Calibration {
+        method: "percentile".into(),
+        percentile: 99.99,
+        samples: 512,
+        seconds: 8.4,
+        images_per_second: 61.0,
+        peak_rss_bytes: 412 << 20,
+        candidates: tried.map(candidate).into(),
+    }
+}
+
+fn verdict() -> Verdict {
+    let gate = |precision: &str, backend: &str, metric: &str, threshold, value: f64| Gate {
+        metric: metric.into(),
+        precision: precision.into(),
+        backend: backend.into(),
+        bound: Bound::AtLeast,
+        threshold,
+        value: Some(value),
+        passed: value >= threshold,
+    };
+    let gates = vec![
+        gate("fp16", "tensorrt", "top1", 0.98, 0.999),
+        gate("int8", "tensorrt", "top1", 0.98, 0.976),
+        gate("int8", "tensorrt", "top5", 0.9, 0.934),
+        gate("int8", "tensorrt", "sqnr_db", 15.0, 18.4),
+    ];
+    Verdict {
+        passed: false,
+        sentence:
+            "INT8 on TensorRT misses one of its three gates: top-1 agreement is 97.6 %, 98 % is asked for. FP16 passes."
+                .into(),
+        gates,
+    }
+}
+
+fn precisions(flips: Vec<Flip>) -> Vec<Precision> {
+    let entry = |precision: &str, backend: &str| Precision {
+        precision: precision.into(),
+        backend: backend.into(),
+        reference: false,
+        artifact: None,
+        quantized_nodes: None,
+        agreement: None,
+        accuracy: None,
+        segmentation: None,
+        outputs: vec![],
+        latency_ms: None,
+        throughput_fps: None,
+        speedup: None,
+        flips: vec![],
+        flips_total: 0,
+        error: None,
+    };
+    let accuracy = |top1: f64, p| {
+        Some(Accuracy {
+            top1,
+            top1_interval: [top1 - 0.027, top1 + 0.026],
+            top5: top1 + 0.17,
+            top5_interval: [top1 + 0.155, top1 + 0.183],
+            samples: 1000,
+            mcnemar_p: p,
+        })
+    };
+    let artifact = |path: &str, bytes| Some(ArtifactFile { path: path.into(), hash: hash(path), bytes });
+    let latency = |median: f64, timing, provider: &str| {
+        Some(LatencyMs {
+            figures: Latency {
+                median,
+                mean: median * 1.02,
+                std: median * 0.05,
+                jitter: median * 0.6,
+                p90: median * 1.06,
+                p95: median * 1.1,
+                p99: median * 1.3,
+                p99_uncertainty: median * 0.08,
+                count: 2000,
+                batch: 1,
+            },
+            timing,
+            provider: provider.into(),
+            threads: 1,
+            transfers: false,
+            cuda_graph: provider == "tensorrt",
+            warnings: vec![],
+        })
+    };
+    let fps = |median: f64| {
+        Some(Throughput {
+            median: 1000.0 / median,
+            mean: 980.0 / median,
+            uncertainty: 4.0 / median,
+            jitter: 600.0 / median,
+        })
+    };
+    let speedup =
+        |ratio: f64| Some(Speedup { against: "fp32 tensorrt".into(), ratio, interval: [ratio * 0.97, ratio * 1.02] });
+    let few = flips.iter().take(2).cloned().collect::<Vec<_>>();
+    vec![
+        Precision { reference: true, accuracy: accuracy(0.752, None), latency_ms: latency(9.2, Timing::Measured, "CPU"), throughput_fps: fps(9.2), ..entry("fp32", "onnxruntime-cpu") },
+        Precision { agreement: Some(agreement(1.0, 1.0)), accuracy: accuracy(0.752, Some(1.0)), outputs: vec![output(104.2)], artifact: artifact("engines/fp32.plan", 19_204_000), latency_ms: latency(1.31, Timing::Measured, "tensorrt"), throughput_fps: fps(1.31), ..entry("fp32", "tensorrt") },
+        Precision { agreement: Some(agreement(0.999, 0.995)), accuracy: accuracy(0.752, Some(1.0)), outputs: vec![output(58.1)], artifact: artifact("engines/fp16.plan", 9_820_000), quantized_nodes: Some(131), latency_ms: latency(0.74, Timing::Measured, "tensorrt"), throughput_fps: fps(0.74), speedup: speedup(1.77), ..entry("fp16", "tensorrt") },
+        Precision { agreement: Some(agreement(0.979, 0.937)), accuracy: accuracy(0.744, Some(0.24)), outputs: vec![output(18.9)], artifact: artifact("model.int8.onnx", 5_012_000), quantized_nodes: Some(98), latency_ms: latency(14.0, Timing::Emulated, "CPU"), flips: few, flips_total: 21, ..entry("int8", "onnxruntime-cpu") },
+        Precision { agreement: Some(agreement(0.976, 0.934)), accuracy: accuracy(0.743, Some(0.19)), outputs: vec![output(18.4)], artifact: artifact("engines/int8.plan", 5_480_000), quantized_nodes: Some(98), latency_ms: latency(0.46, Timing::Measured, "tensorrt"), throughput_fps: fps(0.46), speedup: speedup(2.85), flips_total: flips.len().max(24), flips, ..entry("int8", "tensorrt") },
+        Precision { error: Some("FP8 needs compute capability 8.9 with TensorRT 11 on this platform; the builder found no kernel for `/features/conv/Conv`".into()), ..entry("fp8", "tensorrt") },
+    ]
+}
+
+fn flips(count: usize) -> Vec<Flip> {
+    let scored = |class: usize, score: f64| Scored {
+        class: class as u32,
+        name: Some(CLASSES[class].to_owned()),
+        score: score as f32,
+    };
+    let flip = |i: usize| {
+        let five = |salt: &str, first: usize, second: usize| {
+            let rest = (0..8).filter(move |&c| c != first && c != second).take(3);
+            let top = 8.0 + random(salt, i);
+            [first, second]
+                .into_iter()
+                .chain(rest)
+                .enumerate()
+                .map(|(rank, class)| scored(class, top - rank as f64 * 0.7))
+                .collect()
+        };
+        let (a, b) = (i % 8, (i + 1 + i / 8) % 8);
+        let (a, b) = if a == b { (a, (b + 1) % 8) } else { (a, b) };
+        let label = [a, b, (a + b + 1) % 8][i * 7 % 5 % 3];
+        Flip {
+            sample: format!("{}/{:04}.jpg", CLASSES[label], 512 + i * 17),
+            label: Some(label as u32),
+            reference: five("reference", a, b),
+            target: five("target", b, a),
+        }
+    };
+    (0..count).map(flip).collect()
+}
+
+/// Small pictures that nobody takes for photographs.
+fn thumbnails(flips: &[Flip]) -> BTreeMap<String, String> {
+    let picture = |(i, flip): (usize, &Flip)| {
+        let (hue, wave) = (random("hue", i), 3.0 + 9.0 * random("wave", i));
+        let image = image::RgbImage::from_fn(96, 96, |x, y| {
+            let (x, y) = (f64::from(x) / 96.0, f64::from(y) / 96.0);
+            let light = 0.5 + 0.5 * ((x * wave).sin() * (y * wave + hue * 6.0).cos());
+            image::Rgb([
+                (60.0 + 150.0 * light * hue) as u8,
+                (70.0 + 120.0 * light) as u8,
+                (90.0 + 140.0 * (1.0 - hue) * x) as u8,
+            ])
+        });
+        let mut jpeg = std::io::Cursor::new(Vec::new());
+        image.write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
+        let data = base64::engine::general_purpose::STANDARD.encode(jpeg.into_inner());
+        (flip.sample.clone(), format!("data:image/jpeg;base64,{data}"))
+    };
+    flips.iter().enumerate().map(picture).collect()
+}
+
+fn layers(count: usize) -> Vec<Layer> {
+    let layer = |i: usize| {
+        let (op_type, part) =
+            [("Conv", "expand"), ("Conv", "depthwise"), ("Add", "shortcut"), ("Conv", "project")][i % 4];
+        let weak = random("weak", i) < 0.06;
+        let amax = (2.0 + 6.0 * random("amax", i)) as f32;
+        let limit = amax * 1.6;
+        let spread = if weak { 0.05 } else { 0.24 };
+        let share = |bin: usize| (-(bin as f64 / 64.0 / spread).powi(2)).exp();
+        Layer {
+            node: format!("/blocks.{}/{part}/{op_type}", i / 4),
+            op_type: op_type.into(),
+            tensor: format!("/blocks.{}/{part}/{op_type}_output_0", i / 4),
+            precision: if op_type == "Add" { "fp16" } else { "int8" }.into(),
+            graphwise_sqnr_db: Some(
+                (42.0
+                    - 22.0 * (i as f64 / count as f64).sqrt()
+                    - 5.0 * random("graph", i)
+                    - if weak { 6.0 } else { 0.0 })
+                .max(3.0),
+            ),
+            layerwise_sqnr_db: (op_type == "Conv")
+                .then(|| 46.0 - 12.0 * random("layer", i) - if weak { 20.0 } else { 0.0 }),
+            cosine: Some(1.0 - 0.004 * random("cosine", i)),
+            weight_sqnr_db: (op_type == "Conv").then(|| 38.0 + 6.0 * random("weight", i)),
+            min: Some(if i.is_multiple_of(3) { 0.0 } else { -limit }),
+            max: Some(limit),
+            amax: Some(amax),
+            scale: Some(amax / 127.0),
+            method: Some(Method::Percentile),
+            candidates: [
+                (Method::MinMax, limit),
+                (Method::Percentile, amax),
+                (Method::Entropy, amax * 0.62),
+                (Method::Mse, amax * 0.9),
+            ]
+            .into(),
+            clipped: Some(if weak { 0.0021 } else { 0.0001 * random("clipped", i) }),
+            histogram: Some(Histogram {
+                limit,
+                counts: (0..64).map(|bin| (4e6 * share(bin) + 40.0 * random("tail", i * 64 + bin)) as u64).collect(),
+            }),
+        }
+    };
+    (0..count).map(layer).collect()
+}
+
+fn advice() -> Vec<Advice> {
+    vec![
+        Advice { level: AdviceLevel::Problem, text: "Two depthwise convolutions lose most of the agreement: their channels' ranges differ by more than 100 times. Keeping them in FP16 is enough to pass the gate.".into(), nodes: vec!["/blocks.4/depthwise/Conv".into(), "/blocks.11/depthwise/Conv".into()], command: Some("calib run --config run.toml --nodes-to-exclude '/blocks\\.(4|11)/depthwise/Conv'".into()) },
+        Advice { level: AdviceLevel::Warning, text: "1 sample could not be read.".into(), nodes: vec![], command: None },
+        Advice { level: AdviceLevel::Info, text: "Min-max and percentile differ by less than the uncertainty; more held-out samples would tell them apart.".into(), nodes: vec![], command: None },
+    ]
+}

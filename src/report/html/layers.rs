@@ -1,0 +1,142 @@
+//! Where: every layer's error and range, the worst first, each with its histogram.
+
+use std::collections::BTreeSet;
+
+use super::super::{Layer, charts, details::method_name, format, format::MISSING, table::Tone};
+
+/// Layers on a page; `layers.csv` has all.
+const MAX_LAYERS: usize = 1000;
+
+/// Layers with a drawn histogram: a page of more could not be mailed.
+const MAX_HISTOGRAMS: usize = 500;
+
+/// Decibels that fill a bar.
+const FULL_BAR_DB: f64 = 50.0;
+
+/// The layers to show.
+pub(super) struct Layers<'a> {
+    pub rows: Vec<Row<'a>>,
+    /// Layers in the report.
+    pub total: usize,
+    /// Values of the filters.
+    pub op_types: Vec<&'a str>,
+    pub precisions: Vec<&'a str>,
+    /// Which measure the order goes by: layerwise or else graphwise.
+    pub by_layerwise: bool,
+}
+
+/// One layer.
+pub(super) struct Row<'a> {
+    /// Place in the order of execution, from 1.
+    pub index: usize,
+    pub layer: &'a Layer,
+    pub op_token: usize,
+    pub precision_token: usize,
+    pub graphwise: Bar,
+    pub layerwise: Bar,
+    pub figures: Vec<Figure>,
+    /// What else is known, for the opened row.
+    pub more: Vec<(&'static str, String)>,
+    pub histogram: String,
+}
+
+/// A number in a cell.
+pub(super) struct Figure {
+    pub text: String,
+    pub sort: String,
+}
+
+/// SQNR as a number and a bar.
+pub(super) struct Bar {
+    pub text: String,
+    pub sort: String,
+    pub percent: u32,
+    pub tone: Tone,
+}
+
+impl Bar {
+    fn new(sqnr_db: Option<f64>) -> Self {
+        let Some(db) = sqnr_db else {
+            return Self { text: MISSING.to_owned(), sort: String::new(), percent: 0, tone: Tone::Dim };
+        };
+        // Below 10 dB noise is a third of the signal; above 20 dB it is a tenth.
+        let tone = if db < 10.0 {
+            Tone::Bad
+        } else if db < 20.0 {
+            Tone::Plain
+        } else {
+            Tone::Good
+        };
+        let percent = (db / FULL_BAR_DB * 100.0).clamp(2.0, 100.0) as u32;
+        Self { text: format!("{db:.1}"), sort: db.to_string(), percent, tone }
+    }
+}
+
+impl Figure {
+    fn new(value: Option<f64>, show: impl Fn(f64) -> String) -> Self {
+        Self { text: value.map_or(MISSING.to_owned(), show), sort: value.map_or(String::new(), |v| v.to_string()) }
+    }
+}
+
+impl<'a> Layers<'a> {
+    /// The layers, the worst first.
+    pub fn new(layers: &'a [Layer]) -> Self {
+        let unique = |of: fn(&Layer) -> &str| -> Vec<&str> {
+            layers.iter().map(of).collect::<BTreeSet<_>>().into_iter().collect()
+        };
+        let op_types = unique(|layer| &layer.op_type);
+        let precisions = unique(|layer| &layer.precision);
+        let by_layerwise = layers.iter().any(|layer| layer.layerwise_sqnr_db.is_some());
+        let measure = |l: &Layer| if by_layerwise { l.layerwise_sqnr_db } else { l.graphwise_sqnr_db };
+        let mut order: Vec<usize> = (0..layers.len()).collect();
+        order.sort_by(|&a, &b| {
+            let key = |i: usize| measure(&layers[i]).unwrap_or(f64::INFINITY);
+            key(a).total_cmp(&key(b))
+        });
+        order.truncate(MAX_LAYERS);
+        let row = |(place, &i): (usize, &usize)| {
+            let layer = &layers[i];
+            Row {
+                index: i + 1,
+                layer,
+                op_token: op_types.iter().position(|op| *op == layer.op_type).unwrap_or(0),
+                precision_token: precisions.iter().position(|p| *p == layer.precision).unwrap_or(0),
+                graphwise: Bar::new(layer.graphwise_sqnr_db),
+                layerwise: Bar::new(layer.layerwise_sqnr_db),
+                figures: figures(layer),
+                more: more(layer),
+                histogram: match &layer.histogram {
+                    Some(histogram) if place < MAX_HISTOGRAMS => charts::histogram(histogram, layer, (460, 190)),
+                    _ => String::new(),
+                },
+            }
+        };
+        let rows = order.iter().enumerate().map(row).collect();
+        Self { rows, total: layers.len(), op_types, precisions, by_layerwise }
+    }
+}
+
+/// Cosine, amax, scale, clipped: the columns behind the bars.
+fn figures(layer: &Layer) -> Vec<Figure> {
+    let short = |value: f64| format::significant(value, 3);
+    vec![
+        Figure::new(layer.cosine, |c| format!("{c:.5}")),
+        Figure::new(layer.amax.map(f64::from), short),
+        Figure::new(layer.scale.map(f64::from), short),
+        Figure::new(layer.clipped, format::small_share),
+    ]
+}
+
+fn more(layer: &Layer) -> Vec<(&'static str, String)> {
+    let mut more = vec![("Tensor", layer.tensor.clone())];
+    if let (Some(min), Some(max)) = (layer.min, layer.max) {
+        let short = |value: f32| format::significant(f64::from(value), 4);
+        more.push(("Seen", format!("{} … {}", short(min), short(max))));
+    }
+    more.extend(layer.method.map(|method| ("Method in force", method_name(method).to_owned())));
+    more.extend(layer.weight_sqnr_db.map(|db| ("SQNR of the weights", format::decibels(db))));
+    for (method, amax) in &layer.candidates {
+        more.push((method_name(*method), format!("amax {}", format::significant(f64::from(*amax), 4))));
+    }
+    more
+}

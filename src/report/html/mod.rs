@@ -1,0 +1,167 @@
+//! `report.html`: one file that needs no network, for a decision in ten seconds and a study in ten minutes.
+//!
+//! Everything that comes from a file (names, messages, configuration) is escaped by askama or by plotters; only drawings
+//! and our own style sheet and script are inserted as they are. The page's content security policy allows no
+//! connection and no script but ours.
+
+mod facts;
+mod layers;
+mod samples;
+
+use askama::Template;
+
+use super::{
+    AdviceLevel, Gate, Report, charts,
+    details::{candidates, class_iou, outputs, timings},
+    format,
+    metrics::{Quality, Subject, precisions, title},
+    table::Table,
+};
+
+/// Our own style sheet and script.
+pub(super) const STYLE: &str = include_str!("../assets/style.css");
+pub(super) const SCRIPT: &str = include_str!("../assets/script.js");
+
+/// The page of one run.
+pub fn html(report: &Report) -> Result<String, askama::Error> {
+    Page::new(report).render()
+}
+
+/// A chart in two widths: charts keep the size of their text, so a small screen gets its own.
+#[derive(Default)]
+pub(super) struct Chart {
+    pub wide: String,
+    pub narrow: String,
+}
+
+impl Chart {
+    /// Draws both.
+    pub fn new(height: u32, draw: impl Fn(charts::Size) -> String) -> Self {
+        Self { wide: draw((1040, height)), narrow: draw((360, height * 4 / 5)) }
+    }
+}
+
+/// A nonce for the page's script: no name within `content` can contain a hash over all of it.
+pub(super) fn nonce(content: &str) -> String {
+    blake3::hash(content.as_bytes()).to_hex().as_str()[..32].to_owned()
+}
+
+#[derive(Template)]
+#[template(path = "report.html")]
+struct Page<'a> {
+    report: &'a Report,
+    name: &'a str,
+    nonce: String,
+    gates: Vec<GateView<'a>>,
+    urgent: Vec<&'a str>,
+    facts: Vec<facts::Group>,
+    precisions: Table,
+    candidates: Table,
+    outputs: Table,
+    timings: Table,
+    class_iou: Table,
+    errors: Vec<(String, &'a str)>,
+    scatter: Chart,
+    legend: Vec<(usize, String)>,
+    scatter_notes: Vec<String>,
+    samples: samples::Samples<'a>,
+    profile: Chart,
+    layers: layers::Layers<'a>,
+    command: String,
+    hashes: Vec<(&'a str, &'a str)>,
+}
+
+/// A gate and its figures as text.
+struct GateView<'a> {
+    gate: &'a Gate,
+    value: String,
+    threshold: String,
+}
+
+impl<'a> Page<'a> {
+    fn new(report: &'a Report) -> Self {
+        let (scatter, legend, scatter_notes) = scatter(report);
+        let mut hashes = vec![("model", report.model.hash.as_str()), ("data", report.dataset.hash.as_str())];
+        let artifacts = report.precisions.iter().filter_map(|precision| precision.artifact.as_ref());
+        hashes.extend(artifacts.map(|artifact| (artifact.path.as_str(), artifact.hash.as_str())));
+        let problems = report.advice.iter().filter(|advice| advice.level == AdviceLevel::Problem);
+        Self {
+            name: format::file_name(&report.model.path),
+            nonce: nonce(&format!("{report:?}")),
+            gates: report.verdict.gates.iter().map(GateView::new).collect(),
+            urgent: report
+                .notes
+                .iter()
+                .map(String::as_str)
+                .chain(problems.map(|advice| advice.text.as_str()))
+                .collect(),
+            facts: facts::groups(report),
+            precisions: precisions(report),
+            candidates: candidates(report),
+            outputs: outputs(report),
+            timings: timings(report),
+            class_iou: class_iou(report),
+            errors: report.precisions.iter().filter_map(|p| Some((title(p), p.error.as_deref()?))).collect(),
+            scatter,
+            legend,
+            scatter_notes,
+            samples: samples::Samples::new(report),
+            profile: Chart::new(300, |size| charts::profile(&report.layers, size)),
+            layers: layers::Layers::new(&report.layers),
+            command: format::shell_line(&report.command),
+            hashes,
+            report,
+        }
+    }
+}
+
+impl<'a> GateView<'a> {
+    fn new(gate: &'a Gate) -> Self {
+        let show = |value: f64| match gate.metric.as_str() {
+            metric if metric.ends_with("_db") => format::decibels(value),
+            metric if metric.ends_with("_ms") => format::milliseconds(value),
+            metric
+                if metric.starts_with("top")
+                    || metric.contains("agreement")
+                    || metric.contains("iou")
+                    || metric.contains("accuracy") =>
+            {
+                format::exact_percent(value)
+            }
+            _ => format::significant(value, 4),
+        };
+        Self { gate, value: gate.value.map_or("not measured".to_owned(), show), threshold: show(gate.threshold) }
+    }
+}
+
+/// Quality over latency of every precision whose speed was measured, and why the others are not there.
+fn scatter(report: &Report) -> (Chart, Vec<(usize, String)>, Vec<String>) {
+    let subjects: Vec<_> = Subject::all(report).collect();
+    let Some(measure) = Quality::of(&subjects) else { return (Chart::default(), Vec::new(), Vec::new()) };
+    let point = |(series, subject): (usize, &Subject<'_>)| {
+        Some(charts::Point {
+            label: title(subject.precision),
+            latency_ms: subject.speed()?,
+            quality: subject.quality(measure)?,
+            interval: subject.quality_interval(measure),
+            series,
+        })
+    };
+    let points: Vec<_> = subjects.iter().enumerate().filter_map(point).collect();
+    let emulated = subjects.iter().filter(|s| s.precision.latency_ms.is_some() && s.speed().is_none());
+    let notes = emulated.map(|s| {
+        format!(
+            "{} is emulated by a float runtime: its time says nothing about its speed and is left out.",
+            title(s.precision)
+        )
+    });
+    if points.len() < 2 {
+        return (Chart::default(), Vec::new(), notes.collect());
+    }
+    let legend = points.iter().map(|point| (point.series % charts::SERIES, point.label.clone())).collect();
+    let share = measure != Quality::Sqnr;
+    (Chart::new(340, |size| charts::scatter(&points, measure.name(), share, size)), legend, notes.collect())
+}
+
+#[cfg(test)]
+mod tests;

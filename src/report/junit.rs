@@ -1,0 +1,87 @@
+//! `report.junit.xml`: a gate is a test case, and so is every precision (it runs, or it says why not).
+
+use std::io::Write;
+
+use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
+
+use super::{Bound, Gate, Report, format};
+
+/// Writes the report as JUnit XML, which continuous integration servers show beside other tests.
+pub fn junit(report: &Report, to: impl Write) -> Result<(), quick_junit::SerializeError> {
+    let model = format::file_name(&report.model.path);
+    let mut suite = TestSuite::new(model);
+    suite.add_property(("model_hash", report.model.hash.as_str()));
+    suite.add_property(("data_hash", report.dataset.hash.as_str()));
+    suite.add_property(("random_data", if report.dataset.random_data { "true" } else { "false" }));
+    for precision in &report.precisions {
+        let mut status = TestCaseStatus::success();
+        if let Some(error) = &precision.error {
+            status = TestCaseStatus::non_success(NonSuccessKind::Error);
+            status.set_message(error.as_str());
+        }
+        let mut case = TestCase::new(format!("{} runs on {}", precision.precision, precision.backend), status);
+        case.set_classname(format!("{model}.{}", precision.precision));
+        suite.add_test_case(case);
+    }
+    for gate in &report.verdict.gates {
+        let mut status = TestCaseStatus::success();
+        if !gate.passed {
+            status = TestCaseStatus::non_success(NonSuccessKind::Failure);
+            status.set_message(match gate.value {
+                Some(value) => format!("{} is {value}, the gate is {}", gate.metric, gate.threshold),
+                None => format!("{} was not measured", gate.metric),
+            });
+        }
+        let mut case = TestCase::new(gate.condition(), status);
+        case.set_classname(format!("{model}.{}", gate.precision));
+        suite.add_test_case(case);
+    }
+    let mut document = quick_junit::Report::new("calib");
+    document.add_test_suite(suite);
+    document.serialize(to)
+}
+
+impl Gate {
+    /// The condition as one reads it: `int8 tensorrt top1 ≥ 0.98`.
+    pub fn condition(&self) -> String {
+        format!("{} {} {} {} {}", self.precision, self.backend, self.metric, self.bound.symbol(), self.threshold)
+    }
+}
+
+impl Bound {
+    /// `≥` or `≤`.
+    pub fn symbol(self) -> char {
+        match self {
+            Self::AtLeast => '≥',
+            Self::AtMost => '≤',
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::example::{Size, report};
+
+    #[test]
+    fn gates_and_precisions_are_test_cases_with_their_outcome() {
+        let mut report = report(&Size { layers: 0, flips: 0 });
+        report.precisions[1].error = Some("no <kernel> & \"such\"".into());
+        let mut xml = Vec::new();
+        junit(&report, &mut xml).unwrap();
+        let read = quick_junit::Report::deserialize_from_str(std::str::from_utf8(&xml).unwrap()).unwrap();
+        let failed = report.verdict.gates.iter().filter(|gate| !gate.passed).count();
+        assert_eq!(read.tests, report.precisions.len() + report.verdict.gates.len());
+        assert_eq!(read.failures, failed);
+        assert!(failed > 0);
+        let errors: Vec<_> = read.test_suites[0]
+            .test_cases
+            .iter()
+            .filter_map(|case| match &case.status {
+                TestCaseStatus::NonSuccess { kind: NonSuccessKind::Error, message, .. } => message.as_ref(),
+                _ => None,
+            })
+            .collect();
+        assert!(errors.iter().any(|m| m.as_str() == "no <kernel> & \"such\""), "{errors:?}");
+    }
+}

@@ -1,0 +1,271 @@
+//! The figures of a precision as columns of a table: the same in the page of one run, of many, and in summaries.
+
+use super::{
+    Precision, Report, Speedup, Timing, format,
+    table::{Cell, Column, Table, Tone},
+};
+
+/// A precision within its report.
+#[derive(Clone, Copy)]
+pub(super) struct Subject<'a> {
+    pub report: &'a Report,
+    pub precision: &'a Precision,
+}
+
+impl<'a> Subject<'a> {
+    /// Every precision of a report.
+    pub fn all(report: &'a Report) -> impl Iterator<Item = Self> {
+        report.precisions.iter().map(move |precision| Self { report, precision })
+    }
+
+    /// Median latency in milliseconds, where it says something about the precision's speed.
+    pub fn speed(self) -> Option<f64> {
+        let latency = self.precision.latency_ms.as_ref()?;
+        (latency.timing == Timing::Measured).then_some(latency.figures.median)
+    }
+
+    /// Speed-up, where both sides of it were measured.
+    pub fn speedup(self) -> Option<&'a Speedup> {
+        self.speed().and(self.precision.speedup.as_ref())
+    }
+
+    /// Bytes of what the precision is deployed as.
+    pub fn bytes(self) -> Option<u64> {
+        let own = self.precision.artifact.as_ref().map(|artifact| artifact.bytes);
+        own.or(self.precision.reference.then_some(self.report.model.bytes))
+    }
+
+    /// The least SQNR over the outputs, in decibels: infinite where nothing differs.
+    pub fn sqnr_db(self) -> Option<f64> {
+        self.precision.outputs.iter().map(|output| output.sqnr_db.unwrap_or(f64::INFINITY)).reduce(f64::min)
+    }
+
+    /// What the precision is worth, by one measure.
+    pub fn quality(self, measure: Quality) -> Option<f64> {
+        let own = match measure {
+            Quality::Accuracy => self.precision.accuracy.as_ref().map(|a| a.top1),
+            Quality::LabelMeanIou => self.precision.segmentation.as_ref().and_then(|s| s.label_mean_iou),
+            Quality::Agreement => self.precision.agreement.as_ref().map(|a| a.top1),
+            Quality::MeanIou => self.precision.segmentation.as_ref().map(|s| s.mean_iou),
+            Quality::Sqnr => self.sqnr_db().filter(|db| db.is_finite()),
+        };
+        let relative = matches!(measure, Quality::Agreement | Quality::MeanIou);
+        own.or((relative && self.precision.reference).then_some(1.0))
+    }
+
+    /// The 95 % confidence interval of [`Self::quality`], where there is one.
+    pub fn quality_interval(self, measure: Quality) -> Option<[f64; 2]> {
+        match measure {
+            Quality::Accuracy => self.precision.accuracy.as_ref().map(|a| a.top1_interval),
+            Quality::Agreement => self.precision.agreement.as_ref().map(|a| a.top1_interval),
+            _ => None,
+        }
+    }
+}
+
+/// Measures of quality, the most telling first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Quality {
+    Accuracy,
+    LabelMeanIou,
+    Agreement,
+    MeanIou,
+    Sqnr,
+}
+
+impl Quality {
+    /// Every measure, the most telling first.
+    pub const ALL: [Self; 5] = [Self::Accuracy, Self::LabelMeanIou, Self::Agreement, Self::MeanIou, Self::Sqnr];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accuracy => "Top-1 accuracy",
+            Self::LabelMeanIou => "Mean IoU with the labels",
+            Self::Agreement => "Top-1 agreement with the reference",
+            Self::MeanIou => "Mean IoU with the reference",
+            Self::Sqnr => "SQNR of the output (dB)",
+        }
+    }
+
+    /// The most telling measure that any of the subjects has.
+    pub fn of(subjects: &[Subject<'_>]) -> Option<Self> {
+        let known = |measure: &Self| subjects.iter().any(|s| !s.precision.reference && s.quality(*measure).is_some());
+        Self::ALL.into_iter().find(known)
+    }
+}
+
+/// How a figure of a subject becomes a cell.
+type Figure = fn(Subject<'_>) -> Option<Cell>;
+
+/// Name, key, meaning and making of every column.
+const FIGURES: [(&str, &str, &str, Figure); 14] = [
+    (
+        "Top-1 acc.",
+        "accuracy_top1",
+        "Share of labelled samples whose label is the first answer, with its 95 % interval",
+        |s| {
+            let a = s.precision.accuracy.as_ref()?;
+            Some(share(a.top1, a.samples).note(format::percent_interval(a.top1_interval, a.samples)))
+        },
+    ),
+    ("Top-5 acc.", "accuracy_top5", "Share of labelled samples whose label is among the first five", |s| {
+        let a = s.precision.accuracy.as_ref()?;
+        Some(share(a.top5, a.samples))
+    }),
+    (
+        "McNemar p",
+        "mcnemar_p",
+        "Probability of a difference in accuracy this large if the precision were as good as the reference",
+        |s| {
+            let p = s.precision.accuracy.as_ref()?.mcnemar_p?;
+            Some(Cell::number(p, if p < 0.001 { "<\u{a0}0.001".to_owned() } else { format!("{p:.3}") }))
+        },
+    ),
+    (
+        "Top-1 agr.",
+        "agreement_top1",
+        "Share of samples with the same first answer as the reference, with its 95 % interval",
+        |s| {
+            let a = s.precision.agreement.as_ref()?;
+            Some(share(a.top1, a.samples).note(format::percent_interval(a.top1_interval, a.samples)))
+        },
+    ),
+    (
+        "Top-5 overlap",
+        "agreement_top5_overlap",
+        "Mean share of the first five answers that the reference has as well",
+        |s| {
+            let a = s.precision.agreement.as_ref()?;
+            Some(share(a.top5_overlap, a.samples))
+        },
+    ),
+    ("Pixel agr.", "segmentation_pixel_agreement", "Share of pixels with the same class as the reference", |s| {
+        Some(share(s.precision.segmentation.as_ref()?.pixel_agreement, 0))
+    }),
+    ("Mean IoU", "segmentation_mean_iou", "Mean over classes of intersection over union with the reference", |s| {
+        let map = s.precision.segmentation.as_ref()?;
+        let cell = share(map.mean_iou, 0);
+        Some(match map.label_mean_iou {
+            Some(iou) => cell.note(format!("labels {}", format::percent(iou, 0))),
+            None => cell,
+        })
+    }),
+    ("SQNR", "sqnr_db", "Least signal-to-quantization-noise ratio over the outputs", |s| Some(decibels(s.sqnr_db()?))),
+    ("Latency", "latency_median_ms", "Median time of one call; emulated precisions have none", |s| {
+        let latency = s.precision.latency_ms.as_ref()?;
+        let figures = &latency.figures;
+        if latency.timing == Timing::Emulated {
+            return Some(Cell::text("emulated").note("no speed figure").tone(Tone::Dim));
+        }
+        let cell = Cell::number(figures.median, format::milliseconds(figures.median));
+        Some(cell.note(format!("p99 {}", format::milliseconds(figures.p99))))
+    }),
+    ("Samples/s", "throughput_median_fps", "Median samples a second", |s| {
+        s.speed()?;
+        let fps = s.precision.throughput_fps.as_ref()?.median;
+        Some(Cell::number(fps, format::significant(fps, 3)))
+    }),
+    (
+        "Speed-up",
+        "speedup",
+        "How many times faster than the reference on the same device, with its 95 % interval",
+        |s| {
+            let &Speedup { ratio, interval: [low, high], .. } = s.speedup()?;
+            let tone = if low > 1.0 {
+                Tone::Good
+            } else if high < 1.0 {
+                Tone::Bad
+            } else {
+                Tone::Plain
+            };
+            Some(Cell::number(ratio, format!("{ratio:.2}×")).note(format!("{low:.2}…{high:.2}")).tone(tone))
+        },
+    ),
+    ("Size", "artifact_bytes", "Size of the file to deploy", |s| {
+        let bytes = s.bytes()?;
+        Some(Cell::number(bytes as f64, format::bytes(bytes)))
+    }),
+    ("Nodes", "quantized_nodes", "Nodes that run in this precision", |s| {
+        let nodes = s.precision.quantized_nodes?;
+        Some(Cell::number(nodes as f64, nodes.to_string()))
+    }),
+    ("Changed", "flips", "Samples whose first answer changed", |s| {
+        s.precision.agreement.as_ref()?;
+        let flips = s.precision.flips_total;
+        Some(Cell::number(flips as f64, format::count(flips as u64)))
+    }),
+];
+
+/// A share as a percentage.
+pub(super) fn share(value: f64, samples: usize) -> Cell {
+    Cell::number(value, format::percent(value, samples))
+}
+
+/// Decibels, infinite where nothing differs.
+pub(super) fn decibels(db: f64) -> Cell {
+    if db == f64::INFINITY { Cell::number(db, "∞").note("identical") } else { Cell::number(db, format::decibels(db)) }
+}
+
+/// A table of subjects: `first` columns, whose cells come with each subject, then every figure that any of them has.
+pub(super) fn table<'a>(first: Vec<Column>, subjects: impl IntoIterator<Item = (Vec<Cell>, Subject<'a>)>) -> Table {
+    let mut columns = first;
+    let mut rows = Vec::new();
+    let mut figures = Vec::new();
+    for (cells, subject) in subjects {
+        rows.push(cells);
+        figures.push(FIGURES.map(|(_, _, _, figure)| figure(subject)));
+    }
+    for (i, (name, key, hint, _)) in FIGURES.into_iter().enumerate() {
+        if figures.iter().any(|row| row[i].is_some()) {
+            columns.push(Column::number(name, key, hint));
+            for (row, figures) in rows.iter_mut().zip(&mut figures) {
+                row.push(figures[i].take().unwrap_or_else(Cell::missing));
+            }
+        }
+    }
+    Table { columns, rows }
+}
+
+/// `int8 · tensorrt`.
+pub(super) fn title(precision: &Precision) -> String {
+    format!("{} · {}", precision.precision, precision.backend)
+}
+
+/// The table of a report's precisions.
+pub(super) fn precisions(report: &Report) -> Table {
+    let first = vec![
+        Column::text("Precision", "precision"),
+        Column::hidden("Backend", "backend"),
+        Column::text("Result", "result"),
+    ];
+    let rows = Subject::all(report).map(|subject| {
+        let p = subject.precision;
+        (vec![Cell::text(&p.precision).note(&p.backend), Cell::text(&p.backend), outcome(subject)], subject)
+    });
+    table(first, rows)
+}
+
+/// Passed, failed, did not run, or the reference itself.
+pub(super) fn outcome(subject: Subject<'_>) -> Cell {
+    let Subject { report, precision } = subject;
+    if precision.error.is_some() {
+        return Cell::text("did not run").tone(Tone::Bad);
+    }
+    if precision.reference {
+        return Cell::text("reference").tone(Tone::Dim);
+    }
+    let mut gates = report
+        .verdict
+        .gates
+        .iter()
+        .filter(|gate| gate.precision == precision.precision && gate.backend == precision.backend)
+        .peekable();
+    if gates.peek().is_none() {
+        Cell::text("no gate").tone(Tone::Dim)
+    } else if gates.all(|gate| gate.passed) {
+        Cell::text("passed").tone(Tone::Good)
+    } else {
+        Cell::text("failed").tone(Tone::Bad)
+    }
+}

@@ -1,0 +1,255 @@
+//! Two states of the same models side by side, for release reviews.
+//!
+//! A change counts only beyond the noise: shares by the baseline's 95 % interval, SQNR by [`SQNR_NOISE_DB`], latency by
+//! [`LATENCY_NOISE`] and only when machine and mode are the same.
+
+use super::{
+    format,
+    metrics::{Quality, Subject, outcome},
+    runs::Run,
+    table::{Cell, Column, Table, Tone},
+};
+
+/// Decibels by which SQNR may differ.
+pub const SQNR_NOISE_DB: f64 = 1.0;
+
+/// Share by which a median latency may differ.
+pub const LATENCY_NOISE: f64 = 0.05;
+
+/// Shares without an interval (mean IoU) may differ by this.
+pub const SHARE_NOISE: f64 = 0.005;
+
+/// What changed against a baseline.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Regressions {
+    /// A row for each precision that both or one of them have.
+    pub table: Table,
+    /// Precisions that got worse, or are gone.
+    pub worse: usize,
+    /// Precisions compared.
+    pub compared: usize,
+}
+
+/// A precision is found again by its model's file name, its own name and its backend.
+fn key<'a>(subject: &Subject<'a>) -> (&'a str, &'a str, &'a str) {
+    let p = subject.precision;
+    (format::file_name(&subject.report.model.path), &p.precision, &p.backend)
+}
+
+/// Compares every precision of `runs` with its like in `baseline`.
+pub fn regressions(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Regressions {
+    let columns = vec![
+        Column::text("Model", "model"),
+        Column::text("Precision", "precision"),
+        Column::hidden("Backend", "backend"),
+        Column::text("Change", "change"),
+        Column::text("Result", "result"),
+        Column::number("Δ accuracy", "accuracy_top1_change", "Percentage points"),
+        Column::number("Δ agreement", "agreement_top1_change", "Percentage points"),
+        Column::number("Δ mean IoU", "mean_iou_change", "Percentage points"),
+        Column::number("Δ SQNR", "sqnr_db_change", "Decibels"),
+        Column::number("Δ latency", "latency_change", "Relative change of the median"),
+        Column::number("Δ size", "size_change", "Relative change"),
+    ];
+    let new = runs.iter().flat_map(|run| Subject::all(run.report));
+    let mut old: Vec<_> = baseline.iter().flat_map(|run| Subject::all(run.report)).collect();
+    let mut result = Regressions { table: Table { columns, rows: Vec::new() }, worse: 0, compared: 0 };
+    for subject in new {
+        let before = old.iter().position(|other| key(other) == key(&subject)).map(|i| old.remove(i));
+        result.add(Some(subject), before);
+    }
+    for gone in old {
+        result.add(None, Some(gone));
+    }
+    // The worst news first; columns that say nothing not at all.
+    result
+        .table
+        .rows
+        .sort_by_key(|row| ["worse", "gone", "better", "new"].iter().position(|w| row[3].shows(w)).unwrap_or(9));
+    result.table.drop_empty_columns();
+    result
+}
+
+impl Regressions {
+    fn add(&mut self, new: Option<Subject<'_>>, old: Option<Subject<'_>>) {
+        let Some(any) = new.or(old) else { return };
+        let cells = match (old, new) {
+            (Some(old), Some(new)) => changes(old, new),
+            _ => (0..7).map(|_| Cell::missing()).collect(),
+        };
+        let tones = || cells.iter().map(|cell| cell.tone);
+        let (word, tone) = match (old, new) {
+            (None, _) => ("new", Tone::Plain),
+            (_, None) => ("gone", Tone::Bad),
+            _ if tones().any(|tone| tone == Tone::Bad) => ("worse", Tone::Bad),
+            _ if tones().any(|tone| tone == Tone::Good) => ("better", Tone::Good),
+            _ => ("same", Tone::Dim),
+        };
+        self.worse += usize::from(tone == Tone::Bad);
+        self.compared += 1;
+        let (model, precision, backend) = key(&any);
+        let mut row = vec![Cell::text(model), Cell::text(precision).note(backend), Cell::text(backend)];
+        row.push(Cell::text(word).tone(tone));
+        row.extend(cells);
+        self.table.rows.push(row);
+    }
+}
+
+/// Result, accuracy, agreement, mean IoU, SQNR, latency, size.
+fn changes(old: Subject<'_>, new: Subject<'_>) -> Vec<Cell> {
+    let measure = |quality| share_change(old, new, quality);
+    vec![
+        outcome_change(old, new),
+        measure(Quality::Accuracy),
+        measure(Quality::Agreement),
+        measure(Quality::MeanIou),
+        sqnr_change(old, new),
+        latency_change(old, new),
+        match (old.bytes(), new.bytes()) {
+            (Some(old), Some(new)) if old > 0 => relative(old as f64, new as f64, format::bytes(new)),
+            _ => Cell::missing(),
+        },
+    ]
+}
+
+fn outcome_change(old: Subject<'_>, new: Subject<'_>) -> Cell {
+    let (before, now) = (outcome(old), outcome(new));
+    if before.text == now.text {
+        return Cell { tone: Tone::Plain, ..now };
+    }
+    let tone = if now.tone == Tone::Bad {
+        Tone::Bad
+    } else if before.tone == Tone::Bad {
+        Tone::Good
+    } else {
+        Tone::Plain
+    };
+    Cell::text(format!("{} → {}", before.text, now.text)).tone(tone)
+}
+
+/// Exactly the same value on both sides.
+fn unchanged(value: String) -> Cell {
+    Cell::number(0.0, "=").note(value).tone(Tone::Dim)
+}
+
+/// Bad below `-noise`, good above it.
+fn judge(change: f64, noise: f64) -> Tone {
+    if change < -noise {
+        Tone::Bad
+    } else if change > noise {
+        Tone::Good
+    } else {
+        Tone::Plain
+    }
+}
+
+fn share_change(old: Subject<'_>, new: Subject<'_>, measure: Quality) -> Cell {
+    if old.precision.reference && measure != Quality::Accuracy {
+        return Cell::missing();
+    }
+    let (Some(before), Some(now)) = (old.quality(measure), new.quality(measure)) else { return Cell::missing() };
+    let noise = old.quality_interval(measure).map_or(SHARE_NOISE, |[low, high]| (high - low) / 2.0);
+    let change = now - before;
+    if change == 0.0 {
+        return unchanged(format::percent(now, 0));
+    }
+    Cell::number(change, format!("{:+.2}\u{a0}pp", change * 100.0))
+        .note(format!("{:.1} → {}", before * 100.0, format::percent(now, 0)))
+        .tone(judge(change, noise))
+}
+
+fn sqnr_change(old: Subject<'_>, new: Subject<'_>) -> Cell {
+    match (old.sqnr_db(), new.sqnr_db()) {
+        (Some(before), Some(now)) if before.is_finite() && now.is_finite() => {
+            if before == now {
+                return unchanged(format::decibels(now));
+            }
+            let note = format!("{before:.1} → {}", format::decibels(now));
+            Cell::number(now - before, format!("{:+.1}\u{a0}dB", now - before))
+                .note(note)
+                .tone(judge(now - before, SQNR_NOISE_DB))
+        }
+        _ => Cell::missing(),
+    }
+}
+
+fn latency_change(old: Subject<'_>, new: Subject<'_>) -> Cell {
+    let (Some(before), Some(now)) = (old.speed(), new.speed()) else { return Cell::missing() };
+    let conditions = |s: Subject<'_>| {
+        let machine = &s.report.environment;
+        let mode = s.precision.latency_ms.as_ref().map(super::LatencyMs::mode);
+        (machine.cpu_model.clone(), machine.gpu.as_ref().map(|gpu| gpu.name.clone()), mode)
+    };
+    if conditions(old) != conditions(new) {
+        return Cell::text("not comparable").note("other machine or mode").tone(Tone::Dim);
+    }
+    let note = format!("{} → {}", format::significant(before, 3), format::milliseconds(now));
+    let cell = relative(before, now, note);
+    let tone = judge(-cell.value.unwrap_or(0.0), LATENCY_NOISE);
+    cell.tone(tone)
+}
+
+fn relative(before: f64, now: f64, note: String) -> Cell {
+    let change = now / before - 1.0;
+    if change == 0.0 {
+        return unchanged(note);
+    }
+    Cell::number(change, format!("{:+.1}\u{a0}%", change * 100.0)).note(note)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{
+        Report,
+        example::{Size, report},
+    };
+
+    /// Applies `change` to int8 on TensorRT and gives its row and the number of worse precisions.
+    fn changed(change: impl FnOnce(&mut Report)) -> (Vec<Cell>, usize) {
+        let old = report(&Size { layers: 0, flips: 0 });
+        let mut new = old.clone();
+        change(&mut new);
+        let result = regressions(&[Run { name: "new", report: &new }], &[Run { name: "old", report: &old }]);
+        (
+            result.table.rows.iter().find(|row| row[1].shows("int8") && row[2].shows("tensorrt")).unwrap().clone(),
+            result.worse,
+        )
+    }
+
+    #[test]
+    fn a_change_counts_beyond_the_noise_only() {
+        let (row, worse) = changed(|_| {});
+        assert_eq!((row[3].text.as_str(), worse), ("same", 0));
+        // The baseline's interval is ± 0.9 points.
+        let agreement = |by: f64| changed(|r: &mut Report| r.precisions[4].agreement.as_mut().unwrap().top1 += by);
+        assert_eq!(agreement(-0.008).1, 0);
+        let (row, worse) = agreement(-0.010);
+        assert_eq!((row[3].text.as_str(), row[6].text.as_str(), worse), ("worse", "-1.00\u{a0}pp", 1));
+        assert_eq!(agreement(0.010).0[3].text, "better");
+    }
+
+    #[test]
+    fn latencies_of_another_machine_are_not_compared() {
+        let slower = |r: &mut Report| r.precisions[4].latency_ms.as_mut().unwrap().figures.median *= 1.5;
+        let (row, worse) = changed(slower);
+        assert_eq!((row[8].text.as_str(), worse), ("+50.0\u{a0}%", 1));
+        let (row, worse) = changed(|r| {
+            slower(r);
+            r.environment.gpu = None;
+        });
+        assert_eq!((row[8].text.as_str(), worse), ("not comparable", 0));
+    }
+
+    #[test]
+    fn what_no_longer_runs_or_is_gone_is_worse() {
+        assert_eq!(changed(|r| r.precisions[4].error = Some("no".into())).1, 1);
+        assert_eq!(
+            changed(|r| {
+                r.precisions.pop();
+            })
+            .1,
+            1
+        );
+    }
+}

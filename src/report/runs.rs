@@ -1,0 +1,174 @@
+//! Many runs on one page: models × precisions, and what changed against a baseline.
+
+use std::collections::BTreeSet;
+
+use askama::Template;
+
+use super::{
+    Report, charts, format,
+    html::{Chart, nonce},
+    metrics::{Quality, Subject, outcome, table},
+    regression::{Regressions, regressions},
+    table::{Cell, Column, Table, Tone},
+};
+
+/// A report and the name it goes by (its folder, usually).
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    /// The name.
+    pub name: &'a str,
+    /// What the run left.
+    pub report: &'a Report,
+}
+
+/// One row for each precision of each run, in the given order.
+pub fn runs_table(runs: &[Run<'_>]) -> Table {
+    let columns = vec![
+        Column::text("Model", "model"),
+        Column::hidden("Run", "run"),
+        Column::text("Precision", "precision"),
+        Column::hidden("Backend", "backend"),
+        Column::text("Result", "result"),
+    ];
+    let rows = runs.iter().flat_map(|run| {
+        Subject::all(run.report).map(move |subject| {
+            let p = subject.precision;
+            let random = run.report.dataset.random_data;
+            let result = if random { Cell::text("random data").tone(Tone::Bad) } else { outcome(subject) };
+            let model = format::file_name(&run.report.model.path);
+            let precision = Cell::text(&p.precision).note(&p.backend);
+            (
+                vec![Cell::text(model).note(run.name), Cell::text(run.name), precision, Cell::text(&p.backend), result],
+                subject,
+            )
+        })
+    });
+    table(columns, rows)
+}
+
+/// The page of many runs; with `baseline`, what got better or worse comes first.
+pub fn runs_html(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Result<String, askama::Error> {
+    let table = runs_table(runs);
+    let (scatter, legend, measure) = scatter(runs);
+    let random = runs.iter().chain(baseline).any(|run| run.report.dataset.random_data);
+    let regressions = (!baseline.is_empty()).then(|| regressions(runs, baseline));
+    let failed = runs.iter().filter(|run| !run.report.verdict.passed).count();
+    let nonce = nonce(&format!("{table:?}{regressions:?}"));
+    let choices = table.rows.iter().map(|row| row[2].text.as_str()).collect::<BTreeSet<_>>().into_iter().collect();
+    let count = runs.len();
+    Page {
+        nonce,
+        count,
+        failed,
+        random,
+        notes: notes(runs),
+        choices,
+        table: &table,
+        scatter,
+        legend,
+        measure,
+        regressions,
+    }
+    .render()
+}
+
+#[derive(Template)]
+#[template(path = "runs.html")]
+struct Page<'a> {
+    nonce: String,
+    count: usize,
+    failed: usize,
+    random: bool,
+    notes: Vec<String>,
+    choices: Vec<&'a str>,
+    table: &'a Table,
+    scatter: Chart,
+    legend: Vec<String>,
+    measure: &'static str,
+    regressions: Option<Regressions>,
+}
+
+/// What makes rows incomparable.
+fn notes(runs: &[Run<'_>]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let distinct = |of: fn(&Report) -> String| runs.iter().map(|run| of(run.report)).collect::<BTreeSet<_>>().len();
+    let machines =
+        distinct(|r| format!("{:?} {:?}", r.environment.cpu_model, r.environment.gpu.as_ref().map(|g| &g.name)));
+    if machines > 1 {
+        notes.push(format!("The times come from {machines} different machines and cannot be compared across them."));
+    }
+    let data = distinct(|r| format!("{} {:?}", r.dataset.hash, r.dataset.evaluation));
+    if data > 1 {
+        notes.push(format!("The runs were evaluated on {data} different sets of samples."));
+    }
+    notes
+}
+
+/// Quality over latency of everything whose speed was measured; a colour is a precision.
+fn scatter(runs: &[Run<'_>]) -> (Chart, Vec<String>, &'static str) {
+    let named: Vec<_> = runs.iter().flat_map(|run| Subject::all(run.report)).collect();
+    let Some(measure) = Quality::of(&named) else { return (Chart::default(), Vec::new(), "") };
+    let drawn: Vec<_> = named.iter().filter_map(|s| Some((s, s.speed()?, s.quality(measure)?))).collect();
+    let legend: Vec<String> =
+        drawn.iter().map(|(s, ..)| s.precision.precision.clone()).collect::<BTreeSet<_>>().into_iter().collect();
+    let point = |&(s, latency_ms, quality): &(&Subject<'_>, f64, f64)| charts::Point {
+        label: format!(
+            "{} {}",
+            format::file_name(&s.report.model.path).trim_end_matches(".onnx"),
+            s.precision.precision
+        ),
+        latency_ms,
+        quality,
+        interval: None,
+        series: legend.iter().position(|name| *name == s.precision.precision).unwrap_or(0),
+    };
+    let points: Vec<_> = drawn.iter().map(point).collect();
+    if points.len() < 2 {
+        return (Chart::default(), Vec::new(), "");
+    }
+    let share = measure != Quality::Sqnr;
+    let chart = Chart::new(420, |size| charts::scatter(&points, measure.name(), share, size));
+    (chart, legend, measure.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::example::{Size, report};
+
+    fn two() -> [Report; 2] {
+        let first = report(&Size { layers: 0, flips: 0 });
+        let mut second = first.clone();
+        second.model.path = "nets/<b>other.onnx".into();
+        second.environment.cpu_model = "Another CPU".into();
+        [first, second]
+    }
+
+    #[test]
+    fn every_precision_of_every_run_is_a_row_and_emulated_ones_have_no_time() {
+        let reports = two();
+        let runs = [Run { name: "a", report: &reports[0] }, Run { name: "b", report: &reports[1] }];
+        let text = runs_table(&runs).csv().unwrap();
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        let headers = reader.headers().unwrap().clone();
+        let column = |name: &str| headers.iter().position(|h| h == name).unwrap();
+        let records: Vec<_> = reader.records().map(Result::unwrap).collect();
+        assert_eq!(records.len(), reports.iter().map(|r| r.precisions.len()).sum::<usize>());
+        let emulated =
+            records.iter().find(|r| &r[column("precision")] == "int8" && &r[column("backend")] == "onnxruntime-cpu");
+        assert_eq!(&emulated.unwrap()[column("latency_median_ms")], "");
+        assert_eq!(&records[4][column("latency_median_ms")], "0.46");
+        assert_eq!(&records[6][column("model")], "<b>other.onnx");
+    }
+
+    #[test]
+    fn the_page_escapes_names_and_says_what_cannot_be_compared() {
+        let reports = two();
+        let runs = [Run { name: "<i>a", report: &reports[0] }, Run { name: "b", report: &reports[1] }];
+        let page = runs_html(&runs, &[]).unwrap();
+        assert!(page.contains("2 different machines"));
+        assert!(!page.contains("<b>other") && !page.contains("<i>a"));
+        assert_eq!(page.matches("<script").count(), 1);
+        assert!(page.contains("Quality over latency"));
+    }
+}

@@ -1,0 +1,79 @@
+//! The report in a screenful of Markdown, for a pull request.
+
+use super::{
+    Layer, Report, format,
+    metrics::{decibels, precisions, title},
+    table::{Cell, Column, Table, markdown_text},
+};
+
+/// Layers named in a summary.
+const LAYERS: usize = 5;
+
+/// The verdict, the gates, the precisions, the worst layers and the advice.
+pub fn summary(report: &Report) -> String {
+    let mark = |passed| if passed { "✅" } else { "❌" };
+    let mut lines = vec![format!(
+        "### {} calib: {}\n",
+        mark(report.verdict.passed),
+        markdown_text(format::file_name(&report.model.path))
+    )];
+    if report.dataset.random_data {
+        lines.push(
+            "> **Random data**: the inputs were random numbers, the figures say nothing about this model.\n".into(),
+        );
+    }
+    lines.push(format!("{}\n", markdown_text(&report.verdict.sentence)));
+    lines.extend(report.verdict.gates.iter().map(|gate| {
+        let value = gate.value.map_or("not measured".to_owned(), |value| format::significant(value, 4));
+        format!("- {} {}: {value}", mark(gate.passed), markdown_text(&gate.condition()))
+    }));
+    lines.push(format!("\n{}", precisions(report).markdown()));
+    let errors =
+        report.precisions.iter().filter_map(|p| Some(format!("{} did not run: {}", title(p), p.error.as_ref()?)));
+    let texts =
+        errors.chain(report.notes.iter().cloned()).chain(report.advice.iter().map(|advice| advice.text.clone()));
+    lines.extend(texts.map(|text| format!("- {}", markdown_text(&text))));
+    lines.extend(worst_layers(&report.layers));
+    lines.join("\n") + "\n"
+}
+
+/// A folded table of the layers with the largest error; nothing where no error was measured.
+fn worst_layers(layers: &[Layer]) -> Option<String> {
+    let by_layerwise = layers.iter().any(|layer| layer.layerwise_sqnr_db.is_some());
+    let measure = |layer: &Layer| if by_layerwise { layer.layerwise_sqnr_db } else { layer.graphwise_sqnr_db };
+    let mut worst: Vec<_> = layers.iter().filter_map(|layer| Some((measure(layer)?, layer))).collect();
+    worst.sort_by(|a, b| a.0.total_cmp(&b.0));
+    worst.truncate(LAYERS);
+    let row = |(db, layer): &(f64, &Layer)| vec![Cell::text(&layer.node), Cell::text(&layer.op_type), decibels(*db)];
+    let table = Table {
+        columns: vec![
+            Column::text("Node", "node"),
+            Column::text("Operator", "op_type"),
+            Column::number("SQNR", "sqnr_db", ""),
+        ],
+        rows: worst.iter().map(row).collect(),
+    };
+    let folded = format!("\n<details><summary>Worst layers</summary>\n\n{}\n</details>", table.markdown());
+    (!worst.is_empty()).then_some(folded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::example::{Size, report};
+
+    #[test]
+    fn a_summary_says_what_failed_and_where() {
+        let mut report = report(&Size { layers: 60, flips: 0 });
+        report.layers[0].node = "<b>|worst".into();
+        report.layers[0].layerwise_sqnr_db = Some(-3.25);
+        let text = summary(&report);
+        assert!(text.starts_with("### ❌ calib: example net.onnx\n"));
+        assert!(text.contains("- ❌ int8 tensorrt top1 ≥ 0.98: 0.9760\n"));
+        assert!(text.contains("| &lt;b&gt;\\|worst | Conv | -3.2\u{a0}dB |"), "{text}");
+        assert!(text.contains("emulated") && !text.contains("14.0"));
+        assert!(!text.contains("Random data"));
+        report.dataset.random_data = true;
+        assert!(summary(&report).contains("Random data"));
+    }
+}

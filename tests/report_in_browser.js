@@ -1,0 +1,108 @@
+"use strict";
+// Every check is a line: `ok what`, or `FAILED what: why`.
+const lines = [];
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+const check = (what, run) => {
+  try {
+    const found = run();
+    lines.push(found === true ? `ok ${what}` : `FAILED ${what}: ${JSON.stringify(found)}`);
+  } catch (error) { lines.push(`FAILED ${what}: ${error}`); }
+};
+const visible = (list) => all("[data-item]", list).filter((item) => item.getClientRects().length > 0);
+const cells = (item) => (item.matches("tr") ? item : item.rows[0]).cells;
+const set = (input, value, event) => { input.value = value; input.dispatchEvent(new Event(event)); };
+
+check("nothing foreign runs", () => typeof pwned === "undefined");
+check("no event handler in markup", () => all("*").every((e) => [...e.attributes].every((a) => !a.name.startsWith("on"))));
+check("nothing is loaded from elsewhere", () => performance.getEntriesByType("resource").every((r) => r.name.startsWith("data:")));
+check("the page is not wider than the window", () => document.documentElement.scrollWidth <= innerWidth || document.documentElement.scrollWidth);
+check("identifiers are unique", () => { const ids = all("[id]").map((e) => e.id); return new Set(ids).size === ids.length; });
+check("every control has a name", () => all("button,input,select").every((e) => e.textContent.trim() || e.labels?.length || e.getAttribute("aria-label")));
+
+const dark = () => getComputedStyle(document.body).backgroundColor;
+const toggle = document.querySelector("[data-theme-toggle]");
+const first = dark();
+check("the theme switches", () => { toggle.click(); return dark() !== first && toggle.getAttribute("aria-pressed") === "true"; });
+check("the theme switches back", () => { toggle.click(); return dark() === first; });
+
+for (const table of all("table[data-sortable]").filter((t) => t.getClientRects().length)) {
+  const label = table.parentElement.getAttribute("aria-label");
+  all("thead th", table).forEach((heading, column) => {
+    if (heading.hidden) return;
+    const read = () => all("[data-item]", table).map((item) => cells(item)[column].dataset.v).filter((v) => v !== undefined).map(Number);
+    if (!heading.classList.contains("number") || read().length < 2) return;
+    check(`${label}: sorts by ${heading.dataset.key}`, () => {
+      const button = heading.querySelector("button");
+      const ordered = (sign) => read().every((v, i, values) => i === 0 || sign * (v - values[i - 1]) >= 0 || v === values[i - 1]);
+      const missingLast = () => { const has = all("[data-item]", table).map((item) => "v" in cells(item)[column].dataset); return has.lastIndexOf(true) === has.filter(Boolean).length - 1; };
+      for (const [direction, sign] of [["ascending", 1], ["descending", -1]]) {
+        if (heading.getAttribute("aria-sort") === direction) continue;
+        button.click();
+        if (heading.getAttribute("aria-sort") !== direction || !ordered(sign) || !missingLast()) return [direction, read().slice(0, 9)];
+      }
+      return true;
+    });
+  });
+}
+
+for (const list of all("[data-list]")) {
+  const label = list.getAttribute("aria-labelledby");
+  const more = list.querySelector("[data-more]");
+  const limit = Number(list.dataset.limit);
+  const total = all("[data-item]", list).length;
+  if (limit && total > limit) check(`${label}: shows ${limit} at first, then all`, () => {
+    const before = visible(list).length;
+    more.click();
+    return before === limit && visible(list).length === total && more.hidden;
+  });
+  const search = list.querySelector("[data-search]");
+  if (search) check(`${label}: searches`, () => {
+    const texts = all("[data-item]", list).map((item) => (item.querySelector("[data-text]") || cells(item)[0]).textContent);
+    const word = texts[0].slice(0, 12).trim().toLowerCase();
+    set(search, word.toUpperCase(), "input");
+    const shown = visible(list);
+    const good = shown.length > 0 && shown.every((item) => word.split(/\s+/).every((w) => item.textContent.toLowerCase().includes(w)));
+    const status = list.querySelector("[data-status]").textContent;
+    set(search, "no such name", "input");
+    const none = visible(list).length;
+    set(search, "", "input");
+    return (good && none === 0 && status.startsWith(String(shown.length)) && visible(list).length === total) || [word, shown.length, none, status];
+  });
+  for (const filter of all("[data-filter]", list)) check(`${label}: filters by ${filter.dataset.filter}`, () => {
+    let sum = 0;
+    for (const option of filter.options) {
+      if (!option.value) continue;
+      set(filter, option.value, "change");
+      const shown = visible(list);
+      if (!shown.every((item) => item.dataset[filter.dataset.filter].split(" ").includes(option.value))) return option.text;
+      sum += shown.length;
+    }
+    set(filter, "", "change");
+    return (sum >= total && visible(list).length === total) || [sum, total];
+  });
+  const csv = list.querySelector("[data-copy=csv]");
+  if (csv) check(`${label}: copies CSV`, () => {
+    csv.click();
+    const text = csv.dataset.copied;
+    const records = text.split("\n").length - 2;
+    return (text.startsWith(list.querySelector("thead th").dataset.key) && records >= visible(list.querySelector("table")).length) || text.slice(0, 200);
+  });
+}
+
+const open = document.querySelector(".open");
+if (open) check("a layer opens and closes", () => {
+  const detail = open.closest("tbody").querySelector(".detail");
+  const states = [detail.hidden];
+  open.click(); states.push(detail.hidden, open.getAttribute("aria-expanded"), detail.querySelectorAll("svg text").length > 4);
+  open.click(); states.push(detail.hidden);
+  return JSON.stringify(states) === '[true,false,"true",true,true]' || states;
+});
+check("`/` goes to a search box", () => {
+  document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "/", bubbles: true }));
+  return document.activeElement.matches("[data-search]") || !document.querySelector("[data-search]");
+});
+
+const findings = document.createElement("pre");
+findings.id = "findings";
+findings.textContent = lines.join("\n");
+document.body.append(findings);

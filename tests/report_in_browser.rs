@@ -1,0 +1,90 @@
+//! The report's pages in a real browser: sorting, filtering, searching, opening, copying and the theme work, nothing
+//! that came from a file runs, and the console stays clean. Skipped with a message where no Chromium is installed.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{fs, path::Path, process::Command};
+
+use calib::report::{Report, Run, html, runs_html};
+
+/// Runs when it becomes markup or script anywhere.
+const HOSTILE: &str =
+    "</script><script>pwned=1</script><img src=x onerror=pwned=1>\" onload=pwned=1 ' 日本 🦉 \u{202e}";
+
+/// What the page is asked to do; writes its findings into `<pre id="findings">`.
+const QUESTIONS: &str = include_str!("report_in_browser.js");
+
+fn chromium() -> Option<&'static str> {
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    names.into_iter().find(|name| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success()))
+}
+
+/// The committed example with as many layers and samples as a page must bear, and with hostile names.
+fn large_and_hostile() -> Report {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("reports/example/report.json");
+    let mut report = Report::read(&example).unwrap();
+    let (layers, flips) = (report.layers.clone(), report.precisions[4].flips.clone());
+    report.layers = layers.iter().cycle().take(500).cloned().collect();
+    for (i, layer) in report.layers.iter_mut().enumerate() {
+        layer.node = format!("/part.{i}{}{HOSTILE}", layer.node);
+        layer.graphwise_sqnr_db = (i % 7 != 0).then(|| (i * 37 % 101) as f64 / 3.0);
+    }
+    report.precisions[4].flips = flips.iter().cycle().take(50).cloned().collect();
+    for (i, flip) in report.precisions[4].flips.iter_mut().enumerate() {
+        let sample = format!("{i} {}{HOSTILE}", flip.sample);
+        if let Some(picture) = report.thumbnails.get(&flip.sample).cloned() {
+            report.thumbnails.insert(sample.clone(), picture);
+        }
+        flip.sample = sample;
+    }
+    report.verdict.sentence += HOSTILE;
+    report.config += HOSTILE;
+    report.precisions[2].precision += HOSTILE;
+    report
+}
+
+/// Opens `page` with the questions in it and returns the findings.
+fn ask(browser: &str, page: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let nonce = page.split("<script nonce=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+    let file = folder.path().join("page.html");
+    fs::write(&file, page.replace("</body>", &format!("<script nonce=\"{nonce}\">{QUESTIONS}</script></body>")))
+        .unwrap();
+    let output = Command::new(browser)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"])
+        .args(["--enable-logging=stderr", "--window-size=1280,900", "--dump-dom"])
+        .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
+        .arg(format!("file://{}", file.display()))
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    let console: Vec<_> = log.lines().filter(|line| line.contains("CONSOLE")).collect();
+    assert!(console.is_empty(), "the console is not clean: {console:#?}");
+    let dom = String::from_utf8_lossy(&output.stdout).into_owned();
+    let findings = dom.split("<pre id=\"findings\">").nth(1).and_then(|rest| rest.split("</pre>").next());
+    findings.unwrap_or_else(|| panic!("the page did not answer: {log}")).to_owned()
+}
+
+#[test]
+fn the_pages_work_and_nothing_foreign_runs() {
+    let Some(browser) = chromium() else {
+        println!("skipped: no Chromium found (install `chromium` to check the pages in a browser)");
+        return;
+    };
+    let report = large_and_hostile();
+    let page = html(&report).unwrap();
+    assert!(page.len() < 3_000_000, "{} bytes", page.len());
+    let runs = [Run { name: "first", report: &report }, Run { name: HOSTILE, report: &report }];
+    let pages = [
+        ("report", page),
+        ("runs", runs_html(&runs, &[]).unwrap()),
+        ("regressions", runs_html(&runs, &runs[..1]).unwrap()),
+    ];
+    for (name, page) in pages {
+        let findings = ask(browser, &page);
+        let failed: Vec<_> = findings.lines().filter(|line| !line.starts_with("ok ")).collect();
+        assert!(failed.is_empty(), "{name}: {failed:#?}");
+        let least = if name == "report" { 20 } else { 8 };
+        assert!(findings.lines().count() >= least, "{name} answered too little: {findings}");
+    }
+}
