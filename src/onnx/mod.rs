@@ -1,5 +1,6 @@
 //! ONNX models: the protobuf, a view of the graph, edits, and a diagnosis of what is wrong with a model.
 
+mod diagnose;
 mod external;
 pub mod graph;
 mod load;
@@ -13,6 +14,7 @@ mod weights;
 
 use std::path::PathBuf;
 
+pub use diagnose::{Finding, Rule, Severity, diagnose};
 pub use external::ExternalError;
 pub(crate) use graph::captured;
 pub use graph::{GraphError, GraphView, NodeId, Use};

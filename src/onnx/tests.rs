@@ -241,3 +241,64 @@ fn a_real_model_survives_byte_for_byte() {
     }
     assert_eq!(model.to_bytes().unwrap(), fs::read(&path).unwrap());
 }
+
+/// Breaks `bytes` in one of the ways that files break: bits, bytes, lengths, cuts, repetitions.
+pub(crate) fn mutate(bytes: &[u8], seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as usize % below.max(1)
+    };
+    let mut bytes = bytes.to_vec();
+    for _ in 0..=next(2) {
+        let at = next(bytes.len());
+        match next(12) {
+            0 => bytes.truncate(at),
+            1 => drop(bytes.splice(at..at, [0xff, 0xff, 0xff, 0xff, 0x0f])),
+            2 => drop(bytes.drain(at..(at + next(16)).min(bytes.len()))),
+            3 => {
+                let piece = bytes[at..(at + next(64)).min(bytes.len())].to_vec();
+                drop(bytes.splice(at..at, piece));
+            }
+            4..7 => bytes[at] = [0, 0x7f, 0x80, 0xff][next(4)],
+            _ => bytes[at] ^= 1 << next(8),
+        }
+        if bytes.is_empty() {
+            break;
+        }
+    }
+    bytes
+}
+
+/// The small model with few weights, so that mutations hit its structure.
+pub(crate) fn thin_model() -> Vec<u8> {
+    let mut model = small_model();
+    let weight = &mut model.graph_mut().initializer[0];
+    (weight.dims, weight.raw_data) = (vec![4, 2], Some(Bytes::from_static(&[0; 32])));
+    let bias = &mut model.graph_mut().node[2].subgraphs_mut().next().unwrap().initializer[0];
+    (bias.dims, bias.raw_data) = (vec![2], Some(Bytes::from_static(&[0; 8])));
+    model.to_bytes().unwrap()
+}
+
+#[test]
+fn broken_models_are_errors_or_models_never_panics() {
+    let bytes = thin_model();
+    let mut decoded = 0;
+    for seed in 0..3000 {
+        let Ok(model) = Model::from_bytes(mutate(&bytes, seed)) else { continue };
+        decoded += 1;
+        let encoded = model.to_bytes().unwrap();
+        // Not compared as values: mutations make NaN, which differ from themselves.
+        assert_eq!(Model::from_bytes(encoded.clone()).unwrap().to_bytes().unwrap(), encoded, "seed {seed}");
+        drop(diagnose(&model));
+        for tensor in &model.graph().initializer {
+            if tensor.to_tensor().is_ok() {
+                tensor.check().unwrap();
+            }
+        }
+    }
+    // Neither all refused nor all harmless.
+    assert!((300..2700).contains(&decoded), "{decoded}");
+}

@@ -95,6 +95,19 @@ impl TensorProto {
         self.data_location == Some(DataLocation::External as i32)
     }
 
+    /// Checks shape and data without reading the data, as far as that goes.
+    ///
+    /// # Errors
+    /// What [`Self::to_tensor`] would refuse. Types without counterpart pass: nobody here reads them.
+    pub fn check(&self) -> Result<(), TensorError> {
+        let count: usize = self.shape()?.iter().product();
+        match (self.element_type(), &self.raw_data) {
+            (Err(_), _) => Ok(()),
+            (Ok(element_type), Some(raw)) if raw.len() == count * element_type.size() => Ok(()),
+            _ => self.to_tensor().map(drop),
+        }
+    }
+
     /// The values, copied.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use crate::{
     backend::{BackendError, BuildOptions, OptimizationLevel, TensorInfo},
     onnx::{
         GraphView, Model,
-        proto::{GraphProto, ModelProto, NodeProto},
+        proto::{GraphProto, ModelProto, NodeProto, TensorProto},
     },
 };
 
@@ -94,7 +94,7 @@ fn folding(builder: SessionBuilder, path: &Path, external_data: bool) -> ort::Re
 fn with_constant_weights(model: &ModelProto) -> ModelProto {
     let mut model = model.clone();
     let graph = model.graph.get_or_insert_default();
-    let weights: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name()).collect();
+    let weights: HashSet<&str> = graph.initializer.iter().map(TensorProto::name).collect();
     graph.input.retain(|input| !weights.contains(input.name()));
     model.ir_version = Some(model.ir_version().max(MIN_IR_VERSION));
     model
@@ -165,7 +165,7 @@ mod tests {
             onnxruntime::tests::{floats, model, runtime},
         },
         onnx::{
-            proto::{AttributeProto, StringStringEntryProto, TensorProto, TypeValue},
+            proto::{AttributeProto, StringStringEntryProto, TypeValue},
             tests::{float_info, small_model},
         },
         tensor::{ElementType, Tensor, TensorMap, Values},

@@ -8,7 +8,7 @@ use crate::{
     backend::{ExecutionProvider, OptimizationLevel},
     onnx::{
         proto::{GraphProto, ModelProto, NodeProto, TensorProto, TypeValue, ValueInfoProto},
-        tests::{float_info, small_model},
+        tests::{float_info, mutate, small_model, thin_model},
     },
     tensor::{ElementType, Tensor, TensorMap, Values},
 };
@@ -168,4 +168,20 @@ fn the_weights_of_large_models_go_through_a_file() {
     let index = Tensor::new(vec![1], Values::I64(vec![rows as i64 - 1])).unwrap();
     let outputs = runner.infer(&TensorMap::from([("x".to_owned(), index)])).unwrap();
     assert_eq!(outputs["y"], floats(&[1, 1024], &[(rows - 1) as f32; 1024]));
+}
+
+#[test]
+fn broken_models_are_refused_or_run_and_never_end_the_process() {
+    let Some(runtime) = runtime() else { return };
+    let bytes = thin_model();
+    let options = BuildOptions { threads: 1, ..Default::default() };
+    let mut built = 0;
+    for model in (0..1500).filter_map(|seed| Model::from_bytes(mutate(&bytes, seed)).ok()) {
+        let Ok(mut runner) = runtime.build(&model, &options) else { continue };
+        built += 1;
+        let inputs = TensorMap::from([("x".to_owned(), floats(&[2, 4], &[0.5; 8]))]);
+        drop(runner.infer(&inputs));
+        drop(runtime.fold(&model));
+    }
+    assert!(built > 50, "{built}");
 }
