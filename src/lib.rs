@@ -2,9 +2,10 @@
 //!
 //! A float ONNX model and a folder of images go in; out come calibrated ranges, a model with explicit Q/DQ, and a
 //! report that says what each precision loses, where it loses it and what it gains. `docs/architecture.md` has the
-//! map. Modules are listed from the lowest to the highest: each may use those above it, none below.
+//! map, with what each module may use.
 
 pub mod artifact;
+pub mod npz;
 pub mod qparams;
 pub mod stats;
 pub mod tensor;
@@ -16,5 +17,11 @@ pub mod calibrate;
 pub mod compare;
 pub mod dataset;
 pub mod onnx;
+pub mod pipeline;
 pub mod quantize;
 pub mod report;
+
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod printer;

@@ -1,1 +1,14 @@
-fn main() {}
+//! `compare`: the same as `calib compare`.
+
+use std::process::ExitCode;
+
+use calib::{
+    cli::{Command, CompareCli},
+    commands,
+};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = CompareCli::parse();
+    commands::main(&cli.global, Command::Compare(cli.compare))
+}

@@ -7,9 +7,9 @@
 //! * [`search`]: the smallest set of nodes in a higher precision that passes a gate; pure, from plan to verdict.
 //!   [`groups`] lifts nodes together, [`trials`] is its cache and log.
 
+pub mod first;
 #[cfg(test)]
 mod fixture;
-pub mod first;
 pub mod graphwise;
 pub mod groups;
 pub mod layerwise;

@@ -1,6 +1,35 @@
 //! Where samples come from, and how a file becomes a model's input.
+//!
+//! [`open`] recognises a folder of images (flat or one folder a class), a list file, `.npy`, `.npz`, a folder of
+//! `.npz` files and Polygraphy's inputs JSON. [`split`] chooses samples by name, [`prefetch`] reads them ahead.
 
-use crate::tensor::TensorMap;
+mod arrays;
+mod decode;
+mod huggingface;
+mod images;
+mod labels;
+mod prefetch;
+mod preprocess;
+mod resample;
+mod split;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+pub use decode::{MAX_PIXELS, decode};
+pub use huggingface::load_preprocessor;
+pub use labels::load_classes;
+pub use prefetch::{BadPolicy, Batch, PassError, PassSummary, PrefetchOptions, prefetch};
+pub use preprocess::{ChannelOrder, Extent, Layout, PRESETS, Preprocess};
+pub use resample::{Interpolation, RgbImage, centre_crop, resize};
+pub use split::{Split, split};
+
+use crate::{
+    artifact::ContentHash,
+    tensor::{ElementType, TensorMap},
+};
 
 /// Why one sample cannot be used. The run goes on without it and reports it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -10,6 +39,38 @@ pub struct SampleError {
     pub sample: String,
     /// What is wrong with it.
     pub reason: String,
+}
+
+/// Why a data set cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// A file or folder could not be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{path}: {reason}")]
+    Format {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
+    /// Labels cannot be used.
+    #[error("labels {path}: {reason}")]
+    Labels {
+        /// The label file.
+        path: PathBuf,
+        /// What is wrong, with the line.
+        reason: String,
+    },
+    /// The data does not suit the model's inputs.
+    #[error("{0}")]
+    Input(String),
 }
 
 /// An indexed collection of samples; reading one does not touch the others, so any number of threads may read.
@@ -31,9 +92,196 @@ pub trait Dataset: Sync {
     /// Reads one sample: every input of the model, each with a leading extent of 1 for the batch.
     fn sample(&self, index: usize) -> Result<TensorMap, SampleError>;
 
-    /// A small picture of the sample for people, as JPEG or PNG bytes; `None` when it is no picture.
+    /// A small picture of the sample for people, as JPEG bytes; `None` when it is no picture.
     fn thumbnail(&self, index: usize) -> Option<Vec<u8>> {
         let _ = index;
         None
     }
+}
+
+/// What a model takes, as far as it matters for reading samples.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputSpec {
+    /// Name of the input.
+    pub name: String,
+    /// Type of its elements; absent when unknown.
+    pub element_type: Option<ElementType>,
+    /// Extents; `None` for a dynamic one.
+    pub shape: Vec<Option<usize>>,
+}
+
+/// What [`open`] reads.
+#[derive(Clone, Debug)]
+pub struct DataOptions<'a> {
+    /// Folder or file.
+    pub path: &'a Path,
+    /// Label file; without one, class folders are labels.
+    pub labels: Option<&'a Path>,
+    /// Class names by index, where known.
+    pub classes: &'a BTreeMap<u32, String>,
+    /// The model's inputs.
+    pub inputs: &'a [InputSpec],
+    /// Preprocessing of images; absent only for data that is no images.
+    pub preprocess: Option<&'a Preprocess>,
+}
+
+/// A data set and what was learnt while listing it.
+pub struct Collection {
+    /// The samples.
+    pub dataset: Box<dyn Dataset>,
+    /// Files that were passed over.
+    pub passed_over: Vec<SampleError>,
+    /// Class names from the label file or the class folders.
+    pub names: BTreeMap<u32, String>,
+    /// Where labels come from; `None` without labels.
+    pub label_source: Option<String>,
+}
+
+/// Endings of files that are read as images.
+const IMAGE_ENDINGS: [&str; 8] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib"];
+
+/// True when a path holds images, so that preprocessing is needed.
+pub fn holds_images(path: &Path) -> bool {
+    match ending(path).as_str() {
+        "npy" | "npz" | "json" => false,
+        _ => !path.is_dir() || images::list(path, &["npz"]).map_or(true, |listing| listing.files.is_empty()),
+    }
+}
+
+/// Height and width of the model's one image input, `None` each where dynamic; an error when images cannot feed it.
+pub fn image_size(inputs: &[InputSpec], layout: Option<Layout>) -> Result<[Option<usize>; 2], DatasetError> {
+    Ok(images::ImageInput::of(inputs, layout)?.size)
+}
+
+/// Opens a data set. Without samples it is an error.
+pub fn open(options: &DataOptions<'_>) -> Result<Collection, DatasetError> {
+    let path = options.path;
+    let metadata = std::fs::metadata(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+    let mut collection = if holds_images(path) {
+        open_images(options, metadata.is_dir())?
+    } else {
+        open_arrays(options, metadata.is_dir())?
+    };
+    if collection.dataset.is_empty() {
+        return Err(DatasetError::Format {
+            path: path.to_owned(),
+            reason: "it holds no samples; expected are images (JPEG, PNG, WebP, BMP), in it or in one folder a class, \
+                     or .npz files"
+                .to_owned(),
+        });
+    }
+    for (class, name) in options.classes {
+        collection.names.insert(*class, name.clone());
+    }
+    Ok(collection)
+}
+
+fn open_arrays(options: &DataOptions<'_>, folder: bool) -> Result<Collection, DatasetError> {
+    let mut passed_over = Vec::new();
+    let mut data = if folder {
+        let listing = images::list(options.path, &["npz"])?;
+        passed_over = listing.skipped;
+        let names = listing.files.into_iter().map(|(name, _)| name).collect();
+        arrays::ArrayDataset::files(options.path, names, options.inputs)
+    } else if ending(options.path) == "json" {
+        arrays::ArrayDataset::polygraphy(options.path, options.inputs)?
+    } else {
+        arrays::ArrayDataset::stacked(options.path, options.inputs)?
+    };
+    let (mut names, mut label_source) = (BTreeMap::new(), None);
+    if let Some(file) = options.labels {
+        let labels = labels::Labels::load(file, options.classes)?;
+        let ids: Vec<&str> = (0..data.len()).map(|index| data.id(index)).collect();
+        let assigned = labels.assign(&ids)?;
+        data.set_labels(assigned);
+        names = labels.names;
+        label_source = Some(file.display().to_string());
+    }
+    Ok(Collection { dataset: Box::new(data), passed_over, names, label_source })
+}
+
+fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, DatasetError> {
+    let preprocess = options.preprocess.cloned().unwrap_or_default();
+    preprocess.check().map_err(DatasetError::Input)?;
+    let input = images::ImageInput::of(options.inputs, preprocess.layout)?;
+    let (listing, mut assigned) =
+        if folder { (images::list(options.path, &IMAGE_ENDINGS)?, Vec::new()) } else { read_list(options.path)? };
+    let mut names = BTreeMap::new();
+    let mut label_source = (!assigned.is_empty()).then(|| options.path.display().to_string());
+    let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
+    if let (Some(file), false) = (options.labels, ids.is_empty()) {
+        let labels = labels::Labels::load(file, options.classes)?;
+        assigned = labels.assign(&ids)?;
+        names = labels.names;
+        label_source = Some(file.display().to_string());
+    } else if listing.classes.len() > 1 && assigned.is_empty() {
+        assigned = images::folder_labels(&listing, options.classes);
+        for ((id, _), label) in listing.files.iter().zip(&assigned) {
+            if let (Some((class, _)), Some(label)) = (id.split_once('/'), label) {
+                names.entry(*label).or_insert_with(|| class.to_owned());
+            }
+        }
+        label_source = Some("folder names".to_owned());
+    }
+    let mut dataset = images::ImageDataset::new(listing.files, input, preprocess);
+    if !assigned.is_empty() {
+        dataset.set_labels(assigned);
+    }
+    // The label and class files of a data set often lie beside its images; they are no failed samples.
+    let known = |path: Option<&Path>| path.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    let labels_file = known(options.labels);
+    let passed_over = listing
+        .skipped
+        .into_iter()
+        .filter(|skipped| Some(&skipped.sample) != labels_file.as_ref() && !is_text(&skipped.sample))
+        .collect();
+    Ok(Collection { dataset: Box::new(dataset), passed_over, names, label_source })
+}
+
+fn is_text(name: &str) -> bool {
+    matches!(ending(Path::new(name)).as_str(), "txt" | "csv" | "json" | "md" | "toml" | "yaml")
+}
+
+/// A list file: a path a line, with or without a label behind it; relative paths start at the list's folder.
+fn read_list(path: &Path) -> Result<(images::Listing, Vec<Option<u32>>), DatasetError> {
+    let invalid = |reason: String| DatasetError::Format { path: path.to_owned(), reason };
+    let bytes = std::fs::read(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| invalid("it is neither a folder nor a known file type nor a text list of images".to_owned()))?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut rows: Vec<(String, PathBuf, Option<u32>)> = Vec::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let labelled =
+            line.rsplit_once([',', ' ', '\t']).and_then(|(name, label)| Some((name, label.trim().parse().ok()?)));
+        let (name, label) = labelled.map_or((line, None), |(name, label)| (name.trim(), Some(label)));
+        rows.push((name.to_owned(), folder.join(name), label));
+    }
+    rows.sort();
+    rows.dedup();
+    if let Some(pair) = rows.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        return Err(invalid(format!("`{}` is listed with two labels", pair[0].0)));
+    }
+    if !rows.iter().any(|(_, file, _)| file.exists()) {
+        let first = rows.first().map_or("", |(name, _, _)| name);
+        return Err(invalid(format!("none of the files it lists exists; the first is `{first}`")));
+    }
+    let labels: Vec<Option<u32>> = rows.iter().map(|(_, _, label)| *label).collect();
+    let labels = if labels.iter().all(Option::is_none) { Vec::new() } else { labels };
+    let files = rows.into_iter().map(|(name, file, _)| (name, file)).collect();
+    Ok((images::Listing { files, classes: Vec::new(), skipped: Vec::new() }, labels))
+}
+
+fn ending(path: &Path) -> String {
+    path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default()
+}
+
+/// Hash over the names of samples, in order, and their preprocessing: what a calibration depends on besides pixels.
+pub fn data_hash<'a>(ids: impl Iterator<Item = &'a str>, preprocess: Option<&Preprocess>) -> ContentHash {
+    let mut hasher = blake3::Hasher::new();
+    for id in ids {
+        hasher.update(&(id.len() as u64).to_le_bytes());
+        hasher.update(id.as_bytes());
+    }
+    hasher.update(format!("{preprocess:?}").as_bytes());
+    ContentHash::from(hasher)
 }

@@ -1,0 +1,355 @@
+//! The command line: what can be typed. Every flag of a run is also a key of its configuration file.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// INT8 calibration and precision validation for TensorRT.
+///
+/// Takes a float ONNX model and a folder of images and answers, with numbers a reviewer can trust: can this model
+/// run in INT8 (or FP16, BF16, FP8), what does it lose, where does it lose it, and what does it gain?
+#[derive(Debug, Parser)]
+#[command(name = "calib", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Exit status: 0 passed, 1 a gate failed, 2 error.")]
+pub struct Cli {
+    /// Options that every command takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// `compare`, installed as a program of its own: the same as `calib compare`.
+#[derive(Debug, Parser)]
+#[command(name = "compare", version, arg_required_else_help = true)]
+#[command(after_help = "Exit status: 0 passed, 1 a gate failed, 2 error.")]
+pub struct CompareCli {
+    /// Options that every command takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to compare.
+    #[command(flatten)]
+    pub compare: CompareArgs,
+}
+
+/// Options that every command takes.
+#[derive(Clone, Debug, Default, Args)]
+pub struct GlobalArgs {
+    /// Say less: errors and results only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more: -v for what is done, -vv for the runtimes' own messages
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Print the result as JSON on standard output, and nothing else there
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// When to use colours
+    #[arg(long, global = true, value_enum, default_value_t = ColorChoice::Auto, value_name = "WHEN")]
+    pub color: ColorChoice,
+    /// Show no progress bars
+    #[arg(long, global = true)]
+    pub no_progress: bool,
+    /// Shared library of ONNX Runtime [default: $ORT_DYLIB_PATH, .runtime/, the system]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub ort_library: Option<PathBuf>,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ColorChoice {
+    /// On a terminal, unless NO_COLOR is set
+    #[default]
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The whole job: calibrate, quantize, compare every precision, benchmark, report
+    Run(RunArgs),
+    /// Observe the ranges of activations; also writes the mergeable histograms
+    Calibrate(CalibrateArgs),
+    /// Join the histograms of several shards into the table of a single run
+    Merge(MergeArgs),
+    /// Write a model with explicit Q/DQ (INT8, FP8) or converted to FP16/BF16
+    Quantize(QuantizeArgs),
+    /// Run the same inputs through a reference and one or several targets
+    Compare(CompareArgs),
+    /// Describe a model, table, histogram file or report
+    Inspect(InspectArgs),
+    /// Say what was found on this machine, what it lacks and how to get it
+    Doctor,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// Where samples come from and how they become the model's input.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Data")]
+pub struct DataArgs {
+    /// Folder of images (flat or one folder a class), list file, .npy/.npz, or Polygraphy inputs JSON
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Labels: CSV `file,label[,name]` or lines `name label`
+    #[arg(long, value_name = "FILE")]
+    pub labels: Option<PathBuf>,
+    /// Class names, one a line in the order of the classes
+    #[arg(long, value_name = "FILE")]
+    pub classes: Option<PathBuf>,
+    /// Preprocessing preset (see `calib run --help`)
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
+    /// Hugging Face preprocessor_config.json to take the preprocessing from
+    #[arg(long, value_name = "FILE")]
+    pub preprocessor: Option<PathBuf>,
+    /// Samples in one inference call [default: 8, or the model's fixed batch]
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Seed of the choice of samples [default: 0]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Share of bad samples that is tolerated, e.g. 1% or 0.01 [default: 1%]
+    #[arg(long, value_name = "SHARE")]
+    pub max_bad: Option<String>,
+    /// Fail on the first bad sample
+    #[arg(long)]
+    pub strict: bool,
+    /// Use random inputs: every file made from them says so
+    #[arg(long, conflicts_with = "data")]
+    pub random_data: bool,
+    /// Bind the shape of an input, e.g. input=1x3x224x224 (repeatable)
+    #[arg(long, value_name = "NAME=DIMS")]
+    pub shape: Vec<String>,
+}
+
+/// Where ONNX Runtime executes.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Runtime")]
+pub struct RuntimeArgs {
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Execution provider of ONNX Runtime: cpu or cuda[:N] [default: cpu]
+    #[arg(long, value_name = "NAME")]
+    pub provider: Option<String>,
+}
+
+/// How thresholds are chosen and what is quantized.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Quantization")]
+pub struct SchemeArgs {
+    /// Leave nodes whose name matches in the high precision (repeatable)
+    #[arg(long, value_name = "REGEX")]
+    pub nodes_to_exclude: Vec<String>,
+    /// Quantize only nodes whose name matches (repeatable)
+    #[arg(long, value_name = "REGEX")]
+    pub nodes_to_include: Vec<String>,
+    /// Quantize only these operator types, e.g. Conv,Gemm
+    #[arg(long, value_name = "TYPES", value_delimiter = ',')]
+    pub op_types: Vec<String>,
+    /// Leave these operator types in the high precision
+    #[arg(long, value_name = "TYPES", value_delimiter = ',')]
+    pub op_types_to_exclude: Vec<String>,
+    /// Precision of what is not quantized: fp32, fp16 or bf16 [default: fp32]
+    #[arg(long, value_name = "PRECISION")]
+    pub high_precision: Option<String>,
+    /// Precision plan: which node runs in which precision
+    #[arg(long, value_name = "FILE")]
+    pub plan: Option<PathBuf>,
+}
+
+/// How many samples are observed and by which method the thresholds are chosen.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Calibration")]
+pub struct MethodArgs {
+    /// Calibration samples [default: 512]
+    #[arg(long, value_name = "N")]
+    pub calib_samples: Option<usize>,
+    /// auto, entropy, percentile, mse or minmax [default: auto]
+    #[arg(long, value_name = "NAME")]
+    pub method: Option<String>,
+    /// Percentile of the percentile method, in percent [default: 99.99]
+    #[arg(long, value_name = "P")]
+    pub percentile: Option<f64>,
+}
+
+/// `calib run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Float ONNX model
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Configuration file (TOML); flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Folder for everything that the run leaves [default: runs/<model>]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Print the configuration that would run, and stop
+    #[arg(long)]
+    pub print_config: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub data: DataArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub method: MethodArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub scheme: SchemeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub runtime: RuntimeArgs,
+    /// Evaluation samples; 0 for all that are not calibration samples [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Evaluation")]
+    pub eval_samples: Option<usize>,
+    /// Precisions to compare [default: fp32,fp16,int8]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Evaluation")]
+    pub precisions: Vec<String>,
+    /// Threshold on a metric, e.g. top1=0.98 (repeatable); failing one gives exit status 1
+    #[arg(long, value_name = "METRIC=VALUE", help_heading = "Evaluation")]
+    pub gate: Vec<String>,
+    /// Whether to build and run TensorRT engines: auto, off or require [default: auto]
+    #[arg(long, value_name = "WHEN", help_heading = "Runtime")]
+    pub tensorrt: Option<String>,
+    /// Seconds of latency measurement for each precision; 0 skips it [default: 2]
+    #[arg(long, value_name = "S", help_heading = "Evaluation")]
+    pub bench_seconds: Option<f64>,
+    /// Also write a Markdown summary for a pull request
+    #[arg(long, value_name = "FILE")]
+    pub summary: Option<PathBuf>,
+}
+
+/// `calib calibrate`.
+#[derive(Debug, Args)]
+pub struct CalibrateArgs {
+    /// Float ONNX model
+    #[arg(long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Table to write (JSON); histograms go beside it as `histograms.calib`
+    #[arg(short, long, value_name = "FILE", default_value = "calibration.json")]
+    pub output: PathBuf,
+    /// Histogram file to write [default: histograms.calib beside the table]
+    #[arg(long, value_name = "FILE")]
+    pub histograms: Option<PathBuf>,
+    /// TensorRT calibration cache to write as well (TensorRT 10 and older)
+    #[arg(long, value_name = "FILE")]
+    pub cache: Option<PathBuf>,
+    /// Observe only part i of n of the calibration samples; join the parts with `calib merge`
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub data: DataArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub method: MethodArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub scheme: SchemeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub runtime: RuntimeArgs,
+}
+
+/// `calib merge`.
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// Histogram files of all shards
+    #[arg(required = true, value_name = "FILE")]
+    pub histograms: Vec<PathBuf>,
+    /// Table to write (JSON)
+    #[arg(short, long, value_name = "FILE", default_value = "calibration.json")]
+    pub output: PathBuf,
+    /// Joined histogram file to write as well
+    #[arg(long, value_name = "FILE")]
+    pub merged: Option<PathBuf>,
+    /// entropy, percentile, mse, minmax or auto [default: auto]
+    #[arg(long, value_name = "NAME")]
+    pub method: Option<String>,
+    /// Percentile of the percentile method, in percent [default: 99.99]
+    #[arg(long, value_name = "P")]
+    pub percentile: Option<f64>,
+}
+
+/// `calib quantize`.
+#[derive(Debug, Args)]
+pub struct QuantizeArgs {
+    /// Float ONNX model
+    #[arg(long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Calibration table (JSON) or TensorRT calibration cache; not needed for fp16 and bf16
+    #[arg(long, value_name = "FILE")]
+    pub table: Option<PathBuf>,
+    /// Model to write
+    #[arg(short, long, value_name = "FILE", required_unless_present = "explain")]
+    pub output: Option<PathBuf>,
+    /// int8, fp8, fp16 or bf16
+    #[arg(long, value_name = "PRECISION", default_value = "int8")]
+    pub precision: String,
+    /// List for every node what is decided and which rule decides; write nothing
+    #[arg(long)]
+    pub explain: bool,
+    /// Also convert the model's float inputs and outputs to the high precision
+    #[arg(long)]
+    pub convert_io: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub scheme: SchemeArgs,
+}
+
+/// `calib compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// What to compare with: ort, ort:FILE.onnx, FILE.onnx or FILE.npz
+    #[arg(long = "ref", value_name = "SPEC")]
+    pub reference: String,
+    /// What is compared (repeatable)
+    #[arg(long = "target", value_name = "SPEC", required = true)]
+    pub targets: Vec<String>,
+    /// Float ONNX model that `ort` stands for
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Evaluation samples; 0 for all [default: 0]
+    #[arg(long, value_name = "N")]
+    pub samples: Option<usize>,
+    /// Threshold on a metric, e.g. top1=0.98 (repeatable); failing one gives exit status 1
+    #[arg(long, value_name = "METRIC=VALUE")]
+    pub gate: Vec<String>,
+    /// Save the reference's outputs (.npz)
+    #[arg(long, value_name = "FILE")]
+    pub save_reference: Option<PathBuf>,
+    /// Save the first target's outputs (.npz)
+    #[arg(long, value_name = "FILE")]
+    pub save_target: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub data: DataArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub runtime: RuntimeArgs,
+}
+
+/// `calib inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Model, calibration table, TensorRT calibration cache, histogram file or report
+    pub file: PathBuf,
+    /// Check every Q/DQ pair of a model against TensorRT's rules; exit status 1 when one breaks them
+    #[arg(long)]
+    pub check: bool,
+    /// List every node or tensor
+    #[arg(long)]
+    pub all: bool,
+}

@@ -1,0 +1,306 @@
+//! The configuration of a run: one TOML file, every key of which is also a flag.
+//!
+//! Paths in a file are relative to that file's folder. `calib run` leaves the whole configuration as `run.toml`.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::dataset::Preprocess;
+
+/// Everything that decides what a run does. Keys are those of `run.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Float ONNX model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
+    /// Where samples come from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<PathBuf>,
+    /// Labels of the samples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<PathBuf>,
+    /// Class names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<PathBuf>,
+    /// Folder for everything that the run leaves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub out: Option<PathBuf>,
+    /// Calibration samples, at most.
+    pub calib_samples: usize,
+    /// Evaluation samples; 0 for all that are not calibration samples.
+    pub eval_samples: usize,
+    /// `auto`, or the name of a method.
+    pub method: String,
+    /// Percentile of the percentile method, in percent.
+    pub percentile: f64,
+    /// Precisions to compare.
+    pub precisions: Vec<String>,
+    /// Precision of what is not quantized.
+    pub high_precision: String,
+    /// Preprocessing preset; `preprocess` wins over it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
+    /// Hugging Face `preprocessor_config.json`; `preprocess` wins over it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preprocessor: Option<PathBuf>,
+    /// Samples in one inference call; absent: 8, or the model's fixed batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch: Option<usize>,
+    /// Seed of the choice of samples.
+    pub seed: u64,
+    /// Regular expressions of node names that stay in the high precision.
+    pub nodes_to_exclude: Vec<String>,
+    /// Regular expressions of node names; when given, only these are quantized.
+    pub nodes_to_include: Vec<String>,
+    /// Operator types; when given, only these are quantized.
+    pub op_types: Vec<String>,
+    /// Operator types that stay in the high precision.
+    pub op_types_to_exclude: Vec<String>,
+    /// Precision plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PathBuf>,
+    /// Thresholds, `metric=value`.
+    pub gate: Vec<String>,
+    /// `auto`, `off` or `require`.
+    pub tensorrt: String,
+    /// Threads; 0 for all cores.
+    pub threads: usize,
+    /// Execution provider: `cpu` or `cuda[:N]`.
+    pub provider: String,
+    /// Share of bad samples that is tolerated, between 0 and 1.
+    pub max_bad: f64,
+    /// Fail on the first bad sample.
+    pub strict: bool,
+    /// Seconds of latency measurement for each precision; 0 skips it.
+    pub bench_seconds: f64,
+    /// Random inputs instead of data.
+    pub random_data: bool,
+    /// Shapes bound to inputs, by name.
+    pub shape: BTreeMap<String, Vec<usize>>,
+    /// How a file becomes an input.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preprocess: Option<Preprocess>,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            model: None,
+            data: None,
+            labels: None,
+            classes: None,
+            out: None,
+            calib_samples: 512,
+            eval_samples: 0,
+            method: "auto".to_owned(),
+            percentile: 99.99,
+            precisions: ["fp32", "fp16", "int8"].map(str::to_owned).to_vec(),
+            high_precision: "fp32".to_owned(),
+            preset: None,
+            preprocessor: None,
+            batch: None,
+            seed: 0,
+            nodes_to_exclude: Vec::new(),
+            nodes_to_include: Vec::new(),
+            op_types: Vec::new(),
+            op_types_to_exclude: Vec::new(),
+            plan: None,
+            gate: Vec::new(),
+            tensorrt: "auto".to_owned(),
+            threads: 0,
+            provider: "cpu".to_owned(),
+            max_bad: 0.01,
+            strict: false,
+            bench_seconds: 2.0,
+            random_data: false,
+            shape: BTreeMap::new(),
+            preprocess: None,
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the configuration {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The file is not a valid configuration.
+    #[error("{path} is not a valid configuration: {reason}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the line.
+        reason: String,
+    },
+    /// A value cannot be used.
+    #[error("`{key}`: {reason}")]
+    Value {
+        /// The key (and flag).
+        key: &'static str,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+}
+
+impl RunConfig {
+    /// Reads a TOML file. Keys may be written with `-` or `_`; unknown ones are an error.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let invalid = |reason: String| ConfigError::Parse { path: path.to_owned(), reason };
+        let mut config = Self::parse(&text).map_err(|error| invalid(error.to_string()))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for file in config.paths_mut() {
+            if file.is_relative() {
+                *file = folder.join(&*file);
+            }
+        }
+        Ok(config)
+    }
+
+    fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        // The table comes first so that `calib-samples` is the same key as `calib_samples`; messages of a plain parse
+        // carry line numbers, so that is tried first.
+        toml::from_str(text).or_else(|error| {
+            let table: toml::Table = toml::from_str(text)?;
+            let renamed: toml::Table = table.into_iter().map(|(key, value)| (key.replace('-', "_"), value)).collect();
+            renamed.try_into().map_err(|_| error)
+        })
+    }
+
+    fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        [
+            &mut self.model,
+            &mut self.data,
+            &mut self.labels,
+            &mut self.classes,
+            &mut self.out,
+            &mut self.preprocessor,
+            &mut self.plan,
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    /// The same configuration with absolute paths, so that the file can be used from anywhere.
+    pub fn absolute(&self) -> Self {
+        let mut config = self.clone();
+        for file in config.paths_mut() {
+            if let Ok(path) = std::path::absolute(&*file) {
+                *file = path;
+            }
+        }
+        config
+    }
+
+    /// As TOML.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+
+    /// Checks values that can be judged without any file.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let known = |key, value: &str, choices: &[&str]| {
+            if choices.contains(&value) {
+                Ok(())
+            } else {
+                Err(ConfigError::Value { key, reason: format!("`{value}` is none of {}", choices.join(", ")) })
+            }
+        };
+        known("method", &self.method, &["auto", "entropy", "percentile", "mse", "minmax"])?;
+        known("high_precision", &self.high_precision, &["fp32", "fp16", "bf16"])?;
+        known("tensorrt", &self.tensorrt, &["auto", "off", "require"])?;
+        for precision in &self.precisions {
+            known("precisions", precision, &["fp32", "fp16", "bf16", "int8", "fp8"])?;
+        }
+        if !(self.percentile > 50.0 && self.percentile <= 100.0) {
+            let reason = format!("{} lies outside (50, 100]", self.percentile);
+            return Err(ConfigError::Value { key: "percentile", reason });
+        }
+        if !(0.0..=1.0).contains(&self.max_bad) {
+            let reason = format!("{} is no share between 0 and 1", self.max_bad);
+            return Err(ConfigError::Value { key: "max_bad", reason });
+        }
+        if self.calib_samples == 0 {
+            return Err(ConfigError::Value { key: "calib_samples", reason: "must be at least 1".to_owned() });
+        }
+        if self.batch == Some(0) {
+            return Err(ConfigError::Value { key: "batch", reason: "must be at least 1".to_owned() });
+        }
+        if !(self.bench_seconds >= 0.0 && self.bench_seconds.is_finite()) {
+            return Err(ConfigError::Value { key: "bench_seconds", reason: "must be 0 or more".to_owned() });
+        }
+        Ok(())
+    }
+}
+
+/// Parses a share: `1%`, `0.01`.
+pub fn parse_share(text: &str) -> Result<f64, ConfigError> {
+    let invalid = || ConfigError::Value { key: "max_bad", reason: format!("`{text}` is no share such as 1% or 0.01") };
+    let (number, divisor) = match text.strip_suffix('%') {
+        Some(number) => (number, 100.0),
+        None => (text, 1.0),
+    };
+    let value: f64 = number.trim().parse().map_err(|_| invalid())?;
+    if (0.0..=divisor).contains(&value) { Ok(value / divisor) } else { Err(invalid()) }
+}
+
+/// Parses `input=1x3x224x224`.
+pub fn parse_shape(text: &str) -> Result<(String, Vec<usize>), ConfigError> {
+    let invalid =
+        || ConfigError::Value { key: "shape", reason: format!("`{text}` does not read like input=1x3x224x224") };
+    let (name, dims) = text.rsplit_once('=').or_else(|| text.rsplit_once(':')).ok_or_else(invalid)?;
+    let dims = dims.split(['x', ',']).map(str::parse).collect::<Result<Vec<usize>, _>>().map_err(|_| invalid())?;
+    if name.is_empty() || dims.contains(&0) { Err(invalid()) } else { Ok((name.to_owned(), dims)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_configuration_reads_back_equal() {
+        let mut config = RunConfig { model: Some("m.onnx".into()), batch: Some(4), ..RunConfig::default() };
+        config.shape.insert("input".to_owned(), vec![1, 3, 8, 8]);
+        let text = config.to_toml().unwrap();
+        assert_eq!(RunConfig::parse(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn dashes_and_underscores_are_the_same_key_and_unknown_keys_are_errors() {
+        assert_eq!(RunConfig::parse("calib-samples = 7").unwrap().calib_samples, 7);
+        assert_eq!(RunConfig::parse("calib_samples = 7").unwrap().calib_samples, 7);
+        let error = RunConfig::parse("calib_sample = 7").unwrap_err().to_string();
+        assert!(error.contains("calib_sample"), "{error}");
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("run.toml");
+        std::fs::write(&file, "model = \"m.onnx\"\ndata = \"/images\"\n").unwrap();
+        let config = RunConfig::load(&file).unwrap();
+        assert_eq!(config.model.unwrap(), folder.path().join("m.onnx"));
+        assert_eq!(config.data.unwrap(), PathBuf::from("/images"));
+    }
+
+    #[test]
+    fn shares_and_shapes() {
+        assert_eq!(parse_share("1%").unwrap(), 0.01);
+        assert_eq!(parse_share("0.5").unwrap(), 0.5);
+        assert!(parse_share("2").is_err() && parse_share("x%").is_err());
+        assert_eq!(parse_shape("a:0=1x3").unwrap(), ("a:0".to_owned(), vec![1, 3]));
+        assert!(parse_shape("a=1x0").is_err() && parse_shape("1x3").is_err());
+    }
+}

@@ -1,0 +1,207 @@
+//! Samples that are arrays already: `.npy`, `.npz`, a folder of `.npz` files, and Polygraphy's inputs JSON.
+
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use serde_json::Value;
+
+use super::{Dataset, DatasetError, InputSpec, SampleError};
+use crate::{
+    npz::{ArrayError, parse_npy, read_npy, read_npz},
+    tensor::{Tensor, TensorMap, TensorView},
+};
+
+/// Samples in memory or one file each.
+pub(super) struct ArrayDataset {
+    ids: Vec<String>,
+    labels: Vec<Option<u32>>,
+    source: Source,
+    inputs: Vec<InputSpec>,
+}
+
+enum Source {
+    /// The first axis of every array counts the samples.
+    Stacked(TensorMap),
+    /// Each entry is one sample (or one batch, which is one inference call).
+    Listed(Vec<TensorMap>),
+    /// Each file is one sample.
+    Files(Vec<PathBuf>),
+}
+
+impl ArrayDataset {
+    /// A `.npy` or `.npz` file whose first axis counts samples.
+    pub(super) fn stacked(path: &Path, inputs: &[InputSpec]) -> Result<Self, DatasetError> {
+        let arrays = if path.extension().is_some_and(|ending| ending == "npy") {
+            TensorMap::from([("array".to_owned(), read_npy(path).map_err(array_error)?)])
+        } else {
+            read_npz(path).map_err(array_error)?
+        };
+        let arrays = match_inputs(arrays, inputs).map_err(|reason| invalid(path, reason))?;
+        let counts: Vec<(String, Option<usize>)> =
+            arrays.iter().map(|(name, tensor)| (name.clone(), tensor.shape().first().copied())).collect();
+        let count = counts.first().and_then(|(_, count)| *count);
+        let Some(count) = count.filter(|_| counts.iter().all(|(_, other)| *other == count)) else {
+            let list: Vec<String> = counts.iter().map(|(name, n)| format!("`{name}` {n:?}")).collect();
+            return Err(invalid(
+                path,
+                format!("the first axis must count the samples alike; found {}", list.join(", ")),
+            ));
+        };
+        let ids = (0..count).map(|index| format!("{index}")).collect();
+        Ok(Self::new(ids, Source::Stacked(arrays), inputs))
+    }
+
+    /// A folder of `.npz` files, one sample each.
+    pub(super) fn files(folder: &Path, files: Vec<String>, inputs: &[InputSpec]) -> Self {
+        let paths = files.iter().map(|name| folder.join(name)).collect();
+        Self::new(files, Source::Files(paths), inputs)
+    }
+
+    /// Polygraphy's `--save-inputs` JSON: a list of feed dictionaries whose arrays are base64 `.npy` files.
+    pub(super) fn polygraphy(path: &Path, inputs: &[InputSpec]) -> Result<Self, DatasetError> {
+        let bytes = std::fs::read(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+        let json: Value = serde_json::from_slice(&bytes)
+            .map_err(|error| invalid(path, format!("it is no Polygraphy inputs JSON: {error}")))?;
+        let list = json
+            .as_array()
+            .or_else(|| json.get("lst").and_then(Value::as_array))
+            .ok_or_else(|| invalid(path, "a list of inputs is expected".to_owned()))?;
+        let feeds = list
+            .iter()
+            .enumerate()
+            .map(|(index, feed)| {
+                let arrays = feed_arrays(feed).map_err(|reason| invalid(path, format!("entry {index}: {reason}")))?;
+                match_inputs(arrays, inputs).map_err(|reason| invalid(path, format!("entry {index}: {reason}")))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let ids = (0..feeds.len()).map(|index| format!("{index}")).collect();
+        Ok(Self::new(ids, Source::Listed(feeds), inputs))
+    }
+
+    fn new(ids: Vec<String>, source: Source, inputs: &[InputSpec]) -> Self {
+        Self { labels: vec![None; ids.len()], ids, source, inputs: inputs.to_vec() }
+    }
+
+    pub(super) fn set_labels(&mut self, labels: Vec<Option<u32>>) {
+        self.labels = labels;
+    }
+}
+
+fn feed_arrays(feed: &Value) -> Result<TensorMap, String> {
+    let entries = feed.as_object().ok_or("an object of arrays by name is expected")?;
+    let arrays = entries.iter().filter(|(key, _)| !key.starts_with("polygraphy_"));
+    arrays
+        .map(|(name, value)| {
+            let text = value
+                .get("array")
+                .and_then(Value::as_str)
+                .ok_or_else(|| format!("`{name}` holds no base64 `array`"))?;
+            let bytes =
+                base64::engine::general_purpose::STANDARD.decode(text).map_err(|error| format!("`{name}`: {error}"))?;
+            let tensor = parse_npy(&bytes).map_err(|reason| format!("`{name}`: {reason}"))?;
+            Ok((name.clone(), tensor))
+        })
+        .collect()
+}
+
+/// Arrays by the names of the inputs; a single array serves a single input whatever its name.
+fn match_inputs(mut arrays: TensorMap, inputs: &[InputSpec]) -> Result<TensorMap, String> {
+    if inputs.is_empty() || inputs.iter().all(|input| arrays.contains_key(&input.name)) {
+        arrays.retain(|name, _| inputs.is_empty() || inputs.iter().any(|input| input.name == *name));
+        return Ok(arrays);
+    }
+    if let ([input], 1) = (inputs, arrays.len()) {
+        return Ok(arrays.into_values().map(|tensor| (input.name.clone(), tensor)).collect());
+    }
+    let missing: Vec<&str> =
+        inputs.iter().map(|input| input.name.as_str()).filter(|name| !arrays.contains_key(*name)).collect();
+    let found: Vec<&str> = arrays.keys().map(String::as_str).collect();
+    Err(format!("the inputs `{}` are missing; the arrays are `{}`", missing.join("`, `"), found.join("`, `")))
+}
+
+fn invalid(path: &Path, reason: String) -> DatasetError {
+    DatasetError::Format { path: path.to_owned(), reason }
+}
+
+fn array_error(error: ArrayError) -> DatasetError {
+    match error {
+        ArrayError::Read { path, source } => DatasetError::Read { path, source },
+        ArrayError::Format { path, reason } => DatasetError::Format { path, reason },
+    }
+}
+
+impl Dataset for ArrayDataset {
+    fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    fn id(&self, index: usize) -> &str {
+        &self.ids[index]
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        self.labels[index]
+    }
+
+    fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {
+        let bad = |reason: String| SampleError { sample: self.ids[index].clone(), reason };
+        match &self.source {
+            Source::Stacked(arrays) => arrays
+                .iter()
+                .map(|(name, tensor)| Ok((name.clone(), row(tensor, index).map_err(|error| bad(error.to_string()))?)))
+                .collect(),
+            Source::Listed(feeds) => Ok(feeds[index].clone()),
+            Source::Files(paths) => {
+                let arrays = read_npz(&paths[index]).map_err(|error| bad(error.to_string()))?;
+                match_inputs(arrays, &self.inputs).map_err(bad)
+            }
+        }
+    }
+}
+
+/// The element `index` of the first axis, which stays with an extent of 1.
+fn row(tensor: &Tensor, index: usize) -> Result<Tensor, crate::tensor::ShapeError> {
+    let view = tensor.view();
+    let step: usize = view.shape[1..].iter().product();
+    let mut shape = view.shape.to_vec();
+    shape[0] = 1;
+    let values = view.values.slice(index * step..(index + 1) * step);
+    Tensor::new(shape.clone(), TensorView { shape: &shape, values }.values.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::npz::write_npz;
+
+    fn spec(name: &str) -> InputSpec {
+        InputSpec { name: name.to_owned(), element_type: None, shape: vec![] }
+    }
+
+    #[test]
+    fn rows_of_the_first_axis_are_samples() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.npz");
+        let arrays = TensorMap::from([
+            ("a".to_owned(), Tensor::from_f32(vec![2, 2], vec![1.0, 2.0, 3.0, 4.0]).unwrap()),
+            ("b".to_owned(), Tensor::from_f32(vec![2], vec![5.0, 6.0]).unwrap()),
+        ]);
+        write_npz(&path, &arrays).unwrap();
+        let data = ArrayDataset::stacked(&path, &[spec("a"), spec("b")]).unwrap();
+        let sample = data.sample(1).unwrap();
+        assert_eq!(sample["a"], Tensor::from_f32(vec![1, 2], vec![3.0, 4.0]).unwrap());
+        assert_eq!(sample["b"], Tensor::from_f32(vec![1], vec![6.0]).unwrap());
+        let error = ArrayDataset::stacked(&path, &[spec("a"), spec("c")]).err().unwrap().to_string();
+        assert!(error.contains("`c` are missing") && error.contains("`a`, `b`"), "{error}");
+    }
+
+    #[test]
+    fn polygraphy_inputs() {
+        let npy = "k05VTVBZAQB2AHsnZGVzY3InOiAnPGY0JywgJ2ZvcnRyYW5fb3JkZXInOiBGYWxzZSwgJ3NoYXBlJzogKDEsKSwgfSAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgIAoAACBA";
+        let json = format!(r#"[{{"x": {{"array": "{npy}", "polygraphy_class": "np.ndarray"}}}}]"#);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), json).unwrap();
+        let data = ArrayDataset::polygraphy(file.path(), &[spec("input")]).unwrap();
+        assert_eq!(data.sample(0).unwrap()["input"], Tensor::from_f32(vec![1], vec![2.5]).unwrap());
+    }
+}

@@ -1,0 +1,131 @@
+//! Image files to 8-bit RGB: JPEG, PNG, WebP and BMP.
+//!
+//! The rules are Pillow's `Image.open(file).convert("RGB")` after `ImageOps.exif_transpose`: an alpha channel is
+//! dropped, palettes are looked up, gray is repeated, of 16-bit values the upper 8 bits count, of an animation the
+//! first frame. With the cargo feature `turbojpeg` JPEG files are decoded by libjpeg-turbo, to the same pixels as in
+//! Pillow and OpenCV; the default decoder differs from it by a few levels where chroma is subsampled.
+
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, metadata::Orientation};
+
+use super::resample::RgbImage;
+
+/// Images with more pixels are refused before they are decoded (a guard against decompression bombs).
+pub const MAX_PIXELS: u64 = 178_956_970;
+
+/// Decodes a whole file; the error is a reason in words.
+pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
+    if bytes.is_empty() {
+        return Err("the file is empty".to_owned());
+    }
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
+    let format = reader.format().ok_or("this is no JPEG, PNG, WebP or BMP image")?;
+    reader.no_limits();
+    let mut decoder = reader.into_decoder().map_err(|error| reason(&error))?;
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels == 0 {
+        return Err("the image has no pixels".to_owned());
+    }
+    if pixels > MAX_PIXELS {
+        return Err(format!("{width}×{height} pixels are more than the limit of {MAX_PIXELS}"));
+    }
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let exact = if format == ImageFormat::Jpeg { exact_jpeg(bytes)? } else { None };
+    let mut image = match exact {
+        Some(image) => image,
+        None => DynamicImage::from_decoder(decoder).map_err(|error| reason(&error))?,
+    };
+    image.apply_orientation(orientation);
+    Ok(to_rgb(&image))
+}
+
+fn reason(error: &image::ImageError) -> String {
+    format!("it cannot be decoded: {error}")
+}
+
+fn to_rgb(image: &DynamicImage) -> RgbImage {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let repeat = |gray: &[u8], step: usize| gray.iter().step_by(step).flat_map(|&v| [v; 3]).collect();
+    let high = |value: &u16| (value >> 8) as u8;
+    let data = match image {
+        DynamicImage::ImageRgb8(image) => image.as_raw().clone(),
+        DynamicImage::ImageRgba8(image) => {
+            image.as_raw().chunks_exact(4).flat_map(|rgba| [rgba[0], rgba[1], rgba[2]]).collect()
+        }
+        DynamicImage::ImageLuma8(image) => repeat(image.as_raw(), 1),
+        DynamicImage::ImageLumaA8(image) => repeat(image.as_raw(), 2),
+        DynamicImage::ImageLuma16(image) => image.as_raw().iter().flat_map(|v| [high(v); 3]).collect(),
+        DynamicImage::ImageLumaA16(image) => image.as_raw().iter().step_by(2).flat_map(|v| [high(v); 3]).collect(),
+        DynamicImage::ImageRgb16(image) => image.as_raw().iter().map(high).collect(),
+        DynamicImage::ImageRgba16(image) => {
+            image.as_raw().chunks_exact(4).flat_map(|rgba| [high(&rgba[0]), high(&rgba[1]), high(&rgba[2])]).collect()
+        }
+        other => other.to_rgb8().into_raw(),
+    };
+    RgbImage { width, height, data }
+}
+
+/// The picture by libjpeg-turbo; `None` for colour spaces that it does not turn into RGB (CMYK).
+#[cfg(feature = "turbojpeg")]
+fn exact_jpeg(bytes: &[u8]) -> Result<Option<DynamicImage>, String> {
+    let header = turbojpeg::read_header(bytes).map_err(|error| error.to_string())?;
+    if matches!(header.colorspace, turbojpeg::Colorspace::CMYK | turbojpeg::Colorspace::YCCK) {
+        return Ok(None);
+    }
+    let image = turbojpeg::decompress(bytes, turbojpeg::PixelFormat::RGB).map_err(|error| error.to_string())?;
+    let (width, height) = (image.width as u32, image.height as u32);
+    Ok(image::RgbImage::from_raw(width, height, image.pixels).map(DynamicImage::ImageRgb8))
+}
+
+#[cfg(not(feature = "turbojpeg"))]
+#[expect(clippy::unnecessary_wraps, reason = "the same signature as with the feature")]
+fn exact_jpeg(_bytes: &[u8]) -> Result<Option<DynamicImage>, String> {
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{ImageBuffer, Luma, Rgba};
+
+    use super::*;
+
+    fn png(image: &DynamicImage) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn sixteen_bits_keep_the_upper_eight_and_alpha_is_dropped() {
+        let gray = ImageBuffer::<Luma<u16>, _>::from_raw(2, 1, vec![0x12ff, 0xff00]).unwrap();
+        assert_eq!(decode(&png(&gray.into())).unwrap().data, [0x12, 0x12, 0x12, 0xff, 0xff, 0xff]);
+        let rgba = ImageBuffer::<Rgba<u8>, _>::from_raw(1, 1, vec![9, 8, 7, 0]).unwrap();
+        assert_eq!(decode(&png(&rgba.into())).unwrap().data, [9, 8, 7]);
+    }
+
+    #[test]
+    fn what_is_no_image_is_said() {
+        assert!(decode(b"").unwrap_err().contains("empty"));
+        assert!(decode(b"hello, world").unwrap_err().contains("no JPEG"));
+        let whole = png(&DynamicImage::new_rgb8(64, 64));
+        assert!(decode(&whole[..whole.len() / 2]).unwrap_err().contains("cannot be decoded"));
+    }
+
+    #[test]
+    fn a_bomb_is_refused_by_its_header() {
+        // A BMP header that declares 30,000 × 30,000 pixels and holds none.
+        let mut bomb = b"BM".to_vec();
+        bomb.extend(54u32.to_le_bytes());
+        bomb.extend(0u32.to_le_bytes());
+        bomb.extend(54u32.to_le_bytes());
+        bomb.extend(40u32.to_le_bytes());
+        bomb.extend(30_000i32.to_le_bytes());
+        bomb.extend(30_000i32.to_le_bytes());
+        bomb.extend(1u16.to_le_bytes());
+        bomb.extend(24u16.to_le_bytes());
+        bomb.extend([0; 24]);
+        assert!(decode(&bomb).unwrap_err().contains("more than the limit"), "{:?}", decode(&bomb));
+    }
+}

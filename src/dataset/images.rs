@@ -1,0 +1,284 @@
+//! Samples that are image files: a folder (flat, or one folder a class) or a list file.
+
+use std::{
+    collections::BTreeMap,
+    io::{Cursor, Read},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Dataset, DatasetError, InputSpec, SampleError,
+    decode::decode,
+    preprocess::{Layout, Preprocess},
+    resample::{Interpolation, RgbImage, resize},
+};
+use crate::tensor::{ElementType, TensorMap};
+
+/// Largest image file that is read.
+const MAX_FILE_BYTES: u64 = 1 << 30;
+/// Longer side of a thumbnail.
+const THUMBNAIL: usize = 96;
+
+/// Image files and how they become a model's input.
+pub(super) struct ImageDataset {
+    files: Vec<PathBuf>,
+    ids: Vec<String>,
+    labels: Vec<Option<u32>>,
+    input: ImageInput,
+    preprocess: Preprocess,
+}
+
+/// The one input that takes the picture.
+#[derive(Clone, Debug)]
+pub(super) struct ImageInput {
+    name: String,
+    element_type: ElementType,
+    channels: usize,
+    layout: Layout,
+    /// Height and width where the model fixes them.
+    pub(super) size: [Option<usize>; 2],
+}
+
+impl ImageInput {
+    /// The input of a model that takes pictures: the only one, of rank 4, with 1 or 3 channels.
+    pub(super) fn of(inputs: &[InputSpec], layout: Option<Layout>) -> Result<Self, DatasetError> {
+        let [input] = inputs else {
+            let names: Vec<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
+            return Err(DatasetError::Input(format!(
+                "images feed a model with one input; this one has {} (`{}`): pass .npz files with all of them",
+                inputs.len(),
+                names.join("`, `")
+            )));
+        };
+        let shape = &input.shape;
+        if shape.len() != 4 {
+            return Err(DatasetError::Input(format!(
+                "images feed an input of rank 4; `{}` has rank {}: pass .npz files",
+                input.name,
+                shape.len()
+            )));
+        }
+        let channels = |axis: usize| shape[axis].filter(|&n| n == 1 || n == 3);
+        let (layout, channels) = match (layout, channels(1), channels(3)) {
+            (Some(Layout::Nhwc), _, n) | (None, None, n @ Some(_)) => (Layout::Nhwc, n.unwrap_or(3)),
+            (Some(Layout::Nchw), n, _) | (None, n @ Some(_), _) => (Layout::Nchw, n.unwrap_or(3)),
+            (None, None, None) if shape[1].is_none() => (Layout::Nchw, 3),
+            (None, None, None) => {
+                return Err(DatasetError::Input(format!(
+                    "`{}` has neither 1 nor 3 channels on axis 1 or 3: pass .npz files",
+                    input.name
+                )));
+            }
+        };
+        let size = match layout {
+            Layout::Nchw => [shape[2], shape[3]],
+            Layout::Nhwc => [shape[1], shape[2]],
+        };
+        let element_type = input.element_type.unwrap_or(ElementType::F32);
+        Ok(Self { name: input.name.clone(), element_type, channels, layout, size })
+    }
+}
+
+impl ImageDataset {
+    pub(super) fn new(files: Vec<(String, PathBuf)>, input: ImageInput, preprocess: Preprocess) -> Self {
+        let (ids, files): (Vec<_>, Vec<_>) = files.into_iter().unzip();
+        Self { labels: vec![None; ids.len()], files, ids, input, preprocess }
+    }
+
+    pub(super) fn set_labels(&mut self, labels: Vec<Option<u32>>) {
+        self.labels = labels;
+    }
+
+    fn picture(&self, index: usize) -> Result<RgbImage, SampleError> {
+        let bad = |reason: String| SampleError { sample: self.ids[index].clone(), reason };
+        decode(&read_file(&self.files[index]).map_err(bad)?).map_err(bad)
+    }
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let file = std::fs::File::open(path).map_err(|error| format!("it cannot be read: {error}"))?;
+    let metadata = file.metadata().map_err(|error| format!("it cannot be read: {error}"))?;
+    if !metadata.is_file() {
+        return Err("it is no regular file".to_owned());
+    }
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(format!("{} bytes are more than the limit of {MAX_FILE_BYTES}", metadata.len()));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(|error| format!("it cannot be read: {error}"))?;
+    Ok(bytes)
+}
+
+impl Dataset for ImageDataset {
+    fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    fn id(&self, index: usize) -> &str {
+        &self.ids[index]
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        self.labels[index]
+    }
+
+    fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {
+        let bad = |reason: String| SampleError { sample: self.ids[index].clone(), reason };
+        let shaped = self.preprocess.shape_image(&self.picture(index)?);
+        for (axis, (want, got)) in self.input.size.iter().zip([shaped.height, shaped.width]).enumerate() {
+            if let Some(want) = want.filter(|&want| want != got) {
+                let side = ["height", "width"][axis];
+                return Err(bad(format!(
+                    "its {side} is {got} after preprocessing, the model takes {want}; set `resize` and `crop`"
+                )));
+            }
+        }
+        let input = &self.input;
+        let tensor = self
+            .preprocess
+            .tensor(&shaped, input.channels, input.layout, input.element_type)
+            .ok_or_else(|| bad(format!("an image cannot feed an input of type {}", input.element_type)))?;
+        Ok(TensorMap::from([(input.name.clone(), tensor)]))
+    }
+
+    fn thumbnail(&self, index: usize) -> Option<Vec<u8>> {
+        let picture = self.picture(index).ok()?;
+        let long = picture.width.max(picture.height);
+        let side = |extent: usize| (extent * THUMBNAIL.min(long) / long).max(1);
+        let small = resize(&picture, side(picture.width), side(picture.height), Interpolation::Box);
+        let mut bytes = Cursor::new(Vec::new());
+        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 75)
+            .encode(&small.data, small.width as u32, small.height as u32, image::ExtendedColorType::Rgb8)
+            .ok()?;
+        Some(bytes.into_inner())
+    }
+}
+
+/// Files of a folder.
+pub(super) struct Listing {
+    /// Name within the folder and path, sorted by name.
+    pub(super) files: Vec<(String, PathBuf)>,
+    /// The class folders, sorted, when the folder holds one folder a class.
+    pub(super) classes: Vec<String>,
+    /// Files that are neither images nor hidden.
+    pub(super) skipped: Vec<SampleError>,
+}
+
+/// Lists a folder: its own files, or those of its folders when it holds no images itself. Hidden files are ignored.
+pub(super) fn list(folder: &Path, endings: &[&str]) -> Result<Listing, DatasetError> {
+    let mut listing = Listing { files: Vec::new(), classes: Vec::new(), skipped: Vec::new() };
+    let mut folders = Vec::new();
+    scan(folder, "", endings, &mut listing, &mut folders)?;
+    if listing.files.is_empty() {
+        folders.sort();
+        for name in folders {
+            let before = listing.files.len();
+            scan(&folder.join(&name), &format!("{}/", escape(&name)), endings, &mut listing, &mut Vec::new())?;
+            if listing.files.len() > before {
+                listing.classes.push(escape(&name));
+            }
+        }
+    }
+    listing.files.sort();
+    listing.skipped.sort_by(|a, b| a.sample.cmp(&b.sample));
+    Ok(listing)
+}
+
+fn scan(
+    folder: &Path,
+    prefix: &str,
+    endings: &[&str],
+    listing: &mut Listing,
+    folders: &mut Vec<std::ffi::OsString>,
+) -> Result<(), DatasetError> {
+    let failed = |source| DatasetError::Read { path: folder.to_owned(), source };
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        if name.as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        let path = entry.path();
+        // Follows links; a link that leads nowhere or in a circle is listed, so that it is reported when it is read.
+        if path.is_dir() {
+            folders.push(name);
+            continue;
+        }
+        let id = format!("{prefix}{}", escape(&name));
+        let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
+        if endings.contains(&ending.as_str()) {
+            listing.files.push((id, path));
+        } else {
+            listing.skipped.push(SampleError { sample: id, reason: "no image by its ending".to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// A file name as text: bytes that are no UTF-8 become `\xNN`, so that different files keep different names.
+fn escape(name: &std::ffi::OsStr) -> String {
+    name.as_encoded_bytes()
+        .utf8_chunks()
+        .map(|chunk| {
+            let invalid: String = chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")).collect();
+            format!("{}{invalid}", chunk.valid())
+        })
+        .collect()
+}
+
+/// Labels from class folders: names that are all numbers are class indices, names in `classes` are looked up,
+/// otherwise folders count from 0 in their order.
+pub(super) fn folder_labels(listing: &Listing, classes: &BTreeMap<u32, String>) -> Vec<Option<u32>> {
+    let numbers: Option<BTreeMap<&str, u32>> =
+        listing.classes.iter().map(|name| Some((name.as_str(), name.parse().ok()?))).collect();
+    let by_name: BTreeMap<&str, u32> = classes.iter().map(|(&index, name)| (name.as_str(), index)).collect();
+    let known = listing.classes.iter().all(|name| by_name.contains_key(name.as_str()));
+    let indices = match numbers {
+        Some(numbers) => numbers,
+        None if known => by_name,
+        None => listing.classes.iter().enumerate().map(|(index, name)| (name.as_str(), index as u32)).collect(),
+    };
+    let label = |id: &str| id.split_once('/').and_then(|(folder, _)| indices.get(folder).copied());
+    listing.files.iter().map(|(id, _)| label(id)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(shape: [Option<usize>; 4]) -> InputSpec {
+        InputSpec { name: "x".to_owned(), element_type: Some(ElementType::F32), shape: shape.to_vec() }
+    }
+
+    #[test]
+    fn the_layout_is_read_off_the_shape() {
+        let nchw = ImageInput::of(&[input([None, Some(3), Some(8), Some(9)])], None).unwrap();
+        assert_eq!((nchw.layout, nchw.size), (Layout::Nchw, [Some(8), Some(9)]));
+        let nhwc = ImageInput::of(&[input([Some(1), Some(8), Some(9), Some(3)])], None).unwrap();
+        assert_eq!((nhwc.layout, nhwc.size), (Layout::Nhwc, [Some(8), Some(9)]));
+        assert!(ImageInput::of(&[input([None, Some(5), Some(8), Some(9)])], None).is_err());
+        assert!(ImageInput::of(&[], None).is_err());
+    }
+
+    #[test]
+    fn class_folders_and_strange_names() {
+        let folder = tempfile::tempdir().unwrap();
+        for (class, file) in [("10", "a b.png"), ("2", "c\nd.PNG"), ("2", "notes.txt"), ("2", ".hidden.png")] {
+            std::fs::create_dir_all(folder.path().join(class)).unwrap();
+            std::fs::write(folder.path().join(class).join(file), b"x").unwrap();
+        }
+        let listing = list(folder.path(), &["png"]).unwrap();
+        let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
+        assert_eq!(ids, ["10/a b.png", "2/c\nd.PNG"]);
+        assert_eq!(folder_labels(&listing, &BTreeMap::new()), [Some(10), Some(2)]);
+        assert_eq!(listing.skipped.len(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_no_text_stay_apart() {
+        use std::os::unix::ffi::OsStrExt;
+        let name = std::ffi::OsStr::from_bytes(b"a\xff\xfe.png");
+        assert_eq!(escape(name), "a\\xff\\xfe.png");
+    }
+}

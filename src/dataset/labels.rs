@@ -1,0 +1,192 @@
+//! The right answers: CSV `file,label[,name]`, lines `name label`, and files of class names.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use super::DatasetError;
+
+/// Labels by what the file calls a sample.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    path: PathBuf,
+    by_name: BTreeMap<String, u32>,
+    /// Class names that the file gives in its third column.
+    pub names: BTreeMap<u32, String>,
+}
+
+impl Labels {
+    /// Reads a label file. `classes` resolves labels that are names.
+    pub fn load(path: &Path, classes: &BTreeMap<u32, String>) -> Result<Self, DatasetError> {
+        let text = read_text(path)?;
+        let invalid = |line: usize, reason: String| DatasetError::Labels {
+            path: path.to_owned(),
+            reason: format!("line {line}: {reason}"),
+        };
+        let by_class: BTreeMap<&str, u32> = classes.iter().map(|(&index, name)| (name.as_str(), index)).collect();
+        let mut labels = Self { path: path.to_owned(), ..Self::default() };
+        for (number, row) in rows(&text, path)? {
+            let [file, label, rest @ ..] = row.as_slice() else {
+                return Err(invalid(number, "a sample and a label are expected".to_owned()));
+            };
+            let index = match label.parse::<u32>() {
+                Ok(index) => index,
+                Err(_) if labels.by_name.is_empty() && number == 1 && is_header(file, label) => continue,
+                Err(_) => *by_class.get(label.as_str()).ok_or_else(|| {
+                    invalid(number, format!("`{label}` is neither a class index nor a name in the class file"))
+                })?,
+            };
+            if let Some(name) = rest.first().filter(|name| !name.is_empty()) {
+                labels.names.insert(index, name.clone());
+            }
+            if let Some(earlier) = labels.by_name.insert(file.replace('\\', "/"), index)
+                && earlier != index
+            {
+                return Err(invalid(number, format!("`{file}` has the label {index}, and {earlier} before")));
+            }
+        }
+        if labels.by_name.is_empty() {
+            return Err(DatasetError::Labels { path: path.to_owned(), reason: "it holds no labels".to_owned() });
+        }
+        Ok(labels)
+    }
+
+    /// The label of every sample, by its whole id, else its file name, else its stem.
+    ///
+    /// A file that matches no sample at all is an error.
+    pub fn assign(&self, ids: &[&str]) -> Result<Vec<Option<u32>>, DatasetError> {
+        let keys: [fn(&str) -> &str; 3] = [|id| id, file_name, stem];
+        let tables = keys.map(|key| {
+            let mut table: BTreeMap<&str, Option<u32>> = BTreeMap::new();
+            for (name, &label) in &self.by_name {
+                // Two names that look alike and disagree say nothing.
+                table.entry(key(name)).and_modify(|l| *l = l.filter(|&l| l == label)).or_insert(Some(label));
+            }
+            table
+        });
+        let find = |id: &&str| keys.iter().zip(&tables).find_map(|(key, table)| table.get(key(id)).copied().flatten());
+        let found: Vec<Option<u32>> = ids.iter().map(find).collect();
+        if found.iter().all(Option::is_none) {
+            let example = self.by_name.keys().next().map_or("", String::as_str);
+            let sample = ids.first().copied().unwrap_or("");
+            return Err(DatasetError::Labels {
+                path: self.path.clone(),
+                reason: format!("none of its names matches a sample: it has `{example}`, the data has `{sample}`"),
+            });
+        }
+        Ok(found)
+    }
+}
+
+fn is_header(file: &str, label: &str) -> bool {
+    let known = ["file", "filename", "path", "image", "name", "id", "label", "class", "index", "target"];
+    known.iter().any(|word| file.to_lowercase().contains(word)) || known.contains(&label.to_lowercase().as_str())
+}
+
+/// Rows with their line numbers; commas make it a CSV, otherwise the last word of a line is the label.
+fn rows(text: &str, path: &Path) -> Result<Vec<(usize, Vec<String>)>, DatasetError> {
+    let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
+    if first.contains(',') {
+        let mut reader = csv::ReaderBuilder::new()
+            .has_headers(false)
+            .flexible(true)
+            .trim(csv::Trim::All)
+            .from_reader(text.as_bytes());
+        return reader
+            .records()
+            .map(|record| {
+                let record = record
+                    .map_err(|error| DatasetError::Labels { path: path.to_owned(), reason: error.to_string() })?;
+                let line = record.position().map_or(0, |position| position.line() as usize);
+                Ok((line, record.iter().map(str::to_owned).collect()))
+            })
+            .collect();
+    }
+    let split = |line: &str| match line.trim().rsplit_once(char::is_whitespace) {
+        Some((file, label)) => vec![file.trim().to_owned(), label.to_owned()],
+        None => vec![line.trim().to_owned()],
+    };
+    Ok(text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(|(i, line)| (i + 1, split(line)))
+        .collect())
+}
+
+/// Class names, one a line in the order of the classes; also `index name` or `index,name` lines.
+pub fn load_classes(path: &Path) -> Result<BTreeMap<u32, String>, DatasetError> {
+    let text = read_text(path)?;
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let indexed = |line: &&str| {
+        let (index, name) = line.split_once([',', ' ', '\t', ':'])?;
+        Some((index.trim().parse::<u32>().ok()?, name.trim().to_owned()))
+    };
+    let numbered: Option<BTreeMap<u32, String>> = lines.iter().filter(|line| !line.is_empty()).map(indexed).collect();
+    match numbered {
+        Some(names) if !names.is_empty() => Ok(names),
+        _ => {
+            let end = lines.iter().rposition(|line| !line.is_empty()).map_or(0, |last| last + 1);
+            Ok(lines[..end].iter().enumerate().map(|(index, line)| (index as u32, (*line).to_owned())).collect())
+        }
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, DatasetError> {
+    let bytes = std::fs::read(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| DatasetError::Labels { path: path.to_owned(), reason: "it is not UTF-8 text".to_owned() })?;
+    Ok(text.trim_start_matches('\u{feff}').to_owned())
+}
+
+fn file_name(id: &str) -> &str {
+    id.rsplit('/').next().unwrap_or(id)
+}
+
+fn stem(id: &str) -> &str {
+    let name = file_name(id);
+    name.rsplit_once('.').map_or(name, |(stem, _)| stem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Labels, DatasetError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Labels::load(file.path(), &BTreeMap::from([(3, "cat".to_owned())]))
+    }
+
+    #[test]
+    fn csv_with_and_without_header_and_plain_lines() {
+        for text in ["file,label,name\na.jpg,3,cat\nb/c.jpg,4\n", "a.jpg, 3,cat\nb/c.jpg,4", "a.jpg 3\nb/c.jpg\t4\n"] {
+            let labels = load(text).unwrap();
+            assert_eq!(labels.assign(&["x/a.jpg", "b/c.jpg", "d.jpg"]).unwrap(), [Some(3), Some(4), None], "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_looked_up_in_the_classes() {
+        assert_eq!(load("a.jpg,cat\n").unwrap().assign(&["a.png"]).unwrap(), [Some(3)]);
+        assert!(load("a.jpg,3\nb.jpg,dog\n").unwrap_err().to_string().contains("line 2: `dog`"));
+    }
+
+    #[test]
+    fn contradictions_and_strangers_are_errors() {
+        assert!(load("a.jpg,3\na.jpg,4\n").unwrap_err().to_string().contains("label 4, and 3 before"));
+        let error = load("a.jpg,3\n").unwrap().assign(&["z.jpg"]).unwrap_err().to_string();
+        assert!(error.contains("`a.jpg`") && error.contains("`z.jpg`"), "{error}");
+        assert!(load("\n").unwrap_err().to_string().contains("no labels"));
+    }
+
+    #[test]
+    fn classes_by_line_or_by_index() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "tench\ngreat white shark\n").unwrap();
+        assert_eq!(load_classes(file.path()).unwrap()[&1], "great white shark");
+        std::fs::write(file.path(), "5 tench\n7 shark\n").unwrap();
+        assert_eq!(load_classes(file.path()).unwrap()[&7], "shark");
+    }
+}

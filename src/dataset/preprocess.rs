@@ -1,0 +1,301 @@
+//! How a picture becomes a model's input: resize, centre crop, then `(x · scale − mean) / std` on 8-bit values.
+//!
+//! The arithmetic of a value is done once for each of the 256 values of a channel, in double precision, and rounded
+//! to the input's element type: the result depends on nothing but the configuration.
+
+use half::f16;
+use serde::{Deserialize, Serialize};
+
+use super::resample::{Interpolation, RgbImage, centre_crop, resize};
+use crate::tensor::{ElementType, Tensor, Values};
+
+/// One extent for both, or height and width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(untagged)]
+pub enum Extent {
+    /// For a resize: the shorter side; for a crop: both sides.
+    One(usize),
+    /// Exactly `[height, width]`.
+    Exact([usize; 2]),
+}
+
+/// Order of the colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChannelOrder {
+    /// Red first.
+    #[default]
+    Rgb,
+    /// Blue first.
+    Bgr,
+}
+
+/// Order of the axes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// Batch, channel, height, width.
+    Nchw,
+    /// Batch, height, width, channel.
+    Nhwc,
+}
+
+/// Preprocessing of images; `[preprocess]` of the configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Preprocess {
+    /// Resize before the crop; absent for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resize: Option<Extent>,
+    /// Filter of the resize.
+    pub interpolation: Interpolation,
+    /// Centre crop after the resize; absent for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crop: Option<Extent>,
+    /// Factor on 8-bit values.
+    pub scale: f64,
+    /// Subtracted after scaling, by channel in the order red, green, blue.
+    pub mean: [f64; 3],
+    /// Divisor after that, by channel in the order red, green, blue.
+    pub std: [f64; 3],
+    /// Order of the channels in the tensor.
+    pub channel_order: ChannelOrder,
+    /// Order of the axes; absent: as the model's input looks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Layout>,
+}
+
+impl Default for Preprocess {
+    /// No resize, no crop, values from 0 to 1.
+    fn default() -> Self {
+        Self {
+            resize: None,
+            interpolation: Interpolation::Bilinear,
+            crop: None,
+            scale: 1.0 / 255.0,
+            mean: [0.0; 3],
+            std: [1.0; 3],
+            channel_order: ChannelOrder::Rgb,
+            layout: None,
+        }
+    }
+}
+
+/// Names of the presets, the most common first.
+pub const PRESETS: [&str; 8] =
+    ["imagenet", "imagenet-bicubic", "imagenet-lite", "imagenet-tf", "imagenet-caffe", "clip", "unit", "raw"];
+
+impl Preprocess {
+    /// A preset for an input of `height × width` pixels; `None` for an unknown name.
+    ///
+    /// | name | resize, crop | values |
+    /// |---|---|---|
+    /// | `imagenet` | short side to crop / 0.875, bilinear, centre crop | (x/255 − mean) / std of ImageNet (torchvision) |
+    /// | `imagenet-bicubic` | the same, bicubic | the same (timm) |
+    /// | `imagenet-lite` | the same, bicubic | (x − 127) / 128 (EfficientNet-Lite) |
+    /// | `imagenet-tf` | the same, bicubic | (x − 127.5) / 127.5 (Inception, MobileNet of TensorFlow) |
+    /// | `imagenet-caffe` | the same, bilinear | BGR, x − (123.68, 116.779, 103.939) |
+    /// | `clip` | short side to the input, bicubic, centre crop | (x/255 − mean) / std of CLIP |
+    /// | `unit` | exactly the input, bilinear | x/255 |
+    /// | `raw` | exactly the input, bilinear | x |
+    pub fn preset(name: &str, height: usize, width: usize) -> Option<Self> {
+        let short = height.min(width);
+        let enlarged = Some(Extent::One((short as f64 / 0.875).floor() as usize));
+        let crop = Some(Extent::Exact([height, width]));
+        let exact = Self { resize: crop, ..Self::default() };
+        let imagenet =
+            Self { resize: enlarged, crop, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], ..Self::default() };
+        let bicubic = Self { interpolation: Interpolation::Bicubic, ..imagenet.clone() };
+        Some(match name {
+            "imagenet" => imagenet,
+            "imagenet-bicubic" => bicubic,
+            "imagenet-lite" => Self { scale: 1.0, mean: [127.0; 3], std: [128.0; 3], ..bicubic },
+            "imagenet-tf" => Self { scale: 1.0, mean: [127.5; 3], std: [127.5; 3], ..bicubic },
+            "imagenet-caffe" => Self {
+                scale: 1.0,
+                mean: [123.68, 116.779, 103.939],
+                std: [1.0; 3],
+                channel_order: ChannelOrder::Bgr,
+                ..imagenet
+            },
+            "clip" => Self {
+                resize: Some(Extent::One(short)),
+                mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+                std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+                ..bicubic
+            },
+            "unit" => exact,
+            "raw" => Self { scale: 1.0, ..exact },
+            _ => return None,
+        })
+    }
+
+    /// What cannot work, in words.
+    pub fn check(&self) -> Result<(), String> {
+        let zero = |extent: Option<Extent>| match extent {
+            Some(Extent::One(n)) => n == 0,
+            Some(Extent::Exact(extents)) => extents.contains(&0),
+            None => false,
+        };
+        let large = |extent: Option<Extent>| match extent {
+            Some(Extent::One(n)) => n > 16384,
+            Some(Extent::Exact(extents)) => extents.iter().any(|&n| n > 16384),
+            None => false,
+        };
+        if zero(self.resize) || zero(self.crop) || large(self.resize) || large(self.crop) {
+            return Err("`resize` and `crop` must lie between 1 and 16384".to_owned());
+        }
+        if self.std.iter().any(|&std| std == 0.0) {
+            return Err("`std` must not be 0".to_owned());
+        }
+        if ![self.scale].iter().chain(&self.mean).chain(&self.std).all(|value| value.is_finite()) {
+            return Err("`scale`, `mean` and `std` must be finite".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Resizes and crops.
+    pub fn shape_image(&self, image: &RgbImage) -> RgbImage {
+        let resized = self.resize.map(|extent| {
+            let (width, height) = match extent {
+                Extent::Exact([height, width]) => (width, height),
+                Extent::One(short) => short_side(image.width, image.height, short),
+            };
+            resize(image, width, height, self.interpolation)
+        });
+        let image = resized.as_ref().unwrap_or(image);
+        match self.crop {
+            Some(Extent::One(side)) => centre_crop(image, side, side),
+            Some(Extent::Exact([height, width])) => centre_crop(image, width, height),
+            None => image.clone(),
+        }
+    }
+
+    /// The tensor of a shaped image with a leading batch extent of 1, for an input of `channels` (1 or 3) channels.
+    pub fn tensor(
+        &self,
+        image: &RgbImage,
+        channels: usize,
+        layout: Layout,
+        element_type: ElementType,
+    ) -> Option<Tensor> {
+        let values = match element_type {
+            ElementType::F32 => Values::F32(self.arrange(image, channels, layout, |value| value as f32)),
+            ElementType::F16 => Values::F16(self.arrange(image, channels, layout, f16::from_f64)),
+            ElementType::Bf16 => Values::Bf16(self.arrange(image, channels, layout, half::bf16::from_f64)),
+            ElementType::F64 => Values::F64(self.arrange(image, channels, layout, |value| value)),
+            ElementType::U8 => Values::U8(self.arrange(image, channels, layout, |value| value.round_ties_even() as u8)),
+            ElementType::I8 => Values::I8(self.arrange(image, channels, layout, |value| value.round_ties_even() as i8)),
+            _ => return None,
+        };
+        let shape = match layout {
+            Layout::Nchw => vec![1, channels, image.height, image.width],
+            Layout::Nhwc => vec![1, image.height, image.width, channels],
+        };
+        Tensor::new(shape, values).ok()
+    }
+
+    fn arrange<T: Copy + Default>(
+        &self,
+        image: &RgbImage,
+        channels: usize,
+        layout: Layout,
+        round: impl Fn(f64) -> T,
+    ) -> Vec<T> {
+        let table = |channel: usize| -> [T; 256] {
+            std::array::from_fn(|x| round((x as f64 * self.scale - self.mean[channel]) / self.std[channel]))
+        };
+        let tables = [table(0), table(1), table(2)];
+        let pixels = image.width * image.height;
+        let mut values = vec![T::default(); pixels * channels];
+        if channels == 1 {
+            for (value, rgb) in values.iter_mut().zip(image.data.chunks_exact(3)) {
+                *value = tables[0][usize::from(luma(rgb))];
+            }
+            return values;
+        }
+        let source = |channel: usize| match self.channel_order {
+            ChannelOrder::Rgb => channel,
+            ChannelOrder::Bgr => 2 - channel,
+        };
+        match layout {
+            Layout::Nchw => {
+                for (channel, plane) in values.chunks_exact_mut(pixels).enumerate() {
+                    let from = source(channel);
+                    for (value, rgb) in plane.iter_mut().zip(image.data.chunks_exact(3)) {
+                        *value = tables[from][usize::from(rgb[from])];
+                    }
+                }
+            }
+            Layout::Nhwc => {
+                for (pixel, rgb) in values.chunks_exact_mut(3).zip(image.data.chunks_exact(3)) {
+                    for (channel, value) in pixel.iter_mut().enumerate() {
+                        let from = source(channel);
+                        *value = tables[from][usize::from(rgb[from])];
+                    }
+                }
+            }
+        }
+        values
+    }
+}
+
+/// Luma of ITU-R 601-2 in 16-bit fixed point, as Pillow's `convert("L")`.
+fn luma(rgb: &[u8]) -> u8 {
+    ((u32::from(rgb[0]) * 19595 + u32::from(rgb[1]) * 38470 + u32::from(rgb[2]) * 7471 + 0x8000) >> 16) as u8
+}
+
+/// Width and height when the shorter side becomes `short`; the longer is truncated, as torchvision does.
+fn short_side(width: usize, height: usize, short: usize) -> (usize, usize) {
+    let scaled = |long: usize, side: usize| ((short * long) as f64 / side as f64) as usize;
+    if width <= height { (short, scaled(height, width).max(1)) } else { (scaled(width, height).max(1), short) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gradient(width: usize, height: usize) -> RgbImage {
+        RgbImage { width, height, data: (0..width * height * 3).map(|i| (i % 251) as u8).collect() }
+    }
+
+    #[test]
+    fn the_short_side_decides_and_the_long_one_is_truncated() {
+        assert_eq!(short_side(500, 375, 256), (341, 256));
+        assert_eq!(short_side(375, 500, 256), (256, 341));
+        assert_eq!(short_side(100, 100, 7), (7, 7));
+    }
+
+    #[test]
+    fn values_follow_the_formula_in_both_layouts_and_orders() {
+        let image = gradient(2, 2);
+        let imagenet = Preprocess::preset("imagenet", 2, 2).unwrap();
+        let nchw = imagenet.tensor(&image, 3, Layout::Nchw, ElementType::F32).unwrap();
+        assert_eq!(nchw.shape(), [1, 3, 2, 2]);
+        let expected = ((4.0 / 255.0 - 0.456) / 0.224) as f32;
+        assert_eq!(nchw.to_f32()[4 + 1], expected); // channel 1 of pixel 1 is the value 4
+        let bgr = Preprocess { channel_order: ChannelOrder::Bgr, ..imagenet };
+        let nhwc = bgr.tensor(&image, 3, Layout::Nhwc, ElementType::F32).unwrap();
+        assert_eq!(nhwc.shape(), [1, 2, 2, 3]);
+        assert_eq!(nhwc.to_f32()[3 + 1], expected);
+        assert_eq!(nhwc.to_f32()[3], ((5.0 / 255.0 - 0.406) / 0.225) as f32);
+    }
+
+    #[test]
+    fn uint8_inputs_keep_raw_values() {
+        let raw = Preprocess::preset("raw", 2, 2).unwrap();
+        let tensor = raw.tensor(&gradient(2, 2), 3, Layout::Nhwc, ElementType::U8).unwrap();
+        assert_eq!(tensor.values(), &Values::U8((0..12).collect()));
+    }
+
+    #[test]
+    fn every_preset_exists_and_shapes_to_the_input() {
+        for name in PRESETS {
+            let preset = Preprocess::preset(name, 32, 48).unwrap();
+            preset.check().unwrap();
+            let shaped = preset.shape_image(&gradient(100, 70));
+            assert_eq!((shaped.width, shaped.height), (48, 32), "{name}");
+        }
+        assert!(Preprocess::preset("imagnet", 1, 1).is_none());
+    }
+}

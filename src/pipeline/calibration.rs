@@ -1,0 +1,237 @@
+//! Ranges from data: one pass over the calibration samples, then the choice of the method.
+
+use std::{collections::BTreeSet, time::Instant};
+
+use super::{
+    Control, PipelineError,
+    evaluation::{EvaluateOptions, evaluate},
+    model::Subject,
+};
+use crate::{
+    backend::{Backend, BuildOptions, ExecutionProvider, Runner, onnxruntime::OnnxRuntime},
+    calibrate::{self, CalibrateError, CalibrationTable, Choice, Histograms, Method, Provenance, observe, tables},
+    compare::{CompareOptions, ComparisonResult},
+    dataset::{BadPolicy, Dataset, PassSummary, PrefetchOptions, prefetch},
+    quantize::{QuantizeOptions, SchemeOptions, quantize},
+};
+
+/// Every n-th calibration sample is held out to measure methods on.
+const HOLD_OUT: usize = 5;
+/// Held-out samples that whole models are measured on, at most.
+const MEASURED: usize = 64;
+
+/// Options of [`observe_samples`].
+#[derive(Clone, Debug)]
+pub struct ObserveOptions {
+    /// Samples in one call: 1, or what the model fixes. Larger batches only need more memory.
+    pub batch: usize,
+    /// Threads of ONNX Runtime.
+    pub threads: usize,
+    /// Where to execute.
+    pub provider: ExecutionProvider,
+    /// How many bad samples are tolerated.
+    pub policy: BadPolicy,
+}
+
+/// What a pass over the calibration samples gave.
+pub struct Observation {
+    /// The counts.
+    pub histograms: Histograms,
+    /// What reading was like.
+    pub summary: PassSummary,
+    /// Wall time, reading included.
+    pub seconds: f64,
+}
+
+/// Samples to fit thresholds on, and samples to measure them on: every fifth of `indices`, if there are that many.
+pub fn hold_out(indices: &[usize]) -> (Vec<usize>, Vec<usize>) {
+    let held = |position: &usize| indices.len() > 1 && position % HOLD_OUT == HOLD_OUT.min(indices.len()) - 1;
+    let pick = |wanted: bool| {
+        let chosen = indices.iter().enumerate().filter(move |(position, _)| held(position) == wanted);
+        chosen.map(|(_, &index)| index).collect()
+    };
+    (pick(false), pick(true))
+}
+
+/// Observes `tensors` of the folded model over the calibration samples.
+pub fn observe_samples(
+    runtime: OnnxRuntime,
+    subject: &Subject,
+    tensors: &BTreeSet<String>,
+    dataset: &dyn Dataset,
+    indices: &[usize],
+    provenance: Provenance,
+    options: &ObserveOptions,
+    control: Control<'_>,
+) -> Result<Observation, PipelineError> {
+    let inputs: BTreeSet<&str> = subject.inputs.iter().map(|info| info.name.as_str()).collect();
+    let outputs: BTreeSet<&str> = subject.outputs.iter().map(|info| info.name.as_str()).collect();
+    let extra_outputs = tensors
+        .iter()
+        .filter(|name| !inputs.contains(name.as_str()) && !outputs.contains(name.as_str()))
+        .cloned()
+        .collect();
+    let build =
+        BuildOptions { threads: options.threads, provider: options.provider, extra_outputs, ..BuildOptions::default() };
+    let mut runner = runtime.build(&subject.folded, &build)?;
+    let (fit, held) = hold_out(indices);
+    let started = Instant::now();
+    let mut histograms = Histograms::new(provenance.clone());
+    let mut summary = PassSummary::default();
+    for (part, held_out) in [(&fit, false), (&held, true)] {
+        if part.is_empty() {
+            continue;
+        }
+        let prefetch_options = PrefetchOptions {
+            batch: options.batch,
+            threads: control.threads,
+            policy: options.policy,
+            stop: control.stop,
+        };
+        let (observed, pass) = prefetch(dataset, part, prefetch_options, |batches| {
+            let batches = batches.map(|batch| {
+                (control.progress)(batch.ids.len());
+                calibrate::Batch { ids: batch.ids, inputs: batch.inputs, held_out }
+            });
+            observe(&mut *runner, tensors, provenance.clone(), batches)
+        });
+        // Why the samples ended early says more than that there were none.
+        let pass = pass?;
+        let observed = match observed {
+            Err(CalibrateError::NoData) if held_out => continue,
+            other => other?,
+        };
+        histograms.fit_samples += observed.fit_samples;
+        histograms.held_out_samples += observed.held_out_samples;
+        histograms.fit.extend(observed.fit);
+        histograms.held_out.extend(observed.held_out);
+        summary.skipped.extend(pass.skipped);
+        summary.waited += pass.waited;
+        summary.reading += pass.reading;
+    }
+    Ok(Observation { histograms, summary, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// One way to choose thresholds, measured on held-out samples.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The way; [`Choice::Auto`] takes the best method for each tensor by itself.
+    pub choice: Choice,
+    /// Against the float model.
+    pub result: ComparisonResult,
+}
+
+/// The table in force and what else was tried.
+pub struct Chosen {
+    /// The table, from all calibration samples.
+    pub table: CalibrationTable,
+    /// The way its thresholds were chosen.
+    pub choice: Choice,
+    /// Every way, measured on held-out samples; empty when the method was given.
+    pub candidates: Vec<Candidate>,
+    /// Held-out samples measured on.
+    pub measured_on: usize,
+}
+
+/// Makes the table by `choice`. For [`Choice::Auto`] every method, and the best method of each tensor by itself, is
+/// fitted on part of the samples; the quantized models run over the held-out part, and the one whose outputs are
+/// nearest to the float model's (highest SQNR of the worst output) wins. Its thresholds then come from all samples.
+pub fn choose_table(
+    runtime: OnnxRuntime,
+    subject: &Subject,
+    histograms: &Histograms,
+    choice: Choice,
+    percentile: f64,
+    scheme: &SchemeOptions,
+    dataset: &dyn Dataset,
+    indices: &[usize],
+    options: &ObserveOptions,
+    control: Control<'_>,
+) -> Result<Chosen, PipelineError> {
+    let measurable = histograms.held_out_samples > 0 && histograms.fit_samples > 0;
+    if choice != Choice::Auto || !measurable {
+        let choice = if choice == Choice::Auto { Choice::Method(Method::Mse) } else { choice };
+        let table = single(tables(histograms, percentile, &[choice])?)?;
+        return Ok(Chosen { table, choice, candidates: Vec::new(), measured_on: 0 });
+    }
+    let choices: Vec<Choice> =
+        std::iter::once(Choice::Auto).chain(Method::ALL.into_iter().map(Choice::Method)).collect();
+    let finals = tables(histograms, percentile, &choices)?;
+    let fitted = fitted_tables(histograms, percentile, &finals)?;
+
+    let build = BuildOptions { threads: options.threads, provider: options.provider, ..BuildOptions::default() };
+    let quantize_options = QuantizeOptions { scheme: scheme.clone(), ..QuantizeOptions::default() };
+    let mut runners = fitted
+        .iter()
+        .map(|table| {
+            let quantized = quantize(&subject.folded, &subject.shapes, table, &quantize_options)?;
+            Ok(runtime.build(&quantized.model, &build)?)
+        })
+        .collect::<Result<Vec<Box<dyn Runner>>, PipelineError>>()?;
+    let mut reference = subject.reference(runtime, options.provider, options.threads)?;
+    let (_, held) = hold_out(indices);
+    let held = &held[..held.len().min(MEASURED)];
+    let evaluate_options =
+        EvaluateOptions { batch: options.batch, policy: options.policy, compare: CompareOptions::default() };
+    let evaluation = evaluate(&mut *reference, &mut runners, dataset, held, &evaluate_options, control)?;
+    let measured_on = evaluation.ids.len();
+    let candidates = choices
+        .iter()
+        .zip(evaluation.targets)
+        .map(|(&choice, result)| Ok(Candidate { choice, result: result? }))
+        .collect::<Result<Vec<_>, PipelineError>>()?;
+    let best = candidates
+        .iter()
+        .enumerate()
+        .max_by(|(i, a), (j, b)| worst_sqnr(&a.result).total_cmp(&worst_sqnr(&b.result)).then(j.cmp(i)))
+        .map_or(0, |(index, _)| index);
+    let table = finals.into_iter().nth(best).ok_or(CalibrateError::NoData)?;
+    Ok(Chosen { table, choice: choices[best], candidates, measured_on })
+}
+
+/// The same choices with thresholds from the fitting samples only; `auto` keeps the method it picked for each tensor.
+fn fitted_tables(
+    histograms: &Histograms,
+    percentile: f64,
+    finals: &[CalibrationTable],
+) -> Result<Vec<CalibrationTable>, PipelineError> {
+    let mut fit_only = histograms.clone();
+    fit_only.held_out.clear();
+    fit_only.held_out_samples = 0;
+    let fitted = single(tables(&fit_only, percentile, &[Choice::Method(Method::MinMax)])?)?;
+    let pick = |table: &CalibrationTable| {
+        let mut picked = table.clone();
+        for (name, range) in &mut picked.tensors {
+            if let Some(amax) = fitted.tensors.get(name).and_then(|fit| fit.candidates.get(&range.method)) {
+                range.amax = *amax;
+            }
+        }
+        picked
+    };
+    Ok(finals.iter().map(pick).collect())
+}
+
+fn single(tables: Vec<CalibrationTable>) -> Result<CalibrationTable, PipelineError> {
+    tables.into_iter().next().ok_or_else(|| CalibrateError::NoData.into())
+}
+
+/// SQNR of the worst output in decibels; infinite when all are equal, minus infinite with NaN.
+fn worst_sqnr(result: &ComparisonResult) -> f64 {
+    if result.non_finite.values().any(|counts| counts.differing > 0) {
+        return f64::NEG_INFINITY;
+    }
+    result.outputs.iter().map(|output| output.sqnr_db.unwrap_or(f64::INFINITY)).fold(f64::INFINITY, f64::min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fifth_sample_is_held_out_and_a_single_one_never() {
+        let indices: Vec<usize> = (10..20).collect();
+        assert_eq!(hold_out(&indices), (vec![10, 11, 12, 13, 15, 16, 17, 18], vec![14, 19]));
+        assert_eq!(hold_out(&[3]), (vec![3], vec![]));
+        assert_eq!(hold_out(&[3, 4]), (vec![3], vec![4]));
+    }
+}

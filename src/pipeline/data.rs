@@ -1,0 +1,205 @@
+//! The samples of a run: which preprocessing, which samples calibrate, which evaluate.
+
+use std::path::PathBuf;
+
+use super::{
+    Control, PipelineError,
+    evaluation::{EvaluateOptions, evaluate},
+    model::Subject,
+};
+use crate::{
+    backend::Runner,
+    dataset::{
+        Collection, DataOptions, DatasetError, Extent, PRESETS, Preprocess, Split, holds_images, image_size,
+        load_classes, load_preprocessor, open, split,
+    },
+};
+
+/// Labelled samples that presets are tried on when none is given.
+const TRIED: usize = 32;
+
+/// Where samples come from and how they are read.
+#[derive(Clone, Debug, Default)]
+pub struct DataSettings {
+    /// Folder or file.
+    pub path: PathBuf,
+    /// Label file.
+    pub labels: Option<PathBuf>,
+    /// Class names.
+    pub classes: Option<PathBuf>,
+    /// Preprocessing, if given in full.
+    pub preprocess: Option<Preprocess>,
+    /// Name of a preset, if given.
+    pub preset: Option<String>,
+    /// Hugging Face `preprocessor_config.json`, if given.
+    pub preprocessor: Option<PathBuf>,
+}
+
+/// How the preprocessing was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Provenance {
+    /// It was given.
+    Given(String),
+    /// `preprocessor_config.json` lies beside the model.
+    BesideModel(PathBuf),
+    /// The preset with the highest accuracy on a few labelled samples: right answers by preset, and samples tried.
+    Measured(Vec<(String, usize)>, usize),
+    /// The most common one, without evidence.
+    Assumed(String),
+    /// The samples are arrays.
+    None,
+}
+
+impl Provenance {
+    /// In words.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Given(what) => what.clone(),
+            Self::BesideModel(path) => format!("from {}", path.display()),
+            Self::Measured(tried, samples) => {
+                let list: Vec<String> = tried.iter().map(|(name, right)| format!("{name} {right}")).collect();
+                format!("the best of the presets on {samples} labelled samples (right answers: {})", list.join(", "))
+            }
+            Self::Assumed(name) => format!("assumed to be preset `{name}`, since none was given"),
+            Self::None => "none: the samples are arrays".to_owned(),
+        }
+    }
+}
+
+/// An open data set.
+pub struct Data {
+    /// The samples.
+    pub collection: Collection,
+    /// What was done to pictures.
+    pub preprocess: Option<Preprocess>,
+    /// How that was found.
+    pub provenance: Provenance,
+}
+
+impl Data {
+    /// Names of all samples.
+    pub fn ids(&self) -> Vec<&str> {
+        (0..self.collection.dataset.len()).map(|index| self.collection.dataset.id(index)).collect()
+    }
+
+    /// Chooses calibration and evaluation samples.
+    pub fn split(&self, seed: u64, calibration: usize, evaluation: usize) -> Split {
+        split(&self.ids(), seed, calibration, evaluation)
+    }
+}
+
+/// Opens the data of a run. Without any word on the preprocessing of images, `preprocessor_config.json` beside the
+/// model is taken; else, with labels, the preset that gives the float model the most right answers on a few samples;
+/// else the preset `imagenet`. What was done is in [`Data::provenance`].
+pub fn open_data(
+    subject: &Subject,
+    settings: &DataSettings,
+    reference: &mut dyn Runner,
+    options: &EvaluateOptions,
+    control: Control<'_>,
+) -> Result<Data, PipelineError> {
+    let classes = settings.classes.as_deref().map(load_classes).transpose()?.unwrap_or_default();
+    let inputs = subject.input_specs();
+    let open_with = |preprocess: Option<&Preprocess>| {
+        open(&DataOptions {
+            path: &settings.path,
+            labels: settings.labels.as_deref(),
+            classes: &classes,
+            inputs: &inputs,
+            preprocess,
+        })
+    };
+    if settings.path.exists() && !holds_images(&settings.path) {
+        return Ok(Data { collection: open_with(None)?, preprocess: None, provenance: Provenance::None });
+    }
+    let layout = settings.preprocess.as_ref().and_then(|preprocess| preprocess.layout);
+    let [height, width] = image_size(&inputs, layout)?;
+    let size = height.zip(width);
+    if let Some((preprocess, provenance)) = stated(subject, settings, size)? {
+        let collection = open_with(Some(&preprocess))?;
+        return Ok(Data { collection, preprocess: Some(preprocess), provenance });
+    }
+    let (height, width) = size.unwrap_or((224, 224));
+    let preset = |name: &str| Preprocess::preset(name, height, width).ok_or_else(|| unknown_preset(name));
+    let mut best: Option<(usize, &str)> = None;
+    let mut tried = Vec::new();
+    let mut samples = 0;
+    for name in PRESETS {
+        let preprocess = preset(name)?;
+        let collection = open_with(Some(&preprocess))?;
+        let dataset = &*collection.dataset;
+        let labelled: Vec<usize> = (0..dataset.len()).filter(|&index| dataset.label(index).is_some()).collect();
+        if labelled.is_empty() {
+            break;
+        }
+        let chosen: Vec<usize> = labelled.iter().step_by(labelled.len().div_ceil(TRIED)).copied().collect();
+        let lenient =
+            EvaluateOptions { policy: crate::dataset::BadPolicy { max_share: 1.0, strict: false }, ..options.clone() };
+        let right = right_answers(reference, dataset, &chosen, &lenient, control)?;
+        let Some(right) = right else { break };
+        samples = chosen.len();
+        if best.is_none_or(|(most, _)| right > most) {
+            best = Some((right, name));
+        }
+        tried.push((name.to_owned(), right));
+    }
+    let (name, provenance) = match best {
+        Some((right, name)) if right > 0 => (name, Provenance::Measured(tried, samples)),
+        _ => (PRESETS[0], Provenance::Assumed(PRESETS[0].to_owned())),
+    };
+    let preprocess = preset(name)?;
+    let collection = open_with(Some(&preprocess))?;
+    Ok(Data { collection, preprocess: Some(preprocess), provenance })
+}
+
+/// Preprocessing that someone stated, in the configuration or in a file beside the model.
+fn stated(
+    subject: &Subject,
+    settings: &DataSettings,
+    size: Option<(usize, usize)>,
+) -> Result<Option<(Preprocess, Provenance)>, PipelineError> {
+    if let Some(preprocess) = &settings.preprocess {
+        return Ok(Some((preprocess.clone(), Provenance::Given("[preprocess] of the configuration".to_owned()))));
+    }
+    if let Some(name) = &settings.preset {
+        let (height, width) = size.unwrap_or((224, 224));
+        let preset = Preprocess::preset(name, height, width).ok_or_else(|| unknown_preset(name))?;
+        return Ok(Some((preset, Provenance::Given(format!("preset `{name}`")))));
+    }
+    let beside = subject
+        .float
+        .path
+        .as_ref()
+        .and_then(|model| model.parent())
+        .map(|folder| folder.join("preprocessor_config.json"))
+        .filter(|path| path.is_file());
+    let (path, provenance) = match (&settings.preprocessor, beside) {
+        (Some(path), _) => (path.clone(), Provenance::Given(path.display().to_string())),
+        (None, Some(path)) => (path.clone(), Provenance::BesideModel(path)),
+        (None, None) => return Ok(None),
+    };
+    let mut preprocess = load_preprocessor(&path)?;
+    // A file without sizes leaves them to the model.
+    if preprocess.resize.is_none() && preprocess.crop.is_none() {
+        preprocess.resize = size.map(|(height, width)| Extent::Exact([height, width]));
+    }
+    Ok(Some((preprocess, provenance)))
+}
+
+fn unknown_preset(name: &str) -> PipelineError {
+    DatasetError::Input(format!("there is no preset `{name}`; known are {}", PRESETS.join(", "))).into()
+}
+
+/// How many samples the model gets right; `None` when it is no classifier or its labels do not fit.
+fn right_answers(
+    reference: &mut dyn Runner,
+    dataset: &dyn crate::dataset::Dataset,
+    indices: &[usize],
+    options: &EvaluateOptions,
+    control: Control<'_>,
+) -> Result<Option<usize>, PipelineError> {
+    let quiet = Control { progress: &|_| {}, ..control };
+    let evaluation = evaluate(reference, &mut [], dataset, indices, options, quiet)?;
+    let accuracy = evaluation.reference.classification().and_then(|task| task.accuracy.as_ref());
+    Ok(accuracy.map(|accuracy| (accuracy.top1 * accuracy.samples as f64).round() as usize))
+}

@@ -1,0 +1,130 @@
+//! A float model, ready to be quantized: read, checked, folded, with the shapes of its tensors.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use super::PipelineError;
+use crate::{
+    backend::{Backend, BuildOptions, ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
+    dataset::InputSpec,
+    onnx::{
+        Model,
+        proto::{DimensionProto, DimensionValue, TypeValue},
+    },
+    quantize::{Placement, SchemeOptions, place},
+};
+
+/// A float model and what is known about it.
+pub struct Subject {
+    /// As it was given, with bound shapes.
+    pub float: Model,
+    /// With batch norms and constants folded: what is quantized.
+    pub folded: Model,
+    /// What it takes.
+    pub inputs: Vec<TensorInfo>,
+    /// What it gives.
+    pub outputs: Vec<TensorInfo>,
+    /// Types and shapes of the tensors of the folded model.
+    pub shapes: BTreeMap<String, TensorInfo>,
+}
+
+impl Subject {
+    /// Reads a model, binds `shapes` to its inputs, folds it and infers shapes.
+    pub fn load(
+        runtime: OnnxRuntime,
+        path: &Path,
+        shapes: &BTreeMap<String, Vec<usize>>,
+    ) -> Result<Self, PipelineError> {
+        let mut float = Model::load(path)?;
+        bind_shapes(&mut float, shapes)?;
+        let folded = runtime.fold(&float)?;
+        let runner = runtime.build(&folded, &BuildOptions { threads: 1, ..BuildOptions::default() })?;
+        let (inputs, outputs) = (runner.inputs().to_vec(), runner.outputs().to_vec());
+        drop(runner);
+        let tensors: BTreeSet<String> = folded
+            .graph()
+            .node
+            .iter()
+            .flat_map(|node| node.output.iter().cloned())
+            .filter(|name| !name.is_empty())
+            .collect();
+        let tensors: Vec<String> = tensors.into_iter().collect();
+        let mut shapes = runtime.infer_shapes(&folded, &tensors)?;
+        shapes.extend(inputs.iter().chain(&outputs).map(|info| (info.name.clone(), info.clone())));
+        Ok(Self { float, folded, inputs, outputs, shapes })
+    }
+
+    /// What reading samples needs to know.
+    pub fn input_specs(&self) -> Vec<InputSpec> {
+        let spec = |info: &TensorInfo| InputSpec {
+            name: info.name.clone(),
+            element_type: info.element_type,
+            shape: info.shape.clone(),
+        };
+        self.inputs.iter().map(spec).collect()
+    }
+
+    /// The batch that the model fixes, if any.
+    pub fn fixed_batch(&self) -> Option<usize> {
+        self.inputs.first().and_then(|input| input.shape.first().copied().flatten())
+    }
+
+    /// Where Q/DQ will go.
+    pub fn place(&self, scheme: &SchemeOptions) -> Result<Placement, PipelineError> {
+        Ok(place(&self.folded, &self.shapes, scheme)?)
+    }
+
+    /// A runner of the float model.
+    pub fn reference(
+        &self,
+        runtime: OnnxRuntime,
+        provider: ExecutionProvider,
+        threads: usize,
+    ) -> Result<Box<dyn Runner>, PipelineError> {
+        Ok(runtime.build(&self.float, &BuildOptions { threads, provider, ..BuildOptions::default() })?)
+    }
+}
+
+/// Puts extents into the shapes of inputs.
+fn bind_shapes(model: &mut Model, shapes: &BTreeMap<String, Vec<usize>>) -> Result<(), PipelineError> {
+    let weights: BTreeSet<String> = model.graph().initializer.iter().filter_map(|tensor| tensor.name.clone()).collect();
+    for (name, extents) in shapes {
+        let names: Vec<String> = model.graph().input.iter().filter_map(|input| input.name.clone()).collect();
+        let input = model.graph_mut().input.iter_mut().find(|input| input.name() == name).ok_or_else(|| {
+            let inputs: Vec<&str> = names.iter().map(String::as_str).filter(|name| !weights.contains(*name)).collect();
+            PipelineError::Input(format!(
+                "--shape names the input `{name}`, which the model does not have (it has: `{}`)",
+                inputs.join("`, `")
+            ))
+        })?;
+        let shape = match input.r#type.as_mut().and_then(|kind| kind.value.as_mut()) {
+            Some(TypeValue::TensorType(tensor)) => tensor.shape.get_or_insert_default(),
+            _ => return Err(PipelineError::Input(format!("input `{name}` is no tensor; it takes no --shape"))),
+        };
+        if !shape.dim.is_empty() && shape.dim.len() != extents.len() {
+            return Err(PipelineError::Input(format!(
+                "--shape gives `{name}` {} extents, the model declares {}",
+                extents.len(),
+                shape.dim.len()
+            )));
+        }
+        for (axis, &extent) in extents.iter().enumerate() {
+            let declared = shape.dim.get(axis).and_then(|dim| dim.value.clone());
+            if let Some(DimensionValue::DimValue(fixed)) = declared
+                && fixed > 0
+                && fixed != extent as i64
+            {
+                return Err(PipelineError::Input(format!(
+                    "--shape gives axis {axis} of `{name}` the extent {extent}, the model fixes it to {fixed}"
+                )));
+            }
+        }
+        shape.dim = extents
+            .iter()
+            .map(|&extent| DimensionProto { value: Some(DimensionValue::DimValue(extent as i64)), denotation: None })
+            .collect();
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! What people and programs read: results on standard output, everything else on standard error.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one place that prints")]
+
+use std::{
+    io::{IsTerminal, Write},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::cli::{ColorChoice, GlobalArgs};
+
+/// Prints by the wishes of the command line.
+#[derive(Clone, Debug)]
+pub struct Printer {
+    quiet: bool,
+    verbose: u8,
+    json: bool,
+    progress: bool,
+    color: bool,
+}
+
+impl Printer {
+    /// A printer for the given options; honours `NO_COLOR`, and shows progress only on a terminal.
+    pub fn new(global: &GlobalArgs) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let color = match global.color {
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            ColorChoice::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        };
+        Self {
+            quiet: global.quiet,
+            verbose: global.verbose,
+            json: global.json,
+            progress: terminal && !global.no_progress && !global.quiet,
+            color,
+        }
+    }
+
+    /// True when the result is to be JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// A result for people, on standard output; nothing with `--json`.
+    pub fn result(&self, text: &str) {
+        if !self.json {
+            print_or_stop(text);
+        }
+    }
+
+    /// The result: `value` as JSON with `--json`, otherwise what `text` gives.
+    pub fn outcome<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> serde_json::Result<()> {
+        if self.json {
+            print_or_stop(&serde_json::to_string_pretty(value)?);
+        } else {
+            print_or_stop(&text());
+        }
+        Ok(())
+    }
+
+    /// What is being done; not with `--quiet`.
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            self.line("", "", text);
+        }
+    }
+
+    /// Details, with `-v`.
+    pub fn detail(&self, text: &str) {
+        if self.verbose > 0 {
+            self.line("", "", text);
+        }
+    }
+
+    /// Something the user should know before trusting the result.
+    pub fn warn(&self, text: &str) {
+        self.line("\x1b[33;1m", "warning: ", text);
+    }
+
+    /// Why the program stops.
+    pub fn error(&self, text: &str) {
+        self.line("\x1b[31;1m", "error: ", text);
+    }
+
+    /// A progress bar over `length` steps with rate and time left; hidden when there is no terminal.
+    pub fn progress(&self, length: u64, what: &str) -> ProgressBar {
+        let target = if self.progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(length), target);
+        let template = "{msg:<12} {bar:30} {pos}/{len} {per_sec:.0} eta {eta}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar
+    }
+
+    fn line(&self, style: &str, label: &str, text: &str) {
+        if self.color && !label.is_empty() {
+            eprintln!("{style}{label}\x1b[0m{text}");
+        } else {
+            eprintln!("{label}{text}");
+        }
+    }
+}
+
+/// Prints a line; a reader that went away (`| head`) is no error.
+fn print_or_stop(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{}", text.trim_end_matches('\n'));
+    let _ = out.flush();
+}
