@@ -8,9 +8,9 @@ use super::*;
 use crate::{
     artifact::{ContentHash, Tool},
     backend::TensorInfo,
-    bench::{Latency, Throughput},
+    bench::{Latency, SpeedUp, Throughput},
     calibrate::Method,
-    compare::{Accuracy, Agreement, Flip, OutputMetrics, Scored},
+    compare::{Accuracy, Agreement, Flip, GateResult, Metric, OutputMetrics, Scored},
     tensor::ElementType,
 };
 
@@ -43,6 +43,8 @@ pub(super) fn report(size: &Size) -> Report {
     };
     let ids = |from: usize, to: usize| (from..to).map(|i| format!("{}/{i:04}.jpg", CLASSES[i % 8])).collect::<Vec<_>>();
     let flips = flips(size.flips);
+    let thumbnails = thumbnails(&flips);
+    let precisions = precisions(flips);
     Report {
         format_version: REPORT_FORMAT_VERSION,
         tool: Tool { name: "calib".into(), version: "0.1.0".into() },
@@ -77,9 +79,9 @@ pub(super) fn report(size: &Size) -> Report {
             random_data: false,
         },
         calibration: Some(calibration()),
-        verdict: verdict(),
-        thumbnails: thumbnails(&flips),
-        precisions: precisions(flips),
+        verdict: Verdict::new(gates(), &precisions),
+        thumbnails,
+        precisions,
         layers: layers(size.layers),
         advice: advice(),
         notes: vec!["Example: every figure and name on this page is made up to show the report; nothing was measured.".into()],
@@ -153,49 +155,28 @@ fn calibration() -> Calibration {
     }
 }
 
-fn verdict() -> Verdict {
-    let gate = |precision: &str, backend: &str, metric: &str, threshold, value: f64| Gate {
-        metric: metric.into(),
+fn gates() -> Vec<Gate> {
+    let gate = |precision: &str, metric: Metric, threshold, value: f64| Gate {
         precision: precision.into(),
-        backend: backend.into(),
-        bound: Bound::AtLeast,
-        threshold,
-        value: Some(value),
-        passed: value >= threshold,
+        backend: "tensorrt".into(),
+        result: GateResult {
+            metric,
+            direction: metric.direction(),
+            threshold,
+            value: Some(value),
+            passed: value >= threshold,
+            note: None,
+        },
     };
-    let gates = vec![
-        gate("fp16", "tensorrt", "top1", 0.98, 0.999),
-        gate("int8", "tensorrt", "top1", 0.98, 0.976),
-        gate("int8", "tensorrt", "top5", 0.9, 0.934),
-        gate("int8", "tensorrt", "sqnr_db", 15.0, 18.4),
-    ];
-    Verdict {
-        passed: false,
-        sentence:
-            "INT8 on TensorRT misses one of its three gates: top-1 agreement is 97.6 %, 98 % is asked for. FP16 passes."
-                .into(),
-        gates,
-    }
+    vec![
+        gate("fp16", Metric::Top1, 0.98, 0.999),
+        gate("int8", Metric::Top1, 0.98, 0.976),
+        gate("int8", Metric::Top5, 0.9, 0.934),
+        gate("int8", Metric::SqnrDb, 15.0, 18.4),
+    ]
 }
 
 fn precisions(flips: Vec<Flip>) -> Vec<Precision> {
-    let entry = |precision: &str, backend: &str| Precision {
-        precision: precision.into(),
-        backend: backend.into(),
-        reference: false,
-        artifact: None,
-        quantized_nodes: None,
-        agreement: None,
-        accuracy: None,
-        segmentation: None,
-        outputs: vec![],
-        latency_ms: None,
-        throughput_fps: None,
-        speedup: None,
-        flips: vec![],
-        flips_total: 0,
-        error: None,
-    };
     let accuracy = |top1: f64, p| {
         Some(Accuracy {
             top1,
@@ -237,16 +218,20 @@ fn precisions(flips: Vec<Flip>) -> Vec<Precision> {
             jitter: 600.0 / median,
         })
     };
-    let speedup =
-        |ratio: f64| Some(Speedup { against: "fp32 tensorrt".into(), ratio, interval: [ratio * 0.97, ratio * 1.02] });
+    let speedup = |ratio: f64| {
+        Some(Speedup {
+            against: "fp32 tensorrt".into(),
+            figures: SpeedUp { ratio, interval: [ratio * 0.97, ratio * 1.02] },
+        })
+    };
     let few = flips.iter().take(2).cloned().collect::<Vec<_>>();
     vec![
-        Precision { reference: true, accuracy: accuracy(0.752, None), latency_ms: latency(9.2, Timing::Measured, "CPU"), throughput_fps: fps(9.2), ..entry("fp32", "onnxruntime-cpu") },
-        Precision { agreement: Some(agreement(1.0, 1.0)), accuracy: accuracy(0.752, Some(1.0)), outputs: vec![output(104.2)], artifact: artifact("engines/fp32.plan", 19_204_000), latency_ms: latency(1.31, Timing::Measured, "tensorrt"), throughput_fps: fps(1.31), ..entry("fp32", "tensorrt") },
-        Precision { agreement: Some(agreement(0.999, 0.995)), accuracy: accuracy(0.752, Some(1.0)), outputs: vec![output(58.1)], artifact: artifact("engines/fp16.plan", 9_820_000), quantized_nodes: Some(131), latency_ms: latency(0.74, Timing::Measured, "tensorrt"), throughput_fps: fps(0.74), speedup: speedup(1.77), ..entry("fp16", "tensorrt") },
-        Precision { agreement: Some(agreement(0.979, 0.937)), accuracy: accuracy(0.744, Some(0.24)), outputs: vec![output(18.9)], artifact: artifact("model.int8.onnx", 5_012_000), quantized_nodes: Some(98), latency_ms: latency(14.0, Timing::Emulated, "CPU"), flips: few, flips_total: 21, ..entry("int8", "onnxruntime-cpu") },
-        Precision { agreement: Some(agreement(0.976, 0.934)), accuracy: accuracy(0.743, Some(0.19)), outputs: vec![output(18.4)], artifact: artifact("engines/int8.plan", 5_480_000), quantized_nodes: Some(98), latency_ms: latency(0.46, Timing::Measured, "tensorrt"), throughput_fps: fps(0.46), speedup: speedup(2.85), flips_total: flips.len().max(24), flips, ..entry("int8", "tensorrt") },
-        Precision { error: Some("FP8 needs compute capability 8.9 with TensorRT 11 on this platform; the builder found no kernel for `/features/conv/Conv`".into()), ..entry("fp8", "tensorrt") },
+        Precision { reference: true, accuracy: accuracy(0.752, None), latency_ms: latency(9.2, Timing::Measured, "CPU"), throughput_fps: fps(9.2), ..Precision::new("fp32", "onnxruntime-cpu") },
+        Precision { agreement: Some(agreement(1.0, 1.0)), accuracy: accuracy(0.752, Some(1.0)), outputs: vec![output(104.2)], artifact: artifact("engines/fp32.plan", 19_204_000), latency_ms: latency(1.31, Timing::Measured, "tensorrt"), throughput_fps: fps(1.31), ..Precision::new("fp32", "tensorrt") },
+        Precision { agreement: Some(agreement(0.999, 0.995)), accuracy: accuracy(0.752, Some(1.0)), outputs: vec![output(58.1)], artifact: artifact("engines/fp16.plan", 9_820_000), quantized_nodes: Some(131), latency_ms: latency(0.74, Timing::Measured, "tensorrt"), throughput_fps: fps(0.74), speedup: speedup(1.77), ..Precision::new("fp16", "tensorrt") },
+        Precision { agreement: Some(agreement(0.979, 0.937)), accuracy: accuracy(0.744, Some(0.24)), outputs: vec![output(18.9)], artifact: artifact("model.int8.onnx", 5_012_000), quantized_nodes: Some(98), latency_ms: latency(14.0, Timing::Emulated, "CPU"), flips: few, flips_total: 21, ..Precision::new("int8", "onnxruntime-cpu") },
+        Precision { agreement: Some(agreement(0.976, 0.934)), accuracy: accuracy(0.743, Some(0.19)), outputs: vec![output(18.4)], artifact: artifact("engines/int8.plan", 5_480_000), quantized_nodes: Some(98), latency_ms: latency(0.46, Timing::Measured, "tensorrt"), throughput_fps: fps(0.46), speedup: speedup(2.85), flips_total: flips.len().max(24), flips, ..Precision::new("int8", "tensorrt") },
+        Precision { error: Some("FP8 needs compute capability 8.9 with TensorRT 11 on this platform; the builder found no kernel for `/features/conv/Conv`".into()), ..Precision::new("fp8", "tensorrt") },
     ]
 }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
-use super::{Bound, Gate, Report, format};
+use super::{Report, format};
 
 /// Writes the report as JUnit XML, which continuous integration servers show beside other tests.
 pub fn junit(report: &Report, to: impl Write) -> Result<(), quick_junit::SerializeError> {
@@ -25,12 +25,9 @@ pub fn junit(report: &Report, to: impl Write) -> Result<(), quick_junit::Seriali
     }
     for gate in &report.verdict.gates {
         let mut status = TestCaseStatus::success();
-        if !gate.passed {
+        if !gate.result.passed {
             status = TestCaseStatus::non_success(NonSuccessKind::Failure);
-            status.set_message(match gate.value {
-                Some(value) => format!("{} is {value}, the gate is {}", gate.metric, gate.threshold),
-                None => format!("{} was not measured", gate.metric),
-            });
+            status.set_message(format!("{} is {}", gate.result.metric.name(), gate.result.shown()));
         }
         let mut case = TestCase::new(gate.condition(), status);
         case.set_classname(format!("{model}.{}", gate.precision));
@@ -39,23 +36,6 @@ pub fn junit(report: &Report, to: impl Write) -> Result<(), quick_junit::Seriali
     let mut document = quick_junit::Report::new("calib");
     document.add_test_suite(suite);
     document.serialize(to)
-}
-
-impl Gate {
-    /// The condition as one reads it: `int8 tensorrt top1 ≥ 0.98`.
-    pub fn condition(&self) -> String {
-        format!("{} {} {} {} {}", self.precision, self.backend, self.metric, self.bound.symbol(), self.threshold)
-    }
-}
-
-impl Bound {
-    /// `≥` or `≤`.
-    pub fn symbol(self) -> char {
-        match self {
-            Self::AtLeast => '≥',
-            Self::AtMost => '≤',
-        }
-    }
 }
 
 #[cfg(test)]
@@ -70,7 +50,7 @@ mod tests {
         let mut xml = Vec::new();
         junit(&report, &mut xml).unwrap();
         let read = quick_junit::Report::deserialize_from_str(std::str::from_utf8(&xml).unwrap()).unwrap();
-        let failed = report.verdict.gates.iter().filter(|gate| !gate.passed).count();
+        let failed = report.verdict.gates.iter().filter(|gate| !gate.result.passed).count();
         assert_eq!(read.tests, report.precisions.len() + report.verdict.gates.len());
         assert_eq!(read.failures, failed);
         assert!(failed > 0);

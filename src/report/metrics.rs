@@ -4,6 +4,7 @@ use super::{
     Precision, Report, Speedup, Timing, format,
     table::{Cell, Column, Table, Tone},
 };
+use crate::bench::SpeedUp;
 
 /// A precision within its report.
 #[derive(Clone, Copy)]
@@ -171,7 +172,7 @@ const FIGURES: [(&str, &str, &str, Figure); 14] = [
         "speedup",
         "How many times faster than the reference on the same device, with its 95 % interval",
         |s| {
-            let &Speedup { ratio, interval: [low, high], .. } = s.speedup()?;
+            let SpeedUp { ratio, interval: [low, high] } = s.speedup()?.figures;
             let tone = if low > 1.0 {
                 Tone::Good
             } else if high < 1.0 {
@@ -263,7 +264,7 @@ pub(super) fn outcome(subject: Subject<'_>) -> Cell {
         .peekable();
     if gates.peek().is_none() {
         Cell::text("no gate").tone(Tone::Dim)
-    } else if gates.all(|gate| gate.passed) {
+    } else if gates.all(|gate| gate.result.passed) {
         Cell::text("passed").tone(Tone::Good)
     } else {
         Cell::text("failed").tone(Tone::Bad)

@@ -3,6 +3,7 @@
 //! The types stand in `model`, one file for each rendering beside it. Rendering never measures or computes a metric: a
 //! report read back from its JSON gives the same pages, byte for byte.
 
+mod assemble;
 mod charts;
 mod csv;
 mod details;
@@ -25,8 +26,8 @@ pub use html::html;
 pub use json::schema;
 pub use junit::junit;
 pub use model::{
-    Advice, AdviceLevel, ArtifactFile, Bound, Calibration, CandidateResult, DatasetInfo, Environment, Gate, Gpu,
-    Histogram, Labels, LatencyMs, Layer, ModelInfo, Precision, Report, SkippedSample, Speedup, Timing, Verdict,
+    Advice, AdviceLevel, ArtifactFile, Calibration, CandidateResult, DatasetInfo, Environment, Gate, Gpu, Histogram,
+    Labels, LatencyMs, Layer, ModelInfo, Precision, Report, SkippedSample, Speedup, Timing, Verdict,
 };
 
 pub use regression::{LATENCY_NOISE, Regressions, SHARE_NOISE, SQNR_NOISE_DB, regressions};

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     artifact::{ContentHash, Tool},
     backend::TensorInfo,
-    bench::{Latency, Throughput},
+    bench::{Latency, SpeedUp, Throughput},
     calibrate::Method,
-    compare::{Accuracy, Agreement, Flip, OutputMetrics, Segmentation},
+    compare::{Accuracy, Agreement, Flip, GateResult, OutputMetrics, Segmentation},
 };
 
 /// Everything a run found.
@@ -206,38 +206,20 @@ pub struct Verdict {
     pub passed: bool,
     /// The decision in one sentence.
     pub sentence: String,
-    /// The thresholds that decide; without any, a run passes when every precision ran.
+    /// The thresholds that decide; without any, every run passes.
     pub gates: Vec<Gate>,
 }
 
-/// A threshold on a metric of a precision.
+/// A threshold on a metric of a precision, and its outcome.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Gate {
-    /// Name of the metric as given to `--gate` (`top1`, `top5`, `sqnr_db`, ...).
-    pub metric: String,
     /// The precision it is checked on.
     pub precision: String,
     /// What ran it.
     pub backend: String,
-    /// Whether the threshold is the least or the most allowed.
-    pub bound: Bound,
-    /// The threshold.
-    pub threshold: f64,
-    /// What was measured; absent when it could not be, and then the gate fails.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub value: Option<f64>,
     /// The outcome.
-    pub passed: bool,
-}
-
-/// Which side of a threshold is allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Bound {
-    /// The value must not be smaller.
-    AtLeast,
-    /// The value must not be larger.
-    AtMost,
+    #[serde(flatten)]
+    pub result: GateResult,
 }
 
 /// One precision on one backend.
@@ -335,10 +317,9 @@ pub enum Timing {
 pub struct Speedup {
     /// What it is compared with (`fp32 onnxruntime-cpu`).
     pub against: String,
-    /// Ratio of the median latencies.
-    pub ratio: f64,
-    /// 95 % confidence interval (paired bootstrap).
-    pub interval: [f64; 2],
+    /// The figures.
+    #[serde(flatten)]
+    pub figures: SpeedUp,
 }
 
 /// Quantization error at one tensor.

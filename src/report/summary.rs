@@ -24,8 +24,12 @@ pub fn summary(report: &Report) -> String {
     }
     lines.push(format!("{}\n", markdown_text(&report.verdict.sentence)));
     lines.extend(report.verdict.gates.iter().map(|gate| {
-        let value = gate.value.map_or("not measured".to_owned(), |value| format::significant(value, 4));
-        format!("- {} {}: {value}", mark(gate.passed), markdown_text(&gate.condition()))
+        format!(
+            "- {} {}: {}",
+            mark(gate.result.passed),
+            markdown_text(&gate.condition()),
+            markdown_text(&gate.result.shown())
+        )
     }));
     lines.push(format!("\n{}", precisions(report).markdown()));
     let errors =
@@ -69,7 +73,7 @@ mod tests {
         report.layers[0].layerwise_sqnr_db = Some(-3.25);
         let text = summary(&report);
         assert!(text.starts_with("### ❌ calib: example net.onnx\n"));
-        assert!(text.contains("- ❌ int8 tensorrt top1 ≥ 0.98: 0.9760\n"));
+        assert!(text.contains("- ❌ int8 tensorrt top1 ≥ 0.98: 97.6\u{a0}%\n"));
         assert!(text.contains("| &lt;b&gt;\\|worst | Conv | -3.2\u{a0}dB |"), "{text}");
         assert!(text.contains("emulated") && !text.contains("14.0"));
         assert!(!text.contains("Random data"));

@@ -69,7 +69,7 @@ pub(in crate::report) fn histogram(histogram: &Histogram, layer: &Layer, size: S
             .margin_right(12)
             .x_label_area_size(24)
             .y_label_area_size(44)
-            .build_cartesian_2d(0.0..limit * 1.02, 0.0..tallest * 1.45)?;
+            .build_cartesian_2d(0.0..limit * 1.02, 0.0..tallest * 1.62)?;
         chart
             .configure_mesh()
             .disable_mesh()
@@ -98,7 +98,7 @@ pub(in crate::report) fn histogram(histogram: &Histogram, layer: &Layer, size: S
             if !x.is_finite() {
                 continue;
             }
-            let top = tallest * (1.40 - 0.1 * row as f64);
+            let top = tallest * (1.56 - 0.15 * row as f64);
             let width = if layer.method == Some(*method) { 3 } else { 1 };
             let color = Role::Series(row + 1).color();
             chart.draw_series([PathElement::new(vec![(x, 0.0), (x, top)], color.stroke_width(width))])?;
@@ -110,7 +110,7 @@ pub(in crate::report) fn histogram(histogram: &Histogram, layer: &Layer, size: S
         if let (true, Some(amax)) = (layer.candidates.is_empty(), in_force.filter(|a| a.is_finite())) {
             let x = amax.clamp(0.0, limit);
             chart.draw_series([PathElement::new(
-                vec![(x, 0.0), (x, tallest * 1.4)],
+                vec![(x, 0.0), (x, tallest * 1.5)],
                 Role::Series(1).color().stroke_width(3),
             )])?;
         }

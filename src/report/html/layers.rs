@@ -106,7 +106,7 @@ impl<'a> Layers<'a> {
                 figures: figures(layer),
                 more: more(layer),
                 histogram: match &layer.histogram {
-                    Some(histogram) if place < MAX_HISTOGRAMS => charts::histogram(histogram, layer, (460, 190)),
+                    Some(histogram) if place < MAX_HISTOGRAMS => charts::histogram(histogram, layer, (460, 210)),
                     _ => String::new(),
                 },
             }
@@ -128,7 +128,8 @@ fn figures(layer: &Layer) -> Vec<Figure> {
 }
 
 fn more(layer: &Layer) -> Vec<(&'static str, String)> {
-    let mut more = vec![("Tensor", layer.tensor.clone())];
+    let operator = format!("{} in {}", layer.op_type, layer.precision);
+    let mut more = vec![("Tensor", layer.tensor.clone()), ("Operator", operator)];
     if let (Some(min), Some(max)) = (layer.min, layer.max) {
         let short = |value: f32| format::significant(f64::from(value), 4);
         more.push(("Seen", format!("{} … {}", short(min), short(max))));

@@ -11,7 +11,7 @@ mod samples;
 use askama::Template;
 
 use super::{
-    AdviceLevel, Gate, Report, charts,
+    AdviceLevel, Report, charts,
     details::{candidates, class_iou, outputs, timings},
     format,
     metrics::{Quality, Subject, precisions, title},
@@ -37,7 +37,7 @@ pub(super) struct Chart {
 impl Chart {
     /// Draws both.
     pub fn new(height: u32, draw: impl Fn(charts::Size) -> String) -> Self {
-        Self { wide: draw((1040, height)), narrow: draw((360, height * 4 / 5)) }
+        Self { wide: draw((1200, height)), narrow: draw((360, height * 4 / 5)) }
     }
 }
 
@@ -52,7 +52,6 @@ struct Page<'a> {
     report: &'a Report,
     name: &'a str,
     nonce: String,
-    gates: Vec<GateView<'a>>,
     urgent: Vec<&'a str>,
     facts: Vec<facts::Group>,
     precisions: Table,
@@ -71,13 +70,6 @@ struct Page<'a> {
     hashes: Vec<(&'a str, &'a str)>,
 }
 
-/// A gate and its figures as text.
-struct GateView<'a> {
-    gate: &'a Gate,
-    value: String,
-    threshold: String,
-}
-
 impl<'a> Page<'a> {
     fn new(report: &'a Report) -> Self {
         let (scatter, legend, scatter_notes) = scatter(report);
@@ -88,7 +80,6 @@ impl<'a> Page<'a> {
         Self {
             name: format::file_name(&report.model.path),
             nonce: nonce(&format!("{report:?}")),
-            gates: report.verdict.gates.iter().map(GateView::new).collect(),
             urgent: report
                 .notes
                 .iter()
@@ -112,25 +103,6 @@ impl<'a> Page<'a> {
             hashes,
             report,
         }
-    }
-}
-
-impl<'a> GateView<'a> {
-    fn new(gate: &'a Gate) -> Self {
-        let show = |value: f64| match gate.metric.as_str() {
-            metric if metric.ends_with("_db") => format::decibels(value),
-            metric if metric.ends_with("_ms") => format::milliseconds(value),
-            metric
-                if metric.starts_with("top")
-                    || metric.contains("agreement")
-                    || metric.contains("iou")
-                    || metric.contains("accuracy") =>
-            {
-                format::exact_percent(value)
-            }
-            _ => format::significant(value, 4),
-        };
-        Self { gate, value: gate.value.map_or("not measured".to_owned(), show), threshold: show(gate.threshold) }
     }
 }
 

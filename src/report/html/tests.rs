@@ -17,7 +17,7 @@ fn hostile() -> Report {
     report.dataset.skipped[0].reason = text();
     report.dataset.labels.as_mut().unwrap().names.values_mut().for_each(|name| *name = text());
     report.verdict.sentence = text();
-    report.verdict.gates.iter_mut().for_each(|gate| gate.metric = text());
+    report.verdict.gates.iter_mut().for_each(|gate| (gate.result.value, gate.result.note) = (None, Some(text())));
     for precision in &mut report.precisions {
         precision.precision = text();
         precision.backend = text();
@@ -74,7 +74,10 @@ fn a_page_of_500_layers_and_50_samples_stays_below_3_mb() {
 fn emulated_time_is_said_and_compared_with_nothing() {
     let mut report = report(&Size { layers: 0, flips: 0 });
     let emulated = report.precisions.iter_mut().find(|p| p.backend == "onnxruntime-cpu" && !p.reference).unwrap();
-    emulated.speedup = Some(crate::report::Speedup { against: "fp32".into(), ratio: 7.77, interval: [7.0, 8.0] });
+    emulated.speedup = Some(crate::report::Speedup {
+        against: "fp32".into(),
+        figures: crate::bench::SpeedUp { ratio: 7.77, interval: [7.0, 8.0] },
+    });
     let page = html(&report).unwrap();
     assert!(!page.contains("7.77"));
     assert!(page.contains("int8 · onnxruntime-cpu is emulated"));
@@ -88,7 +91,7 @@ fn a_report_without_its_optional_parts_has_no_empty_sections() {
     report.advice.clear();
     report.calibration = None;
     report.dataset.labels = None;
-    report.verdict.gates.clear();
+    report.verdict = crate::report::Verdict::new(Vec::new(), &[]);
     for precision in &mut report.precisions {
         precision.latency_ms = None;
         precision.accuracy = None;

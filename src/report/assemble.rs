@@ -1,0 +1,208 @@
+//! Putting a report together from what other stages found.
+
+use std::collections::BTreeMap;
+
+use super::{Gate, Histogram, Layer, Precision, Verdict, format, metrics::title};
+use crate::{
+    calibrate::TensorRange,
+    compare::{ComparisonResult, Direction, GateResult, Metric},
+};
+
+impl Precision {
+    /// A precision of which nothing is known yet.
+    pub fn new(precision: impl Into<String>, backend: impl Into<String>) -> Self {
+        Self {
+            precision: precision.into(),
+            backend: backend.into(),
+            reference: false,
+            artifact: None,
+            quantized_nodes: None,
+            agreement: None,
+            accuracy: None,
+            segmentation: None,
+            outputs: Vec::new(),
+            latency_ms: None,
+            throughput_fps: None,
+            speedup: None,
+            flips: Vec::new(),
+            flips_total: 0,
+            error: None,
+        }
+    }
+
+    /// Takes over what a comparison with the reference found.
+    #[must_use]
+    pub fn with_comparison(mut self, result: &ComparisonResult) -> Self {
+        if let Some(task) = result.classification() {
+            self.agreement.clone_from(&task.agreement);
+            self.accuracy.clone_from(&task.accuracy);
+            self.flips.clone_from(&task.flips);
+            self.flips_total = task.flipped.len();
+        }
+        self.segmentation = result.map().and_then(|task| task.segmentation.clone());
+        self.outputs.clone_from(&result.outputs);
+        self
+    }
+}
+
+impl Layer {
+    /// A layer of which nothing is measured yet.
+    pub fn new(node: &str, op_type: &str, tensor: &str, precision: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            op_type: op_type.to_owned(),
+            tensor: tensor.to_owned(),
+            precision: precision.to_owned(),
+            graphwise_sqnr_db: None,
+            layerwise_sqnr_db: None,
+            cosine: None,
+            weight_sqnr_db: None,
+            min: None,
+            max: None,
+            amax: None,
+            scale: None,
+            method: None,
+            candidates: BTreeMap::new(),
+            clipped: None,
+            histogram: None,
+        }
+    }
+
+    /// Takes over what calibration found of the layer's tensor.
+    #[must_use]
+    pub fn with_range(mut self, range: &TensorRange, scale: f32) -> Self {
+        (self.min, self.max, self.clipped) = (Some(range.min), Some(range.max), Some(range.clipped));
+        (self.amax, self.scale, self.method) = (Some(range.amax), Some(scale), Some(range.method));
+        self.candidates.clone_from(&range.candidates);
+        self
+    }
+}
+
+impl Histogram {
+    /// Most bins of a histogram in a report.
+    pub const MAX_BINS: usize = 64;
+
+    /// Coarsens equally wide bins that begin at 0: neighbours are merged, empty ones at the end left out.
+    pub fn coarse(bin_width: f64, counts: &[u64]) -> Self {
+        let used = counts.iter().rposition(|&count| count > 0).map_or(1, |last| last + 1);
+        let merged = used.div_ceil(Self::MAX_BINS);
+        let counts: Vec<u64> = counts[..used.min(counts.len())].chunks(merged).map(|bins| bins.iter().sum()).collect();
+        Self { limit: (bin_width * (merged * counts.len()) as f64) as f32, counts }
+    }
+}
+
+impl Verdict {
+    /// Passed when every gate did; the sentence names what did not, and what could not run.
+    pub fn new(gates: Vec<Gate>, precisions: &[Precision]) -> Self {
+        let failed: Vec<_> = gates.iter().filter(|gate| !gate.result.passed).collect();
+        let mut sentences = vec![match (gates.len(), failed.len()) {
+            (0, _) => "No gates were set.".to_owned(),
+            (1, 0) => "The gate passed.".to_owned(),
+            (all, 0) => format!("All {all} gates passed."),
+            (all, n) => format!("{n} of {all} gate{} failed: {}.", if all == 1 { "" } else { "s" }, failures(&failed)),
+        }];
+        let errors: Vec<_> = precisions.iter().filter(|p| p.error.is_some()).map(title).collect();
+        if !errors.is_empty() {
+            sentences.push(format!("{} did not run.", errors.join(", ")));
+        }
+        Self { passed: failed.is_empty(), sentence: sentences.join(" "), gates }
+    }
+}
+
+/// The first three failed gates in words.
+fn failures(failed: &[&Gate]) -> String {
+    let mut words: Vec<_> = failed
+        .iter()
+        .take(3)
+        .map(|gate| {
+            let side = if gate.result.direction == Direction::AtLeast { "at least" } else { "at most" };
+            let wanted = figure(gate.result.metric, gate.result.threshold);
+            format!(
+                "{} on {} has {} {}, {side} {wanted} is asked for",
+                gate.precision,
+                gate.backend,
+                gate.result.metric.name(),
+                gate.result.shown()
+            )
+        })
+        .collect();
+    if failed.len() > 3 {
+        words.push(format!("and {} more", failed.len() - 3));
+    }
+    words.join("; ")
+}
+
+impl Gate {
+    /// The condition as one reads it: `int8 tensorrt top1 ≥ 0.98`.
+    pub fn condition(&self) -> String {
+        let GateResult { metric, threshold, .. } = self.result;
+        format!("{} {} {} {} {threshold}", self.precision, self.backend, metric.name(), self.result.symbol())
+    }
+}
+
+impl GateResult {
+    /// `≥` or `≤`.
+    pub(super) fn symbol(&self) -> char {
+        match self.direction {
+            Direction::AtLeast => '≥',
+            Direction::AtMost => '≤',
+        }
+    }
+
+    /// What was measured, or why there is no figure.
+    pub(super) fn shown(&self) -> String {
+        let value = self.value.map(|value| figure(self.metric, value));
+        value.or_else(|| self.note.clone()).unwrap_or_else(|| "not measured".to_owned())
+    }
+
+    /// The threshold as people read it.
+    pub(super) fn shown_threshold(&self) -> String {
+        figure(self.metric, self.threshold)
+    }
+}
+
+/// A figure of a metric in its unit.
+fn figure(metric: Metric, value: f64) -> String {
+    match metric {
+        Metric::SqnrDb => format::decibels(value),
+        Metric::Cosine | Metric::RelL2 | Metric::MaxAbs | Metric::MeanAbs => format::significant(value, 4),
+        _ => format::exact_percent(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(metric: Metric, threshold: f64, value: Option<f64>, passed: bool) -> Gate {
+        let result = GateResult { metric, direction: metric.direction(), threshold, value, passed, note: None };
+        Gate { precision: "int8".into(), backend: "tensorrt".into(), result }
+    }
+
+    #[test]
+    fn coarse_histograms_keep_every_value_and_their_edges() {
+        let mut counts = vec![0; 2048];
+        counts[..130].fill(1);
+        let coarse = Histogram::coarse(0.5, &counts);
+        // 130 bins become 44 of three: the last holds one value and two bins that were empty.
+        assert_eq!((coarse.counts.len(), coarse.limit, coarse.counts[43]), (44, 66.0, 1));
+        assert_eq!(coarse.counts.iter().sum::<u64>(), 130);
+        assert_eq!(Histogram::coarse(0.5, &[0, 0]), Histogram { limit: 0.5, counts: vec![0] });
+        assert_eq!(Histogram::coarse(0.5, &[]).counts, Vec::<u64>::new());
+    }
+
+    #[test]
+    fn the_verdict_says_which_gate_failed_and_what_did_not_run() {
+        let broken = Precision { error: Some("no kernel".into()), ..Precision::new("fp8", "tensorrt") };
+        let failed = gate(Metric::Top1, 0.98, Some(0.9765), false);
+        let verdict = Verdict::new(vec![failed, gate(Metric::SqnrDb, 15.0, Some(18.44), true)], &[broken]);
+        assert!(!verdict.passed);
+        assert_eq!(
+            verdict.sentence,
+            "1 of 2 gates failed: int8 on tensorrt has top1 97.65\u{a0}%, at least 98\u{a0}% is asked for. \
+             fp8 · tensorrt did not run."
+        );
+        assert!(Verdict::new(vec![gate(Metric::MaxAbs, 0.1, Some(0.05), true)], &[]).passed);
+        assert!(!Verdict::new(vec![gate(Metric::Accuracy, 0.1, None, false)], &[]).passed);
+    }
+}
