@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    load::read,
+    mapped::read,
     proto::{DataLocation, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto},
 };
 

@@ -3,7 +3,6 @@
 use std::{
     collections::HashSet,
     fs::File,
-    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -13,14 +12,11 @@ use prost::Message;
 use super::{
     Model,
     external::{self, ExternalError},
+    mapped::read,
     proto::{GraphProto, ModelProto, TensorProto},
     scan::{ScanError, scan},
 };
 use crate::artifact::{ArtifactError, ContentHash};
-
-/// Files of this size and more are mapped, smaller ones read: a mapped file that someone else overwrites in place
-/// ends the process.
-const MAP_FROM_BYTES: u64 = 64 << 20;
 
 /// Why a model cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -118,26 +114,6 @@ impl Model {
         }
         Self { proto, path, hash, external_data }
     }
-}
-
-/// The content of a regular file, mapped when it is large.
-pub(super) fn read(path: &Path) -> io::Result<Bytes> {
-    // Opening a pipe would wait for a writer for ever.
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    if length >= MAP_FROM_BYTES {
-        // SAFETY: the map is read-only and private to this process. Another process can still change or cut the
-        // file in place: decoded strings are copies and checked, weights are plain numbers of any bit pattern, and
-        // a cut file ends the process with SIGBUS, never in undefined reads of other memory.
-        let map = unsafe { memmap2::Mmap::map(&file) }?;
-        return Ok(Bytes::from_owner(map));
-    }
-    let mut content = Vec::with_capacity(length as usize);
-    file.read_to_end(&mut content)?;
-    Ok(content.into())
 }
 
 fn decode(bytes: &Bytes, name: &str) -> Result<ModelProto, ModelError> {

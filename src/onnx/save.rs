@@ -14,6 +14,7 @@ use prost::{
 use super::{
     Model, ModelError, external,
     load::visit_graphs,
+    mapped::release,
     proto::{GraphProto, ModelProto},
 };
 use crate::artifact::write_atomic_with;
@@ -98,6 +99,7 @@ fn write_pieces(pieces: &[(u64, Bytes)], writer: &mut impl Write) -> io::Result<
     for (offset, piece) in pieces {
         io::copy(&mut io::Read::take(io::repeat(0), offset - at), writer)?;
         writer.write_all(piece)?;
+        release(piece);
         at = offset + piece.len() as u64;
     }
     Ok(())

@@ -6,7 +6,10 @@
 use bytes::Bytes;
 use half::{bf16, f16};
 
-use super::proto::{DataLocation, TensorProto};
+use super::{
+    mapped::release,
+    proto::{DataLocation, TensorProto},
+};
 use crate::tensor::{ElementType, Tensor, Values, ValuesView};
 
 // `raw_data` is little-endian, and is handed to ONNX Runtime and written as it lies in memory.
@@ -145,7 +148,7 @@ impl TensorProto {
                 Values::$variant(raw.as_chunks().0.iter().map(|bytes| <$ty>::from_le_bytes(*bytes)).collect())
             };
         }
-        Ok(match element_type {
+        let values = match element_type {
             ElementType::F32 => read!(F32, f32),
             ElementType::F64 => read!(F64, f64),
             ElementType::F16 => read!(F16, f16),
@@ -159,7 +162,9 @@ impl TensorProto {
             ElementType::U32 => read!(U32, u32),
             ElementType::U64 => read!(U64, u64),
             ElementType::Bool => Values::Bool(raw.iter().map(|&byte| byte != 0).collect()),
-        })
+        };
+        release(raw);
+        Ok(values)
     }
 
     /// Values from the typed fields; small types are coded one by one in `int32_data`, the 16-bit floats as bits.

@@ -55,8 +55,11 @@ impl OnnxRuntime {
         let folded = Model::load(&path).map_err(|error| failed(format!("its folded form is unusable: {error}")))?;
         let folded = constant.with_proto(restore(folded.proto, &constant.proto));
         GraphView::new(folded.graph()).map_err(|error| failed(format!("its folded form is unusable: {error}")))?;
-        let check = BuildOptions { optimization: OptimizationLevel::Disabled, ..BuildOptions::default() };
-        drop(build(self.loaded, &folded, &check)?);
+        // Gigabytes are not written to a file once more for a check: whoever runs the model loads it.
+        if fits_in_memory(&folded.proto) {
+            let check = BuildOptions { optimization: OptimizationLevel::Disabled, ..BuildOptions::default() };
+            drop(build(self.loaded, &folded, &check)?);
+        }
         Ok(folded)
     }
 
@@ -81,7 +84,8 @@ impl OnnxRuntime {
 
 /// Options that write the folded model to `path`.
 fn folding(builder: SessionBuilder, path: &Path, external_data: bool) -> ort::Result<SessionBuilder> {
-    let builder = builder.with_optimized_model_path(path)?.with_disabled_optimizers(DISABLED)?;
+    let builder =
+        builder.with_optimized_model_path(path)?.with_disabled_optimizers(DISABLED)?.with_prepacking(false)?;
     if !external_data {
         return Ok(builder);
     }
