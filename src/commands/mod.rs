@@ -14,6 +14,8 @@ use crate::{
 };
 
 mod doctor;
+mod run;
+mod settings;
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +87,7 @@ fn dispatch(printer: &Printer, global: &GlobalArgs, command: Command) -> anyhow:
             printer.result(&String::from_utf8_lossy(&page));
             Ok(ExitStatus::Passed)
         }
+        Command::Run(args) => run::run(printer, global, &args),
         _ => anyhow::bail!("not yet"),
     }
 }

@@ -10,6 +10,7 @@ mod images;
 mod labels;
 mod prefetch;
 mod preprocess;
+mod random;
 mod resample;
 mod split;
 
@@ -23,6 +24,7 @@ pub use huggingface::load_preprocessor;
 pub use labels::load_classes;
 pub use prefetch::{BadPolicy, Batch, PassError, PassSummary, PrefetchOptions, prefetch};
 pub use preprocess::{ChannelOrder, Extent, Layout, PRESETS, Preprocess};
+pub use random::RandomDataset;
 pub use resample::{Interpolation, RgbImage, centre_crop, resize};
 pub use split::{Split, split};
 

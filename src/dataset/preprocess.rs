@@ -154,6 +154,28 @@ impl Preprocess {
         Ok(())
     }
 
+    /// In one line, for people.
+    pub fn describe(&self) -> String {
+        let extent = |extent: Extent| match extent {
+            Extent::One(n) => n.to_string(),
+            Extent::Exact([height, width]) => format!("{height}×{width}"),
+        };
+        let mut steps = Vec::new();
+        match self.resize {
+            Some(Extent::One(short)) => {
+                steps.push(format!("short side to {short} ({:?})", self.interpolation).to_lowercase())
+            }
+            Some(exact) => steps.push(format!("resize to {} ({:?})", extent(exact), self.interpolation).to_lowercase()),
+            None => {}
+        }
+        steps.extend(self.crop.map(|crop| format!("centre crop {}", extent(crop))));
+        steps.push(format!("(x · {} − {:?}) / {:?}", self.scale, self.mean, self.std));
+        if self.channel_order == ChannelOrder::Bgr {
+            steps.push("bgr".to_owned());
+        }
+        steps.join(", ")
+    }
+
     /// Resizes and crops.
     pub fn shape_image(&self, image: &RgbImage) -> RgbImage {
         let resized = self.resize.map(|extent| {

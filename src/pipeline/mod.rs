@@ -4,6 +4,7 @@
 
 pub mod calibration;
 pub mod data;
+pub mod environment;
 pub mod evaluation;
 pub mod model;
 

@@ -10,7 +10,7 @@ use crate::{
     backend::{Backend, BuildOptions, ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     dataset::InputSpec,
     onnx::{
-        Model,
+        Finding, Model, Severity, diagnose,
         proto::{DimensionProto, DimensionValue, TypeValue},
     },
     quantize::{Placement, SchemeOptions, place},
@@ -28,6 +28,8 @@ pub struct Subject {
     pub outputs: Vec<TensorInfo>,
     /// Types and shapes of the tensors of the folded model.
     pub shapes: BTreeMap<String, TensorInfo>,
+    /// What looks wrong with the model and does not keep it from running.
+    pub findings: Vec<Finding>,
 }
 
 impl Subject {
@@ -38,6 +40,16 @@ impl Subject {
         shapes: &BTreeMap<String, Vec<usize>>,
     ) -> Result<Self, PipelineError> {
         let mut float = Model::load(path)?;
+        let (errors, findings): (Vec<_>, Vec<_>) =
+            diagnose(&float).into_iter().partition(|finding| finding.severity == Severity::Error);
+        if !errors.is_empty() {
+            let list: Vec<String> = errors.iter().map(|f| format!("{}; {}", f.message, f.hint)).collect();
+            return Err(PipelineError::Input(format!(
+                "{} cannot be used: {}",
+                path.display(),
+                list.join("\n  also: ")
+            )));
+        }
         bind_shapes(&mut float, shapes)?;
         let folded = runtime.fold(&float)?;
         let runner = runtime.build(&folded, &BuildOptions { threads: 1, ..BuildOptions::default() })?;
@@ -53,7 +65,7 @@ impl Subject {
         let tensors: Vec<String> = tensors.into_iter().collect();
         let mut shapes = runtime.infer_shapes(&folded, &tensors)?;
         shapes.extend(inputs.iter().chain(&outputs).map(|info| (info.name.clone(), info.clone())));
-        Ok(Self { float, folded, inputs, outputs, shapes })
+        Ok(Self { float, folded, inputs, outputs, shapes, findings })
     }
 
     /// What reading samples needs to know.

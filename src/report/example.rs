@@ -138,7 +138,7 @@ fn calibration() -> Calibration {
         (Method::Mse, 0.974, 0.936, 19.0),
     ];
     let candidate = |(method, top1, overlap, sqnr_db)| CandidateResult {
-        method,
+        method: method.name().into(),
         chosen: method == Method::Percentile,
         samples: 100,
         agreement: Some(Agreement { samples: 100, ..agreement(top1, overlap) }),

@@ -185,8 +185,8 @@ pub struct Calibration {
 /// One calibration method on held-out samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CandidateResult {
-    /// The method.
-    pub method: Method,
+    /// The method's name; `auto` for the best method of each tensor by itself.
+    pub method: String,
     /// True for the method in force.
     pub chosen: bool,
     /// Held-out samples.

@@ -1,0 +1,395 @@
+//! `calib run`: the whole job. Calibrate, quantize, compare every precision with the reference, time, report.
+
+mod artifacts;
+mod assemble;
+
+use std::{fs::File, path::PathBuf, time::SystemTime};
+
+use anyhow::Context;
+
+use super::{
+    ExitStatus, Printer, check_interrupt,
+    settings::{Apply, Session, control, scheme},
+};
+use crate::{
+    backend::{Backend, BuildOptions, Runner},
+    bench::{self, Measurement, Protocol, SystemClock},
+    bisect::{
+        graphwise::{Graphwise, GraphwiseOptions, graphwise, shared_tensors},
+        layerwise::Samples,
+    },
+    calibrate::{Histograms, Provenance, Shards},
+    cli::{GlobalArgs, RunArgs},
+    compare::{CompareOptions, Gate},
+    config::RunConfig,
+    dataset::{PrefetchOptions, Split, prefetch},
+    pipeline::{
+        calibration::{Chosen, choose_table, observe_samples},
+        evaluation::{EvaluateOptions, Evaluation, class_names, evaluate},
+    },
+    quantize::Precision,
+    tensor::TensorMap,
+};
+
+/// Evaluation samples on which tensors are compared one by one.
+const GRAPHWISE_SAMPLES: usize = 16;
+
+/// Does the job.
+pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> anyhow::Result<ExitStatus> {
+    let config = configuration(args)?;
+    if args.print_config {
+        printer.outcome(&config, || config.to_toml().unwrap_or_default())?;
+        return Ok(ExitStatus::Passed);
+    }
+    config.validate()?;
+    let gates = config.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?;
+    let out = output_folder(&config)?;
+    let session = Session::open(config, global.ort_library.as_deref(), printer)?;
+    let mut job = Job::new(printer, session, out)?;
+    job.write_config()?;
+    let calibrated = job.calibrate()?;
+    let targets = job.targets(calibrated.as_ref());
+    let report = job.measure(calibrated, targets, &gates)?;
+    let status = job.write_report(report, args.summary.as_deref())?;
+    Ok(status)
+}
+
+/// The configuration file, and the flags over it.
+fn configuration(args: &RunArgs) -> anyhow::Result<RunConfig> {
+    let mut config = match &args.config {
+        Some(path) => RunConfig::load(path)?,
+        None => RunConfig::default(),
+    };
+    args.data.apply(&mut config)?;
+    args.method.apply(&mut config)?;
+    args.scheme.apply(&mut config)?;
+    args.runtime.apply(&mut config)?;
+    if let Some(model) = &args.model {
+        config.model = Some(model.clone());
+    }
+    if let Some(out) = &args.out {
+        config.out = Some(out.clone());
+    }
+    if let Some(samples) = args.eval_samples {
+        config.eval_samples = samples;
+    }
+    if !args.precisions.is_empty() {
+        config.precisions.clone_from(&args.precisions);
+    }
+    if !args.gate.is_empty() {
+        config.gate.clone_from(&args.gate);
+    }
+    if let Some(when) = &args.tensorrt {
+        config.tensorrt.clone_from(when);
+    }
+    if let Some(seconds) = args.bench_seconds {
+        config.bench_seconds = seconds;
+    }
+    Ok(config)
+}
+
+fn output_folder(config: &RunConfig) -> anyhow::Result<PathBuf> {
+    let out = config.out.clone().unwrap_or_else(|| {
+        let model = config.model.as_deref().and_then(|path| path.file_stem()).unwrap_or("model".as_ref());
+        PathBuf::from("runs").join(model)
+    });
+    std::fs::create_dir_all(&out).with_context(|| format!("cannot make the output folder {}", out.display()))?;
+    Ok(out)
+}
+
+/// A precision that is to be compared with the reference.
+struct Target {
+    precision: Precision,
+    /// The model's file within the output folder.
+    artifact: Option<crate::report::ArtifactFile>,
+    quantized_nodes: Option<usize>,
+    model: Option<crate::onnx::Model>,
+    runner: Option<Box<dyn Runner>>,
+    error: Option<String>,
+}
+
+/// Ranges and how they were found.
+struct Calibrated {
+    histograms: Histograms,
+    chosen: Chosen,
+    seconds: f64,
+    peak_rss_bytes: u64,
+    skipped: Vec<crate::dataset::SampleError>,
+}
+
+/// A run in progress.
+struct Job<'a> {
+    printer: &'a Printer,
+    session: Session,
+    out: PathBuf,
+    split: Split,
+    notes: Vec<String>,
+    /// Held until the run ends: two runs must not write into one folder.
+    _lock: File,
+}
+
+impl<'a> Job<'a> {
+    fn new(printer: &'a Printer, session: Session, out: PathBuf) -> anyhow::Result<Self> {
+        let lock_path = out.join(".lock");
+        let lock = File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
+        if lock.try_lock().is_err() {
+            anyhow::bail!("another run is writing into {}; wait for it or choose another --out", out.display());
+        }
+        let config = &session.config;
+        let split = session.data.split(config.seed, config.calib_samples, config.eval_samples);
+        let mut job = Self { printer, split, session, out, notes: Vec::new(), _lock: lock };
+        job.note_data();
+        Ok(job)
+    }
+
+    fn note(&mut self, text: String) {
+        self.printer.warn(&text);
+        self.notes.push(text);
+    }
+
+    fn note_data(&mut self) {
+        let config = &self.session.config;
+        let (calibration, evaluation) = (self.split.calibration.len(), self.split.evaluation.len());
+        if config.random_data {
+            self.note("the inputs are random: no figure says anything about the model's accuracy".to_owned());
+        }
+        if self.split.overlapping > 0 {
+            self.note(format!("{} samples calibrate and evaluate, since there are no others", self.split.overlapping));
+        } else if calibration < self.session.config.calib_samples {
+            self.note(format!(
+                "the data set is small: {calibration} samples calibrate (fewer than the {} asked for), {evaluation} evaluate",
+                self.session.config.calib_samples
+            ));
+        }
+        use crate::pipeline::data::Provenance as Found;
+        if let Found::Measured(..) | Found::Assumed(_) | Found::BesideModel(_) = self.session.data.provenance {
+            self.notes.push(format!("preprocessing: {}", self.session.data.provenance.describe()));
+        }
+    }
+
+    /// Observes ranges and chooses thresholds, when a precision needs them.
+    fn calibrate(&mut self) -> anyhow::Result<Option<Calibrated>> {
+        let precisions = self.precisions()?;
+        if precisions.iter().all(|&precision| precision == Precision::Fp32) {
+            return Ok(None);
+        }
+        let session = &self.session;
+        // INT8 and FP8 observe the same tensors.
+        let scheme = scheme(&session.config, Precision::Int8)?;
+        let placement = session.subject.place(&scheme)?;
+        for pattern in &placement.unmatched_patterns {
+            self.printer.warn(&format!("the pattern `{pattern}` matches no node"));
+        }
+        let tensors = placement.tensors_to_observe();
+        anyhow::ensure!(
+            !tensors.is_empty() || !precisions.contains(&Precision::Int8),
+            "nothing in this model is to be quantized; `calib quantize --explain` lists the rule that decided for every node"
+        );
+        let provenance = Provenance {
+            model_hash: session.subject.float.hash.clone(),
+            data_hash: session.data_hash(&self.split.calibration),
+            random_data: session.config.random_data,
+            shards: Shards::whole(),
+        };
+        let bar = self.printer.progress(self.split.calibration.len() as u64, "calibrating");
+        let progress = |samples: usize| bar.inc(samples as u64);
+        let control = control(session.threads, &progress);
+        let options = session.observe_options();
+        let observation = observe_samples(
+            session.runtime,
+            &session.subject,
+            &tensors,
+            &*session.data.collection.dataset,
+            &self.split.calibration,
+            provenance,
+            &options,
+            control,
+        );
+        bar.finish_and_clear();
+        let observation = observation?;
+        let peak_rss_bytes = crate::pipeline::environment::peak_rss_bytes();
+        self.save_histograms(&observation.histograms)?;
+        check_interrupt()?;
+        let chosen = choose_table(
+            session.runtime,
+            &session.subject,
+            &observation.histograms,
+            session.choice()?,
+            session.config.percentile,
+            &scheme,
+            &*session.data.collection.dataset,
+            &self.split.calibration,
+            &options,
+            super::settings::control(session.threads, &|_| {}),
+        )?;
+        self.save_table(&chosen.table)?;
+        self.printer.note(&format!(
+            "calibrated {} tensors on {} samples in {:.1} s, method {}",
+            chosen.table.tensors.len(),
+            observation.histograms.samples(),
+            observation.seconds,
+            chosen.choice
+        ));
+        Ok(Some(Calibrated {
+            histograms: observation.histograms,
+            chosen,
+            seconds: observation.seconds,
+            peak_rss_bytes,
+            skipped: observation.summary.skipped,
+        }))
+    }
+
+    fn precisions(&self) -> anyhow::Result<Vec<Precision>> {
+        let mut precisions = Vec::new();
+        for name in &self.session.config.precisions {
+            let precision: Precision = name.parse().map_err(anyhow::Error::msg)?;
+            if !precisions.contains(&precision) {
+                precisions.push(precision);
+            }
+        }
+        Ok(precisions)
+    }
+
+    /// Makes the model of every precision but the reference's. What cannot be made is reported, not fatal.
+    fn targets(&self, calibrated: Option<&Calibrated>) -> Vec<Target> {
+        let precisions = self.precisions().unwrap_or_default();
+        precisions
+            .into_iter()
+            .filter(|&precision| precision != Precision::Fp32)
+            .map(|precision| {
+                let mut target =
+                    Target { precision, artifact: None, quantized_nodes: None, model: None, runner: None, error: None };
+                if let Err(error) = self.fill(&mut target, calibrated) {
+                    self.printer.warn(&format!("{precision} cannot run: {}", super::describe(&error)));
+                    target.error = Some(super::describe(&error));
+                }
+                target
+            })
+            .collect()
+    }
+
+    fn fill(&self, target: &mut Target, calibrated: Option<&Calibrated>) -> anyhow::Result<()> {
+        let (model, quantized_nodes) = self.make_model(target.precision, calibrated)?;
+        let artifact = self.save_model(&model, target.precision)?;
+        let build =
+            BuildOptions { threads: self.session.threads, provider: self.session.provider, ..BuildOptions::default() };
+        target.artifact = Some(artifact);
+        target.quantized_nodes = Some(quantized_nodes);
+        target.runner = Some(self.session.runtime.build(&model, &build)?);
+        target.model = Some(model);
+        Ok(())
+    }
+
+    /// Compares, looks into the layers, times, and puts the report together.
+    fn measure(
+        &mut self,
+        calibrated: Option<Calibrated>,
+        mut targets: Vec<Target>,
+        gates: &[Gate],
+    ) -> anyhow::Result<crate::report::Report> {
+        let evaluation = self.evaluate(&mut targets)?;
+        check_interrupt()?;
+        let layers = self.layers(&targets)?;
+        check_interrupt()?;
+        let times = self.time(&mut targets)?;
+        self.assemble(assemble::Found {
+            calibrated,
+            targets,
+            evaluation,
+            layers,
+            times,
+            gates,
+            created: SystemTime::now(),
+        })
+    }
+
+    /// One pass of the reference and every target over the evaluation samples.
+    fn evaluate(&mut self, targets: &mut [Target]) -> anyhow::Result<Evaluation> {
+        let session = &mut self.session;
+        let options = EvaluateOptions {
+            batch: session.batch,
+            policy: session.policy,
+            compare: CompareOptions {
+                class_names: class_names(&session.data.collection.names),
+                ..CompareOptions::default()
+            },
+        };
+        let mut runners: Vec<Box<dyn Runner>> = targets.iter_mut().filter_map(|target| target.runner.take()).collect();
+        let bar = self.printer.progress(self.split.evaluation.len() as u64, "comparing");
+        let progress = |samples: usize| bar.inc(samples as u64);
+        let evaluation = evaluate(
+            &mut *session.reference,
+            &mut runners,
+            &*session.data.collection.dataset,
+            &self.split.evaluation,
+            &options,
+            control(session.threads, &progress),
+        );
+        bar.finish_and_clear();
+        let mut runners = runners.into_iter();
+        for target in targets.iter_mut().filter(|target| target.error.is_none()) {
+            target.runner = runners.next();
+        }
+        Ok(evaluation?)
+    }
+
+    /// The error of every tensor of the INT8 model (or the first quantized one) against the float model.
+    fn layers(&self, targets: &[Target]) -> anyhow::Result<Option<Graphwise>> {
+        let quantized = targets.iter().filter(|target| target.precision.is_quantized());
+        let Some(model) = quantized.filter_map(|target| target.model.as_ref()).next() else { return Ok(None) };
+        let session = &self.session;
+        let sites: Vec<_> = shared_tensors(&session.subject.folded, model)?
+            .into_iter()
+            .filter(|site| site.amax.is_some() || session.subject.outputs.iter().any(|info| info.name == site.tensor))
+            .collect();
+        let batchable = session.subject.fixed_batch().is_none_or(|batch| batch == 1);
+        if sites.is_empty() || !batchable {
+            return Ok(None);
+        }
+        let indices = &self.split.evaluation[..self.split.evaluation.len().min(GRAPHWISE_SAMPLES)];
+        let dataset = &*session.data.collection.dataset;
+        let readable: Vec<usize> = indices.iter().copied().filter(|&index| dataset.sample(index).is_ok()).collect();
+        if readable.is_empty() {
+            return Ok(None);
+        }
+        let samples = Samples { dataset, indices: &readable };
+        let options = GraphwiseOptions { threads: session.threads, ..GraphwiseOptions::default() };
+        Ok(Some(graphwise(&session.runtime, &session.subject.folded, model, &sites, samples, options)?))
+    }
+
+    /// Latency of the reference and of every target, in interleaved rounds over the first batch.
+    fn time(&mut self, targets: &mut [Target]) -> anyhow::Result<Option<Vec<Measurement>>> {
+        let seconds = self.session.config.bench_seconds;
+        if seconds <= 0.0 {
+            return Ok(None);
+        }
+        let Some(inputs) = self.first_batch() else { return Ok(None) };
+        let batch = inputs.values().next().and_then(|tensor| tensor.shape().first().copied()).unwrap_or(1);
+        self.printer.detail("measuring latency");
+        let mut timed = vec![bench::Target {
+            name: "fp32".to_owned(),
+            batch,
+            call: Box::new(|| self.session.reference.visit(&inputs, &mut |_, _| Ok(()))),
+        }];
+        for target in targets.iter_mut() {
+            let name = target.precision.to_string();
+            if let Some(runner) = &mut target.runner {
+                let call = Box::new(|| runner.visit(&inputs, &mut |_, _| Ok(())));
+                timed.push(bench::Target { name, batch, call });
+            }
+        }
+        let protocol = Protocol { duration: std::time::Duration::from_secs_f64(seconds), ..Protocol::default() };
+        Ok(Some(bench::run(&mut timed, Some("fp32"), &protocol, &SystemClock::default())?))
+    }
+
+    fn first_batch(&self) -> Option<TensorMap> {
+        let options = PrefetchOptions {
+            batch: self.session.subject.fixed_batch().unwrap_or(1),
+            threads: 1,
+            policy: crate::dataset::BadPolicy { max_share: 1.0, strict: false },
+            stop: &super::INTERRUPTED,
+        };
+        let dataset = &*self.session.data.collection.dataset;
+        prefetch(dataset, &self.split.evaluation, options, |batches| batches.next()).0.map(|batch| batch.inputs)
+    }
+}

@@ -1,0 +1,88 @@
+//! The files that a run leaves, each written as soon as its content is known.
+
+use std::path::Path;
+
+use anyhow::Context;
+
+use super::{Calibrated, Job};
+use crate::{
+    artifact::{ContentHash, write_atomic, write_atomic_with},
+    calibrate::{CalibrationTable, Histograms, cache::CalibrationCache},
+    commands::{ExitStatus, settings::scheme},
+    onnx::Model,
+    quantize::{Precision, QuantizeOptions, quantize},
+    report::{ArtifactFile, Report, html, junit, layers_csv, summary},
+};
+
+impl Job<'_> {
+    /// `run.toml`: repeats the run from anywhere.
+    pub(super) fn write_config(&self) -> anyhow::Result<()> {
+        let mut config = self.session.config.absolute();
+        config.preprocess.clone_from(&self.session.data.preprocess);
+        (config.preset, config.preprocessor) = (None, None);
+        write_atomic(&self.out.join("run.toml"), config.to_toml()?.as_bytes())?;
+        Ok(())
+    }
+
+    pub(super) fn save_histograms(&self, histograms: &Histograms) -> anyhow::Result<()> {
+        Ok(histograms.save(&self.out.join("histograms.calib"))?)
+    }
+
+    /// `calibration.json` and, for TensorRT 10 and older, `calibration.cache`.
+    pub(super) fn save_table(&self, table: &CalibrationTable) -> anyhow::Result<()> {
+        table.save(&self.out.join("calibration.json"))?;
+        CalibrationCache::from_table(table).save(&self.out.join("calibration.cache"))?;
+        Ok(())
+    }
+
+    /// The model in a precision, and how many of its nodes run in it.
+    pub(super) fn make_model(
+        &self,
+        precision: Precision,
+        calibrated: Option<&Calibrated>,
+    ) -> anyhow::Result<(Model, usize)> {
+        let subject = &self.session.subject;
+        let table = &calibrated.context("no calibration table")?.chosen.table;
+        anyhow::ensure!(precision.is_quantized(), "conversion to {precision} is not part of this version");
+        let options =
+            QuantizeOptions { scheme: scheme(&self.session.config, precision)?, ..QuantizeOptions::default() };
+        let quantized = quantize(&subject.folded, &subject.shapes, table, &options)?;
+        Ok((quantized.model, quantized.placement.quantized_nodes()))
+    }
+
+    /// `model.int8.onnx` and its like.
+    pub(super) fn save_model(&self, model: &Model, precision: Precision) -> anyhow::Result<ArtifactFile> {
+        let name = format!("model.{precision}.onnx");
+        let path = self.out.join(&name);
+        model.save(&path)?;
+        file_facts(&path, name)
+    }
+
+    /// Everything that is made from the report, and the table for people.
+    pub(super) fn write_report(&self, report: Report, summary_file: Option<&Path>) -> anyhow::Result<ExitStatus> {
+        report.write(&self.out.join("report.json"))?;
+        let page = html(&report)?;
+        write_atomic(&self.out.join("report.html"), page.as_bytes())?;
+        let mut bytes = Vec::new();
+        junit(&report, &mut bytes)?;
+        write_atomic(&self.out.join("report.junit.xml"), &bytes)?;
+        let mut bytes = Vec::new();
+        layers_csv(&report.layers, &mut bytes)?;
+        write_atomic(&self.out.join("layers.csv"), &bytes)?;
+        if let Some(path) = summary_file {
+            write_atomic_with(path, |writer| std::io::Write::write_all(writer, summary(&report).as_bytes()))?;
+        }
+        let page = self.out.join("report.html");
+        self.printer
+            .outcome(&report, || format!("{}\n\nreport: {}", super::assemble::table(&report), page.display()))?;
+        Ok(if report.verdict.passed { ExitStatus::Passed } else { ExitStatus::GateFailed })
+    }
+}
+
+/// Size and hash of a file that was written.
+pub(super) fn file_facts(path: &Path, name: String) -> anyhow::Result<ArtifactFile> {
+    let context = || format!("cannot read {}", path.display());
+    let hash = ContentHash::of_file(path).with_context(context)?;
+    let bytes = std::fs::metadata(path).with_context(context)?.len();
+    Ok(ArtifactFile { path: name, hash, bytes })
+}

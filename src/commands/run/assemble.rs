@@ -1,0 +1,325 @@
+//! From what the stages found to one report.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use base64::Engine;
+
+use super::{Calibrated, Job, Target};
+use crate::{
+    artifact::Tool,
+    bench::Measurement,
+    bisect::graphwise::Graphwise,
+    compare::{ComparisonResult, Gate},
+    dataset::SampleError,
+    pipeline::{environment::environment, evaluation::Evaluation},
+    quantize::Precision as NumberFormat,
+    report::{
+        Calibration, CandidateResult, DatasetInfo, Gate as GateRow, Histogram, Labels, LatencyMs, Layer, ModelInfo,
+        Precision, REPORT_FORMAT_VERSION, Report, SkippedSample, Speedup, Timing, Verdict, rfc3339,
+    },
+};
+
+/// Thumbnails in a report, at most.
+const MAX_THUMBNAILS: usize = 50;
+
+/// What the stages found.
+pub(super) struct Found<'a> {
+    pub(super) calibrated: Option<Calibrated>,
+    pub(super) targets: Vec<Target>,
+    pub(super) evaluation: Evaluation,
+    pub(super) layers: Option<Graphwise>,
+    pub(super) times: Option<Vec<Measurement>>,
+    pub(super) gates: &'a [Gate],
+    pub(super) created: SystemTime,
+}
+
+impl Job<'_> {
+    pub(super) fn assemble(&self, found: Found<'_>) -> anyhow::Result<Report> {
+        let backend = self.backend();
+        let mut gates = Vec::new();
+        let mut reference = Precision::new("fp32", &backend).with_comparison(&found.evaluation.reference);
+        reference.reference = true;
+        (reference.agreement, reference.segmentation, reference.outputs) = (None, None, Vec::new());
+        if let Some(accuracy) = &mut reference.accuracy {
+            accuracy.mcnemar_p = None;
+        }
+        self.add_times(&mut reference, found.times.as_deref(), Timing::Measured);
+        let mut precisions = vec![reference];
+        let mut results = found.evaluation.targets.into_iter();
+        for target in &found.targets {
+            let name = target.precision.name();
+            let mut row = Precision::new(name, &backend);
+            row.artifact.clone_from(&target.artifact);
+            row.quantized_nodes = target.quantized_nodes;
+            row.error.clone_from(&target.error);
+            let mut measured = ComparisonResult::default();
+            if target.error.is_none() {
+                match results.next() {
+                    Some(Ok(result)) => {
+                        row = row.with_comparison(&result);
+                        measured = result;
+                    }
+                    Some(Err(error)) => row.error = Some(error.to_string()),
+                    None => row.error = Some("it was not run".to_owned()),
+                }
+            }
+            if row.error.is_none() {
+                self.add_times(&mut row, found.times.as_deref(), Timing::Emulated);
+            }
+            gates.extend(found.gates.iter().map(|gate| GateRow {
+                precision: name.to_owned(),
+                backend: backend.clone(),
+                result: gate.evaluate(&measured),
+            }));
+            precisions.push(row);
+        }
+        let mut notes = self.notes.clone();
+        let hints = found.evaluation.reference.tasks.iter().filter_map(|task| task.label_hint.clone());
+        notes.extend(hints);
+        let mut skipped: Vec<SampleError> = self.session.data.collection.passed_over.clone();
+        skipped.extend(found.calibrated.iter().flat_map(|calibrated| calibrated.skipped.clone()));
+        skipped.extend(found.evaluation.summary.skipped);
+        let layers = self.layer_rows(&found.targets, found.calibrated.as_ref(), found.layers.as_ref());
+        Ok(Report {
+            format_version: REPORT_FORMAT_VERSION,
+            tool: Tool::current(),
+            created: rfc3339(found.created),
+            command: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
+            config: self.session.config.to_toml()?,
+            environment: environment(self.session.runtime),
+            model: self.model_info()?,
+            dataset: self.dataset_info(skipped, &found.evaluation.ids),
+            calibration: found
+                .calibrated
+                .as_ref()
+                .map(|calibrated| calibration(calibrated, self.session.config.percentile)),
+            verdict: Verdict::new(gates, &precisions),
+            thumbnails: self.thumbnails(&precisions),
+            layers,
+            advice: Vec::new(),
+            notes,
+            precisions,
+        })
+    }
+
+    fn backend(&self) -> String {
+        match self.session.provider {
+            crate::backend::ExecutionProvider::Cpu => "onnxruntime-cpu".to_owned(),
+            crate::backend::ExecutionProvider::Cuda(_) => "onnxruntime-cuda".to_owned(),
+        }
+    }
+
+    fn add_times(&self, row: &mut Precision, times: Option<&[Measurement]>, timing: Timing) {
+        let Some(measured) = times.and_then(|times| times.iter().find(|m| m.times.name == row.precision)) else {
+            return;
+        };
+        row.latency_ms = measured.latency.clone().map(|figures| LatencyMs {
+            figures,
+            timing,
+            provider: row.backend.clone(),
+            threads: self.session.threads,
+            transfers: false,
+            cuda_graph: false,
+            warnings: measured.warnings.clone(),
+        });
+        row.throughput_fps.clone_from(&measured.throughput);
+        // An emulated precision says nothing about speed, so it is not compared.
+        if timing == Timing::Measured {
+            row.speedup =
+                measured.speed_up.map(|figures| Speedup { against: format!("fp32 {}", row.backend), figures });
+        }
+    }
+
+    fn model_info(&self) -> anyhow::Result<ModelInfo> {
+        let subject = &self.session.subject;
+        let path = subject.float.path.clone().unwrap_or_default();
+        let graph = subject.float.graph();
+        let size = |dims: &[i64]| dims.iter().map(|&dim| u64::try_from(dim).unwrap_or(0)).product::<u64>();
+        let producer = &subject.float.proto;
+        Ok(ModelInfo {
+            path: path.display().to_string(),
+            hash: subject.float.hash.clone(),
+            bytes: std::fs::metadata(&path).map_or(0, |metadata| metadata.len()),
+            inputs: subject.inputs.clone(),
+            outputs: subject.outputs.clone(),
+            nodes: graph.node.len(),
+            parameters: graph.initializer.iter().map(|tensor| size(&tensor.dims)).sum(),
+            opset: subject.float.opset("").unwrap_or(0),
+            producer: producer
+                .producer_name
+                .as_ref()
+                .filter(|name| !name.is_empty())
+                .map(|name| format!("{name} {}", producer.producer_version()).trim().to_owned()),
+        })
+    }
+
+    fn dataset_info(&self, mut skipped: Vec<SampleError>, evaluated: &[String]) -> DatasetInfo {
+        let data = &self.session.data;
+        let dataset = &*data.collection.dataset;
+        skipped.sort_by(|a, b| a.sample.cmp(&b.sample));
+        skipped.dedup();
+        let bad: std::collections::BTreeSet<&str> = skipped.iter().map(|error| error.sample.as_str()).collect();
+        let calibration: Vec<String> = self
+            .split
+            .calibration
+            .iter()
+            .map(|&index| dataset.id(index))
+            .filter(|id| !bad.contains(id))
+            .map(str::to_owned)
+            .collect();
+        let labels = data.collection.label_source.as_ref().map(|source| Labels {
+            source: source.clone(),
+            labelled: self.split.evaluation.iter().filter(|&&index| dataset.label(index).is_some()).count(),
+            names: data.collection.names.clone(),
+        });
+        DatasetInfo {
+            path: self
+                .session
+                .config
+                .data
+                .as_deref()
+                .map_or_else(|| "random".to_owned(), |path| path.display().to_string()),
+            hash: self.session.data_hash(&[&self.split.calibration[..], &self.split.evaluation[..]].concat()),
+            calibration,
+            evaluation: evaluated.to_vec(),
+            overlapping: self.split.overlapping,
+            skipped: skipped
+                .into_iter()
+                .map(|SampleError { sample, reason }| SkippedSample { sample, reason })
+                .collect(),
+            labels,
+            preprocess: data.preprocess.as_ref().map(|preprocess| preprocess.describe()),
+            random_data: self.session.config.random_data,
+        }
+    }
+
+    fn thumbnails(&self, precisions: &[Precision]) -> BTreeMap<String, String> {
+        let dataset = &*self.session.data.collection.dataset;
+        let by_id: BTreeMap<&str, usize> = (0..dataset.len()).map(|index| (dataset.id(index), index)).collect();
+        let mut thumbnails = BTreeMap::new();
+        for flip in precisions.iter().flat_map(|precision| &precision.flips) {
+            if thumbnails.len() >= MAX_THUMBNAILS || thumbnails.contains_key(&flip.sample) {
+                continue;
+            }
+            let picture = by_id.get(flip.sample.as_str()).and_then(|&index| dataset.thumbnail(index));
+            if let Some(bytes) = picture {
+                let encoded = base64::engine::general_purpose::STANDARD.encode(bytes);
+                thumbnails.insert(flip.sample.clone(), format!("data:image/jpeg;base64,{encoded}"));
+            }
+        }
+        thumbnails
+    }
+
+    /// One row for each quantized tensor and output, in the order of execution.
+    fn layer_rows(
+        &self,
+        targets: &[Target],
+        calibrated: Option<&Calibrated>,
+        graphwise: Option<&Graphwise>,
+    ) -> Vec<Layer> {
+        let (Some(calibrated), Some(graphwise)) = (calibrated, graphwise) else { return Vec::new() };
+        let quantized = targets.iter().find(|target| target.precision.is_quantized() && target.model.is_some());
+        let precision = quantized.map_or(NumberFormat::Int8, |target| target.precision);
+        let table = &calibrated.chosen.table;
+        let histograms = &calibrated.histograms;
+        graphwise
+            .tensors
+            .iter()
+            .map(|found| {
+                let site = &found.site;
+                let mut row = Layer::new(&site.node, &site.op_type, &site.tensor, precision.name());
+                row.graphwise_sqnr_db = found.difference.sqnr_db;
+                row.cosine = Some(found.difference.cosine);
+                if let Some(range) = table.tensors.get(&site.tensor) {
+                    let steps = if precision == NumberFormat::Fp8 { 448.0 } else { 127.0 };
+                    row = row.with_range(range, range.amax / steps);
+                }
+                let parts = [histograms.fit.get(&site.tensor), histograms.held_out.get(&site.tensor)];
+                let whole = parts.into_iter().flatten().fold(None, |whole, part| match whole {
+                    None => Some(part.clone()),
+                    Some(mut whole) => {
+                        crate::calibrate::histogram::Histogram::merge(&mut whole, part);
+                        Some(whole)
+                    }
+                });
+                row.histogram = whole.map(|whole| Histogram::coarse(whole.bin_width(), whole.counts()));
+                row
+            })
+            .collect()
+    }
+}
+
+fn calibration(calibrated: &Calibrated, percentile: f64) -> Calibration {
+    let samples = calibrated.histograms.samples();
+    let chosen = &calibrated.chosen;
+    Calibration {
+        method: chosen.choice.to_string(),
+        percentile,
+        samples,
+        seconds: calibrated.seconds,
+        images_per_second: if calibrated.seconds > 0.0 { samples as f64 / calibrated.seconds } else { 0.0 },
+        peak_rss_bytes: calibrated.peak_rss_bytes,
+        candidates: chosen
+            .candidates
+            .iter()
+            .map(|candidate| CandidateResult {
+                method: candidate.choice.to_string(),
+                chosen: candidate.choice == chosen.choice,
+                samples: chosen.measured_on,
+                agreement: candidate.result.classification().and_then(|task| task.agreement.clone()),
+                outputs: candidate.result.outputs.clone(),
+            })
+            .collect(),
+    }
+}
+
+/// The table of precisions for a terminal.
+pub(super) fn table(report: &Report) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header([
+        "precision",
+        "backend",
+        "top-1 agr.",
+        "top-5 overlap",
+        "top-1 acc.",
+        "SQNR dB",
+        "latency ms",
+        "size",
+    ]);
+    let share = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{:.2} %", value * 100.0));
+    for row in &report.precisions {
+        let worst = row.outputs.iter().filter_map(|output| output.sqnr_db).fold(f64::INFINITY, f64::min);
+        let latency = row.latency_ms.as_ref().map_or_else(String::new, |latency| {
+            let mark = if latency.timing == Timing::Emulated { " (emulated)" } else { "" };
+            format!("{:.2}{mark}", latency.figures.median)
+        });
+        let size = match (&row.artifact, row.reference) {
+            (Some(artifact), _) => megabytes(artifact.bytes),
+            (None, true) => megabytes(report.model.bytes),
+            (None, false) => String::new(),
+        };
+        let mut cells = vec![
+            row.precision.clone(),
+            row.backend.clone(),
+            share(row.agreement.as_ref().map(|agreement| agreement.top1)),
+            share(row.agreement.as_ref().map(|agreement| agreement.top5_overlap)),
+            share(row.accuracy.as_ref().map(|accuracy| accuracy.top1)),
+            if worst.is_finite() { format!("{worst:.1}") } else { String::new() },
+            latency,
+            size,
+        ];
+        if row.reference {
+            cells[0].push_str(" (reference)");
+        }
+        if let Some(error) = &row.error {
+            cells[2] = format!("not run: {error}");
+        }
+        table.add_row(cells);
+    }
+    format!("{table}\n{}", report.verdict.sentence)
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.2} MB", bytes as f64 / 1e6)
+}

@@ -1,0 +1,242 @@
+//! From flags and a configuration file to one [`RunConfig`], and from that to the options of the stages.
+
+use std::{path::Path, sync::atomic::AtomicBool};
+
+use anyhow::Context;
+
+use super::INTERRUPTED;
+use crate::{
+    artifact::ContentHash,
+    backend::{ExecutionProvider, Runner, onnxruntime::OnnxRuntime},
+    calibrate::Choice,
+    cli::{DataArgs, MethodArgs, RuntimeArgs, SchemeArgs},
+    compare::CompareOptions,
+    config::{ConfigError, RunConfig, parse_shape, parse_share},
+    dataset::{BadPolicy, Collection, RandomDataset, data_hash},
+    pipeline::{
+        Control, PipelineError,
+        calibration::ObserveOptions,
+        data::{Data, DataSettings, Provenance, open_data},
+        evaluation::EvaluateOptions,
+        model::Subject,
+    },
+    printer::Printer,
+    quantize::{Precision, PrecisionPlan, SchemeOptions},
+};
+
+/// Samples in one call when neither user nor model say.
+const DEFAULT_BATCH: usize = 8;
+
+/// Replaces `target` when a flag was given.
+fn set<T: Clone>(target: &mut T, flag: Option<&T>) {
+    if let Some(value) = flag {
+        *target = value.clone();
+    }
+}
+
+fn set_some<T: Clone>(target: &mut Option<T>, flag: Option<&T>) {
+    if flag.is_some() {
+        *target = flag.cloned();
+    }
+}
+
+fn set_list<T: Clone>(target: &mut Vec<T>, flags: &[T]) {
+    if !flags.is_empty() {
+        *target = flags.to_vec();
+    }
+}
+
+/// Groups of flags that win over the configuration.
+pub(super) trait Apply {
+    /// Puts the flags that were given into `config`.
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError>;
+}
+
+impl Apply for DataArgs {
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
+        set_some(&mut config.data, self.data.as_ref());
+        set_some(&mut config.labels, self.labels.as_ref());
+        set_some(&mut config.classes, self.classes.as_ref());
+        if self.preset.is_some() || self.preprocessor.is_some() {
+            // A preset on the command line replaces whatever the file says about preprocessing.
+            (config.preprocess, config.preset, config.preprocessor) = (None, None, None);
+        }
+        set_some(&mut config.preset, self.preset.as_ref());
+        set_some(&mut config.preprocessor, self.preprocessor.as_ref());
+        set_some(&mut config.batch, self.batch.as_ref());
+        set(&mut config.seed, self.seed.as_ref());
+        if let Some(share) = &self.max_bad {
+            config.max_bad = parse_share(share)?;
+        }
+        config.strict |= self.strict;
+        config.random_data |= self.random_data;
+        for shape in &self.shape {
+            let (name, extents) = parse_shape(shape)?;
+            config.shape.insert(name, extents);
+        }
+        Ok(())
+    }
+}
+
+impl Apply for MethodArgs {
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
+        set(&mut config.calib_samples, self.calib_samples.as_ref());
+        set(&mut config.method, self.method.as_ref());
+        set(&mut config.percentile, self.percentile.as_ref());
+        Ok(())
+    }
+}
+
+impl Apply for SchemeArgs {
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
+        set_list(&mut config.nodes_to_exclude, &self.nodes_to_exclude);
+        set_list(&mut config.nodes_to_include, &self.nodes_to_include);
+        set_list(&mut config.op_types, &self.op_types);
+        set_list(&mut config.op_types_to_exclude, &self.op_types_to_exclude);
+        set(&mut config.high_precision, self.high_precision.as_ref());
+        set_some(&mut config.plan, self.plan.as_ref());
+        Ok(())
+    }
+}
+
+impl Apply for RuntimeArgs {
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
+        set(&mut config.threads, self.threads.as_ref());
+        set(&mut config.provider, self.provider.as_ref());
+        Ok(())
+    }
+}
+
+/// `cpu`, `cuda`, `cuda:1`.
+pub(super) fn provider(text: &str) -> Result<ExecutionProvider, ConfigError> {
+    let invalid = || ConfigError::Value { key: "provider", reason: format!("`{text}` is none of cpu, cuda, cuda:N") };
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(ExecutionProvider::Cpu),
+        None if text == "cuda" => Ok(ExecutionProvider::Cuda(0)),
+        Some(("cuda", index)) => index.parse().map(ExecutionProvider::Cuda).map_err(|_| invalid()),
+        _ => Err(invalid()),
+    }
+}
+
+/// The rules of a configuration for a quantized precision.
+pub(super) fn scheme(config: &RunConfig, precision: Precision) -> anyhow::Result<SchemeOptions> {
+    let plan = match &config.plan {
+        Some(path) => PrecisionPlan::read(path)?,
+        None => PrecisionPlan::default(),
+    };
+    Ok(SchemeOptions {
+        precision,
+        exclude: config.nodes_to_exclude.clone(),
+        include: config.nodes_to_include.clone(),
+        exclude_op_types: config.op_types_to_exclude.iter().cloned().collect(),
+        op_types: config.op_types.iter().cloned().collect(),
+        plan,
+        ..SchemeOptions::default()
+    })
+}
+
+/// The float model of a configuration, its data, and the options of the stages.
+pub(super) struct Session {
+    pub(super) config: RunConfig,
+    pub(super) runtime: OnnxRuntime,
+    pub(super) subject: Subject,
+    pub(super) reference: Box<dyn Runner>,
+    pub(super) data: Data,
+    pub(super) threads: usize,
+    pub(super) provider: ExecutionProvider,
+    pub(super) batch: usize,
+    pub(super) policy: BadPolicy,
+}
+
+impl Session {
+    /// Loads runtime, model and data.
+    pub(super) fn open(config: RunConfig, library: Option<&Path>, printer: &Printer) -> anyhow::Result<Self> {
+        config.validate()?;
+        let model = config.model.clone().context(
+            "no model was given; name one with --model FILE, or `model = \"...\"` in the file given with --config",
+        )?;
+        if config.data.is_none() && !config.random_data {
+            anyhow::bail!(
+                "no data was given; name it with --data PATH (images, .npz, ...). Ranges from random numbers say nothing \
+                 about accuracy, so they are used only with --random-data"
+            );
+        }
+        let runtime = OnnxRuntime::load(library)?;
+        let provider = provider(&config.provider)?;
+        let threads = match config.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            threads => threads,
+        };
+        printer.detail(&format!("reading {}", model.display()));
+        let subject = Subject::load(runtime, &model, &config.shape)?;
+        for finding in &subject.findings {
+            printer.warn(&finding.to_string());
+        }
+        let mut reference = subject.reference(runtime, provider, threads)?;
+        let batch = match (config.batch, subject.fixed_batch()) {
+            (Some(asked), Some(fixed)) if asked != fixed => {
+                anyhow::bail!("--batch {asked} was asked for, but the model fixes its batch to {fixed}")
+            }
+            (asked, fixed) => asked.or(fixed).unwrap_or(DEFAULT_BATCH),
+        };
+        let policy = BadPolicy { max_share: config.max_bad, strict: config.strict };
+        let evaluate = EvaluateOptions { batch, policy, compare: CompareOptions::default() };
+        let control = Control { threads, stop: &INTERRUPTED, progress: &|_| {} };
+        let data = if config.random_data {
+            random_data(&config, &subject)?
+        } else {
+            let settings = DataSettings {
+                path: config.data.clone().unwrap_or_default(),
+                labels: config.labels.clone(),
+                classes: config.classes.clone(),
+                preprocess: config.preprocess.clone(),
+                preset: config.preset.clone(),
+                preprocessor: config.preprocessor.clone(),
+            };
+            open_data(&subject, &settings, &mut *reference, &evaluate, control)?
+        };
+        match &data.provenance {
+            Provenance::Given(_) | Provenance::None => {}
+            other => {
+                printer.warn(&format!("preprocessing: {}; set --preset or [preprocess] to be sure", other.describe()))
+            }
+        }
+        Ok(Self { config, runtime, subject, reference, data, threads, provider, batch, policy })
+    }
+
+    /// Options of a pass over calibration samples.
+    pub(super) fn observe_options(&self) -> ObserveOptions {
+        let batch = self.subject.fixed_batch().unwrap_or(1);
+        ObserveOptions { batch, threads: self.threads, provider: self.provider, policy: self.policy }
+    }
+
+    /// How thresholds are to be chosen.
+    pub(super) fn choice(&self) -> anyhow::Result<Choice> {
+        self.config.method.parse().map_err(anyhow::Error::msg)
+    }
+
+    /// Hash over the calibration samples and their preprocessing.
+    pub(super) fn data_hash(&self, indices: &[usize]) -> ContentHash {
+        let ids = indices.iter().map(|&index| self.data.collection.dataset.id(index));
+        data_hash(ids, self.data.preprocess.as_ref())
+    }
+}
+
+fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data, PipelineError> {
+    let evaluation = if config.eval_samples == 0 { config.calib_samples } else { config.eval_samples };
+    let count = config.calib_samples.saturating_add(evaluation);
+    let dataset = RandomDataset::new(&subject.input_specs(), count, config.seed).map_err(PipelineError::Input)?;
+    let collection = Collection {
+        dataset: Box::new(dataset),
+        passed_over: Vec::new(),
+        names: std::collections::BTreeMap::new(),
+        label_source: None,
+    };
+    Ok(Data { collection, preprocess: None, provenance: Provenance::None })
+}
+
+/// How a stage is controlled while `progress` counts samples.
+pub(super) fn control(threads: usize, progress: &dyn Fn(usize)) -> Control<'_> {
+    static STOP: &AtomicBool = &INTERRUPTED;
+    Control { threads, stop: STOP, progress }
+}

@@ -1,0 +1,73 @@
+//! Random inputs, for when there is no data and that is said on everything made from them.
+
+use super::{Dataset, InputSpec, SampleError};
+use crate::{
+    stats::SplitMix64,
+    tensor::{ElementType, Tensor, TensorMap, Values},
+};
+
+/// Samples of seeded random numbers.
+pub struct RandomDataset {
+    ids: Vec<String>,
+    inputs: Vec<InputSpec>,
+    seed: u64,
+}
+
+impl RandomDataset {
+    /// `count` samples: floats uniform in [-1, 1), integers and booleans 0 or 1. Every extent but the first must be
+    /// fixed; the error names the input that is not.
+    pub fn new(inputs: &[InputSpec], count: usize, seed: u64) -> Result<Self, String> {
+        for input in inputs {
+            let open = input.shape.iter().skip(1).position(Option::is_none);
+            if let Some(axis) = open {
+                let name = &input.name;
+                return Err(format!("axis {} of input `{name}` is dynamic; bind it with --shape {name}=...", axis + 1));
+            }
+        }
+        Ok(Self { ids: (0..count).map(|index| format!("random-{index}")).collect(), inputs: inputs.to_vec(), seed })
+    }
+}
+
+impl Dataset for RandomDataset {
+    fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    fn id(&self, index: usize) -> &str {
+        &self.ids[index]
+    }
+
+    fn label(&self, _index: usize) -> Option<u32> {
+        None
+    }
+
+    fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {
+        let mut random = SplitMix64::new(self.seed ^ (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let tensors = self.inputs.iter().map(|input| {
+            let mut shape: Vec<usize> = input.shape.iter().map(|extent| extent.unwrap_or(1)).collect();
+            if let Some(batch) = shape.first_mut() {
+                *batch = 1;
+            }
+            let bad = |reason: String| SampleError { sample: self.ids[index].clone(), reason };
+            let count = shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
+            let count =
+                count.filter(|&count| count <= 1 << 30).ok_or_else(|| bad("it would be too large".to_owned()))?;
+            let mut float = || (random.next_u64() >> 40) as f64 / f64::from(1 << 23) - 1.0;
+            let values = match input.element_type.unwrap_or(ElementType::F32) {
+                ElementType::F32 => Values::F32((0..count).map(|_| float() as f32).collect()),
+                ElementType::F16 => Values::F16((0..count).map(|_| half::f16::from_f64(float())).collect()),
+                ElementType::Bf16 => Values::Bf16((0..count).map(|_| half::bf16::from_f64(float())).collect()),
+                ElementType::F64 => Values::F64((0..count).map(|_| float()).collect()),
+                ElementType::U8 => Values::U8((0..count).map(|_| (random.next_u64() >> 56) as u8).collect()),
+                ElementType::I8 => Values::I8((0..count).map(|_| (random.next_u64() >> 56) as i8).collect()),
+                ElementType::I32 => Values::I32((0..count).map(|_| (random.next_u64() >> 63) as i32).collect()),
+                ElementType::I64 => Values::I64((0..count).map(|_| (random.next_u64() >> 63) as i64).collect()),
+                ElementType::Bool => Values::Bool((0..count).map(|_| random.next_u64() >> 63 == 1).collect()),
+                other => return Err(bad(format!("random values of type {other} are not supported"))),
+            };
+            let tensor = Tensor::new(shape, values).map_err(|error| bad(error.to_string()))?;
+            Ok((input.name.clone(), tensor))
+        });
+        tensors.collect()
+    }
+}
