@@ -180,4 +180,20 @@ mod tests {
         near(&samples::normal().iter().map(|x| x.max(0.0)).collect::<Vec<_>>(), 4.2, 4.9);
         near(&samples::with_outliers(), 4.2, 4.6);
     }
+
+    #[test]
+    fn equals_an_independent_implementation() {
+        // Bin counts by formula; the answers come from a NumPy program that follows the definition.
+        let best = |count: fn(u64) -> u64| best_bin_count(&(0..2048).map(count).collect::<Vec<_>>());
+        assert_eq!(best(|k| 4_000_000_000 / (k + 100).pow(2) / (1 + k * 7919 % 5)), 2047);
+        assert_eq!(best(|k| if k < 1500 { 30_000 - 20 * k } else { k % 3 }), 1498);
+        assert_eq!(
+            best(|k| if k == 0 {
+                900_000
+            } else {
+                k * k % 1009 * 900u64.saturating_sub(k) / 50 + u64::from(k == 2047)
+            }),
+            881
+        );
+    }
 }
