@@ -50,6 +50,11 @@ pub enum ObserveError {
     NotFloat(ElementType),
 }
 
+/// Gives values as `float32`, through the buffer where they are something else.
+trait Convert<T>: for<'a> Fn(&'a [T], &'a mut Vec<f32>) -> &'a [f32] + Copy + Sync {}
+
+impl<T, F: for<'a> Fn(&'a [T], &'a mut Vec<f32>) -> &'a [f32] + Copy + Sync> Convert<T> for F {}
+
 impl Default for Histogram {
     fn default() -> Self {
         Self { counts: vec![0; BINS], exponent: MIN_EXPONENT, zeros: 0, min: f32::INFINITY, max: f32::NEG_INFINITY }
@@ -115,40 +120,31 @@ impl Histogram {
         .map_err(ObserveError::NonFinite)
     }
 
-    fn observe_slice<T: Sync>(
-        &mut self,
-        values: &[T],
-        convert: impl for<'a> Fn(&'a [T], &'a mut Vec<f32>) -> &'a [f32] + Sync,
-    ) -> Result<(), NonFinite> {
-        let observe = |(mut histogram, mut lanes, mut buffer): (Self, Lanes, Vec<f32>), (i, chunk): (usize, &[T])| {
-            let chunk = convert(chunk, &mut buffer);
-            histogram.observe_chunk(chunk, &mut lanes).map_err(|NonFinite { index }| i * CHUNK + index)?;
-            Ok((histogram, lanes, buffer))
+    /// Counts in as many pieces as there are threads; the order of pieces decides which error is told.
+    fn observe_slice<T: Sync>(&mut self, values: &[T], convert: impl Convert<T>) -> Result<(), NonFinite> {
+        let pieces = values.len().div_ceil(CHUNK / 2).min(rayon::current_num_threads());
+        if pieces <= 1 {
+            return self.observe_piece(values, convert);
+        }
+        let size = values.len().div_ceil(pieces);
+        let count = |(i, piece)| {
+            let mut histogram = Self::default();
+            let counted = histogram.observe_piece(piece, convert);
+            counted.map(|()| histogram).map_err(|NonFinite { index }| NonFinite { index: i * size + index })
         };
-        let start = || (Self::default(), Lanes::new(), Vec::new());
-        let counted = if values.len() <= CHUNK {
-            values.chunks(CHUNK).enumerate().try_fold(start(), observe).map(|(histogram, ..)| histogram)
-        } else {
-            values
-                .par_chunks(CHUNK)
-                .enumerate()
-                .fold(|| Ok(start()), |state, chunk| observe(state?, chunk))
-                .map(|state| state.map(|(histogram, ..)| histogram))
-                .reduce(
-                    || Ok(Self::default()),
-                    // The smallest index wins, whichever thread found one first.
-                    |a: Result<Self, usize>, b| match (a, b) {
-                        (Ok(mut a), Ok(b)) => {
-                            a.merge(&b);
-                            Ok(a)
-                        }
-                        (Err(a), Err(b)) => Err(a.min(b)),
-                        (Err(index), _) | (_, Err(index)) => Err(index),
-                    },
-                )
-        };
-        self.merge(&counted.map_err(|index| NonFinite { index })?);
-        Ok(())
+        let counted: Vec<_> = values.par_chunks(size).enumerate().map(count).collect();
+        counted.into_iter().try_for_each(|histogram| {
+            self.merge(&histogram?);
+            Ok(())
+        })
+    }
+
+    fn observe_piece<T>(&mut self, values: &[T], convert: impl Convert<T>) -> Result<(), NonFinite> {
+        let (mut lanes, mut buffer) = (Lanes::new(), Vec::new());
+        values.chunks(CHUNK).enumerate().try_for_each(|(i, chunk)| {
+            let counted = self.observe_chunk(convert(chunk, &mut buffer), &mut lanes);
+            counted.map_err(|NonFinite { index }| NonFinite { index: i * CHUNK + index })
+        })
     }
 
     fn observe_chunk(&mut self, chunk: &[f32], lanes: &mut Lanes) -> Result<(), NonFinite> {

@@ -16,8 +16,8 @@ const BLOCK: usize = 2048;
 /// Calls of [`count`] between two drains may not exceed what 16 bits hold, even when all values are equal.
 const MOST_VALUES: usize = LANES * (u16::MAX as usize - LANES);
 
-/// Scratch counters of one thread.
-pub struct Lanes(Vec<[u16; LANES]>);
+/// Scratch counters of one thread: [`LANES`] of 16 bits in each word, a word for each bin.
+pub struct Lanes(Vec<u64>);
 
 /// Signed extremes (infinite when any value is infinite or NaN) and the number of zeros.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,13 +33,15 @@ pub struct Summary {
 impl Lanes {
     /// Counters at zero.
     pub fn new() -> Self {
-        Self(vec![[0; LANES]; BINS])
+        Self(vec![0; BINS])
     }
 
     /// Adds the counters to `counts` and sets them back to zero.
     pub fn drain_into(&mut self, counts: &mut [u64]) {
         for (count, lanes) in counts.iter_mut().zip(&mut self.0) {
-            *count += std::mem::take(lanes).into_iter().map(u64::from).sum::<u64>();
+            let pairs = (*lanes & 0xffff_0000_ffff) + (*lanes >> 16 & 0xffff_0000_ffff);
+            *count += (pairs & 0xffff_ffff) + (pairs >> 32);
+            *lanes = 0;
         }
     }
 }
@@ -111,6 +113,7 @@ fn summarize_any(values: &[f32]) -> Summary {
 #[expect(clippy::inline_always, reason = "must be compiled with the features of its caller")]
 #[inline(always)]
 unsafe fn count_any(values: &[f32], scale: f32, lanes: &mut Lanes) {
+    let lanes: &mut [[u16; LANES]] = bytemuck::cast_slice_mut(&mut lanes.0);
     let mut bins = [0u16; BLOCK];
     for block in values.chunks(BLOCK) {
         for (bin, x) in bins.iter_mut().zip(block) {
@@ -120,11 +123,11 @@ unsafe fn count_any(values: &[f32], scale: f32, lanes: &mut Lanes) {
         let mut groups = bins[..block.len()].chunks_exact(LANES);
         for group in groups.by_ref() {
             for (lane, &bin) in group.iter().enumerate() {
-                lanes.0[usize::from(bin)][lane] += 1;
+                lanes[usize::from(bin)][lane] += 1;
             }
         }
         for (lane, &bin) in groups.remainder().iter().enumerate() {
-            lanes.0[usize::from(bin)][lane] += 1;
+            lanes[usize::from(bin)][lane] += 1;
         }
     }
 }
