@@ -1,0 +1,77 @@
+//! The calibration table of a real model does not depend on how its samples were run.
+
+use std::{
+    collections::BTreeSet,
+    error::Error,
+    path::{Path, PathBuf},
+};
+
+use calib::{
+    artifact::ContentHash,
+    backend::{Backend, BuildOptions, onnxruntime::OnnxRuntime},
+    calibrate::{Batch, CalibrationTable, Choice, Provenance, Shards, observe, tables},
+    onnx::Model,
+    tensor::Tensor,
+};
+
+const SIDE: usize = 224;
+const SAMPLES: usize = 8;
+
+fn sample(index: usize) -> impl Iterator<Item = f32> {
+    let mut state = index as u32 + 1;
+    (0..3 * SIDE * SIDE).map(move |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    })
+}
+
+fn table(
+    runtime: OnnxRuntime,
+    model: &Model,
+    threads: usize,
+    order: &[usize],
+    size: usize,
+) -> Result<CalibrationTable, Box<dyn Error>> {
+    let tensors: BTreeSet<String> =
+        model.graph().node.iter().filter(|node| node.op_type() == "Conv").map(|node| node.input[0].clone()).collect();
+    let extra_outputs = tensors.iter().filter(|name| *name != "input").cloned().collect();
+    let options = BuildOptions { threads, extra_outputs, ..BuildOptions::default() };
+    let mut runner = runtime.build(model, &options)?;
+    let (held_out, fit): (Vec<usize>, Vec<usize>) = order.iter().partition(|&&index| index % 4 == 3);
+    let parts = [(fit, false), (held_out, true)];
+    let batches = parts.iter().flat_map(|(indices, held_out)| {
+        indices.chunks(size).map(|indices| {
+            let values = indices.iter().flat_map(|&index| sample(index)).collect();
+            let input = Tensor::from_f32(vec![indices.len(), 3, SIDE, SIDE], values).expect("values fit the shape");
+            let ids = indices.iter().map(usize::to_string).collect();
+            Batch { ids, inputs: [("input".to_owned(), input)].into(), held_out: *held_out }
+        })
+    });
+    let provenance = Provenance {
+        model_hash: model.hash.clone(),
+        data_hash: ContentHash::of_bytes(b"noise"),
+        random_data: true,
+        shards: Shards::whole(),
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    let histograms = pool.install(|| observe(&mut *runner, &tensors, provenance, batches))?;
+    Ok(tables(&histograms, 99.99, &[Choice::Auto])?.remove(0))
+}
+
+#[test]
+fn batch_size_order_and_threads_change_no_bit() {
+    let shared = std::env::var_os("CALIB_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+    let path = shared.join("models/efficientnet_lite0.onnx");
+    let runtime = match OnnxRuntime::load(None) {
+        Ok(runtime) if path.exists() => runtime,
+        Ok(_) => return println!("skipped: no {}", path.display()),
+        Err(error) => return println!("skipped: {error}"),
+    };
+    let model = Model::load(&path).unwrap();
+    let order: Vec<usize> = (0..SAMPLES).collect();
+    let backwards: Vec<usize> = order.iter().rev().copied().collect();
+    let expected = table(runtime, &model, 1, &order, 1).unwrap();
+    assert_eq!(table(runtime, &model, 2, &order, 4).unwrap(), expected);
+    assert_eq!(table(runtime, &model, 3, &backwards, 3).unwrap(), expected);
+}
