@@ -137,7 +137,7 @@ fn calibration() -> Calibration {
         (Method::Entropy, 0.965, 0.898, 14.5),
         (Method::Mse, 0.974, 0.936, 19.0),
     ];
-    let candidate = |(method, top1, overlap, sqnr_db)| CandidateResult {
+    let candidate = |(method, top1, overlap, sqnr_db): (Method, f64, f64, f64)| CandidateResult {
         method: method.name().into(),
         chosen: method == Method::Percentile,
         samples: 100,
