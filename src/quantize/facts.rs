@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// How far a search for an operator behind another goes through copying or fused ones.
-const REACH: usize = 16;
+pub(super) const REACH: usize = 16;
 
 /// A graph view with element types and shapes.
 pub(super) struct Facts<'a> {

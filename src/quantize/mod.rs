@@ -11,6 +11,7 @@ mod scheme;
 #[cfg(test)]
 mod testing;
 mod upgrade;
+mod validate;
 mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use placement::{ActivationEdge, Decision, Placement, Rule, WeightEdge};
 pub use plan::{Assignment, CompiledPlan, PLAN_FORMAT_VERSION, PatternError, Precision, PrecisionPlan, Selector};
 pub use scheme::place;
+pub use validate::{Finding, Severity, validate};
 
 use crate::{
     artifact::{ContentHash, Tool},
@@ -121,6 +123,8 @@ pub struct Quantized {
     pub model: Model,
     /// Where Q/DQ went, and the decision about every node.
     pub placement: Placement,
+    /// What [`validate`] finds in the result: nothing, or a defect of this program.
+    pub findings: Vec<Finding>,
 }
 
 /// Quantizes `model` with the ranges of `table`; `shapes` adds tensor shapes that the file does not declare.
@@ -142,7 +146,8 @@ pub fn quantize(
     let placement = place(&model, shapes, &options.scheme)?;
     qdq::insert(model.graph_mut(), &placement, table, precision, ElementType::F32)?;
     record_provenance(&mut model, table, precision);
-    Ok(Quantized { model, placement })
+    let findings = validate(&model)?;
+    Ok(Quantized { model, placement, findings })
 }
 
 /// Writes into the model what made it.

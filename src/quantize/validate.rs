@@ -1,0 +1,313 @@
+//! Checks of Q/DQ that TensorRT's parser does not make, on our models and on those of others.
+//!
+//! The builder silently accepts per-channel activations, weights scaled along the wrong axis and operators with one
+//! quantized side, and computes something else than what was meant.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::facts::Facts;
+use crate::{
+    onnx::{
+        GraphError, Model, NodeId,
+        proto::{GraphProto, NodeProto, TensorProto},
+    },
+    tensor::ElementType,
+};
+
+/// Value of `TensorProto.DataType` for E4M3.
+const FLOAT8E4M3FN: i32 = 17;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Works, but is not what one would want.
+    Warning,
+    /// TensorRT rejects it, or computes something else.
+    Error,
+}
+
+/// Something wrong with the quantization of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// The node.
+    pub node: String,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// Checks every Q/DQ pair and every operator that takes one, in the main graph and in its subgraphs.
+///
+/// # Errors
+/// A graph with a cycle or a tensor made twice.
+pub fn validate(model: &Model) -> Result<Vec<Finding>, GraphError> {
+    let mut findings = Vec::new();
+    let opset = model.opset("").unwrap_or_default();
+    validate_graph(model.graph(), opset, &BTreeMap::new(), &mut findings)?;
+    Ok(findings)
+}
+
+/// Recursion is as deep as graphs are nested, which decoding limits.
+fn validate_graph<'a>(
+    graph: &'a GraphProto,
+    opset: i64,
+    outer: &BTreeMap<&'a str, &'a TensorProto>,
+    findings: &mut Vec<Finding>,
+) -> Result<(), GraphError> {
+    let facts = Facts::new(graph, &BTreeMap::new())?;
+    let mut constants = outer.clone();
+    constants.extend(graph.initializer.iter().map(|tensor| (tensor.name(), tensor)));
+    for node in graph.node.iter().filter(|node| node.op_type() == "Constant" && node.is_standard()) {
+        constants.extend(node.output.first().map(String::as_str).zip(node.attr_t("value")));
+    }
+    let mut check = Check { facts, constants, opset, findings };
+    for (id, node) in check.facts.view.nodes() {
+        check.node(id, node);
+    }
+    let constants = check.constants;
+    let subgraphs = graph.node.iter().flat_map(NodeProto::subgraphs);
+    subgraphs.map(|inner| validate_graph(inner, opset, &constants, findings)).collect()
+}
+
+struct Check<'a, 'f> {
+    facts: Facts<'a>,
+    constants: BTreeMap<&'a str, &'a TensorProto>,
+    opset: i64,
+    findings: &'f mut Vec<Finding>,
+}
+
+impl<'a> Check<'a, '_> {
+    fn node(&mut self, id: NodeId, node: &'a NodeProto) {
+        match node.op_type() {
+            _ if !node.is_standard() => {}
+            "QuantizeLinear" | "DequantizeLinear" => {
+                self.scale(id, node);
+                self.zero_point(id, node);
+                self.granularity(id, node);
+                self.partners(id, node);
+            }
+            "Conv" | "ConvTranspose" | "Gemm" | "MatMul" => self.sides(id, node),
+            "QLinearConv" | "QLinearMatMul" | "ConvInteger" | "MatMulInteger" | "DynamicQuantizeLinear" => {
+                let message = "TensorRT does not take this operator; quantize the float model with explicit Q/DQ";
+                self.error(id, message.to_owned());
+            }
+            _ => {}
+        }
+    }
+
+    fn add(&mut self, severity: Severity, id: NodeId, message: String) {
+        let node = self.facts.view.node(id).label(id.0);
+        self.findings.push(Finding { severity, node, message });
+    }
+
+    fn error(&mut self, id: NodeId, message: String) {
+        self.add(Severity::Error, id, message);
+    }
+
+    fn constant(&self, node: &NodeProto, input: usize) -> Option<&'a TensorProto> {
+        self.constants.get(node.input.get(input)?.as_str()).copied()
+    }
+
+    fn has_input(node: &NodeProto, input: usize) -> bool {
+        node.input.get(input).is_some_and(|tensor| !tensor.is_empty())
+    }
+
+    // --- Q and DQ themselves ------------------------------------------------------------------------------------
+
+    fn scale(&mut self, id: NodeId, node: &NodeProto) {
+        let Some(scale) = self.constant(node, 1) else {
+            return self.error(id, "its scale is computed, and TensorRT needs a constant".to_owned());
+        };
+        let values = match scale.to_tensor() {
+            Ok(tensor) => tensor.to_f32(),
+            Err(error) => return self.error(id, format!("its scale is unreadable: {error}")),
+        };
+        if let Some((index, value)) = values.iter().enumerate().find(|(_, value)| !(value.is_finite() && **value > 0.0))
+        {
+            let message =
+                format!("its scale {index} is {value}; scales must be finite and above zero, calibrate again");
+            return self.error(id, message);
+        }
+        if scale.data_type() == ElementType::F32.onnx() && values.iter().any(|value| !value.is_normal()) {
+            self.add(Severity::Warning, id, "a scale is so small that a GPU takes it for zero".to_owned());
+        }
+        let needed = if scale.data_type() != ElementType::F32.onnx() {
+            19
+        } else if values.len() > 1 {
+            13
+        } else {
+            10
+        };
+        if self.opset < needed {
+            let message = format!("its scale needs opset {needed}, and the model has {}", self.opset);
+            self.error(id, message);
+        }
+    }
+
+    fn zero_point(&mut self, id: NodeId, node: &NodeProto) {
+        if !Self::has_input(node, 2) {
+            if node.op_type() == "QuantizeLinear" && node.attr_i("output_dtype").unwrap_or(0) == 0 {
+                let message = "without a zero point it gives unsigned values; symmetric INT8 is meant";
+                self.add(Severity::Warning, id, message.to_owned());
+            }
+            return;
+        }
+        let Some(zero_point) = self.constant(node, 2) else {
+            return self.error(id, "its zero point is computed, and TensorRT needs a constant".to_owned());
+        };
+        // E4M3 has no counterpart among our types; its zeros are bytes of zero (or of minus zero).
+        let zero = match zero_point.to_tensor() {
+            Ok(tensor) => tensor.to_f32().iter().all(|&value| value == 0.0),
+            Err(_) => {
+                let raw = zero_point.raw_data.as_deref().unwrap_or_default().iter().all(|byte| byte & 0x7f == 0);
+                raw && zero_point.int32_data.iter().all(|value| value & 0x7f == 0)
+            }
+        };
+        if !zero {
+            self.error(id, "its zero point is not 0, and TensorRT takes symmetric quantization only".to_owned());
+        }
+        if zero_point.data_type() == FLOAT8E4M3FN && self.opset < 19 {
+            let message = format!("FP8 needs opset 19, and the model has {}", self.opset);
+            self.error(id, message);
+        }
+        let codes = self.constant(node, 0).filter(|_| node.op_type() == "DequantizeLinear");
+        if codes.is_some_and(|codes| codes.data_type() != zero_point.data_type()) {
+            self.error(id, "its zero point and its values differ in type".to_owned());
+        }
+    }
+
+    /// Activations have one scale, weights one or as many as channels along the axis of their consumer.
+    fn granularity(&mut self, id: NodeId, node: &NodeProto) {
+        let Some(scale) = self.constant(node, 1) else { return };
+        let count = scale.dims.iter().product::<i64>();
+        let Some(weight) = self.weight_of(node) else {
+            if count != 1 {
+                let message = format!("an activation has {count} scales; TensorRT takes one and would use the first");
+                self.error(id, message);
+            }
+            return;
+        };
+        if node.op_type() == "DequantizeLinear" && weight.data_type() == ElementType::I32.onnx() {
+            let message = "it dequantizes 32-bit integers, which TensorRT rejects; keep the bias in float";
+            return self.error(id, message.to_owned());
+        }
+        if scale.dims.len() != 1 || node.attr_i("block_size").unwrap_or(0) != 0 {
+            return;
+        }
+        let rank = weight.dims.len() as i64;
+        let axis = node.attr_i("axis").unwrap_or(1);
+        let axis = if axis < 0 { axis + rank } else { axis };
+        let extent = usize::try_from(axis).ok().and_then(|axis| weight.dims.get(axis));
+        // One scale in a list of one is per tensor.
+        if count != 1 && extent != Some(&count) {
+            let message = format!("it has {count} scales along axis {axis} of a weight of shape {:?}", weight.dims);
+            return self.error(id, message);
+        }
+        if count != 1 && node.op_type() == "DequantizeLinear" {
+            self.weight_axis(id, node, axis, rank);
+        }
+    }
+
+    fn weight_axis(&mut self, id: NodeId, node: &NodeProto, axis: i64, rank: i64) {
+        let Some(output) = node.output.first() else { return };
+        let mut wrong = Vec::new();
+        for consumer in self.facts.view.consumers(output) {
+            let user = self.facts.view.node(consumer.node);
+            let expected = match (user.op_type(), consumer.input) {
+                ("Conv", Some(1)) => 0,
+                ("ConvTranspose", Some(1)) => 1,
+                ("Gemm", Some(1)) => 1 - user.attr_i("transB").unwrap_or(0).clamp(0, 1),
+                ("MatMul", Some(1)) => rank - 1,
+                _ => continue,
+            };
+            if axis != expected {
+                let user = user.label(consumer.node.0);
+                wrong.push(format!(
+                    "its scales lie along axis {axis}, and `{user}` has its channels on axis {expected}"
+                ));
+            }
+        }
+        wrong.into_iter().for_each(|message| self.error(id, message));
+    }
+
+    /// Every Q feeds DQs only, and every DQ takes a Q or a constant.
+    fn partners(&mut self, id: NodeId, node: &NodeProto) {
+        let fed = |tensor: &str| self.facts.producer(tensor).map(|(_, node)| node.op_type());
+        if node.op_type() == "DequantizeLinear" {
+            let source = self.facts.input(id, 0).unwrap_or_default();
+            let known = self.constants.contains_key(source) || self.facts.view.is_graph_input(source);
+            if !known && fed(source).is_some_and(|op| !matches!(op, "QuantizeLinear" | "Constant" | "Cast")) {
+                let message = format!("it takes `{source}`, which no QuantizeLinear makes");
+                self.add(Severity::Warning, id, message);
+            }
+            return;
+        }
+        let uses = node.output.iter().flat_map(|output| self.facts.view.consumers(output));
+        let strangers: Vec<_> = uses
+            .map(|u| (u.node, self.facts.view.node(u.node)))
+            .filter(|(_, user)| user.op_type() != "DequantizeLinear")
+            .map(|(at, user)| user.label(at.0))
+            .collect();
+        if let Some(user) = strangers.first() {
+            let message = format!("`{user}` takes its 8-bit values directly; a DequantizeLinear is missing");
+            self.add(Severity::Warning, id, message);
+        }
+    }
+
+    /// The constant that a Q or DQ scales, through a pair of both.
+    fn weight_of(&self, node: &NodeProto) -> Option<&'a TensorProto> {
+        self.constant(node, 0).or_else(|| {
+            let (_, before) = self.facts.producer(node.input.first()?)?;
+            (before.op_type() == "QuantizeLinear").then(|| self.constant(before, 0))?
+        })
+    }
+
+    // --- Operators ----------------------------------------------------------------------------------------------
+
+    /// Both sides of a product are quantized, or none, and their scales agree in type.
+    fn sides(&mut self, id: NodeId, node: &NodeProto) {
+        let sides = [0, 1].map(|side| self.dequantizer(node.input.get(side)?));
+        match sides {
+            [None, None] => {}
+            [Some(a), Some(b)] => {
+                let types = [a, b].map(|side| self.constant(side, 1).map(TensorProto::data_type));
+                if let [Some(a), Some(b)] = types
+                    && a != b
+                {
+                    self.error(id, "the scales of its two sides differ in type, which TensorRT rejects".to_owned());
+                }
+            }
+            [activation, _] => {
+                let (quantized, float) = if activation.is_some() { ("first", "second") } else { ("second", "first") };
+                let message = format!(
+                    "its {quantized} input is quantized and its {float} is not: TensorRT would run it in float; \
+                     quantize both or none"
+                );
+                self.error(id, message);
+            }
+        }
+    }
+
+    /// The DequantizeLinear behind a tensor, through what only moves values.
+    fn dequantizer(&self, tensor: &str) -> Option<&'a NodeProto> {
+        let mut tensor = tensor;
+        for _ in 0..super::facts::REACH {
+            let (_, node) = self.facts.producer(tensor)?;
+            match node.op_type() {
+                "DequantizeLinear" => return Some(node),
+                "Cast" | "Identity" | "Reshape" | "Transpose" | "Flatten" | "Squeeze" | "Unsqueeze" | "MaxPool" => {
+                    tensor = node.input.first()?;
+                }
+                _ => return None,
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

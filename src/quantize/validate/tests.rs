@@ -1,0 +1,182 @@
+use super::*;
+use crate::{
+    onnx::proto::AttributeProto,
+    quantize::{
+        QuantizeOptions, quantize,
+        testing::{TestModel, no_shapes, table},
+    },
+    tensor::{Tensor, Values},
+};
+
+/// A quantized convolution with 4 input and 16 output channels, ours.
+fn conv() -> Model {
+    let model = TestModel::new(17)
+        .input("x", &[1, 4, 8, 8])
+        .weight("w", &[16, 4, 1, 1])
+        .op("Conv", &["x", "w"], "y")
+        .output("y", &[1, 16, 8, 8])
+        .build();
+    quantize(&model, &no_shapes(), &table(&[("x", 1.0)]), &QuantizeOptions::default()).unwrap().model
+}
+
+fn errors(model: &Model) -> Vec<String> {
+    validate(model).unwrap().into_iter().map(|finding| format!("{}: {}", finding.node, finding.message)).collect()
+}
+
+/// Findings after a change of the good model, which must be exactly one that says `part`.
+fn one(part: &str, change: impl Fn(&mut GraphProto)) {
+    let mut model = conv();
+    change(model.graph_mut());
+    let found = errors(&model);
+    assert!(found.len() == 1 && found[0].contains(part), "{found:?} should be one finding with `{part}`");
+}
+
+fn set(graph: &mut GraphProto, name: &str, shape: &[usize], values: Values) {
+    let tensor = graph.initializer.iter_mut().find(|tensor| tensor.name() == name).unwrap();
+    *tensor = TensorProto::from_tensor(name, Tensor::new(shape.to_vec(), values).unwrap());
+}
+
+fn node<'g>(graph: &'g mut GraphProto, name: &str) -> &'g mut NodeProto {
+    graph.node.iter_mut().find(|node| node.name() == name).unwrap()
+}
+
+#[test]
+fn what_we_write_is_clean() {
+    assert_eq!(errors(&conv()), Vec::<String>::new());
+}
+
+#[test]
+fn scales_are_finite_positive_constants() {
+    for value in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let mut model = conv();
+        set(model.graph_mut(), "x_scale", &[], Values::F32(vec![value]));
+        let found = errors(&model);
+        assert!(found.len() == 2 && found.iter().all(|f| f.contains("above zero")), "{value}: {found:?}");
+    }
+    one("w_DequantizeLinear: its scale 3 is 0", |graph| {
+        let mut scales = vec![1.0; 16];
+        scales[3] = 0.0;
+        set(graph, "w_scale", &[16], Values::F32(scales));
+    });
+    one("so small", |graph| set(graph, "w_scale", &[16], Values::F32(vec![1e-40; 16])));
+    one("its scale is computed", |graph| node(graph, "w_DequantizeLinear").input[1] = "x".to_owned());
+}
+
+#[test]
+fn zero_points_are_zero_and_fit_the_values() {
+    one("is not 0", |graph| {
+        let mut zeros = vec![0; 16];
+        zeros[15] = 1;
+        set(graph, "w_zero_point", &[16], Values::I8(zeros));
+    });
+    one("differ in type", |graph| set(graph, "w_zero_point", &[16], Values::U8(vec![0; 16])));
+    one("gives unsigned values", |graph| drop(node(graph, "x_QuantizeLinear").input.pop()));
+    one("FP8 needs opset 19", |graph| {
+        let fp8 = |tensor: &mut TensorProto| tensor.data_type = Some(FLOAT8E4M3FN);
+        let parts = ["w_quantized", "w_zero_point"];
+        graph.initializer.iter_mut().filter(|tensor| parts.contains(&tensor.name())).for_each(fp8);
+    });
+}
+
+#[test]
+fn activations_have_one_scale_and_weights_those_of_their_channels() {
+    let mut model = conv();
+    set(model.graph_mut(), "x_scale", &[4], Values::F32(vec![1.0; 4]));
+    assert!(errors(&model).iter().all(|found| found.contains("an activation has 4 scales")));
+    assert_eq!(errors(&model).len(), 2);
+    let axis = |graph: &mut GraphProto, axis| {
+        node(graph, "w_DequantizeLinear").attribute = vec![AttributeProto::int("axis", axis)]
+    };
+    one("it has 16 scales along axis 1", |graph| axis(graph, 1));
+    one("along axis 1, and `y` has its channels on axis 0", |graph| {
+        axis(graph, 1);
+        set(graph, "w_scale", &[4], Values::F32(vec![1.0; 4]));
+        set(graph, "w_zero_point", &[4], Values::I8(vec![0; 4]));
+    });
+}
+
+#[test]
+fn weight_axes_of_matrix_products_and_transposed_convolutions() {
+    let square = |op_type: &str, attribute: Option<AttributeProto>, shape: &[usize], axis: i64| {
+        let mut product = NodeProto::new(op_type, "y", &["xd", "wd"], &["y"]);
+        product.attribute.extend(attribute);
+        let mut model = TestModel::new(17)
+            .input("x", &[4, 16])
+            .weight("w", shape)
+            .weight("s", &[])
+            .weight("ws", &[16])
+            .op("QuantizeLinear", &["x", "s", "z"], "xq")
+            .op("DequantizeLinear", &["xq", "s", "z"], "xd")
+            .node(
+                NodeProto::new("DequantizeLinear", "wd", &["w", "ws"], &["wd"]).with(AttributeProto::int("axis", axis)),
+            )
+            .node(product)
+            .weight("z", &[])
+            .build();
+        let count = shape.iter().product();
+        let graph = model.graph_mut();
+        set(graph, "w", shape, Values::I8(vec![1; count]));
+        set(graph, "z", &[], Values::I8(vec![0]));
+        set(graph, "s", &[], Values::F32(vec![1.0]));
+        set(graph, "ws", &[16], Values::F32(vec![1.0; 16]));
+        errors(&model)
+    };
+    let flag = || Some(AttributeProto::int("transB", 1));
+    for (op_type, attribute, shape, right) in [
+        ("MatMul", None, &[16, 16][..], 1),
+        ("Gemm", None, &[16, 16], 1),
+        ("Gemm", flag(), &[16, 16], 0),
+        ("ConvTranspose", None, &[16, 16, 1, 1], 1),
+    ] {
+        assert_eq!(square(op_type, attribute.clone(), shape, right), Vec::<String>::new(), "{op_type}");
+        let wrong = square(op_type, attribute, shape, 1 - right);
+        assert!(wrong.len() == 1 && wrong[0].contains(&format!("channels on axis {right}")), "{op_type}: {wrong:?}");
+    }
+}
+
+#[test]
+fn one_sided_and_mixed_operators_are_found() {
+    one("first input is quantized and its second is not", |graph| {
+        node(graph, "y").input[1] = "w_float".to_owned();
+        graph.node.retain(|node| node.name() != "w_DequantizeLinear");
+    });
+    let mut model = conv();
+    model.set_opset("", 19);
+    set(model.graph_mut(), "w_scale", &[16], Values::F16(vec![half::f16::ONE; 16]));
+    let found = errors(&model);
+    assert!(found.len() == 1 && found[0].contains("two sides differ in type"), "{found:?}");
+}
+
+#[test]
+fn integer_operators_and_biases_are_rejected() {
+    let model = TestModel::new(17).input("x", &[1]).op("QLinearConv", &["x"], "y").build();
+    assert!(errors(&model)[0].contains("TensorRT does not take this operator"));
+    one("32-bit integers", |graph| {
+        let mut bias = NodeProto::new("DequantizeLinear", "b_dq", &["b", "b_scale"], &["b_float"]);
+        bias.attribute.push(AttributeProto::int("axis", 0));
+        graph.node.insert(0, bias);
+        for (name, values) in [("b", Values::I32(vec![1; 16])), ("b_scale", Values::F32(vec![1.0; 16]))] {
+            graph.initializer.push(TensorProto::from_tensor(name, Tensor::new(vec![16], values).unwrap()));
+        }
+    });
+}
+
+#[test]
+fn pairs_are_complete() {
+    one("takes its 8-bit values directly", |graph| {
+        graph.node.push(NodeProto::new("Cast", "cast", &["x_quantized"], &["cast"]));
+    });
+}
+
+#[test]
+fn branches_are_checked_with_the_constants_around_them() {
+    let mut model = conv();
+    let mut branch = NodeProto::new("If", "if", &["c"], &["out"]);
+    let mut inner = GraphProto::default();
+    inner.node.push(NodeProto::new("DequantizeLinear", "inner", &["v", "x_scale", "w_zero_point"], &["o"]));
+    branch.attribute.push(AttributeProto::graph("then_branch", inner));
+    model.graph_mut().node.push(branch);
+    assert_eq!(errors(&model), Vec::<String>::new());
+    set(model.graph_mut(), "w_zero_point", &[16], Values::I8(vec![1; 16]));
+    assert!(errors(&model).iter().any(|found| found.starts_with("inner: ")));
+}
