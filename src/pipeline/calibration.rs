@@ -164,7 +164,7 @@ pub fn choose_table(
     let mut runners = fitted
         .iter()
         .map(|table| {
-            let quantized = quantize(&subject.folded, &subject.shapes, table, &quantize_options)?;
+            let quantized = quantize(&subject.folded, &subject.shapes, Some(table), &quantize_options)?;
             Ok(runtime.build(&quantized.model, &build)?)
         })
         .collect::<Result<Vec<Box<dyn Runner>>, PipelineError>>()?;

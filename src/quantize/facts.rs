@@ -155,7 +155,7 @@ impl<'a> Facts<'a> {
 }
 
 /// What is known of tensors: what the file declares, overruled by `known`.
-fn tensor_infos(graph: &GraphProto, known: &BTreeMap<String, TensorInfo>) -> BTreeMap<String, TensorInfo> {
+pub(super) fn tensor_infos(graph: &GraphProto, known: &BTreeMap<String, TensorInfo>) -> BTreeMap<String, TensorInfo> {
     let declared = graph.input.iter().chain(&graph.output).chain(&graph.value_info).filter_map(declared_info);
     let mut infos: BTreeMap<_, _> = declared.map(|info| (info.name.clone(), info)).collect();
     infos.extend(known.iter().map(|(name, info)| (name.clone(), info.clone())));

@@ -3,13 +3,16 @@
 //! [`place`] applies the rules ([`scheme`]); calibration observes [`Placement::tensors_to_observe`]; [`quantize`] puts
 //! Q/DQ and 8-bit weights into the model. Neither executes anything.
 
+mod convert;
 mod facts;
+mod names;
 mod placement;
 mod plan;
 mod qdq;
 mod scheme;
 #[cfg(test)]
 mod testing;
+mod types;
 mod upgrade;
 mod validate;
 mod weights;
@@ -18,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+pub use convert::{Fp32Reason, KeptFp32};
 pub use placement::{ActivationEdge, Decision, Placement, Rule, WeightEdge};
 pub use plan::{Assignment, CompiledPlan, PLAN_FORMAT_VERSION, PatternError, Precision, PrecisionPlan, Selector};
 pub use scheme::place;
@@ -27,10 +31,14 @@ use crate::{
     artifact::{ContentHash, Tool},
     backend::TensorInfo,
     calibrate::CalibrationTable,
-    onnx::{GraphError, Model, TensorError, proto::StringStringEntryProto},
+    onnx::{
+        GraphError, Model, TensorError,
+        proto::{GraphProto, StringStringEntryProto, TensorProto},
+    },
     qparams::QParamsError,
     tensor::{ElementType, ShapeError},
 };
+use weights::ScaleTypes;
 
 /// Why a model cannot be quantized.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +70,12 @@ pub enum QuantizeError {
     OldOpset { opset: i64, oldest: i64 },
     #[error("the model imports no version of the standard operators; export it again")]
     NoOpset,
+    #[error("quantizing needs the ranges of a calibration table; calibrate first")]
+    NoTable,
+    #[error("fp16 and bf16 are both asked for; use one of them beside fp32")]
+    MixedHalves,
+    #[error("the weights to quantize are of different float types; convert the model to float32 first")]
+    MixedWeights,
     #[error(transparent)]
     Pattern(#[from] PatternError),
     #[error(transparent)]
@@ -109,25 +123,55 @@ impl Default for SchemeOptions {
 }
 
 /// Options for [`quantize`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct QuantizeOptions {
-    /// What to quantize, and to what.
+    /// What to quantize, and to what. With a float [`SchemeOptions::precision`] nothing is, and the whole model is
+    /// converted to it.
     pub scheme: SchemeOptions,
+    /// What the float part runs in: [`Precision::Fp32`], [`Precision::Fp16`] or [`Precision::Bf16`].
+    pub high_precision: Precision,
+    /// Whether inputs and outputs of the model keep their types when the float part is converted.
+    pub keep_io_types: bool,
+    /// Nodes of the float part to keep in FP32: regular expressions for whole names.
+    pub keep_fp32: Vec<String>,
+    /// Operator types of the float part to keep in FP32.
+    pub keep_fp32_op_types: BTreeSet<String>,
+    /// Nodes that saw a larger magnitude during calibration stay in FP32 instead of FP16: a quarter of what FP16 holds.
+    pub fp16_max_magnitude: f32,
+    /// Nodes that add up more values stay in FP32.
+    pub max_reduction_depth: usize,
 }
 
-/// A quantized model and how it came about.
+impl Default for QuantizeOptions {
+    fn default() -> Self {
+        Self {
+            scheme: SchemeOptions::default(),
+            high_precision: Precision::Fp32,
+            keep_io_types: true,
+            keep_fp32: Vec::new(),
+            keep_fp32_op_types: BTreeSet::new(),
+            fp16_max_magnitude: 16384.0,
+            max_reduction_depth: 4096,
+        }
+    }
+}
+
+/// A quantized or converted model and how it came about.
 #[derive(Clone, Debug)]
 pub struct Quantized {
-    /// The model with Q/DQ.
+    /// The model.
     pub model: Model,
     /// Where Q/DQ went, and the decision about every node.
     pub placement: Placement,
+    /// Nodes that stayed in FP32 although the float part was converted.
+    pub kept_fp32: Vec<KeptFp32>,
     /// What [`validate`] finds in the result: nothing, or a defect of this program.
     pub findings: Vec<Finding>,
 }
 
-/// Quantizes `model` with the ranges of `table`; `shapes` adds tensor shapes that the file does not declare.
+/// Quantizes `model` with the ranges of `table` and converts its float part; `shapes` adds types and shapes of tensors
+/// that the file does not declare.
 ///
 /// # Errors
 /// A model that is quantized already, ranges that the table lacks, weights that are no numbers, opsets that cannot be
@@ -135,31 +179,108 @@ pub struct Quantized {
 pub fn quantize(
     model: &Model,
     shapes: &BTreeMap<String, TensorInfo>,
-    table: &CalibrationTable,
+    table: Option<&CalibrationTable>,
     options: &QuantizeOptions,
 ) -> Result<Quantized, QuantizeError> {
     let mut model = model.clone();
     let precision = options.scheme.precision;
+    let half = half_type(options)?;
     let ranks = facts::ranks(model.graph(), shapes);
-    let opset = if precision == Precision::Fp8 { 19 } else { 13 };
+    let opset = needed_opset(&model, precision, half);
     upgrade::raise_opset(&mut model, opset, &ranks)?;
-    let placement = place(&model, shapes, &options.scheme)?;
-    qdq::insert(model.graph_mut(), &placement, table, precision, ElementType::F32)?;
+    let mut placement = place(&model, shapes, &options.scheme)?;
+    if precision.is_quantized() {
+        let table = table.ok_or(QuantizeError::NoTable)?;
+        let stored = weight_type(model.graph(), &placement)?;
+        let types = ScaleTypes { stored, exact: half.unwrap_or(stored) };
+        qdq::insert(model.graph_mut(), &placement, table, precision, types)?;
+    }
+    let kept_fp32 = match half {
+        Some(half) => convert_float_part(&mut model, shapes, table, options, half, &mut placement)?,
+        None => Vec::new(),
+    };
     record_provenance(&mut model, table, precision);
     let findings = validate(&model)?;
-    Ok(Quantized { model, placement, findings })
+    Ok(Quantized { model, placement, kept_fp32, findings })
+}
+
+/// The 16-bit type in use, if any.
+fn half_type(options: &QuantizeOptions) -> Result<Option<ElementType>, QuantizeError> {
+    let assigned = options.scheme.plan.assignments.iter().map(|assignment| assignment.precision);
+    let all = [options.scheme.precision, options.high_precision].into_iter().chain(options.scheme.plan.default);
+    let halves: BTreeSet<Precision> =
+        all.chain(assigned).filter(|precision| matches!(precision, Precision::Fp16 | Precision::Bf16)).collect();
+    match halves.first() {
+        _ if halves.len() > 1 => Err(QuantizeError::MixedHalves),
+        Some(Precision::Fp16) => Ok(Some(ElementType::F16)),
+        Some(_) => Ok(Some(ElementType::Bf16)),
+        None => Ok(None),
+    }
+}
+
+fn needed_opset(model: &Model, precision: Precision, half: Option<ElementType>) -> i64 {
+    let is_half = |data_type: i32| [ElementType::F16, ElementType::Bf16].iter().any(|half| half.onnx() == data_type);
+    let holds_half = model.graph().initializer.iter().any(|tensor| is_half(tensor.data_type()));
+    match (precision, half) {
+        (_, Some(ElementType::Bf16)) => 22,
+        (Precision::Fp8, _) => 19,
+        (Precision::Int8, half) if half.is_some() || holds_half => 19,
+        _ => 13,
+    }
+}
+
+/// The float type that the quantized weights have in common.
+fn weight_type(graph: &GraphProto, placement: &Placement) -> Result<ElementType, QuantizeError> {
+    let quantized: BTreeSet<&str> = placement.weights.iter().map(|edge| edge.tensor.as_str()).collect();
+    let weights = graph.initializer.iter().filter(|tensor| quantized.contains(tensor.name()));
+    let types = weights.map(TensorProto::element_type).collect::<Result<BTreeSet<_>, _>>()?;
+    match types.first() {
+        _ if types.len() > 1 => Err(QuantizeError::MixedWeights),
+        first => Ok(first.copied().unwrap_or(ElementType::F32)),
+    }
+}
+
+/// Converts the float part, and writes into the decisions what runs in what.
+fn convert_float_part(
+    model: &mut Model,
+    shapes: &BTreeMap<String, TensorInfo>,
+    table: Option<&CalibrationTable>,
+    options: &QuantizeOptions,
+    target: ElementType,
+    placement: &mut Placement,
+) -> Result<Vec<KeptFp32>, QuantizeError> {
+    let half = if target == ElementType::F16 { Precision::Fp16 } else { Precision::Bf16 };
+    let keep = options.keep_fp32.iter().map(|pattern| plan::whole_name(pattern)).collect::<Result<Vec<_>, _>>()?;
+    let conversion = convert::Conversion {
+        target,
+        by_default: [options.scheme.precision, options.high_precision].contains(&half),
+        plan: &options.scheme.plan.compile()?,
+        keep: &keep,
+        keep_op_types: &options.keep_fp32_op_types,
+        max_magnitude: options.fp16_max_magnitude,
+        max_reduction_depth: options.max_reduction_depth,
+        keep_io_types: options.keep_io_types,
+        table,
+        infos: &facts::tensor_infos(model.graph(), shapes),
+    };
+    let converted = conversion.apply(model.graph_mut())?;
+    for decision in placement.decisions.iter_mut().filter(|decision| !decision.precision.is_quantized()) {
+        decision.precision = if converted.low.contains(&decision.node) { half } else { Precision::Fp32 };
+    }
+    Ok(converted.kept)
 }
 
 /// Writes into the model what made it.
-fn record_provenance(model: &mut Model, table: &CalibrationTable, precision: Precision) {
-    let table_hash = serde_json::to_vec(table).map(|bytes| ContentHash::of_bytes(&bytes).to_string());
+fn record_provenance(model: &mut Model, table: Option<&CalibrationTable>, precision: Precision) {
     let mut entries = vec![
         ("calib.version", Tool::current().version),
         ("calib.source_hash", model.hash.to_string()),
         ("calib.precision", precision.to_string()),
-        ("calib.table_hash", table_hash.unwrap_or_default()),
     ];
-    if table.random_data {
+    if let Some(bytes) = table.and_then(|table| serde_json::to_vec(table).ok()) {
+        entries.push(("calib.table_hash", ContentHash::of_bytes(&bytes).to_string()));
+    }
+    if table.is_some_and(|table| table.random_data) {
         entries.push(("calib.random_data", "true".to_owned()));
     }
     for (key, value) in entries {

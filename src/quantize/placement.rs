@@ -81,6 +81,7 @@ rules! {
     Attention "matrix product of attention within the sequence and head limits";
     ResidualAdd "residual add: the shortcut is quantized, the convolution's branch stays raw so that both fuse";
     BetweenQuantized "pooling or resizing between quantized neighbours";
+    FloatOnly "nothing is quantized in this precision";
     Planned "assigned by the precision plan";
     Excluded "excluded by name";
     ExcludedType "excluded by operator type";

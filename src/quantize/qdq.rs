@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     QuantizeError,
+    names::{Names, collect},
     placement::{Placement, WeightEdge},
     plan::Precision,
-    weights::{WeightNames, bias_floors, codes_tensor, quantize_weight, round_scale_up, scale_tensor},
+    weights::{ScaleTypes, WeightNames, bias_floors, codes_tensor, quantize_weight, round_scale_up, scale_tensor},
 };
 use crate::{
     calibrate::CalibrationTable,
@@ -22,20 +23,20 @@ use crate::{
     tensor::ElementType,
 };
 
-/// Rewrites `graph` by `placement` with the ranges of `table`. All scales are values of `scale_type`.
+/// Rewrites `graph` by `placement` with the ranges of `table`.
 pub(super) fn insert(
     graph: &mut GraphProto,
     placement: &Placement,
     table: &CalibrationTable,
     precision: Precision,
-    scale_type: ElementType,
+    types: ScaleTypes,
 ) -> Result<(), QuantizeError> {
-    let scales = activation_scales(placement, table, precision, scale_type)?;
+    let scales = activation_scales(placement, table, precision, types.exact)?;
     let (order, mut insertion) = {
         let view = GraphView::new(graph)?;
-        let mut insertion = Insertion::new(graph, precision);
+        let mut insertion = Insertion::new(graph, precision, types);
         insertion.activations(placement, &scales, &view)?;
-        insertion.weights(placement, &scales, &view, scale_type)?;
+        insertion.weights(placement, &scales, &view)?;
         (view.topological_order().to_vec(), insertion)
     };
     let mut nodes: Vec<Option<NodeProto>> = std::mem::take(&mut graph.node).into_iter().map(Some).collect();
@@ -94,8 +95,9 @@ fn weight_type(precision: Precision) -> QuantType {
 
 /// What will be added where.
 struct Insertion {
-    names: BTreeSet<String>,
+    names: Names,
     precision: Precision,
+    types: ScaleTypes,
     /// Nodes before all others: Q of graph inputs.
     first: Vec<NodeProto>,
     before: BTreeMap<NodeId, Vec<NodeProto>>,
@@ -106,12 +108,11 @@ struct Insertion {
 }
 
 impl Insertion {
-    fn new(graph: &GraphProto, precision: Precision) -> Self {
-        let mut names = BTreeSet::new();
-        collect_names(graph, &mut names);
+    fn new(graph: &GraphProto, precision: Precision, types: ScaleTypes) -> Self {
         Self {
-            names,
+            names: Names::of(graph),
             precision,
+            types,
             first: Vec::new(),
             before: BTreeMap::new(),
             after: BTreeMap::new(),
@@ -120,14 +121,8 @@ impl Insertion {
         }
     }
 
-    /// A name that nothing in the model has, made of a tensor's name and a suffix.
     fn fresh(&mut self, tensor: &str, suffix: &str) -> String {
-        let base = format!("{tensor}_{suffix}");
-        let numbered = (1..).map(|number| format!("{base}_{number}"));
-        let name = std::iter::once(base.clone()).chain(numbered).find(|name| !self.names.contains(name));
-        let name = name.unwrap_or(base);
-        self.names.insert(name.clone());
-        name
+        self.names.derived(tensor, suffix)
     }
 
     fn activations(
@@ -143,7 +138,7 @@ impl Insertion {
             if !quantized.contains_key(tensor) {
                 let scale = self.fresh(tensor, "scale");
                 let zero_point = self.fresh(tensor, "zero_point");
-                self.initializers.push(scale_tensor(&scale, Vec::new(), vec![scales[tensor]])?);
+                self.initializers.push(scale_tensor(&scale, Vec::new(), vec![scales[tensor]], self.types.stored)?);
                 self.initializers.push(codes_tensor(&zero_point, &[], quant_type, vec![0]));
                 let codes = self.fresh(tensor, "quantized");
                 let name = self.fresh(tensor, "QuantizeLinear");
@@ -165,7 +160,6 @@ impl Insertion {
         placement: &Placement,
         scales: &BTreeMap<String, f32>,
         view: &GraphView<'_>,
-        scale_type: ElementType,
     ) -> Result<(), QuantizeError> {
         let quant_type = weight_type(self.precision);
         // Consumers that share a constant and its axis share the codes.
@@ -195,7 +189,7 @@ impl Insertion {
                 scale: self.fresh(tensor, "scale"),
                 zero_point: self.fresh(tensor, "zero_point"),
             };
-            let quantized = quantize_weight(weight, edges[0], quant_type, scale_type, &floors, &names)?;
+            let quantized = quantize_weight(weight, edges[0], quant_type, self.types, &floors, &names)?;
             let parts = [quantized.codes, quantized.scale, quantized.zero_point];
             let inputs = [0, 1, 2].map(|part: usize| parts[part].name().to_owned());
             self.initializers.extend(parts);
@@ -219,24 +213,13 @@ impl Insertion {
     }
 }
 
-/// Every name of a tensor or node in a graph and in the graphs within it.
-pub(super) fn collect_names(graph: &GraphProto, names: &mut BTreeSet<String>) {
-    names.extend(graph.input.iter().chain(&graph.output).map(|info| info.name().to_owned()));
-    names.extend(graph.initializer.iter().map(|tensor| tensor.name().to_owned()));
-    for node in &graph.node {
-        names.insert(node.name().to_owned());
-        names.extend(node.input.iter().chain(&node.output).cloned());
-        node.subgraphs().for_each(|graph| collect_names(graph, names));
-    }
-}
-
 /// Removes those of the `candidates` that nothing uses any more, also where they are declared as inputs.
 fn drop_unused(graph: &mut GraphProto, candidates: &BTreeSet<&str>) {
     let mut used = BTreeSet::new();
     used.extend(graph.output.iter().map(|info| info.name().to_owned()));
     for node in &graph.node {
         used.extend(node.input.iter().cloned());
-        node.subgraphs().for_each(|graph| collect_names(graph, &mut used));
+        node.subgraphs().for_each(|graph| collect(graph, &mut used));
     }
     let keep = |name: &str| !candidates.contains(name) || used.contains(name);
     graph.initializer.retain(|tensor| keep(tensor.name()));

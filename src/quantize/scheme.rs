@@ -207,7 +207,10 @@ impl<'a> Scheme<'a> {
     fn permission(&self, id: NodeId, node: &NodeProto) -> Result<bool, Rule> {
         let name = node.label(id.0);
         let matches = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(&name));
-        let SchemeOptions { op_types, exclude_op_types, .. } = self.options;
+        let SchemeOptions { op_types, exclude_op_types, precision, .. } = self.options;
+        if !precision.is_quantized() {
+            return Err(Rule::FloatOnly);
+        }
         match self.plan.precision(&name) {
             Some(precision) if precision.is_quantized() => Ok(true),
             Some(_) => Err(Rule::Planned),

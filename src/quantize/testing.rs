@@ -56,6 +56,10 @@ impl TestModel {
         self.node(NodeProto::new(op_type, output, inputs, &[output]))
     }
 
+    pub fn graph_mut(&mut self) -> &mut GraphProto {
+        &mut self.graph
+    }
+
     pub fn build(self) -> Model {
         let proto = ModelProto {
             ir_version: Some(8),

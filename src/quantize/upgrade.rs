@@ -1,12 +1,12 @@
 //! Raises the version of the standard operators, as far as Q/DQ need it: 13 for scales per channel, 19 for FP8 and for
-//! scales in FP16 and BF16.
+//! scales in FP16, 22 for convolutions in BF16.
 //!
-//! Between opsets 7 and 19 most operators only gain types and optional attributes. The others are rewritten here;
+//! Between opsets 7 and 22 most operators only gain types and optional attributes. The others are rewritten here;
 //! what cannot be is refused by name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use super::{QuantizeError, qdq::collect_names};
+use super::{QuantizeError, names::Names};
 use crate::{
     onnx::{
         Model,
@@ -27,12 +27,15 @@ pub(super) fn raise_opset(model: &mut Model, to: i64, ranks: &BTreeMap<String, u
     if from < OLDEST {
         return Err(QuantizeError::OldOpset { opset: from, oldest: OLDEST });
     }
-    let mut names = BTreeSet::new();
-    collect_names(model.graph(), &mut names);
+    let names = Names::of(model.graph());
     Upgrade { from, to, ranks, names, initializers: Vec::new() }.graph(model.graph_mut())?;
     model.set_opset("", to);
     // Operator sets and format versions were released together.
-    let ir_version = if to >= 19 { 9 } else { 7 };
+    let ir_version = match to {
+        21.. => 10,
+        19.. => 9,
+        _ => 7,
+    };
     model.proto.ir_version = Some(model.proto.ir_version().max(ir_version));
     Ok(())
 }
@@ -41,7 +44,7 @@ struct Upgrade<'a> {
     from: i64,
     to: i64,
     ranks: &'a BTreeMap<String, usize>,
-    names: BTreeSet<String>,
+    names: Names,
     /// New initializers of the graph at hand.
     initializers: Vec<TensorProto>,
 }
@@ -128,6 +131,17 @@ impl Upgrade<'_> {
                     node.attribute.push(AttributeProto::int("num_outputs", parts));
                 }
             }
+            "GroupNormalization" if self.crosses(21) => return Err("its scale was per group before opset 21"),
+            "DFT" if self.crosses(20) => return Err("its axis became an input with opset 20"),
+            "GridSample" if self.crosses(20) => {
+                let mode = take(&mut node, "mode").and_then(|attribute| attribute.s).unwrap_or_default();
+                let mode = match mode.as_ref() {
+                    b"nearest" => "nearest",
+                    b"bicubic" => "cubic",
+                    _ => "linear",
+                };
+                node.attribute.push(AttributeProto::string("mode", mode));
+            }
             "RoiAlign" if self.crosses(16) && node.attr("coordinate_transformation_mode").is_none() => {
                 let mode = AttributeProto::string("coordinate_transformation_mode", "output_half_pixel");
                 node.attribute.push(mode);
@@ -169,14 +183,14 @@ impl Upgrade<'_> {
         if axis == -1 || rank.is_some_and(|&rank| axis == rank as i64 - 1) {
             return vec![node];
         }
-        let [shape, flat, soft] = ["shape", "flat", "soft"].map(|suffix| self.fresh(&format!("{output}_{suffix}")));
+        let [shape, flat, soft] = ["shape", "flat", "soft"].map(|suffix| self.names.derived(&output, suffix));
         node.input = vec![flat.clone()];
         node.output = vec![soft.clone()];
         vec![
             NodeProto::new("Shape", &shape, &[&input], &[&shape]),
             NodeProto::new("Flatten", &flat, &[&input], &[&flat]).with(AttributeProto::int("axis", axis)),
             node,
-            NodeProto::new("Reshape", &self.fresh(&format!("{output}_reshape")), &[&soft, &shape], &[&output]),
+            NodeProto::new("Reshape", &self.names.derived(&output, "reshape"), &[&soft, &shape], &[&output]),
         ]
     }
 
@@ -192,22 +206,12 @@ impl Upgrade<'_> {
         // The shape is made of the values' own count.
         let Ok(tensor) = Tensor::new(shape, values) else { return };
         let stem = node.output.first().map_or("", String::as_str);
-        let constant = self.fresh(&format!("{stem}_{name}"));
+        let constant = self.names.derived(stem, name);
         if node.input.len() <= input {
             node.input.resize(input + 1, String::new());
         }
         node.input[input].clone_from(&constant);
         self.initializers.push(TensorProto::from_tensor(&constant, tensor));
-    }
-
-    fn fresh(&mut self, base: &str) -> String {
-        let mut name = base.to_owned();
-        let mut number = 0;
-        while !self.names.insert(name.clone()) {
-            number += 1;
-            name = format!("{base}_{number}");
-        }
-        name
     }
 }
 

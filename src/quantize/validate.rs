@@ -69,8 +69,8 @@ fn validate_graph<'a>(
         check.node(id, node);
     }
     let constants = check.constants;
-    let subgraphs = graph.node.iter().flat_map(NodeProto::subgraphs);
-    subgraphs.map(|inner| validate_graph(inner, opset, &constants, findings)).collect()
+    let mut subgraphs = graph.node.iter().flat_map(NodeProto::subgraphs);
+    subgraphs.try_for_each(|inner| validate_graph(inner, opset, &constants, findings))
 }
 
 struct Check<'a, 'f> {
@@ -159,14 +159,14 @@ impl<'a> Check<'a, '_> {
         let Some(zero_point) = self.constant(node, 2) else {
             return self.error(id, "its zero point is computed, and TensorRT needs a constant".to_owned());
         };
-        // E4M3 has no counterpart among our types; its zeros are bytes of zero (or of minus zero).
-        let zero = match zero_point.to_tensor() {
-            Ok(tensor) => tensor.to_f32().iter().all(|&value| value == 0.0),
-            Err(_) => {
-                let raw = zero_point.raw_data.as_deref().unwrap_or_default().iter().all(|byte| byte & 0x7f == 0);
-                raw && zero_point.int32_data.iter().all(|value| value & 0x7f == 0)
-            }
-        };
+        // E4M3 has no counterpart among our types; its zero is a byte of zeros.
+        let zero = zero_point.to_tensor().map_or_else(
+            |_| {
+                let raw = zero_point.raw_data.as_deref().unwrap_or_default();
+                raw.iter().all(|&byte| byte == 0) && zero_point.int32_data.iter().all(|&value| value == 0)
+            },
+            |tensor| tensor.to_f32().iter().all(|&value| value == 0.0),
+        );
         if !zero {
             self.error(id, "its zero point is not 0, and TensorRT takes symmetric quantization only".to_owned());
         }
@@ -231,7 +231,9 @@ impl<'a> Check<'a, '_> {
                 ));
             }
         }
-        wrong.into_iter().for_each(|message| self.error(id, message));
+        for message in wrong {
+            self.error(id, message);
+        }
     }
 
     /// Every Q feeds DQs only, and every DQ takes a Q or a constant.

@@ -17,6 +17,15 @@ pub(super) struct QuantizedWeight {
     pub zero_point: TensorProto,
 }
 
+/// Float types of scales.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ScaleTypes {
+    /// The type of the model's tensors, in which scales are stored.
+    pub stored: ElementType,
+    /// The type that scales must survive, when the model is converted later.
+    pub exact: ElementType,
+}
+
 /// The names of the three tensors.
 pub(super) struct WeightNames {
     pub codes: String,
@@ -26,13 +35,12 @@ pub(super) struct WeightNames {
 
 /// Quantizes one constant along the edge's axis.
 ///
-/// `floors`, one a channel, are the smallest scales allowed; `scale_type` is the float type that the scales must
-/// survive. Scales are rounded to it before the codes are computed, so codes and scales always belong together.
+/// `floors`, one a channel, are the smallest scales allowed. Scales are rounded before the codes are computed, so codes and scales always belong together.
 pub(super) fn quantize_weight(
     weight: &TensorProto,
     edge: &WeightEdge,
     quant_type: QuantType,
-    scale_type: ElementType,
+    types: ScaleTypes,
     floors: &[f32],
     names: &WeightNames,
 ) -> Result<QuantizedWeight, QuantizeError> {
@@ -48,7 +56,7 @@ pub(super) fn quantize_weight(
     };
     for (index, scale) in params.scales.iter_mut().enumerate() {
         let floor = floors.get(index).copied().filter(|floor| floor.is_finite()).unwrap_or(0.0);
-        *scale = round_scale_up(scale.max(floor), scale_type);
+        *scale = round_scale_up(scale.max(floor), types.exact);
     }
     let codes = params.quantize(shape, &values)?;
     let scale_shape = match params.granularity {
@@ -58,7 +66,7 @@ pub(super) fn quantize_weight(
     let zeros = vec![0; params.scales.len()];
     Ok(QuantizedWeight {
         codes: codes_tensor(&names.codes, shape, quant_type, codes),
-        scale: scale_tensor(&names.scale, scale_shape.clone(), params.scales)?,
+        scale: scale_tensor(&names.scale, scale_shape.clone(), params.scales, types.stored)?,
         zero_point: codes_tensor(&names.zero_point, &scale_shape, quant_type, zeros),
     })
 }
@@ -74,9 +82,19 @@ pub(super) fn codes_tensor(name: &str, shape: &[usize], quant_type: QuantType, c
     }
 }
 
-/// An initializer of `float32` scales.
-pub(super) fn scale_tensor(name: &str, shape: Vec<usize>, scales: Vec<f32>) -> Result<TensorProto, QuantizeError> {
-    Ok(TensorProto::from_tensor(name, Tensor::new(shape, Values::F32(scales))?))
+/// An initializer of scales.
+pub(super) fn scale_tensor(
+    name: &str,
+    shape: Vec<usize>,
+    scales: Vec<f32>,
+    stored: ElementType,
+) -> Result<TensorProto, QuantizeError> {
+    let values = match stored {
+        ElementType::F16 => Values::F16(scales.into_iter().map(f16::from_f32).collect()),
+        ElementType::Bf16 => Values::Bf16(scales.into_iter().map(bf16::from_f32).collect()),
+        _ => Values::F32(scales),
+    };
+    Ok(TensorProto::from_tensor(name, Tensor::new(shape, values)?))
 }
 
 /// The smallest value of `element_type` that is at least `scale`: nothing is clipped by rounding.
@@ -112,6 +130,8 @@ pub(super) fn bias_floors(bias: Option<&TensorProto>, input_scale: f32) -> Vec<f
 mod tests {
     use super::*;
 
+    const F32: ScaleTypes = ScaleTypes { stored: ElementType::F32, exact: ElementType::F32 };
+
     fn names() -> WeightNames {
         WeightNames { codes: "q".to_owned(), scale: "s".to_owned(), zero_point: "z".to_owned() }
     }
@@ -120,7 +140,7 @@ mod tests {
         let tensor = Tensor::from_f32(shape.to_vec(), values.to_vec()).unwrap();
         let edge = WeightEdge { tensor: "w".to_owned(), node: 0, input: 1, axis };
         let proto = TensorProto::from_tensor("w", tensor);
-        quantize_weight(&proto, &edge, QuantType::Int8Narrow, ElementType::F32, floors, &names()).unwrap()
+        quantize_weight(&proto, &edge, QuantType::Int8Narrow, F32, floors, &names()).unwrap()
     }
 
     #[test]
@@ -160,7 +180,7 @@ mod tests {
     fn infinite_weights_are_refused_by_name() {
         let proto = TensorProto::from_tensor("w", Tensor::from_f32(vec![1, 2], vec![1.0, f32::NAN]).unwrap());
         let edge = WeightEdge { tensor: "w".to_owned(), node: 0, input: 1, axis: Some(0) };
-        let result = quantize_weight(&proto, &edge, QuantType::Int8Narrow, ElementType::F32, &[], &names());
+        let result = quantize_weight(&proto, &edge, QuantType::Int8Narrow, F32, &[], &names());
         assert!(result.err().unwrap().to_string().contains("`w`"));
     }
 }

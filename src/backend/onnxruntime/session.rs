@@ -19,6 +19,7 @@ use crate::{
         Model,
         proto::{ModelProto, NodeProto, TensorProto, ValueInfoProto},
     },
+    tensor::ElementType,
 };
 
 /// Models up to this size are handed over in memory; the weights of larger ones go through a file, which ONNX
@@ -35,7 +36,31 @@ pub(super) struct Built {
 /// Makes a session for `model`.
 pub(super) fn build(loaded: &Loaded, model: &Model, options: &BuildOptions) -> Result<Built, BackendError> {
     let builder = builder(loaded, options)?;
+    let builder = without_wrong_rewrites(builder, model).map_err(|error| refused(model, &error))?;
     commit(builder, model, &options.extra_outputs)
+}
+
+/// Switches off the rewrites of Q/DQ that ONNX Runtime 1.31 gets wrong: it gives up on FP8, and multiplies 16-bit
+/// scales in 16 bits for an integer bias, where the product is often 0.
+fn without_wrong_rewrites(builder: SessionBuilder, model: &Model) -> ort::Result<SessionBuilder> {
+    let graph = model.graph();
+    let quantizers = graph.node.iter().filter(|node| matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear"));
+    let parameters: HashSet<&str> = quantizers.flat_map(|node| node.input.iter().skip(1).map(String::as_str)).collect();
+    let types: HashSet<i32> = graph
+        .initializer
+        .iter()
+        .filter(|tensor| parameters.contains(tensor.name()))
+        .map(TensorProto::data_type)
+        .collect();
+    let is_fp8 = (17..=20).any(|data_type| types.contains(&data_type));
+    let has_half_scales = [ElementType::F16, ElementType::Bf16].iter().any(|half| types.contains(&half.onnx()));
+    Ok(match (is_fp8, has_half_scales) {
+        (true, _) => builder
+            .with_config_entry("session.disable_quant_qdq", "1")?
+            .with_disabled_optimizers("ClipQuantRewrite;ReluQuantRewrite")?,
+        (false, true) => builder.with_disabled_optimizers("WeightBiasQuantization")?,
+        (false, false) => builder,
+    })
 }
 
 /// ONNX Runtime's refusal of a model, without the wrapping that repeats itself.

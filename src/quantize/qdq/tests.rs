@@ -19,7 +19,7 @@ fn shared_weight() -> Model {
 }
 
 fn quantized(model: &Model, ranges: &[(&str, f32)], scheme: SchemeOptions) -> Result<Quantized, QuantizeError> {
-    quantize(model, &no_shapes(), &table(ranges), &QuantizeOptions { scheme })
+    quantize(model, &no_shapes(), Some(&table(ranges)), &QuantizeOptions { scheme, ..QuantizeOptions::default() })
 }
 
 fn int8(model: &Model, ranges: &[(&str, f32)]) -> GraphProto {

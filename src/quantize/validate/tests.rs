@@ -16,7 +16,7 @@ fn conv() -> Model {
         .op("Conv", &["x", "w"], "y")
         .output("y", &[1, 16, 8, 8])
         .build();
-    quantize(&model, &no_shapes(), &table(&[("x", 1.0)]), &QuantizeOptions::default()).unwrap().model
+    quantize(&model, &no_shapes(), Some(&table(&[("x", 1.0)])), &QuantizeOptions::default()).unwrap().model
 }
 
 fn errors(model: &Model) -> Vec<String> {
@@ -85,7 +85,7 @@ fn activations_have_one_scale_and_weights_those_of_their_channels() {
     assert!(errors(&model).iter().all(|found| found.contains("an activation has 4 scales")));
     assert_eq!(errors(&model).len(), 2);
     let axis = |graph: &mut GraphProto, axis| {
-        node(graph, "w_DequantizeLinear").attribute = vec![AttributeProto::int("axis", axis)]
+        node(graph, "w_DequantizeLinear").attribute = vec![AttributeProto::int("axis", axis)];
     };
     one("it has 16 scales along axis 1", |graph| axis(graph, 1));
     one("along axis 1, and `y` has its channels on axis 0", |graph| {

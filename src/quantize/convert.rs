@@ -1,0 +1,456 @@
+//! Converts the float part of a model to FP16 or BF16.
+//!
+//! TensorRT types networks strongly: the precision of a layer is the type of its tensors. Nodes that a 16-bit type
+//! serves badly stay in FP32, with casts around them and a reason. Works alike on float models and behind Q/DQ, where
+//! a DequantizeLinear takes the type of its consumer and no cast is needed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    QuantizeError,
+    names::Names,
+    plan::{CompiledPlan, Precision},
+    types::{declared_type, element_types},
+};
+use crate::{
+    backend::TensorInfo,
+    calibrate::CalibrationTable,
+    onnx::{
+        GraphView, NodeId, captured,
+        proto::{AttributeProto, GraphProto, NodeProto, TensorProto, TypeValue, ValueInfoProto},
+    },
+    tensor::{ElementType, Tensor, Values},
+};
+
+/// Have no 16-bit form in ONNX.
+const FP32_ONLY: &[&str] = &["Celu", "IsInf", "NonMaxSuppression", "Range"];
+/// Take any type without computing in it.
+const ANY_TYPE: &[&str] = &["Cast", "Shape", "Size"];
+/// Add up everything along some axes.
+const REDUCTIONS: &[&str] = &[
+    "CumSum",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceSumSquare",
+];
+
+/// Why a node stays in FP32 although the rest is converted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Fp32Reason {
+    /// The precision plan or an exclusion says so.
+    Asked,
+    /// A constant has a magnitude that FP16 cannot hold.
+    Constant(f32),
+    /// An input or output reached this magnitude during calibration.
+    Range(f32),
+    /// It adds up this many values (0: an unknown number).
+    DeepReduction(usize),
+    /// It computes shapes or positions, which must be exact.
+    ShapeArithmetic,
+    /// The operator has no 16-bit form, is not a standard one, or holds a subgraph.
+    Operator,
+    /// The type of one of its tensors is not known.
+    UnknownType,
+}
+
+/// A node that stays in FP32.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct KeptFp32 {
+    /// The node.
+    pub node: String,
+    /// Its operator.
+    pub op_type: String,
+    /// Why.
+    pub reason: Fp32Reason,
+}
+
+/// What to convert and what not.
+pub(super) struct Conversion<'c> {
+    /// [`ElementType::F16`] or [`ElementType::Bf16`].
+    pub target: ElementType,
+    /// Whether nodes that nobody mentions are converted.
+    pub by_default: bool,
+    pub plan: &'c CompiledPlan,
+    /// Nodes to keep, by name and by operator.
+    pub keep: &'c [Regex],
+    pub keep_op_types: &'c BTreeSet<String>,
+    /// Largest magnitude seen in calibration that FP16 is trusted with.
+    pub max_magnitude: f32,
+    /// Longest sum that is taken in 16 bits.
+    pub max_reduction_depth: usize,
+    /// Whether the graph's inputs and outputs keep their types.
+    pub keep_io_types: bool,
+    pub table: Option<&'c CalibrationTable>,
+    pub infos: &'c BTreeMap<String, TensorInfo>,
+}
+
+/// What became of the nodes.
+#[derive(Default)]
+pub(super) struct Converted {
+    /// Names of the nodes that compute in 16 bits now.
+    pub low: BTreeSet<String>,
+    pub kept: Vec<KeptFp32>,
+}
+
+impl Conversion<'_> {
+    /// Converts `graph` in place.
+    pub fn apply(&self, graph: &mut GraphProto) -> Result<Converted, QuantizeError> {
+        let view = GraphView::new(graph)?;
+        let types = element_types(&view, self.infos);
+        let (low, converted) = self.decide(&view, &types);
+        let order = view.topological_order().to_vec();
+        let pinned = pinned_tensors(&view);
+        let rewrite = Rewrite::new(self, graph, types, low, pinned);
+        rewrite.run(graph, &order)?;
+        Ok(converted)
+    }
+
+    /// Which nodes compute in the 16-bit type.
+    fn decide(&self, view: &GraphView<'_>, types: &BTreeMap<String, ElementType>) -> (BTreeSet<NodeId>, Converted) {
+        let varying = varying_tensors(view);
+        let mut low = BTreeSet::new();
+        let mut converted = Converted::default();
+        for (id, node) in view.nodes().filter(|(_, node)| computes_f32(node, types)) {
+            let (name, op_type) = (node.label(id.0), node.op_type().to_owned());
+            match self.reason(view, id, node, types, &varying) {
+                Some(reason) => converted.kept.push(KeptFp32 { node: name, op_type, reason }),
+                None if self.wanted(&name) => {
+                    low.insert(id);
+                    converted.low.insert(name);
+                }
+                None => {}
+            }
+        }
+        if !self.by_default {
+            converted.kept.clear();
+        }
+        // Q/DQ follow their neighbours: Q the tensor that it takes, DQ the nodes that take its result.
+        for &id in view.topological_order() {
+            let node = view.node(id);
+            let follows = match node.op_type() {
+                "QuantizeLinear" => view.producer(&node.input[0]).is_some_and(|producer| low.contains(&producer)),
+                "DequantizeLinear" => {
+                    let uses = view.consumers(&node.output[0]);
+                    !uses.is_empty() && uses.iter().all(|u| u.input.is_some() && low.contains(&u.node))
+                }
+                _ => false,
+            };
+            if follows {
+                low.insert(id);
+            }
+        }
+        (low, converted)
+    }
+
+    fn wanted(&self, name: &str) -> bool {
+        match self.plan.precision(name) {
+            Some(Precision::Fp16 | Precision::Bf16) => true,
+            Some(Precision::Fp32) => false,
+            _ => self.by_default,
+        }
+    }
+
+    fn reason<'t>(
+        &self,
+        view: &GraphView<'t>,
+        id: NodeId,
+        node: &'t NodeProto,
+        types: &BTreeMap<String, ElementType>,
+        varying: &BTreeSet<&str>,
+    ) -> Option<Fp32Reason> {
+        let name = node.label(id.0);
+        let tensors = || node.input.iter().chain(&node.output).filter(|tensor| !tensor.is_empty());
+        let kept =
+            self.keep.iter().any(|pattern| pattern.is_match(&name)) || self.keep_op_types.contains(node.op_type());
+        if kept || self.plan.precision(&name) == Some(Precision::Fp32) {
+            return Some(Fp32Reason::Asked);
+        }
+        if !node.is_standard() || FP32_ONLY.contains(&node.op_type()) || node.subgraphs().next().is_some() {
+            return Some(Fp32Reason::Operator);
+        }
+        if tensors().any(|tensor| !types.contains_key(tensor)) {
+            return Some(Fp32Reason::UnknownType);
+        }
+        if !node.input.iter().any(|tensor| varying.contains(tensor.as_str())) {
+            return Some(Fp32Reason::ShapeArithmetic);
+        }
+        if self.target == ElementType::F16 {
+            let constants = node.input.iter().filter_map(|tensor| view.initializer(tensor));
+            let largest = constants.map(largest_magnitude).fold(0.0, f32::max);
+            if largest > half::f16::MAX.to_f32() {
+                return Some(Fp32Reason::Constant(largest));
+            }
+            let ranges = tensors().filter_map(|tensor| self.table?.tensors.get(before_quantization(view, tensor)));
+            let largest = ranges.map(|range| range.min.abs().max(range.max.abs())).fold(0.0, f32::max);
+            if largest > self.max_magnitude {
+                return Some(Fp32Reason::Range(largest));
+            }
+        }
+        let depth = if REDUCTIONS.contains(&node.op_type()) { self.reduction_depth(view, node) } else { Some(1) };
+        match depth {
+            Some(depth) => (depth > self.max_reduction_depth).then_some(Fp32Reason::DeepReduction(depth)),
+            None => Some(Fp32Reason::DeepReduction(0)),
+        }
+    }
+
+    /// How many values a reduction adds up; `None` when an extent is not known.
+    fn reduction_depth(&self, view: &GraphView<'_>, node: &NodeProto) -> Option<usize> {
+        let shape = &self.infos.get(node.input.first()?)?.shape;
+        let given = node.input.get(1).filter(|axes| !axes.is_empty());
+        let axes: Option<Vec<i64>> = match (node.attr_ints("axes"), given) {
+            (Some(axes), _) => Some(axes.to_vec()),
+            (None, Some(axes)) => match view.initializer(axes)?.to_tensor().ok()?.into_parts().1 {
+                Values::I64(axes) => Some(axes),
+                Values::I32(axes) => Some(axes.into_iter().map(i64::from).collect()),
+                _ => return None,
+            },
+            (None, None) => None,
+        };
+        let rank = shape.len() as i64;
+        let axes = axes.unwrap_or_else(|| (0..rank).collect());
+        let extent = |axis: &i64| *shape.get(usize::try_from(if *axis < 0 { axis + rank } else { *axis }).ok()?)?;
+        axes.iter().map(extent).try_fold(1usize, |product, extent| product.checked_mul(extent?))
+    }
+}
+
+/// True for nodes that take or make `float32` in a way that could be 16-bit.
+fn computes_f32(node: &NodeProto, types: &BTreeMap<String, ElementType>) -> bool {
+    let is_qdq = matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear");
+    let f32_input =
+        |(index, tensor): (usize, &String)| converts_input(node, index) && types.get(tensor) == Some(&ElementType::F32);
+    !is_qdq && node.input.iter().enumerate().any(f32_input)
+}
+
+/// True for inputs whose type goes with that of the node.
+fn converts_input(node: &NodeProto, input: usize) -> bool {
+    match node.op_type() {
+        "Resize" | "Upsample" => input == 0,
+        op_type => !ANY_TYPE.contains(&op_type),
+    }
+}
+
+/// The tensor that a Q/DQ pair stands for.
+fn before_quantization<'t>(view: &GraphView<'t>, tensor: &'t str) -> &'t str {
+    let quantizer = |tensor: &str, op_type: &str| {
+        let node = view.node(view.producer(tensor)?);
+        (node.op_type() == op_type).then(|| node.input.first().map(String::as_str))?
+    };
+    let source = quantizer(tensor, "DequantizeLinear").and_then(|codes| quantizer(codes, "QuantizeLinear"));
+    source.unwrap_or(tensor)
+}
+
+fn largest_magnitude(constant: &TensorProto) -> f32 {
+    match constant.to_tensor() {
+        Ok(tensor) if tensor.element_type().is_float() => {
+            // Infinity is a value like another: masks hold it, and 16 bits do too.
+            let finite = tensor.view().to_f32();
+            finite.iter().filter(|value| value.is_finite()).fold(0.0, |amax: f32, value| amax.max(value.abs()))
+        }
+        _ => 0.0,
+    }
+}
+
+/// Tensors that depend on the data, and not only on its shape. Tables that are looked up count as data.
+fn varying_tensors<'a>(view: &GraphView<'a>) -> BTreeSet<&'a str> {
+    let graph = view.graph();
+    let mut varying: BTreeSet<&str> = graph.input.iter().map(ValueInfoProto::name).collect();
+    varying.extend(graph.initializer.iter().filter(|tensor| tensor.dims.len() > 1).map(TensorProto::name));
+    for &id in view.topological_order() {
+        let node = view.node(id);
+        let from_data = node.input.iter().any(|input| varying.contains(input.as_str()));
+        let from_outside = node.subgraphs().next().is_some();
+        if (from_data || from_outside) && !matches!(node.op_type(), "Shape" | "Size") {
+            varying.extend(node.output.iter().map(String::as_str));
+        }
+    }
+    varying
+}
+
+/// Tensors whose type someone outside of the graph's nodes relies on: subgraphs that capture them.
+fn pinned_tensors(view: &GraphView<'_>) -> BTreeSet<String> {
+    let subgraphs = view.nodes().flat_map(|(_, node)| node.subgraphs());
+    subgraphs.flat_map(captured).map(str::to_owned).collect()
+}
+
+/// The graph while its tensors change type.
+struct Rewrite<'c> {
+    conversion: &'c Conversion<'c>,
+    types: BTreeMap<String, ElementType>,
+    low: BTreeSet<NodeId>,
+    pinned: BTreeSet<String>,
+    names: Names,
+    /// Tensors that are 16-bit under their own name.
+    halves: BTreeSet<String>,
+    /// Casts made so far: the copy of a tensor in a type.
+    copies: BTreeMap<(String, ElementType), String>,
+    nodes: Vec<NodeProto>,
+}
+
+impl<'c> Rewrite<'c> {
+    fn new(
+        conversion: &'c Conversion<'c>,
+        graph: &GraphProto,
+        types: BTreeMap<String, ElementType>,
+        low: BTreeSet<NodeId>,
+        pinned: BTreeSet<String>,
+    ) -> Self {
+        let names = Names::of(graph);
+        let (halves, copies, nodes) = (BTreeSet::new(), BTreeMap::new(), Vec::new());
+        Self { conversion, types, low, pinned, names, halves, copies, nodes }
+    }
+
+    fn run(mut self, graph: &mut GraphProto, order: &[NodeId]) -> Result<(), QuantizeError> {
+        let target = self.conversion.target;
+        if !self.conversion.keep_io_types {
+            let inputs = graph.input.iter().filter(|info| declared_type(info) == Some(ElementType::F32));
+            self.halves.extend(inputs.map(|info| info.name().to_owned()).filter(|name| !self.pinned.contains(name)));
+        }
+        self.convert_constants(graph)?;
+        let constants: BTreeSet<String> = graph.initializer.iter().map(|tensor| tensor.name().to_owned()).collect();
+        let outputs: BTreeSet<String> = graph.output.iter().map(|info| info.name().to_owned()).collect();
+        let mut nodes: Vec<_> = std::mem::take(&mut graph.node).into_iter().map(Some).collect();
+        for id in order {
+            let Some(mut node) = nodes[id.0].take() else { continue };
+            let low = self.low.contains(id);
+            for index in 0..node.input.len() {
+                let is_float = self.types.get(&node.input[index]) == Some(&ElementType::F32);
+                if is_float && !constants.contains(&node.input[index]) && !ANY_TYPE.contains(&node.op_type()) {
+                    let wanted = if low && converts_input(&node, index) { target } else { ElementType::F32 };
+                    node.input[index] = self.in_type(&node.input[index].clone(), wanted);
+                }
+            }
+            self.push(node, low, &outputs);
+        }
+        graph.node = std::mem::take(&mut self.nodes);
+        let declared = graph.input.iter_mut().chain(&mut graph.output).chain(&mut graph.value_info);
+        declared.filter(|info| self.halves.contains(info.name())).for_each(|info| set_type(info, target));
+        Ok(())
+    }
+
+    /// Appends a node, its `float32` outputs being 16-bit when it computes so.
+    fn push(&mut self, mut node: NodeProto, low: bool, outputs: &BTreeSet<String>) {
+        let target = self.conversion.target;
+        let mut casts = Vec::new();
+        for output in node.output.iter_mut().filter(|output| !output.is_empty()) {
+            if !low || self.types.get(output.as_str()) != Some(&ElementType::F32) {
+                continue;
+            }
+            let fixed = self.pinned.contains(output.as_str())
+                || (self.conversion.keep_io_types && outputs.contains(output.as_str()));
+            if !fixed {
+                self.halves.insert(output.clone());
+                continue;
+            }
+            // The name stays with the type that others know; the node gets another one.
+            let half = self.fresh(output, suffix(target));
+            self.copies.insert((output.clone(), target), half.clone());
+            casts.push(self.cast(&half, output, ElementType::F32));
+            *output = half;
+        }
+        self.nodes.push(node);
+        self.nodes.append(&mut casts);
+    }
+
+    /// The name under which `tensor` is there in `wanted`, after a cast if need be.
+    fn in_type(&mut self, tensor: &str, wanted: ElementType) -> String {
+        let own = if self.halves.contains(tensor) { self.conversion.target } else { ElementType::F32 };
+        if own == wanted {
+            return tensor.to_owned();
+        }
+        let key = (tensor.to_owned(), wanted);
+        if let Some(copy) = self.copies.get(&key) {
+            return copy.clone();
+        }
+        let copy = self.fresh(tensor, suffix(wanted));
+        let cast = self.cast(tensor, &copy, wanted);
+        self.nodes.push(cast);
+        self.copies.insert(key, copy.clone());
+        copy
+    }
+
+    fn cast(&mut self, from: &str, to: &str, element_type: ElementType) -> NodeProto {
+        let name = self.fresh(to, "Cast");
+        let attribute = AttributeProto::int("to", i64::from(element_type.onnx()));
+        NodeProto::new("Cast", &name, &[from], &[to]).with(attribute)
+    }
+
+    /// Converts the constants that only 16-bit nodes use, and copies those that both kinds use.
+    fn convert_constants(&mut self, graph: &mut GraphProto) -> Result<(), QuantizeError> {
+        let target = self.conversion.target;
+        let floats = graph.initializer.iter().enumerate().filter(|(_, t)| t.data_type() == ElementType::F32.onnx());
+        let floats: BTreeMap<String, usize> = floats.map(|(index, t)| (t.name().to_owned(), index)).collect();
+        let mut full: BTreeSet<String> = self.pinned.iter().cloned().collect();
+        full.extend(graph.output.iter().map(|info| info.name().to_owned()));
+        let mut half: BTreeSet<String> = BTreeSet::new();
+        for (index, node) in graph.node.iter().enumerate() {
+            for (input, tensor) in node.input.iter().enumerate().filter(|(_, tensor)| floats.contains_key(*tensor)) {
+                let low = self.low.contains(&NodeId(index)) && converts_input(node, input);
+                if low {
+                    half.insert(tensor.clone())
+                } else {
+                    full.insert(tensor.clone())
+                };
+            }
+        }
+        let mut renamed = BTreeMap::new();
+        for name in half {
+            let constant = graph.initializer[floats[&name]].to_tensor()?;
+            if full.contains(&name) {
+                let copy = self.fresh(&name, suffix(target));
+                graph.initializer.push(to_half(&constant, &copy, target)?);
+                renamed.insert(name, copy);
+            } else {
+                graph.initializer[floats[&name]] = to_half(&constant, &name, target)?;
+                self.halves.insert(name);
+            }
+        }
+        let low = graph.node.iter_mut().enumerate().filter(|(index, _)| self.low.contains(&NodeId(*index)));
+        for (_, node) in low {
+            let converts: Vec<bool> = (0..node.input.len()).map(|input| converts_input(node, input)).collect();
+            for (tensor, _) in node.input.iter_mut().zip(converts).filter(|(_, converts)| *converts) {
+                if let Some(copy) = renamed.get(tensor) {
+                    tensor.clone_from(copy);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn fresh(&mut self, tensor: &str, suffix: &str) -> String {
+        self.names.derived(tensor, suffix)
+    }
+}
+
+fn suffix(element_type: ElementType) -> &'static str {
+    match element_type {
+        ElementType::F16 => "fp16",
+        ElementType::Bf16 => "bf16",
+        _ => "fp32",
+    }
+}
+
+fn to_half(constant: &Tensor, name: &str, target: ElementType) -> Result<TensorProto, QuantizeError> {
+    let values = constant.view().to_f32();
+    let values = match target {
+        ElementType::Bf16 => Values::Bf16(values.iter().map(|&value| half::bf16::from_f32(value)).collect()),
+        _ => Values::F16(values.iter().map(|&value| half::f16::from_f32(value)).collect()),
+    };
+    Ok(TensorProto::from_tensor(name, Tensor::new(constant.shape().to_vec(), values)?))
+}
+
+fn set_type(info: &mut ValueInfoProto, element_type: ElementType) {
+    if let Some(TypeValue::TensorType(tensor)) = info.r#type.as_mut().and_then(|value| value.value.as_mut()) {
+        tensor.elem_type = Some(element_type.onnx());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+use crate::{
+    onnx::{
+        GraphView, Model,
+        proto::{AttributeProto, GraphProto, NodeProto, TensorProto},
+    },
+    quantize::{
+        Fp32Reason, Precision, QuantizeOptions, Quantized, SchemeOptions, quantize,
+        testing::{TestModel, no_shapes, table},
+    },
+    tensor::{ElementType, Tensor, Values},
+};
+
+const F32: i32 = 1;
+const F16: i32 = 10;
+
+fn fp16() -> QuantizeOptions {
+    let scheme = SchemeOptions { precision: Precision::Fp16, ..SchemeOptions::default() };
+    QuantizeOptions { scheme, ..QuantizeOptions::default() }
+}
+
+fn convert(model: TestModel, options: &QuantizeOptions, ranges: &[(&str, f32)]) -> Quantized {
+    let result = quantize(&model.build(), &no_shapes(), Some(&table(ranges)), options).unwrap();
+    GraphView::new(result.model.graph()).unwrap();
+    result
+}
+
+fn signatures(model: &Model) -> Vec<String> {
+    let signature =
+        |node: &NodeProto| format!("{}({}) -> {}", node.op_type(), node.input.join(", "), node.output.join(", "));
+    model.graph().node.iter().map(signature).collect()
+}
+
+fn data_type(graph: &GraphProto, name: &str) -> Option<i32> {
+    graph.initializer.iter().find(|tensor| tensor.name() == name).map(TensorProto::data_type)
+}
+
+fn reasons(result: &Quantized) -> Vec<(String, Fp32Reason)> {
+    result.kept_fp32.iter().map(|kept| (kept.node.clone(), kept.reason.clone())).collect()
+}
+
+fn small() -> TestModel {
+    TestModel::new(17)
+        .input("x", &[1, 16])
+        .weight("w", &[16, 16])
+        .op("MatMul", &["x", "w"], "m")
+        .op("Relu", &["m"], "y")
+        .output("y", &[1, 16])
+}
+
+fn constant(model: TestModel, name: &str, values: Values) -> TestModel {
+    let mut model = model.weight(name, &[]);
+    let shape = vec![values.view().len()];
+    let slot = model.graph_mut().initializer.iter_mut().find(|tensor| tensor.name() == name).unwrap();
+    *slot = TensorProto::from_tensor(name, Tensor::new(shape, values).unwrap());
+    model
+}
+
+#[test]
+fn inputs_and_outputs_keep_their_types_through_casts() {
+    let result = convert(small(), &fp16(), &[]);
+    let expected = ["Cast(x) -> x_fp16", "MatMul(x_fp16, w) -> m", "Relu(m) -> y_fp16", "Cast(y_fp16) -> y"];
+    assert_eq!(signatures(&result.model), expected);
+    let graph = result.model.graph();
+    assert_eq!(data_type(graph, "w"), Some(F16));
+    assert_eq!([0, 3].map(|node: usize| graph.node[node].attr_i("to").unwrap() as i32), [F16, F32]);
+    assert!(result.placement.decisions.iter().all(|decision| decision.precision == Precision::Fp16));
+    assert!(result.kept_fp32.is_empty());
+}
+
+#[test]
+fn inputs_and_outputs_change_when_asked() {
+    let options = QuantizeOptions { keep_io_types: false, ..fp16() };
+    let result = convert(small(), &options, &[]);
+    assert_eq!(signatures(&result.model), ["MatMul(x, w) -> m", "Relu(m) -> y"]);
+    let graph = result.model.graph();
+    let types = graph.input.iter().chain(&graph.output).map(super::declared_type);
+    assert!(types.eq([Some(ElementType::F16); 2]));
+}
+
+#[test]
+fn what_16_bits_serve_badly_stays_in_fp32_with_a_reason() {
+    let model = TestModel::new(17)
+        .input("x", &[1, 16])
+        .op("Exp", &["x"], "exp")
+        .op("Abs", &["exp"], "fine")
+        .op("ReduceSum", &["fine"], "unknown_depth")
+        .op("Sqrt", &["x"], "asked")
+        .op("Neg", &["x"], "by_type")
+        .op("Celu", &["x"], "celu")
+        .op("Mul", &["x", "big"], "scaled");
+    let model = constant(model, "big", Values::F32(vec![1e5, f32::INFINITY]));
+    let options = QuantizeOptions {
+        keep_fp32: vec!["ask.*".to_owned()],
+        keep_fp32_op_types: ["Neg".to_owned()].into(),
+        ..fp16()
+    };
+    let result = convert(model, &options, &[("exp", 20000.0), ("x", 16.0)]);
+    let expected = [
+        ("exp", Fp32Reason::Range(20000.0)),
+        ("fine", Fp32Reason::Range(20000.0)),
+        ("unknown_depth", Fp32Reason::DeepReduction(0)),
+        ("asked", Fp32Reason::Asked),
+        ("by_type", Fp32Reason::Asked),
+        ("celu", Fp32Reason::Operator),
+        ("scaled", Fp32Reason::Constant(1e5)),
+    ];
+    assert_eq!(reasons(&result), expected.map(|(node, reason)| (node.to_owned(), reason)));
+    assert_eq!(data_type(result.model.graph(), "big"), Some(F32));
+}
+
+#[test]
+fn long_sums_stay_in_fp32() {
+    let sum = |extent: i64| {
+        let reduce = NodeProto::new("ReduceMean", "y", &["x"], &["y"]).with(AttributeProto::ints("axes", &[-1, 1]));
+        reasons(&convert(TestModel::new(17).input("x", &[7, 64, extent]).node(reduce), &fp16(), &[]))
+    };
+    assert_eq!(sum(64), []);
+    assert_eq!(sum(65), [("y".to_owned(), Fp32Reason::DeepReduction(64 * 65))]);
+    assert_eq!(sum(-1), [("y".to_owned(), Fp32Reason::DeepReduction(0))]);
+}
+
+#[test]
+fn shapes_are_computed_exactly() {
+    let cast = |from: &str, to: &str, data_type: i64| {
+        NodeProto::new("Cast", to, &[from], &[to]).with(AttributeProto::int("to", data_type))
+    };
+    let model = TestModel::new(17)
+        .input("x", &[1, 3, 8, 8])
+        .op("Shape", &["x"], "shape")
+        .node(cast("shape", "float", 1))
+        .weight("two", &[1])
+        .op("Mul", &["float", "two"], "twice")
+        .node(cast("twice", "sizes", 7))
+        .op("Resize", &["x", "", "", "sizes"], "y")
+        .weight("scales", &[4])
+        .op("Resize", &["x", "", "scales"], "z");
+    let result = convert(model, &fp16(), &[]);
+    assert_eq!(reasons(&result), [("twice".to_owned(), Fp32Reason::ShapeArithmetic)]);
+    let signatures = signatures(&result.model);
+    assert!(signatures.contains(&"Mul(float, two) -> twice".to_owned()), "{signatures:?}");
+    assert!(signatures.contains(&"Resize(x_fp16, , scales) -> z".to_owned()), "{signatures:?}");
+    assert_eq!(["two", "scales"].map(|name| data_type(result.model.graph(), name)), [Some(F32); 2]);
+}
+
+#[test]
+fn constants_of_both_kinds_of_nodes_are_copied_and_casts_are_shared() {
+    let model = TestModel::new(17)
+        .input("x", &[16])
+        .weight("w", &[16])
+        .op("Mul", &["x", "w"], "low")
+        .op("Add", &["x", "w"], "low_too")
+        .op("Celu", &["low"], "high")
+        .op("Sub", &["high", "w"], "kept");
+    let result = convert(model, &QuantizeOptions { keep_fp32: vec!["kept".to_owned()], ..fp16() }, &[]);
+    let expected = [
+        "Cast(x) -> x_fp16",
+        "Mul(x_fp16, w_fp16) -> low",
+        "Add(x_fp16, w_fp16) -> low_too",
+        "Cast(low) -> low_fp32",
+        "Celu(low_fp32) -> high",
+        "Sub(high, w) -> kept",
+    ];
+    assert_eq!(signatures(&result.model), expected);
+    let graph = result.model.graph();
+    assert_eq!((data_type(graph, "w"), data_type(graph, "w_fp16")), (Some(F32), Some(F16)));
+}
+
+#[test]
+fn branches_keep_what_they_capture() {
+    let inner = TestModel::new(17).op("Neg", &["relu"], "inner").output("inner", &[16]).build();
+    let branch =
+        NodeProto::new("If", "y", &["c"], &["y"]).with(AttributeProto::graph("then_branch", inner.graph().clone()));
+    let model = TestModel::new(17).input("x", &[16]).input("c", &[]).op("Relu", &["x"], "relu").node(branch);
+    let result = convert(model.op("Neg", &["relu"], "neg").op("Abs", &["y"], "abs"), &fp16(), &[]);
+    let expected = [
+        "Cast(x) -> x_fp16",
+        "Relu(x_fp16) -> relu_fp16",
+        "Cast(relu_fp16) -> relu",
+        "If(c) -> y",
+        "Neg(relu_fp16) -> neg",
+        "Cast(y) -> y_fp16",
+        "Abs(y_fp16) -> abs",
+    ];
+    assert_eq!(signatures(&result.model), expected);
+    assert_eq!(reasons(&result), [("y".to_owned(), Fp32Reason::Operator)]);
+}
+
+#[test]
+fn scales_follow_the_tensors_around_them() {
+    let model = small().op("MatMul", &["y", "w"], "z").op("MatMul", &["y", "w"], "kept");
+    let options = QuantizeOptions {
+        high_precision: Precision::Fp16,
+        keep_fp32: vec!["kept".to_owned()],
+        ..QuantizeOptions::default()
+    };
+    let result = convert(model, &options, &[("x", 1.0), ("y", 2.0)]);
+    assert_eq!((result.model.opset(""), result.findings.len()), (Some(19), 0));
+    let signatures = signatures(&result.model);
+    for expected in [
+        "QuantizeLinear(x, x_scale, x_zero_point) -> x_quantized",
+        "DequantizeLinear(x_quantized, x_scale_fp16, x_zero_point) -> x_dequantized",
+        "QuantizeLinear(y_fp16, y_scale_fp16, y_zero_point) -> y_quantized",
+        "DequantizeLinear(y_quantized, y_scale, y_zero_point) -> y_dequantized_1",
+        "DequantizeLinear(w_quantized, w_scale, w_zero_point) -> w_dequantized_2",
+        "MatMul(y_dequantized_1, w_dequantized_2) -> kept",
+    ] {
+        assert!(signatures.contains(&expected.to_owned()), "{expected} in {signatures:#?}");
+    }
+    // Both copies of a scale are the same number, so that Q and DQ of different types agree.
+    let value = |name: &str| {
+        let graph = result.model.graph();
+        graph.initializer.iter().find(|t| t.name() == name).unwrap().to_tensor().unwrap().to_f32()
+    };
+    for scale in ["x_scale", "y_scale", "w_scale"] {
+        assert_eq!(value(scale), value(&format!("{scale}_fp16")));
+    }
+}
+
+#[test]
+fn the_plan_lifts_single_nodes_to_16_bits() {
+    let mut options = QuantizeOptions::default();
+    options.scheme.plan.assign("m", Precision::Fp16);
+    let result = convert(small(), &options, &[]);
+    let expected = ["Cast(x) -> x_fp16", "MatMul(x_fp16, w) -> m", "Cast(m) -> m_fp32", "Relu(m_fp32) -> y"];
+    assert_eq!(signatures(&result.model), expected);
+    options.scheme.plan.assign("y", Precision::Bf16);
+    let error = quantize(&small().build(), &no_shapes(), Some(&table(&[])), &options).unwrap_err();
+    assert!(error.to_string().contains("both asked for"), "{error}");
+}
+
+#[test]
+fn bf16_needs_opset_22_and_no_range() {
+    let scheme = SchemeOptions { precision: Precision::Bf16, ..SchemeOptions::default() };
+    let options = QuantizeOptions { scheme, ..QuantizeOptions::default() };
+    let result = convert(small(), &options, &[("m", 1e9)]);
+    assert_eq!(result.model.opset(""), Some(22));
+    assert_eq!(data_type(result.model.graph(), "w"), Some(16));
+    assert!(result.kept_fp32.is_empty());
+}
