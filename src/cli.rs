@@ -79,10 +79,14 @@ pub enum Command {
     Merge(MergeArgs),
     /// Write a model with explicit Q/DQ (INT8, FP8) or converted to FP16/BF16
     Quantize(QuantizeArgs),
+    /// Build a TensorRT engine, with a sidecar that tells what it was built from
+    Build(BuildArgs),
     /// Run the same inputs through a reference and one or several targets
     Compare(CompareArgs),
     /// Describe a model, table, histogram file or report
     Inspect(InspectArgs),
+    /// Render a report again, or one report over many runs (models × precisions)
+    Report(ReportArgs),
     /// Say what was found on this machine, what it lacks and how to get it
     Doctor,
     /// Print a completion script for a shell
@@ -352,4 +356,68 @@ pub struct InspectArgs {
     /// List every node or tensor
     #[arg(long)]
     pub all: bool,
+}
+
+/// `calib build`.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// ONNX model (float, converted, or with Q/DQ)
+    #[arg(long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Engine to write; its sidecar goes beside it with `.json` appended
+    #[arg(short, long, value_name = "FILE", default_value = "engine.plan")]
+    pub output: PathBuf,
+    /// Float model to compare the engine with later
+    #[arg(long, value_name = "FILE")]
+    pub reference: Option<PathBuf>,
+    /// Data to compare on later
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Labels of that data
+    #[arg(long, value_name = "FILE")]
+    pub labels: Option<PathBuf>,
+    /// Largest batch of a dynamic batch axis
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub batch: usize,
+    /// Extents of other dynamic axes, e.g. input=1x3x224x224 (repeatable)
+    #[arg(long, value_name = "NAME=DIMS")]
+    pub shape: Vec<String>,
+    /// Optimization profile of a dynamic input, e.g. input=1x3x224x224:8x3x224x224:32x3x224x224 (repeatable)
+    #[arg(long, value_name = "NAME=MIN:OPT:MAX")]
+    pub profile: Vec<String>,
+    /// Compute capabilities the engine is for (TensorRT-RTX), e.g. 8.6,8.9 [default: this machine's GPU]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub compute_capability: Vec<String>,
+    /// Scratch memory that a kernel may use, in MiB [default: all of the device]
+    #[arg(long, value_name = "MIB")]
+    pub workspace_mb: Option<u64>,
+    /// Let FP32 products use TF32
+    #[arg(long)]
+    pub tf32: bool,
+    /// Let later versions of TensorRT load the engine (TensorRT 11)
+    #[arg(long)]
+    pub version_compatible: bool,
+    /// Let other GPUs of Ampere and newer run the engine (TensorRT 11)
+    #[arg(long)]
+    pub hardware_compatible: bool,
+    /// 0 (fast build) to 5 (fast engine)
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(0..=5))]
+    pub optimization_level: Option<u8>,
+    /// Folder of TensorRT's libraries [default: $CALIB_TENSORRT_DIR, .runtime/, the system]
+    #[arg(long, value_name = "DIR")]
+    pub tensorrt_dir: Option<PathBuf>,
+}
+
+/// `calib report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Output folders of `calib run`, or report.json files
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// File to write: .html, .csv or .md
+    #[arg(short, long, value_name = "FILE", default_value = "report.html")]
+    pub output: PathBuf,
+    /// Earlier runs to find regressions against (repeatable)
+    #[arg(long, value_name = "RUN")]
+    pub baseline: Vec<PathBuf>,
 }

@@ -13,7 +13,13 @@ use crate::{
     printer::Printer,
 };
 
+mod build;
+mod calibrate;
+mod compare;
 mod doctor;
+mod inspect;
+mod quantize;
+mod report;
 mod run;
 mod settings;
 
@@ -88,7 +94,13 @@ fn dispatch(printer: &Printer, global: &GlobalArgs, command: Command) -> anyhow:
             Ok(ExitStatus::Passed)
         }
         Command::Run(args) => run::run(printer, global, &args),
-        _ => anyhow::bail!("not yet"),
+        Command::Calibrate(args) => calibrate::calibrate(printer, global, &args),
+        Command::Merge(args) => calibrate::merge(printer, &args),
+        Command::Quantize(args) => quantize::quantize(printer, global, &args),
+        Command::Build(args) => build::build(printer, global, &args),
+        Command::Compare(args) => compare::compare(printer, global, &args),
+        Command::Inspect(args) => inspect::inspect(printer, &args),
+        Command::Report(args) => report::report(printer, &args),
     }
 }
 
@@ -98,7 +110,9 @@ fn command_name(command: &Command) -> &'static str {
         Command::Calibrate(_) => "calibrate",
         Command::Merge(_) => "merge",
         Command::Quantize(_) => "quantize",
+        Command::Build(_) => "build",
         Command::Compare(_) => "compare",
+        Command::Report(_) => "report",
         Command::Inspect(_) => "inspect",
         Command::Doctor => "doctor",
         Command::Completions { .. } => "completions",

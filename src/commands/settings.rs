@@ -21,7 +21,7 @@ use crate::{
         model::Subject,
     },
     printer::Printer,
-    quantize::{Precision, PrecisionPlan, SchemeOptions},
+    quantize::{Precision, PrecisionPlan, QuantizeOptions, SchemeOptions},
 };
 
 /// Samples in one call when neither user nor model say.
@@ -133,6 +133,13 @@ pub(super) fn scheme(config: &RunConfig, precision: Precision) -> anyhow::Result
         plan,
         ..SchemeOptions::default()
     })
+}
+
+/// How a model of a precision is made; the high precision applies behind Q/DQ.
+pub(super) fn quantize_options(config: &RunConfig, precision: Precision) -> anyhow::Result<QuantizeOptions> {
+    let high_precision: Precision = config.high_precision.parse().map_err(anyhow::Error::msg)?;
+    let high_precision = if precision.is_quantized() { high_precision } else { Precision::Fp32 };
+    Ok(QuantizeOptions { scheme: scheme(config, precision)?, high_precision, ..QuantizeOptions::default() })
 }
 
 /// The float model of a configuration, its data, and the options of the stages.

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Every n-th calibration sample is held out to measure methods on.
-const HOLD_OUT: usize = 5;
+pub const HOLD_OUT: usize = 5;
 /// Held-out samples that whole models are measured on, at most.
 const MEASURED: usize = 64;
 

@@ -7,6 +7,7 @@ pub mod data;
 pub mod environment;
 pub mod evaluation;
 pub mod model;
+pub mod recorded;
 
 use std::sync::atomic::AtomicBool;
 

@@ -61,6 +61,21 @@ pub enum Fp32Reason {
     UnknownType,
 }
 
+impl std::fmt::Display for Fp32Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Asked => f.write_str("asked for"),
+            Self::Constant(value) => write!(f, "a constant reaches {value}"),
+            Self::Range(value) => write!(f, "reached {value} during calibration"),
+            Self::DeepReduction(0) => f.write_str("adds up an unknown number of values"),
+            Self::DeepReduction(count) => write!(f, "adds up {count} values"),
+            Self::ShapeArithmetic => f.write_str("computes shapes or positions"),
+            Self::Operator => f.write_str("the operator has no 16-bit form"),
+            Self::UnknownType => f.write_str("the type of one of its tensors is not known"),
+        }
+    }
+}
+
 /// A node that stays in FP32.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct KeptFp32 {

@@ -170,6 +170,16 @@ pub struct Quantized {
     pub findings: Vec<Finding>,
 }
 
+impl Quantized {
+    /// What [`validate`] holds against the result, in words; `None` when TensorRT will take it.
+    pub fn defects(&self) -> Option<String> {
+        let errors = self.findings.iter().filter(|finding| finding.severity == Severity::Error);
+        let errors: Vec<String> = errors.map(ToString::to_string).collect();
+        (!errors.is_empty())
+            .then(|| format!("the result breaks TensorRT's rules, a defect of calib: {}", errors.join("; ")))
+    }
+}
+
 /// Quantizes `model` with the ranges of `table` and converts its float part; `shapes` adds types and shapes of tensors
 /// that the file does not declare.
 ///

@@ -40,6 +40,13 @@ pub struct Finding {
     pub message: String,
 }
 
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let severity = if self.severity == Severity::Error { "error" } else { "warning" };
+        write!(f, "{severity}: node `{}`: {}", self.node, self.message)
+    }
+}
+
 /// Checks every Q/DQ pair and every operator that takes one, in the main graph and in its subgraphs.
 ///
 /// # Errors

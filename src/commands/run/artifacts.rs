@@ -8,9 +8,9 @@ use super::{Calibrated, Job};
 use crate::{
     artifact::{ContentHash, write_atomic, write_atomic_with},
     calibrate::{CalibrationTable, Histograms, cache::CalibrationCache},
-    commands::{ExitStatus, settings::scheme},
+    commands::{ExitStatus, settings::quantize_options},
     onnx::Model,
-    quantize::{Precision, QuantizeOptions, quantize},
+    quantize::{Precision, quantize},
     report::{ArtifactFile, Report, html, junit, layers_csv, summary},
 };
 
@@ -42,11 +42,12 @@ impl Job<'_> {
         calibrated: Option<&Calibrated>,
     ) -> anyhow::Result<(Model, usize)> {
         let subject = &self.session.subject;
-        let table = &calibrated.context("no calibration table")?.chosen.table;
-        anyhow::ensure!(precision.is_quantized(), "conversion to {precision} is not part of this version");
-        let options =
-            QuantizeOptions { scheme: scheme(&self.session.config, precision)?, ..QuantizeOptions::default() };
+        let table = calibrated.map(|calibrated| &calibrated.chosen.table);
+        let options = quantize_options(&self.session.config, precision)?;
         let quantized = quantize(&subject.folded, &subject.shapes, table, &options)?;
+        if let Some(defects) = quantized.defects() {
+            anyhow::bail!(defects);
+        }
         Ok((quantized.model, quantized.placement.quantized_nodes()))
     }
 

@@ -1,0 +1,132 @@
+//! `calib build`: a TensorRT engine and its sidecar.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+
+use super::{ExitStatus, INTERRUPTED, Printer};
+use crate::{
+    artifact::{ContentHash, Tool, write_atomic},
+    backend::{
+        onnxruntime::OnnxRuntime,
+        tensorrt::{
+            EngineOptions, EngineSidecar, OptimizationProfile, SIDECAR_FORMAT_VERSION, TensorRtError, build_engine,
+            compiled_flavour, find_library, searched_folders,
+        },
+    },
+    cli::{BuildArgs, GlobalArgs},
+    config::{ConfigError, parse_shape},
+    pipeline::model::Subject,
+};
+
+/// Builds.
+pub(super) fn build(printer: &Printer, global: &GlobalArgs, args: &BuildArgs) -> anyhow::Result<ExitStatus> {
+    let flavour = compiled_flavour().ok_or(TensorRtError::NotCompiled)?;
+    let library = find_library(flavour, args.tensorrt_dir.as_deref()).ok_or_else(|| TensorRtError::NotFound {
+        flavour,
+        searched: searched_folders(flavour, args.tensorrt_dir.as_deref())
+            .iter()
+            .map(|folder| folder.display().to_string())
+            .collect::<Vec<_>>()
+            .join(", "),
+        hint: flavour.hint(),
+    })?;
+    let mut bound = BTreeMap::new();
+    for shape in &args.shape {
+        let (name, extents) = parse_shape(shape)?;
+        bound.insert(name, extents);
+    }
+    let runtime = OnnxRuntime::load(global.ort_library.as_deref())?;
+    let subject = Subject::load(runtime, &args.model, &BTreeMap::new())?;
+    let mut profile = args.profile.iter().map(|text| parse_profile(text)).collect::<Result<BTreeMap<_, _>, _>>()?;
+    let open: Vec<_> = subject.inputs.iter().filter(|input| !profile.contains_key(&input.name)).cloned().collect();
+    profile.extend(OptimizationProfile::for_batch(&open, args.batch, &bound)?.shapes);
+    let options = EngineOptions {
+        profile: OptimizationProfile { shapes: profile },
+        workspace_bytes: args.workspace_mb.map(|megabytes| megabytes << 20),
+        tf32: args.tf32,
+        version_compatible: args.version_compatible,
+        hardware_compatible: args.hardware_compatible,
+        optimization_level: args.optimization_level,
+        compute_capabilities: args.compute_capability.clone(),
+    };
+    let bar = printer.progress(0, "building");
+    let shown = bar.clone();
+    let step = move |phase: &str| {
+        shown.set_message(phase.to_owned());
+        shown.tick();
+        !INTERRUPTED.load(std::sync::atomic::Ordering::Relaxed)
+    };
+    let engine = build_engine(&library, &args.model, &options, step);
+    bar.finish_and_clear();
+    super::check_interrupt()?;
+    let engine = engine?;
+    write_atomic(&args.output, &engine.bytes)?;
+    let absolute = |path: &std::path::Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let sidecar = EngineSidecar {
+        format_version: SIDECAR_FORMAT_VERSION,
+        tool: Tool::current(),
+        engine_hash: ContentHash::of_bytes(&engine.bytes),
+        flavour,
+        library_version: engine.library_version,
+        model: absolute(&args.model),
+        model_hash: subject.float.hash.clone(),
+        reference: args.reference.as_deref().map(absolute),
+        data: args.data.as_deref().map(absolute),
+        labels: args.labels.as_deref().map(absolute),
+        precision: precision(&subject),
+        inputs: subject.inputs.clone(),
+        outputs: subject.outputs.clone(),
+        options,
+        build_seconds: engine.seconds,
+        warnings: engine.warnings,
+    };
+    sidecar.save(&args.output).context("the engine was written, its sidecar was not")?;
+    printer.outcome(&sidecar, || {
+        format!(
+            "{}: {:.2} MB in {:.1} s by {flavour} {}",
+            args.output.display(),
+            engine.bytes.len() as f64 / 1e6,
+            sidecar.build_seconds,
+            sidecar.library_version
+        )
+    })?;
+    Ok(ExitStatus::Passed)
+}
+
+/// What `calib quantize` recorded in the model.
+fn precision(subject: &Subject) -> Option<String> {
+    let entries = &subject.float.proto.metadata_props;
+    entries.iter().find(|entry| entry.key() == "calib.precision").map(|entry| entry.value().to_owned())
+}
+
+/// `input=1x3x224x224:8x3x224x224:32x3x224x224`.
+fn parse_profile(text: &str) -> Result<(String, [Vec<usize>; 3]), ConfigError> {
+    let invalid = |reason: &str| ConfigError::Value { key: "profile", reason: format!("`{text}` {reason}") };
+    let form = "does not read like input=1x3x224x224:8x3x224x224:32x3x224x224 (min:opt:max)";
+    let (name, shapes) = text.rsplit_once('=').ok_or_else(|| invalid(form))?;
+    let shapes = shapes
+        .split(':')
+        .map(|shape| shape.split('x').map(str::parse).collect::<Result<Vec<usize>, _>>())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| invalid(form))?;
+    let shapes: [Vec<usize>; 3] = shapes.try_into().map_err(|_| invalid(form))?;
+    let [min, opt, max] = &shapes;
+    let ordered = min.len() == opt.len()
+        && opt.len() == max.len()
+        && min.iter().zip(opt).zip(max).all(|((min, opt), max)| min <= opt && opt <= max);
+    if ordered { Ok((name.to_owned(), shapes)) } else { Err(invalid("is not in the order min ≤ opt ≤ max")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn profiles() {
+        let (name, [min, opt, max]) = parse_profile("in:0=1x3:4x3:8x3").unwrap();
+        assert_eq!((name.as_str(), min, opt, max), ("in:0", vec![1, 3], vec![4, 3], vec![8, 3]));
+        assert!(parse_profile("a=4x3:1x3:8x3").unwrap_err().to_string().contains("min ≤ opt"));
+        assert!(parse_profile("a=1x3").is_err());
+    }
+}

@@ -1,0 +1,226 @@
+//! `calib calibrate` and `calib merge`: ranges only, whole or in shards.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::{
+    ExitStatus, Printer,
+    settings::{Apply, Session, control, scheme},
+};
+use crate::{
+    calibrate::{CalibrationTable, Choice, Histograms, Provenance, Shards, cache::CalibrationCache, tables},
+    cli::{CalibrateArgs, GlobalArgs, MergeArgs},
+    config::{ConfigError, RunConfig},
+    pipeline::{
+        calibration::{choose_table, observe_samples},
+        environment::peak_rss_bytes,
+    },
+    quantize::Precision,
+};
+
+/// What was written, for `--json`.
+#[derive(Serialize)]
+struct Outcome<'a> {
+    table: Option<&'a Path>,
+    histograms: Option<&'a Path>,
+    method: Option<String>,
+    tensors: usize,
+    samples: usize,
+    seconds: f64,
+    images_per_second: f64,
+    peak_rss_bytes: u64,
+    skipped: Vec<String>,
+}
+
+/// Observes the calibration samples and writes the table and the histograms.
+pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &CalibrateArgs) -> anyhow::Result<ExitStatus> {
+    let mut config = RunConfig { model: Some(args.model.clone()), ..RunConfig::default() };
+    args.data.apply(&mut config)?;
+    args.method.apply(&mut config)?;
+    args.scheme.apply(&mut config)?;
+    args.runtime.apply(&mut config)?;
+    let shard = args.shard.as_deref().map(parse_shard).transpose()?;
+    let session = Session::open(config, global.ort_library.as_deref(), printer)?;
+    let config = &session.config;
+    let scheme = scheme(config, Precision::Int8)?;
+    let placement = session.subject.place(&scheme)?;
+    let tensors = placement.tensors_to_observe();
+    anyhow::ensure!(
+        !tensors.is_empty(),
+        "nothing in this model is to be quantized; `calib quantize --explain` lists the rule that decided for every node"
+    );
+    // All samples calibrate here: nothing is evaluated.
+    let count = session.data.collection.dataset.len();
+    let mut indices = session.data.split(config.seed, config.calib_samples.min(count), 0).calibration;
+    if config.calib_samples >= count {
+        indices = (0..count).collect();
+    }
+    let provenance = Provenance {
+        model_hash: session.subject.float.hash.clone(),
+        data_hash: session.data_hash(&indices),
+        random_data: config.random_data,
+        shards: shard.as_ref().map_or_else(Shards::whole, |shard| shard.shards.clone()),
+    };
+    let observed = shard.as_ref().map_or_else(|| indices.clone(), |shard| shard.part(&indices));
+    let bar = printer.progress(observed.len() as u64, "calibrating");
+    let progress = |samples: usize| bar.inc(samples as u64);
+    let options = session.observe_options();
+    let dataset = &*session.data.collection.dataset;
+    let observation = observe_samples(
+        session.runtime,
+        &session.subject,
+        &tensors,
+        dataset,
+        &observed,
+        provenance,
+        &options,
+        control(session.threads, &progress),
+    );
+    bar.finish_and_clear();
+    let observation = observation?;
+    let histogram_file = args.histograms.clone().unwrap_or_else(|| args.output.with_file_name("histograms.calib"));
+    observation.histograms.save(&histogram_file)?;
+    let mut outcome = Outcome {
+        table: None,
+        histograms: Some(&histogram_file),
+        method: None,
+        tensors: tensors.len(),
+        samples: observation.histograms.samples(),
+        seconds: observation.seconds,
+        images_per_second: observation.histograms.samples() as f64 / observation.seconds.max(1e-9),
+        peak_rss_bytes: peak_rss_bytes(),
+        skipped: observation.summary.skipped.iter().map(ToString::to_string).collect(),
+    };
+    if shard.is_none() {
+        let chosen = choose_table(
+            session.runtime,
+            &session.subject,
+            &observation.histograms,
+            session.choice()?,
+            config.percentile,
+            &scheme,
+            dataset,
+            &indices,
+            &options,
+            control(session.threads, &|_| {}),
+        )?;
+        write_table(&chosen.table, &args.output, args.cache.as_deref())?;
+        outcome.table = Some(&args.output);
+        outcome.method = Some(chosen.choice.to_string());
+    }
+    printer.outcome(&outcome, || describe(&outcome))?;
+    Ok(ExitStatus::Passed)
+}
+
+/// Joins the histograms of shards; the table is that of a single run, bit for bit.
+pub(super) fn merge(printer: &Printer, args: &MergeArgs) -> anyhow::Result<ExitStatus> {
+    let mut files = args.histograms.iter();
+    let Some(first) = files.next() else { anyhow::bail!("no histogram files were given") };
+    let mut merged = Histograms::load(first)?;
+    for file in files {
+        merged.merge(Histograms::load(file)?)?;
+    }
+    let choice: Choice = args.method.as_deref().unwrap_or("auto").parse().map_err(anyhow::Error::msg)?;
+    let percentile = args.percentile.unwrap_or(99.99);
+    let table = tables(&merged, percentile, &[choice])?.into_iter().next();
+    let Some(table) = table else { anyhow::bail!("the histograms hold no tensors") };
+    if let Some(path) = &args.merged {
+        merged.save(path)?;
+    }
+    write_table(&table, &args.output, None)?;
+    let outcome = Outcome {
+        table: Some(&args.output),
+        histograms: args.merged.as_deref(),
+        method: Some(table.method.clone()),
+        tensors: table.tensors.len(),
+        samples: merged.samples(),
+        seconds: 0.0,
+        images_per_second: 0.0,
+        peak_rss_bytes: peak_rss_bytes(),
+        skipped: Vec::new(),
+    };
+    printer.outcome(&outcome, || {
+        format!("{}: {} tensors from {} samples", args.output.display(), outcome.tensors, outcome.samples)
+    })?;
+    Ok(ExitStatus::Passed)
+}
+
+fn write_table(table: &CalibrationTable, path: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
+    table.save(path)?;
+    if let Some(cache) = cache {
+        CalibrationCache::from_table(table).save(cache)?;
+    }
+    Ok(())
+}
+
+fn describe(outcome: &Outcome<'_>) -> String {
+    let mut text = format!(
+        "{} tensors from {} samples in {:.2} s ({:.1} samples/s), peak memory {:.0} MB",
+        outcome.tensors,
+        outcome.samples,
+        outcome.seconds,
+        outcome.images_per_second,
+        outcome.peak_rss_bytes as f64 / 1e6
+    );
+    if let (Some(table), Some(method)) = (outcome.table, &outcome.method) {
+        text.push_str(&format!("\ntable: {} (method {method})", table.display()));
+    }
+    if let Some(histograms) = outcome.histograms {
+        text.push_str(&format!("\nhistograms: {}", histograms.display()));
+    }
+    for skipped in &outcome.skipped {
+        text.push_str(&format!("\nskipped {skipped}"));
+    }
+    text
+}
+
+/// Part i of n, counted from 1.
+struct Shard {
+    index: usize,
+    count: usize,
+    shards: Shards,
+}
+
+impl Shard {
+    /// Every n-th block of five samples, so that every shard holds out its share of the same samples as a single run.
+    fn part(&self, indices: &[usize]) -> Vec<usize> {
+        indices
+            .chunks(crate::pipeline::calibration::HOLD_OUT)
+            .enumerate()
+            .filter(|(block, _)| block % self.count == self.index)
+            .flat_map(|(_, block)| block.iter().copied())
+            .collect()
+    }
+}
+
+fn parse_shard(text: &str) -> Result<Shard, ConfigError> {
+    let invalid = || ConfigError::Value { key: "shard", reason: format!("`{text}` does not read like 2/8") };
+    let (index, count) = text.split_once('/').ok_or_else(invalid)?;
+    let (index, count): (u32, u32) = (index.parse().map_err(|_| invalid())?, count.parse().map_err(|_| invalid())?);
+    let zero_based = index.checked_sub(1).ok_or_else(invalid)?;
+    let shards = Shards::one(zero_based, count).ok_or_else(invalid)?;
+    Ok(Shard { index: zero_based as usize, count: count as usize, shards })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_hold_out_what_a_single_run_holds_out() {
+        use std::collections::BTreeSet;
+
+        use crate::pipeline::calibration::hold_out;
+        let indices: Vec<usize> = (100..223).collect();
+        let (mut fit, mut held) = (BTreeSet::new(), BTreeSet::new());
+        for index in 1..=4 {
+            let (part_fit, part_held) = hold_out(&parse_shard(&format!("{index}/4")).unwrap().part(&indices));
+            fit.extend(part_fit);
+            held.extend(part_held);
+        }
+        let (whole_fit, whole_held) = hold_out(&indices);
+        assert_eq!((fit, held), (whole_fit.into_iter().collect(), whole_held.into_iter().collect()));
+        assert!(parse_shard("0/4").is_err() && parse_shard("5/4").is_err() && parse_shard("1").is_err());
+    }
+}

@@ -1,0 +1,277 @@
+//! `calib compare`: the same samples through a reference and one or several targets.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::{
+    ExitStatus, Printer,
+    settings::{Apply, Session, control},
+};
+use crate::{
+    backend::{Backend, BuildOptions, ExecutionProvider, Runner, onnxruntime::OnnxRuntime, tensorrt::EngineSidecar},
+    cli::{CompareArgs, GlobalArgs},
+    compare::{CompareOptions, ComparisonResult, Gate, GateResult},
+    config::RunConfig,
+    npz::{read_npz, write_npz},
+    onnx::Model,
+    pipeline::{
+        evaluation::{EvaluateOptions, class_names, evaluate},
+        recorded::{Recorder, SavedOutputs},
+    },
+};
+
+/// What is to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Spec {
+    /// ONNX Runtime; without a file, the float model.
+    OnnxRuntime(Option<PathBuf>, ExecutionProvider),
+    /// Outputs that were saved before.
+    Saved(PathBuf),
+    /// A TensorRT engine.
+    Engine(PathBuf),
+}
+
+impl Spec {
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let file = |rest: &str| (!rest.is_empty()).then(|| PathBuf::from(rest));
+        if text == "ort" || text.starts_with("ort:") {
+            return Ok(Self::OnnxRuntime(file(text.get(4..).unwrap_or("")), ExecutionProvider::Cpu));
+        }
+        if text == "ort-cuda" || text.starts_with("ort-cuda:") {
+            return Ok(Self::OnnxRuntime(file(text.get(9..).unwrap_or("")), ExecutionProvider::Cuda(0)));
+        }
+        if let Some(engine) = text.strip_prefix("trt:") {
+            return Ok(Self::Engine(engine.into()));
+        }
+        let ending = Path::new(text).extension().map(|ending| ending.to_string_lossy().to_lowercase());
+        match ending.as_deref() {
+            Some("onnx") => Ok(Self::OnnxRuntime(Some(text.into()), ExecutionProvider::Cpu)),
+            Some("npz") => Ok(Self::Saved(text.into())),
+            Some("plan" | "engine" | "trt") => Ok(Self::Engine(text.into())),
+            _ => anyhow::bail!(
+                "`{text}` names nothing that can be run; use ort, ort:FILE.onnx, ort-cuda[:FILE.onnx], trt:FILE.plan, or a \
+                 file ending in .onnx, .npz, .plan, .engine or .trt"
+            ),
+        }
+    }
+}
+
+/// The outcome for one target.
+#[derive(Serialize)]
+struct TargetOutcome {
+    target: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<ComparisonResult>,
+    gates: Vec<GateResult>,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    passed: bool,
+    reference: String,
+    samples: usize,
+    skipped: Vec<String>,
+    targets: Vec<TargetOutcome>,
+}
+
+/// Compares.
+pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs) -> anyhow::Result<ExitStatus> {
+    let gates = args.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?;
+    let reference_spec = Spec::parse(&args.reference)?;
+    let specs = args.targets.iter().map(|target| Spec::parse(target)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut config = RunConfig::default();
+    args.data.apply(&mut config)?;
+    args.runtime.apply(&mut config)?;
+    config.model = args.model.clone().or_else(|| float_model(&reference_spec, &specs));
+    fill_from_sidecar(&mut config, &specs);
+    if let Some(Spec::Engine(path)) = [&reference_spec].into_iter().chain(&specs).find(|s| matches!(s, Spec::Engine(_)))
+    {
+        anyhow::ensure!(path.exists(), "there is no engine {}; `calib build` makes one", path.display());
+        anyhow::bail!("running engines is not part of this version: {} was not compared", path.display());
+    }
+    anyhow::ensure!(
+        config.model.is_some(),
+        "which float model `ort` stands for is not known; name it with --model FILE, or write --ref ort:FILE.onnx"
+    );
+    let mut session = Session::open(config, global.ort_library.as_deref(), printer)?;
+    let samples = args.samples.unwrap_or(0);
+    let count = session.data.collection.dataset.len();
+    let indices: Vec<usize> = if samples == 0 || samples >= count {
+        (0..count).collect()
+    } else {
+        session.data.split(session.config.seed, 0, samples).evaluation
+    };
+    let runtime = session.runtime;
+    let mut reference = runner(runtime, &reference_spec, &session)?;
+    let mut runners = Vec::new();
+    let mut outcomes: Vec<TargetOutcome> = Vec::new();
+    for (spec, name) in specs.iter().zip(&args.targets) {
+        runners.push(runner(runtime, spec, &session).with_context(|| format!("target {name}"))?);
+        outcomes.push(TargetOutcome { target: name.clone(), error: None, result: None, gates: Vec::new() });
+    }
+    let (reference_log, target_log) = (Recorder::log(), Recorder::log());
+    if args.save_reference.is_some() {
+        reference = Box::new(Recorder::new(reference, reference_log.clone()));
+    }
+    if args.save_target.is_some() && !runners.is_empty() {
+        let first = runners.remove(0);
+        runners.insert(0, Box::new(Recorder::new(first, target_log.clone())));
+    }
+    let options = EvaluateOptions {
+        batch: session.batch,
+        policy: session.policy,
+        compare: CompareOptions {
+            class_names: class_names(&session.data.collection.names),
+            ..CompareOptions::default()
+        },
+    };
+    let bar = printer.progress(indices.len() as u64, "comparing");
+    let progress = |samples: usize| bar.inc(samples as u64);
+    let control = control(session.threads, &progress);
+    let dataset = &*session.data.collection.dataset;
+    let evaluation = evaluate(&mut *reference, &mut runners, dataset, &indices, &options, control);
+    bar.finish_and_clear();
+    let evaluation = evaluation?;
+    for (outcome, result) in outcomes.iter_mut().zip(evaluation.targets) {
+        match result {
+            Ok(result) => {
+                outcome.gates = gates.iter().map(|gate| gate.evaluate(&result)).collect();
+                outcome.result = Some(result);
+            }
+            Err(error) => outcome.error = Some(super::describe(&error.into())),
+        }
+    }
+    if let Some(path) = &args.save_reference {
+        write_npz(path, &Recorder::take(&reference_log)?)?;
+    }
+    if let Some(path) = &args.save_target {
+        write_npz(path, &Recorder::take(&target_log)?)?;
+    }
+    session.data.collection.passed_over.clear();
+    let failed: Vec<String> =
+        outcomes.iter().filter_map(|o| Some(format!("{}: {}", o.target, o.error.as_ref()?))).collect();
+    let outcome = Outcome {
+        passed: outcomes.iter().all(|outcome| outcome.gates.iter().all(|gate| gate.passed)) && failed.is_empty(),
+        reference: args.reference.clone(),
+        samples: evaluation.ids.len(),
+        skipped: evaluation.summary.skipped.iter().map(ToString::to_string).collect(),
+        targets: outcomes,
+    };
+    printer.outcome(&outcome, || describe(&outcome))?;
+    anyhow::ensure!(failed.is_empty(), "a target could not be run: {}", failed.join("; "));
+    Ok(if outcome.passed { ExitStatus::Passed } else { ExitStatus::GateFailed })
+}
+
+/// The model that tells inputs and data: the reference's file, or the engine's sidecar, or the first target's file.
+fn float_model(reference: &Spec, targets: &[Spec]) -> Option<PathBuf> {
+    let file = |spec: &Spec| match spec {
+        Spec::OnnxRuntime(path, _) => path.clone(),
+        Spec::Saved(_) | Spec::Engine(_) => None,
+    };
+    file(reference).or_else(|| {
+        if *reference == Spec::OnnxRuntime(None, ExecutionProvider::Cpu) { None } else { targets.iter().find_map(file) }
+    })
+}
+
+/// Model, data and labels that `calib build` wrote beside an engine, where the command line is silent.
+fn fill_from_sidecar(config: &mut RunConfig, targets: &[Spec]) {
+    for spec in targets {
+        let Spec::Engine(path) = spec else { continue };
+        let Ok(sidecar) = EngineSidecar::load(path) else { continue };
+        let model = sidecar.reference.unwrap_or(sidecar.model);
+        config.model.get_or_insert(model);
+        config.data = config.data.take().or(sidecar.data);
+        config.labels = config.labels.take().or(sidecar.labels);
+    }
+}
+
+fn runner(runtime: OnnxRuntime, spec: &Spec, session: &Session) -> anyhow::Result<Box<dyn Runner>> {
+    match spec {
+        Spec::OnnxRuntime(file, provider) => {
+            let build = BuildOptions { threads: session.threads, provider: *provider, ..BuildOptions::default() };
+            let model = match file {
+                Some(path) => Model::load(path)?,
+                None => session.subject.float.clone(),
+            };
+            Ok(runtime.build(&model, &build)?)
+        }
+        Spec::Saved(path) => Ok(Box::new(SavedOutputs::new(read_npz(path)?, path)?)),
+        Spec::Engine(path) => anyhow::bail!("running engines is not part of this version: {}", path.display()),
+    }
+}
+
+fn describe(outcome: &Outcome) -> String {
+    let mut text = format!("{} samples against {}\n", outcome.samples, outcome.reference);
+    for skipped in &outcome.skipped {
+        text.push_str(&format!("skipped {skipped}\n"));
+    }
+    for target in &outcome.targets {
+        text.push_str(&format!("\n{}\n", target.target));
+        if let Some(error) = &target.error {
+            text.push_str(&format!("  not run: {error}\n"));
+        }
+        let Some(result) = &target.result else { continue };
+        for output in &result.outputs {
+            let sqnr = output.sqnr_db.map_or_else(|| "equal".to_owned(), |db| format!("SQNR {db:.2} dB"));
+            text.push_str(&format!(
+                "  {}: {sqnr}, cosine {:.6}, max abs {:.4e}, mean abs {:.4e}, relative L2 {:.4e}\n",
+                output.name, output.cosine, output.max_abs, output.mean_abs, output.rel_l2
+            ));
+        }
+        for task in &result.tasks {
+            if let Some(agreement) = &task.agreement {
+                text.push_str(&format!(
+                    "  {}: top-1 agreement {:.4} [{:.4}, {:.4}], top-5 overlap {:.4}, same five {:.4}, first in five {:.4}\n",
+                    task.output,
+                    agreement.top1,
+                    agreement.top1_interval[0],
+                    agreement.top1_interval[1],
+                    agreement.top5_overlap,
+                    agreement.top5_set,
+                    agreement.ref_top1_in_top5
+                ));
+            }
+            if let (Some(target), Some(reference)) = (&task.accuracy, &task.reference_accuracy) {
+                let p = target.mcnemar_p.map_or_else(String::new, |p| format!(", McNemar p = {p:.3}"));
+                text.push_str(&format!(
+                    "  {}: accuracy top-1 {:.4} (reference {:.4}), top-5 {:.4} (reference {:.4}){p}\n",
+                    task.output, target.top1, reference.top1, target.top5, reference.top5
+                ));
+            }
+            if let Some(maps) = &task.segmentation {
+                text.push_str(&format!(
+                    "  {}: pixel agreement {:.4}, mean IoU {:.4}\n",
+                    task.output, maps.pixel_agreement, maps.mean_iou
+                ));
+            }
+        }
+        for gate in &target.gates {
+            let value = gate.value.map_or_else(|| gate.note.clone().unwrap_or_default(), |value| format!("{value:.4}"));
+            let verdict = if gate.passed { "passed" } else { "FAILED" };
+            text.push_str(&format!("  gate {}={}: {verdict} ({value})\n", gate.metric.name(), gate.threshold));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specs_by_prefix_and_by_ending() {
+        let ort = |file: Option<&str>| Spec::OnnxRuntime(file.map(PathBuf::from), ExecutionProvider::Cpu);
+        assert_eq!(Spec::parse("ort").unwrap(), ort(None));
+        assert_eq!(Spec::parse("ort:a.onnx").unwrap(), ort(Some("a.onnx")));
+        assert_eq!(Spec::parse("dir/a.ONNX").unwrap(), ort(Some("dir/a.ONNX")));
+        assert_eq!(Spec::parse("ort-cuda").unwrap(), Spec::OnnxRuntime(None, ExecutionProvider::Cuda(0)));
+        assert_eq!(Spec::parse("x.engine").unwrap(), Spec::Engine("x.engine".into()));
+        assert_eq!(Spec::parse("trt:x").unwrap(), Spec::Engine("x".into()));
+        assert_eq!(Spec::parse("x.npz").unwrap(), Spec::Saved("x.npz".into()));
+        assert!(Spec::parse("x.pb").unwrap_err().to_string().contains("`x.pb`"));
+    }
+}
