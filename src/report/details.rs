@@ -19,6 +19,7 @@ pub(super) fn method_name(method: Method) -> &'static str {
     }
 }
 
+/// The name of what was tried: a method, or the best of each tensor.
 fn candidate_name(name: &str) -> String {
     match Method::ALL.into_iter().find(|method| method.name() == name) {
         Some(method) => method_name(method).to_owned(),
