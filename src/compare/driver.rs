@@ -107,15 +107,17 @@ impl Comparison {
             let name = &output.pair.reference;
             let r = find(reference, name, "reference")?;
             let t = find(target, &output.pair.target, "target")?;
-            if r.shape() != t.shape() {
-                return Err(CompareError::Shape {
-                    output: name.clone(),
-                    reference: r.shape().to_vec(),
-                    target: t.shape().to_vec(),
-                });
-            }
             for (index, sample) in samples.iter().enumerate() {
-                let (r, t) = (row(r.view(), name, index, samples.len())?, row(t.view(), name, index, samples.len())?);
+                let row_r = row(r.view(), name, index, samples.len())?;
+                let row_t = row(t.view(), name, index, samples.len())?;
+                if row_r.shape != row_t.shape {
+                    return Err(CompareError::Shape {
+                        output: name.clone(),
+                        reference: r.shape().to_vec(),
+                        target: t.shape().to_vec(),
+                    });
+                }
+                let (r, t) = (row_r, row_t);
                 output.sums.add(&PairSums::of(r.values, t.values, f32::INFINITY));
                 let options = &self.options;
                 let task = output.task.get_or_insert_with(|| Task::new(r, name, options, !labels_taken, !masks_taken));

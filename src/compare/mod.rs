@@ -9,6 +9,7 @@ mod gates;
 pub mod graphwise;
 mod kind;
 mod metrics;
+mod saved;
 mod segmentation;
 
 pub use agreement::{FIVE, TopK, top_k};
@@ -16,6 +17,7 @@ pub use driver::{CompareOptions, Comparison, Sample};
 pub use gates::{Direction, Gate, GateError, GateResult, Metric};
 pub use kind::OutputKind;
 pub use metrics::PairSums;
+pub use saved::{OutputsWriter, SavedError, SavedOutputs};
 pub use segmentation::ClassMap;
 
 use std::collections::BTreeMap;

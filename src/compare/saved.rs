@@ -1,0 +1,272 @@
+//! Outputs of a model, saved as `.npz` to be compared later or with what another program gave.
+//!
+//! Each output is an array whose first axis runs over the samples. The entry `samples.json` holds their names in the
+//! same order; files that other programs wrote lack it, and then row n belongs to the n-th sample compared.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufWriter, Seek},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    artifact::{ArtifactError, write_atomic_with},
+    npz::{Archive, Array, ArrayError, start_array, stored, write_values},
+    tensor::{ElementType, Tensor, TensorMap},
+};
+
+/// Entry of the archive with the names of the samples.
+const SAMPLES: &str = "samples.json";
+
+/// Why outputs cannot be saved or used.
+#[derive(Debug, thiserror::Error)]
+pub enum SavedError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    Read(#[from] ArrayError),
+    /// The file cannot be written.
+    #[error(transparent)]
+    Write(#[from] ArtifactError),
+    /// A temporary file or a window of the saved data failed.
+    #[error("cannot access saved outputs")]
+    Io(#[from] io::Error),
+    /// The file does not hold what is needed.
+    #[error("{path}: {reason}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// What shall be saved does not fit what was saved before.
+    #[error("output `{output}` cannot be saved: {reason}")]
+    Output {
+        /// The output.
+        output: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Saved outputs; rows are read when they are asked for.
+#[derive(Debug)]
+pub struct SavedOutputs {
+    path: PathBuf,
+    arrays: Vec<(String, Array)>,
+    samples: usize,
+    rows: Option<BTreeMap<String, usize>>,
+}
+
+impl SavedOutputs {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// No archive of arrays, or arrays of different lengths.
+    pub fn open(path: &Path) -> Result<Self, SavedError> {
+        let invalid = |reason| SavedError::Content { path: path.to_owned(), reason };
+        let Archive { arrays, others } = Archive::open(path)?;
+        let lengths: Vec<usize> = arrays.iter().map(|(_, array)| array.shape().first().copied().unwrap_or(0)).collect();
+        let samples = lengths.first().copied().unwrap_or(0);
+        if let Some(odd) = lengths.iter().position(|&length| length != samples) {
+            let (first, other) = (&arrays[0].0, &arrays[odd].0);
+            return Err(invalid(format!(
+                "`{first}` has {samples} rows and `{other}` has {}; the first axis must run over the samples",
+                lengths[odd]
+            )));
+        }
+        let names = others.iter().find(|(name, _)| name == SAMPLES).map(|(_, content)| serde_json::from_slice(content));
+        let names: Option<Vec<String>> = names.transpose().map_err(|error| invalid(format!("{SAMPLES}: {error}")))?;
+        let rows = names.map(|names| names.into_iter().enumerate().map(|(row, name)| (name, row)).collect());
+        if rows.as_ref().is_some_and(|rows: &BTreeMap<String, usize>| rows.len() != samples) {
+            return Err(invalid(format!("{SAMPLES} does not name each of the {samples} samples once")));
+        }
+        Ok(Self { path: path.to_owned(), arrays, samples, rows })
+    }
+
+    /// Names of the outputs, in the order of the file.
+    pub fn outputs(&self) -> Vec<String> {
+        self.arrays.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.samples
+    }
+
+    /// True without samples.
+    pub fn is_empty(&self) -> bool {
+        self.samples == 0
+    }
+
+    /// Outputs of the samples `ids`, of which `first` samples were asked for before: found by name where the file has
+    /// names, by position otherwise.
+    pub fn batch(&self, first: usize, ids: &[&str]) -> Result<TensorMap, SavedError> {
+        let invalid = |reason| SavedError::Content { path: self.path.clone(), reason };
+        let row = |(index, &id): (usize, &&str)| match &self.rows {
+            Some(rows) => rows.get(id).copied().ok_or_else(|| invalid(format!("it holds no outputs of sample {id}"))),
+            None if first + index < self.samples => Ok(first + index),
+            None => Err(invalid(format!("it holds outputs of {} samples, and more are compared", self.samples))),
+        };
+        let rows: Vec<usize> = ids.iter().enumerate().map(row).collect::<Result<_, _>>()?;
+        let mut outputs = TensorMap::new();
+        for (name, array) in &self.arrays {
+            let mut shape = array.shape().to_vec();
+            let mut values = array.rows(0..0)?.values().clone();
+            for &row in &rows {
+                // Rows of one array have one type, so this cannot fail.
+                let _same_type = values.extend(array.rows(row..row + 1)?.view().values);
+            }
+            if let Some(extent) = shape.first_mut() {
+                *extent = rows.len();
+            }
+            outputs.insert(name.clone(), Tensor::new(shape, values).map_err(io::Error::other)?);
+        }
+        Ok(outputs)
+    }
+}
+
+/// Saves outputs batch by batch. What was pushed waits in temporary files, not in memory.
+#[derive(Debug)]
+pub struct OutputsWriter {
+    samples: Vec<String>,
+    columns: Vec<Column>,
+}
+
+#[derive(Debug)]
+struct Column {
+    name: String,
+    /// Type and shape of a sample, once one was seen.
+    row: Option<(ElementType, Vec<usize>)>,
+    data: BufWriter<File>,
+}
+
+impl OutputsWriter {
+    /// A writer of these outputs, in this order.
+    pub fn new(outputs: &[String]) -> Result<Self, SavedError> {
+        let column =
+            |name: &String| Ok(Column { name: name.clone(), row: None, data: BufWriter::new(tempfile::tempfile()?) });
+        Ok(Self { samples: Vec::new(), columns: outputs.iter().map(column).collect::<io::Result<_>>()? })
+    }
+
+    /// Adds the outputs of a batch. bfloat16, which NumPy lacks, becomes float32.
+    pub fn push(&mut self, ids: &[&str], outputs: &TensorMap) -> Result<(), SavedError> {
+        for column in &mut self.columns {
+            let invalid = |reason| SavedError::Output { output: column.name.clone(), reason };
+            let tensor = outputs.get(&column.name).ok_or_else(|| invalid("it is missing".to_owned()))?;
+            let shape = match tensor.shape().split_first() {
+                Some((&batch, row)) if batch == ids.len() => row,
+                _ if ids.len() == 1 => tensor.shape(),
+                _ => return Err(invalid(format!("{:?} is no batch of {} samples", tensor.shape(), ids.len()))),
+            };
+            let row = (tensor.element_type(), shape.to_vec());
+            if column.row.get_or_insert_with(|| row.clone()) != &row {
+                return Err(invalid(format!("samples differ in shape or type ({row:?})")));
+            }
+            write_values(&mut column.data, tensor.view().values)?;
+        }
+        self.samples.extend(ids.iter().map(|&id| id.to_owned()));
+        Ok(())
+    }
+
+    /// Writes the archive.
+    pub fn finish(self, path: &Path) -> Result<(), SavedError> {
+        let mut columns = Vec::with_capacity(self.columns.len());
+        for Column { name, row, data } in self.columns {
+            let mut file = data.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.rewind()?;
+            columns.push((name, row.unwrap_or((ElementType::F32, Vec::new())), file));
+        }
+        write_atomic_with(path, |writer| {
+            let mut archive = zip::ZipWriter::new(writer);
+            for (name, (element_type, row), file) in &mut columns {
+                start_array(&mut archive, name, *element_type, &[&[self.samples.len()], row.as_slice()].concat())?;
+                io::copy(file, &mut archive)?;
+            }
+            archive.start_file(SAMPLES, stored())?;
+            serde_json::to_writer(&mut archive, &self.samples)?;
+            archive.finish()?;
+            Ok(())
+        })?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::tensor::Values;
+
+    fn outputs(start: i64, count: usize) -> TensorMap {
+        let ids = (start..start + count as i64).flat_map(|i| [i, -i]).collect();
+        let floats = (start..start + count as i64).map(|i| half::bf16::from_f32(i as f32)).collect();
+        TensorMap::from([
+            ("/fc/out:0".to_owned(), Tensor::new(vec![count, 2], Values::I64(ids)).unwrap()),
+            ("a".to_owned(), Tensor::new(vec![count], Values::Bf16(floats)).unwrap()),
+        ])
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn outputs_come_back_by_sample_name_in_any_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("reference.npz");
+        let mut writer = OutputsWriter::new(&names(&["a", "/fc/out:0"])).unwrap();
+        writer.push(&["x.jpg", "y.jpg"], &outputs(0, 2)).unwrap();
+        writer.push(&["z.jpg"], &outputs(2, 1)).unwrap();
+        writer.finish(&path).unwrap();
+        let saved = SavedOutputs::open(&path).unwrap();
+        assert_eq!((saved.outputs(), saved.len()), (names(&["a", "/fc/out:0"]), 3));
+        let batch = saved.batch(0, &["z.jpg", "y.jpg"]).unwrap();
+        assert_eq!(batch["/fc/out:0"], Tensor::new(vec![2, 2], Values::I64(vec![2, -2, 1, -1])).unwrap());
+        assert_eq!(batch["a"], Tensor::from_f32(vec![2], vec![2.0, 1.0]).unwrap());
+        let error = saved.batch(0, &["q.jpg"]).unwrap_err().to_string();
+        assert!(error.ends_with("reference.npz: it holds no outputs of sample q.jpg"), "{error}");
+    }
+
+    #[test]
+    fn foreign_files_go_by_position() {
+        let folder = tempfile::tempdir().unwrap();
+        let save = |entries: &[(&str, usize)], samples: Option<&str>| {
+            let path = folder.path().join("foreign.npz");
+            let mut archive = zip::ZipWriter::new(File::create(&path).unwrap());
+            for &(name, rows) in entries {
+                start_array(&mut archive, name, ElementType::U8, &[rows]).unwrap();
+                archive.write_all(&(0..rows as u8).collect::<Vec<_>>()).unwrap();
+            }
+            if let Some(samples) = samples {
+                archive.start_file(SAMPLES, stored()).unwrap();
+                archive.write_all(samples.as_bytes()).unwrap();
+            }
+            archive.finish().unwrap();
+            SavedOutputs::open(&path).map_err(|error| error.to_string())
+        };
+        let saved = save(&[("p", 3)], None).unwrap();
+        assert_eq!(*saved.batch(1, &["b", "c"]).unwrap()["p"].values(), Values::U8(vec![1, 2]));
+        assert!(saved.batch(2, &["c", "d"]).unwrap_err().to_string().contains("outputs of 3 samples, and more"));
+        assert!(save(&[("p", 3), ("q", 2)], None).unwrap_err().contains("`p` has 3 rows and `q` has 2"));
+        assert!(save(&[("p", 2)], Some(r#"["a", "a"]"#)).unwrap_err().contains("each of the 2 samples once"));
+        assert!(save(&[("p", 2)], Some("[")).unwrap_err().contains("samples.json: EOF"));
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_not_saved() {
+        let mut writer = OutputsWriter::new(&names(&["a"])).unwrap();
+        writer.push(&["0"], &outputs(0, 1)).unwrap();
+        let other = TensorMap::from([("a".to_owned(), Tensor::from_f32(vec![1, 2], vec![0.0; 2]).unwrap())]);
+        assert!(writer.push(&["1"], &other).unwrap_err().to_string().contains("samples differ in shape or type"));
+        assert!(writer.push(&["1", "2"], &other).unwrap_err().to_string().contains("[1, 2] is no batch of 2 samples"));
+        assert!(
+            writer
+                .push(&["1"], &TensorMap::new())
+                .unwrap_err()
+                .to_string()
+                .contains("`a` cannot be saved: it is missing")
+        );
+    }
+}
