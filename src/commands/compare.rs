@@ -10,16 +10,12 @@ use super::{
     settings::{Apply, Session, control},
 };
 use crate::{
-    backend::{Backend, BuildOptions, ExecutionProvider, Runner, onnxruntime::OnnxRuntime, tensorrt::EngineSidecar},
+    backend::{Backend, BuildOptions, ExecutionProvider, tensorrt::EngineSidecar},
     cli::{CompareArgs, GlobalArgs},
-    compare::{CompareOptions, ComparisonResult, Gate, GateResult},
+    compare::{CompareOptions, ComparisonResult, Gate, GateResult, SavedOutputs},
     config::RunConfig,
-    npz::{read_npz, write_npz},
     onnx::Model,
-    pipeline::{
-        evaluation::{EvaluateOptions, class_names, evaluate},
-        recorded::{Recorder, SavedOutputs},
-    },
+    pipeline::evaluation::{EvaluateOptions, Outputs, Recorder, class_names, evaluate},
 };
 
 /// What is to be run.
@@ -97,7 +93,7 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
         config.model.is_some(),
         "which float model `ort` stands for is not known; name it with --model FILE, or write --ref ort:FILE.onnx"
     );
-    let mut session = Session::open(config, global.ort_library.as_deref(), printer)?;
+    let session = Session::open(config, global.ort_library.as_deref(), printer)?;
     let samples = args.samples.unwrap_or(0);
     let count = session.data.collection.dataset.len();
     let indices: Vec<usize> = if samples == 0 || samples >= count {
@@ -105,21 +101,13 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
     } else {
         session.data.split(session.config.seed, 0, samples).evaluation
     };
-    let runtime = session.runtime;
-    let mut reference = runner(runtime, &reference_spec, &session)?;
-    let mut runners = Vec::new();
+    let mut reference = Side::new(&reference_spec, &session, args.save_reference.as_deref())?;
+    let mut targets = Vec::new();
     let mut outcomes: Vec<TargetOutcome> = Vec::new();
-    for (spec, name) in specs.iter().zip(&args.targets) {
-        runners.push(runner(runtime, spec, &session).with_context(|| format!("target {name}"))?);
+    for (index, (spec, name)) in specs.iter().zip(&args.targets).enumerate() {
+        let save = args.save_target.as_deref().filter(|_| index == 0);
+        targets.push(Side::new(spec, &session, save).with_context(|| format!("target {name}"))?);
         outcomes.push(TargetOutcome { target: name.clone(), error: None, result: None, gates: Vec::new() });
-    }
-    let (reference_log, target_log) = (Recorder::log(), Recorder::log());
-    if args.save_reference.is_some() {
-        reference = Box::new(Recorder::new(reference, reference_log.clone()));
-    }
-    if args.save_target.is_some() && !runners.is_empty() {
-        let first = runners.remove(0);
-        runners.insert(0, Box::new(Recorder::new(first, target_log.clone())));
     }
     let options = EvaluateOptions {
         batch: session.batch,
@@ -133,7 +121,8 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
     let progress = |samples: usize| bar.inc(samples as u64);
     let control = control(session.threads, &progress);
     let dataset = &*session.data.collection.dataset;
-    let evaluation = evaluate(&mut *reference, &mut runners, dataset, &indices, &options, control);
+    let mut sides: Vec<&mut dyn Outputs> = targets.iter_mut().map(Side::outputs).collect();
+    let evaluation = evaluate(reference.outputs(), &mut sides, dataset, &indices, &options, control);
     bar.finish_and_clear();
     let evaluation = evaluation?;
     for (outcome, result) in outcomes.iter_mut().zip(evaluation.targets) {
@@ -145,13 +134,9 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
             Err(error) => outcome.error = Some(super::describe(&error.into())),
         }
     }
-    if let Some(path) = &args.save_reference {
-        write_npz(path, &Recorder::take(&reference_log)?)?;
+    for side in std::iter::once(reference).chain(targets) {
+        side.finish()?;
     }
-    if let Some(path) = &args.save_target {
-        write_npz(path, &Recorder::take(&target_log)?)?;
-    }
-    session.data.collection.passed_over.clear();
     let failed: Vec<String> =
         outcomes.iter().filter_map(|o| Some(format!("{}: {}", o.target, o.error.as_ref()?))).collect();
     let outcome = Outcome {
@@ -189,18 +174,45 @@ fn fill_from_sidecar(config: &mut RunConfig, targets: &[Spec]) {
     }
 }
 
-fn runner(runtime: OnnxRuntime, spec: &Spec, session: &Session) -> anyhow::Result<Box<dyn Runner>> {
-    match spec {
-        Spec::OnnxRuntime(file, provider) => {
-            let build = BuildOptions { threads: session.threads, provider: *provider, ..BuildOptions::default() };
-            let model = match file {
-                Some(path) => Model::load(path)?,
-                None => session.subject.float.clone(),
-            };
-            Ok(runtime.build(&model, &build)?)
+/// What gives outputs, and where they are saved on the way.
+enum Side {
+    Plain(Box<dyn Outputs>),
+    Recorded(Recorder, PathBuf),
+}
+
+impl Side {
+    fn new(spec: &Spec, session: &Session, save: Option<&Path>) -> anyhow::Result<Self> {
+        let outputs: Box<dyn Outputs> = match spec {
+            Spec::OnnxRuntime(file, provider) => {
+                let build = BuildOptions { threads: session.threads, provider: *provider, ..BuildOptions::default() };
+                let model = match file {
+                    Some(path) => Model::load(path)?,
+                    None => session.subject.float.clone(),
+                };
+                Box::new(session.runtime.build(&model, &build)?)
+            }
+            Spec::Saved(path) => Box::new(SavedOutputs::open(path)?),
+            Spec::Engine(path) => anyhow::bail!("running engines is not part of this version: {}", path.display()),
+        };
+        match save {
+            Some(path) => Ok(Self::Recorded(Recorder::new(outputs)?, path.to_owned())),
+            None => Ok(Self::Plain(outputs)),
         }
-        Spec::Saved(path) => Ok(Box::new(SavedOutputs::new(read_npz(path)?, path)?)),
-        Spec::Engine(path) => anyhow::bail!("running engines is not part of this version: {}", path.display()),
+    }
+
+    fn outputs(&mut self) -> &mut dyn Outputs {
+        match self {
+            Self::Plain(outputs) => &mut **outputs,
+            Self::Recorded(recorder, _) => recorder,
+        }
+    }
+
+    /// Writes what was recorded.
+    fn finish(self) -> anyhow::Result<()> {
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Recorded(recorder, path) => Ok(recorder.finish(&path)?),
+        }
     }
 }
 

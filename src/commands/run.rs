@@ -25,7 +25,7 @@ use crate::{
     dataset::{PrefetchOptions, Split, prefetch},
     pipeline::{
         calibration::{Chosen, choose_table, observe_samples},
-        evaluation::{EvaluateOptions, Evaluation, class_names, evaluate},
+        evaluation::{EvaluateOptions, Evaluation, Outputs, class_names, evaluate},
     },
     quantize::Precision,
     tensor::TensorMap,
@@ -314,11 +314,15 @@ impl<'a> Job<'a> {
                 ..CompareOptions::default()
             },
         };
-        let mut runners: Vec<Box<dyn Runner>> = targets.iter_mut().filter_map(|target| target.runner.take()).collect();
+        let mut runners: Vec<&mut dyn Outputs> = targets
+            .iter_mut()
+            .filter_map(|target| target.runner.as_mut())
+            .map(|runner| runner as &mut dyn Outputs)
+            .collect();
         let bar = self.printer.progress(self.split.evaluation.len() as u64, "comparing");
         let progress = |samples: usize| bar.inc(samples as u64);
         let evaluation = evaluate(
-            &mut *session.reference,
+            &mut session.reference,
             &mut runners,
             &*session.data.collection.dataset,
             &self.split.evaluation,
@@ -326,10 +330,6 @@ impl<'a> Job<'a> {
             control(session.threads, &progress),
         );
         bar.finish_and_clear();
-        let mut runners = runners.into_iter();
-        for target in targets.iter_mut().filter(|target| target.error.is_none()) {
-            target.runner = runners.next();
-        }
         Ok(evaluation?)
     }
 

@@ -200,7 +200,7 @@ impl Session {
                 preset: config.preset.clone(),
                 preprocessor: config.preprocessor.clone(),
             };
-            open_data(&subject, &settings, &mut *reference, &evaluate, control)?
+            open_data(&subject, &settings, &mut reference, &evaluate, control)?
         };
         match &data.provenance {
             Provenance::Given(_) | Provenance::None => {}

@@ -104,7 +104,7 @@ pub(super) struct Flips {
 pub(super) fn scored(scores: &[f64], best: &[usize], names: &[String]) -> Vec<Scored> {
     let entry = |&class: &usize| Scored {
         class: class as u32,
-        name: names.get(class).cloned(),
+        name: names.get(class).filter(|name| !name.is_empty()).cloned(),
         score: (scores[class] as f32).clamp(f32::MIN, f32::MAX),
     };
     best.iter().take(FIVE).map(entry).collect()

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Instant};
 
 use super::{
     Control, PipelineError,
-    evaluation::{EvaluateOptions, evaluate},
+    evaluation::{EvaluateOptions, Outputs, evaluate},
     model::Subject,
 };
 use crate::{
@@ -173,7 +173,8 @@ pub fn choose_table(
     let held = &held[..held.len().min(MEASURED)];
     let evaluate_options =
         EvaluateOptions { batch: options.batch, policy: options.policy, compare: CompareOptions::default() };
-    let evaluation = evaluate(&mut *reference, &mut runners, dataset, held, &evaluate_options, control)?;
+    let mut targets: Vec<&mut dyn Outputs> = runners.iter_mut().map(|runner| runner as &mut dyn Outputs).collect();
+    let evaluation = evaluate(&mut reference, &mut targets, dataset, held, &evaluate_options, control)?;
     let measured_on = evaluation.ids.len();
     let candidates = choices
         .iter()

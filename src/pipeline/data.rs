@@ -4,15 +4,12 @@ use std::path::PathBuf;
 
 use super::{
     Control, PipelineError,
-    evaluation::{EvaluateOptions, evaluate},
+    evaluation::{EvaluateOptions, Outputs, evaluate},
     model::Subject,
 };
-use crate::{
-    backend::Runner,
-    dataset::{
-        Collection, DataOptions, DatasetError, Extent, PRESETS, Preprocess, Split, holds_images, image_size,
-        load_classes, load_preprocessor, open, split,
-    },
+use crate::dataset::{
+    Collection, DataOptions, DatasetError, Extent, PRESETS, Preprocess, Split, holds_images, image_size, load_classes,
+    load_preprocessor, open, split,
 };
 
 /// Labelled samples that presets are tried on when none is given.
@@ -94,7 +91,7 @@ impl Data {
 pub fn open_data(
     subject: &Subject,
     settings: &DataSettings,
-    reference: &mut dyn Runner,
+    reference: &mut dyn Outputs,
     options: &EvaluateOptions,
     control: Control<'_>,
 ) -> Result<Data, PipelineError> {
@@ -192,7 +189,7 @@ fn unknown_preset(name: &str) -> PipelineError {
 
 /// How many samples the model gets right; `None` when it is no classifier or its labels do not fit.
 fn right_answers(
-    reference: &mut dyn Runner,
+    reference: &mut dyn Outputs,
     dataset: &dyn crate::dataset::Dataset,
     indices: &[usize],
     options: &EvaluateOptions,

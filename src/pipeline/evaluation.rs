@@ -1,14 +1,78 @@
 //! The same samples through a reference and any number of targets, batch by batch.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use super::{Control, PipelineError};
 use crate::{
     backend::Runner,
-    compare::{CompareOptions, Comparison, ComparisonResult, Sample},
-    dataset::{BadPolicy, Dataset, PassSummary, PrefetchOptions, prefetch},
+    compare::{CompareOptions, Comparison, ComparisonResult, OutputsWriter, Sample, SavedOutputs},
+    dataset::{BadPolicy, Batch, Dataset, PassSummary, PrefetchOptions, prefetch},
     tensor::TensorMap,
 };
+
+/// Gives the outputs of samples: by running a model, or from a file.
+pub trait Outputs {
+    /// Names of the outputs, in order.
+    fn names(&self) -> Vec<String>;
+
+    /// Outputs of a batch, of which `first` samples were asked for before.
+    fn give(&mut self, batch: &Batch, first: usize) -> Result<TensorMap, PipelineError>;
+}
+
+impl Outputs for Box<dyn Runner> {
+    fn names(&self) -> Vec<String> {
+        self.outputs().iter().map(|info| info.name.clone()).collect()
+    }
+
+    fn give(&mut self, batch: &Batch, _first: usize) -> Result<TensorMap, PipelineError> {
+        Ok(self.infer(&batch.inputs)?)
+    }
+}
+
+impl Outputs for SavedOutputs {
+    fn names(&self) -> Vec<String> {
+        self.outputs()
+    }
+
+    fn give(&mut self, batch: &Batch, first: usize) -> Result<TensorMap, PipelineError> {
+        Ok(self.batch(first, &names_of(batch))?)
+    }
+}
+
+/// Passes outputs on and saves them.
+pub struct Recorder {
+    inner: Box<dyn Outputs>,
+    writer: OutputsWriter,
+}
+
+impl Recorder {
+    /// Records what `inner` gives.
+    pub fn new(inner: Box<dyn Outputs>) -> Result<Self, PipelineError> {
+        let writer = OutputsWriter::new(&inner.names())?;
+        Ok(Self { inner, writer })
+    }
+
+    /// Writes what was recorded.
+    pub fn finish(self, path: &Path) -> Result<(), PipelineError> {
+        Ok(self.writer.finish(path)?)
+    }
+}
+
+impl Outputs for Recorder {
+    fn names(&self) -> Vec<String> {
+        self.inner.names()
+    }
+
+    fn give(&mut self, batch: &Batch, first: usize) -> Result<TensorMap, PipelineError> {
+        let outputs = self.inner.give(batch, first)?;
+        self.writer.push(&names_of(batch), &outputs)?;
+        Ok(outputs)
+    }
+}
+
+fn names_of(batch: &Batch) -> Vec<&str> {
+    batch.ids.iter().map(String::as_str).collect()
+}
 
 /// Options of [`evaluate`].
 #[derive(Clone, Debug)]
@@ -37,26 +101,23 @@ pub struct Evaluation {
 ///
 /// A sample that the reference cannot run is an error; a target that fails is given up and reported.
 pub fn evaluate(
-    reference: &mut dyn Runner,
-    targets: &mut [Box<dyn Runner>],
+    reference: &mut dyn Outputs,
+    targets: &mut [&mut dyn Outputs],
     dataset: &dyn Dataset,
     indices: &[usize],
     options: &EvaluateOptions,
     control: Control<'_>,
 ) -> Result<Evaluation, PipelineError> {
-    let names = |runner: &dyn Runner| runner.outputs().iter().map(|info| info.name.clone()).collect::<Vec<_>>();
-    let reference_names = names(reference);
-    let mut comparisons: Vec<Result<Comparison, PipelineError>> = targets
-        .iter()
-        .map(|target| Ok(Comparison::new(&reference_names, &names(&**target), options.compare.clone())?))
-        .collect();
-    let mut own = Comparison::new(&reference_names, &reference_names, options.compare.clone())?;
+    let names = reference.names();
+    let mut own = Comparison::new(&names, &names, options.compare.clone())?;
+    let mut comparisons: Vec<Result<Comparison, PipelineError>> =
+        targets.iter().map(|target| Ok(Comparison::new(&names, &target.names(), options.compare.clone())?)).collect();
     let mut ids = Vec::new();
     let prefetch_options =
         PrefetchOptions { batch: options.batch, threads: control.threads, policy: options.policy, stop: control.stop };
     let (outcome, summary) = prefetch(dataset, indices, prefetch_options, |batches| {
         for batch in batches {
-            let expected = reference.infer(&batch.inputs)?;
+            let expected = reference.give(&batch, ids.len())?;
             let samples: Vec<Sample<'_>> = batch
                 .indices
                 .iter()
@@ -66,7 +127,9 @@ pub fn evaluate(
             own.push(&samples, &expected, &expected)?;
             for (target, comparison) in targets.iter_mut().zip(&mut comparisons) {
                 let Ok(running) = comparison else { continue };
-                if let Err(error) = push(running, &mut **target, &samples, &batch.inputs, &expected) {
+                let given = target.give(&batch, ids.len());
+                let pushed = given.and_then(|given| Ok(running.push(&samples, &expected, &given)?));
+                if let Err(error) = pushed {
                     *comparison = Err(error);
                 }
             }
@@ -79,17 +142,6 @@ pub fn evaluate(
     let summary = summary?;
     let targets = comparisons.into_iter().map(|comparison| comparison.map(Comparison::finish)).collect();
     Ok(Evaluation { reference: own.finish(), targets, summary, ids })
-}
-
-fn push(
-    comparison: &mut Comparison,
-    target: &mut dyn Runner,
-    samples: &[Sample<'_>],
-    inputs: &TensorMap,
-    expected: &TensorMap,
-) -> Result<(), PipelineError> {
-    let given = target.infer(inputs)?;
-    Ok(comparison.push(samples, expected, &given)?)
 }
 
 /// Class names as a list by index; classes without a name keep an empty place.

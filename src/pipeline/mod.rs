@@ -7,7 +7,6 @@ pub mod data;
 pub mod environment;
 pub mod evaluation;
 pub mod model;
-pub mod recorded;
 
 use std::sync::atomic::AtomicBool;
 
@@ -15,7 +14,7 @@ use crate::{
     artifact::ArtifactError,
     backend::BackendError,
     calibrate::CalibrateError,
-    compare::CompareError,
+    compare::{CompareError, SavedError},
     dataset::{DatasetError, PassError},
     onnx::ModelError,
     quantize::QuantizeError,
@@ -39,6 +38,8 @@ pub enum PipelineError {
     Quantize(#[from] QuantizeError),
     #[error(transparent)]
     Compare(#[from] CompareError),
+    #[error(transparent)]
+    Saved(#[from] SavedError),
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
     #[error("{0}")]

@@ -1,0 +1,148 @@
+//! Wrong arguments and broken inputs: each its own clear message, never a panic.
+
+use std::fs;
+
+use super::{calib, demo, demo_flags, error_of, root};
+
+#[test]
+fn what_does_not_exist_is_named() {
+    let Some(mut command) = calib() else { return };
+    let error = error_of(command.args(["run", "--model", "no-such.onnx", "--data", "."]));
+    assert!(error.contains("no-such.onnx"), "{error}");
+    let error = error_of(calib().unwrap().arg("run").args(demo_flags()).args(["--data", "no/such/folder"]));
+    assert!(error.contains("no/such/folder"), "{error}");
+    let error = error_of(calib().unwrap().args(["run", "--config", "no-such.toml"]));
+    assert!(error.contains("no-such.toml"), "{error}");
+}
+
+#[test]
+fn a_run_without_model_or_data_says_what_to_pass() {
+    let Some(mut command) = calib() else { return };
+    let error = error_of(command.arg("run"));
+    assert!(error.contains("--model"), "{error}");
+    let error = error_of(calib().unwrap().args(["run", "--model"]).arg(demo("demo.onnx")));
+    assert!(error.contains("--data") && error.contains("--random-data"), "{error}");
+}
+
+#[test]
+fn wrong_values_list_the_right_ones() {
+    let Some(mut command) = calib() else { return };
+    let error = error_of(command.arg("run").args(demo_flags()).args(["--method", "kl"]));
+    assert!(error.contains("`kl`") && error.contains("entropy"), "{error}");
+    let error = error_of(calib().unwrap().arg("run").args(demo_flags()).args(["--gate", "top2=1"]));
+    assert!(error.contains("`top2`") && error.contains("top1"), "{error}");
+    let error = error_of(calib().unwrap().arg("run").args(demo_flags()).args(["--preset", "imagnet"]));
+    assert!(error.contains("`imagnet`") && error.contains("imagenet"), "{error}");
+    let error = error_of(calib().unwrap().arg("run").args(demo_flags()).args(["--precisions", "int4"]));
+    assert!(error.contains("`int4`"), "{error}");
+    let error = error_of(calib().unwrap().arg("run").args(demo_flags()).args(["--shape", "image=1x3x64x64"]));
+    assert!(error.contains("`image`") && error.contains("`input`"), "{error}");
+}
+
+#[test]
+fn a_model_that_is_no_model() {
+    let Some(mut command) = calib() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.onnx");
+    fs::write(&file, b"this is no protobuf at all").unwrap();
+    let error = error_of(command.args(["inspect"]).arg(&file));
+    assert!(error.contains("model.onnx"), "{error}");
+    let whole = fs::read(demo("demo.onnx")).unwrap();
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    let error = error_of(calib().unwrap().arg("run").args(demo_flags()).arg("--model").arg(&file));
+    assert!(error.contains("model.onnx"), "{error}");
+}
+
+#[test]
+fn a_folder_without_images_and_labels_that_match_nothing() {
+    let Some(mut command) = calib() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let error = error_of(command.arg("run").args(demo_flags()).arg("--data").arg(folder.path()));
+    assert!(error.contains("holds no samples"), "{error}");
+    let labels = folder.path().join("labels.csv");
+    fs::write(&labels, "stranger.png,3\n").unwrap();
+    let error = error_of(calib().unwrap().arg("run").args(demo_flags()).arg("--labels").arg(&labels));
+    assert!(error.contains("stranger.png") && error.contains("none of its names"), "{error}");
+}
+
+#[test]
+fn bad_images_are_skipped_and_listed_or_fail_the_run() {
+    if calib().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (data, out) = (folder.path().join("images"), folder.path().join("out"));
+    fs::create_dir(&data).unwrap();
+    for entry in fs::read_dir(demo("images")).unwrap().take(60) {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), data.join(entry.file_name())).unwrap();
+    }
+    fs::write(data.join("broken.png"), b"\x89PNG\r\n\x1a\nbroken").unwrap();
+    fs::write(data.join("empty.jpg"), b"").unwrap();
+    let run = |extra: &[&str]| {
+        let mut command = calib().unwrap();
+        command.arg("run").args(demo_flags()).arg("--data").arg(&data).arg("--out").arg(&out);
+        command.args(["--calib-samples", "20", "--bench-seconds", "0"]).args(extra);
+        command
+    };
+    let error = error_of(&mut run(&["--strict"]));
+    assert!(error.contains("--strict") && (error.contains("broken.png") || error.contains("empty.jpg")), "{error}");
+    let error = error_of(&mut run(&["--max-bad", "0.1%"]));
+    assert!(error.contains("--max-bad"), "{error}");
+    run(&["--max-bad", "10%", "--gate", "top1=0.5"]).assert().success();
+    let report = super::json(&out.join("report.json"));
+    let skipped: Vec<&str> =
+        report["dataset"]["skipped"].as_array().unwrap().iter().map(|s| s["sample"].as_str().unwrap()).collect();
+    assert!(skipped.contains(&"broken.png") && skipped.contains(&"empty.jpg"), "{skipped:?}");
+}
+
+#[test]
+fn random_data_only_when_asked_and_then_marked() {
+    let Some(mut command) = calib() else { return };
+    let out = tempfile::tempdir().unwrap();
+    command
+        .args([
+            "run",
+            "--random-data",
+            "--calib-samples",
+            "4",
+            "--eval-samples",
+            "4",
+            "--bench-seconds",
+            "0",
+            "--model",
+        ])
+        .arg(demo("demo.onnx"))
+        .arg("--out")
+        .arg(out.path())
+        .assert()
+        .success();
+    assert_eq!(super::json(&out.path().join("report.json"))["dataset"]["random_data"], true);
+    assert_eq!(super::json(&out.path().join("calibration.json"))["random_data"], true);
+    let page = fs::read_to_string(out.path().join("report.html")).unwrap();
+    assert!(page.to_lowercase().contains("random"));
+}
+
+#[test]
+fn two_runs_into_one_folder_are_refused() {
+    let Some(mut command) = calib() else { return };
+    let out = tempfile::tempdir().unwrap();
+    let lock = fs::File::create(out.path().join(".lock")).unwrap();
+    lock.lock().unwrap();
+    let error = error_of(command.arg("run").args(demo_flags()).arg("--out").arg(out.path()));
+    assert!(error.contains("another run"), "{error}");
+}
+
+#[test]
+fn unknown_flags_exit_with_2_and_help_with_0() {
+    let Some(mut command) = calib() else { return };
+    command.arg("--frobnicate").assert().code(2);
+    calib().unwrap().arg("--help").assert().success();
+    for command in ["run", "calibrate", "merge", "quantize", "build", "compare", "inspect", "report", "doctor"] {
+        calib().unwrap().args([command, "--help"]).assert().success();
+    }
+    calib().unwrap().args(["completions", "bash"]).assert().success();
+    let page = calib().unwrap().arg("man").assert().success();
+    assert!(String::from_utf8_lossy(&page.get_output().stdout).contains(".TH calib"));
+    assert!(root().is_dir());
+}

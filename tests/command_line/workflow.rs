@@ -1,0 +1,206 @@
+//! The commands in the order a user types them, on the embedded model.
+
+use std::{fs, path::Path};
+
+use super::{calib, demo, demo_flags, json, python, root};
+
+/// A run without timing, into `out`.
+fn run(out: &Path, extra: &[&str]) -> Option<assert_cmd::Command> {
+    let mut command = calib()?;
+    command.arg("run").args(demo_flags()).args(["--bench-seconds", "0", "--out"]).arg(out).args(extra);
+    Some(command)
+}
+
+#[test]
+fn a_run_leaves_everything_that_it_promises() {
+    let out = tempfile::tempdir().unwrap();
+    let Some(mut command) = run(out.path(), &[]) else { return };
+    let output = command.assert().success();
+    let text = String::from_utf8_lossy(&output.get_output().stdout).into_owned();
+    assert!(text.contains("report.html") && text.contains("int8"), "{text}");
+    for file in [
+        "report.html",
+        "report.json",
+        "report.junit.xml",
+        "layers.csv",
+        "calibration.json",
+        "calibration.cache",
+        "histograms.calib",
+        "model.int8.onnx",
+        "model.fp16.onnx",
+        "run.toml",
+    ] {
+        assert!(out.path().join(file).metadata().is_ok_and(|metadata| metadata.len() > 0), "{file}");
+    }
+    let report = json(&out.path().join("report.json"));
+    let schema = json(&root().join("docs/report.schema.json"));
+    assert!(jsonschema::is_valid(&schema, &report), "{:?}", jsonschema::validate(&schema, &report));
+
+    // Calibration and evaluation samples are disjoint, and together all samples.
+    let list = |key: &str| -> Vec<String> {
+        report["dataset"][key].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect()
+    };
+    let (calibration, evaluation) = (list("calibration"), list("evaluation"));
+    assert!(calibration.iter().all(|id| !evaluation.contains(id)));
+    assert_eq!((calibration.len(), evaluation.len()), (160, 480));
+
+    let precision =
+        |name: &str| report["precisions"].as_array().unwrap().iter().find(|p| p["precision"] == name).unwrap();
+    let accuracy = precision("fp32")["accuracy"]["top1"].as_f64().unwrap();
+    assert!((0.85..=0.97).contains(&accuracy), "{accuracy}");
+    let agreement = precision("int8")["agreement"]["top1"].as_f64().unwrap();
+    assert!((0.90..1.0).contains(&agreement), "{agreement}");
+    assert!(precision("fp16")["agreement"]["top1"].as_f64().unwrap() > 0.99);
+    assert!(report["layers"].as_array().unwrap().len() > 10);
+
+    // INT8 weights: at most two fifths of the float file even here, where the graph is a large part of it.
+    let size = |path: &Path| fs::metadata(path).unwrap().len();
+    assert!(size(&out.path().join("model.int8.onnx")) * 2 < size(&demo("demo.onnx")));
+    let checker = "import sys, onnx; [onnx.checker.check_model(m, full_check=True) for m in sys.argv[1:]]; print('ok')";
+    let models = [out.path().join("model.int8.onnx"), out.path().join("model.fp16.onnx")];
+    if let Some(answer) = python(checker, &[&models[0], &models[1]]) {
+        assert_eq!(answer, "ok");
+    }
+
+    // What was written can be read by the other commands.
+    for file in ["calibration.json", "calibration.cache", "histograms.calib", "report.json", "model.int8.onnx"] {
+        calib().unwrap().arg("inspect").arg(out.path().join(file)).assert().success();
+    }
+    calib().unwrap().args(["inspect", "--check"]).arg(&models[0]).assert().success();
+
+    // The configuration that was left repeats the run, to the same bytes.
+    let again = tempfile::tempdir().unwrap();
+    calib()
+        .unwrap()
+        .args(["run", "--bench-seconds", "0", "--config"])
+        .arg(out.path().join("run.toml"))
+        .arg("--out")
+        .arg(again.path())
+        .assert()
+        .success();
+    for file in ["calibration.json", "calibration.cache", "histograms.calib", "model.int8.onnx", "layers.csv"] {
+        assert_eq!(fs::read(out.path().join(file)).unwrap(), fs::read(again.path().join(file)).unwrap(), "{file}");
+    }
+}
+
+#[test]
+fn batch_and_order_of_files_change_no_byte_of_the_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = |name: &str, flags: &[&str]| {
+        let out = folder.path().join(name);
+        let mut command = calib()?;
+        command.args(["calibrate", "--preset", "unit", "--calib-samples", "40", "--model"]).arg(demo("demo.onnx"));
+        command.arg("--data").arg(demo("images")).arg("-o").arg(&out).args(flags).assert().success();
+        Some(fs::read(out).unwrap())
+    };
+    let Some(one) = table("a/../one.json", &["--threads", "1"]) else { return };
+    assert_eq!(one, table("two.json", &["--threads", "1", "--batch", "3"]).unwrap());
+}
+
+#[test]
+fn shards_join_to_the_table_of_a_single_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let calibrate = |output: &str, histograms: &str, extra: &[&str]| {
+        let mut command = calib()?;
+        command.args(["calibrate", "--preset", "unit", "--calib-samples", "60", "--method", "mse", "--model"]);
+        command.arg(demo("demo.onnx")).arg("--data").arg(demo("images"));
+        command.arg("-o").arg(folder.path().join(output)).arg("--histograms").arg(folder.path().join(histograms));
+        command.args(extra).assert().success();
+        Some(())
+    };
+    let Some(()) = calibrate("whole.json", "whole.calib", &[]) else { return };
+    for index in 1..=3 {
+        calibrate("unused.json", &format!("{index}.calib"), &["--shard", &format!("{index}/3")]);
+    }
+    let merge = |files: &[&str]| {
+        let mut command = calib().unwrap();
+        command.args(["merge", "--method", "mse", "-o"]).arg(folder.path().join("merged.json"));
+        command.args(files.iter().map(|file| folder.path().join(file)));
+        command
+    };
+    merge(&["3.calib", "1.calib", "2.calib"]).assert().success();
+    let read = |file: &str| fs::read(folder.path().join(file)).unwrap();
+    assert_eq!(read("whole.json"), read("merged.json"));
+    merge(&["1.calib", "3.calib"]).assert().code(2);
+}
+
+#[test]
+fn step_by_step_as_in_the_readme() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let Some(mut command) = calib() else { return };
+    let config = [("--data", demo("images")), ("--model", demo("demo.onnx"))];
+    command.args(["calibrate", "--preset", "unit", "--calib-samples", "50", "-o"]).arg(path("table.json"));
+    command.arg("--cache").arg(path("calibration.cache"));
+    command.args(config.iter().flat_map(|(flag, value)| [(*flag).into(), value.clone().into_os_string()]));
+    command.assert().success();
+
+    let quantize = |table: &str, output: &str, extra: &[&str]| {
+        let mut command = calib().unwrap();
+        command.args(["quantize", "--model"]).arg(demo("demo.onnx")).arg("--table").arg(path(table));
+        command.arg("-o").arg(path(output)).args(extra);
+        command
+    };
+    quantize("table.json", "int8.onnx", &[]).assert().success();
+    quantize("calibration.cache", "cache.onnx", &[]).assert().success();
+    quantize("table.json", "mixed.onnx", &["--high-precision", "fp16"]).assert().success();
+    quantize("table.json", "fp8.onnx", &["--precision", "fp8"]).assert().success();
+    // Quantizing twice is a mistake.
+    calib()
+        .unwrap()
+        .args(["quantize", "--model"])
+        .arg(path("int8.onnx"))
+        .arg("--table")
+        .arg(path("table.json"))
+        .arg("-o")
+        .arg(path("twice.onnx"))
+        .assert()
+        .code(2);
+    assert!(!path("twice.onnx").exists());
+    // A table of another model is refused.
+    let error = super::error_of(
+        calib()
+            .unwrap()
+            .args(["quantize", "--table"])
+            .arg(path("table.json"))
+            .arg("--model")
+            .arg(path("fp8.onnx"))
+            .arg("-o")
+            .arg(path("x.onnx")),
+    );
+    assert!(!error.is_empty());
+
+    let explained =
+        calib().unwrap().args(["quantize", "--explain", "--model"]).arg(demo("demo.onnx")).assert().success();
+    let text = String::from_utf8_lossy(&explained.get_output().stdout).into_owned();
+    assert!(text.contains("residual add") && text.contains("nodes quantized"), "{text}");
+
+    let compare = |target: &str, extra: &[&str]| {
+        let mut command = calib().unwrap();
+        command.args(["compare", "--preset", "unit", "--samples", "40", "--json", "--ref"]);
+        command.arg(format!("ort:{}", demo("demo.onnx").display())).arg("--data").arg(demo("images"));
+        command.arg("--target").arg(path(target)).args(extra);
+        command
+    };
+    let saved = path("reference.npz").display().to_string();
+    let output = compare("int8.onnx", &["--gate", "top1=0.5", "--save-reference", &saved]).assert().success();
+    let outcome: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    assert_eq!((outcome["passed"].as_bool(), outcome["samples"].as_u64()), (Some(true), Some(40)));
+    compare("int8.onnx", &["--gate", "top1=1.0", "--gate", "sqnr_db=90"]).assert().code(1);
+    // The float model against its own saved outputs: equal.
+    let output = compare("reference.npz", &["--gate", "top1=1.0"]).assert().success();
+    let outcome: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    assert_eq!(outcome["targets"][0]["result"]["outputs"][0]["max_abs"].as_f64(), Some(0.0));
+}
+
+#[test]
+fn a_failed_gate_is_exit_status_1_and_a_printed_config_runs_nothing() {
+    let out = tempfile::tempdir().unwrap();
+    let Some(mut command) = run(out.path(), &["--precisions", "int8", "--gate", "top1=1.0"]) else { return };
+    command.assert().code(1);
+    assert_eq!(json(&out.path().join("report.json"))["verdict"]["passed"], false);
+    let other = tempfile::tempdir().unwrap();
+    let printed = run(&other.path().join("none"), &["--print-config"]).unwrap().assert().success();
+    let text = String::from_utf8_lossy(&printed.get_output().stdout).into_owned();
+    assert!(text.contains("calib_samples = 160") && !other.path().join("none").exists(), "{text}");
+}
