@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""EfficientNet-Lite0 in INT8 by calib and by onnxruntime.quantization: the same images, one run.
+
+usage: peers.py CALIB SHARED [OUT]
+
+CALIB is the release binary, SHARED the folder with models/efficientnet_lite0.onnx and imagenet/. `calib run` chooses
+100 images to calibrate and evaluates on the other 400; onnxruntime.quantization gets the same lists, and the
+agreement of its models with the float model is computed here from Pillow's pixels. Every job is a process of its own,
+so that its peak memory is its own. Needs numpy, pillow, onnx and onnxruntime (scripts/requirements-test.txt).
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+JOB = r"""
+import json, resource, sys, time
+import numpy as np, onnxruntime as ort
+from PIL import Image
+from onnxruntime.quantization import (CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static)
+model, folder, lists, method, output = sys.argv[1:]
+names = json.load(open(lists))
+def load(name):
+    image = Image.open(f"{folder}/{name}").convert("RGB")
+    w, h = image.size
+    image = image.resize((256, int(256 * h / w)) if w <= h else (int(256 * w / h), 256), Image.BICUBIC)
+    left, top = round((image.width - 224) / 2), round((image.height - 224) / 2)
+    x = np.asarray(image.crop((left, top, left + 224, top + 224)), np.float32)
+    return ((x - 127) / 128).transpose(2, 0, 1)[None]
+class Reader(CalibrationDataReader):
+    def __init__(self, names): self.names = iter(names)
+    def get_next(self):
+        name = next(self.names, None)
+        return None if name is None else {"input": load(name)}
+start = time.perf_counter()
+options = {"ActivationSymmetric": True, "WeightSymmetric": True}
+if method == "percentile": options["CalibPercentile"] = 99.99
+quantize_static(model, output, Reader(names["calibration"]), quant_format=QuantFormat.QDQ, per_channel=True,
+                activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+                calibrate_method=getattr(CalibrationMethod, {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}[method]),
+                extra_options=options)
+seconds = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+threads = ort.SessionOptions(); threads.intra_op_num_threads = 2
+a, b = ort.InferenceSession(model, threads), ort.InferenceSession(output, threads)
+top1 = overlap = 0; signal = noise = 0.0
+for name in names["evaluation"]:
+    x = load(name)
+    r, t = a.run(None, {"input": x})[0][0], b.run(None, {"input": x})[0][0]
+    top1 += r.argmax() == t.argmax()
+    overlap += len(set(np.argsort(-r)[:5]) & set(np.argsort(-t)[:5])) / 5
+    signal += float((r.astype(np.float64) ** 2).sum()); noise += float(((r.astype(np.float64) - t) ** 2).sum())
+n = len(names["evaluation"])
+print(json.dumps({"seconds": seconds, "peak_mb": peak, "top1": top1 / n, "overlap": overlap / n, "sqnr_db": 10 * np.log10(signal / noise)}))
+"""
+
+
+def main() -> None:
+    calib, shared = sys.argv[1:3]
+    work = sys.argv[3] if len(sys.argv) > 3 else tempfile.mkdtemp()
+    model, folder = f"{shared}/models/efficientnet_lite0.onnx", f"{shared}/imagenet"
+    out = os.path.join(work, "calib")
+    start = time.perf_counter()
+    subprocess.run(
+        [calib, "run", "-q", "--model", model, "--data", folder, "--preset", "imagenet-lite", "--calib-samples", "100",
+         "--labels", f"{folder}/labels.csv", "--precisions", "fp32,int8", "--bench-seconds", "0", "--tensorrt", "off", "--out", out],
+        check=True, stdout=subprocess.DEVNULL)
+    whole = time.perf_counter() - start
+    report = json.load(open(f"{out}/report.json"))
+    int8 = next(p for p in report["precisions"] if p["precision"] == "int8")
+    rows = [("calib " + report["calibration"]["method"], report["calibration"]["seconds"],
+             report["calibration"]["peak_rss_bytes"] / 2**20, int8["agreement"]["top1"], int8["agreement"]["top5_overlap"],
+             int8["outputs"][0]["sqnr_db"])]
+    lists = os.path.join(work, "lists.json")
+    json.dump({key: report["dataset"][key] for key in ("calibration", "evaluation")}, open(lists, "w"))
+    for method in ("minmax", "percentile", "entropy"):
+        output = os.path.join(work, f"{method}.onnx")
+        done = subprocess.run([sys.executable, "-c", JOB, model, folder, lists, method, output], capture_output=True, text=True)
+        if done.returncode != 0:
+            rows.append((f"onnxruntime {method}", float("nan"), float("nan"), float("nan"), float("nan"), float("nan")))
+            print(done.stderr[-2000:], file=sys.stderr)
+            continue
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        rows.append((f"onnxruntime {method}", found["seconds"], found["peak_mb"], found["top1"], found["overlap"], found["sqnr_db"]))
+    print(f"calib run as a whole (calibration, choice of the method, evaluation, report): {whole:.1f} s\n")
+    print("| tool | calibration s | peak MB | top-1 agreement | top-5 overlap | SQNR dB |")
+    print("|---|---|---|---|---|---|")
+    for name, *figures in rows:
+        print("| {} | {:.1f} | {:.0f} | {:.4f} | {:.4f} | {:.1f} |".format(name, *figures))
+    best = max(row[3] for row in rows[1:])
+    print(f"\nagreement against the best of onnxruntime: {100 * (rows[0][3] - best):+.2f} points")
+
+
+if __name__ == "__main__":
+    main()
