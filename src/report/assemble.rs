@@ -115,15 +115,14 @@ fn failures(failed: &[&Gate]) -> String {
         .iter()
         .take(3)
         .map(|gate| {
-            let side = if gate.result.direction == Direction::AtLeast { "at least" } else { "at most" };
-            let wanted = figure(gate.result.metric, gate.result.threshold);
-            format!(
-                "{} on {} has {} {}, {side} {wanted} is asked for",
-                gate.precision,
-                gate.backend,
-                gate.result.metric.name(),
-                gate.result.shown()
-            )
+            let GateResult { metric, direction, value, .. } = gate.result;
+            let subject = format!("{} on {}", gate.precision, gate.backend);
+            if value.is_none() {
+                return format!("{subject} has no {} ({})", metric.name(), gate.result.shown());
+            }
+            let side = if direction == Direction::AtLeast { "at least" } else { "at most" };
+            let (value, threshold) = (gate.result.shown(), gate.result.shown_threshold());
+            format!("{subject} has {} {value}, {side} {threshold} is asked for", metric.name())
         })
         .collect();
     if failed.len() > 3 {
@@ -151,7 +150,11 @@ impl GateResult {
 
     /// What was measured, or why there is no figure.
     pub(super) fn shown(&self) -> String {
-        let value = self.value.map(|value| figure(self.metric, value));
+        let value = self.value.map(|value| match figure(self.metric, value) {
+            // Rounding must not hide on which side of the threshold a value lies.
+            rounded if value != self.threshold && rounded == self.shown_threshold() => value.to_string(),
+            rounded => rounded,
+        });
         value.or_else(|| self.note.clone()).unwrap_or_else(|| "not measured".to_owned())
     }
 
@@ -203,6 +206,8 @@ mod tests {
              fp8 · tensorrt did not run."
         );
         assert!(Verdict::new(vec![gate(Metric::MaxAbs, 0.1, Some(0.05), true)], &[]).passed);
-        assert!(!Verdict::new(vec![gate(Metric::Accuracy, 0.1, None, false)], &[]).passed);
+        assert_eq!(gate(Metric::Top1, 0.98, Some(0.97998), false).result.shown(), "0.97998");
+        let unmeasured = Verdict::new(vec![gate(Metric::Accuracy, 0.1, None, false)], &[]);
+        assert_eq!(unmeasured.sentence, "1 of 1 gate failed: int8 on tensorrt has no accuracy (not measured).");
     }
 }

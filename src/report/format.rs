@@ -10,9 +10,9 @@ pub(super) fn percent(share: f64, samples: usize) -> String {
     format!("{:.*}\u{a0}%", if samples < 2000 { 1 } else { 2 }, share * 100.0)
 }
 
-/// A share as a percentage with as many decimals as it needs, three at most: `98 %`, `97.65 %`.
+/// A share as a percentage with as many decimals as it needs, two at most: `98 %`, `97.65 %`.
 pub(super) fn exact_percent(share: f64) -> String {
-    let text = format!("{:.3}", share * 100.0);
+    let text = format!("{:.2}", share * 100.0);
     format!("{}\u{a0}%", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
