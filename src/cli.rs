@@ -83,6 +83,8 @@ pub enum Command {
     Build(BuildArgs),
     /// Run the same inputs through a reference and one or several targets
     Compare(CompareArgs),
+    /// Measure latency and throughput of several targets in interleaved rounds
+    Bench(BenchArgs),
     /// Describe a model, table, histogram file or report
     Inspect(InspectArgs),
     /// Render a report again, or one report over many runs (models × precisions)
@@ -420,4 +422,33 @@ pub struct ReportArgs {
     /// Earlier runs to find regressions against (repeatable)
     #[arg(long, value_name = "RUN")]
     pub baseline: Vec<PathBuf>,
+}
+
+/// `calib bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// What is measured: ort, ort:FILE.onnx, ort-cuda[:FILE.onnx] or FILE.onnx; the first is the base of speed-ups
+    #[arg(required = true, value_name = "SPEC")]
+    pub specs: Vec<String>,
+    /// Float ONNX model that `ort` stands for
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Batch sizes, e.g. 1,8,32 [default: 1]
+    #[arg(long = "batches", value_name = "LIST", value_delimiter = ',')]
+    pub batches: Vec<usize>,
+    /// Least seconds of measurement for each target
+    #[arg(long, value_name = "S", default_value_t = 3.0)]
+    pub seconds: f64,
+    /// Least number of rounds
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub rounds: usize,
+    /// Write every call's time, as trtexec's --exportTimes does
+    #[arg(long, value_name = "FILE")]
+    pub export_times: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub data: DataArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub runtime: RuntimeArgs,
 }

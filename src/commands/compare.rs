@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     ExitStatus, Printer,
     settings::{Apply, Session, control},
+    spec::Spec,
 };
 use crate::{
     backend::{Backend, BuildOptions, ExecutionProvider, tensorrt::EngineSidecar},
@@ -17,42 +18,6 @@ use crate::{
     onnx::Model,
     pipeline::evaluation::{EvaluateOptions, Outputs, Recorder, class_names, evaluate},
 };
-
-/// What is to be run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Spec {
-    /// ONNX Runtime; without a file, the float model.
-    OnnxRuntime(Option<PathBuf>, ExecutionProvider),
-    /// Outputs that were saved before.
-    Saved(PathBuf),
-    /// A TensorRT engine.
-    Engine(PathBuf),
-}
-
-impl Spec {
-    fn parse(text: &str) -> anyhow::Result<Self> {
-        let file = |rest: &str| (!rest.is_empty()).then(|| PathBuf::from(rest));
-        if text == "ort" || text.starts_with("ort:") {
-            return Ok(Self::OnnxRuntime(file(text.get(4..).unwrap_or("")), ExecutionProvider::Cpu));
-        }
-        if text == "ort-cuda" || text.starts_with("ort-cuda:") {
-            return Ok(Self::OnnxRuntime(file(text.get(9..).unwrap_or("")), ExecutionProvider::Cuda(0)));
-        }
-        if let Some(engine) = text.strip_prefix("trt:") {
-            return Ok(Self::Engine(engine.into()));
-        }
-        let ending = Path::new(text).extension().map(|ending| ending.to_string_lossy().to_lowercase());
-        match ending.as_deref() {
-            Some("onnx") => Ok(Self::OnnxRuntime(Some(text.into()), ExecutionProvider::Cpu)),
-            Some("npz") => Ok(Self::Saved(text.into())),
-            Some("plan" | "engine" | "trt") => Ok(Self::Engine(text.into())),
-            _ => anyhow::bail!(
-                "`{text}` names nothing that can be run; use ort, ort:FILE.onnx, ort-cuda[:FILE.onnx], trt:FILE.plan, or a \
-                 file ending in .onnx, .npz, .plan, .engine or .trt"
-            ),
-        }
-    }
-}
 
 /// The outcome for one target.
 #[derive(Serialize)]
@@ -268,22 +233,4 @@ fn describe(outcome: &Outcome) -> String {
         }
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn specs_by_prefix_and_by_ending() {
-        let ort = |file: Option<&str>| Spec::OnnxRuntime(file.map(PathBuf::from), ExecutionProvider::Cpu);
-        assert_eq!(Spec::parse("ort").unwrap(), ort(None));
-        assert_eq!(Spec::parse("ort:a.onnx").unwrap(), ort(Some("a.onnx")));
-        assert_eq!(Spec::parse("dir/a.ONNX").unwrap(), ort(Some("dir/a.ONNX")));
-        assert_eq!(Spec::parse("ort-cuda").unwrap(), Spec::OnnxRuntime(None, ExecutionProvider::Cuda(0)));
-        assert_eq!(Spec::parse("x.engine").unwrap(), Spec::Engine("x.engine".into()));
-        assert_eq!(Spec::parse("trt:x").unwrap(), Spec::Engine("x".into()));
-        assert_eq!(Spec::parse("x.npz").unwrap(), Spec::Saved("x.npz".into()));
-        assert!(Spec::parse("x.pb").unwrap_err().to_string().contains("`x.pb`"));
-    }
 }

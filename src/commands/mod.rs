@@ -13,6 +13,7 @@ use crate::{
     printer::Printer,
 };
 
+mod bench;
 mod build;
 mod calibrate;
 mod compare;
@@ -22,6 +23,7 @@ mod quantize;
 mod report;
 mod run;
 mod settings;
+mod spec;
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +101,7 @@ fn dispatch(printer: &Printer, global: &GlobalArgs, command: Command) -> anyhow:
         Command::Quantize(args) => quantize::quantize(printer, global, &args),
         Command::Build(args) => build::build(printer, global, &args),
         Command::Compare(args) => compare::compare(printer, global, &args),
+        Command::Bench(args) => bench::bench(printer, global, &args),
         Command::Inspect(args) => inspect::inspect(printer, &args),
         Command::Report(args) => report::report(printer, &args),
     }
@@ -110,6 +113,7 @@ fn command_name(command: &Command) -> &'static str {
         Command::Calibrate(_) => "calibrate",
         Command::Merge(_) => "merge",
         Command::Quantize(_) => "quantize",
+        Command::Bench(_) => "bench",
         Command::Build(_) => "build",
         Command::Compare(_) => "compare",
         Command::Report(_) => "report",

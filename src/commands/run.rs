@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod assemble;
+mod engines;
 
 use std::{fs::File, path::PathBuf, time::SystemTime};
 
@@ -43,6 +44,7 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
     }
     config.validate()?;
     let gates = config.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?;
+    engines::check(&config.tensorrt)?;
     let out = output_folder(&config)?;
     let session = Session::open(config, global.ort_library.as_deref(), printer)?;
     let mut job = Job::new(printer, session, out)?;
@@ -292,12 +294,14 @@ impl<'a> Job<'a> {
         let layers = self.layers(&targets)?;
         check_interrupt()?;
         let times = self.time(&mut targets)?;
+        let engines = self.engines(&targets)?;
         self.assemble(assemble::Found {
             calibrated,
             targets,
             evaluation,
             layers,
             times,
+            engines,
             gates,
             created: SystemTime::now(),
         })

@@ -29,6 +29,7 @@ pub(super) struct Found<'a> {
     pub(super) evaluation: Evaluation,
     pub(super) layers: Option<Graphwise>,
     pub(super) times: Option<Vec<Measurement>>,
+    pub(super) engines: Vec<Precision>,
     pub(super) gates: &'a [Gate],
     pub(super) created: SystemTime,
 }
@@ -73,6 +74,7 @@ impl Job<'_> {
             }));
             precisions.push(row);
         }
+        precisions.extend(found.engines);
         let mut notes = self.notes.clone();
         let hints = found.evaluation.reference.tasks.iter().filter_map(|task| task.label_hint.clone());
         notes.extend(hints);
