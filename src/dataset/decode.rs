@@ -2,17 +2,23 @@
 //!
 //! The rules are Pillow's `Image.open(file).convert("RGB")` after `ImageOps.exif_transpose`: an alpha channel is
 //! dropped, palettes are looked up, gray is repeated, of 16-bit values the upper 8 bits count, of an animation the
-//! first frame. With the cargo feature `turbojpeg` JPEG files are decoded by libjpeg-turbo, to the same pixels as in
+//! first frame. (16-bit gray PNG files are the exception: Pillow clips them at 255, which leaves nearly all of them
+//! white; here their upper 8 bits count as well.) With the cargo feature `turbojpeg` JPEG files are decoded by libjpeg-turbo, to the same pixels as in
 //! Pillow and OpenCV; the default decoder differs from it by a few levels where chroma is subsampled.
 
 use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, metadata::Orientation};
 
-use super::resample::RgbImage;
+use super::{jpeg, resample::RgbImage};
 
 /// Images with more pixels are refused before they are decoded (a guard against decompression bombs).
 pub const MAX_PIXELS: u64 = 178_956_970;
+
+/// An image that decodes to more than this ...
+const PLAUSIBLE_BYTES: u64 = 64 << 20;
+/// ... and more than this many times its file is refused: no picture of anything packs so well.
+const PLAUSIBLE_RATIO: u64 = 32_768;
 
 /// Decodes a whole file; the error is a reason in words.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
@@ -21,6 +27,9 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     }
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
     let format = reader.format().ok_or("this is no JPEG, PNG, WebP or BMP image")?;
+    if format == ImageFormat::Jpeg {
+        jpeg::check_complete(bytes)?;
+    }
     reader.no_limits();
     let mut decoder = reader.into_decoder().map_err(|error| reason(&error))?;
     let (width, height) = decoder.dimensions();
@@ -31,11 +40,14 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     if pixels > MAX_PIXELS {
         return Err(format!("{width}×{height} pixels are more than the limit of {MAX_PIXELS}"));
     }
+    if decoder.total_bytes() > PLAUSIBLE_BYTES && decoder.total_bytes() / PLAUSIBLE_RATIO > bytes.len() as u64 {
+        return Err(format!("{} bytes cannot hold {width}×{height} pixels; refused as a bomb", bytes.len()));
+    }
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let exact = if format == ImageFormat::Jpeg { exact_jpeg(bytes)? } else { None };
-    let mut image = match exact {
-        Some(image) => image,
-        None => DynamicImage::from_decoder(decoder).map_err(|error| reason(&error))?,
+    let mut image = match format {
+        #[cfg(feature = "turbojpeg")]
+        ImageFormat::Jpeg => jpeg::decode_turbo(bytes)?,
+        _ => DynamicImage::from_decoder(decoder).map_err(|error| reason(&error))?,
     };
     image.apply_orientation(orientation);
     Ok(to_rgb(&image))
@@ -65,24 +77,6 @@ fn to_rgb(image: &DynamicImage) -> RgbImage {
         other => other.to_rgb8().into_raw(),
     };
     RgbImage { width, height, data }
-}
-
-/// The picture by libjpeg-turbo; `None` for colour spaces that it does not turn into RGB (CMYK).
-#[cfg(feature = "turbojpeg")]
-fn exact_jpeg(bytes: &[u8]) -> Result<Option<DynamicImage>, String> {
-    let header = turbojpeg::read_header(bytes).map_err(|error| error.to_string())?;
-    if matches!(header.colorspace, turbojpeg::Colorspace::CMYK | turbojpeg::Colorspace::YCCK) {
-        return Ok(None);
-    }
-    let image = turbojpeg::decompress(bytes, turbojpeg::PixelFormat::RGB).map_err(|error| error.to_string())?;
-    let (width, height) = (image.width as u32, image.height as u32);
-    Ok(image::RgbImage::from_raw(width, height, image.pixels).map(DynamicImage::ImageRgb8))
-}
-
-#[cfg(not(feature = "turbojpeg"))]
-#[expect(clippy::unnecessary_wraps, reason = "the same signature as with the feature")]
-fn exact_jpeg(_bytes: &[u8]) -> Result<Option<DynamicImage>, String> {
-    Ok(None)
 }
 
 #[cfg(test)]

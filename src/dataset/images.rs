@@ -9,7 +9,7 @@ use std::{
 use super::{
     Dataset, DatasetError, InputSpec, SampleError,
     decode::decode,
-    preprocess::{Layout, Preprocess},
+    preprocess::{Layout, Preprocess, gray},
     resample::{Interpolation, RgbImage, resize},
 };
 use crate::tensor::{ElementType, TensorMap};
@@ -96,8 +96,9 @@ impl ImageDataset {
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    let file = std::fs::File::open(path).map_err(|error| format!("it cannot be read: {error}"))?;
-    let metadata = file.metadata().map_err(|error| format!("it cannot be read: {error}"))?;
+    let failed = |error: std::io::Error| format!("it cannot be read: {error}");
+    // Looked at before it is opened: opening a pipe waits for someone to write.
+    let metadata = std::fs::metadata(path).map_err(failed)?;
     if !metadata.is_file() {
         return Err("it is no regular file".to_owned());
     }
@@ -105,7 +106,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
         return Err(format!("{} bytes are more than the limit of {MAX_FILE_BYTES}", metadata.len()));
     }
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(|error| format!("it cannot be read: {error}"))?;
+    std::fs::File::open(path).map_err(failed)?.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)
 }
 
@@ -124,7 +125,11 @@ impl Dataset for ImageDataset {
 
     fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {
         let bad = |reason: String| SampleError { sample: self.ids[index].clone(), reason };
-        let shaped = self.preprocess.shape_image(&self.picture(index)?);
+        let mut picture = self.picture(index)?;
+        if self.input.channels == 1 {
+            picture = gray(&picture);
+        }
+        let shaped = self.preprocess.shape_image(&picture).map_err(bad)?;
         for (axis, (want, got)) in self.input.size.iter().zip([shaped.height, shaped.width]).enumerate() {
             if let Some(want) = want.filter(|&want| want != got) {
                 let side = ["height", "width"][axis];

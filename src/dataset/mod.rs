@@ -7,6 +7,7 @@ mod arrays;
 mod decode;
 mod huggingface;
 mod images;
+mod jpeg;
 mod labels;
 mod prefetch;
 mod preprocess;
@@ -25,7 +26,7 @@ pub use labels::load_classes;
 pub use prefetch::{BadPolicy, Batch, PassError, PassSummary, PrefetchOptions, prefetch};
 pub use preprocess::{ChannelOrder, Extent, Layout, PRESETS, Preprocess};
 pub use random::RandomDataset;
-pub use resample::{Interpolation, RgbImage, centre_crop, resize};
+pub use resample::{CropRounding, Interpolation, RgbImage, resize};
 pub use split::{Split, split};
 
 use crate::{

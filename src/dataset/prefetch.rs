@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
@@ -104,7 +105,10 @@ pub fn prefetch<R>(
                     let position = next.fetch_add(1, Ordering::Relaxed);
                     let Some(&index) = indices.get(position) else { break };
                     let started = Instant::now();
-                    let sample = dataset.sample(index);
+                    let sample = catch_unwind(AssertUnwindSafe(|| dataset.sample(index))).unwrap_or_else(|_| {
+                        let reason = "reading it failed in a way that is a defect; please report the file".to_owned();
+                        Err(SampleError { sample: dataset.id(index).to_owned(), reason })
+                    });
                     reading.fetch_add(started.elapsed().as_micros() as usize, Ordering::Relaxed);
                     if send.send((position, sample)).is_err() {
                         break;
@@ -270,12 +274,18 @@ mod tests {
     struct Numbers {
         ids: Vec<String>,
         bad: usize,
+        panics: usize,
         ragged: bool,
     }
 
     impl Numbers {
         fn new(count: usize) -> Self {
-            Self { ids: (0..count).map(|i| i.to_string()).collect(), bad: usize::MAX, ragged: false }
+            Self {
+                ids: (0..count).map(|i| i.to_string()).collect(),
+                bad: usize::MAX,
+                panics: usize::MAX,
+                ragged: false,
+            }
         }
     }
 
@@ -290,6 +300,7 @@ mod tests {
             None
         }
         fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {
+            assert_ne!(index, self.panics);
             if index % self.bad == 0 && self.bad != usize::MAX {
                 return Err(SampleError { sample: self.ids[index].clone(), reason: "bad".to_owned() });
             }
@@ -341,6 +352,14 @@ mod tests {
         assert_eq!(batches.iter().map(|batch| batch.ids.len()).sum::<usize>(), 90);
         let (_, summary) = run(&data, 8, 4, 0.05);
         assert!(matches!(summary, Err(PassError::TooManyBad { bad: 6, .. })), "{summary:?}");
+    }
+
+    #[test]
+    fn a_panic_while_reading_is_a_bad_sample() {
+        let (batches, summary) = run(&Numbers { panics: 3, ..Numbers::new(10) }, 2, 2, 0.5);
+        assert_eq!(batches[1].indices, [2, 4]);
+        let skipped = summary.unwrap().skipped;
+        assert!(skipped.len() == 1 && skipped[0].reason.contains("defect"), "{skipped:?}");
     }
 
     #[test]

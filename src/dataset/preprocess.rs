@@ -1,13 +1,19 @@
 //! How a picture becomes a model's input: resize, centre crop, then `(x · scale − mean) / std` on 8-bit values.
 //!
-//! The arithmetic of a value is done once for each of the 256 values of a channel, in double precision, and rounded
-//! to the input's element type: the result depends on nothing but the configuration.
+//! The arithmetic of a value is done once for each of the 256 values of a channel: the product in double precision,
+//! rounded to `float32`; difference and quotient in `float32`; then rounded to the input's element type. With a scale
+//! of 1/255 that is bit for bit torchvision's `ToTensor` and `Normalize`, and NumPy's `(x / 255 - mean) / std`.
 
 use half::f16;
 use serde::{Deserialize, Serialize};
 
-use super::resample::{Interpolation, RgbImage, centre_crop, resize};
+use super::resample::{CropRounding, Interpolation, RgbImage, Window, pad, resize_window};
 use crate::tensor::{ElementType, Tensor, Values};
+
+/// Longest side of a resized image before its crop; thin images would grow without bound.
+const MAX_EXTENT: usize = 1 << 24;
+/// Most pixels of an image after its crop.
+const MAX_RESULT: usize = 1 << 27;
 
 /// One extent for both, or height and width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -52,6 +58,8 @@ pub struct Preprocess {
     /// Centre crop after the resize; absent for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crop: Option<Extent>,
+    /// Where a centre crop starts when the border is odd.
+    pub crop_rounding: CropRounding,
     /// Factor on 8-bit values.
     pub scale: f64,
     /// Subtracted after scaling, by channel in the order red, green, blue.
@@ -72,6 +80,7 @@ impl Default for Preprocess {
             resize: None,
             interpolation: Interpolation::Bilinear,
             crop: None,
+            crop_rounding: CropRounding::HalfEven,
             scale: 1.0 / 255.0,
             mean: [0.0; 3],
             std: [1.0; 3],
@@ -163,7 +172,7 @@ impl Preprocess {
         let mut steps = Vec::new();
         match self.resize {
             Some(Extent::One(short)) => {
-                steps.push(format!("short side to {short} ({:?})", self.interpolation).to_lowercase())
+                steps.push(format!("short side to {short} ({:?})", self.interpolation).to_lowercase());
             }
             Some(exact) => steps.push(format!("resize to {} ({:?})", extent(exact), self.interpolation).to_lowercase()),
             None => {}
@@ -176,24 +185,35 @@ impl Preprocess {
         steps.join(", ")
     }
 
-    /// Resizes and crops.
-    pub fn shape_image(&self, image: &RgbImage) -> RgbImage {
-        let resized = self.resize.map(|extent| {
-            let (width, height) = match extent {
-                Extent::Exact([height, width]) => (width, height),
-                Extent::One(short) => short_side(image.width, image.height, short),
-            };
-            resize(image, width, height, self.interpolation)
-        });
-        let image = resized.as_ref().unwrap_or(image);
-        match self.crop {
-            Some(Extent::One(side)) => centre_crop(image, side, side),
-            Some(Extent::Exact([height, width])) => centre_crop(image, width, height),
-            None => image.clone(),
+    /// Resizes and crops, computing only what the crop leaves; the error is a reason in words.
+    pub fn shape_image(&self, image: &RgbImage) -> Result<RgbImage, String> {
+        let (width, height) = match self.resize {
+            None => (image.width, image.height),
+            Some(Extent::Exact([height, width])) => (width, height),
+            Some(Extent::One(short)) => short_side(image.width, image.height, short),
+        };
+        let (crop_width, crop_height) = match self.crop {
+            None => (width, height),
+            Some(Extent::One(side)) => (side, side),
+            Some(Extent::Exact([height, width])) => (width, height),
+        };
+        if width.max(height) > MAX_EXTENT || crop_width.saturating_mul(crop_height) > MAX_RESULT {
+            return Err(format!(
+                "{}×{} pixels are too long and thin to be resized to {width}×{height}",
+                image.width, image.height
+            ));
         }
+        let taken = |outer: usize, inner: usize| {
+            let start = self.crop_rounding.start(outer, inner);
+            start..start + inner.min(outer)
+        };
+        let window = Window { columns: taken(width, crop_width), rows: taken(height, crop_height) };
+        let part = resize_window(image, width, height, self.interpolation, &window);
+        Ok(pad(part, crop_width, crop_height, self.crop_rounding))
     }
 
-    /// The tensor of a shaped image with a leading batch extent of 1, for an input of `channels` (1 or 3) channels.
+    /// The tensor of a shaped image with a leading batch extent of 1, for an input of `channels` (1 or 3) channels; with
+    /// one, the image must be gray.
     pub fn tensor(
         &self,
         image: &RgbImage,
@@ -202,10 +222,10 @@ impl Preprocess {
         element_type: ElementType,
     ) -> Option<Tensor> {
         let values = match element_type {
-            ElementType::F32 => Values::F32(self.arrange(image, channels, layout, |value| value as f32)),
-            ElementType::F16 => Values::F16(self.arrange(image, channels, layout, f16::from_f64)),
-            ElementType::Bf16 => Values::Bf16(self.arrange(image, channels, layout, half::bf16::from_f64)),
-            ElementType::F64 => Values::F64(self.arrange(image, channels, layout, |value| value)),
+            ElementType::F32 => Values::F32(self.arrange(image, channels, layout, |value| value)),
+            ElementType::F16 => Values::F16(self.arrange(image, channels, layout, f16::from_f32)),
+            ElementType::Bf16 => Values::Bf16(self.arrange(image, channels, layout, half::bf16::from_f32)),
+            ElementType::F64 => Values::F64(self.arrange(image, channels, layout, f64::from)),
             ElementType::U8 => Values::U8(self.arrange(image, channels, layout, |value| value.round_ties_even() as u8)),
             ElementType::I8 => Values::I8(self.arrange(image, channels, layout, |value| value.round_ties_even() as i8)),
             _ => return None,
@@ -222,17 +242,19 @@ impl Preprocess {
         image: &RgbImage,
         channels: usize,
         layout: Layout,
-        round: impl Fn(f64) -> T,
+        round: impl Fn(f32) -> T,
     ) -> Vec<T> {
         let table = |channel: usize| -> [T; 256] {
-            std::array::from_fn(|x| round((x as f64 * self.scale - self.mean[channel]) / self.std[channel]))
+            let (mean, std) = (self.mean[channel] as f32, self.std[channel] as f32);
+            std::array::from_fn(|x| round(((x as f64 * self.scale) as f32 - mean) / std))
         };
         let tables = [table(0), table(1), table(2)];
         let pixels = image.width * image.height;
         let mut values = vec![T::default(); pixels * channels];
         if channels == 1 {
+            // The channels of a gray image are alike.
             for (value, rgb) in values.iter_mut().zip(image.data.chunks_exact(3)) {
-                *value = tables[0][usize::from(luma(rgb))];
+                *value = tables[0][usize::from(rgb[0])];
             }
             return values;
         }
@@ -262,9 +284,12 @@ impl Preprocess {
     }
 }
 
-/// Luma of ITU-R 601-2 in 16-bit fixed point, as Pillow's `convert("L")`.
-fn luma(rgb: &[u8]) -> u8 {
-    ((u32::from(rgb[0]) * 19595 + u32::from(rgb[1]) * 38470 + u32::from(rgb[2]) * 7471 + 0x8000) >> 16) as u8
+/// The image in gray: luma of ITU-R 601-2 in 16-bit fixed point in every channel, as Pillow's `convert("L")`.
+pub(super) fn gray(image: &RgbImage) -> RgbImage {
+    let luma =
+        |&[r, g, b]: &[u8; 3]| (u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16;
+    let (pixels, _) = image.data.as_chunks::<3>();
+    RgbImage { data: pixels.iter().flat_map(|rgb| [luma(rgb) as u8; 3]).collect(), ..*image }
 }
 
 /// Width and height when the shorter side becomes `short`; the longer is truncated, as torchvision does.
@@ -294,13 +319,29 @@ mod tests {
         let imagenet = Preprocess::preset("imagenet", 2, 2).unwrap();
         let nchw = imagenet.tensor(&image, 3, Layout::Nchw, ElementType::F32).unwrap();
         assert_eq!(nchw.shape(), [1, 3, 2, 2]);
-        let expected = ((4.0 / 255.0 - 0.456) / 0.224) as f32;
+        let expected = (4.0f32 / 255.0 - 0.456) / 0.224;
         assert_eq!(nchw.to_f32()[4 + 1], expected); // channel 1 of pixel 1 is the value 4
         let bgr = Preprocess { channel_order: ChannelOrder::Bgr, ..imagenet };
         let nhwc = bgr.tensor(&image, 3, Layout::Nhwc, ElementType::F32).unwrap();
         assert_eq!(nhwc.shape(), [1, 2, 2, 3]);
         assert_eq!(nhwc.to_f32()[3 + 1], expected);
-        assert_eq!(nhwc.to_f32()[3], ((5.0 / 255.0 - 0.406) / 0.225) as f32);
+        assert_eq!(nhwc.to_f32()[3], (5.0f32 / 255.0 - 0.406) / 0.225);
+    }
+
+    #[test]
+    fn scaling_by_a_255th_equals_dividing_in_single_precision() {
+        for value in 0..=255u8 {
+            assert_eq!((f64::from(value) * (1.0 / 255.0)) as f32, f32::from(value) / 255.0);
+        }
+    }
+
+    #[test]
+    fn a_thin_image_is_refused_before_it_grows() {
+        let thin = RgbImage { width: 1, height: 65_535, data: vec![0; 65_535 * 3] };
+        let resized = Preprocess { resize: Some(Extent::One(2050)), ..Preprocess::default() };
+        assert!(resized.shape_image(&thin).unwrap_err().contains("too long and thin"));
+        let cropped = Preprocess { resize: Some(Extent::One(64)), crop: Some(Extent::One(64)), ..resized };
+        assert_eq!(cropped.shape_image(&thin).unwrap().data.len(), 64 * 64 * 3);
     }
 
     #[test]
@@ -315,7 +356,7 @@ mod tests {
         for name in PRESETS {
             let preset = Preprocess::preset(name, 32, 48).unwrap();
             preset.check().unwrap();
-            let shaped = preset.shape_image(&gradient(100, 70));
+            let shaped = preset.shape_image(&gradient(100, 70)).unwrap();
             assert_eq!((shaped.width, shaped.height), (48, 32), "{name}");
         }
         assert!(Preprocess::preset("imagnet", 1, 1).is_none());

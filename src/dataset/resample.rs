@@ -1,10 +1,14 @@
 //! Resizing of 8-bit RGB images, equal to Pillow's `Image.resize` to the last bit.
 //!
 //! A separable convolution with antialiasing: the filter is stretched by the reduction factor, its weights are
-//! normalised and rounded to 22 fractional bits, the horizontal pass is rounded to 8 bits before the vertical one
-//! starts, and a pass that would not change its extent is left out. `nearest` samples without a filter.
+//! normalised and rounded to 22 fractional bits, the first pass is rounded to 8 bits before the second one starts,
+//! and a pass that would not change its extent is left out. `nearest` samples without a filter.
+//!
+//! The horizontal pass comes first, unless the height shrinks by more than twice as many pixels as the width: that is
+//! Pillow 13's order. Earlier versions never swap, so there pictures more than twice as high as wide can differ by a
+//! level. A pixel depends on nothing but its own weights, so a window of the result is computed without the rest.
 
-use std::f64::consts::PI;
+use std::{f64::consts::PI, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
@@ -65,7 +69,8 @@ impl Interpolation {
                 } else if x >= 1.0 {
                     0.0
                 } else {
-                    sinc(x) * (0.54 + 0.46 * (x * PI).cos())
+                    // The constants are single-precision in Pillow.
+                    sinc(x) * (f64::from(0.54f32) + f64::from(0.46f32) * (x * PI).cos())
                 }
             }
             Self::Bicubic => {
@@ -89,18 +94,25 @@ impl Interpolation {
     }
 }
 
+/// A rectangle of a picture, in pixels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Window {
+    pub(super) columns: Range<usize>,
+    pub(super) rows: Range<usize>,
+}
+
 /// Weights of one output position: they begin at input position `first`.
-struct Window {
+struct Taps {
     first: usize,
     weights: Vec<i32>,
 }
 
-fn windows(input: usize, output: usize, filter: Interpolation) -> Vec<Window> {
+fn taps(input: usize, output: usize, wanted: Range<usize>, filter: Interpolation) -> Vec<Taps> {
     let scale = input as f64 / output as f64;
     let stretch = scale.max(1.0);
     let support = filter.support() * stretch;
     let shrink = 1.0 / stretch;
-    (0..output)
+    wanted
         .map(|position| {
             let centre = (position as f64 + 0.5) * scale;
             let first = (centre - support + 0.5).max(0.0) as usize;
@@ -112,7 +124,7 @@ fn windows(input: usize, output: usize, filter: Interpolation) -> Vec<Window> {
                 weights.iter_mut().for_each(|weight| *weight /= total);
             }
             let fixed = |weight: f64| (weight * f64::from(1 << PRECISION) + 0.5f64.copysign(weight)) as i32;
-            Window { first, weights: weights.into_iter().map(fixed).collect() }
+            Taps { first, weights: weights.into_iter().map(fixed).collect() }
         })
         .collect()
 }
@@ -121,96 +133,145 @@ fn clip(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
+/// The input positions that `taps` read.
+fn span(taps: &[Taps]) -> Range<usize> {
+    let start = taps.iter().map(|taps| taps.first).min().unwrap_or(0);
+    start..taps.iter().map(|taps| taps.first + taps.weights.len()).max().unwrap_or(start)
+}
+
 /// Resizes to `width × height` pixels, both at least 1.
 pub fn resize(image: &RgbImage, width: usize, height: usize, filter: Interpolation) -> RgbImage {
-    if width == image.width && height == image.height {
-        return image.clone();
-    }
-    if filter == Interpolation::Nearest {
-        return nearest(image, width, height);
-    }
-    let widened = if width == image.width { None } else { Some(horizontal(image, width, filter)) };
-    let image = widened.as_ref().unwrap_or(image);
-    if height == image.height { image.clone() } else { vertical(image, height, filter) }
+    resize_window(image, width, height, filter, &Window { columns: 0..width, rows: 0..height })
 }
 
-fn horizontal(image: &RgbImage, width: usize, filter: Interpolation) -> RgbImage {
-    let windows = windows(image.width, width, filter);
-    let mut data = vec![0; width * image.height * 3];
-    for (source, target) in image.data.chunks_exact(image.width * 3).zip(data.chunks_exact_mut(width * 3)) {
-        for (window, pixel) in windows.iter().zip(target.chunks_exact_mut(3)) {
+/// The part `window` of the image resized to `width × height` pixels, within which it must lie.
+pub(super) fn resize_window(
+    image: &RgbImage,
+    width: usize,
+    height: usize,
+    filter: Interpolation,
+    window: &Window,
+) -> RgbImage {
+    let (same_width, same_height) = (width == image.width, height == image.height);
+    if filter == Interpolation::Nearest || (same_width && same_height) {
+        return nearest(image, width, height, window);
+    }
+    let mut columns = taps(image.width, width, window.columns.clone(), filter);
+    let mut rows = taps(image.height, height, window.rows.clone(), filter);
+    if same_width {
+        return vertical(image, window.columns.clone(), &rows);
+    }
+    if same_height {
+        return horizontal(image, window.rows.clone(), &columns);
+    }
+    let narrowed = image.width as i128 - width as i128;
+    let lowered = image.height as i128 - height as i128;
+    if lowered > 0 && lowered > 2 * narrowed {
+        let needed = span(&columns);
+        for taps in &mut columns {
+            taps.first -= needed.start;
+        }
+        return horizontal(&vertical(image, needed, &rows), 0..rows.len(), &columns);
+    }
+    let needed = span(&rows);
+    for taps in &mut rows {
+        taps.first -= needed.start;
+    }
+    vertical(&horizontal(image, needed, &columns), 0..columns.len(), &rows)
+}
+
+/// Weighted sums along the rows, for the rows `wanted`.
+fn horizontal(image: &RgbImage, wanted: Range<usize>, taps: &[Taps]) -> RgbImage {
+    let (pixels, _) = image.data.as_chunks::<3>();
+    let mut data = Vec::with_capacity(wanted.len() * taps.len() * 3);
+    for row in pixels[wanted.start * image.width..wanted.end * image.width].chunks_exact(image.width) {
+        for Taps { first, weights } in taps {
             let mut sums = [1i32 << (PRECISION - 1); 3];
-            let covered = &source[window.first * 3..(window.first + window.weights.len()) * 3];
-            for (&weight, rgb) in window.weights.iter().zip(covered.chunks_exact(3)) {
-                sums[0] += i32::from(rgb[0]) * weight;
-                sums[1] += i32::from(rgb[1]) * weight;
-                sums[2] += i32::from(rgb[2]) * weight;
+            for (rgb, &weight) in row[*first..].iter().zip(weights) {
+                for (sum, &value) in sums.iter_mut().zip(rgb) {
+                    *sum += i32::from(value) * weight;
+                }
             }
-            pixel.copy_from_slice(&sums.map(clip));
+            data.extend_from_slice(&sums.map(clip));
         }
     }
-    RgbImage { width, height: image.height, data }
+    RgbImage { width: taps.len(), height: wanted.len(), data }
 }
 
-fn vertical(image: &RgbImage, height: usize, filter: Interpolation) -> RgbImage {
-    let row = image.width * 3;
-    let windows = windows(image.height, height, filter);
-    let mut data = vec![0; row * height];
-    let mut sums = vec![0i32; row];
-    for (window, target) in windows.iter().zip(data.chunks_exact_mut(row)) {
+/// Weighted sums along the columns, for the columns `wanted`.
+fn vertical(image: &RgbImage, wanted: Range<usize>, taps: &[Taps]) -> RgbImage {
+    let stride = image.width * 3;
+    let values = wanted.start * 3..wanted.end * 3;
+    let mut data = Vec::with_capacity(taps.len() * values.len());
+    let mut sums = vec![0i32; values.len()];
+    for Taps { first, weights } in taps {
         sums.fill(1 << (PRECISION - 1));
-        for (&weight, source) in window.weights.iter().zip(image.data[window.first * row..].chunks_exact(row)) {
-            for (sum, &value) in sums.iter_mut().zip(source) {
+        for (row, &weight) in image.data[first * stride..].chunks_exact(stride).zip(weights) {
+            for (sum, &value) in sums.iter_mut().zip(&row[values.clone()]) {
                 *sum += i32::from(value) * weight;
             }
         }
-        for (value, &sum) in target.iter_mut().zip(&sums) {
-            *value = clip(sum);
-        }
+        data.extend(sums.iter().copied().map(clip));
     }
-    RgbImage { width: image.width, height, data }
+    RgbImage { width: wanted.len(), height: taps.len(), data }
 }
 
-fn nearest(image: &RgbImage, width: usize, height: usize) -> RgbImage {
-    let xs = nearest_positions(image.width, width);
-    let ys = nearest_positions(image.height, height);
-    let mut data = Vec::with_capacity(width * height * 3);
-    for y in ys {
-        for &x in &xs {
-            let at = (y * image.width + x) * 3;
-            data.extend_from_slice(&image.data[at..at + 3]);
-        }
+fn nearest(image: &RgbImage, width: usize, height: usize, window: &Window) -> RgbImage {
+    let (pixels, _) = image.data.as_chunks::<3>();
+    let columns = nearest_positions(image.width, width, &window.columns);
+    let rows = nearest_positions(image.height, height, &window.rows);
+    let mut data = Vec::with_capacity(columns.len() * rows.len() * 3);
+    for y in rows {
+        let row = &pixels[y * image.width..];
+        data.extend(columns.iter().flat_map(|&x| row[x]));
     }
-    RgbImage { width, height, data }
+    RgbImage { width: columns.len(), height: window.rows.len(), data }
 }
 
-/// Input position of every output position; the step is added up, as Pillow does, so that roundings agree.
-fn nearest_positions(input: usize, output: usize) -> Vec<usize> {
+/// Input position of the output positions `wanted`; the step is added up, as Pillow does, so that roundings agree.
+fn nearest_positions(input: usize, output: usize, wanted: &Range<usize>) -> Vec<usize> {
     let step = input as f64 / output as f64;
-    let mut position = step * 0.5;
-    (0..output)
-        .map(|_| {
-            let at = (position as usize).min(input - 1);
-            position += step;
-            at
-        })
+    std::iter::successors(Some(step * 0.5), |position| Some(position + step))
+        .take(wanted.end)
+        .skip(wanted.start)
+        .map(|position| (position as usize).min(input - 1))
         .collect()
 }
 
-/// Cuts `width × height` pixels out of the middle; where the image is smaller, black is put around it first.
-///
-/// Offsets round half to even, the surplus pixel of an odd border goes right and below: torchvision's `CenterCrop`.
-pub fn centre_crop(image: &RgbImage, width: usize, height: usize) -> RgbImage {
-    let offset = |outer: usize, inner: usize| ((outer - inner) as f64 / 2.0).round_ties_even() as usize;
-    let (pad_x, pad_y) = (width.saturating_sub(image.width) / 2, height.saturating_sub(image.height) / 2);
-    let cut_x = if image.width > width { offset(image.width, width) } else { 0 };
-    let cut_y = if image.height > height { offset(image.height, height) } else { 0 };
-    let (columns, rows) = (width.min(image.width), height.min(image.height));
+/// Which pixel a centre crop starts at when the border is odd.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CropRounding {
+    /// Half the border, rounded half to even: torchvision.
+    #[default]
+    HalfEven,
+    /// Half the border, rounded down; black is put around with the surplus left and above: Hugging Face.
+    Floor,
+}
+
+impl CropRounding {
+    /// First position of the middle `inner` of `outer` positions.
+    pub(super) fn start(self, outer: usize, inner: usize) -> usize {
+        let border = outer.saturating_sub(inner);
+        border / 2 + usize::from(self == Self::HalfEven && border % 4 == 3)
+    }
+
+    fn padding(self, outer: usize, inner: usize) -> usize {
+        let border = outer.saturating_sub(inner);
+        if self == Self::HalfEven { border / 2 } else { border.div_ceil(2) }
+    }
+}
+
+/// Puts black around an image that is at most `width × height` pixels.
+pub(super) fn pad(image: RgbImage, width: usize, height: usize, rounding: CropRounding) -> RgbImage {
+    if (image.width, image.height) == (width, height) {
+        return image;
+    }
+    let (left, above) = (rounding.padding(width, image.width), rounding.padding(height, image.height));
     let mut data = vec![0; width * height * 3];
-    for y in 0..rows {
-        let from = ((y + cut_y) * image.width + cut_x) * 3;
-        let to = ((y + pad_y) * width + pad_x) * 3;
-        data[to..to + columns * 3].copy_from_slice(&image.data[from..from + columns * 3]);
+    for (y, row) in image.data.chunks_exact(image.width * 3).enumerate() {
+        let to = ((above + y) * width + left) * 3;
+        data[to..to + row.len()].copy_from_slice(row);
     }
     RgbImage { width, height, data }
 }
@@ -239,12 +300,31 @@ mod tests {
     }
 
     #[test]
-    fn a_small_image_is_padded_and_a_large_one_cut() {
+    fn borders_round_as_torchvision_and_hugging_face_do() {
+        let starts = |rounding: CropRounding| (0..8).map(|border| rounding.start(10 + border, 10)).collect::<Vec<_>>();
+        assert_eq!(starts(CropRounding::HalfEven), [0, 0, 1, 2, 2, 2, 3, 4]);
+        assert_eq!(starts(CropRounding::Floor), [0, 0, 1, 1, 2, 2, 3, 3]);
         let image = RgbImage { width: 2, height: 1, data: vec![1, 2, 3, 4, 5, 6] };
-        let padded = centre_crop(&image, 3, 2);
+        let padded = pad(image.clone(), 3, 2, CropRounding::HalfEven);
         assert_eq!(padded.data, [1, 2, 3, 4, 5, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        // (7 - 4) / 2 = 1.5 rounds to 2, as Python's round does.
-        let wide = RgbImage { width: 7, height: 1, data: (0..21).collect() };
-        assert_eq!(centre_crop(&wide, 4, 1).data[0], 6);
+        let padded = pad(image, 3, 2, CropRounding::Floor);
+        assert_eq!(padded.data, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn a_window_equals_the_crop_of_the_whole() {
+        let pixels: Vec<u8> = (0..35u32 * 21 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let source = RgbImage { width: 35, height: 21, data: pixels };
+        for interpolation in [Interpolation::Nearest, Interpolation::Bilinear, Interpolation::Lanczos] {
+            for (width, height) in [(17, 10), (50, 60), (35, 10), (20, 21), (33, 9)] {
+                let all = resize(&source, width, height, interpolation);
+                let window = Window { columns: 3..width - 4, rows: 2..height - 1 };
+                let part = resize_window(&source, width, height, interpolation, &window);
+                for (row, y) in part.data.chunks_exact(part.width * 3).zip(window.rows) {
+                    let start = (y * width + window.columns.start) * 3;
+                    assert_eq!(row, &all.data[start..start + row.len()]);
+                }
+            }
+        }
     }
 }

@@ -1,0 +1,163 @@
+//! Decoding, resizing and preprocessing against arrays made with Pillow (`scripts/make_image_fixtures.py`).
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use calib::{
+    dataset::{DataOptions, Extent, InputSpec, Interpolation, Preprocess, RgbImage, decode, open, resize},
+    npz::{read_npy, read_npz},
+    tensor::{ElementType, Tensor, Values},
+};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images")
+}
+
+fn fixture(name: &str) -> Vec<u8> {
+    let path = folder().join(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn picture(tensor: &Tensor) -> RgbImage {
+    let (Values::U8(data), &[height, width, ref rest @ ..]) = (tensor.values(), tensor.shape()) else {
+        panic!("not a picture: {:?}", tensor.shape());
+    };
+    let data = if rest.is_empty() { data.iter().flat_map(|&v| [v; 3]).collect() } else { data.clone() };
+    RgbImage { width, height, data }
+}
+
+/// The largest difference from Pillow's pixels.
+fn difference(name: &str) -> u8 {
+    let stem = name.split('.').next().unwrap();
+    let expected = picture(&read_npy(&folder().join(format!("{stem}.npy"))).unwrap());
+    let found = decode(&fixture(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert_eq!((found.width, found.height), (expected.width, expected.height), "{name}");
+    found.data.iter().zip(&expected.data).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
+}
+
+#[test]
+fn lossless_formats_decode_to_the_pixels_of_pillow() {
+    for name in [
+        "png_rgba.png",
+        "png_la.png",
+        "png_palette.png",
+        "png_palette_alpha.png",
+        "png_1bit.png",
+        "png_grey4.png",
+        "png_rgb16.png",
+        "png_grey16.png",
+        "png_one_pixel.png",
+        "webp_lossless.webp",
+        "webp_alpha.webp",
+        "webp_animated.webp",
+        "bmp_24.bmp",
+        "bmp_palette.bmp",
+    ] {
+        assert_eq!(difference(name), 0, "{name}");
+    }
+}
+
+/// With the feature `turbojpeg` every JPEG is exact, CMYK included.
+#[test]
+fn lossy_formats_decode_within_their_tolerance() {
+    for (name, tolerance) in [
+        ("jpeg_444.jpg", 3),
+        ("jpeg_420.jpg", 5),
+        ("jpeg_progressive.jpg", 3),
+        ("jpeg_grey.jpg", 2),
+        ("jpeg_cmyk.jpg", 3),
+        ("jpeg_ycck.jpg", 4),
+        ("webp_lossy.webp", 2),
+    ] {
+        let exact = cfg!(feature = "turbojpeg") && name.starts_with("jpeg");
+        let found = difference(name);
+        assert!(found <= if exact { 0 } else { tolerance }, "{name}: {found}");
+    }
+}
+
+#[test]
+fn exif_orientations_turn_the_picture() {
+    for orientation in 2..=8 {
+        let name = format!("jpeg_exif{orientation}.jpg");
+        assert!(difference(&name) <= 3, "{name}");
+    }
+}
+
+#[test]
+fn bad_files_are_refused_with_the_reason() {
+    for (name, reason) in [
+        ("bad_empty.jpg", "the file is empty"),
+        ("bad_truncated.jpg", "cut off"),
+        ("bad_truncated.png", "cannot be decoded"),
+        ("bad_huge.jpg", "30000×30000 pixels are more than the limit of 178956970"),
+        ("bad_huge.png", "30000×30000 pixels are more than the limit of 178956970"),
+        ("bad_text.jpg", "this is no JPEG, PNG, WebP or BMP image"),
+    ] {
+        let error = decode(&fixture(name)).unwrap_err();
+        assert!(error.contains(reason), "{name}: {error}");
+    }
+}
+
+#[test]
+fn resizing_equals_pillow_to_the_last_bit() {
+    let arrays = read_npz(&folder().join("resize.npz")).unwrap();
+    let (source, large) = (picture(&arrays["source"]), picture(&arrays["large"]));
+    let filters = [
+        ("nearest", Interpolation::Nearest),
+        ("box", Interpolation::Box),
+        ("bilinear", Interpolation::Bilinear),
+        ("hamming", Interpolation::Hamming),
+        ("bicubic", Interpolation::Bicubic),
+        ("lanczos", Interpolation::Lanczos),
+    ];
+    let mut checked = 0;
+    for (key, expected) in arrays.iter().filter(|(key, _)| key.contains('_') && !key.contains("grey")) {
+        let expected = picture(expected);
+        let (_, filter) = filters.iter().find(|(name, _)| key.starts_with(name)).unwrap();
+        let from = if key.ends_with("large") { &large } else { &source };
+        assert!(resize(from, expected.width, expected.height, *filter) == expected, "{key}");
+        checked += 1;
+    }
+    assert_eq!(checked, 6 * 8);
+}
+
+/// The tensor that the file `picture.png` becomes in a data set for a model with one input of this type and shape.
+fn sample(source: &RgbImage, element_type: ElementType, shape: [usize; 4], preprocess: &Preprocess) -> Tensor {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("picture.png");
+    let image = image::RgbImage::from_raw(source.width as u32, source.height as u32, source.data.clone()).unwrap();
+    image.save(&path).unwrap();
+    let shape = shape.map(Some).to_vec();
+    let input = InputSpec { name: "x".to_owned(), element_type: Some(element_type), shape };
+    let collection = open(&DataOptions {
+        path: folder.path(),
+        labels: None,
+        classes: &BTreeMap::new(),
+        inputs: &[input],
+        preprocess: Some(preprocess),
+    });
+    collection.unwrap().dataset.sample(0).unwrap().remove("x").unwrap()
+}
+
+#[test]
+fn whole_chains_equal_pillow_and_numpy_to_the_last_bit() {
+    let arrays = read_npz(&folder().join("preprocess.npz")).unwrap();
+    let preset = |name: &str, side| Preprocess::preset(name, side, side).unwrap();
+    let padded = Preprocess { crop: Some(Extent::One(48)), scale: 1.0, ..Preprocess::default() };
+    for key in ["61x43", "40x71", "33x34", "20x90"] {
+        let source = picture(&arrays[&format!("source_{key}")]);
+        for (name, element_type, shape, preprocess) in [
+            ("imagenet", ElementType::F32, [1, 3, 32, 32], preset("imagenet", 32)),
+            ("imagenet-lite", ElementType::F32, [1, 32, 32, 3], preset("imagenet-lite", 32)),
+            ("padded", ElementType::U8, [1, 3, 48, 48], padded.clone()),
+            ("unit", ElementType::F16, [1, 1, 16, 16], preset("unit", 16)),
+        ] {
+            let found = sample(&source, element_type, shape, &preprocess);
+            assert!(found == arrays[&format!("{name}_{key}")], "{name} {key}");
+        }
+    }
+}
