@@ -13,7 +13,7 @@ use crate::{
     cli::{CalibrateArgs, GlobalArgs, MergeArgs},
     config::{ConfigError, RunConfig},
     pipeline::{
-        calibration::{choose_table, observe_samples},
+        calibration::{choose_table, hold_out, observe_samples},
         environment::peak_rss_bytes,
     },
     quantize::Precision,
@@ -62,7 +62,8 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
         random_data: config.random_data,
         shards: shard.as_ref().map_or_else(Shards::whole, |shard| shard.shards.clone()),
     };
-    let observed = shard.as_ref().map_or_else(|| indices.clone(), |shard| shard.part(&indices));
+    let whole = hold_out(&indices);
+    let observed = shard.as_ref().map_or_else(|| whole.clone(), |shard| whole.shard(shard.index, shard.count));
     let bar = printer.progress(observed.len() as u64, "calibrating");
     let progress = |samples: usize| bar.inc(samples as u64);
     let options = session.observe_options();
@@ -182,18 +183,6 @@ struct Shard {
     shards: Shards,
 }
 
-impl Shard {
-    /// Every n-th block of five samples, so that every shard holds out its share of the same samples as a single run.
-    fn part(&self, indices: &[usize]) -> Vec<usize> {
-        indices
-            .chunks(crate::pipeline::calibration::HOLD_OUT)
-            .enumerate()
-            .filter(|(block, _)| block % self.count == self.index)
-            .flat_map(|(_, block)| block.iter().copied())
-            .collect()
-    }
-}
-
 fn parse_shard(text: &str) -> Result<Shard, ConfigError> {
     let invalid = || ConfigError::Value { key: "shard", reason: format!("`{text}` does not read like 2/8") };
     let (index, count) = text.split_once('/').ok_or_else(invalid)?;
@@ -208,19 +197,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shards_hold_out_what_a_single_run_holds_out() {
-        use std::collections::BTreeSet;
-
-        use crate::pipeline::calibration::hold_out;
-        let indices: Vec<usize> = (100..223).collect();
-        let (mut fit, mut held) = (BTreeSet::new(), BTreeSet::new());
-        for index in 1..=4 {
-            let (part_fit, part_held) = hold_out(&parse_shard(&format!("{index}/4")).unwrap().part(&indices));
-            fit.extend(part_fit);
-            held.extend(part_held);
-        }
-        let (whole_fit, whole_held) = hold_out(&indices);
-        assert_eq!((fit, held), (whole_fit.into_iter().collect(), whole_held.into_iter().collect()));
+    fn shards_count_from_one() {
+        assert!(parse_shard("1/4").is_ok_and(|shard| (shard.index, shard.count) == (0, 4)));
         assert!(parse_shard("0/4").is_err() && parse_shard("5/4").is_err() && parse_shard("1").is_err());
     }
 }

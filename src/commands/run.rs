@@ -25,7 +25,7 @@ use crate::{
     config::RunConfig,
     dataset::{PrefetchOptions, Split, prefetch},
     pipeline::{
-        calibration::{Chosen, choose_table, observe_samples},
+        calibration::{Chosen, choose_table, hold_out, observe_samples},
         evaluation::{EvaluateOptions, Evaluation, Outputs, class_names, evaluate},
     },
     quantize::Precision,
@@ -202,7 +202,7 @@ impl<'a> Job<'a> {
             &session.subject,
             &tensors,
             &*session.data.collection.dataset,
-            &self.split.calibration,
+            &hold_out(&self.split.calibration),
             provenance,
             &options,
             control,
@@ -225,6 +225,11 @@ impl<'a> Job<'a> {
             super::settings::control(session.threads, &|_| {}),
         )?;
         self.save_table(&chosen.table)?;
+        if session.config.method == "auto" && chosen.candidates.is_empty() {
+            let text = format!("too few calibration samples to measure methods on: {} was taken", chosen.choice);
+            self.printer.warn(&text);
+            self.notes.push(text);
+        }
         self.printer.note(&format!(
             "calibrated {} tensors on {} samples in {:.1} s, method {}",
             chosen.table.tensors.len(),
@@ -394,6 +399,7 @@ impl<'a> Job<'a> {
             stop: &super::INTERRUPTED,
         };
         let dataset = &*self.session.data.collection.dataset;
-        prefetch(dataset, &self.split.evaluation, options, |batches| batches.next()).0.map(|batch| batch.inputs)
+        let batch = prefetch(dataset, &self.split.evaluation, options, |batches| batches.next()).0?;
+        (batch.ids.len() == options.batch).then_some(batch.inputs)
     }
 }

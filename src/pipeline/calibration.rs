@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Every n-th calibration sample is held out to measure methods on.
-pub const HOLD_OUT: usize = 5;
+const HOLD_OUT: usize = 5;
 /// Held-out samples that whole models are measured on, at most.
 const MEASURED: usize = 64;
 
@@ -43,14 +43,42 @@ pub struct Observation {
     pub seconds: f64,
 }
 
-/// Samples to fit thresholds on, and samples to measure them on: every fifth of `indices`, if there are that many.
-pub fn hold_out(indices: &[usize]) -> (Vec<usize>, Vec<usize>) {
+/// Calibration samples, in two parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// Samples to fit thresholds on.
+    pub fit: Vec<usize>,
+    /// Samples to measure thresholds on.
+    pub held_out: Vec<usize>,
+}
+
+impl Parts {
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.fit.len() + self.held_out.len()
+    }
+
+    /// True without samples.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Every `count`-th sample of each part, from `index` on: shards that together are all samples, each in its part.
+    #[must_use]
+    pub fn shard(&self, index: usize, count: usize) -> Self {
+        let pick = |part: &[usize]| part.iter().skip(index).step_by(count.max(1)).copied().collect();
+        Self { fit: pick(&self.fit), held_out: pick(&self.held_out) }
+    }
+}
+
+/// Holds out every fifth of `indices` (the last of fewer), if there is more than one.
+pub fn hold_out(indices: &[usize]) -> Parts {
     let held = |position: &usize| indices.len() > 1 && position % HOLD_OUT == HOLD_OUT.min(indices.len()) - 1;
     let pick = |wanted: bool| {
         let chosen = indices.iter().enumerate().filter(move |(position, _)| held(position) == wanted);
         chosen.map(|(_, &index)| index).collect()
     };
-    (pick(false), pick(true))
+    Parts { fit: pick(false), held_out: pick(true) }
 }
 
 /// Observes `tensors` of the folded model over the calibration samples.
@@ -59,7 +87,7 @@ pub fn observe_samples(
     subject: &Subject,
     tensors: &BTreeSet<String>,
     dataset: &dyn Dataset,
-    indices: &[usize],
+    parts: &Parts,
     provenance: Provenance,
     options: &ObserveOptions,
     control: Control<'_>,
@@ -74,11 +102,19 @@ pub fn observe_samples(
     let build =
         BuildOptions { threads: options.threads, provider: options.provider, extra_outputs, ..BuildOptions::default() };
     let mut runner = runtime.build(&subject.folded, &build)?;
-    let (fit, held) = hold_out(indices);
+    // A sample that is repeated to fill a batch would be counted twice, so only whole batches run.
+    let whole = |part: &[usize]| part.len() / options.batch.max(1) * options.batch;
+    if whole(&parts.fit) == 0 && options.batch > 1 {
+        let (batch, samples) = (options.batch, parts.fit.len());
+        let reason =
+            format!("the model fixes its batch to {batch}, and there are only {samples} samples to calibrate on");
+        return Err(PipelineError::Input(reason));
+    }
     let started = Instant::now();
     let mut histograms = Histograms::new(provenance.clone());
     let mut summary = PassSummary::default();
-    for (part, held_out) in [(&fit, false), (&held, true)] {
+    for (part, held_out) in [(&parts.fit, false), (&parts.held_out, true)] {
+        let part = &part[..whole(part)];
         if part.is_empty() {
             continue;
         }
@@ -169,7 +205,7 @@ pub fn choose_table(
         })
         .collect::<Result<Vec<Box<dyn Runner>>, PipelineError>>()?;
     let mut reference = subject.reference(runtime, options.provider, options.threads)?;
-    let (_, held) = hold_out(indices);
+    let held = hold_out(indices).held_out;
     let held = &held[..held.len().min(MEASURED)];
     let evaluate_options =
         EvaluateOptions { batch: options.batch, policy: options.policy, compare: CompareOptions::default() };
@@ -231,8 +267,25 @@ mod tests {
     #[test]
     fn every_fifth_sample_is_held_out_and_a_single_one_never() {
         let indices: Vec<usize> = (10..20).collect();
-        assert_eq!(hold_out(&indices), (vec![10, 11, 12, 13, 15, 16, 17, 18], vec![14, 19]));
-        assert_eq!(hold_out(&[3]), (vec![3], vec![]));
-        assert_eq!(hold_out(&[3, 4]), (vec![3], vec![4]));
+        let parts = |fit: &[usize], held_out: &[usize]| Parts { fit: fit.to_vec(), held_out: held_out.to_vec() };
+        assert_eq!(hold_out(&indices), parts(&[10, 11, 12, 13, 15, 16, 17, 18], &[14, 19]));
+        assert_eq!(hold_out(&[3]), parts(&[3], &[]));
+        assert_eq!(hold_out(&[3, 4]), parts(&[3], &[4]));
+    }
+
+    #[test]
+    fn shards_hold_out_what_a_single_run_holds_out() {
+        for samples in [1, 4, 6, 7, 123] {
+            let whole = hold_out(&(100..100 + samples).collect::<Vec<_>>());
+            let mut joined = Parts { fit: Vec::new(), held_out: Vec::new() };
+            for index in 0..4 {
+                let shard = whole.shard(index, 4);
+                joined.fit.extend(shard.fit);
+                joined.held_out.extend(shard.held_out);
+            }
+            joined.fit.sort_unstable();
+            joined.held_out.sort_unstable();
+            assert_eq!(joined, whole);
+        }
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     backend::Runner,
     compare::{CompareOptions, Comparison, ComparisonResult, OutputsWriter, Sample, SavedOutputs},
     dataset::{BadPolicy, Batch, Dataset, PassSummary, PrefetchOptions, prefetch},
-    tensor::TensorMap,
+    tensor::{Tensor, TensorMap},
 };
 
 /// Gives the outputs of samples: by running a model, or from a file.
@@ -24,9 +24,39 @@ impl Outputs for Box<dyn Runner> {
         self.outputs().iter().map(|info| info.name.clone()).collect()
     }
 
+    /// A model that fixes its batch gets the last sample again to fill it up; the surplus outputs are cut off.
     fn give(&mut self, batch: &Batch, _first: usize) -> Result<TensorMap, PipelineError> {
-        Ok(self.infer(&batch.inputs)?)
+        let fixed = self.inputs().first().and_then(|input| input.shape.first().copied().flatten());
+        let samples = batch.ids.len();
+        match fixed {
+            Some(fixed) if fixed > samples => {
+                let filled = resized(&batch.inputs, samples, fixed)?;
+                resized(&self.infer(&filled)?, fixed, samples)
+            }
+            _ => Ok(self.infer(&batch.inputs)?),
+        }
     }
+}
+
+/// Tensors of `from` rows with `to` rows: cut, or with the last row repeated. Others stay as they are.
+fn resized(tensors: &TensorMap, from: usize, to: usize) -> Result<TensorMap, PipelineError> {
+    let resize = |(name, tensor): (&String, &Tensor)| {
+        if tensor.shape().first() != Some(&from) || from == 0 {
+            return Ok((name.clone(), tensor.clone()));
+        }
+        let view = tensor.values().view();
+        let row = view.len() / from;
+        let mut values = view.slice(0..row * from.min(to)).to_owned();
+        for _ in from..to {
+            // The same type, so this cannot fail.
+            let _same_type = values.extend(view.slice(row * (from - 1)..row * from));
+        }
+        let mut shape = tensor.shape().to_vec();
+        shape[0] = to;
+        let tensor = Tensor::new(shape, values).map_err(|error| PipelineError::Input(error.to_string()))?;
+        Ok((name.clone(), tensor))
+    };
+    tensors.iter().map(resize).collect()
 }
 
 impl Outputs for SavedOutputs {
@@ -150,4 +180,24 @@ pub fn class_names(names: &BTreeMap<u32, String>) -> Vec<String> {
     // A hostile index must not decide how much memory is taken.
     let count = count.min(1 << 20);
     (0..count).map(|index| names.get(&(index as u32)).cloned().unwrap_or_default()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_filled_with_the_last_sample_and_cut_again() {
+        let tensors =
+            TensorMap::from([("x".to_owned(), Tensor::from_f32(vec![2, 2], vec![1.0, 2.0, 3.0, 4.0]).unwrap())]);
+        let filled = resized(&tensors, 2, 4).unwrap();
+        assert_eq!(filled["x"].to_f32(), [1.0, 2.0, 3.0, 4.0, 3.0, 4.0, 3.0, 4.0]);
+        assert_eq!(resized(&filled, 4, 2).unwrap(), tensors);
+    }
+
+    #[test]
+    fn missing_class_names_stay_empty() {
+        let names = BTreeMap::from([(1, "b".to_owned()), (3, "d".to_owned())]);
+        assert_eq!(class_names(&names), ["", "b", "", "d"]);
+    }
 }
