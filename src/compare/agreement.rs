@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn scores_of_changed_samples_can_be_written_as_json() {
-        let names = vec!["cat".to_owned()];
+        let names = vec!["cat".to_owned(), String::new()];
         let entries = scored(&[f64::INFINITY, 1e300], &[0, 1], &names);
         assert_eq!(entries[0], Scored { class: 0, name: Some("cat".to_owned()), score: f32::MAX });
         assert_eq!((entries[1].name.as_ref(), entries[1].score), (None, f32::MAX));

@@ -1,8 +1,8 @@
 //! Graphwise error: every tensor of the quantized run against the same tensor of the float run, so that one sees the
 //! error accumulate along the graph.
 //!
-//! Tensors are matched by the name they have in the float model. Where the quantized model passes a tensor through
-//! Q and DQ, what its consumers read is the DQ's output: [`dequantized`] tells its name.
+//! Tensors go by the name they have in the float model. Where the quantized model passes a tensor through Q and DQ, the
+//! caller says whether the tensor itself or the DQ's output is compared.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use super::{CompareError, NonFinite, PairSums, driver::row};
 use crate::{
     backend::{BackendError, Runner},
-    onnx::proto::GraphProto,
     tensor::{TensorMap, TensorView},
 };
 
@@ -133,35 +132,6 @@ impl Graphwise {
     }
 }
 
-/// The first tensor in `order` (of execution) with values that are not finite: where they come from.
-pub fn first_non_finite<'a>(
-    differences: &'a BTreeMap<String, TensorDifference>,
-    order: impl IntoIterator<Item = &'a str>,
-) -> Option<(&'a str, &'a TensorDifference)> {
-    let mut known = order.into_iter().filter_map(|tensor| Some((tensor, differences.get(tensor)?)));
-    known.find(|(_, difference)| difference.first_non_finite.is_some())
-}
-
-/// The DQ output of each tensor that the quantized graph passes through a QuantizeLinear and a DequantizeLinear, by
-/// the tensor's name; of the first pair where a tensor has several.
-pub fn dequantized(quantized: &GraphProto) -> BTreeMap<String, String> {
-    let of_type = |op_type: &'static str| quantized.node.iter().filter(move |node| node.op_type() == op_type);
-    let mut sources = BTreeMap::new();
-    for quantize in of_type("QuantizeLinear") {
-        if let (Some(input), Some(output)) = (quantize.input.first(), quantize.output.first()) {
-            sources.insert(output, input);
-        }
-    }
-    let mut names = BTreeMap::new();
-    for dequantize in of_type("DequantizeLinear") {
-        let source = dequantize.input.first().and_then(|input| sources.get(input));
-        if let (Some(&source), Some(output)) = (source, dequantize.output.first()) {
-            names.entry(source.clone()).or_insert_with(|| output.clone());
-        }
-    }
-    names
-}
-
 fn missing<'a>(side: &'static str, name: &str, available: impl Iterator<Item = &'a String>) -> CompareError {
     let available = available.map(String::as_str).collect::<Vec<_>>().join(", ");
     CompareError::MissingOutput { side, name: name.to_owned(), available }
@@ -170,7 +140,10 @@ fn missing<'a>(side: &'static str, name: &str, available: impl Iterator<Item = &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{backend::TensorInfo, backend::Visit, onnx::proto::NodeProto, tensor::Tensor};
+    use crate::{
+        backend::{TensorInfo, Visit},
+        tensor::Tensor,
+    };
 
     /// Gives what it was made with, whatever the input.
     struct Fixed(Vec<TensorInfo>, TensorMap);
@@ -223,8 +196,6 @@ mod tests {
             (b.count, b.saturated, b.non_finite.differing, b.first_non_finite.as_deref()),
             (2, None, 2, Some("0"))
         );
-        assert_eq!(first_non_finite(&differences, ["x", "a", "b"]).map(|(tensor, _)| tensor), Some("b"));
-        assert_eq!(first_non_finite(&differences, ["a"]), None);
     }
 
     #[test]
@@ -240,26 +211,5 @@ mod tests {
             run(&[("a", &[0.0; 4])], &[("q", "a"), ("x", "a")]).contains("the target has no output `x` (it has: q)")
         );
         assert!(run(&[("a", &[0.0; 6])], &[("q", "a")]).contains("shape [2, 3] in the reference and [2, 2]"));
-    }
-
-    #[test]
-    fn consumers_read_the_first_dq_output() {
-        let node = |op_type: &str, input: &[&str], output: &str| NodeProto {
-            op_type: Some(op_type.to_owned()),
-            input: input.iter().map(|&name| name.to_owned()).collect(),
-            output: vec![output.to_owned()],
-            ..NodeProto::default()
-        };
-        let graph = GraphProto {
-            node: vec![
-                node("QuantizeLinear", &["x", "s", "z"], "x_q"),
-                node("DequantizeLinear", &["x_q", "s", "z"], "x_dq"),
-                node("DequantizeLinear", &["x_q", "s", "z"], "x_dq_2"),
-                node("DequantizeLinear", &["w_q", "s", "z"], "w_dq"),
-                node("Conv", &["x_dq", "w_dq"], "y"),
-            ],
-            ..GraphProto::default()
-        };
-        assert_eq!(dequantized(&graph), names(&[("x", "x_dq")]));
     }
 }
