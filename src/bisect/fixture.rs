@@ -5,10 +5,12 @@
 //!                        └───────────────────────┘ (quantized shortcut)
 //! ```
 
+use std::sync::atomic::AtomicBool;
+
 use crate::{
     artifact::ContentHash,
     backend::onnxruntime::OnnxRuntime,
-    dataset::{Dataset, SampleError},
+    dataset::{BadPolicy, Dataset, PrefetchOptions, SampleError},
     onnx::{
         Model,
         proto::{
@@ -164,6 +166,12 @@ impl Dataset for Data {
         Ok(TensorMap::from([("x".to_owned(), input)]))
     }
 }
+
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+/// One sample at a time; the network's batch is fixed.
+pub(super) const READING: PrefetchOptions<'static> =
+    PrefetchOptions { batch: 1, threads: 1, policy: BadPolicy { max_share: 0.0, strict: true }, stop: &NEVER };
 
 /// ONNX Runtime, where it is at hand.
 pub(super) fn runtime() -> Option<OnnxRuntime> {

@@ -114,19 +114,22 @@ pub fn graphwise(
     options: GraphwiseOptions,
 ) -> Result<Graphwise, AnalysisError> {
     let mut tensors = Vec::with_capacity(sites.len());
+    let mut read = 0;
     for sites in sites.chunks(options.tensors_per_pass.max(1)) {
         let extra_outputs = sites.iter().map(|site| site.tensor.clone()).collect();
         let build = BuildOptions { extra_outputs, ..plain(options.threads) };
         let mut reference = backend.build(reference, &build)?;
         let mut target = backend.build(target, &build)?;
-        tensors.extend(run(&mut *reference, &mut *target, sites, samples)?);
+        let (compared, count) = run(&mut *reference, &mut *target, sites, samples)?;
+        tensors.extend(compared);
+        read = count;
     }
     let bad = |tensor: &&TensorDivergence| tensor.difference.non_finite.differing > 0;
     let first_non_finite = tensors.iter().find(bad).map(|tensor| tensor.site.node.clone());
-    Ok(Graphwise { tensors, first_non_finite, samples: samples.indices.len() })
+    Ok(Graphwise { tensors, first_non_finite, samples: read })
 }
 
-/// One pass of two runners that give `sites` among their outputs. Tensors that are no floating-point numbers, or that
+/// One pass of two runners that give `sites` among their outputs; also returns the number of samples. Tensors that are no floating-point numbers, or that
 /// one of the two does not give, are left out.
 ///
 /// # Errors
@@ -136,10 +139,7 @@ pub fn run(
     target: &mut dyn Runner,
     sites: &[TensorSite],
     samples: Samples<'_>,
-) -> Result<Vec<TensorDivergence>, AnalysisError> {
-    if samples.indices.is_empty() {
-        return Err(AnalysisError::NoSamples);
-    }
+) -> Result<(Vec<TensorDivergence>, usize), AnalysisError> {
     let floats = |runner: &dyn Runner| -> BTreeSet<String> {
         let floats = runner.outputs().iter().filter(|output| output.element_type.is_some_and(ElementType::is_float));
         floats.map(|output| output.name.clone()).collect()
@@ -150,14 +150,15 @@ pub fn run(
     let names = both.map(|tensor| (tensor.clone(), tensor.clone())).collect();
     let thresholds = sites.iter().filter_map(|site| Some((site.tensor.clone(), site.amax?))).collect();
     let mut accumulator = Accumulator::new(thresholds);
-    samples.for_each::<AnalysisError>(|id, inputs| {
-        Ok(accumulator.run_batch(&[id], inputs, reference, target, &names)?)
+    let count = samples.for_each(|batch| {
+        let ids: Vec<&str> = batch.ids.iter().map(String::as_str).collect();
+        Ok(accumulator.run_batch(&ids, &batch.inputs, reference, target, &names)?)
     })?;
     let differences = accumulator.finish();
     let divergence = |site: &TensorSite| {
         Some(TensorDivergence { site: site.clone(), difference: differences.get(&site.tensor)?.clone() })
     };
-    Ok(sites.iter().filter_map(divergence).collect())
+    Ok((sites.iter().filter_map(divergence).collect(), count))
 }
 
 /// The reference's graph for [`first_divergence`](super::first::first_divergence): its nodes that depend on the

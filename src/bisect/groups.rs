@@ -14,7 +14,7 @@ pub enum Grouping {
     Node,
     /// All of one operator type.
     OpType,
-    /// All whose names share the scope two levels up: `/layer1/layer1.0/conv1/Conv` is in `/layer1/layer1.0`.
+    /// All of one block by their names: `/layer1/layer1.0/conv1/Conv` is in `/layer1/layer1.0`, `block3/expand` in `block3`.
     Block,
     /// All for which this expression's first capture (or whole match) is the same; a node it does not match stays by
     /// itself.
@@ -35,9 +35,26 @@ fn key(grouping: &Grouping, expression: Option<&Regex>, node: &str, op_type: &st
     found.unwrap_or(node).to_owned()
 }
 
-/// The scope two levels above the operator; one level where there is no second, none for a bare name.
+/// The innermost of the first numbered scopes (`/blocks/blocks.2/blocks.2.1`, as PyTorch exports them), or else the
+/// scope two levels above the operator; one level where there is no second, none for a bare name.
 fn block(node: &str) -> Option<&str> {
     let module = node.rsplit_once('/')?.0;
+    let mut numbered: Option<(usize, &str)> = None;
+    let mut end = 0;
+    for scope in module.split_inclusive('/') {
+        end += scope.len();
+        let name = scope.trim_end_matches('/');
+        let is_numbered = name.rsplit_once('.').is_some_and(|(_, number)| number.parse::<u32>().is_ok());
+        match numbered {
+            None if is_numbered => numbered = Some((end, name)),
+            Some((_, outer)) if is_numbered && name.starts_with(outer) => numbered = Some((end, name)),
+            Some(_) => break,
+            None => {}
+        }
+    }
+    if let Some((end, _)) = numbered {
+        return Some(module[..end].trim_end_matches('/'));
+    }
     match module.rsplit_once('/') {
         Some((block, _)) if !block.is_empty() => Some(block),
         _ => Some(module).filter(|module| !module.is_empty()),
@@ -111,8 +128,12 @@ mod tests {
     }
 
     #[test]
-    fn a_block_is_the_scope_two_levels_up() {
+    fn a_block_is_the_numbered_scope_or_the_one_two_levels_up() {
         assert_eq!(block("/blocks/blocks.0/conv_dw/Conv"), Some("/blocks/blocks.0"));
+        assert_eq!(block("/blocks/blocks.0/depthwise/conv/Conv"), Some("/blocks/blocks.0"));
+        assert_eq!(block("/blocks/blocks.2/blocks.2.1/conv_pw/Conv"), Some("/blocks/blocks.2/blocks.2.1"));
+        assert_eq!(block("/features/features.3/conv/conv.0/conv.0.0/Conv"), Some("/features/features.3"));
+        assert_eq!(block("block3/expand/relu6"), Some("block3"));
         assert_eq!(block("/conv_stem/Conv"), Some("/conv_stem"));
         assert_eq!(block("a/b"), Some("a"));
         assert_eq!(block("/Add"), None);

@@ -15,8 +15,10 @@ use super::{
 };
 use crate::{
     backend::{Backend, BackendError, BuildOptions, OptimizationLevel},
-    dataset::{Dataset, SampleError},
+    compare::CompareError,
+    dataset::{Batch, Dataset, PassError, PrefetchOptions, prefetch},
     onnx::{GraphError, Model},
+    quantize::QuantizeError,
     tensor::TensorMap,
 };
 
@@ -29,12 +31,18 @@ pub enum AnalysisError {
     /// A model could not be built or run.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// A sample cannot be read.
+    /// Too many samples cannot be read, or the user stopped.
     #[error(transparent)]
-    Sample(#[from] SampleError),
+    Pass(#[from] PassError),
     /// A graph is malformed.
     #[error(transparent)]
     Graph(#[from] GraphError),
+    /// Outputs cannot be compared.
+    #[error(transparent)]
+    Compare(#[from] CompareError),
+    /// A plan cannot be put into the model.
+    #[error(transparent)]
+    Quantize(#[from] QuantizeError),
     /// There is nothing to measure on.
     #[error("no samples to measure on; give at least one")]
     NoSamples,
@@ -47,14 +55,27 @@ pub struct Samples<'a> {
     pub dataset: &'a dyn Dataset,
     /// Which of them.
     pub indices: &'a [usize],
+    /// How they are read. Batches above 1 only need more memory.
+    pub reading: PrefetchOptions<'a>,
 }
 
 impl Samples<'_> {
-    pub(super) fn for_each<E: From<SampleError>>(
+    /// Shows every batch to `each`; returns the number of samples.
+    pub(super) fn for_each(
         self,
-        mut each: impl FnMut(&str, &TensorMap) -> Result<(), E>,
-    ) -> Result<(), E> {
-        self.indices.iter().try_for_each(|&index| each(self.dataset.id(index), &self.dataset.sample(index)?))
+        mut each: impl FnMut(Batch) -> Result<(), AnalysisError>,
+    ) -> Result<usize, AnalysisError> {
+        let (outcome, summary) = prefetch(self.dataset, self.indices, self.reading, |batches| {
+            let mut count = 0;
+            for batch in batches {
+                count += batch.ids.len();
+                each(batch)?;
+            }
+            Ok::<_, AnalysisError>(count)
+        });
+        let count = outcome?;
+        summary?;
+        if count == 0 { Err(AnalysisError::NoSamples) } else { Ok(count) }
     }
 }
 
@@ -151,9 +172,6 @@ pub fn layerwise(
     samples: Samples<'_>,
     options: LayerwiseOptions,
 ) -> Result<Vec<LayerError>, AnalysisError> {
-    if samples.indices.is_empty() {
-        return Err(AnalysisError::NoSamples);
-    }
     let step = options.operators_per_pass.max(1);
     let mut layers = Vec::with_capacity(pair.operators.len());
     for start in (0..pair.operators.len()).step_by(step) {
@@ -162,16 +180,16 @@ pub fn layerwise(
         let build = plain(options.threads);
         let mut runner = backend.build(&model, &build)?;
         let mut totals = Totals::default();
-        samples.for_each::<AnalysisError>(|_, inputs| {
-            runner.visit(inputs, &mut |name, view| {
+        let count = samples.for_each(|batch| {
+            runner.visit(&batch.inputs, &mut |name, view| {
                 if let Some(figure) = figures.get(name) {
-                    totals.add(figure, &view.to_f32());
+                    totals.add(figure, &view.to_f32(), batch.ids.len());
                 }
                 Ok(())
             })?;
             Ok(())
         })?;
-        layers.extend(operators.map(|index| layer(pair, index, &totals, samples.indices.len())));
+        layers.extend(operators.map(|index| layer(pair, index, &totals, count)));
     }
     Ok(layers)
 }
@@ -186,8 +204,10 @@ pub(super) fn plain(threads: usize) -> BuildOptions {
 struct Totals(BTreeMap<Figure, Vec<f64>>);
 
 impl Totals {
-    fn add(&mut self, figure: &Figure, values: &[f32]) {
+    fn add(&mut self, figure: &Figure, values: &[f32], samples: usize) {
         let peak = matches!(figure, Figure::Activation { figure: ActivationFigure::Peak, .. });
+        let share = matches!(figure, Figure::Activation { figure: ActivationFigure::Saturated, .. });
+        let weight = if share { samples as f64 } else { 1.0 };
         let total = match self.0.get_mut(figure) {
             Some(total) => total,
             None => self.0.entry(figure.clone()).or_default(),
@@ -195,7 +215,7 @@ impl Totals {
         total.resize(total.len().max(values.len()), 0.0);
         for (total, &value) in total.iter_mut().zip(values) {
             let value = f64::from(value);
-            *total = if peak { total.max(value) } else { *total + value };
+            *total = if peak { total.max(value) } else { *total + weight * value };
         }
     }
 
@@ -291,6 +311,14 @@ pub(super) fn sqnr_db(signal: f64, noise: f64) -> Option<f64> {
     (noise > 0.0).then(|| 10.0 * (signal / noise).log10()).and_then(finite)
 }
 
+/// Nodes of the layers that add most noise of their own, the worst first; those without a finite figure lead.
+pub fn worst(layers: &[LayerError], count: usize) -> Vec<String> {
+    let noise = |layer: &LayerError| layer.relative_noise.unwrap_or(f64::INFINITY);
+    let mut ranked: Vec<&LayerError> = layers.iter().collect();
+    ranked.sort_by(|a, b| noise(b).total_cmp(&noise(a)));
+    ranked.into_iter().take(count).map(|layer| layer.node.clone()).collect()
+}
+
 /// What reaches the model's outputs when one operator alone is quantized.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct OutputNoise {
@@ -313,16 +341,13 @@ pub fn output_noise(
     samples: Samples<'_>,
     threads: usize,
 ) -> Result<Vec<OutputNoise>, AnalysisError> {
-    if samples.indices.is_empty() {
-        return Err(AnalysisError::NoSamples);
-    }
     // Few samples: their inputs and outputs stay in memory.
     let build = plain(threads);
     let mut reference = backend.build(pair.model, &build)?;
     let mut expected = Vec::new();
-    samples.for_each::<AnalysisError>(|_, inputs| {
-        let outputs = reference.infer(inputs)?;
-        expected.push((inputs.clone(), outputs));
+    samples.for_each(|batch| {
+        let outputs = reference.infer(&batch.inputs)?;
+        expected.push((batch.inputs, outputs));
         Ok(())
     })?;
     drop(reference);

@@ -6,13 +6,17 @@
 //! * [`first`]: the first node after which the target diverges, from few probes; pure, from tensors to metrics.
 //! * [`search`]: the smallest set of nodes in a higher precision that passes a gate; pure, from plan to verdict.
 //!   [`groups`] lifts nodes together, [`trials`] is its cache and log.
+//! * [`lift`]: that search on real models.
+//! * [`advice`]: what follows from the figures, in sentences.
 
+pub mod advice;
 pub mod first;
 #[cfg(test)]
 mod fixture;
 pub mod graphwise;
 pub mod groups;
 pub mod layerwise;
+pub mod lift;
 pub mod operators;
 pub mod search;
 pub mod trials;

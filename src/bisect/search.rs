@@ -263,7 +263,8 @@ impl<E> Search<'_, '_, E> {
     }
 
     fn passes(&mut self, phase: Phase, members: &[usize]) -> Result<bool, Stop<E>> {
-        let cost = members.iter().map(|&m| self.ranked[m].cost).sum();
+        // Not `sum`, whose empty sum is -0.
+        let cost = members.iter().fold(0.0, |cost, &m| cost + self.ranked[m].cost);
         self.ledger.passes(phase, self.nodes(members), cost)
     }
 

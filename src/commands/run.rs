@@ -10,14 +10,15 @@ use anyhow::Context;
 
 use super::{
     ExitStatus, Printer, check_interrupt,
-    settings::{Apply, Session, control, scheme},
+    settings::{Apply, Session, control, quantize_options, scheme},
 };
 use crate::{
     backend::{Backend, BuildOptions, Runner},
     bench::{self, Measurement, Protocol, SystemClock},
     bisect::{
         graphwise::{Graphwise, GraphwiseOptions, graphwise, shared_tensors},
-        layerwise::Samples,
+        layerwise::{LayerError, LayerwiseOptions, OutputNoise, Samples, layerwise, output_noise, worst},
+        operators::Pair,
     },
     calibrate::{Histograms, Provenance, Shards},
     cli::{GlobalArgs, RunArgs},
@@ -34,6 +35,9 @@ use crate::{
 
 /// Evaluation samples on which tensors are compared one by one.
 const GRAPHWISE_SAMPLES: usize = 16;
+/// Samples and operators for which is measured what a single quantized operator does to the outputs.
+const OUTPUT_SAMPLES: usize = 4;
+const OUTPUT_OPERATORS: usize = 12;
 
 /// Does the job.
 pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> anyhow::Result<ExitStatus> {
@@ -117,6 +121,13 @@ struct Calibrated {
     seconds: f64,
     peak_rss_bytes: u64,
     skipped: Vec<crate::dataset::SampleError>,
+}
+
+/// What looking into the layers found.
+struct Layers {
+    graphwise: Graphwise,
+    local: Vec<LayerError>,
+    outputs: Vec<OutputNoise>,
 }
 
 /// A run in progress.
@@ -296,7 +307,7 @@ impl<'a> Job<'a> {
     ) -> anyhow::Result<crate::report::Report> {
         let evaluation = self.evaluate(&mut targets)?;
         check_interrupt()?;
-        let layers = self.layers(&targets)?;
+        let layers = self.layers(&targets, calibrated.as_ref())?;
         check_interrupt()?;
         let times = self.time(&mut targets)?;
         let engines = self.engines(&targets)?;
@@ -342,10 +353,12 @@ impl<'a> Job<'a> {
         Ok(evaluation?)
     }
 
-    /// The error of every tensor of the INT8 model (or the first quantized one) against the float model.
-    fn layers(&self, targets: &[Target]) -> anyhow::Result<Option<Graphwise>> {
-        let quantized = targets.iter().filter(|target| target.precision.is_quantized());
-        let Some(model) = quantized.filter_map(|target| target.model.as_ref()).next() else { return Ok(None) };
+    /// The error of every tensor of the INT8 model (or the first quantized one) against the float model, and the errors
+    /// that its operators make by themselves.
+    fn layers(&self, targets: &[Target], calibrated: Option<&Calibrated>) -> anyhow::Result<Option<Layers>> {
+        let mut quantized = targets.iter().filter(|target| target.precision.is_quantized());
+        let found = quantized.find_map(|target| Some((target.precision, target.model.as_ref()?)));
+        let (Some((precision, model)), Some(calibrated)) = (found, calibrated) else { return Ok(None) };
         let session = &self.session;
         let sites: Vec<_> = shared_tensors(&session.subject.folded, model)?
             .into_iter()
@@ -361,9 +374,20 @@ impl<'a> Job<'a> {
         if readable.is_empty() {
             return Ok(None);
         }
-        let samples = Samples { dataset, indices: &readable };
+        let policy = crate::dataset::BadPolicy { max_share: 1.0, strict: false };
+        let reading = PrefetchOptions { batch: 1, threads: session.threads, policy, stop: &super::INTERRUPTED };
+        let samples = Samples { dataset, indices: &readable, reading };
         let options = GraphwiseOptions { threads: session.threads, ..GraphwiseOptions::default() };
-        Ok(Some(graphwise(&session.runtime, &session.subject.folded, model, &sites, samples, options)?))
+        let graphwise = graphwise(&session.runtime, &session.subject.folded, model, &sites, samples, options)?;
+        check_interrupt()?;
+        let options = quantize_options(&session.config, precision)?;
+        let (float, quantized) = session.analysis_pair(&calibrated.chosen.table, &options)?;
+        let pair = Pair::new(&float, &quantized)?;
+        let options = LayerwiseOptions { threads: session.threads, ..LayerwiseOptions::default() };
+        let local = layerwise(&session.runtime, &pair, samples, options)?;
+        let few = Samples { indices: &readable[..readable.len().min(OUTPUT_SAMPLES)], ..samples };
+        let outputs = output_noise(&session.runtime, &pair, &worst(&local, OUTPUT_OPERATORS), few, session.threads)?;
+        Ok(Some(Layers { graphwise, local, outputs }))
     }
 
     /// Latency of the reference and of every target, in interleaved rounds over the first batch.

@@ -8,11 +8,12 @@ use super::INTERRUPTED;
 use crate::{
     artifact::ContentHash,
     backend::{ExecutionProvider, Runner, onnxruntime::OnnxRuntime},
-    calibrate::Choice,
+    calibrate::{CalibrationTable, Choice},
     cli::{DataArgs, MethodArgs, RuntimeArgs, SchemeArgs},
     compare::CompareOptions,
     config::{ConfigError, RunConfig, parse_shape, parse_share},
     dataset::{BadPolicy, Collection, RandomDataset, data_hash},
+    onnx::Model,
     pipeline::{
         Control, PipelineError,
         calibration::ObserveOptions,
@@ -21,7 +22,7 @@ use crate::{
         model::Subject,
     },
     printer::Printer,
-    quantize::{Precision, PrecisionPlan, QuantizeOptions, SchemeOptions},
+    quantize::{Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, quantize},
 };
 
 /// Samples in one call when neither user nor model say.
@@ -215,6 +216,23 @@ impl Session {
     pub(super) fn observe_options(&self) -> ObserveOptions {
         let batch = self.subject.fixed_batch().unwrap_or(1);
         ObserveOptions { batch, threads: self.threads, provider: self.provider, policy: self.policy }
+    }
+
+    /// The folded model as the quantizer leaves it with every node in float, and quantized: two models that differ in
+    /// Q/DQ alone, for looking into layers.
+    pub(super) fn analysis_pair(
+        &self,
+        table: &CalibrationTable,
+        options: &QuantizeOptions,
+    ) -> anyhow::Result<(Model, Model)> {
+        let subject = &self.subject;
+        let make = |options: &QuantizeOptions| {
+            Ok::<_, anyhow::Error>(quantize(&subject.folded, &subject.shapes, Some(table), options)?.model)
+        };
+        let mut options = QuantizeOptions { high_precision: Precision::Fp32, ..options.clone() };
+        let quantized = make(&options)?;
+        options.scheme.plan = PrecisionPlan { default: Some(Precision::Fp32), ..PrecisionPlan::default() };
+        Ok((make(&options)?, quantized))
     }
 
     /// How thresholds are to be chosen.

@@ -16,7 +16,7 @@ fn run(target: &Model, options: GraphwiseOptions) -> Option<Graphwise> {
     let runtime = fixture::runtime()?;
     let float = fixture::float();
     let sites = shared_tensors(&float, target).unwrap();
-    let samples = Samples { dataset: &Data(4), indices: &INDICES };
+    let samples = Samples { dataset: &Data(4), indices: &INDICES, reading: fixture::READING };
     Some(graphwise(&runtime, &float, target, &sites, samples, options).unwrap())
 }
 
@@ -66,7 +66,7 @@ fn planted_faults_are_where_the_graph_leaves_the_reference() {
         let sites = shared_tensors(&float, &target).unwrap();
         let mut probe = |tensors: &[String]| {
             let some: Vec<TensorSite> = sites.iter().filter(|s| tensors.contains(&s.tensor)).cloned().collect();
-            let samples = Samples { dataset: &Data(2), indices: &INDICES[..2] };
+            let samples = Samples { dataset: &Data(2), indices: &INDICES[..2], reading: fixture::READING };
             let found = graphwise(&runtime, &float, &target, &some, samples, GraphwiseOptions::default())?;
             Ok::<_, AnalysisError>(found.tensors.into_iter().map(|t| (t.site.tensor.clone(), t)).collect())
         };

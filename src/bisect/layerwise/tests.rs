@@ -6,7 +6,7 @@ use crate::bisect::fixture::{self, Data};
 const INDICES: [usize; 4] = [0, 1, 2, 3];
 
 fn samples(data: &Data) -> Samples<'_> {
-    Samples { dataset: data, indices: &INDICES }
+    Samples { dataset: data, indices: &INDICES, reading: fixture::READING }
 }
 
 fn layers(quantized: &Model, operators_per_pass: usize) -> Option<Vec<LayerError>> {
@@ -130,7 +130,13 @@ fn noise_at_the_outputs_ranks_the_planted_fault_first() {
     let noise = |node: &str| outputs.iter().find(|output| output.node == node).unwrap().relative_noise.unwrap();
     assert!(["second", "join", "head"].iter().all(|other| noise("first") > 10.0 * noise(other)), "{outputs:?}");
     assert!(matches!(
-        output_noise(&runtime, &pair, &nodes, Samples { dataset: &Data(0), indices: &[] }, 1),
+        output_noise(
+            &runtime,
+            &pair,
+            &nodes,
+            Samples { dataset: &Data(0), indices: &[], reading: fixture::READING },
+            1
+        ),
         Err(AnalysisError::NoSamples)
     ));
 }

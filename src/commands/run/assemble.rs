@@ -4,18 +4,18 @@ use std::{collections::BTreeMap, time::SystemTime};
 
 use base64::Engine;
 
-use super::{Calibrated, Job, Target};
+use super::{Calibrated, Job, Layers, Target};
 use crate::{
     artifact::Tool,
     bench::Measurement,
-    bisect::graphwise::Graphwise,
+    bisect::advice::{self, Commands, about_layers},
     compare::{ComparisonResult, Gate},
     dataset::SampleError,
     pipeline::{environment::environment, evaluation::Evaluation},
     quantize::Precision as NumberFormat,
     report::{
-        Calibration, CandidateResult, DatasetInfo, Gate as GateRow, Histogram, Labels, LatencyMs, Layer, ModelInfo,
-        Precision, REPORT_FORMAT_VERSION, Report, SkippedSample, Speedup, Timing, Verdict, rfc3339,
+        Advice, AdviceLevel, Calibration, CandidateResult, DatasetInfo, Gate as GateRow, Histogram, Labels, LatencyMs,
+        Layer, ModelInfo, Precision, REPORT_FORMAT_VERSION, Report, SkippedSample, Speedup, Timing, Verdict, rfc3339,
     },
 };
 
@@ -27,7 +27,7 @@ pub(super) struct Found<'a> {
     pub(super) calibrated: Option<Calibrated>,
     pub(super) targets: Vec<Target>,
     pub(super) evaluation: Evaluation,
-    pub(super) layers: Option<Graphwise>,
+    pub(super) layers: Option<Layers>,
     pub(super) times: Option<Vec<Measurement>>,
     pub(super) engines: Vec<Precision>,
     pub(super) gates: &'a [Gate],
@@ -98,10 +98,34 @@ impl Job<'_> {
             verdict: Verdict::new(gates, &precisions),
             thumbnails: self.thumbnails(&precisions),
             layers,
-            advice: Vec::new(),
+            advice: found.layers.as_ref().map(|layers| self.advice(layers)).unwrap_or_default(),
             notes,
             precisions,
         })
+    }
+
+    /// What the layers suggest.
+    fn advice(&self, layers: &Layers) -> Vec<Advice> {
+        let config = &self.session.config;
+        let path = |path: Option<&std::path::PathBuf>| path.map_or_else(String::new, |path| path.display().to_string());
+        let (model, data) = (path(config.model.as_ref()), path(config.data.as_ref()));
+        let (gate, out) = (config.gate.first().map_or("top1=0.99", String::as_str), self.out.display());
+        let commands = Commands {
+            run: format!("calib run --model {model} --data {data} --method minmax"),
+            bisect: format!(
+                "calib bisect --config {out}/run.toml --table {out}/calibration.json --gate {gate} --out {out}"
+            ),
+            quantize: format!("calib quantize --model {model} --table {out}/calibration.json --plan {out}/plan.json"),
+        };
+        let level = |importance| match importance {
+            advice::Importance::Info => AdviceLevel::Info,
+            advice::Importance::Warning => AdviceLevel::Warning,
+            advice::Importance::Problem => AdviceLevel::Problem,
+        };
+        about_layers(&layers.local, &layers.outputs, &commands)
+            .into_iter()
+            .map(|a| Advice { level: level(a.importance), text: a.text, nodes: a.nodes, command: a.command })
+            .collect()
     }
 
     fn backend(&self) -> String {
@@ -213,18 +237,14 @@ impl Job<'_> {
     }
 
     /// One row for each quantized tensor and output, in the order of execution.
-    fn layer_rows(
-        &self,
-        targets: &[Target],
-        calibrated: Option<&Calibrated>,
-        graphwise: Option<&Graphwise>,
-    ) -> Vec<Layer> {
-        let (Some(calibrated), Some(graphwise)) = (calibrated, graphwise) else { return Vec::new() };
+    fn layer_rows(&self, targets: &[Target], calibrated: Option<&Calibrated>, layers: Option<&Layers>) -> Vec<Layer> {
+        let (Some(calibrated), Some(layers)) = (calibrated, layers) else { return Vec::new() };
         let quantized = targets.iter().find(|target| target.precision.is_quantized() && target.model.is_some());
         let precision = quantized.map_or(NumberFormat::Int8, |target| target.precision);
         let table = &calibrated.chosen.table;
         let histograms = &calibrated.histograms;
-        graphwise
+        layers
+            .graphwise
             .tensors
             .iter()
             .map(|found| {
@@ -232,6 +252,11 @@ impl Job<'_> {
                 let mut row = Layer::new(&site.node, &site.op_type, &site.tensor, precision.name());
                 row.graphwise_sqnr_db = found.difference.sqnr_db;
                 row.cosine = Some(found.difference.cosine);
+                // An operator's own error is measured behind its activation: at the tensor that is quantized next.
+                if let Some(local) = layers.local.iter().find(|local| local.tensor == site.tensor) {
+                    row.layerwise_sqnr_db = local.layerwise_sqnr_db;
+                    row.weight_sqnr_db = local.weight_sqnr_db;
+                }
                 if let Some(range) = table.tensors.get(&site.tensor) {
                     let steps = if precision == NumberFormat::Fp8 { 448.0 } else { 127.0 };
                     row = row.with_range(range, range.amax / steps);

@@ -1,0 +1,355 @@
+//! What a specialist would say about the figures: a few sentences, each from something measured, with the command.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    layerwise::{ActivationError, LayerError, OutputNoise},
+    search::{Outcome, SearchResult},
+};
+
+/// How much a piece of advice matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Importance {
+    /// Good to know.
+    Info,
+    /// May cost accuracy or speed.
+    Warning,
+    /// Costs accuracy here.
+    Problem,
+}
+
+/// Something to know or to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Advice {
+    /// How much it matters.
+    pub importance: Importance,
+    /// What was measured and what follows, in a sentence or two.
+    pub text: String,
+    /// Nodes it is about.
+    pub nodes: Vec<String>,
+    /// A command that does it.
+    pub command: Option<String>,
+}
+
+/// Beginnings of the commands to recommend, with the user's own model and data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commands {
+    /// `calib run --model ... --data ...`.
+    pub run: String,
+    /// `calib bisect --model ... --data ... --gate ...`.
+    pub bisect: String,
+    /// `calib quantize --model ... --table ...`.
+    pub quantize: String,
+}
+
+/// Operators whose causes are told.
+const TOLD: usize = 3;
+/// Share of the noise from which one cause is *the* cause.
+const DOMINANT: f64 = 0.6;
+/// A channel this many times larger than the median one is an outlier.
+const OUTLIER: f64 = 8.0;
+
+/// Sentences about the operators that cost most: which, and why each of them.
+pub fn about_layers(layers: &[LayerError], outputs: &[OutputNoise], commands: &Commands) -> Vec<Advice> {
+    let mut ranked: Vec<(&OutputNoise, f64)> =
+        outputs.iter().filter_map(|output| Some((output, output.relative_noise?))).collect();
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let total: f64 = ranked.iter().map(|(_, noise)| noise).sum();
+    if total <= 0.0 {
+        return Vec::new();
+    }
+    let top = &ranked[..ranked.len().min(TOLD)];
+    let named: Vec<String> =
+        top.iter().map(|(output, noise)| format!("`{}` ({})", output.node, percent(noise / total))).collect();
+    let share = top.iter().map(|(_, noise)| noise).sum::<f64>() / total;
+    let mut advice = vec![Advice {
+        importance: if share > DOMINANT { Importance::Warning } else { Importance::Info },
+        text: format!(
+            "of the noise that the {} measured operators send to the outputs when each is quantized alone, {} comes \
+             from {}",
+            ranked.len(),
+            percent(share),
+            listed(&named)
+        ),
+        nodes: top.iter().map(|(output, _)| output.node.clone()).collect(),
+        command: Some(commands.bisect.clone()),
+    }];
+    let layer = |node: &str| layers.iter().find(|layer| layer.node == node);
+    advice.extend(top.iter().filter_map(|(output, _)| cause(layer(&output.node)?, commands)));
+    advice.extend(dead_channels(layers));
+    advice
+}
+
+/// Why one operator is bad.
+fn cause(layer: &LayerError, commands: &Commands) -> Option<Advice> {
+    let noise = |sqnr_db: Option<f64>| sqnr_db.map_or(0.0, |db| 10f64.powf(-db / 10.0));
+    let (weights, activations) = (noise(layer.weight_sqnr_db), noise(layer.activation_sqnr_db));
+    let of_weights = weights / (weights + activations).max(f64::MIN_POSITIVE);
+    let node = &layer.node;
+    let advice = |text: String, command: &str| {
+        Some(Advice {
+            importance: Importance::Warning,
+            text,
+            nodes: vec![node.clone()],
+            command: Some(command.to_owned()),
+        })
+    };
+    if of_weights >= DOMINANT {
+        let share = format!("the weights of `{node}` make {} of its error", percent(of_weights));
+        return match layer.worst_channel.filter(|worst| worst.noise_share >= DOMINANT) {
+            Some(worst) => advice(
+                format!(
+                    "{share}, and output channel {} of {} alone carries {}; look at that channel's weights and scale",
+                    worst.channel,
+                    worst.of,
+                    percent(worst.noise_share)
+                ),
+                &commands.bisect,
+            ),
+            None => advice(format!("{share}; lift it, since no range of its input would help"), &commands.bisect),
+        };
+    }
+    let input = layer.activations.iter().max_by(|a, b| a.noise.unwrap_or(0.0).total_cmp(&b.noise.unwrap_or(0.0)))?;
+    let (text, command) = activation_cause(input, commands)?;
+    advice(format!("`{node}` suffers from its input `{}`: {text}", input.tensor), command)
+}
+
+/// Why a quantized activation is bad; `None` when nothing about it stands out.
+fn activation_cause<'a>(input: &ActivationError, commands: &'a Commands) -> Option<(String, &'a str)> {
+    if input.saturation_noise >= DOMINANT {
+        return Some((
+            format!(
+                "{} of its values are clipped, which makes {} of its noise; a wider range costs less",
+                percent(input.saturated),
+                percent(input.saturation_noise)
+            ),
+            &commands.run,
+        ));
+    }
+    let outlier = input.outlier.filter(|outlier| outlier.amax > OUTLIER * outlier.median_amax)?;
+    let wide =
+        if input.producer.as_deref() == Some("Concat") { "the Concat before it joins ranges that" } else { "they" };
+    Some((
+        format!(
+            "channel {} reaches {:.3} where the median channel reaches {:.3}, and {wide} share one scale; lift the \
+             node, or clip harder and measure",
+            outlier.channel, outlier.amax, outlier.median_amax
+        ),
+        &commands.bisect,
+    ))
+}
+
+/// Channels that never carry anything.
+fn dead_channels(layers: &[LayerError]) -> Option<Advice> {
+    let dead: Vec<&LayerError> = layers.iter().filter(|layer| !layer.dead_channels.is_empty()).collect();
+    let count: usize = dead.iter().map(|layer| layer.dead_channels.len()).sum();
+    (count > 0).then(|| Advice {
+        importance: Importance::Info,
+        text: format!(
+            "{count} channels of {} operators were zero in every sample; they could be pruned, and their scales are \
+             arbitrary",
+            dead.len()
+        ),
+        nodes: dead.iter().map(|layer| layer.node.clone()).collect(),
+        command: None,
+    })
+}
+
+/// A sentence about the result of a search; `lift` is the higher precision's name, `metric` the gate's.
+pub fn about_search(result: &SearchResult, candidates: usize, metric: &str, lift: &str, commands: &Commands) -> Advice {
+    let trials = result.trials.len();
+    let start = result.trials.first().and_then(|trial| trial.verdict.score);
+    let scored = |score: Option<f64>| score.map_or_else(|| "equal to the reference".to_owned(), |s| format!("{s:.4}"));
+    let advice = |importance, text, nodes: Vec<String>, command: Option<&str>| Advice {
+        importance,
+        text,
+        nodes,
+        command: command.map(str::to_owned),
+    };
+    match &result.outcome {
+        Outcome::AlreadyPasses { trial } => advice(
+            Importance::Info,
+            format!("the gate passes with nothing lifted ({metric} {})", scored(trial.verdict.score)),
+            Vec::new(),
+            None,
+        ),
+        Outcome::Found { trial, minimal } => {
+            let nodes: Vec<String> = trial.lifted.iter().cloned().collect();
+            let minimal =
+                if *minimal { "; none of them can be put back" } else { "; the budget ended before all were put back" };
+            let text = format!(
+                "lifting {} of {candidates} nodes to {lift} brings {metric} from {} to {} ({trials} trials){minimal}",
+                nodes.len(),
+                scored(start),
+                scored(trial.verdict.score)
+            );
+            advice(Importance::Warning, text, nodes, Some(&commands.quantize))
+        }
+        Outcome::BudgetExhausted { best } => {
+            let found = best.as_ref().map_or_else(
+                || "no passing plan was found".to_owned(),
+                |trial| format!("the best plan so far lifts {} nodes", trial.lifted.len()),
+            );
+            let nodes = best.iter().flat_map(|trial| trial.lifted.iter().cloned()).collect();
+            advice(
+                Importance::Warning,
+                format!("the budget of {trials} trials ended: {found}; raise --max-trials to go on from here"),
+                nodes,
+                Some(&commands.bisect),
+            )
+        }
+        Outcome::GateAtFault { trial } => advice(
+            Importance::Problem,
+            format!(
+                "even with all {candidates} nodes in {lift} {metric} is {}: the gate is at fault, not the quantization; \
+                 lower it, or lift to fp32",
+                scored(trial.verdict.score)
+            ),
+            Vec::new(),
+            Some(&commands.bisect),
+        ),
+    }
+}
+
+fn percent(share: f64) -> String {
+    let percent = 100.0 * share;
+    if percent > 0.0 && percent < 1.0 { format!("{percent:.2} %") } else { format!("{percent:.0} %") }
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn listed(items: &[String]) -> String {
+    match items {
+        [] => String::new(),
+        [only] => only.clone(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bisect::{
+        layerwise::{OutlierChannel, WorstChannel},
+        trials::{NodeSet, Phase, Trial, Verdict, plan_hash},
+    };
+
+    fn commands() -> Commands {
+        Commands {
+            run: "calib run".to_owned(),
+            bisect: "calib bisect".to_owned(),
+            quantize: "calib quantize".to_owned(),
+        }
+    }
+
+    fn activation() -> ActivationError {
+        ActivationError {
+            tensor: "x".to_owned(),
+            producer: Some("Concat".to_owned()),
+            noise: Some(1.0),
+            saturated: 0.0,
+            saturation_noise: 0.0,
+            outlier: None,
+            dead_channels: Vec::new(),
+        }
+    }
+
+    fn layer(node: &str, weight_sqnr_db: f64, activation_sqnr_db: f64) -> LayerError {
+        LayerError {
+            node: node.to_owned(),
+            op_type: "Conv".to_owned(),
+            tensor: "y".to_owned(),
+            layerwise_sqnr_db: None,
+            weight_sqnr_db: Some(weight_sqnr_db),
+            activation_sqnr_db: Some(activation_sqnr_db),
+            relative_noise: None,
+            worst_channel: None,
+            dead_channels: Vec::new(),
+            activations: vec![activation()],
+        }
+    }
+
+    fn outputs(noise: &[(&str, f64)]) -> Vec<OutputNoise> {
+        let output = |&(node, noise): &(&str, f64)| OutputNoise {
+            node: node.to_owned(),
+            relative_noise: Some(noise),
+            sqnr_db: None,
+        };
+        noise.iter().map(output).collect()
+    }
+
+    #[test]
+    fn the_worst_operators_are_named_with_their_shares() {
+        let advice = about_layers(&[], &outputs(&[("a", 1.0), ("b", 6.0), ("c", 2.0), ("d", 1.0)]), &commands());
+        assert_eq!(
+            advice[0].text,
+            "of the noise that the 4 measured operators send to the outputs when each is quantized alone, 90 % comes \
+             from `b` (60 %), `c` (20 %) and `a` (10 %)"
+        );
+        assert_eq!((advice[0].importance, advice.len()), (Importance::Warning, 1));
+        assert!(about_layers(&[], &outputs(&[("a", 0.0)]), &commands()).is_empty());
+    }
+
+    #[test]
+    fn each_cause_has_its_sentence_and_its_command() {
+        let told = |layer: LayerError| {
+            let advice = about_layers(&[layer], &outputs(&[("n", 1.0)]), &commands());
+            advice.get(1).map(|advice| (advice.text.clone(), advice.command.clone().unwrap_or_default()))
+        };
+        // 10 dB apart: ten times the noise.
+        let mut weights = layer("n", 20.0, 30.0);
+        let (text, _) = told(weights.clone()).unwrap();
+        assert_eq!(text, "the weights of `n` make 91 % of its error; lift it, since no range of its input would help");
+        weights.worst_channel = Some(WorstChannel { channel: 5, of: 8, noise_share: 0.97, sqnr_db: Some(0.0) });
+        assert!(told(weights).unwrap().0.contains("output channel 5 of 8 alone carries 97 %"));
+        let mut clipped = layer("n", 30.0, 20.0);
+        (clipped.activations[0].saturated, clipped.activations[0].saturation_noise) = (0.002, 0.9);
+        assert_eq!(
+            told(clipped).unwrap(),
+            (
+                "`n` suffers from its input `x`: 0.20 % of its values are clipped, which makes 90 % of its noise; a \
+                 wider range costs less"
+                    .to_owned(),
+                "calib run".to_owned()
+            )
+        );
+        let mut outlier = layer("n", 30.0, 20.0);
+        outlier.activations[0].outlier = Some(OutlierChannel { channel: 17, amax: 95.0, median_amax: 4.0 });
+        let (text, command) = told(outlier.clone()).unwrap();
+        assert!(text.contains("channel 17 reaches 95.000 where the median channel reaches 4.000"), "{text}");
+        assert!(text.contains("the Concat before it") && command == "calib bisect", "{text}");
+        outlier.activations[0].outlier = Some(OutlierChannel { channel: 17, amax: 9.0, median_amax: 4.0 });
+        assert_eq!(told(outlier), None);
+        let mut dead = layer("n", 30.0, 20.0);
+        dead.dead_channels = vec![1, 4];
+        assert!(told(dead).unwrap().0.starts_with("2 channels of 1 operators were zero"));
+    }
+
+    #[test]
+    fn every_outcome_of_a_search_has_its_sentence() {
+        let trial = |nodes: &[&str], score| {
+            let lifted: NodeSet = nodes.iter().map(|&node| node.to_owned()).collect();
+            let verdict = Verdict { passed: true, score, metrics: std::collections::BTreeMap::new() };
+            Trial { plan: plan_hash(&lifted), phase: Phase::Prefix, lifted, cost: 1.0, verdict }
+        };
+        let about = |outcome| {
+            let result = SearchResult {
+                outcome,
+                ranking: Vec::new(),
+                trials: vec![trial(&[], Some(0.9)), trial(&["a"], Some(0.99))],
+            };
+            about_search(&result, 50, "top1", "fp16", &commands())
+        };
+        let found = about(Outcome::Found { trial: trial(&["a"], Some(0.99)), minimal: true });
+        assert_eq!(
+            found.text,
+            "lifting 1 of 50 nodes to fp16 brings top1 from 0.9000 to 0.9900 (2 trials); none of them can be put back"
+        );
+        assert_eq!((found.nodes, found.command.as_deref()), (vec!["a".to_owned()], Some("calib quantize")));
+        let fault = about(Outcome::GateAtFault { trial: trial(&["a"], Some(0.95)) });
+        assert!(fault.text.contains("the gate is at fault") && fault.importance == Importance::Problem);
+        let exhausted = about(Outcome::BudgetExhausted { best: None });
+        assert!(exhausted.text.contains("no passing plan") && exhausted.text.contains("--max-trials"));
+        assert!(about(Outcome::AlreadyPasses { trial: trial(&[], None) }).text.contains("equal to the reference"));
+    }
+}
