@@ -14,6 +14,7 @@ use crate::{
 };
 
 mod bench;
+mod bisect;
 mod build;
 mod calibrate;
 mod compare;
@@ -104,6 +105,7 @@ fn dispatch(printer: &Printer, global: &GlobalArgs, command: Command) -> anyhow:
         Command::Bench(args) => bench::bench(printer, global, &args),
         Command::Inspect(args) => inspect::inspect(printer, &args),
         Command::Report(args) => report::report(printer, &args),
+        Command::Bisect(args) => bisect::bisect(printer, global, &args),
     }
 }
 
@@ -117,6 +119,7 @@ fn command_name(command: &Command) -> &'static str {
         Command::Build(_) => "build",
         Command::Compare(_) => "compare",
         Command::Report(_) => "report",
+        Command::Bisect(_) => "bisect",
         Command::Inspect(_) => "inspect",
         Command::Doctor => "doctor",
         Command::Completions { .. } => "completions",
