@@ -194,6 +194,7 @@ impl RunConfig {
     }
 
     /// The same configuration with absolute paths, so that the file can be used from anywhere.
+    #[must_use]
     pub fn absolute(&self) -> Self {
         let mut config = self.clone();
         for file in config.paths_mut() {

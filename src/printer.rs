@@ -1,5 +1,5 @@
 //! What people and programs read: results on standard output, everything else on standard error.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one place that prints")]
+#![expect(clippy::print_stderr, reason = "the one place that prints")]
 
 use std::{
     io::{IsTerminal, Write},
@@ -13,6 +13,7 @@ use crate::cli::{ColorChoice, GlobalArgs};
 
 /// Prints by the wishes of the command line.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
 pub struct Printer {
     quiet: bool,
     verbose: u8,

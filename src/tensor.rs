@@ -65,6 +65,7 @@ macro_rules! element_types {
             /// Copies the values.
             pub fn to_owned(self) -> Values { match self { $(Self::$variant(v) => Values::$variant(v.to_vec()),)* } }
             /// The elements `range`, which must lie within the view.
+            #[must_use]
             pub fn slice(self, range: std::ops::Range<usize>) -> Self { match self { $(Self::$variant(v) => Self::$variant(&v[range]),)* } }
         }
     };

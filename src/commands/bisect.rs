@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{
     ExitStatus, INTERRUPTED, Printer,
-    settings::{Apply, Session, control, quantize_options},
+    settings::{Apply, Session, quantize_options},
 };
 use crate::{
     artifact::{ArtifactError, ContentHash, Tool, write_json},
@@ -32,7 +32,7 @@ use crate::{
     config::RunConfig,
     dataset::{PrefetchOptions, Split},
     onnx::Model,
-    pipeline::calibration::{choose_table, hold_out, observe_samples},
+    pipeline::calibration::hold_out,
     quantize::{Precision, QuantizeOptions},
 };
 
@@ -382,7 +382,6 @@ fn calibrate(
     options: &QuantizeOptions,
 ) -> anyhow::Result<CalibrationTable> {
     let tensors = session.subject.place(&options.scheme)?.tensors_to_observe();
-    let dataset = &*session.data.collection.dataset;
     let provenance = Provenance {
         model_hash: session.subject.float.hash.clone(),
         data_hash: session.data_hash(&split.calibration),
@@ -391,25 +390,13 @@ fn calibrate(
     };
     let bar = printer.progress(split.calibration.len() as u64, "calibrating");
     let progress = |samples: usize| bar.inc(samples as u64);
-    let control = control(session.threads, &progress);
     let observe = session.observe_options();
-    let (runtime, subject) = (session.runtime, &session.subject);
+    let calibrator = session.calibrator(&observe, &progress);
     let indices = &split.calibration;
-    let observed =
-        observe_samples(runtime, subject, &tensors, dataset, &hold_out(indices), provenance, &observe, control);
+    let observed = calibrator.observe(&tensors, &hold_out(indices), &provenance);
     bar.finish_and_clear();
-    let chosen = choose_table(
-        runtime,
-        subject,
-        &observed?.histograms,
-        session.choice()?,
-        session.config.percentile,
-        &options.scheme,
-        dataset,
-        indices,
-        &observe,
-        super::settings::control(session.threads, &|_| {}),
-    )?;
+    let percentile = session.config.percentile;
+    let chosen = calibrator.choose(&observed?.histograms, indices, session.choice()?, percentile, &options.scheme)?;
     printer.note(&format!("calibrated {} tensors, method {}", chosen.table.tensors.len(), chosen.choice));
     Ok(chosen.table)
 }

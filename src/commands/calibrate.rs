@@ -6,16 +6,13 @@ use serde::Serialize;
 
 use super::{
     ExitStatus, Printer,
-    settings::{Apply, Session, control, scheme},
+    settings::{Apply, Session, scheme},
 };
 use crate::{
     calibrate::{CalibrationTable, Choice, Histograms, Provenance, Shards, cache::CalibrationCache, tables},
     cli::{CalibrateArgs, GlobalArgs, MergeArgs},
     config::{ConfigError, RunConfig},
-    pipeline::{
-        calibration::{choose_table, hold_out, observe_samples},
-        environment::peak_rss_bytes,
-    },
+    pipeline::{calibration::hold_out, environment::peak_rss_bytes},
     quantize::Precision,
 };
 
@@ -67,17 +64,8 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     let bar = printer.progress(observed.len() as u64, "calibrating");
     let progress = |samples: usize| bar.inc(samples as u64);
     let options = session.observe_options();
-    let dataset = &*session.data.collection.dataset;
-    let observation = observe_samples(
-        session.runtime,
-        &session.subject,
-        &tensors,
-        dataset,
-        &observed,
-        provenance,
-        &options,
-        control(session.threads, &progress),
-    );
+    let calibrator = session.calibrator(&options, &progress);
+    let observation = calibrator.observe(&tensors, &observed, &provenance);
     bar.finish_and_clear();
     let observation = observation?;
     let histogram_file = args.histograms.clone().unwrap_or_else(|| args.output.with_file_name("histograms.calib"));
@@ -94,18 +82,8 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
         skipped: observation.summary.skipped.iter().map(ToString::to_string).collect(),
     };
     if shard.is_none() {
-        let chosen = choose_table(
-            session.runtime,
-            &session.subject,
-            &observation.histograms,
-            session.choice()?,
-            config.percentile,
-            &scheme,
-            dataset,
-            &indices,
-            &options,
-            control(session.threads, &|_| {}),
-        )?;
+        let percentile = config.percentile;
+        let chosen = calibrator.choose(&observation.histograms, &indices, session.choice()?, percentile, &scheme)?;
         write_table(&chosen.table, &args.output, args.cache.as_deref())?;
         outcome.table = Some(&args.output);
         outcome.method = Some(chosen.choice.to_string());

@@ -112,16 +112,13 @@ fn describe(findings: &Findings) -> String {
     }
     for found in &findings.tensorrt {
         let compiled = if found.compiled_in { "" } else { "; this program was built without it" };
-        match &found.library {
-            Some(library) => {
-                let parser = if library.parser.is_some() { "" } else { ", runtime only: it cannot build engines" };
-                lines.push(format!("ok       {}: {}{parser}{compiled}", found.flavour, library.library.display()));
-            }
-            None => {
-                lines.push(format!("-        {}: not found{compiled}", found.flavour));
-                lines.push(format!("         looked in {}", found.searched.join(", ")));
-                lines.push(format!("         {}", found.flavour.hint()));
-            }
+        if let Some(library) = &found.library {
+            let parser = if library.parser.is_some() { "" } else { ", runtime only: it cannot build engines" };
+            lines.push(format!("ok       {}: {}{parser}{compiled}", found.flavour, library.library.display()));
+        } else {
+            lines.push(format!("-        {}: not found{compiled}", found.flavour));
+            lines.push(format!("         looked in {}", found.searched.join(", ")));
+            lines.push(format!("         {}", found.flavour.hint()));
         }
     }
     lines.join("\n")

@@ -13,7 +13,7 @@ use crate::{
     cli::InspectArgs,
     onnx::{
         Finding, Model, Severity, diagnose,
-        proto::{DimensionValue, TypeValue, ValueInfoProto},
+        proto::{DimensionValue, TensorProto, TypeValue, ValueInfoProto},
     },
     quantize::validate,
     report::{Report, summary},
@@ -71,7 +71,7 @@ struct ModelFacts {
 fn model(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitStatus> {
     let model = Model::load(path)?;
     let graph = model.graph();
-    let weights: std::collections::BTreeSet<&str> = graph.initializer.iter().map(|tensor| tensor.name()).collect();
+    let weights: std::collections::BTreeSet<&str> = graph.initializer.iter().map(TensorProto::name).collect();
     let mut operators: BTreeMap<String, usize> = BTreeMap::new();
     for node in &graph.node {
         *operators.entry(node.op_type().to_owned()).or_default() += 1;

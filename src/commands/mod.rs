@@ -55,7 +55,6 @@ pub fn main(global: &GlobalArgs, command: Command) -> ExitCode {
     // A second Ctrl-C ends the program at once; files are renamed into place, so nothing half-written is left.
     let handler = || {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            #[expect(clippy::exit, reason = "the user insists")]
             std::process::exit(2);
         }
     };

@@ -26,7 +26,8 @@ use crate::{
     config::RunConfig,
     dataset::{PrefetchOptions, Split, prefetch},
     pipeline::{
-        calibration::{Chosen, choose_table, hold_out, observe_samples},
+        calibration::{Chosen, hold_out},
+        data::Provenance as Found,
         evaluation::{EvaluateOptions, Evaluation, Outputs, class_names, evaluate},
     },
     quantize::Precision,
@@ -56,7 +57,7 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
     let calibrated = job.calibrate()?;
     let targets = job.targets(calibrated.as_ref());
     let report = job.measure(calibrated, targets, &gates)?;
-    let status = job.write_report(report, args.summary.as_deref())?;
+    let status = job.write_report(&report, args.summary.as_deref())?;
     Ok(status)
 }
 
@@ -174,7 +175,6 @@ impl<'a> Job<'a> {
                 self.session.config.calib_samples
             ));
         }
-        use crate::pipeline::data::Provenance as Found;
         if let Found::Measured(..) | Found::Assumed(_) | Found::BesideModel(_) = self.session.data.provenance {
             self.notes.push(format!("preprocessing: {}", self.session.data.provenance.describe()));
         }
@@ -206,34 +206,20 @@ impl<'a> Job<'a> {
         };
         let bar = self.printer.progress(self.split.calibration.len() as u64, "calibrating");
         let progress = |samples: usize| bar.inc(samples as u64);
-        let control = control(session.threads, &progress);
         let options = session.observe_options();
-        let observation = observe_samples(
-            session.runtime,
-            &session.subject,
-            &tensors,
-            &*session.data.collection.dataset,
-            &hold_out(&self.split.calibration),
-            provenance,
-            &options,
-            control,
-        );
+        let calibrator = session.calibrator(&options, &progress);
+        let observation = calibrator.observe(&tensors, &hold_out(&self.split.calibration), &provenance);
         bar.finish_and_clear();
         let observation = observation?;
         let peak_rss_bytes = crate::pipeline::environment::peak_rss_bytes();
         self.save_histograms(&observation.histograms)?;
         check_interrupt()?;
-        let chosen = choose_table(
-            session.runtime,
-            &session.subject,
+        let chosen = calibrator.choose(
             &observation.histograms,
+            &self.split.calibration,
             session.choice()?,
             session.config.percentile,
             &scheme,
-            &*session.data.collection.dataset,
-            &self.split.calibration,
-            &options,
-            super::settings::control(session.threads, &|_| {}),
         )?;
         self.save_table(&chosen.table)?;
         if session.config.method == "auto" && chosen.candidates.is_empty() {

@@ -16,7 +16,7 @@ use crate::{
     onnx::Model,
     pipeline::{
         Control, PipelineError,
-        calibration::ObserveOptions,
+        calibration::{Calibrator, ObserveOptions},
         data::{Data, DataSettings, Provenance, open_data},
         evaluation::EvaluateOptions,
         model::Subject,
@@ -206,7 +206,7 @@ impl Session {
         match &data.provenance {
             Provenance::Given(_) | Provenance::None => {}
             other => {
-                printer.warn(&format!("preprocessing: {}; set --preset or [preprocess] to be sure", other.describe()))
+                printer.warn(&format!("preprocessing: {}; set --preset or [preprocess] to be sure", other.describe()));
             }
         }
         Ok(Self { config, runtime, subject, reference, data, threads, provider, batch, policy })
@@ -233,6 +233,17 @@ impl Session {
         let quantized = make(&options)?;
         options.scheme.plan = PrecisionPlan { default: Some(Precision::Fp32), ..PrecisionPlan::default() };
         Ok((make(&options)?, quantized))
+    }
+
+    /// What observes the model over its samples.
+    pub(super) fn calibrator<'a>(&'a self, options: &'a ObserveOptions, progress: &'a dyn Fn(usize)) -> Calibrator<'a> {
+        Calibrator {
+            runtime: self.runtime,
+            subject: &self.subject,
+            dataset: &*self.data.collection.dataset,
+            options,
+            control: control(self.threads, progress),
+        }
     }
 
     /// How thresholds are to be chosen.

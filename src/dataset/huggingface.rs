@@ -80,10 +80,9 @@ fn extent(value: &Value, key: &str) -> Result<Extent, String> {
 /// Pillow's filter numbers.
 fn interpolation(value: Option<&Value>) -> Result<Interpolation, String> {
     match value.and_then(Value::as_u64) {
-        None => Ok(Interpolation::Bilinear),
         Some(0) => Ok(Interpolation::Nearest),
         Some(1) => Ok(Interpolation::Lanczos),
-        Some(2) => Ok(Interpolation::Bilinear),
+        None | Some(2) => Ok(Interpolation::Bilinear),
         Some(3) => Ok(Interpolation::Bicubic),
         Some(4) => Ok(Interpolation::Box),
         Some(5) => Ok(Interpolation::Hamming),

@@ -60,11 +60,11 @@ pub struct PassSummary {
 #[derive(Debug, thiserror::Error)]
 pub enum PassError {
     /// More bad samples than tolerated.
-    #[error("{bad} of {read} samples cannot be used, more than {limit}; the first: {first}")]
+    #[error("{bad} of the samples cannot be used, more than {limit} (of {read} in all); the first: {first}")]
     TooManyBad {
         /// Bad samples so far.
         bad: usize,
-        /// Samples in the pass.
+        /// Samples in the data set.
         read: usize,
         /// The limit in words.
         limit: String,
@@ -194,11 +194,12 @@ impl Batches<'_> {
     fn skip(&mut self, bad: SampleError) {
         self.summary.skipped.push(bad);
         let (count, policy) = (self.summary.skipped.len(), self.options.policy);
-        let tolerated = policy.max_share * self.indices.len() as f64;
+        // Of the whole data set: a pass over few samples must not fail for one that is bad.
+        let tolerated = policy.max_share * self.dataset.len() as f64;
         if policy.strict || count as f64 > tolerated {
             self.error = Some(PassError::TooManyBad {
                 bad: count,
-                read: self.indices.len(),
+                read: self.dataset.len(),
                 limit: if policy.strict {
                     "none, as --strict asks".to_owned()
                 } else {
@@ -301,7 +302,7 @@ mod tests {
         }
         fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {
             assert_ne!(index, self.panics);
-            if index % self.bad == 0 && self.bad != usize::MAX {
+            if index.is_multiple_of(self.bad) && self.bad != usize::MAX {
                 return Err(SampleError { sample: self.ids[index].clone(), reason: "bad".to_owned() });
             }
             // Later samples are quicker, so that order is not given for free.

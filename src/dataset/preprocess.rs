@@ -154,7 +154,7 @@ impl Preprocess {
         if zero(self.resize) || zero(self.crop) || large(self.resize) || large(self.crop) {
             return Err("`resize` and `crop` must lie between 1 and 16384".to_owned());
         }
-        if self.std.iter().any(|&std| std == 0.0) {
+        if self.std.contains(&0.0) {
             return Err("`std` must not be 0".to_owned());
         }
         if ![self.scale].iter().chain(&self.mean).chain(&self.std).all(|value| value.is_finite()) {

@@ -121,7 +121,9 @@ fn taps(input: usize, output: usize, wanted: Range<usize>, filter: Interpolation
                 (first..last).map(|x| filter.weight((x as f64 - centre + 0.5) * shrink)).collect();
             let total: f64 = weights.iter().sum();
             if total != 0.0 {
-                weights.iter_mut().for_each(|weight| *weight /= total);
+                for weight in &mut weights {
+                    *weight /= total;
+                }
             }
             let fixed = |weight: f64| (weight * f64::from(1 << PRECISION) + 0.5f64.copysign(weight)) as i32;
             Taps { first, weights: weights.into_iter().map(fixed).collect() }

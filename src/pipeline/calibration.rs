@@ -81,73 +81,6 @@ pub fn hold_out(indices: &[usize]) -> Parts {
     Parts { fit: pick(false), held_out: pick(true) }
 }
 
-/// Observes `tensors` of the folded model over the calibration samples.
-pub fn observe_samples(
-    runtime: OnnxRuntime,
-    subject: &Subject,
-    tensors: &BTreeSet<String>,
-    dataset: &dyn Dataset,
-    parts: &Parts,
-    provenance: Provenance,
-    options: &ObserveOptions,
-    control: Control<'_>,
-) -> Result<Observation, PipelineError> {
-    let inputs: BTreeSet<&str> = subject.inputs.iter().map(|info| info.name.as_str()).collect();
-    let outputs: BTreeSet<&str> = subject.outputs.iter().map(|info| info.name.as_str()).collect();
-    let extra_outputs = tensors
-        .iter()
-        .filter(|name| !inputs.contains(name.as_str()) && !outputs.contains(name.as_str()))
-        .cloned()
-        .collect();
-    let build =
-        BuildOptions { threads: options.threads, provider: options.provider, extra_outputs, ..BuildOptions::default() };
-    let mut runner = runtime.build(&subject.folded, &build)?;
-    // A sample that is repeated to fill a batch would be counted twice, so only whole batches run.
-    let whole = |part: &[usize]| part.len() / options.batch.max(1) * options.batch;
-    if whole(&parts.fit) == 0 && options.batch > 1 {
-        let (batch, samples) = (options.batch, parts.fit.len());
-        let reason =
-            format!("the model fixes its batch to {batch}, and there are only {samples} samples to calibrate on");
-        return Err(PipelineError::Input(reason));
-    }
-    let started = Instant::now();
-    let mut histograms = Histograms::new(provenance.clone());
-    let mut summary = PassSummary::default();
-    for (part, held_out) in [(&parts.fit, false), (&parts.held_out, true)] {
-        let part = &part[..whole(part)];
-        if part.is_empty() {
-            continue;
-        }
-        let prefetch_options = PrefetchOptions {
-            batch: options.batch,
-            threads: control.threads,
-            policy: options.policy,
-            stop: control.stop,
-        };
-        let (observed, pass) = prefetch(dataset, part, prefetch_options, |batches| {
-            let batches = batches.map(|batch| {
-                (control.progress)(batch.ids.len());
-                calibrate::Batch { ids: batch.ids, inputs: batch.inputs, held_out }
-            });
-            observe(&mut *runner, tensors, provenance.clone(), batches)
-        });
-        // Why the samples ended early says more than that there were none.
-        let pass = pass?;
-        let observed = match observed {
-            Err(CalibrateError::NoData) if held_out => continue,
-            other => other?,
-        };
-        histograms.fit_samples += observed.fit_samples;
-        histograms.held_out_samples += observed.held_out_samples;
-        histograms.fit.extend(observed.fit);
-        histograms.held_out.extend(observed.held_out);
-        summary.skipped.extend(pass.skipped);
-        summary.waited += pass.waited;
-        summary.reading += pass.reading;
-    }
-    Ok(Observation { histograms, summary, seconds: started.elapsed().as_secs_f64() })
-}
-
 /// One way to choose thresholds, measured on held-out samples.
 #[derive(Clone, Debug)]
 pub struct Candidate {
@@ -169,61 +102,146 @@ pub struct Chosen {
     pub measured_on: usize,
 }
 
-/// Makes the table by `choice`. For [`Choice::Auto`] every method, and the best method of each tensor by itself, is
-/// fitted on part of the samples; the quantized models run over the held-out part, and the one whose outputs are
-/// nearest to the float model's (highest SQNR of the worst output) wins. Its thresholds then come from all samples.
-pub fn choose_table(
-    runtime: OnnxRuntime,
-    subject: &Subject,
-    histograms: &Histograms,
-    choice: Choice,
-    percentile: f64,
-    scheme: &SchemeOptions,
-    dataset: &dyn Dataset,
-    indices: &[usize],
-    options: &ObserveOptions,
-    control: Control<'_>,
-) -> Result<Chosen, PipelineError> {
-    let measurable = histograms.held_out_samples > 0 && histograms.fit_samples > 0;
-    if choice != Choice::Auto || !measurable {
-        let choice = if choice == Choice::Auto { Choice::Method(Method::Mse) } else { choice };
-        let table = single(tables(histograms, percentile, &[choice])?)?;
-        return Ok(Chosen { table, choice, candidates: Vec::new(), measured_on: 0 });
-    }
-    let choices: Vec<Choice> =
-        std::iter::once(Choice::Auto).chain(Method::ALL.into_iter().map(Choice::Method)).collect();
-    let finals = tables(histograms, percentile, &choices)?;
-    let fitted = fitted_tables(histograms, percentile, &finals)?;
+/// Observes a model over samples and makes its calibration table.
+#[derive(Clone, Copy)]
+pub struct Calibrator<'a> {
+    /// What executes the model.
+    pub runtime: OnnxRuntime,
+    /// The model.
+    pub subject: &'a Subject,
+    /// The samples.
+    pub dataset: &'a dyn Dataset,
+    /// How it runs.
+    pub options: &'a ObserveOptions,
+    /// Progress and interruption.
+    pub control: Control<'a>,
+}
 
-    let build = BuildOptions { threads: options.threads, provider: options.provider, ..BuildOptions::default() };
-    let quantize_options = QuantizeOptions { scheme: scheme.clone(), ..QuantizeOptions::default() };
-    let mut runners = fitted
-        .iter()
-        .map(|table| {
-            let quantized = quantize(&subject.folded, &subject.shapes, Some(table), &quantize_options)?;
-            Ok(runtime.build(&quantized.model, &build)?)
-        })
-        .collect::<Result<Vec<Box<dyn Runner>>, PipelineError>>()?;
-    let mut reference = subject.reference(runtime, options.provider, options.threads)?;
-    let held = hold_out(indices).held_out;
-    let held = &held[..held.len().min(MEASURED)];
-    let evaluate_options =
-        EvaluateOptions { batch: options.batch, policy: options.policy, compare: CompareOptions::default() };
-    let mut targets: Vec<&mut dyn Outputs> = runners.iter_mut().map(|runner| runner as &mut dyn Outputs).collect();
-    let evaluation = evaluate(&mut reference, &mut targets, dataset, held, &evaluate_options, control)?;
-    let measured_on = evaluation.ids.len();
-    let candidates = choices
-        .iter()
-        .zip(evaluation.targets)
-        .map(|(&choice, result)| Ok(Candidate { choice, result: result? }))
-        .collect::<Result<Vec<_>, PipelineError>>()?;
-    let best = candidates
-        .iter()
-        .enumerate()
-        .max_by(|(i, a), (j, b)| worst_sqnr(&a.result).total_cmp(&worst_sqnr(&b.result)).then(j.cmp(i)))
-        .map_or(0, |(index, _)| index);
-    let table = finals.into_iter().nth(best).ok_or(CalibrateError::NoData)?;
-    Ok(Chosen { table, choice: choices[best], candidates, measured_on })
+impl Calibrator<'_> {
+    /// Observes `tensors` of the folded model over the calibration samples.
+    pub fn observe(
+        &self,
+        tensors: &BTreeSet<String>,
+        parts: &Parts,
+        provenance: &Provenance,
+    ) -> Result<Observation, PipelineError> {
+        let inputs: BTreeSet<&str> = self.subject.inputs.iter().map(|info| info.name.as_str()).collect();
+        let outputs: BTreeSet<&str> = self.subject.outputs.iter().map(|info| info.name.as_str()).collect();
+        let extra_outputs = tensors
+            .iter()
+            .filter(|name| !inputs.contains(name.as_str()) && !outputs.contains(name.as_str()))
+            .cloned()
+            .collect();
+        let build = BuildOptions {
+            threads: self.options.threads,
+            provider: self.options.provider,
+            extra_outputs,
+            ..BuildOptions::default()
+        };
+        let mut runner = self.runtime.build(&self.subject.folded, &build)?;
+        // A sample that is repeated to fill a batch would be counted twice, so only whole batches run.
+        let whole = |part: &[usize]| part.len() / self.options.batch.max(1) * self.options.batch;
+        if whole(&parts.fit) == 0 && self.options.batch > 1 {
+            let (batch, samples) = (self.options.batch, parts.fit.len());
+            let reason =
+                format!("the model fixes its batch to {batch}, and there are only {samples} samples to calibrate on");
+            return Err(PipelineError::Input(reason));
+        }
+        let started = Instant::now();
+        let mut histograms = Histograms::new(provenance.clone());
+        let mut summary = PassSummary::default();
+        for (part, held_out) in [(&parts.fit, false), (&parts.held_out, true)] {
+            let part = &part[..whole(part)];
+            if part.is_empty() {
+                continue;
+            }
+            let prefetch_options = PrefetchOptions {
+                batch: self.options.batch,
+                threads: self.control.threads,
+                policy: self.options.policy,
+                stop: self.control.stop,
+            };
+            let (observed, pass) = prefetch(self.dataset, part, prefetch_options, |batches| {
+                let batches = batches.map(|batch| {
+                    (self.control.progress)(batch.ids.len());
+                    calibrate::Batch { ids: batch.ids, inputs: batch.inputs, held_out }
+                });
+                observe(&mut *runner, tensors, provenance.clone(), batches)
+            });
+            // Why the samples ended early says more than that there were none.
+            let pass = pass?;
+            let observed = match observed {
+                Err(CalibrateError::NoData) if held_out => continue,
+                other => other?,
+            };
+            histograms.fit_samples += observed.fit_samples;
+            histograms.held_out_samples += observed.held_out_samples;
+            histograms.fit.extend(observed.fit);
+            histograms.held_out.extend(observed.held_out);
+            summary.skipped.extend(pass.skipped);
+            summary.waited += pass.waited;
+            summary.reading += pass.reading;
+        }
+        Ok(Observation { histograms, summary, seconds: started.elapsed().as_secs_f64() })
+    }
+
+    /// Makes the table by `choice`. For [`Choice::Auto`] every method, and the best method of each tensor by itself, is
+    /// fitted on part of the samples; the quantized models run over the held-out part, and the one whose outputs are
+    /// nearest to the float model's (highest SQNR of the worst output) wins. Its thresholds then come from all samples.
+    pub fn choose(
+        &self,
+        histograms: &Histograms,
+        indices: &[usize],
+        choice: Choice,
+        percentile: f64,
+        scheme: &SchemeOptions,
+    ) -> Result<Chosen, PipelineError> {
+        let measurable = histograms.held_out_samples > 0 && histograms.fit_samples > 0;
+        if choice != Choice::Auto || !measurable {
+            let choice = if choice == Choice::Auto { Choice::Method(Method::Mse) } else { choice };
+            let table = single(tables(histograms, percentile, &[choice])?)?;
+            return Ok(Chosen { table, choice, candidates: Vec::new(), measured_on: 0 });
+        }
+        let choices: Vec<Choice> =
+            std::iter::once(Choice::Auto).chain(Method::ALL.into_iter().map(Choice::Method)).collect();
+        let finals = tables(histograms, percentile, &choices)?;
+        let fitted = fitted_tables(histograms, percentile, &finals)?;
+
+        let build =
+            BuildOptions { threads: self.options.threads, provider: self.options.provider, ..BuildOptions::default() };
+        let quantize_options = QuantizeOptions { scheme: scheme.clone(), ..QuantizeOptions::default() };
+        let mut runners = fitted
+            .iter()
+            .map(|table| {
+                let quantized = quantize(&self.subject.folded, &self.subject.shapes, Some(table), &quantize_options)?;
+                Ok(self.runtime.build(&quantized.model, &build)?)
+            })
+            .collect::<Result<Vec<Box<dyn Runner>>, PipelineError>>()?;
+        let mut reference = self.subject.reference(self.runtime, self.options.provider, self.options.threads)?;
+        let held = hold_out(indices).held_out;
+        let held = &held[..held.len().min(MEASURED)];
+        let evaluate_options = EvaluateOptions {
+            batch: self.options.batch,
+            policy: self.options.policy,
+            compare: CompareOptions::default(),
+        };
+        let quiet = Control { progress: &|_| {}, ..self.control };
+        let mut targets: Vec<&mut dyn Outputs> = runners.iter_mut().map(|runner| runner as &mut dyn Outputs).collect();
+        let evaluation = evaluate(&mut reference, &mut targets, self.dataset, held, &evaluate_options, quiet)?;
+        let measured_on = evaluation.ids.len();
+        let candidates = choices
+            .iter()
+            .zip(evaluation.targets)
+            .map(|(&choice, result)| Ok(Candidate { choice, result: result? }))
+            .collect::<Result<Vec<_>, PipelineError>>()?;
+        let best = candidates
+            .iter()
+            .enumerate()
+            .max_by(|(i, a), (j, b)| worst_sqnr(&a.result).total_cmp(&worst_sqnr(&b.result)).then(j.cmp(i)))
+            .map_or(0, |(index, _)| index);
+        let table = finals.into_iter().nth(best).ok_or(CalibrateError::NoData)?;
+        Ok(Chosen { table, choice: choices[best], candidates, measured_on })
+    }
 }
 
 /// The same choices with thresholds from the fitting samples only; `auto` keeps the method it picked for each tensor.

@@ -1,5 +1,12 @@
 //! Drives the real binary: exit status, standard output, standard error and the files it leaves.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and says why it skips"
+)]
+
 mod errors;
 mod real_model;
 mod workflow;

@@ -91,7 +91,8 @@ pub fn searched_folders(flavour: Flavour, explicit: Option<&Path>) -> Vec<PathBu
 /// `.runtime/` above the executable and in the working folder.
 fn runtime_roots() -> Vec<PathBuf> {
     let executable = std::env::current_exe().ok();
-    let above = executable.iter().flat_map(|path| path.ancestors().skip(1)).map(|folder| folder.join(".runtime"));
+    let above =
+        executable.iter().flat_map(|path| path.ancestors().skip(1).take(4)).map(|folder| folder.join(".runtime"));
     let here = std::env::current_dir().ok().map(|folder| folder.join(".runtime"));
     let mut roots: Vec<PathBuf> = above.chain(here).filter(|folder| folder.is_dir()).collect();
     roots.dedup();

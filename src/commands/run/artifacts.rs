@@ -60,22 +60,21 @@ impl Job<'_> {
     }
 
     /// Everything that is made from the report, and the table for people.
-    pub(super) fn write_report(&self, report: Report, summary_file: Option<&Path>) -> anyhow::Result<ExitStatus> {
+    pub(super) fn write_report(&self, report: &Report, summary_file: Option<&Path>) -> anyhow::Result<ExitStatus> {
         report.write(&self.out.join("report.json"))?;
-        let page = html(&report)?;
+        let page = html(report)?;
         write_atomic(&self.out.join("report.html"), page.as_bytes())?;
         let mut bytes = Vec::new();
-        junit(&report, &mut bytes)?;
+        junit(report, &mut bytes)?;
         write_atomic(&self.out.join("report.junit.xml"), &bytes)?;
         let mut bytes = Vec::new();
         layers_csv(&report.layers, &mut bytes)?;
         write_atomic(&self.out.join("layers.csv"), &bytes)?;
         if let Some(path) = summary_file {
-            write_atomic_with(path, |writer| std::io::Write::write_all(writer, summary(&report).as_bytes()))?;
+            write_atomic_with(path, |writer| std::io::Write::write_all(writer, summary(report).as_bytes()))?;
         }
         let page = self.out.join("report.html");
-        self.printer
-            .outcome(&report, || format!("{}\n\nreport: {}", super::assemble::table(&report), page.display()))?;
+        self.printer.outcome(report, || format!("{}\n\nreport: {}", super::assemble::table(report), page.display()))?;
         Ok(if report.verdict.passed { ExitStatus::Passed } else { ExitStatus::GateFailed })
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     bench::Measurement,
     bisect::advice::{self, Commands, about_layers},
     compare::{ComparisonResult, Gate},
-    dataset::SampleError,
+    dataset::{Preprocess, SampleError},
     pipeline::{environment::environment, evaluation::Evaluation},
     quantize::Precision as NumberFormat,
     report::{
@@ -81,7 +81,7 @@ impl Job<'_> {
         let mut skipped: Vec<SampleError> = self.session.data.collection.passed_over.clone();
         skipped.extend(found.calibrated.iter().flat_map(|calibrated| calibrated.skipped.clone()));
         skipped.extend(found.evaluation.summary.skipped);
-        let layers = self.layer_rows(&found.targets, found.calibrated.as_ref(), found.layers.as_ref());
+        let layers = Self::layer_rows(&found.targets, found.calibrated.as_ref(), found.layers.as_ref());
         Ok(Report {
             format_version: REPORT_FORMAT_VERSION,
             tool: Tool::current(),
@@ -89,7 +89,7 @@ impl Job<'_> {
             command: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
             config: self.session.config.to_toml()?,
             environment: environment(self.session.runtime),
-            model: self.model_info()?,
+            model: self.model_info(),
             dataset: self.dataset_info(skipped, &found.evaluation.ids),
             calibration: found
                 .calibrated
@@ -156,13 +156,13 @@ impl Job<'_> {
         }
     }
 
-    fn model_info(&self) -> anyhow::Result<ModelInfo> {
+    fn model_info(&self) -> ModelInfo {
         let subject = &self.session.subject;
         let path = subject.float.path.clone().unwrap_or_default();
         let graph = subject.float.graph();
         let size = |dims: &[i64]| dims.iter().map(|&dim| u64::try_from(dim).unwrap_or(0)).product::<u64>();
         let producer = &subject.float.proto;
-        Ok(ModelInfo {
+        ModelInfo {
             path: path.display().to_string(),
             hash: subject.float.hash.clone(),
             bytes: std::fs::metadata(&path).map_or(0, |metadata| metadata.len()),
@@ -176,7 +176,7 @@ impl Job<'_> {
                 .as_ref()
                 .filter(|name| !name.is_empty())
                 .map(|name| format!("{name} {}", producer.producer_version()).trim().to_owned()),
-        })
+        }
     }
 
     fn dataset_info(&self, mut skipped: Vec<SampleError>, evaluated: &[String]) -> DatasetInfo {
@@ -214,7 +214,7 @@ impl Job<'_> {
                 .map(|SampleError { sample, reason }| SkippedSample { sample, reason })
                 .collect(),
             labels,
-            preprocess: data.preprocess.as_ref().map(|preprocess| preprocess.describe()),
+            preprocess: data.preprocess.as_ref().map(Preprocess::describe),
             random_data: self.session.config.random_data,
         }
     }
@@ -237,7 +237,7 @@ impl Job<'_> {
     }
 
     /// One row for each quantized tensor and output, in the order of execution.
-    fn layer_rows(&self, targets: &[Target], calibrated: Option<&Calibrated>, layers: Option<&Layers>) -> Vec<Layer> {
+    fn layer_rows(targets: &[Target], calibrated: Option<&Calibrated>, layers: Option<&Layers>) -> Vec<Layer> {
         let (Some(calibrated), Some(layers)) = (calibrated, layers) else { return Vec::new() };
         let quantized = targets.iter().find(|target| target.precision.is_quantized() && target.model.is_some());
         let precision = quantized.map_or(NumberFormat::Int8, |target| target.precision);
