@@ -51,6 +51,7 @@ pub fn check_interrupt() -> Result<(), Interrupted> {
 /// Runs a command and reports how it ended: 0 passed, 1 a gate failed, 2 error.
 pub fn main(global: &GlobalArgs, command: Command) -> ExitCode {
     let printer = Printer::new(global);
+    share_one_heap();
     start_logging(global);
     // A second Ctrl-C ends the program at once; files are renamed into place, so nothing half-written is left.
     let handler = || {
@@ -77,6 +78,16 @@ pub fn main(global: &GlobalArgs, command: Command) -> ExitCode {
             ));
             ExitCode::from(2)
         }
+    }
+}
+
+/// One heap for all threads: each thread's own would keep the memory of the largest image it ever decoded, and the
+/// peak would grow with the number of images.
+fn share_one_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: sets an option of the allocator, before any other thread runs.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
