@@ -148,7 +148,7 @@ pub struct RuntimeArgs {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Execution provider of ONNX Runtime: cpu or cuda[:N] [default: cpu]
+    /// Execution provider of ONNX Runtime: cpu, cuda or cuda:N [default: cpu]
     #[arg(long, value_name = "NAME")]
     pub provider: Option<String>,
 }
@@ -201,7 +201,7 @@ pub struct RunArgs {
     /// Configuration file (TOML); flags win over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Folder for everything that the run leaves [default: runs/<model>]
+    /// Folder for everything that the run leaves [default: runs/MODEL]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Print the configuration that would run, and stop
@@ -409,7 +409,7 @@ pub struct BisectArgs {
     /// Configuration file (TOML); flags win over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Folder for plan.json, bisect.json, the trials and the model [default: runs/<model>]
+    /// Folder for plan.json, bisect.json, the trials and the model [default: runs/MODEL]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Calibration table; without one the ranges are calibrated first

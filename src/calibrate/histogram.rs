@@ -7,7 +7,7 @@
 //!
 //! amax lies in the upper half of the range, so at least half of the bins resolve [0, amax]: 8192 bins give every
 //! method twice the 2048 bins that entropy calibration works on, and 16 bits of counter for each still fit the
-//! first-level cache (see [`kernel`](super::kernel)).
+//! first-level cache (see `kernel`).
 
 use rayon::prelude::*;
 

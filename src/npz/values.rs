@@ -60,7 +60,7 @@ pub(super) fn row_major(values: ValuesView<'_>, shape: &[usize]) -> Values {
 }
 
 /// Writes values as the little-endian machines that this program runs on hold them. bfloat16, which NumPy lacks, becomes
-/// float32 (see [`stored_type`]).
+/// float32 (see `stored_type`).
 pub fn write_values(writer: &mut impl Write, values: ValuesView<'_>) -> io::Result<()> {
     use ValuesView as V;
     let bytes: &[u8] = match values {

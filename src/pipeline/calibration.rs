@@ -20,7 +20,7 @@ const HOLD_OUT: usize = 5;
 /// Held-out samples that whole models are measured on, at most.
 const MEASURED: usize = 64;
 
-/// Options of [`observe_samples`].
+/// Options of a [`Calibrator`].
 #[derive(Clone, Debug)]
 pub struct ObserveOptions {
     /// Samples in one call: 1, or what the model fixes. Larger batches only need more memory.

@@ -1,6 +1,6 @@
 //! From a float model and a calibration table to a model with explicit Q/DQ, as TensorRT takes it.
 //!
-//! [`place`] applies the rules ([`scheme`]); calibration observes [`Placement::tensors_to_observe`]; [`quantize`] puts
+//! [`place`] applies the rules (`scheme`); calibration observes [`Placement::tensors_to_observe`]; [`quantize`] puts
 //! Q/DQ and 8-bit weights into the model. Neither executes anything.
 
 mod convert;
