@@ -2,6 +2,7 @@
 //!
 //! A [`Backend`] builds a [`Runner`] from a model; a runner takes named tensors and gives named tensors.
 
+pub mod cuda;
 pub mod onnxruntime;
 pub mod tensorrt;
 
@@ -52,6 +53,9 @@ pub enum BackendError {
         /// What is missing.
         reason: String,
     },
+    /// The GPU cannot be used, or failed.
+    #[error(transparent)]
+    Cuda(#[from] cuda::CudaError),
     /// What a visitor returned (see [`Runner::visit`]).
     #[error(transparent)]
     Visitor(Box<dyn std::error::Error + Send + Sync>),

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::ExitStatus;
 use crate::{
     backend::{
+        cuda::{CudaError, Device, DeviceInfo, device_count},
         onnxruntime::{LibrarySearch, OnnxRuntime, search},
         tensorrt::{Flavour, Library, compiled_flavour, find_library, searched_folders},
     },
@@ -16,8 +17,8 @@ use crate::{
 struct Findings {
     calib: &'static str,
     onnxruntime: OnnxRuntimeFindings,
-    cuda_driver: bool,
-    gpus: Vec<String>,
+    gpus: Vec<DeviceInfo>,
+    gpu_error: Option<String>,
     tensorrt: Vec<TensorRtFindings>,
 }
 
@@ -40,7 +41,9 @@ struct TensorRtFindings {
 /// Looks around; never fails for what is missing.
 pub(super) fn doctor(printer: &Printer, global: &GlobalArgs) -> anyhow::Result<ExitStatus> {
     let runtime = OnnxRuntime::load(global.ort_library.as_deref());
-    let gpus = gpu_names();
+    let gpus = device_count().and_then(|count| {
+        (0..count).map(|index| Ok(Device::open(index)?.info().clone())).collect::<Result<Vec<_>, CudaError>>()
+    });
     let findings = Findings {
         calib: env!("CARGO_PKG_VERSION"),
         onnxruntime: OnnxRuntimeFindings {
@@ -49,7 +52,7 @@ pub(super) fn doctor(printer: &Printer, global: &GlobalArgs) -> anyhow::Result<E
             cuda_provider: runtime.as_ref().is_ok_and(OnnxRuntime::has_cuda),
             error: runtime.as_ref().err().map(ToString::to_string),
         },
-        cuda_driver: gpus.is_some(),
+        gpu_error: gpus.as_ref().err().map(ToString::to_string),
         gpus: gpus.unwrap_or_default(),
         tensorrt: [Flavour::TensorRt, Flavour::TensorRtRtx].map(tensorrt).into(),
     };
@@ -64,22 +67,6 @@ fn tensorrt(flavour: Flavour) -> TensorRtFindings {
         library: find_library(flavour, None),
         searched: searched_folders(flavour, None).iter().map(|folder| folder.display().to_string()).collect(),
     }
-}
-
-/// Names of the GPUs; `None` without a CUDA driver.
-fn gpu_names() -> Option<Vec<String>> {
-    use cudarc::driver::{CudaContext, result, sys};
-    // SAFETY: looks whether the driver's library can be opened; the other calls below panic without it.
-    if !unsafe { sys::is_culib_present() } || result::init().is_err() {
-        return None;
-    }
-    let count = CudaContext::device_count().unwrap_or(0);
-    let name = |index: i32| {
-        let context = CudaContext::new(index as usize).ok()?;
-        let (major, minor) = context.compute_capability().ok()?;
-        Some(format!("{} (compute capability {major}.{minor})", context.name().ok()?))
-    };
-    Some((0..count).map(|index| name(index).unwrap_or_else(|| format!("GPU {index} does not answer"))).collect())
 }
 
 fn describe(findings: &Findings) -> String {
@@ -102,13 +89,18 @@ fn describe(findings: &Findings) -> String {
             "-        CUDA provider: not part of this ONNX Runtime; it is in the package onnxruntime-gpu".to_owned()
         });
     }
-    if findings.cuda_driver {
-        lines.push("ok       CUDA driver".to_owned());
-        lines.extend(findings.gpus.iter().map(|gpu| format!("ok       GPU: {gpu}")));
-    } else {
-        lines.push(
-            "-        CUDA driver: none (no GPU here, or install the NVIDIA driver); the CPU path works".to_owned(),
-        );
+    for gpu in &findings.gpus {
+        let (major, minor) = gpu.compute_capability;
+        lines.push(format!(
+            "ok       GPU {}: {} (compute capability {major}.{minor}, {} MiB, driver for CUDA {})",
+            gpu.index,
+            gpu.name,
+            gpu.memory_bytes >> 20,
+            gpu.driver_version
+        ));
+    }
+    if let Some(error) = &findings.gpu_error {
+        lines.push(format!("-        GPU: {error}; everything but TensorRT engines and --provider cuda works without"));
     }
     for found in &findings.tensorrt {
         let compiled = if found.compiled_in { "" } else { "; this program was built without it" };
