@@ -190,6 +190,9 @@ pub struct MethodArgs {
     /// Percentile of the percentile method, in percent [default: 99.99]
     #[arg(long, value_name = "P")]
     pub percentile: Option<f64>,
+    /// Let biases take back the mean error of INT8 where that measures better: auto or off [default: auto]
+    #[arg(long, value_name = "auto|off")]
+    pub bias_correction: Option<String>,
 }
 
 /// `calib run`.

@@ -38,6 +38,8 @@ pub struct RunConfig {
     pub method: String,
     /// Percentile of the percentile method, in percent.
     pub percentile: f64,
+    /// `auto`: biases take back the mean error of INT8 where that measures better; or `off`.
+    pub bias_correction: String,
     /// Precisions to compare.
     pub precisions: Vec<String>,
     /// Precision of what is not quantized.
@@ -99,6 +101,7 @@ impl Default for RunConfig {
             eval_samples: 0,
             method: "auto".to_owned(),
             percentile: 99.99,
+            bias_correction: "auto".to_owned(),
             precisions: ["fp32", "fp16", "int8"].map(str::to_owned).to_vec(),
             high_precision: "fp32".to_owned(),
             preset: None,
@@ -219,6 +222,7 @@ impl RunConfig {
                 Err(ConfigError::Value { key, reason: format!("`{value}` is none of {}", choices.join(", ")) })
             }
         };
+        known("bias_correction", &self.bias_correction, &["auto", "off"])?;
         known("method", &self.method, &["auto", "entropy", "percentile", "mse", "minmax"])?;
         known("high_precision", &self.high_precision, &["fp32", "fp16", "bf16"])?;
         known("tensorrt", &self.tensorrt, &["auto", "off", "require"])?;

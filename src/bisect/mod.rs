@@ -3,6 +3,7 @@
 //! * [`graphwise`]: every tensor of the target against the reference's, in one pass.
 //! * [`layerwise`]: the error that each quantized operator makes by itself and why, in one pass, from `operators` (what
 //!   is quantized) and `twins` (the graph that measures).
+//! * [`bias`]: the mean error of each operator, which its bias can take back.
 //! * [`first`]: the first node after which the target diverges, from few probes; pure, from tensors to metrics.
 //! * [`search`]: the smallest set of nodes in a higher precision that passes a gate; pure, from plan to verdict.
 //!   [`groups`] lifts nodes together, [`trials`] is its cache and log.
@@ -10,6 +11,7 @@
 //! * [`advice`]: what follows from the figures, in sentences.
 
 pub mod advice;
+pub mod bias;
 pub mod first;
 #[cfg(test)]
 mod fixture;

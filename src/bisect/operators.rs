@@ -228,9 +228,11 @@ impl<'a> Pair<'a> {
         let mut copies = Copies::default();
         let graph = model.graph_mut();
         for operator in self.operators.iter().filter(|operator| nodes.contains(&operator.node)) {
+            let node = &mut graph.node[operator.float.0];
             for input in &operator.inputs {
-                graph.node[operator.float.0].input[input.index] = copies.chain(self, input);
+                node.input[input.index] = copies.chain(self, input);
             }
+            copies.bias(self, operator, node);
         }
         // The chains read tensors from anywhere and are read from anywhere: sort again.
         graph.initializer.append(&mut copies.initializers.into_values().collect());
@@ -320,6 +322,18 @@ impl Copies {
             self.nodes.push(node);
         }
         copied(&input.quantized)
+    }
+
+    /// Gives `node`, a copy of the float node of `operator`, the bias that the quantized node has instead of its own.
+    pub fn bias(&mut self, pair: &Pair<'_>, operator: &Operator, node: &mut NodeProto) {
+        const BIAS: usize = 2;
+        let Some(name) = pair.quantized.node(operator.quantized).input.get(BIAS) else { return };
+        let Some(bias) = pair.quantized.initializer(name).filter(|_| !pair.float.is_defined(name)) else { return };
+        self.initializers.insert(copied(name), TensorProto { name: Some(copied(name)), ..bias.clone() });
+        if node.input.len() <= BIAS {
+            node.input.resize(BIAS + 1, String::new());
+        }
+        node.input[BIAS] = copied(name);
     }
 }
 

@@ -41,6 +41,11 @@ pub enum Figure {
         /// What of the twin is quantized.
         twin: Twin,
     },
+    /// Mean of r - t over an operator's result before the fused activation, by channel.
+    Shift {
+        /// Index in [`Pair::operators`].
+        operator: usize,
+    },
     /// Of a quantized activation.
     Activation {
         /// Output of its `QuantizeLinear`, which several consumers may share.
@@ -120,15 +125,18 @@ fn channels_of(pair: &Pair<'_>, tensor: &str) -> Channels {
 
 /// Builds the measuring graph of `operators` (indices in [`Pair::operators`]).
 pub fn measure(pair: &Pair<'_>, operators: std::ops::Range<usize>) -> Measure {
-    let mut builder = Builder {
-        nodes: pair.float.topological_order().iter().map(|&id| pair.float.node(id).clone()).collect(),
-        copies: Copies::default(),
-        constants: BTreeMap::new(),
-        opset: pair.model.opset("").unwrap_or(1),
-        figures: BTreeMap::new(),
-    };
+    let mut builder = Builder::new(pair);
     for index in operators {
         builder.operator(pair, index);
+    }
+    builder.finish(pair)
+}
+
+/// Builds the graph that measures [`Figure::Shift`] of those of `operators` that have a bias.
+pub fn measure_shifts(pair: &Pair<'_>, operators: std::ops::Range<usize>) -> Measure {
+    let mut builder = Builder::new(pair);
+    for index in operators {
+        builder.shift(pair, index);
     }
     builder.finish(pair)
 }
@@ -142,6 +150,30 @@ struct Builder {
 }
 
 impl Builder {
+    fn new(pair: &Pair<'_>) -> Self {
+        Self {
+            nodes: pair.float.topological_order().iter().map(|&id| pair.float.node(id).clone()).collect(),
+            copies: Copies::default(),
+            constants: BTreeMap::new(),
+            opset: pair.model.opset("").unwrap_or(1),
+            figures: BTreeMap::new(),
+        }
+    }
+
+    fn shift(&mut self, pair: &Pair<'_>, index: usize) {
+        let operator = &pair.operators[index];
+        let (result, _) = Channels::of(pair, operator);
+        if !matches!(operator.op_type.as_str(), "Conv" | "ConvTranspose" | "Gemm") || result.is_none() {
+            return;
+        }
+        let bare = Operator { tail: Vec::new(), ..operator.clone() };
+        let Some(output) = pair.float.node(operator.float).output.first() else { return };
+        let quantized = self.twin(pair, &Operator { tensor: output.clone(), ..bare }, Twin::All);
+        let (float, quantized) = (self.cast(output), self.cast(&quantized));
+        let error = self.node("Sub", &[&float, &quantized]);
+        self.reduce("ReduceMean", &error, &result, Figure::Shift { operator: index });
+    }
+
     fn operator(&mut self, pair: &Pair<'_>, index: usize) {
         let operator = &pair.operators[index];
         let (result, _) = Channels::of(pair, operator);
@@ -172,6 +204,9 @@ impl Builder {
             ) {
                 node.input[input.index] = self.copies.chain(pair, input);
             }
+        }
+        if twin == Twin::All {
+            self.copies.bias(pair, operator, &mut node);
         }
         let mut made = Vec::new();
         for mut node in std::iter::once(node).chain(operator.tail.iter().map(|&id| pair.float.node(id).clone())) {

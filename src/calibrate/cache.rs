@@ -67,6 +67,7 @@ impl CalibrationCache {
             samples: 0,
             random_data: false,
             tensors: self.scales.iter().map(|(name, &scale)| (name.clone(), range(scale))).collect(),
+            bias_corrections: BTreeMap::new(),
         }
     }
 

@@ -199,6 +199,10 @@ pub struct CalibrationTable {
     pub random_data: bool,
     /// By tensor name.
     pub tensors: BTreeMap<String, TensorRange>,
+    /// By node name, for each output channel what to add to the bias of the node when it runs in INT8: the mean of the
+    /// float result minus that of the quantized one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bias_corrections: BTreeMap<String, Vec<f32>>,
 }
 
 /// What was seen of one tensor and what was made of it.

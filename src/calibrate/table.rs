@@ -63,6 +63,7 @@ pub fn tables(
         samples: histograms.samples(),
         random_data: histograms.provenance.random_data,
         tensors: ranges.iter().map(|(name, ranges)| (name.clone(), ranges[i].clone())).collect(),
+        bias_corrections: BTreeMap::new(),
     };
     Ok(choices.iter().enumerate().map(table).collect())
 }

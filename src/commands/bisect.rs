@@ -174,7 +174,7 @@ impl<'a> Bisection<'a> {
             table.save(&out.join("calibration.json"))?;
             table
         };
-        let (float, quantized) = session.analysis_pair(&table, &options)?;
+        let (float, quantized) = session.subject.analysis_pair(&table, &options)?;
         Ok(Self { printer, args, session, out, split, table, options, lift, float, quantized })
     }
 
@@ -395,8 +395,7 @@ fn calibrate(
     let indices = &split.calibration;
     let observed = calibrator.observe(&tensors, &hold_out(indices), &provenance);
     bar.finish_and_clear();
-    let percentile = session.config.percentile;
-    let chosen = calibrator.choose(&observed?.histograms, indices, session.choice()?, percentile, &options.scheme)?;
+    let chosen = calibrator.choose(&observed?.histograms, indices, &session.choose_options(&options.scheme)?)?;
     printer.note(&format!("calibrated {} tensors, method {}", chosen.table.tensors.len(), chosen.choice));
     Ok(chosen.table)
 }

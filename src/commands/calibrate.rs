@@ -82,8 +82,7 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
         skipped: observation.summary.skipped.iter().map(ToString::to_string).collect(),
     };
     if shard.is_none() {
-        let percentile = config.percentile;
-        let chosen = calibrator.choose(&observation.histograms, &indices, session.choice()?, percentile, &scheme)?;
+        let chosen = calibrator.choose(&observation.histograms, &indices, &session.choose_options(&scheme)?)?;
         write_table(&chosen.table, &args.output, args.cache.as_deref())?;
         outcome.table = Some(&args.output);
         outcome.method = Some(chosen.choice.to_string());

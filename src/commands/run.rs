@@ -214,13 +214,8 @@ impl<'a> Job<'a> {
         let peak_rss_bytes = crate::pipeline::environment::peak_rss_bytes();
         self.save_histograms(&observation.histograms)?;
         check_interrupt()?;
-        let chosen = calibrator.choose(
-            &observation.histograms,
-            &self.split.calibration,
-            session.choice()?,
-            session.config.percentile,
-            &scheme,
-        )?;
+        let chosen =
+            calibrator.choose(&observation.histograms, &self.split.calibration, &session.choose_options(&scheme)?)?;
         self.save_table(&chosen.table)?;
         if session.config.method == "auto" && chosen.candidates.is_empty() {
             let text = format!("too few calibration samples to measure methods on: {} was taken", chosen.choice);
@@ -367,7 +362,7 @@ impl<'a> Job<'a> {
         let graphwise = graphwise(&session.runtime, &session.subject.folded, model, &sites, samples, options)?;
         check_interrupt()?;
         let options = quantize_options(&session.config, precision)?;
-        let (float, quantized) = session.analysis_pair(&calibrated.chosen.table, &options)?;
+        let (float, quantized) = session.subject.analysis_pair(&calibrated.chosen.table, &options)?;
         let pair = Pair::new(&float, &quantized)?;
         let options = LayerwiseOptions { threads: session.threads, ..LayerwiseOptions::default() };
         let local = layerwise(&session.runtime, &pair, samples, options)?;

@@ -8,21 +8,19 @@ use super::INTERRUPTED;
 use crate::{
     artifact::ContentHash,
     backend::{ExecutionProvider, Runner, onnxruntime::OnnxRuntime},
-    calibrate::{CalibrationTable, Choice},
     cli::{DataArgs, MethodArgs, RuntimeArgs, SchemeArgs},
     compare::CompareOptions,
     config::{ConfigError, RunConfig, parse_shape, parse_share},
     dataset::{BadPolicy, Collection, RandomDataset, data_hash},
-    onnx::Model,
     pipeline::{
         Control, PipelineError,
-        calibration::{Calibrator, ObserveOptions},
+        calibration::{Calibrator, ChooseOptions, ObserveOptions},
         data::{Data, DataSettings, Provenance, open_data},
         evaluation::EvaluateOptions,
         model::Subject,
     },
     printer::Printer,
-    quantize::{Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, quantize},
+    quantize::{Precision, PrecisionPlan, QuantizeOptions, SchemeOptions},
 };
 
 /// Samples in one call when neither user nor model say.
@@ -84,6 +82,7 @@ impl Apply for MethodArgs {
         set(&mut config.calib_samples, self.calib_samples.as_ref());
         set(&mut config.method, self.method.as_ref());
         set(&mut config.percentile, self.percentile.as_ref());
+        set(&mut config.bias_correction, self.bias_correction.as_ref());
         Ok(())
     }
 }
@@ -218,23 +217,6 @@ impl Session {
         ObserveOptions { batch, threads: self.threads, provider: self.provider, policy: self.policy }
     }
 
-    /// The folded model as the quantizer leaves it with every node in float, and quantized: two models that differ in
-    /// Q/DQ alone, for looking into layers.
-    pub(super) fn analysis_pair(
-        &self,
-        table: &CalibrationTable,
-        options: &QuantizeOptions,
-    ) -> anyhow::Result<(Model, Model)> {
-        let subject = &self.subject;
-        let make = |options: &QuantizeOptions| {
-            Ok::<_, anyhow::Error>(quantize(&subject.folded, &subject.shapes, Some(table), options)?.model)
-        };
-        let mut options = QuantizeOptions { high_precision: Precision::Fp32, ..options.clone() };
-        let quantized = make(&options)?;
-        options.scheme.plan = PrecisionPlan { default: Some(Precision::Fp32), ..PrecisionPlan::default() };
-        Ok((make(&options)?, quantized))
-    }
-
     /// What observes the model over its samples.
     pub(super) fn calibrator<'a>(&'a self, options: &'a ObserveOptions, progress: &'a dyn Fn(usize)) -> Calibrator<'a> {
         Calibrator {
@@ -246,9 +228,14 @@ impl Session {
         }
     }
 
-    /// How thresholds are to be chosen.
-    pub(super) fn choice(&self) -> anyhow::Result<Choice> {
-        self.config.method.parse().map_err(anyhow::Error::msg)
+    /// How the table is to be made of the histograms.
+    pub(super) fn choose_options(&self, scheme: &SchemeOptions) -> anyhow::Result<ChooseOptions> {
+        Ok(ChooseOptions {
+            choice: self.config.method.parse().map_err(anyhow::Error::msg)?,
+            percentile: self.config.percentile,
+            bias_correction: self.config.bias_correction != "off",
+            scheme: scheme.clone(),
+        })
     }
 
     /// Hash over the calibration samples and their preprocessing.

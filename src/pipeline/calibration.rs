@@ -9,16 +9,24 @@ use super::{
 };
 use crate::{
     backend::{Backend, BuildOptions, ExecutionProvider, Runner, onnxruntime::OnnxRuntime},
+    bisect::{
+        bias::mean_errors,
+        layerwise::{AnalysisError, Samples},
+        operators::{OperatorError, Pair},
+    },
     calibrate::{self, CalibrateError, CalibrationTable, Choice, Histograms, Method, Provenance, observe, tables},
     compare::{CompareOptions, ComparisonResult},
     dataset::{BadPolicy, Dataset, PassSummary, PrefetchOptions, prefetch},
-    quantize::{QuantizeOptions, SchemeOptions, quantize},
+    quantize::{Precision, QuantizeOptions, SchemeOptions, quantize},
 };
 
-/// Every n-th calibration sample is held out to measure methods on.
-const HOLD_OUT: usize = 5;
+/// Every n-th calibration sample is held out to measure methods on: with fewer, the choice is left to chance, while
+/// thresholds hardly change with the other half.
+const HOLD_OUT: usize = 2;
 /// Held-out samples that whole models are measured on, at most.
-const MEASURED: usize = 64;
+const MEASURED: usize = 128;
+/// Samples that bias corrections are measured on, at most.
+const CORRECTED: usize = 64;
 
 /// Options of a [`Calibrator`].
 #[derive(Clone, Debug)]
@@ -71,9 +79,9 @@ impl Parts {
     }
 }
 
-/// Holds out every fifth of `indices` (the last of fewer), if there is more than one.
+/// Holds out every second of `indices`, if there is more than one.
 pub fn hold_out(indices: &[usize]) -> Parts {
-    let held = |position: &usize| indices.len() > 1 && position % HOLD_OUT == HOLD_OUT.min(indices.len()) - 1;
+    let held = |position: &usize| indices.len() > 1 && position % HOLD_OUT == HOLD_OUT - 1;
     let pick = |wanted: bool| {
         let chosen = indices.iter().enumerate().filter(move |(position, _)| held(position) == wanted);
         chosen.map(|(_, &index)| index).collect()
@@ -86,6 +94,8 @@ pub fn hold_out(indices: &[usize]) -> Parts {
 pub struct Candidate {
     /// The way; [`Choice::Auto`] takes the best method for each tensor by itself.
     pub choice: Choice,
+    /// True with corrected biases.
+    pub bias_correction: bool,
     /// Against the float model.
     pub result: ComparisonResult,
 }
@@ -96,10 +106,23 @@ pub struct Chosen {
     pub table: CalibrationTable,
     /// The way its thresholds were chosen.
     pub choice: Choice,
-    /// Every way, measured on held-out samples; empty when the method was given.
+    /// Every way, measured on held-out samples; empty when there was nothing to choose.
     pub candidates: Vec<Candidate>,
     /// Held-out samples measured on.
     pub measured_on: usize,
+}
+
+/// How a table is made of histograms.
+#[derive(Clone, Debug)]
+pub struct ChooseOptions {
+    /// How thresholds are chosen.
+    pub choice: Choice,
+    /// Percentile of [`Method::Percentile`], in percent.
+    pub percentile: f64,
+    /// Whether biases take back the mean error of quantization, where that helps on held-out samples.
+    pub bias_correction: bool,
+    /// What will be quantized.
+    pub scheme: SchemeOptions,
 }
 
 /// Observes a model over samples and makes its calibration table.
@@ -185,17 +208,101 @@ impl Calibrator<'_> {
         Ok(Observation { histograms, summary, seconds: started.elapsed().as_secs_f64() })
     }
 
-    /// Makes the table by `choice`. For [`Choice::Auto`] every method, and the best method of each tensor by itself, is
-    /// fitted on part of the samples; the quantized models run over the held-out part, and the one whose outputs are
-    /// nearest to the float model's (highest SQNR of the worst output) wins. Its thresholds then come from all samples.
+    /// Makes the table from the histograms of the samples `indices`. For [`Choice::Auto`] every method, and the best
+    /// method of each tensor by itself, is fitted on part of the samples; the quantized models run over the held-out
+    /// part, and the one whose outputs are nearest to the float model's (highest SQNR of the worst output) wins. Its
+    /// thresholds then come from all samples. Bias corrections are judged in the same way.
     pub fn choose(
         &self,
         histograms: &Histograms,
         indices: &[usize],
-        choice: Choice,
-        percentile: f64,
-        scheme: &SchemeOptions,
+        options: &ChooseOptions,
     ) -> Result<Chosen, PipelineError> {
+        let mut chosen = self.choose_method(histograms, indices, options)?;
+        if options.bias_correction && options.scheme.precision == Precision::Int8 {
+            self.correct_biases(&mut chosen, &hold_out(indices), &options.scheme)?;
+        }
+        Ok(chosen)
+    }
+
+    /// Measures bias corrections on the fitting samples, and keeps them if they help on the held-out ones.
+    fn correct_biases(&self, chosen: &mut Chosen, parts: &Parts, scheme: &SchemeOptions) -> Result<(), PipelineError> {
+        let fit = &parts.fit[..parts.fit.len().min(CORRECTED) / self.options.batch.max(1) * self.options.batch.max(1)];
+        if fit.is_empty() || parts.held_out.is_empty() {
+            return Ok(());
+        }
+        let quantize_options = QuantizeOptions { scheme: scheme.clone(), ..QuantizeOptions::default() };
+        let (float, quantized) = self.subject.analysis_pair(&chosen.table, &quantize_options)?;
+        let pair = match Pair::new(&float, &quantized) {
+            Err(OperatorError::NothingQuantized { .. }) => return Ok(()),
+            pair => pair.map_err(AnalysisError::from)?,
+        };
+        let reading = PrefetchOptions {
+            batch: self.options.batch,
+            threads: self.control.threads,
+            policy: self.options.policy,
+            stop: self.control.stop,
+        };
+        let samples = Samples { dataset: self.dataset, indices: fit, reading };
+        let bias_corrections = mean_errors(&self.runtime, &pair, samples, self.options.threads)?;
+        if bias_corrections.is_empty() {
+            return Ok(());
+        }
+        let corrected = CalibrationTable { bias_corrections, ..chosen.table.clone() };
+        let (mut results, measured_on) = self.measure(&[&chosen.table, &corrected], &parts.held_out, scheme)?;
+        let (Some(with), Some(without)) = (results.pop(), results.pop()) else { return Ok(()) };
+        let helps = worst_sqnr(&with) > worst_sqnr(&without);
+        if chosen.candidates.is_empty() {
+            let result = without;
+            chosen.candidates.push(Candidate { choice: chosen.choice, bias_correction: false, result });
+        }
+        chosen.candidates.push(Candidate { choice: chosen.choice, bias_correction: true, result: with });
+        chosen.measured_on = measured_on;
+        if helps {
+            chosen.table = corrected;
+        }
+        Ok(())
+    }
+
+    /// Compares the model quantized with each of `tables` with the float model, over at most [`MEASURED`] samples.
+    fn measure(
+        &self,
+        tables: &[&CalibrationTable],
+        samples: &[usize],
+        scheme: &SchemeOptions,
+    ) -> Result<(Vec<ComparisonResult>, usize), PipelineError> {
+        let build =
+            BuildOptions { threads: self.options.threads, provider: self.options.provider, ..BuildOptions::default() };
+        let quantize_options = QuantizeOptions { scheme: scheme.clone(), ..QuantizeOptions::default() };
+        let mut runners = tables
+            .iter()
+            .map(|table| {
+                let quantized = quantize(&self.subject.folded, &self.subject.shapes, Some(table), &quantize_options)?;
+                Ok(self.runtime.build(&quantized.model, &build)?)
+            })
+            .collect::<Result<Vec<Box<dyn Runner>>, PipelineError>>()?;
+        let mut reference = self.subject.reference(self.runtime, self.options.provider, self.options.threads)?;
+        let evaluate_options = EvaluateOptions {
+            batch: self.options.batch,
+            policy: self.options.policy,
+            compare: CompareOptions::default(),
+        };
+        let quiet = Control { progress: &|_| {}, ..self.control };
+        let mut targets: Vec<&mut dyn Outputs> = runners.iter_mut().map(|runner| runner as &mut dyn Outputs).collect();
+        let samples = &samples[..samples.len().min(MEASURED)];
+        let evaluation = evaluate(&mut reference, &mut targets, self.dataset, samples, &evaluate_options, quiet)?;
+        let measured_on = evaluation.ids.len();
+        let results = evaluation.targets.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok((results, measured_on))
+    }
+
+    fn choose_method(
+        &self,
+        histograms: &Histograms,
+        indices: &[usize],
+        options: &ChooseOptions,
+    ) -> Result<Chosen, PipelineError> {
+        let &ChooseOptions { choice, percentile, ref scheme, .. } = options;
         let measurable = histograms.held_out_samples > 0 && histograms.fit_samples > 0;
         if choice != Choice::Auto || !measurable {
             let choice = if choice == Choice::Auto { Choice::Method(Method::Mse) } else { choice };
@@ -206,34 +313,13 @@ impl Calibrator<'_> {
             std::iter::once(Choice::Auto).chain(Method::ALL.into_iter().map(Choice::Method)).collect();
         let finals = tables(histograms, percentile, &choices)?;
         let fitted = fitted_tables(histograms, percentile, &finals)?;
-
-        let build =
-            BuildOptions { threads: self.options.threads, provider: self.options.provider, ..BuildOptions::default() };
-        let quantize_options = QuantizeOptions { scheme: scheme.clone(), ..QuantizeOptions::default() };
-        let mut runners = fitted
+        let fitted: Vec<&CalibrationTable> = fitted.iter().collect();
+        let (results, measured_on) = self.measure(&fitted, &hold_out(indices).held_out, scheme)?;
+        let candidates: Vec<Candidate> = choices
             .iter()
-            .map(|table| {
-                let quantized = quantize(&self.subject.folded, &self.subject.shapes, Some(table), &quantize_options)?;
-                Ok(self.runtime.build(&quantized.model, &build)?)
-            })
-            .collect::<Result<Vec<Box<dyn Runner>>, PipelineError>>()?;
-        let mut reference = self.subject.reference(self.runtime, self.options.provider, self.options.threads)?;
-        let held = hold_out(indices).held_out;
-        let held = &held[..held.len().min(MEASURED)];
-        let evaluate_options = EvaluateOptions {
-            batch: self.options.batch,
-            policy: self.options.policy,
-            compare: CompareOptions::default(),
-        };
-        let quiet = Control { progress: &|_| {}, ..self.control };
-        let mut targets: Vec<&mut dyn Outputs> = runners.iter_mut().map(|runner| runner as &mut dyn Outputs).collect();
-        let evaluation = evaluate(&mut reference, &mut targets, self.dataset, held, &evaluate_options, quiet)?;
-        let measured_on = evaluation.ids.len();
-        let candidates = choices
-            .iter()
-            .zip(evaluation.targets)
-            .map(|(&choice, result)| Ok(Candidate { choice, result: result? }))
-            .collect::<Result<Vec<_>, PipelineError>>()?;
+            .zip(results)
+            .map(|(&choice, result)| Candidate { choice, bias_correction: false, result })
+            .collect();
         let best = candidates
             .iter()
             .enumerate()
@@ -283,10 +369,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_fifth_sample_is_held_out_and_a_single_one_never() {
+    fn every_second_sample_is_held_out_and_a_single_one_never() {
         let indices: Vec<usize> = (10..20).collect();
         let parts = |fit: &[usize], held_out: &[usize]| Parts { fit: fit.to_vec(), held_out: held_out.to_vec() };
-        assert_eq!(hold_out(&indices), parts(&[10, 11, 12, 13, 15, 16, 17, 18], &[14, 19]));
+        assert_eq!(hold_out(&indices), parts(&[10, 12, 14, 16, 18], &[11, 13, 15, 17, 19]));
         assert_eq!(hold_out(&[3]), parts(&[3], &[]));
         assert_eq!(hold_out(&[3, 4]), parts(&[3], &[4]));
     }

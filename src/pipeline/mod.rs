@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 use crate::{
     artifact::ArtifactError,
     backend::BackendError,
+    bisect::layerwise::AnalysisError,
     calibrate::CalibrateError,
     compare::{CompareError, SavedError},
     dataset::{DatasetError, PassError},
@@ -40,6 +41,8 @@ pub enum PipelineError {
     Compare(#[from] CompareError),
     #[error(transparent)]
     Saved(#[from] SavedError),
+    #[error(transparent)]
+    Analysis(#[from] AnalysisError),
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
     #[error("{0}")]

@@ -8,12 +8,13 @@ use std::{
 use super::PipelineError;
 use crate::{
     backend::{Backend, BuildOptions, ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
+    calibrate::CalibrationTable,
     dataset::InputSpec,
     onnx::{
         Finding, Model, Severity, diagnose,
         proto::{DimensionProto, DimensionValue, TypeValue},
     },
-    quantize::{Placement, SchemeOptions, place},
+    quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, place, quantize},
 };
 
 /// A float model and what is known about it.
@@ -86,6 +87,22 @@ impl Subject {
     /// Where Q/DQ will go.
     pub fn place(&self, scheme: &SchemeOptions) -> Result<Placement, PipelineError> {
         Ok(place(&self.folded, &self.shapes, scheme)?)
+    }
+
+    /// The folded model as the quantizer leaves it with every node in float, and quantized: two models that differ in
+    /// Q/DQ alone, for looking into layers.
+    pub fn analysis_pair(
+        &self,
+        table: &CalibrationTable,
+        options: &QuantizeOptions,
+    ) -> Result<(Model, Model), PipelineError> {
+        let make = |options: &QuantizeOptions| {
+            Ok::<_, PipelineError>(quantize(&self.folded, &self.shapes, Some(table), options)?.model)
+        };
+        let mut options = QuantizeOptions { high_precision: Precision::Fp32, ..options.clone() };
+        let quantized = make(&options)?;
+        options.scheme.plan = PrecisionPlan { default: Some(Precision::Fp32), ..PrecisionPlan::default() };
+        Ok((make(&options)?, quantized))
     }
 
     /// A runner of the float model.

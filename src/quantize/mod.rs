@@ -3,6 +3,7 @@
 //! [`place`] applies the rules (`scheme`); calibration observes [`Placement::tensors_to_observe`]; [`quantize`] puts
 //! Q/DQ and 8-bit weights into the model. Neither executes anything.
 
+mod bias;
 mod convert;
 mod facts;
 mod names;
@@ -61,6 +62,11 @@ pub enum QuantizeError {
     WeightAxis { tensor: String, axis: usize, shape: Vec<usize> },
     #[error("weight `{tensor}` is not in the model; the placement belongs to another one")]
     MissingWeight { tensor: String },
+    #[error(
+        "the calibration table corrects the bias of node `{node}` with {given} numbers, which do not fit its output \
+         channels or are not finite; calibrate again"
+    )]
+    BiasCorrection { node: String, given: usize },
     #[error(
         "node `{node}` ({op_type}) of opset {from} cannot be raised to opset {to}: {reason}; export the model with \
          opset {to} or later"

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     QuantizeError,
+    bias::{self, CorrectedBias},
     names::{Names, collect},
     placement::{Placement, WeightEdge},
     plan::Precision,
@@ -32,12 +33,14 @@ pub(super) fn insert(
     types: ScaleTypes,
 ) -> Result<(), QuantizeError> {
     let scales = activation_scales(placement, table, precision, types.exact)?;
-    let (order, mut insertion) = {
+    let (order, mut insertion, replaced) = {
         let view = GraphView::new(graph)?;
         let mut insertion = Insertion::new(graph, precision, types);
         insertion.activations(placement, &scales, &view)?;
         insertion.weights(placement, &scales, &view)?;
-        (view.topological_order().to_vec(), insertion)
+        let replaced =
+            if precision == Precision::Int8 { insertion.biases(placement, table, &view)? } else { Vec::new() };
+        (view.topological_order().to_vec(), insertion, replaced)
     };
     let mut nodes: Vec<Option<NodeProto>> = std::mem::take(&mut graph.node).into_iter().map(Some).collect();
     graph.node.append(&mut insertion.first);
@@ -45,13 +48,17 @@ pub(super) fn insert(
         let Some(mut node) = nodes[id.0].take() else { continue };
         graph.node.append(&mut insertion.before.remove(&id).unwrap_or_default());
         for (input, tensor) in insertion.inputs.remove(&id).unwrap_or_default() {
+            if node.input.len() <= input {
+                node.input.resize(input + 1, String::new());
+            }
             node.input[input] = tensor;
         }
         graph.node.push(node);
         graph.node.append(&mut insertion.after.remove(&id).unwrap_or_default());
     }
     graph.initializer.append(&mut insertion.initializers);
-    drop_unused(graph, &placement.weights.iter().map(|edge| edge.tensor.as_str()).collect());
+    let weights = placement.weights.iter().map(|edge| edge.tensor.as_str());
+    drop_unused(graph, &weights.chain(replaced.iter().map(String::as_str)).collect());
     Ok(())
 }
 
@@ -198,6 +205,25 @@ impl Insertion {
             }
         }
         Ok(())
+    }
+
+    /// Puts corrected biases in place of those that nodes have; returns the names of the latter.
+    fn biases(
+        &mut self,
+        placement: &Placement,
+        table: &CalibrationTable,
+        view: &GraphView<'_>,
+    ) -> Result<Vec<String>, QuantizeError> {
+        let mut replaced = Vec::new();
+        for CorrectedBias { node, old, mut tensor } in bias::corrected(placement, table, view)? {
+            let of = old.clone().or_else(|| view.node(node).output.first().cloned()).unwrap_or_default();
+            let name = self.fresh(&of, "corrected");
+            tensor.name = Some(name.clone());
+            self.initializers.push(tensor);
+            self.inputs.entry(node).or_default().push((bias::BIAS, name));
+            replaced.extend(old);
+        }
+        Ok(replaced)
     }
 
     /// Puts a DequantizeLinear before `consumer` and redirects its input to it.

@@ -109,5 +109,6 @@ pub fn table(ranges: &[(&str, f32)]) -> CalibrationTable {
         samples: 1,
         random_data: false,
         tensors: ranges.iter().map(|&(name, amax)| (name.to_owned(), range(amax))).collect(),
+        bias_corrections: BTreeMap::new(),
     }
 }

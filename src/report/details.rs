@@ -20,12 +20,14 @@ pub(super) fn method_name(method: Method) -> &'static str {
 }
 
 /// The name of what was tried: a method, or the best of each tensor.
-fn candidate_name(name: &str) -> String {
-    match Method::ALL.into_iter().find(|method| method.name() == name) {
-        Some(method) => method_name(method).to_owned(),
-        None if name == "auto" => "best of each tensor".to_owned(),
-        None => name.to_owned(),
-    }
+fn candidate_name(candidate: &CandidateResult) -> String {
+    let name = candidate.method.as_str();
+    let method = match Method::ALL.into_iter().find(|method| method.name() == name) {
+        Some(method) => method_name(method),
+        None if name == "auto" => "best of each tensor",
+        None => name,
+    };
+    format!("{method}{}", if candidate.bias_correction { ", biases corrected" } else { "" })
 }
 
 /// What every calibration method gives on held-out samples; empty when only one was tried.
@@ -45,7 +47,7 @@ pub(super) fn candidates(report: &Report) -> Table {
     columns.push(Column::number("Samples", "samples", "Held-out samples"));
     let row = |candidate: &CandidateResult| {
         let chosen = if candidate.chosen { Cell::text("in force").tone(Tone::Good) } else { Cell::text("") };
-        let mut row = vec![Cell::text(candidate_name(&candidate.method)), chosen];
+        let mut row = vec![Cell::text(candidate_name(candidate)), chosen];
         if agreement {
             row.extend(match &candidate.agreement {
                 Some(a) => [share(a.top1, a.samples), share(a.top5_overlap, a.samples)],

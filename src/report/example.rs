@@ -139,6 +139,7 @@ fn calibration() -> Calibration {
     ];
     let candidate = |(method, top1, overlap, sqnr_db): (Method, f64, f64, f64)| CandidateResult {
         method: method.name().into(),
+        bias_correction: false,
         chosen: method == Method::Percentile,
         samples: 100,
         agreement: Some(Agreement { samples: 100, ..agreement(top1, overlap) }),

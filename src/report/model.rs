@@ -187,6 +187,9 @@ pub struct Calibration {
 pub struct CandidateResult {
     /// The method's name; `auto` for the best method of each tensor by itself.
     pub method: String,
+    /// True with biases that take back the mean error of quantization.
+    #[serde(default)]
+    pub bias_correction: bool,
     /// True for the method in force.
     pub chosen: bool,
     /// Held-out samples.

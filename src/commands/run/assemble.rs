@@ -279,6 +279,7 @@ impl Job<'_> {
 fn calibration(calibrated: &Calibrated, percentile: f64) -> Calibration {
     let samples = calibrated.histograms.samples();
     let chosen = &calibrated.chosen;
+    let corrected = !chosen.table.bias_corrections.is_empty();
     Calibration {
         method: chosen.choice.to_string(),
         percentile,
@@ -291,7 +292,8 @@ fn calibration(calibrated: &Calibrated, percentile: f64) -> Calibration {
             .iter()
             .map(|candidate| CandidateResult {
                 method: candidate.choice.to_string(),
-                chosen: candidate.choice == chosen.choice,
+                bias_correction: candidate.bias_correction,
+                chosen: candidate.choice == chosen.choice && candidate.bias_correction == corrected,
                 samples: chosen.measured_on,
                 agreement: candidate.result.classification().and_then(|task| task.agreement.clone()),
                 outputs: candidate.result.outputs.clone(),
