@@ -5,6 +5,7 @@
 
 mod fold;
 mod library;
+mod own_codes;
 mod runner;
 mod session;
 #[cfg(test)]

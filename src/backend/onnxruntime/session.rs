@@ -12,12 +12,12 @@ use ort::{
 use prost::Message;
 use tempfile::TempDir;
 
-use super::{RUNTIME, library::Loaded};
+use super::{RUNTIME, library::Loaded, own_codes::with_own_codes};
 use crate::{
     backend::{BackendError, BuildOptions, ExecutionProvider, OptimizationLevel},
     onnx::{
         Model,
-        proto::{ModelProto, NodeProto, TensorProto, ValueInfoProto},
+        proto::{GraphProto, ModelProto, NodeProto, TensorProto, TypeValue, ValueInfoProto},
     },
     tensor::ElementType,
 };
@@ -36,31 +36,50 @@ pub(super) struct Built {
 /// Makes a session for `model`.
 pub(super) fn build(loaded: &Loaded, model: &Model, options: &BuildOptions) -> Result<Built, BackendError> {
     let builder = builder(loaded, options)?;
-    let builder = without_wrong_rewrites(builder, model).map_err(|error| refused(model, &error))?;
+    let returns_intermediates = !options.extra_outputs.is_empty();
+    let builder =
+        without_wrong_rewrites(builder, model, returns_intermediates).map_err(|error| refused(model, &error))?;
     commit(builder, model, &options.extra_outputs)
 }
 
-/// Switches off the rewrites of Q/DQ that ONNX Runtime 1.31 gets wrong: it gives up on FP8, and multiplies 16-bit
-/// scales in 16 bits for an integer bias, where the product is often 0.
-fn without_wrong_rewrites(builder: SessionBuilder, model: &Model) -> ort::Result<SessionBuilder> {
-    let graph = model.graph();
-    let quantizers = graph.node.iter().filter(|node| matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear"));
-    let parameters: HashSet<&str> = quantizers.flat_map(|node| node.input.iter().skip(1).map(String::as_str)).collect();
-    let types: HashSet<i32> = graph
-        .initializer
-        .iter()
-        .filter(|tensor| parameters.contains(tensor.name()))
-        .map(TensorProto::data_type)
-        .collect();
-    let is_fp8 = (17..=20).any(|data_type| types.contains(&data_type));
-    let has_half_scales = [ElementType::F16, ElementType::Bf16].iter().any(|half| types.contains(&half.onnx()));
-    Ok(match (is_fp8, has_half_scales) {
-        (true, _) => builder
-            .with_config_entry("session.disable_quant_qdq", "1")?
-            .with_disabled_optimizers("ClipQuantRewrite;ReluQuantRewrite")?,
-        (false, true) => builder.with_disabled_optimizers("WeightBiasQuantization")?,
-        (false, false) => builder,
-    })
+/// Switches off the rewrites that ONNX Runtime 1.31 gets wrong.
+fn without_wrong_rewrites(
+    builder: SessionBuilder,
+    model: &Model,
+    returns_intermediates: bool,
+) -> ort::Result<SessionBuilder> {
+    let types = element_types(model.graph());
+    let has_half = [ElementType::F16, ElementType::Bf16].iter().any(|half| types.contains(&half.onnx()));
+    let has_fp8 = (17..=20).any(|data_type| types.contains(&data_type));
+    let mut disabled = Vec::new();
+    if has_half {
+        // The one fuses a Transpose with an FP16 MatMul and crashes when that runs; the other multiplies 16-bit scales
+        // in 16 bits for the scale of an integer bias, where the product is often 0.
+        disabled.extend(["MatmulTransposeFusion", "WeightBiasQuantization"]);
+    }
+    if has_fp8 {
+        disabled.extend(["ClipQuantRewrite", "ReluQuantRewrite"]);
+    }
+    if returns_intermediates {
+        // It merges a convolution with the sum behind it even if the convolution's own result was asked for, and the
+        // session fails for want of that result.
+        disabled.push("ConvAddActivationFusion");
+    }
+    // Rewriting Q/DQ of FP8 into integer operators ends in an error.
+    let builder = if has_fp8 { builder.with_config_entry("session.disable_quant_qdq", "1")? } else { builder };
+    Ok(if disabled.is_empty() { builder } else { builder.with_disabled_optimizers(disabled.join(";"))? })
+}
+
+/// Element types by which a graph can get to values of a type: constants, inputs, casts.
+fn element_types(graph: &GraphProto) -> HashSet<i32> {
+    let attributes = graph.node.iter().flat_map(|node| &node.attribute);
+    let constants = attributes.filter_map(|attribute| attribute.t.as_deref()).chain(&graph.initializer);
+    let inputs = graph.input.iter().filter_map(|input| match input.r#type.as_ref()?.value.as_ref()? {
+        TypeValue::TensorType(tensor) => tensor.elem_type,
+        _ => None,
+    });
+    let casts = graph.node.iter().filter(|node| node.op_type() == "Cast").filter_map(|node| node.attr_i("to"));
+    constants.map(TensorProto::data_type).chain(inputs).chain(casts.map(|to| to as i32)).collect()
 }
 
 /// ONNX Runtime's refusal of a model, without the wrapping that repeats itself.
@@ -113,7 +132,7 @@ pub(super) fn commit(
     model: &Model,
     extra_outputs: &[String],
 ) -> Result<Built, BackendError> {
-    let proto = with_outputs(model, extra_outputs)?;
+    let proto = with_own_codes(with_outputs(model, extra_outputs)?);
     if fits_in_memory(&proto) {
         let bytes = proto.encode_to_vec();
         drop(proto);

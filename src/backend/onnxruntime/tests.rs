@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     backend::{ExecutionProvider, OptimizationLevel},
     onnx::{
-        proto::{GraphProto, ModelProto, NodeProto, TensorProto, TypeValue, ValueInfoProto},
+        proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeValue, ValueInfoProto},
         tests::{float_info, mutate, small_model, thin_model},
     },
     tensor::{ElementType, Tensor, TensorMap, Values},
@@ -184,4 +184,26 @@ fn broken_models_are_refused_or_run_and_never_end_the_process() {
         drop(runtime.fold(&model));
     }
     assert!(built > 50, "{built}");
+}
+
+/// Two depthwise convolutions that double the channels, added: with all optimizations ONNX Runtime merges the sum into
+/// the first, though its own result is asked for (timm's FastViT).
+#[test]
+fn a_convolution_that_a_sum_follows_can_be_returned() {
+    let Some(runtime) = runtime() else { return };
+    let weight = |name: &str| TensorProto::from_tensor(name, floats(&[16, 1, 3, 3], &[0.125; 144]));
+    let bias = TensorProto::from_tensor("bias", floats(&[16], &[1.0; 16]));
+    let convolution = |weight: &str, output: &str| {
+        NodeProto::new("Conv", output, &["x", weight, "bias"], &[output])
+            .with(AttributeProto::int("group", 8))
+            .with(AttributeProto::ints("kernel_shape", &[3, 3]))
+            .with(AttributeProto::ints("pads", &[1, 1, 1, 1]))
+    };
+    let nodes = vec![convolution("v", "a"), convolution("w", "b"), NodeProto::new("Add", "sum", &["a", "b"], &["y"])];
+    let model = model(nodes, float_info("x", &[1, 8, 8, 8]), "y", vec![weight("v"), weight("w"), bias]);
+    let options = BuildOptions { extra_outputs: vec!["a".to_owned()], ..BuildOptions::default() };
+    let mut runner = runtime.build(&model, &options).unwrap();
+    let inputs = TensorMap::from([("x".to_owned(), floats(&[1, 8, 8, 8], &[0.0; 512]))]);
+    let outputs = runner.infer(&inputs).unwrap();
+    assert_eq!((outputs["a"].to_f32()[0], outputs["y"].to_f32()[0]), (1.0, 2.0));
 }
