@@ -13,6 +13,8 @@ mod qdq;
 mod scheme;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod types;
 mod upgrade;
 mod validate;

@@ -1,6 +1,6 @@
 //! What the rules decided: which edges carry Q/DQ, and why each node is what it is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,8 +13,6 @@ pub struct Placement {
     pub activations: Vec<ActivationEdge>,
     /// Weights that are quantized, by node and input.
     pub weights: Vec<WeightEdge>,
-    /// Tensors whose largest magnitude is known without data (a Softmax gives at most 1).
-    pub known_amax: BTreeMap<String, f32>,
     /// Groups of quantized tensors that share one scale.
     pub shared_scales: Vec<Vec<String>>,
     /// One a node, in the order of the file.
@@ -95,6 +93,7 @@ rules! {
     MatrixVector "a product with a single row: memory-bound, nothing to gain";
     LongAttention "attention over more than 512 positions";
     AttentionHead "head size outside of what the FP8 attention kernel takes";
+    HalfAttention "the other product of this attention is not quantized, and fused attention needs both";
     UnknownShape "the shapes that the limits are checked against are not known";
     VariableWeight "the weight is no constant";
     NotFloat "computes no 32-bit or 16-bit floats";
@@ -105,8 +104,7 @@ rules! {
 impl Placement {
     /// Names of the activations to observe during calibration.
     pub fn tensors_to_observe(&self) -> BTreeSet<String> {
-        let tensors = self.activations.iter().map(|edge| &edge.tensor);
-        tensors.filter(|tensor| !self.known_amax.contains_key(*tensor)).cloned().collect()
+        self.activations.iter().map(|edge| edge.tensor.clone()).collect()
     }
 
     /// Number of nodes with at least one quantized input.

@@ -71,8 +71,7 @@ fn activation_scales(
 ) -> Result<BTreeMap<String, f32>, QuantizeError> {
     let mut amax = BTreeMap::new();
     for edge in &placement.activations {
-        let known = placement.known_amax.get(&edge.tensor).copied();
-        let range = known.or_else(|| table.tensors.get(&edge.tensor).map(|range| range.amax));
+        let range = table.tensors.get(&edge.tensor).map(|range| range.amax);
         let node = || placement.decisions.get(edge.node).map_or_else(String::new, |decision| decision.node.clone());
         match range {
             None => return Err(QuantizeError::MissingRange { tensor: edge.tensor.clone(), node: node() }),

@@ -151,7 +151,6 @@ struct Scheme<'a> {
     exclude: Vec<Regex>,
     include: Vec<Regex>,
     verdicts: BTreeMap<NodeId, Verdict>,
-    known_amax: BTreeMap<String, f32>,
 }
 
 impl<'a> Scheme<'a> {
@@ -164,7 +163,6 @@ impl<'a> Scheme<'a> {
             exclude: compile(&options.exclude)?,
             include: compile(&options.include)?,
             verdicts: BTreeMap::new(),
-            known_amax: BTreeMap::new(),
         })
     }
 
@@ -190,7 +188,7 @@ impl<'a> Scheme<'a> {
 
     // --- Convolutions and matrix products -----------------------------------------------------------------------
 
-    fn product_rule(&mut self, id: NodeId, node: &NodeProto) -> Option<Verdict> {
+    fn product_rule(&self, id: NodeId, node: &NodeProto) -> Option<Verdict> {
         let rule = match node.op_type() {
             _ if !node.is_standard() => return None,
             "Conv" | "ConvTranspose" => Self::convolution,
@@ -223,7 +221,7 @@ impl<'a> Scheme<'a> {
     }
 
     /// Weights are `[out, in / group, kernel..]`, those of a transposed convolution `[in, out / group, kernel..]`.
-    fn convolution(&mut self, id: NodeId, node: &NodeProto, forced: bool) -> Verdict {
+    fn convolution(&self, id: NodeId, node: &NodeProto, forced: bool) -> Verdict {
         let Some(weight) = self.facts.constant(id, 1) else { return Keep(Rule::VariableWeight) };
         let Some(shape) = weight.shape().ok().filter(|shape| shape.len() > 2) else { return Keep(Rule::NoKernel) };
         if !is_float(weight) {
@@ -246,7 +244,7 @@ impl<'a> Scheme<'a> {
         Quantize { rule: Rule::Convolution, activations: vec![0], weight: Some((1, axis)) }
     }
 
-    fn matrix_product(&mut self, id: NodeId, node: &NodeProto, forced: bool) -> Verdict {
+    fn matrix_product(&self, id: NodeId, node: &NodeProto, forced: bool) -> Verdict {
         let (Some(a), Some(b)) = (self.facts.input(id, 0), self.facts.input(id, 1)) else {
             return Keep(Rule::NoKernel);
         };
@@ -285,7 +283,7 @@ impl<'a> Scheme<'a> {
         (verdict, limit)
     }
 
-    fn activation_product(&mut self, node: &NodeProto, a: &str, b: &str, forced: bool) -> Verdict {
+    fn activation_product(&self, node: &NodeProto, a: &str, b: &str, forced: bool) -> Verdict {
         if [a, b].iter().any(|tensor| self.facts.element_type(tensor).is_some_and(|t| !is_float_type(t))) {
             return Keep(Rule::NotFloat);
         }
@@ -295,15 +293,18 @@ impl<'a> Scheme<'a> {
         let depth = self.facts.extent_from_end(a, flip_a).or(self.facts.extent_from_end(b, 1 - flip_b));
         let columns = self.facts.extent_from_end(b, flip_b);
 
-        let is_softmax = |_: NodeId, node: &NodeProto| node.op_type() == "Softmax";
+        let is_softmax = |node: &NodeProto| node.op_type() == "Softmax";
+        let softmax = |_: NodeId, node: &NodeProto| is_softmax(node);
         let around = |node: &NodeProto| AROUND_SOFTMAX.contains(&node.op_type());
-        let weighs_values = self.facts.behind(a, &is_softmax, &around);
-        let makes_scores = !weighs_values && node.output.iter().any(|out| self.facts.ahead(out, &is_softmax, &around));
+        let weighs_values = self.facts.behind(a, &softmax, &around);
+        let makes_scores = !weighs_values && node.output.iter().any(|out| self.facts.ahead(out, &softmax, &around));
         let attention = match (weighs_values, makes_scores) {
             (true, _) => Some((depth, columns)),
             (_, true) => Some((rows.max(columns), depth)),
             _ => None,
         };
+        let scores = |id: NodeId, node: &NodeProto| node.op_type() == "MatMul" && !self.is_quantized(id);
+        let half = weighs_values && self.facts.behind(a, &scores, &|node| is_softmax(node) || around(node));
         let attention_limit = attention.and_then(|(length, head)| self.attention_limit(length, head));
         let limit = attention_limit.or(match [rows, depth, columns] {
             [Some(1), ..] | [.., Some(1)] => Some(Rule::MatrixVector),
@@ -311,12 +312,9 @@ impl<'a> Scheme<'a> {
             [_, Some(_), Some(_)] => Some(Rule::SmallMatrix),
             _ => Some(Rule::UnknownShape),
         });
+        let limit = limit.or(half.then_some(Rule::HalfAttention));
         if let Some(limit) = limit.filter(|_| !forced) {
             return Keep(limit);
-        }
-        let copied = |node: &NodeProto| COPIES.contains(&node.op_type()) || node.op_type() == "Cast";
-        if self.facts.behind(a, &is_softmax, &|node| copied(node) && node.op_type() != "Concat") {
-            self.known_amax.insert(a.to_owned(), 1.0);
         }
         let rule = if attention.is_some() { Rule::Attention } else { Rule::ActivationProduct };
         Quantize { rule, activations: vec![0, 1], weight: None }
@@ -336,7 +334,7 @@ impl<'a> Scheme<'a> {
     // --- Residual adds ------------------------------------------------------------------------------------------
 
     /// Conv + Add fuse when the convolution's branch is raw and the other one quantized.
-    fn add_rule(&mut self, id: NodeId, node: &NodeProto) -> Option<Verdict> {
+    fn add_rule(&self, id: NodeId, node: &NodeProto) -> Option<Verdict> {
         let (a, b) = (self.facts.input(id, 0)?, self.facts.input(id, 1)?);
         let both_vary = self.facts.is_activation(a) && self.facts.is_activation(b) && a != b;
         let same_shape = match (self.facts.shape(a), self.facts.shape(b)) {
@@ -371,7 +369,7 @@ impl<'a> Scheme<'a> {
 
     // --- What pays only between quantized neighbours ------------------------------------------------------------
 
-    fn between_rule(&mut self, id: NodeId, node: &NodeProto) -> Option<Verdict> {
+    fn between_rule(&self, id: NodeId, node: &NodeProto) -> Option<Verdict> {
         if !BETWEEN.contains(&node.op_type()) || !node.is_standard() {
             return None;
         }
@@ -420,7 +418,7 @@ impl<'a> Scheme<'a> {
     // --- Result -------------------------------------------------------------------------------------------------
 
     fn into_placement(self) -> Placement {
-        let mut placement = Placement { known_amax: self.known_amax, ..Placement::default() };
+        let mut placement = Placement::default();
         for (id, verdict) in &self.verdicts {
             let node = self.facts.view.node(*id);
             let (precision, rule) = match verdict {

@@ -180,13 +180,14 @@ fn attention(length: i64, head: i64) -> TestModel {
 fn attention_is_quantized_within_its_limits_and_the_mask_never() {
     let placement = placed(attention(64, 32));
     assert_eq!(edges(&placement), ["q@scores#0", "k@scores#1", "weights@y#0", "v@y#1"]);
-    assert_eq!(placement.known_amax, BTreeMap::from([("weights".to_owned(), 1.0)]));
-    assert!(!placement.tensors_to_observe().contains("weights"));
     let both = |placement: Placement| ["scores", "y"].map(|node| rule(&placement, node));
     assert_eq!(both(placement), [Rule::Attention; 2]);
     assert_eq!(both(placed(attention(513, 32))), [Rule::LongAttention; 2]);
     assert_eq!(both(placed(attention(-1, 32))), [Rule::UnknownShape; 2]);
     assert_eq!(both(placed(attention(64, 8))), [Rule::SmallMatrix; 2]);
+    let half = SchemeOptions { exclude: vec!["scores".to_owned()], ..SchemeOptions::default() };
+    let placement = place_with(&attention(64, 32).build(), &half);
+    assert_eq!(both(placement), [Rule::Excluded, Rule::HalfAttention]);
     let fp8 = SchemeOptions { precision: Precision::Fp8, ..SchemeOptions::default() };
     assert_eq!(both(place_with(&attention(1024, 32).build(), &fp8)), [Rule::Attention; 2]);
     assert_eq!(both(place_with(&attention(64, 320).build(), &fp8)), [Rule::AttentionHead; 2]);

@@ -1,0 +1,191 @@
+//! Quantized models in ONNX Runtime, against their float originals. Skipped with a note where the library is missing.
+
+use std::{collections::BTreeMap, path::Path, process::Command};
+
+use super::{Precision, QuantizeOptions, Quantized, SchemeOptions, place, quantize, testing, upgrade};
+use crate::{
+    backend::{Backend, BuildOptions, TensorInfo, onnxruntime::OnnxRuntime},
+    calibrate::CalibrationTable,
+    onnx::{
+        Model,
+        proto::{AttributeProto, NodeProto},
+    },
+    tensor::{Tensor, TensorMap},
+};
+
+fn runtime() -> Option<OnnxRuntime> {
+    OnnxRuntime::load(None).map_err(|error| println!("skipped: {error}")).ok()
+}
+
+/// Values between -2 and 2 that look random.
+fn sample(name: &str, shape: &[usize], seed: u64) -> TensorMap {
+    let count = shape.iter().product::<usize>() as u64;
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u32 << 22) as f32 - 2.0
+    };
+    let values = (0..count).map(&mut next).collect();
+    TensorMap::from([(name.to_owned(), Tensor::from_f32(shape.to_vec(), values).unwrap())])
+}
+
+fn infer(runtime: OnnxRuntime, model: &Model, inputs: &TensorMap, extra: &[String]) -> TensorMap {
+    let options = BuildOptions { threads: 1, extra_outputs: extra.to_vec(), ..BuildOptions::default() };
+    runtime.build(model, &options).unwrap().infer(inputs).unwrap()
+}
+
+/// 10·log₁₀ of signal over noise, over all outputs.
+fn sqnr_db(reference: &TensorMap, target: &TensorMap) -> f64 {
+    let (mut signal, mut noise) = (0.0, 0.0);
+    for (name, reference) in reference {
+        for (r, t) in reference.to_f32().iter().zip(target[name].to_f32()) {
+            signal += f64::from(r * r);
+            noise += f64::from((r - t) * (r - t));
+        }
+    }
+    10.0 * (signal / noise).log10()
+}
+
+/// A folded model, its shapes, and the ranges of its quantized tensors over four samples.
+struct Calibrated {
+    model: Model,
+    shapes: BTreeMap<String, TensorInfo>,
+    table: CalibrationTable,
+    inputs: TensorMap,
+}
+
+fn calibrated(runtime: OnnxRuntime, path: &Path, input: &str, shape: &[usize]) -> Calibrated {
+    let model = runtime.fold(&Model::load(path).unwrap()).unwrap();
+    let tensors: Vec<String> = model.graph().node.iter().flat_map(|node| node.output.clone()).collect();
+    let shapes = runtime.infer_shapes(&model, &tensors).unwrap();
+    let placement = place(&model, &shapes, &SchemeOptions::default()).unwrap();
+    let observed: Vec<String> = placement.tensors_to_observe().into_iter().filter(|tensor| tensor != input).collect();
+    let mut amax: BTreeMap<String, f32> = BTreeMap::new();
+    for seed in 0..4 {
+        let inputs = sample(input, shape, seed);
+        for (name, tensor) in infer(runtime, &model, &inputs, &observed).into_iter().chain(inputs) {
+            let slot = amax.entry(name).or_default();
+            *slot = tensor.to_f32().iter().fold(*slot, |m, x| m.max(x.abs()));
+        }
+    }
+    let ranges: Vec<(&str, f32)> = amax.iter().map(|(name, amax)| (name.as_str(), *amax)).collect();
+    Calibrated { table: testing::table(&ranges), model, shapes, inputs: sample(input, shape, 9) }
+}
+
+fn quantized(calibrated: &Calibrated, precision: Precision, high_precision: Precision) -> Quantized {
+    let scheme = SchemeOptions { precision, ..SchemeOptions::default() };
+    let options = QuantizeOptions { scheme, high_precision, ..QuantizeOptions::default() };
+    quantize(&calibrated.model, &calibrated.shapes, Some(&calibrated.table), &options).unwrap()
+}
+
+/// `onnx.checker` of the Python package, where it is installed.
+fn check_with_python(model: &Model) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.onnx");
+    model.save(&path).unwrap();
+    let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join(".runtime/python");
+    let python = |script: &str| {
+        let mut command = Command::new("python3");
+        command.env("PYTHONPATH", &packages).arg("-c").arg(script).arg(&path).output()
+    };
+    if !python("import onnx").is_ok_and(|output| output.status.success()) {
+        println!("skipped: no Python with the package `onnx`");
+        return;
+    }
+    let check = "import onnx, sys; onnx.checker.check_model(sys.argv[1], full_check=True)";
+    let output = python(check).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn every_precision_of_the_demo_model_runs_and_stays_close() {
+    let Some(runtime) = runtime() else { return };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("calib_data/demo.onnx");
+    let float = Model::load(&path).unwrap();
+    let input = float.graph().input[0].name().to_owned();
+    let runner = runtime.build(&float, &BuildOptions::default()).unwrap();
+    let shape: Vec<usize> = runner.inputs()[0].shape.iter().map(|extent| extent.unwrap_or(1)).collect();
+    let calibrated = calibrated(runtime, &path, &input, &shape);
+    let reference = infer(runtime, &float, &calibrated.inputs, &[]);
+    for (precision, high_precision, floor_db) in [
+        (Precision::Int8, Precision::Fp32, 5.0),
+        (Precision::Int8, Precision::Fp16, 5.0),
+        (Precision::Fp8, Precision::Fp32, 2.0),
+        (Precision::Fp16, Precision::Fp32, 40.0),
+    ] {
+        let result = quantized(&calibrated, precision, high_precision);
+        let sqnr_db = sqnr_db(&reference, &infer(runtime, &result.model, &calibrated.inputs, &[]));
+        assert!(sqnr_db > floor_db, "{precision} over {high_precision}: {sqnr_db} dB");
+        assert_eq!(result.findings, [], "{precision} over {high_precision}");
+        check_with_python(&result.model);
+    }
+    check_with_python(&quantized(&calibrated, Precision::Int8, Precision::Bf16).model);
+}
+
+#[test]
+fn efficientnet_lite0_shrinks_to_a_quarter() {
+    let Some(runtime) = runtime() else { return };
+    let shared = std::env::var_os("CALIB_SHARED");
+    let shared = shared.map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), Into::into);
+    let path = shared.join("models/efficientnet_lite0.onnx");
+    if !path.exists() {
+        println!("skipped: {} is not there", path.display());
+        return;
+    }
+    let calibrated = calibrated(runtime, &path, "input", &[1, 3, 224, 224]);
+    let result = quantized(&calibrated, Precision::Int8, Precision::Fp32);
+    // 49 convolutions, 9 residual adds, the pooling and the classifier; shortcuts are inputs of convolutions as well.
+    assert_eq!(result.placement.quantized_nodes(), 60);
+    assert_eq!(result.placement.tensors_to_observe().len(), 51);
+    assert_eq!(result.model.opset(""), Some(17));
+    assert_eq!(result.findings, []);
+    let bytes = result.model.to_bytes().unwrap().len() as f64;
+    let share = bytes / std::fs::metadata(&path).unwrap().len() as f64;
+    assert!(share < 0.27, "the file has {share} of its size");
+    check_with_python(&result.model);
+}
+
+#[test]
+fn raised_models_compute_the_same() {
+    let Some(runtime) = runtime() else { return };
+    let node = |op_type: &str, input: &str, output: &str, attributes: Vec<AttributeProto>| NodeProto {
+        attribute: attributes,
+        ..NodeProto::new(op_type, output, &[input], &[output])
+    };
+    let axes = |axes: &[i64]| AttributeProto::ints("axes", axes);
+    let scales =
+        AttributeProto { floats: vec![1.0, 1.0, 2.0, 2.0], r#type: Some(6), ..AttributeProto::ints("scales", &[]) };
+    let model = testing::TestModel::new(8)
+        .input("x", &[1, 4, 6, 6])
+        .node(node("Clip", "x", "clip", vec![AttributeProto::float("min", -1.0), AttributeProto::float("max", 1.5)]))
+        .node(node("Pad", "clip", "pad", vec![AttributeProto::ints("pads", &[0, 0, 1, 0, 0, 0, 0, 1])]))
+        .node(node("Dropout", "pad", "drop", vec![AttributeProto::float("ratio", 0.3)]))
+        .node(node("Upsample", "drop", "up", vec![AttributeProto::string("mode", "linear"), scales]))
+        .node(node(
+            "Slice",
+            "up",
+            "slice",
+            vec![AttributeProto::ints("starts", &[1, 1]), AttributeProto::ints("ends", &[9, -1]), axes(&[2, 3])],
+        ))
+        .node(node("Softmax", "slice", "soft", vec![AttributeProto::int("axis", 1)]))
+        .node(node("ReduceSum", "slice", "sum", vec![axes(&[1]), AttributeProto::int("keepdims", 0)]))
+        .node(node("Unsqueeze", "sum", "unsqueezed", vec![axes(&[0])]))
+        .node(node("ReduceMean", "slice", "mean", vec![axes(&[2, 3])]))
+        .node(node("Squeeze", "mean", "squeezed", vec![axes(&[2, 3])]))
+        .output("soft", &[1, 4, 8, 12])
+        .output("unsqueezed", &[1, 1, 8, 12])
+        .output("squeezed", &[1, 4])
+        .build();
+    let inputs = sample("x", &[1, 4, 6, 6], 1);
+    let before = infer(runtime, &model, &inputs, &[]);
+    for to in [13, 19, 22] {
+        let mut raised = model.clone();
+        upgrade::raise_opset(&mut raised, to, &BTreeMap::new()).unwrap();
+        let after = infer(runtime, &raised, &inputs, &[]);
+        for (name, before) in &before {
+            let close = before.to_f32().iter().zip(after[name].to_f32()).all(|(a, b)| (a - b).abs() < 1e-6);
+            assert!(close && before.shape() == after[name].shape(), "opset {to}: {name}");
+        }
+        check_with_python(&raised);
+    }
+}
