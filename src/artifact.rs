@@ -103,6 +103,31 @@ pub enum ArtifactError {
     },
 }
 
+/// Ending of files that are being written.
+const UNFINISHED: &str = ".calib.tmp";
+
+/// Removes what a killed process was writing into `folder`. Nothing else may be writing there; without the folder there
+/// is nothing to do.
+pub fn remove_unfinished(folder: &Path) -> Result<(), ArtifactError> {
+    let remove = || -> io::Result<()> {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.as_encoded_bytes();
+            if name.starts_with(b".") && name.ends_with(UNFINISHED.as_bytes()) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    };
+    match remove() {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(ArtifactError::Write { path: folder.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Writes a file through `fill` so that `path` names either the old content or all of the new.
 ///
 /// The bytes go to a temporary file in the same folder, are flushed to the disk and renamed.
@@ -115,7 +140,7 @@ pub fn write_atomic_with(
         let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);
-        let temporary = tempfile::Builder::new().prefix(&prefix).suffix(".tmp").tempfile_in(folder)?;
+        let temporary = tempfile::Builder::new().prefix(&prefix).suffix(UNFINISHED).tempfile_in(folder)?;
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;

@@ -3,6 +3,7 @@
 
 use std::{
     io::{IsTerminal, Write},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -10,6 +11,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::cli::{ColorChoice, GlobalArgs};
+
+/// What the program is doing, for the report of a defect.
+static ACTIVITY: Mutex<String> = Mutex::new(String::new());
 
 /// Prints by the wishes of the command line.
 #[derive(Clone, Debug)]
@@ -71,9 +75,16 @@ impl Printer {
 
     /// Details, with `-v`.
     pub fn detail(&self, text: &str) {
+        text.clone_into(&mut ACTIVITY.lock().unwrap_or_else(PoisonError::into_inner));
         if self.verbose > 0 {
             self.line("", "", text);
         }
+    }
+
+    /// What the program said last that it is doing.
+    pub fn activity() -> String {
+        let activity = ACTIVITY.lock().unwrap_or_else(PoisonError::into_inner);
+        if activity.is_empty() { "starting".to_owned() } else { activity.clone() }
     }
 
     /// Something the user should know before trusting the result.
@@ -88,6 +99,7 @@ impl Printer {
 
     /// A progress bar over `length` steps with rate and time left; hidden when there is no terminal.
     pub fn progress(&self, length: u64, what: &str) -> ProgressBar {
+        self.detail(what);
         let target = if self.progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(length), target);
         let template = "{msg:<12} {bar:30} {pos}/{len} {per_sec:.0} eta {eta}";

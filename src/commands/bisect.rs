@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{
     ExitStatus, INTERRUPTED, Printer,
+    output::OutputFolder,
     settings::{Apply, Session, quantize_options},
 };
 use crate::{
@@ -140,7 +141,7 @@ struct Bisection<'a> {
     printer: &'a Printer,
     args: &'a BisectArgs,
     session: Session,
-    out: PathBuf,
+    out: OutputFolder,
     split: Split,
     table: CalibrationTable,
     options: QuantizeOptions,
@@ -159,10 +160,8 @@ impl<'a> Bisection<'a> {
     ) -> anyhow::Result<Self> {
         let lift: Precision = args.lift.parse().map_err(anyhow::Error::msg)?;
         anyhow::ensure!(!lift.is_quantized(), "--lift takes fp32, fp16 or bf16, not {lift}");
+        let out = OutputFolder::open(&config)?;
         let session = Session::open(config, global.ort_library.as_deref(), printer)?;
-        let stem = session.config.model.as_deref().and_then(|path| path.file_stem()).unwrap_or("model".as_ref());
-        let out = session.config.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(stem));
-        std::fs::create_dir_all(&out).with_context(|| format!("cannot make the output folder {}", out.display()))?;
         let split = session.data.split(session.config.seed, session.config.calib_samples, 0);
         let options = quantize_options(&session.config, Precision::Int8)?;
         let table = if let Some(path) = &args.table {
@@ -268,10 +267,12 @@ impl<'a> Bisection<'a> {
         let path = self.out.join("trials.json");
         let mut log = self.log(gates, &search_on)?;
         let known = log.trials.clone();
-        log.trials.clear();
         let mut unsaved = None;
         let mut progress = |progress: Progress<'_>| {
             self.printer.note(&text::trial(progress, gates));
+            if progress.replayed {
+                return;
+            }
             log.trials.push(progress.trial.clone());
             if let Err(error) = log.save(&path) {
                 unsaved.get_or_insert(error);

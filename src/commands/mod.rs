@@ -1,10 +1,6 @@
 //! One file a subcommand: each turns flags into options, calls the library and prints what it returns.
 
-use std::{
-    panic::AssertUnwindSafe,
-    process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::process::ExitCode;
 
 use clap::CommandFactory;
 
@@ -19,12 +15,17 @@ mod build;
 mod calibrate;
 mod compare;
 mod doctor;
+mod guard;
 mod inspect;
+mod output;
 mod quantize;
 mod report;
 mod run;
 mod settings;
 mod spec;
+
+pub use guard::{Interrupted, check_interrupt};
+use guard::INTERRUPTED;
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,50 +36,14 @@ pub enum ExitStatus {
     GateFailed,
 }
 
-/// Set by Ctrl-C and SIGTERM; long loops look at it between batches.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// The user asked the program to stop.
-#[derive(Debug, thiserror::Error)]
-#[error("interrupted")]
-pub struct Interrupted;
-
-/// An error once the user asked the program to stop.
-pub fn check_interrupt() -> Result<(), Interrupted> {
-    if INTERRUPTED.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
-}
-
 /// Runs a command and reports how it ended: 0 passed, 1 a gate failed, 2 error.
 pub fn main(global: &GlobalArgs, command: Command) -> ExitCode {
     let printer = Printer::new(global);
     share_one_heap();
     start_logging(global);
-    // A second Ctrl-C ends the program at once; files are renamed into place, so nothing half-written is left.
-    let handler = || {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(2);
-        }
-    };
-    if let Err(error) = ctrlc::set_handler(handler) {
-        printer.warn(&format!("Ctrl-C will not stop cleanly: {error}"));
-    }
     let name = command_name(&command);
-    match std::panic::catch_unwind(AssertUnwindSafe(|| dispatch(&printer, global, command))) {
-        Ok(Ok(ExitStatus::Passed)) => ExitCode::SUCCESS,
-        Ok(Ok(ExitStatus::GateFailed)) => ExitCode::from(1),
-        Ok(Err(error)) => {
-            printer.error(&describe(&error));
-            ExitCode::from(2)
-        }
-        Err(_) => {
-            printer.error(&format!(
-                "internal error in `calib {name}`; the message above says where. This is a bug in calib {}: please \
-                 report it with the command and, if you may share it, the model",
-                env!("CARGO_PKG_VERSION")
-            ));
-            ExitCode::from(2)
-        }
-    }
+    guard::stop_on_signals(&printer, name);
+    guard::guarded(&printer, name, || dispatch(&printer, global, command))
 }
 
 /// One heap for all threads: each thread's own would keep the memory of the largest image it ever decoded, and the

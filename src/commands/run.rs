@@ -4,12 +4,11 @@ mod artifacts;
 mod assemble;
 mod engines;
 
-use std::{fs::File, path::PathBuf, time::SystemTime};
-
-use anyhow::Context;
+use std::time::SystemTime;
 
 use super::{
     ExitStatus, Printer, check_interrupt,
+    output::OutputFolder,
     settings::{Apply, Session, control, quantize_options, scheme},
 };
 use crate::{
@@ -50,9 +49,9 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
     config.validate()?;
     let gates = config.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?;
     engines::check(&config.tensorrt)?;
-    let out = output_folder(&config)?;
+    let out = OutputFolder::open(&config)?;
     let session = Session::open(config, global.ort_library.as_deref(), printer)?;
-    let mut job = Job::new(printer, session, out)?;
+    let mut job = Job::new(printer, session, out);
     job.write_config()?;
     let calibrated = job.calibrate()?;
     let targets = job.targets(calibrated.as_ref());
@@ -95,15 +94,6 @@ fn configuration(args: &RunArgs) -> anyhow::Result<RunConfig> {
     Ok(config)
 }
 
-fn output_folder(config: &RunConfig) -> anyhow::Result<PathBuf> {
-    let out = config.out.clone().unwrap_or_else(|| {
-        let model = config.model.as_deref().and_then(|path| path.file_stem()).unwrap_or("model".as_ref());
-        PathBuf::from("runs").join(model)
-    });
-    std::fs::create_dir_all(&out).with_context(|| format!("cannot make the output folder {}", out.display()))?;
-    Ok(out)
-}
-
 /// A precision that is to be compared with the reference.
 struct Target {
     precision: Precision,
@@ -135,25 +125,18 @@ struct Layers {
 struct Job<'a> {
     printer: &'a Printer,
     session: Session,
-    out: PathBuf,
+    out: OutputFolder,
     split: Split,
     notes: Vec<String>,
-    /// Held until the run ends: two runs must not write into one folder.
-    _lock: File,
 }
 
 impl<'a> Job<'a> {
-    fn new(printer: &'a Printer, session: Session, out: PathBuf) -> anyhow::Result<Self> {
-        let lock_path = out.join(".lock");
-        let lock = File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
-        if lock.try_lock().is_err() {
-            anyhow::bail!("another run is writing into {}; wait for it or choose another --out", out.display());
-        }
+    fn new(printer: &'a Printer, session: Session, out: OutputFolder) -> Self {
         let config = &session.config;
         let split = session.data.split(config.seed, config.calib_samples, config.eval_samples);
-        let mut job = Self { printer, split, session, out, notes: Vec::new(), _lock: lock };
+        let mut job = Self { printer, split, session, out, notes: Vec::new() };
         job.note_data();
-        Ok(job)
+        job
     }
 
     fn note(&mut self, text: String) {
@@ -292,6 +275,7 @@ impl<'a> Job<'a> {
         check_interrupt()?;
         let times = self.time(&mut targets)?;
         let engines = self.engines(&targets)?;
+        check_interrupt()?;
         self.assemble(assemble::Found {
             calibrated,
             targets,
@@ -383,12 +367,12 @@ impl<'a> Job<'a> {
         let mut timed = vec![bench::Target {
             name: "fp32".to_owned(),
             batch,
-            call: Box::new(|| self.session.reference.visit(&inputs, &mut |_, _| Ok(()))),
+            call: Box::new(|| self.session.reference.visit(&inputs, &mut |_, _| Ok(check_interrupt()?))),
         }];
         for target in targets.iter_mut() {
             let name = target.precision.to_string();
             if let Some(runner) = &mut target.runner {
-                let call = Box::new(|| runner.visit(&inputs, &mut |_, _| Ok(())));
+                let call = Box::new(|| runner.visit(&inputs, &mut |_, _| Ok(check_interrupt()?)));
                 timed.push(bench::Target { name, batch, call });
             }
         }

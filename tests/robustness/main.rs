@@ -1,0 +1,34 @@
+//! What happens when something goes wrong: interrupts, kills, full disks, damaged and hostile files.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and says why it skips"
+)]
+
+mod interrupts;
+
+use std::{path::Path, process::Command};
+
+/// The project's folder.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A command of the binary under test; `None`, with a message, where the runtime libraries were not fetched.
+fn calib() -> Option<Command> {
+    if !root().join(".runtime/onnxruntime").is_dir() && std::env::var_os("ORT_DYLIB_PATH").is_none() {
+        println!("skipped: no ONNX Runtime; run `make setup`");
+        return None;
+    }
+    Some(Command::new(env!("CARGO_BIN_EXE_calib")))
+}
+
+/// A run of the embedded model and images into `out`, without timing and engines.
+fn demo_run(out: &Path) -> Option<Command> {
+    let mut command = calib()?;
+    command.arg("run").arg("--config").arg(root().join("configs/demo.toml"));
+    command.args(["--bench-seconds", "0", "--tensorrt", "off", "--out"]).arg(out);
+    Some(command)
+}
