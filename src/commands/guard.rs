@@ -82,8 +82,7 @@ fn internal_error(command: &str, panic: &PanicHookInfo<'_>) -> String {
     let what = panic.payload_as_str().unwrap_or("no message");
     let thread = std::thread::current();
     let backtrace = Backtrace::capture();
-    let trace =
-        if backtrace.status() == BacktraceStatus::Captured { format!("\n{backtrace}") } else { String::new() };
+    let trace = if backtrace.status() == BacktraceStatus::Captured { format!("\n{backtrace}") } else { String::new() };
     format!(
         "internal error in `calib {command}` while {}: {what} (at {place}, thread {}). This is a bug in calib {}: please \
          report it with this message, the command and, if you may share it, the model{trace}",

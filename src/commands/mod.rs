@@ -24,8 +24,8 @@ mod run;
 mod settings;
 mod spec;
 
-pub use guard::{Interrupted, check_interrupt};
 use guard::INTERRUPTED;
+pub use guard::{Interrupted, check_interrupt};
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

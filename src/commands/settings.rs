@@ -177,7 +177,7 @@ impl Session {
         printer.detail(&format!("reading {}", model.display()));
         let subject = Subject::load(runtime, &model, &config.shape)?;
         for finding in &subject.findings {
-            printer.warn(&finding.to_string());
+            printer.warn(&format!("{}; {}", finding.message, finding.hint));
         }
         let mut reference = subject.reference(runtime, provider, threads)?;
         let batch = match (config.batch, subject.fixed_batch()) {

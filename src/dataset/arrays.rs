@@ -20,7 +20,7 @@ pub(super) struct ArrayDataset {
 }
 
 enum Source {
-    /// The first axis of every array counts the samples.
+    /// The first axis of every array counts the samples; a scalar is the same for all.
     Stacked(TensorMap),
     /// Each entry is one sample (or one batch, which is one inference call).
     Listed(Vec<TensorMap>),
@@ -37,11 +37,11 @@ impl ArrayDataset {
             read_npz(path).map_err(array_error)?
         };
         let arrays = match_inputs(arrays, inputs).map_err(|reason| invalid(path, reason))?;
-        let counts: Vec<(String, Option<usize>)> =
-            arrays.iter().map(|(name, tensor)| (name.clone(), tensor.shape().first().copied())).collect();
-        let count = counts.first().and_then(|(_, count)| *count);
-        let Some(count) = count.filter(|_| counts.iter().all(|(_, other)| *other == count)) else {
-            let list: Vec<String> = counts.iter().map(|(name, n)| format!("`{name}` {n:?}")).collect();
+        let counts: Vec<(&String, usize)> =
+            arrays.iter().filter_map(|(name, tensor)| Some((name, *tensor.shape().first()?))).collect();
+        let count = counts.first().map(|(_, count)| *count);
+        let Some(count) = count.filter(|count| counts.iter().all(|(_, other)| other == count)) else {
+            let list: Vec<String> = counts.iter().map(|(name, n)| format!("`{name}` {n}")).collect();
             return Err(invalid(
                 path,
                 format!("the first axis must count the samples alike; found {}", list.join(", ")),
@@ -148,7 +148,12 @@ impl Dataset for ArrayDataset {
         match &self.source {
             Source::Stacked(arrays) => arrays
                 .iter()
-                .map(|(name, tensor)| Ok((name.clone(), row(tensor, index).map_err(|error| bad(error.to_string()))?)))
+                .map(|(name, tensor)| {
+                    let spec = self.inputs.iter().find(|input| input.name == *name);
+                    // An axis more than the model takes: each element is a whole input.
+                    let whole = spec.is_some_and(|spec| spec.shape.len() + 1 == tensor.shape().len());
+                    Ok((name.clone(), row(tensor, index, whole).map_err(|error| bad(error.to_string()))?))
+                })
                 .collect(),
             Source::Listed(feeds) => Ok(feeds[index].clone()),
             Source::Files(paths) => {
@@ -159,12 +164,20 @@ impl Dataset for ArrayDataset {
     }
 }
 
-/// The element `index` of the first axis, which stays with an extent of 1.
-fn row(tensor: &Tensor, index: usize) -> Result<Tensor, crate::tensor::ShapeError> {
+/// The element `index` of the first axis, which goes when the element is a `whole` input, and otherwise stays with an
+/// extent of 1. A scalar stays as it is.
+fn row(tensor: &Tensor, index: usize, whole: bool) -> Result<Tensor, crate::tensor::ShapeError> {
     let view = tensor.view();
+    if view.shape.is_empty() {
+        return Ok(tensor.clone());
+    }
     let step: usize = view.shape[1..].iter().product();
     let mut shape = view.shape.to_vec();
-    shape[0] = 1;
+    if whole {
+        shape.remove(0);
+    } else {
+        shape[0] = 1;
+    }
     let values = view.values.slice(index * step..(index + 1) * step);
     Tensor::new(shape.clone(), TensorView { shape: &shape, values }.values.to_owned())
 }
@@ -187,10 +200,15 @@ mod tests {
             ("b".to_owned(), Tensor::from_f32(vec![2], vec![5.0, 6.0]).unwrap()),
         ]);
         write_npz(&path, &arrays).unwrap();
-        let data = ArrayDataset::stacked(&path, &[spec("a"), spec("b")]).unwrap();
+        let shaped = |name, rank| InputSpec { shape: vec![None; rank], ..spec(name) };
+        let data = ArrayDataset::stacked(&path, &[shaped("a", 2), shaped("b", 1)]).unwrap();
         let sample = data.sample(1).unwrap();
         assert_eq!(sample["a"], Tensor::from_f32(vec![1, 2], vec![3.0, 4.0]).unwrap());
         assert_eq!(sample["b"], Tensor::from_f32(vec![1], vec![6.0]).unwrap());
+        let whole = ArrayDataset::stacked(&path, &[shaped("a", 1), shaped("b", 0)]).unwrap();
+        let sample = whole.sample(1).unwrap();
+        assert_eq!(sample["a"], Tensor::from_f32(vec![2], vec![3.0, 4.0]).unwrap());
+        assert_eq!(sample["b"], Tensor::from_f32(vec![], vec![6.0]).unwrap());
         let error = ArrayDataset::stacked(&path, &[spec("a"), spec("c")]).err().unwrap().to_string();
         assert!(error.contains("`c` are missing") && error.contains("`a`, `b`"), "{error}");
     }

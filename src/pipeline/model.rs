@@ -79,9 +79,15 @@ impl Subject {
         self.inputs.iter().map(spec).collect()
     }
 
-    /// The batch that the model fixes, if any.
+    /// The batch that the model fixes, if any. A sample is one whole call where the inputs do not agree on a batch axis
+    /// (scalars, or states whose first axis counts layers): that is a batch of 1.
     pub fn fixed_batch(&self) -> Option<usize> {
-        self.inputs.first().and_then(|input| input.shape.first().copied().flatten())
+        let extents: BTreeSet<_> = self.inputs.iter().map(|input| input.shape.first().copied()).collect();
+        match Vec::from_iter(extents)[..] {
+            [Some(extent)] => extent,
+            [] => None,
+            _ => Some(1),
+        }
     }
 
     /// Where Q/DQ will go.

@@ -146,6 +146,13 @@ mod tests {
             graph.input.push(float_info("fc.weight", &[4, 300]));
             graph.node[0].input[1] = "fc.weight".to_owned();
         });
+        let mut recurrent = small_model();
+        let graph = recurrent.graph_mut();
+        graph.input.push(float_info("state", &[1, 1, 8]));
+        graph.node[0].op_type = Some("LSTM".to_owned());
+        graph.node[0].input.resize(5, String::new());
+        graph.node[0].input.push("state".to_owned());
+        assert!(diagnose(&recurrent).iter().all(|finding| finding.rule != Rule::MissingWeights));
         finds(&[(ERROR, Rule::UndefinedTensor)], "nothing produces them: `w`", |model| {
             model.graph_mut().initializer.remove(0);
         });

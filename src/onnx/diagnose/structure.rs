@@ -77,18 +77,14 @@ fn dynamic_axes(inputs: &[&ValueInfoProto], outputs: &[ValueInfoProto], findings
 
 /// Inputs of operators where only weights make sense.
 fn is_weight_position(node: &NodeProto, index: usize) -> bool {
-    const OPERATORS: [&str; 9] = [
-        "Conv",
-        "ConvTranspose",
-        "BatchNormalization",
-        "InstanceNormalization",
-        "LayerNormalization",
-        "PRelu",
-        "LSTM",
-        "GRU",
-        "RNN",
-    ];
-    index > 0 && OPERATORS.contains(&node.op_type())
+    match node.op_type() {
+        "Conv" | "ConvTranspose" | "BatchNormalization" | "InstanceNormalization" | "LayerNormalization" | "PRelu" => {
+            index > 0
+        }
+        // Behind weights and biases come sequence lengths and initial states, which may well be inputs.
+        "LSTM" | "GRU" | "RNN" => (1..=3).contains(&index),
+        _ => false,
+    }
 }
 
 /// Names that exporters give to weights.
