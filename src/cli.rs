@@ -286,12 +286,22 @@ pub struct MergeArgs {
     /// Joined histogram file to write as well
     #[arg(long, value_name = "FILE")]
     pub merged: Option<PathBuf>,
-    /// entropy, percentile, mse, minmax or auto [default: auto]
-    #[arg(long, value_name = "NAME")]
-    pub method: Option<String>,
-    /// Percentile of the percentile method, in percent [default: 99.99]
-    #[arg(long, value_name = "P")]
-    pub percentile: Option<f64>,
+    /// Float ONNX model; with it and the data of the shards the table is that of a single run. Without, thresholds come
+    /// from the histograms alone: `auto` takes the best method of each tensor, and no bias is corrected
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub data: DataArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub method: MethodArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub scheme: SchemeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub runtime: RuntimeArgs,
 }
 
 /// `calib quantize`.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use anyhow::Context;
 use serde::Serialize;
 
 use super::{
@@ -47,12 +48,7 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
         !tensors.is_empty(),
         "nothing in this model is to be quantized; `calib quantize --explain` lists the rule that decided for every node"
     );
-    // All samples calibrate here: nothing is evaluated.
-    let count = session.data.collection.dataset.len();
-    let mut indices = session.data.split(config.seed, config.calib_samples.min(count), 0).calibration;
-    if config.calib_samples >= count {
-        indices = (0..count).collect();
-    }
+    let indices = calibration_samples(&session);
     let provenance = Provenance {
         model_hash: session.subject.float.hash.clone(),
         data_hash: session.data_hash(&indices),
@@ -91,18 +87,38 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     Ok(ExitStatus::Passed)
 }
 
-/// Joins the histograms of shards; the table is that of a single run, bit for bit.
-pub(super) fn merge(printer: &Printer, args: &MergeArgs) -> anyhow::Result<ExitStatus> {
+/// All samples, up to the number asked for, calibrate here: nothing is evaluated.
+fn calibration_samples(session: &Session) -> Vec<usize> {
+    let (config, count) = (&session.config, session.data.collection.dataset.len());
+    if config.calib_samples >= count {
+        return (0..count).collect();
+    }
+    session.data.split(config.seed, config.calib_samples, 0).calibration
+}
+
+/// Joins the histograms of shards; with model and data the table is that of a single run, bit for bit.
+pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) -> anyhow::Result<ExitStatus> {
     let mut files = args.histograms.iter();
     let Some(first) = files.next() else { anyhow::bail!("no histogram files were given") };
     let mut merged = Histograms::load(first)?;
     for file in files {
         merged.merge(Histograms::load(file)?)?;
     }
-    let choice: Choice = args.method.as_deref().unwrap_or("auto").parse().map_err(anyhow::Error::msg)?;
-    let percentile = args.percentile.unwrap_or(99.99);
-    let table = tables(&merged, percentile, &[choice])?.into_iter().next();
-    let Some(table) = table else { anyhow::bail!("the histograms hold no tensors") };
+    let mut config = RunConfig { model: args.model.clone(), ..RunConfig::default() };
+    args.data.apply(&mut config)?;
+    args.method.apply(&mut config)?;
+    args.scheme.apply(&mut config)?;
+    args.runtime.apply(&mut config)?;
+    let table = if args.model.is_some() {
+        choose_from(&merged, Session::open(config, global.ort_library.as_deref(), printer)?)?
+    } else {
+        let choice: Choice = config.method.parse().map_err(anyhow::Error::msg)?;
+        if config.bias_correction != "off" {
+            printer.note("without --model and --data no bias is corrected, and `auto` judges tensors, not models");
+        }
+        let table = tables(&merged, config.percentile, &[choice])?.into_iter().next();
+        table.context("the histograms hold no tensors")?
+    };
     if let Some(path) = &args.merged {
         merged.save(path)?;
     }
@@ -122,6 +138,23 @@ pub(super) fn merge(printer: &Printer, args: &MergeArgs) -> anyhow::Result<ExitS
         format!("{}: {} tensors from {} samples", args.output.display(), outcome.tensors, outcome.samples)
     })?;
     Ok(ExitStatus::Passed)
+}
+
+/// Chooses as a single run over the samples of all shards would.
+fn choose_from(merged: &Histograms, session: Session) -> anyhow::Result<CalibrationTable> {
+    let indices = calibration_samples(&session);
+    let made_for = &merged.provenance;
+    anyhow::ensure!(
+        made_for.model_hash == session.subject.float.hash,
+        "the histograms were made for another model; give the one that the shards observed"
+    );
+    anyhow::ensure!(
+        made_for.data_hash == session.data_hash(&indices) && made_for.random_data == session.config.random_data,
+        "the histograms were made from other samples; give the data, preprocessing, seed and number of samples of the shards"
+    );
+    let options = session.observe_options();
+    let choose = session.choose_options(&scheme(&session.config, Precision::Int8)?)?;
+    Ok(session.calibrator(&options, &|_| {}).choose(merged, &indices, &choose)?.table)
 }
 
 fn write_table(table: &CalibrationTable, path: &Path, cache: Option<&Path>) -> anyhow::Result<()> {

@@ -73,7 +73,7 @@ fn dispatch(printer: &Printer, global: &GlobalArgs, command: Command) -> anyhow:
         }
         Command::Run(args) => run::run(printer, global, &args),
         Command::Calibrate(args) => calibrate::calibrate(printer, global, &args),
-        Command::Merge(args) => calibrate::merge(printer, &args),
+        Command::Merge(args) => calibrate::merge(printer, global, &args),
         Command::Quantize(args) => quantize::quantize(printer, global, &args),
         Command::Build(args) => build::build(printer, global, &args),
         Command::Compare(args) => compare::compare(printer, global, &args),

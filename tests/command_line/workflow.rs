@@ -1,6 +1,6 @@
 //! The commands in the order a user types them, on the embedded model.
 
-use std::{fs, path::Path};
+use std::{ffi::OsString, fs, path::Path};
 
 use super::{calib, demo, demo_flags, json, python, root};
 
@@ -100,10 +100,14 @@ fn batch_and_order_of_files_change_no_byte_of_the_table() {
 #[test]
 fn shards_join_to_the_table_of_a_single_run() {
     let folder = tempfile::tempdir().unwrap();
+    let data = || {
+        let mut args: Vec<OsString> = ["--preset", "unit", "--calib-samples", "60", "--model"].map(Into::into).into();
+        args.extend([demo("demo.onnx").into(), "--data".into(), demo("images").into()]);
+        args
+    };
     let calibrate = |output: &str, histograms: &str, extra: &[&str]| {
         let mut command = calib()?;
-        command.args(["calibrate", "--preset", "unit", "--calib-samples", "60", "--method", "mse", "--model"]);
-        command.arg(demo("demo.onnx")).arg("--data").arg(demo("images"));
+        command.arg("calibrate").args(data());
         command.arg("-o").arg(folder.path().join(output)).arg("--histograms").arg(folder.path().join(histograms));
         command.args(extra).assert().success();
         Some(())
@@ -114,14 +118,21 @@ fn shards_join_to_the_table_of_a_single_run() {
     }
     let merge = |files: &[&str]| {
         let mut command = calib().unwrap();
-        command.args(["merge", "--method", "mse", "-o"]).arg(folder.path().join("merged.json"));
+        command.args(["merge", "-o"]).arg(folder.path().join("merged.json"));
         command.args(files.iter().map(|file| folder.path().join(file)));
         command
     };
-    merge(&["3.calib", "1.calib", "2.calib"]).assert().success();
     let read = |file: &str| fs::read(folder.path().join(file)).unwrap();
+    // Everything that a single run does: the choice of the method, and the correction of biases.
+    merge(&["3.calib", "1.calib", "2.calib"]).args(data()).assert().success();
     assert_eq!(read("whole.json"), read("merged.json"));
+    // Thresholds by one method need nothing but the histograms.
+    let plain = ["--method", "mse", "--bias-correction", "off"];
+    calibrate("plain.json", "plain.calib", &plain);
+    merge(&["3.calib", "1.calib", "2.calib"]).args(plain).assert().success();
+    assert_eq!(read("plain.json"), read("merged.json"));
     merge(&["1.calib", "3.calib"]).assert().code(2);
+    merge(&["1.calib", "2.calib", "3.calib"]).args(data()).args(["--seed", "5"]).assert().code(2);
 }
 
 #[test]
