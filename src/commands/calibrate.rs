@@ -110,7 +110,7 @@ pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) ->
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     let table = if args.model.is_some() {
-        choose_from(&merged, Session::open(config, global.ort_library.as_deref(), printer)?)?
+        choose_from(&merged, &Session::open(config, global.ort_library.as_deref(), printer)?)?
     } else {
         let choice: Choice = config.method.parse().map_err(anyhow::Error::msg)?;
         if config.bias_correction != "off" {
@@ -141,8 +141,8 @@ pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) ->
 }
 
 /// Chooses as a single run over the samples of all shards would.
-fn choose_from(merged: &Histograms, session: Session) -> anyhow::Result<CalibrationTable> {
-    let indices = calibration_samples(&session);
+fn choose_from(merged: &Histograms, session: &Session) -> anyhow::Result<CalibrationTable> {
+    let indices = calibration_samples(session);
     let made_for = &merged.provenance;
     anyhow::ensure!(
         made_for.model_hash == session.subject.float.hash,
