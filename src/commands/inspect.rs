@@ -213,12 +213,13 @@ fn json_file(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitSt
 
 fn describe_table(path: &Path, table: &CalibrationTable, all: bool) -> String {
     let mut text = format!(
-        "calibration table {} of model {}: {} tensors from {} samples, method {}{}\n",
+        "calibration table {} of model {}: {} tensors from {} samples, method {}, biases of {} nodes corrected{}\n",
         path.display(),
         table.model_hash.short(),
         table.tensors.len(),
         table.samples,
         table.method,
+        table.bias_corrections.len(),
         if table.random_data { ", FROM RANDOM DATA" } else { "" }
     );
     let mut rows = comfy_table::Table::new();
