@@ -12,7 +12,7 @@ cargo_features := $(if $(FEATURES),--features $(FEATURES))
 export LIBCLANG_PATH := $(CURDIR)/.runtime/libclang
 export BINDGEN_EXTRA_CLANG_ARGS := -isystem $(shell gcc -print-file-name=include 2>/dev/null)
 
-.PHONY: help setup build demo test test-gpu check fmt bench doc clean
+.PHONY: help setup build demo test test-gpu check fmt example bench doc clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -43,6 +43,11 @@ check: setup-test ## formatting, lints, documentation, licences: the same as CI
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps $(cargo_features)
 	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
 	else echo "cargo-deny is not installed; skipped (install it with: cargo install cargo-deny)"; fi
+
+example: build ## record reports/example again, from the demo
+	./target/release/calib run --config configs/demo.toml --tensorrt off --out runs/example
+	cp runs/example/report.json reports/example/report.json
+	CALIB_UPDATE=1 cargo test $(cargo_features) --lib report::json
 
 bench: build ## measure what docs/benchmarks.md quotes
 	benches/run.sh

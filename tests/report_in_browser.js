@@ -17,6 +17,18 @@ check("no event handler in markup", () => all("*").every((e) => [...e.attributes
 check("nothing is loaded from elsewhere", () => performance.getEntriesByType("resource").every((r) => r.name.startsWith("data:")));
 check("the page is not wider than the window", () => document.documentElement.scrollWidth <= innerWidth || document.documentElement.scrollWidth);
 check("identifiers are unique", () => { const ids = all("[id]").map((e) => e.id); return new Set(ids).size === ids.length; });
+check("headings go down one level at a time", () => {
+  const levels = all("h1,h2,h3,h4,h5,h6").map((heading) => Number(heading.tagName[1]));
+  return levels[0] === 1 && levels.filter((level) => level === 1).length === 1 && levels.every((level, i) => i === 0 || level <= levels[i - 1] + 1) || levels;
+});
+check("every section has a name", () => all("section,nav,[role=region]").every((e) => e.getAttribute("aria-label") || document.getElementById(e.getAttribute("aria-labelledby"))));
+check("every picture has a text or is decoration", () => all("img").every((e) => e.hasAttribute("alt")) && all("svg").every((e) => e.getAttribute("role") === "img" && e.getAttribute("aria-label")));
+check("every heading of a column says its scope", () => all("th").every((e) => e.getAttribute("scope")));
+check("the keyboard reaches everything, and shows where it is", () => {
+  const reachable = all("a[href],button,input,select,summary,[tabindex]").filter((e) => e.getClientRects().length && !e.disabled);
+  const lost = reachable.filter((e) => { e.focus({ focusVisible: true }); return document.activeElement !== e || e.tabIndex < 0 || getComputedStyle(e).outlineStyle === "none"; });
+  return (reachable.length > 5 && lost.length === 0) || lost.map((e) => e.outerHTML.slice(0, 90));
+});
 check("every control has a name", () => all("button,input,select").every((e) => e.textContent.trim() || e.labels?.length || e.getAttribute("aria-label")));
 
 const dark = () => getComputedStyle(document.body).backgroundColor;

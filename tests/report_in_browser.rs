@@ -23,14 +23,15 @@ fn chromium() -> Option<&'static str> {
 fn large_and_hostile() -> Report {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("reports/example/report.json");
     let mut report = Report::read(&example).unwrap();
-    let (layers, flips) = (report.layers.clone(), report.precisions[4].flips.clone());
+    let int8 = report.precisions.iter().position(|p| p.precision == "int8").unwrap();
+    let (layers, flips) = (report.layers.clone(), report.precisions[int8].flips.clone());
     report.layers = layers.iter().cycle().take(500).cloned().collect();
     for (i, layer) in report.layers.iter_mut().enumerate() {
         layer.node = format!("/part.{i}{}{HOSTILE}", layer.node);
         layer.graphwise_sqnr_db = (i % 7 != 0).then(|| (i * 37 % 101) as f64 / 3.0);
     }
-    report.precisions[4].flips = flips.iter().cycle().take(50).cloned().collect();
-    for (i, flip) in report.precisions[4].flips.iter_mut().enumerate() {
+    report.precisions[int8].flips = flips.iter().cycle().take(50).cloned().collect();
+    for (i, flip) in report.precisions[int8].flips.iter_mut().enumerate() {
         let sample = format!("{i} {}{HOSTILE}", flip.sample);
         if let Some(picture) = report.thumbnails.get(&flip.sample).cloned() {
             report.thumbnails.insert(sample.clone(), picture);
@@ -39,12 +40,12 @@ fn large_and_hostile() -> Report {
     }
     report.verdict.sentence += HOSTILE;
     report.config += HOSTILE;
-    report.precisions[2].precision += HOSTILE;
+    report.precisions[int8].precision += HOSTILE;
     report
 }
 
-/// Opens `page` with the questions in it and returns the findings.
-fn ask(browser: &str, page: &str) -> String {
+/// Opens `page` in a window of that width with the questions in it and returns the findings.
+fn ask(browser: &str, page: &str, width: u32) -> String {
     let folder = tempfile::tempdir().unwrap();
     let nonce = page.split("<script nonce=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
     let file = folder.path().join("page.html");
@@ -52,7 +53,8 @@ fn ask(browser: &str, page: &str) -> String {
         .unwrap();
     let output = Command::new(browser)
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"])
-        .args(["--enable-logging=stderr", "--window-size=1280,900", "--dump-dom"])
+        .args(["--enable-logging=stderr", "--dump-dom"])
+        .arg(format!("--window-size={width},900"))
         .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
         .arg(format!("file://{}", file.display()))
         .output()
@@ -80,11 +82,23 @@ fn the_pages_work_and_nothing_foreign_runs() {
         ("runs", runs_html(&runs, &[]).unwrap()),
         ("regressions", runs_html(&runs, &runs[..1]).unwrap()),
     ];
-    for (name, page) in pages {
-        let findings = ask(browser, &page);
+    for ((name, page), width) in pages.iter().flat_map(|page| [(page, 1280), (page, 400)]) {
+        let findings = ask(browser, page, width);
         let failed: Vec<_> = findings.lines().filter(|line| !line.starts_with("ok ")).collect();
-        assert!(failed.is_empty(), "{name}: {failed:#?}");
-        let least = if name == "report" { 20 } else { 8 };
+        assert!(failed.is_empty(), "{name}, {width} pixels wide: {failed:#?}");
+        let least = if *name == "report" { 30 } else { 10 };
         assert!(findings.lines().count() >= least, "{name} answered too little: {findings}");
     }
+}
+
+#[test]
+fn a_page_that_misbehaves_is_caught() {
+    let Some(browser) = chromium() else { return };
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("reports/example/report.json");
+    let page = html(&Report::read(&example).unwrap()).unwrap();
+    // A sort that does nothing, and a foreign script.
+    let broken = page.replace("item.parentNode.append(item)", "void item");
+    assert!(ask(browser, &broken, 1280).lines().any(|line| line.starts_with("FAILED Layers: sorts by")));
+    let caught = std::panic::catch_unwind(|| ask(browser, &page.replace("<main", "<script>pwned=1</script><main"), 1280));
+    assert!(caught.is_err(), "the content security policy reports a foreign script on the console");
 }

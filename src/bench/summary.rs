@@ -147,21 +147,36 @@ mod tests {
         assert!((a - b).abs() <= 1e-9 * b.abs(), "{a} is not {b}");
     }
 
+    /// Recorded calls of two targets, and what `benches/statistics.py` says about them with NumPy and SciPy.
     #[test]
-    fn figures_match_numpy_and_scipy() {
-        let times = times(700, 8, 1.0);
-        let latency = times.latency().unwrap();
-        let throughput = times.throughput().unwrap();
-        let got = [latency.median, latency.mean, latency.std, latency.jitter, latency.p90, latency.p95, latency.p99];
-        got.into_iter()
-            .zip([10.04, 10.036_757_142_857_143, 2.918_683_914_395_674, 10.07, 14.071, 14.581, 14.9801])
-            .for_each(|(a, b)| close(a, b));
-        close(latency.p99_uncertainty, 0.08);
-        assert_eq!((latency.count, latency.batch), (700, 8));
-        let got = [throughput.median, throughput.mean, throughput.uncertainty, throughput.jitter];
-        got.into_iter()
-            .zip([796.813_539_481_059_3, 876.914_312_658_406_7, 21.247_728_591_338_14, 1_069.143_994_691_44])
-            .for_each(|(a, b)| close(a, b));
+    fn figures_match_numpy_and_scipy_on_recorded_calls() {
+        let recorded = include_str!("../../tests/fixtures/bench/latencies.csv");
+        let expected = include_str!("../../tests/fixtures/bench/expected.json");
+        let expected: serde_json::Value = serde_json::from_str(expected).unwrap();
+        let batch = expected["batch"].as_u64().unwrap() as usize;
+        let recorded_of = |column: usize| {
+            let milliseconds = |line: &str| line.split(',').nth(column).unwrap().parse().unwrap();
+            let calls = recorded.lines().skip(1).map(|line| Call { start_ms: 0.0, end_ms: milliseconds(line) });
+            Times { calls: calls.collect(), ..times(0, batch, 1.0) }
+        };
+        let (reference, target) = (recorded_of(0), recorded_of(1));
+        for (name, times) in [("reference", &reference), ("target", &target)] {
+            let latency = serde_json::to_value(times.latency().unwrap()).unwrap();
+            let throughput = serde_json::to_value(times.throughput().unwrap()).unwrap();
+            for (kind, found) in [("latency", latency), ("throughput", throughput)] {
+                let expected = expected[name][kind].as_object().unwrap();
+                assert!(expected.len() >= 4);
+                for (figure, value) in expected {
+                    close(found[figure].as_f64().unwrap(), value.as_f64().unwrap());
+                }
+            }
+        }
+        let speed_up = target.speed_up(&reference).unwrap();
+        close(speed_up.ratio, expected["speed_up"]["ratio"].as_f64().unwrap());
+        // Two bootstraps with other random numbers: their bounds agree to a few per cent.
+        for (found, expected) in speed_up.interval.iter().zip(expected["speed_up"]["interval"].as_array().unwrap()) {
+            assert!((found / expected.as_f64().unwrap() - 1.0).abs() < 0.03, "{speed_up:?}");
+        }
     }
 
     #[test]

@@ -16,10 +16,12 @@ pub fn peak_rss_bytes() -> u64 {
 
 /// Operating system, processor, memory and libraries.
 pub fn environment(runtime: OnnxRuntime) -> Environment {
-    let kinds =
-        RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()).with_memory(MemoryRefreshKind::nothing().with_ram());
+    let cpu = CpuRefreshKind::nothing().with_frequency();
+    let kinds = RefreshKind::nothing().with_cpu(cpu).with_memory(MemoryRefreshKind::nothing().with_ram());
     let system = System::new_with_specifics(kinds).ok();
-    let os = [System::name(), System::kernel_version()].into_iter().flatten().collect::<Vec<_>>().join(" ");
+    // What a distribution appends to the kernel's version says nothing here.
+    let kernel = System::kernel_version().map(|version| version.split('-').next().unwrap_or("").to_owned());
+    let os = [System::name(), kernel].into_iter().flatten().collect::<Vec<_>>().join(" ");
     Environment {
         os: format!("{os} {}", std::env::consts::ARCH),
         cpu_model: system
@@ -27,10 +29,26 @@ pub fn environment(runtime: OnnxRuntime) -> Environment {
             .and_then(|system| system.cpus().first())
             .map_or_else(|| "unknown".to_owned(), |cpu| cpu.brand().trim().to_owned()),
         cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        cpu_mhz: system
+            .as_ref()
+            .and_then(|system| system.cpus().iter().map(|cpu| cpu.frequency() as u32).max())
+            .filter(|&mhz| mhz > 0),
+        cpu_temperature_c: cpu_temperature_c(),
         memory_bytes: system.as_ref().map_or(0, System::total_memory),
         libraries: BTreeMap::from([("ONNX Runtime".to_owned(), library_version(runtime))]),
         gpu: None,
     }
+}
+
+/// Temperature of the processor in degrees Celsius, where the system tells it (virtual machines do not).
+fn cpu_temperature_c() -> Option<u32> {
+    let read = |path: std::path::PathBuf| std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    let sensors = std::fs::read_dir("/sys/class/hwmon").ok()?.flatten().map(|entry| entry.path());
+    let of_cpu = sensors.filter(|sensor| {
+        read(sensor.join("name")).is_some_and(|name| ["coretemp", "k10temp", "zenpower"].contains(&name.as_str()))
+    });
+    let milli: Option<u32> = of_cpu.filter_map(|sensor| read(sensor.join("temp1_input"))?.parse().ok()).max();
+    milli.map(|milli| milli / 1000)
 }
 
 /// The version in the library's file name, or the name itself.

@@ -1,4 +1,4 @@
-//! A made-up report for tests and for `reports/example`: every part is there, and the same bytes come out each time.
+//! A made-up report for tests: every part is there, and the same bytes come out each time.
 
 use std::collections::BTreeMap;
 
@@ -84,7 +84,7 @@ pub(super) fn report(size: &Size) -> Report {
         precisions,
         layers: layers(size.layers),
         advice: advice(),
-        notes: vec!["Example: every figure and name on this page is made up to show the report; nothing was measured.".into()],
+        notes: vec!["Every figure and name here is made up.".into()],
     }
 }
 
@@ -94,6 +94,8 @@ fn environment() -> Environment {
         os: "Linux x86_64".into(),
         cpu_model: "Example CPU".into(),
         cores: 16,
+        cpu_mhz: Some(3400),
+        cpu_temperature_c: None,
         memory_bytes: 64 << 30,
         libraries: libraries.map(|(name, version)| (name.to_owned(), version.to_owned())).into(),
         gpu: Some(Gpu {

@@ -63,6 +63,12 @@ pub struct Environment {
     pub cpu_model: String,
     /// Logical cores.
     pub cores: usize,
+    /// Clock of the fastest core when the report was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_mhz: Option<u32>,
+    /// Temperature of the processor then, in degrees Celsius.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_temperature_c: Option<u32>,
     /// Main memory.
     pub memory_bytes: u64,
     /// Version of each library that was loaded, by name.

@@ -8,6 +8,7 @@
 )]
 
 mod errors;
+mod example;
 mod real_model;
 mod workflow;
 

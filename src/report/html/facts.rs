@@ -91,17 +91,24 @@ fn machine(report: &Report) -> Group {
     let mut facts = vec![
         fact("System", &machine.os),
         fact("CPU", format!("{}, {} cores", machine.cpu_model, machine.cores)),
+        fact("CPU clock", clock(machine.cpu_mhz, machine.cpu_temperature_c)),
         fact("Memory", format::bytes(machine.memory_bytes)),
     ];
     match &machine.gpu {
         Some(gpu) => {
             facts.push(fact("GPU", format!("{} ({})", gpu.name, gpu.compute_capability)));
-            let clock = gpu.clock_mhz.map_or(String::new(), |mhz| format!(", {mhz} MHz"));
-            let heat = gpu.temperature_c.map_or(String::new(), |c| format!(", {c} °C"));
-            facts.push(fact("Driver", format!("{}{clock}{heat}", gpu.driver)));
+            facts.push(fact("Driver", &gpu.driver));
+            facts.push(fact("GPU clock", clock(gpu.clock_mhz, gpu.temperature_c)));
         }
         None => facts.push(fact("GPU", "none used")),
     }
     facts.extend(machine.libraries.iter().map(|(name, version)| fact(name, version)));
     Group { name: "Machine", facts }
+}
+
+/// `2600 MHz, 58 °C`; what the machine does not tell is said to be unknown.
+fn clock(mhz: Option<u32>, celsius: Option<u32>) -> String {
+    let clock = mhz.map_or_else(|| "unknown".to_owned(), |mhz| format!("{mhz}\u{a0}MHz"));
+    let heat = celsius.map_or_else(|| "temperature unknown".to_owned(), |celsius| format!("{celsius}\u{a0}°C"));
+    format!("{clock}, {heat}")
 }
