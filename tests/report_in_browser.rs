@@ -99,6 +99,7 @@ fn a_page_that_misbehaves_is_caught() {
     // A sort that does nothing, and a foreign script.
     let broken = page.replace("item.parentNode.append(item)", "void item");
     assert!(ask(browser, &broken, 1280).lines().any(|line| line.starts_with("FAILED Layers: sorts by")));
-    let caught = std::panic::catch_unwind(|| ask(browser, &page.replace("<main", "<script>pwned=1</script><main"), 1280));
+    let caught =
+        std::panic::catch_unwind(|| ask(browser, &page.replace("<main", "<script>pwned=1</script><main"), 1280));
     assert!(caught.is_err(), "the content security policy reports a foreign script on the console");
 }

@@ -6,8 +6,22 @@ use super::{calib, json, root};
 
 /// What differs from machine to machine and from day to day, or hangs on the last bits of a processor's arithmetic.
 const FREE: [&str; 16] = [
-    "created", "command", "config", "environment", "tool", "seconds", "images_per_second", "peak_rss_bytes", "latency_ms",
-    "speed_at", "throughput_fps", "speedup", "flips", "flips_total", "thumbnails", "hash",
+    "created",
+    "command",
+    "config",
+    "environment",
+    "tool",
+    "seconds",
+    "images_per_second",
+    "peak_rss_bytes",
+    "latency_ms",
+    "speed_at",
+    "throughput_fps",
+    "speedup",
+    "flips",
+    "flips_total",
+    "thumbnails",
+    "hash",
 ];
 
 /// Relative difference that another processor may make.

@@ -119,9 +119,9 @@ fn configured(loaded: &Loaded, options: &BuildOptions) -> ort::Result<SessionBui
         // Patterns save time when every tensor is reused. Returned tensors are not: with 48 of EfficientNet-Lite0's
         // at batch 8 a pattern costs 130 MB on top of 400 and gains nothing.
         .with_memory_pattern(options.extra_outputs.is_empty())?
-        // Who returns tensors works on them between the runs: threads that spin until the next one would take the
-        // cores away (with 50 tensors on two cores they nearly double the processor time of a calibration).
-        .with_intra_op_spinning(options.extra_outputs.is_empty())?
+        // Between two runs others work: who looks at the outputs, and the other models of a comparison. Threads that spin
+        // until the next run would take the cores away from them (and from the next model of an interleaved benchmark).
+        .with_config_entry("session.force_spinning_stop", "1")?
         // Without VNNI, products of U8 and S8 saturate at 16 bits: wrong results are no measure of INT8.
         .with_precise_qmm()?)
 }
