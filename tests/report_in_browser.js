@@ -25,7 +25,7 @@ check("every section has a name", () => all("section,nav,[role=region]").every((
 check("every picture has a text or is decoration", () => all("img").every((e) => e.hasAttribute("alt")) && all("svg").every((e) => e.getAttribute("role") === "img" && e.getAttribute("aria-label")));
 check("every heading of a column says its scope", () => all("th").every((e) => e.getAttribute("scope")));
 check("the keyboard reaches everything, and shows where it is", () => {
-  const reachable = all("a[href],button,input,select,summary,[tabindex]").filter((e) => e.getClientRects().length && !e.disabled);
+  const reachable = all("a[href],button,input,select,summary,[tabindex]").filter((e) => e.checkVisibility() && !e.disabled);
   const lost = reachable.filter((e) => { e.focus({ focusVisible: true }); return document.activeElement !== e || e.tabIndex < 0 || getComputedStyle(e).outlineStyle === "none"; });
   return (reachable.length > 5 && lost.length === 0) || lost.map((e) => e.outerHTML.slice(0, 90));
 });
