@@ -67,6 +67,12 @@ macro_rules! element_types {
             /// The elements `range`, which must lie within the view.
             #[must_use]
             pub fn slice(self, range: std::ops::Range<usize>) -> Self { match self { $(Self::$variant(v) => Self::$variant(&v[range]),)* } }
+            /// The values as they lie in memory.
+            pub fn bytes(self) -> &'a [u8] { match self { $(Self::$variant(v) => bytemuck::cast_slice(v),)* } }
+            /// Looks at bytes as values; `None` when they are misaligned, cut short or no values of the type.
+            pub fn from_bytes(element_type: ElementType, bytes: &'a [u8]) -> Option<Self> {
+                match element_type { $(ElementType::$variant => bytemuck::checked::try_cast_slice(bytes).ok().map(Self::$variant),)* }
+            }
         }
     };
 }

@@ -9,7 +9,10 @@ pub mod tensorrt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    onnx::Model,
+    onnx::{
+        Model,
+        proto::{DimensionValue, TypeValue, ValueInfoProto},
+    },
     tensor::{ElementType, TensorMap, TensorView},
 };
 
@@ -72,6 +75,19 @@ pub struct TensorInfo {
     pub shape: Vec<Option<usize>>,
 }
 
+impl TensorInfo {
+    /// What a model's file declares of a tensor; `None` where it declares no tensor or no shape.
+    pub fn declared(info: &ValueInfoProto) -> Option<Self> {
+        let TypeValue::TensorType(tensor) = info.r#type.as_ref()?.value.as_ref()? else { return None };
+        let extent = |value: &Option<DimensionValue>| match value {
+            Some(DimensionValue::DimValue(extent)) => usize::try_from(*extent).ok(),
+            _ => None,
+        };
+        let shape = tensor.shape.as_ref()?.dim.iter().map(|dimension| extent(&dimension.value)).collect();
+        Some(Self { name: info.name().to_owned(), element_type: ElementType::from_onnx(tensor.elem_type()), shape })
+    }
+}
+
 /// Where ONNX Runtime executes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -120,6 +136,28 @@ pub trait Backend {
 /// Called once an output with its name and its values, which are only valid during the call.
 pub type Visit<'a> = dyn FnMut(&str, TensorView<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + 'a;
 
+/// Parts of a call on a device, in milliseconds: of one call, or medians over many.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Phases {
+    /// Launching the work, on the host.
+    pub enqueue_ms: f64,
+    /// Copying the inputs to the device.
+    pub h2d_ms: f64,
+    /// Computing.
+    pub compute_ms: f64,
+    /// Copying the outputs back.
+    pub d2h_ms: f64,
+}
+
+/// Time that one layer takes, in milliseconds: the median over several calls.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct LayerTime {
+    /// The backend's name for the layer.
+    pub layer: String,
+    /// The time.
+    pub median_ms: f64,
+}
+
 /// Executes one model.
 pub trait Runner: Send {
     /// What the model takes.
@@ -139,5 +177,15 @@ pub trait Runner: Send {
             Ok(())
         })?;
         Ok(outputs)
+    }
+
+    /// Parts of the last call; `None` where the backend does not measure them.
+    fn phases(&self) -> Option<Phases> {
+        None
+    }
+
+    /// Time of every layer over `calls` runs, which measuring slows down; `None` where the backend cannot tell.
+    fn layer_times(&mut self, _inputs: &TensorMap, _calls: usize) -> Result<Option<Vec<LayerTime>>, BackendError> {
+        Ok(None)
     }
 }

@@ -9,6 +9,8 @@ pub use summary::run;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::backend::Phases;
+
 /// Time of one inference call, in milliseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Latency {
@@ -78,19 +80,6 @@ pub struct Times {
     pub settled: bool,
     /// The calls.
     pub calls: Vec<Call>,
-}
-
-/// Medians of the parts of a call on a device, where a backend tells them.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct Phases {
-    /// Launching the work, on the host.
-    pub enqueue_ms: f64,
-    /// Copying the inputs to the device.
-    pub h2d_ms: f64,
-    /// Computing.
-    pub compute_ms: f64,
-    /// Copying the outputs back.
-    pub d2h_ms: f64,
 }
 
 /// What was measured of one target.

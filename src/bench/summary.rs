@@ -80,7 +80,19 @@ impl Times {
 }
 
 impl Phases {
-    fn warnings(&self) -> Vec<String> {
+    /// The median of each part over several calls; `None` without calls.
+    pub fn medians(calls: &[Self]) -> Option<Self> {
+        let median = |part: fn(&Self) -> f64| percentile(&sorted(&calls.iter().map(part).collect::<Vec<_>>()), 50.0);
+        Some(Self {
+            enqueue_ms: median(|call| call.enqueue_ms)?,
+            h2d_ms: median(|call| call.h2d_ms)?,
+            compute_ms: median(|call| call.compute_ms)?,
+            d2h_ms: median(|call| call.d2h_ms)?,
+        })
+    }
+
+    /// What bounds the throughput besides the computation, in sentences.
+    pub fn warnings(&self) -> Vec<String> {
         let transfers = "keep data on the device, or take transfers out of the measurement";
         let bounds = [
             (self.enqueue_ms, "enqueue-bound: launching the work", "use a CUDA graph or a larger batch"),

@@ -6,7 +6,7 @@ use crate::{
     backend::TensorInfo,
     onnx::{
         GraphError, GraphView, NodeId,
-        proto::{DimensionValue, GraphProto, NodeProto, TensorProto, TypeValue, ValueInfoProto},
+        proto::{GraphProto, NodeProto, TensorProto},
     },
     tensor::ElementType,
 };
@@ -156,7 +156,7 @@ impl<'a> Facts<'a> {
 
 /// What is known of tensors: what the file declares, overruled by `known`.
 pub(super) fn tensor_infos(graph: &GraphProto, known: &BTreeMap<String, TensorInfo>) -> BTreeMap<String, TensorInfo> {
-    let declared = graph.input.iter().chain(&graph.output).chain(&graph.value_info).filter_map(declared_info);
+    let declared = graph.input.iter().chain(&graph.output).chain(&graph.value_info).filter_map(TensorInfo::declared);
     let mut infos: BTreeMap<_, _> = declared.map(|info| (info.name.clone(), info)).collect();
     infos.extend(known.iter().map(|(name, info)| (name.clone(), info.clone())));
     infos
@@ -165,15 +165,4 @@ pub(super) fn tensor_infos(graph: &GraphProto, known: &BTreeMap<String, TensorIn
 /// Number of axes of every tensor where it is known.
 pub(super) fn ranks(graph: &GraphProto, known: &BTreeMap<String, TensorInfo>) -> BTreeMap<String, usize> {
     tensor_infos(graph, known).into_iter().map(|(name, info)| (name, info.shape.len())).collect()
-}
-
-/// Name, type and shape that the file declares.
-fn declared_info(info: &ValueInfoProto) -> Option<TensorInfo> {
-    let TypeValue::TensorType(tensor) = info.r#type.as_ref()?.value.as_ref()? else { return None };
-    let extent = |value: &Option<DimensionValue>| match value {
-        Some(DimensionValue::DimValue(extent)) => usize::try_from(*extent).ok(),
-        _ => None,
-    };
-    let shape = tensor.shape.as_ref()?.dim.iter().map(|dimension| extent(&dimension.value)).collect();
-    Some(TensorInfo { name: info.name().to_owned(), element_type: ElementType::from_onnx(tensor.elem_type()), shape })
 }

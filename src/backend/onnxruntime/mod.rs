@@ -16,6 +16,7 @@ use std::path::Path;
 
 pub use library::{LIBRARY_VARIABLE, LibrarySearch, Origin, Place, search};
 use ort::ep::ExecutionProvider as _;
+pub(crate) use runner::check_inputs;
 
 use super::{Backend, BackendError, BuildOptions, Runner};
 use crate::onnx::Model;

@@ -3,12 +3,13 @@
 use std::{ops::ControlFlow, path::Path, time::Instant};
 
 use trtx::{
-    BuilderFlag, MemoryPoolType, OptProfileSelector, ProfilingVerbosity,
-    interfaces::MonitorProgress,
-    trtx_sys::{self, Dims64},
+    BuilderFlag, MemoryPoolType, OptProfileSelector, ProfilingVerbosity, interfaces::MonitorProgress, trtx_sys::Dims64,
 };
 
-use super::{BuiltEngine, EngineOptions, Library, OptimizationProfile, Severity, TensorRtError, log::Log};
+use super::{
+    BuiltEngine, EngineOptions, Library, OptimizationProfile, Severity, TensorRtError, load,
+    log::{Turn, logger},
+};
 
 /// Builds an engine; see the re-export in [`super`].
 pub fn build_engine(
@@ -19,8 +20,8 @@ pub fn build_engine(
 ) -> Result<BuiltEngine, TensorRtError> {
     let started = Instant::now();
     let flavour = library.flavour;
-    load(library)?;
-    let log = Log::default();
+    load::builder(library)?;
+    let log = Turn::take();
     let runtime_error = |error: trtx::Error| TensorRtError::Runtime { flavour, reason: log.reason(&error.to_string()) };
     let build_error = |error: &dyn std::fmt::Display| TensorRtError::Build {
         flavour,
@@ -28,12 +29,12 @@ pub fn build_engine(
         reason: with_hint(&log.reason(&error.to_string())),
     };
 
-    // Declared first, dropped last: everything below points into the logger, the parser's weights into the builder.
-    let logger = trtx::Logger::new(log.clone()).map_err(runtime_error)?;
-    let mut builder = trtx::Builder::new(&logger).map_err(runtime_error)?;
+    // Declared first, dropped last: the parser's weights point into the builder.
+    let logger = logger().map_err(runtime_error)?;
+    let mut builder = trtx::Builder::new(logger).map_err(runtime_error)?;
     let mut config = builder.create_config().map_err(runtime_error)?;
     let network = builder.create_network(0).map_err(runtime_error)?;
-    let mut parser = trtx::OnnxParser::new(network, &logger).map_err(runtime_error)?;
+    let mut parser = trtx::OnnxParser::new(network, logger).map_err(runtime_error)?;
     let path = model.to_str().ok_or_else(|| TensorRtError::Parse {
         flavour,
         model: model.to_owned(),
@@ -59,37 +60,8 @@ pub fn build_engine(
         bytes: engine.as_ref().to_vec(),
         seconds: started.elapsed().as_secs_f64(),
         warnings: log.messages(Severity::Warning),
-        library_version: library_version(),
+        library_version: library.version()?,
     })
-}
-
-/// Loads builder and parser once a process.
-fn load(library: &Library) -> Result<(), TensorRtError> {
-    let failed =
-        |path: &Path, error: trtx::Error| TensorRtError::Load { path: path.to_owned(), reason: error.to_string() };
-    let parser = library.parser.as_deref().ok_or_else(|| TensorRtError::Runtime {
-        flavour: library.flavour,
-        reason: format!(
-            "{} only runs engines; building needs the full library with its ONNX parser; {}",
-            library.library.display(),
-            library.flavour.hint()
-        ),
-    })?;
-    trtx::dynamically_load_tensorrt(Some(library.library.as_os_str())).map_err(|e| failed(&library.library, e))?;
-    trtx::dynamically_load_tensorrt_onnxparser(Some(parser.as_os_str())).map_err(|e| failed(parser, e))
-}
-
-/// Version of the headers this program was compiled with; the library refuses to work with others.
-fn library_version() -> String {
-    // SAFETY: three functions without arguments or state that return constants of the headers.
-    let (major, minor, patch) = unsafe {
-        (
-            trtx_sys::get_tensorrt_major_version(),
-            trtx_sys::get_tensorrt_minor_version(),
-            trtx_sys::get_tensorrt_patch_version(),
-        )
-    };
-    format!("{major}.{minor}.{patch}")
 }
 
 fn configure(config: &mut trtx::BuilderConfig<'_>, options: &EngineOptions) -> Result<(), TensorRtError> {
@@ -184,6 +156,7 @@ fn with_hint(reason: &str) -> String {
             "No importer registered for op",
             "the operator is no part of TensorRT's ONNX parser; replace it or add a plugin",
         ),
+        ("filterWeightsBFloat16", "TensorRT-RTX has no transposed convolution in BF16; use FP16 for this model"),
         ("Unsupported SM", "the GPU's compute capability is not supported by this TensorRT"),
     ];
     let lower = reason.to_lowercase();

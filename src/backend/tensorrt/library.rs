@@ -1,11 +1,14 @@
 //! Finding TensorRT's shared libraries: flag, `CALIB_TENSORRT_DIR`, `.runtime/`, the system.
 
 use std::{
+    ffi::CString,
     fmt,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
+
+use super::{TensorRtError, compiled_flavour};
 
 /// Which TensorRT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -75,6 +78,29 @@ pub struct Library {
     pub parser: Option<PathBuf>,
 }
 
+impl Library {
+    /// Loads the library and asks for its version, e.g. `1.7.1`. Needs no driver.
+    pub fn version(&self) -> Result<String, TensorRtError> {
+        let failed = |reason: &str| TensorRtError::Load { path: self.library.clone(), reason: reason.to_owned() };
+        let path =
+            CString::new(self.library.as_os_str().as_encoded_bytes()).map_err(|error| failed(&error.to_string()))?;
+        // SAFETY: `path` ends with a null byte; the library is one of the vendor's that `find_library` knows by name. It
+        // stays open, so that no code is unloaded that something may still point to.
+        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        if handle.is_null() {
+            return Err(failed("the loader refused it; is it complete, and for this processor?"));
+        }
+        // SAFETY: the handle was just opened, the name ends with a null byte.
+        let symbol = unsafe { libc::dlsym(handle, c"getInferLibVersion".as_ptr()) };
+        if symbol.is_null() {
+            return Err(failed("it has no function `getInferLibVersion`, so it is no TensorRT library"));
+        }
+        // SAFETY: every TensorRT declares this function so: no arguments, no state, a constant number.
+        let version = unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> i32>(symbol) }();
+        Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
+    }
+}
+
 /// Folders in which libraries of a flavour are looked for, in order. `explicit` comes from a flag.
 pub fn searched_folders(flavour: Flavour, explicit: Option<&Path>) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = explicit.map(Path::to_owned).into_iter().collect();
@@ -108,9 +134,30 @@ pub fn find_library(flavour: Flavour, explicit: Option<&Path>) -> Option<Library
     })
 }
 
+/// The library of the flavour that this program was compiled for, or why there is none.
+pub fn require_library(explicit: Option<&Path>) -> Result<Library, TensorRtError> {
+    let flavour = compiled_flavour().ok_or(TensorRtError::NotCompiled)?;
+    let searched =
+        || searched_folders(flavour, explicit).iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>();
+    find_library(flavour, explicit).ok_or_else(|| TensorRtError::NotFound {
+        flavour,
+        searched: searched().join(", "),
+        hint: flavour.hint(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_is_no_library_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("libtensorrt_rtx.so.1");
+        std::fs::write(&file, b"not a library").unwrap();
+        let found = find_library(Flavour::TensorRtRtx, Some(folder.path())).unwrap();
+        assert!(found.version().unwrap_err().to_string().contains("libtensorrt_rtx.so.1"));
+    }
 
     #[test]
     fn an_explicit_folder_wins_and_a_lean_runtime_has_no_parser() {

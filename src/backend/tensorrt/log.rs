@@ -1,18 +1,45 @@
 //! Collects what TensorRT says.
+//!
+//! TensorRT keeps a pointer to the logger in everything that it makes and expects one logger for the whole process, so
+//! there is one, and it is never dropped. Calls into the library take a [`Turn`], one at a time: what is logged
+//! meanwhile belongs to it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{Message, Severity};
 
-/// A log that the library writes and we read.
-#[derive(Clone, Default)]
-pub(super) struct Log(Arc<Mutex<Vec<Message>>>);
+static LOGGER: OnceLock<trtx::Logger> = OnceLock::new();
+static TURN: Mutex<()> = Mutex::new(());
+static MESSAGES: Mutex<Vec<Message>> = Mutex::new(Vec::new());
 
-impl Log {
+fn messages() -> MutexGuard<'static, Vec<Message>> {
+    MESSAGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The process's logger.
+pub(super) fn logger() -> trtx::Result<&'static trtx::Logger> {
+    if let Some(logger) = LOGGER.get() {
+        return Ok(logger);
+    }
+    let made = trtx::Logger::new(Collector)?;
+    Ok(LOGGER.get_or_init(|| made))
+}
+
+/// The right to call the library, and what it says during that time.
+pub(super) struct Turn(#[expect(dead_code, reason = "held, not read")] MutexGuard<'static, ()>);
+
+impl Turn {
+    /// Waits for other calls to end.
+    pub(super) fn take() -> Self {
+        let turn = Self(TURN.lock().unwrap_or_else(PoisonError::into_inner));
+        messages().clear();
+        turn
+    }
+
     /// Everything so far that is at least as grave as `least`.
+    #[expect(clippy::unused_self, reason = "only the holder of the turn may ask")]
     pub(super) fn messages(&self, least: Severity) -> Vec<String> {
-        let messages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        messages.iter().filter(|message| message.severity <= least).map(|message| message.text.clone()).collect()
+        messages().iter().filter(|message| message.severity <= least).map(|message| message.text.clone()).collect()
     }
 
     /// The errors in one line, with the node named where TensorRT names it; `fallback` when it said nothing.
@@ -28,7 +55,9 @@ impl Log {
     }
 }
 
-impl trtx::LogHandler for Log {
+struct Collector;
+
+impl trtx::LogHandler for Collector {
     fn log(&self, severity: trtx::Severity, message: &str) {
         let severity = match severity {
             trtx::Severity::InternalError | trtx::Severity::Error => Severity::Error,
@@ -38,6 +67,6 @@ impl trtx::LogHandler for Log {
         };
         let text = message.to_owned();
         tracing::debug!(target: "calib::tensorrt", ?severity, "{text}");
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Message { severity, text });
+        messages().push(Message { severity, text });
     }
 }

@@ -6,18 +6,36 @@
 
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 mod builder;
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
+mod execution;
+mod layers;
 mod library;
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
+mod load;
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 mod log;
+mod plan;
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
+mod runtime;
 mod sidecar;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
-pub use library::{Flavour, Library, find_library, searched_folders};
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
+pub use execution::EngineRunner;
+pub use layers::{EngineLayer, EngineLayers, EngineSummary, EngineTensor, InspectorError, LayerKind, NumberType};
+pub use library::{Flavour, Library, find_library, require_library, searched_folders};
+pub use plan::{EngineFault, GpuMismatch, Plan, RTX_CAPABILITIES, rtx_runs_on};
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
+pub use runtime::Engine;
 use serde::{Deserialize, Serialize};
 pub use sidecar::{EngineSidecar, SIDECAR_FORMAT_VERSION, sidecar_path};
 
-use super::TensorInfo;
+use super::{Runner, TensorInfo, cuda::CudaError};
+use crate::artifact::ArtifactError;
 
 #[cfg(all(feature = "tensorrt", feature = "tensorrt-rtx"))]
 compile_error!("the features `tensorrt` and `tensorrt-rtx` exclude each other: their headers cannot share a binary");
@@ -89,6 +107,23 @@ pub enum TensorRtError {
     /// An option that this flavour does not have.
     #[error("{0}")]
     Option(String),
+    /// An engine cannot be run.
+    #[error("cannot run the engine {}: {fault}", engine.display())]
+    Engine {
+        /// The engine's file.
+        engine: PathBuf,
+        /// Why.
+        fault: EngineFault,
+    },
+    /// The engine's sidecar cannot be read.
+    #[error(transparent)]
+    Sidecar(#[from] ArtifactError),
+    /// The GPU cannot be used.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    /// The engine inspector's answer cannot be used.
+    #[error(transparent)]
+    Inspector(#[from] InspectorError),
 }
 
 /// Smallest, most likely and largest shape of every dynamic input.
@@ -137,7 +172,18 @@ pub struct Message {
     pub text: String,
 }
 
-/// An engine in memory.
+/// Where and how an engine runs.
+#[derive(Clone, Debug, Default)]
+pub struct RunnerOptions {
+    /// Folder of TensorRT's libraries; absent for the usual places.
+    pub library: Option<PathBuf>,
+    /// Index of the GPU.
+    pub device: u32,
+    /// Record the computation once as a CUDA graph and replay it: takes the time of launching kernels away.
+    pub cuda_graph: bool,
+}
+
+/// A serialized engine in memory.
 #[derive(Clone, Debug)]
 pub struct BuiltEngine {
     /// The serialized engine.
@@ -211,10 +257,45 @@ pub use builder::build_engine;
 #[cfg(not(any(feature = "tensorrt", feature = "tensorrt-rtx")))]
 pub fn build_engine(
     _library: &Library,
-    _model: &std::path::Path,
+    _model: &Path,
     _options: &EngineOptions,
     _step: impl Fn(&str) -> bool + Send + Sync + 'static,
 ) -> Result<BuiltEngine, TensorRtError> {
+    Err(TensorRtError::NotCompiled)
+}
+
+/// Loads an engine and makes it run.
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
+pub fn run_engine(engine: &Path, options: &RunnerOptions) -> Result<Box<dyn Runner>, TensorRtError> {
+    let library = require_library(options.library.as_deref())?;
+    let engine = Engine::load(&library, engine, options.device)?;
+    Ok(Box::new(EngineRunner::new(engine, options.cuda_graph)?))
+}
+
+/// Always an error in a program without a TensorRT flavour.
+#[cfg(not(any(feature = "tensorrt", feature = "tensorrt-rtx")))]
+pub fn run_engine(_engine: &Path, _options: &RunnerOptions) -> Result<Box<dyn Runner>, TensorRtError> {
+    Err(TensorRtError::NotCompiled)
+}
+
+/// Layers of an engine; needs a GPU that runs it. `op_types` gives the operator of every node of its ONNX model.
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
+pub fn engine_layers(
+    engine: &Path,
+    options: &RunnerOptions,
+    op_types: &BTreeMap<String, String>,
+) -> Result<EngineLayers, TensorRtError> {
+    let library = require_library(options.library.as_deref())?;
+    Engine::load(&library, engine, options.device)?.layers(op_types)
+}
+
+/// Always an error in a program without a TensorRT flavour.
+#[cfg(not(any(feature = "tensorrt", feature = "tensorrt-rtx")))]
+pub fn engine_layers(
+    _engine: &Path,
+    _options: &RunnerOptions,
+    _op_types: &BTreeMap<String, String>,
+) -> Result<EngineLayers, TensorRtError> {
     Err(TensorRtError::NotCompiled)
 }
 

@@ -1,0 +1,412 @@
+//! Running an engine: pinned buffers, one stream, `enqueueV3`, optionally as a CUDA graph; times of the parts as
+//! trtexec reports them.
+//!
+//! Outputs are lent for the time of a call only, since the next call overwrites them:
+//!
+//! ```compile_fail
+//! # use calib::{backend::{tensorrt::EngineRunner, Runner}, tensor::{TensorMap, TensorView}};
+//! fn outputs_cannot_be_kept(runner: &mut EngineRunner, inputs: &TensorMap) {
+//!     let mut kept: Option<TensorView<'_>> = None;
+//!     runner.visit(inputs, &mut |_, view| { kept = Some(view); Ok(()) }).unwrap();
+//! }
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    ffi::c_void,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use trtx::{TensorIOMode, TensorLocation, interfaces::ReportLayerTime, trtx_sys::Dims64};
+
+use super::{Engine, TensorRtError, log::Turn};
+use crate::{
+    backend::{
+        BackendError, LayerTime, Phases, Runner, TensorInfo, Visit,
+        cuda::{CudaError, CudaGraph, CudaSlice, CudaStream, Device, PinnedHostSlice, Timer, capture},
+        onnxruntime::check_inputs,
+    },
+    stats::{percentile, sorted},
+    tensor::{ElementType, TensorMap, TensorView, ValuesView},
+};
+
+const RUNTIME: &str = "TensorRT";
+
+/// A tensor's place in host and device memory, of exactly its size (but at least a byte).
+struct Slot {
+    name: String,
+    element_type: ElementType,
+    shape: Vec<usize>,
+    host: PinnedHostSlice<u8>,
+    /// Absent for tensors that TensorRT itself reads and writes in host memory (shapes).
+    device: Option<CudaSlice<u8>>,
+}
+
+/// Buffers for the current shapes, and the computation recorded over them.
+struct Bound {
+    graph: Option<CudaGraph>,
+    inputs: Vec<Slot>,
+    outputs: Vec<Slot>,
+}
+
+/// Runs an engine.
+pub struct EngineRunner {
+    // Dropped in this order: the graph and its buffers, the context, the engine with its runtime.
+    bound: Option<Bound>,
+    context: trtx::ExecutionContext<'static>,
+    engine: Engine,
+    stream: Arc<CudaStream>,
+    /// Host to device, computation, device to host.
+    timers: [Timer; 3],
+    inputs: Vec<TensorInfo>,
+    outputs: Vec<TensorInfo>,
+    cuda_graph: bool,
+    phases: Option<Phases>,
+    /// What the profiler reported; `None` until one is attached, which can be done once.
+    profile: Option<Arc<LayerTimes>>,
+}
+
+// SAFETY: TensorRT and CUDA bind none of these objects to a thread (the GPU's context is made current before every
+// call), and a `&mut` is needed to use them.
+unsafe impl Send for EngineRunner {}
+
+impl Drop for EngineRunner {
+    fn drop(&mut self) {
+        // TensorRT gives memory back to the GPU that is current. When the driver refuses, nothing can be done here.
+        let _refused = self.engine.device.context().bind_to_thread();
+    }
+}
+
+impl EngineRunner {
+    /// Makes an engine ready to run. With `cuda_graph` the computation is recorded at the first call of each shape.
+    pub fn new(mut engine: Engine, cuda_graph: bool) -> Result<Self, TensorRtError> {
+        let flavour = engine.flavour;
+        let device = engine.device.clone();
+        device.context().bind_to_thread().map_err(CudaError::from)?;
+        let turn = Turn::take();
+        let failed = |error: trtx::Error| TensorRtError::Runtime { flavour, reason: turn.reason(&error.to_string()) };
+        let context = engine.inner.create_execution_context().map_err(failed)?;
+        let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+        for index in 0..engine.inner.nb_io_tensors().map_err(failed)? {
+            let name = engine.inner.io_tensor_name(index).map_err(failed)?;
+            let extents = engine.inner.tensor_shape(&name).map_err(failed)?;
+            let info = TensorInfo {
+                element_type: element_type(engine.inner.tensor_data_type(&name).map_err(failed)?),
+                shape: extents.iter().map(|&extent| usize::try_from(extent).ok()).collect(),
+                name,
+            };
+            match engine.inner.tensor_io_mode(&info.name).map_err(failed)? {
+                TensorIOMode::kINPUT => inputs.push(info),
+                _ => outputs.push(info),
+            }
+        }
+        let timers = [device.timer()?, device.timer()?, device.timer()?];
+        let stream = device.stream()?;
+        Ok(Self {
+            bound: None,
+            context,
+            engine,
+            stream,
+            timers,
+            inputs,
+            outputs,
+            cuda_graph,
+            phases: None,
+            profile: None,
+        })
+    }
+
+    fn failed(&self, reason: String) -> TensorRtError {
+        TensorRtError::Runtime { flavour: self.engine.flavour, reason }
+    }
+
+    /// Makes buffers for these inputs, unless they are there.
+    fn bind(&mut self, inputs: &TensorMap) -> Result<(), TensorRtError> {
+        let fits = |bound: &Bound| bound.inputs.iter().all(|slot| inputs[&slot.name].shape() == slot.shape);
+        if self.bound.as_ref().is_some_and(fits) {
+            return Ok(());
+        }
+        self.stream.synchronize().map_err(CudaError::from)?;
+        self.bound = None;
+        let turn = Turn::take();
+        let mut slots = Vec::new();
+        for info in &self.inputs {
+            let tensor = &inputs[&info.name];
+            let extents: Vec<i64> = tensor.shape().iter().map(|&extent| extent as i64).collect();
+            self.context.set_input_shape(&info.name, &Dims64::from_slice(&extents)).map_err(|error| {
+                let reason = turn.reason(&error.to_string());
+                self.failed(format!(
+                    "input `{}` cannot have the shape {:?}: {reason}; build the engine with a profile that holds it \
+                     (`calib build --profile {}=MIN:OPT:MAX`)",
+                    info.name,
+                    tensor.shape(),
+                    info.name
+                ))
+            })?;
+            slots.push(self.slot(&info.name, tensor.element_type(), tensor.shape().to_vec())?);
+        }
+        let mut outputs = Vec::new();
+        for info in &self.outputs {
+            let shape = self.context.tensor_shape(&info.name).map_err(|error| self.failed(error.to_string()))?;
+            let rank = usize::try_from(shape.nbDims).unwrap_or(0).min(shape.d.len());
+            let extents: Result<Vec<usize>, _> =
+                shape.d[..rank].iter().map(|&extent| usize::try_from(extent)).collect();
+            let extents = extents.ok().filter(|_| shape.nbDims >= 0).ok_or_else(|| {
+                self.failed(format!(
+                    "the shape of output `{}` depends on values, not only on shapes; such outputs are not supported: \
+                     remove it from the model's outputs",
+                    info.name
+                ))
+            })?;
+            let element_type = info.element_type.ok_or_else(|| {
+                self.failed(format!(
+                    "output `{}` has a type that has no counterpart here; cast it in the model",
+                    info.name
+                ))
+            })?;
+            outputs.push(self.slot(&info.name, element_type, extents)?);
+        }
+        for slot in slots.iter_mut().chain(&mut outputs) {
+            let address = slot.address(&self.stream)?;
+            // SAFETY: the memory is as large as the tensor and lives in `self.bound` until other shapes are bound,
+            // which waits for the stream first.
+            let set = unsafe { self.context.set_tensor_address(&slot.name, address) };
+            set.map_err(|error| TensorRtError::Runtime {
+                flavour: self.engine.flavour,
+                reason: turn.reason(&error.to_string()),
+            })?;
+        }
+        self.bound = Some(Bound { graph: None, inputs: slots, outputs });
+        Ok(())
+    }
+
+    fn slot(&self, name: &str, element_type: ElementType, shape: Vec<usize>) -> Result<Slot, TensorRtError> {
+        let bytes = shape.iter().try_fold(element_type.size(), |bytes, &extent| bytes.checked_mul(extent));
+        let bytes =
+            bytes.ok_or_else(|| self.failed(format!("tensor `{name}` of shape {shape:?} is too large")))?.max(1);
+        let location = self.engine.inner.tensor_location(name).map_err(|error| self.failed(error.to_string()))?;
+        let device = match location {
+            TensorLocation::kHOST => None,
+            TensorLocation::kDEVICE => Some(self.stream.alloc_zeros(bytes).map_err(CudaError::from)?),
+        };
+        Ok(Slot { name: name.to_owned(), element_type, shape, host: self.device().pinned(bytes)?, device })
+    }
+
+    fn device(&self) -> &Device {
+        &self.engine.device
+    }
+
+    /// Copies in, computes, copies out, and waits.
+    fn run(&mut self, inputs: &TensorMap) -> Result<(), TensorRtError> {
+        self.device().context().bind_to_thread().map_err(CudaError::from)?;
+        self.bind(inputs)?;
+        self.record()?;
+        let flavour = self.engine.flavour;
+        let Some(bound) = &mut self.bound else { return Ok(()) };
+        let stream = &self.stream;
+        let [h2d, compute, d2h] = &self.timers;
+        for slot in &mut bound.inputs {
+            let values = inputs[&slot.name].view().values.bytes();
+            slot.host.as_mut_slice().map_err(CudaError::from)?[..values.len()].copy_from_slice(values);
+        }
+        h2d.start(stream)?;
+        for slot in &mut bound.inputs {
+            if let Some(device) = &mut slot.device {
+                stream.memcpy_htod(&slot.host, device).map_err(CudaError::from)?;
+            }
+        }
+        h2d.stop(stream)?;
+        compute.start(stream)?;
+        let started = Instant::now();
+        match &bound.graph {
+            Some(graph) => graph.launch().map_err(CudaError::from)?,
+            None => enqueue(&mut self.context, stream, flavour)?,
+        }
+        let enqueue_ms = started.elapsed().as_secs_f64() * 1e3;
+        compute.stop(stream)?;
+        d2h.start(stream)?;
+        for slot in &mut bound.outputs {
+            if let Some(device) = &slot.device {
+                stream.memcpy_dtoh(device, &mut slot.host).map_err(CudaError::from)?;
+            }
+        }
+        d2h.stop(stream)?;
+        stream.synchronize().map_err(CudaError::from)?;
+        self.phases = Some(Phases {
+            enqueue_ms,
+            h2d_ms: h2d.elapsed_ms()?,
+            compute_ms: compute.elapsed_ms()?,
+            d2h_ms: d2h.elapsed_ms()?,
+        });
+        Ok(())
+    }
+
+    /// Records the computation, if that is asked for and not done.
+    fn record(&mut self) -> Result<(), TensorRtError> {
+        let Some(bound) = self.bound.as_mut().filter(|bound| self.cuda_graph && bound.graph.is_none()) else {
+            return Ok(());
+        };
+        let (context, stream, flavour) = (&mut self.context, &self.stream, self.engine.flavour);
+        // TensorRT finishes work that was put off at the first launch of a shape, which cannot be recorded.
+        enqueue(context, stream, flavour)?;
+        stream.synchronize().map_err(CudaError::from)?;
+        // SAFETY: the graph lies beside its buffers in `bound` and is dropped before them; it is launched on `stream`.
+        bound.graph = Some(unsafe { capture(stream, || enqueue(context, stream, flavour)) }?);
+        Ok(())
+    }
+
+    fn profile(&mut self, inputs: &TensorMap, calls: usize) -> Result<Vec<LayerTime>, TensorRtError> {
+        self.device().context().bind_to_thread().map_err(CudaError::from)?;
+        self.bind(inputs)?;
+        let times = if let Some(times) = &self.profile {
+            Arc::clone(times)
+        } else {
+            let times = Arc::new(LayerTimes::default());
+            let attached = self.context.set_profiler(Box::new(Reporter(Arc::clone(&times))));
+            attached.map_err(|error| self.failed(error.to_string()))?;
+            Arc::clone(self.profile.insert(times))
+        };
+        self.context.set_enqueue_emits_profile(true);
+        enqueue(&mut self.context, &self.stream, self.engine.flavour)?;
+        times.take();
+        let profiled = (0..calls).try_for_each(|_| enqueue(&mut self.context, &self.stream, self.engine.flavour));
+        self.context.set_enqueue_emits_profile(false);
+        profiled?;
+        Ok(times.take())
+    }
+}
+
+/// Puts the computation on the stream.
+fn enqueue(
+    context: &mut trtx::ExecutionContext<'static>,
+    stream: &CudaStream,
+    flavour: super::Flavour,
+) -> Result<(), TensorRtError> {
+    let turn = Turn::take();
+    // SAFETY: the stream is alive, and so is the memory at every address, as `bind` says.
+    let done = unsafe { context.enqueue_v3(stream.cu_stream().cast()) };
+    done.map_err(|error| TensorRtError::Runtime { flavour, reason: turn.reason(&error.to_string()) })
+}
+
+impl Slot {
+    fn address(&mut self, stream: &CudaStream) -> Result<*mut c_void, TensorRtError> {
+        use cudarc::driver::DevicePtrMut;
+        match &mut self.device {
+            Some(device) => Ok(device.device_ptr_mut(stream).0 as *mut c_void),
+            None => Ok(self.host.as_mut_ptr().map_err(CudaError::from)?.cast()),
+        }
+    }
+}
+
+impl Runner for EngineRunner {
+    fn inputs(&self) -> &[TensorInfo] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[TensorInfo] {
+        &self.outputs
+    }
+
+    fn visit(&mut self, inputs: &TensorMap, visit: &mut Visit<'_>) -> Result<(), BackendError> {
+        check_inputs(&self.inputs, inputs)?;
+        let failed = |error: &dyn std::error::Error| BackendError::Run { runtime: RUNTIME, reason: error.to_string() };
+        self.run(inputs).map_err(|error| failed(&error))?;
+        for slot in self.bound.iter().flat_map(|bound| &bound.outputs) {
+            let bytes = slot.host.as_slice().map_err(|error| failed(&CudaError::from(error)))?;
+            let bytes = &bytes[..slot.shape.iter().product::<usize>() * slot.element_type.size()];
+            let values = ValuesView::from_bytes(slot.element_type, bytes).ok_or_else(|| BackendError::Run {
+                runtime: RUNTIME,
+                reason: format!("output `{}` holds bytes that are no {}", slot.name, slot.element_type),
+            })?;
+            visit(&slot.name, TensorView { shape: &slot.shape, values }).map_err(BackendError::Visitor)?;
+        }
+        Ok(())
+    }
+
+    fn phases(&self) -> Option<Phases> {
+        self.phases
+    }
+
+    fn layer_times(&mut self, inputs: &TensorMap, calls: usize) -> Result<Option<Vec<LayerTime>>, BackendError> {
+        check_inputs(&self.inputs, inputs)?;
+        let times = self.profile(inputs, calls);
+        times.map(Some).map_err(|error| BackendError::Run { runtime: RUNTIME, reason: error.to_string() })
+    }
+}
+
+/// Collects what the profiler reports.
+#[derive(Default)]
+struct LayerTimes(Mutex<Reports>);
+
+#[derive(Default)]
+struct Reports {
+    /// Layers in the order of their first report.
+    order: Vec<String>,
+    milliseconds: BTreeMap<String, Vec<f64>>,
+}
+
+impl LayerTimes {
+    fn reports(&self) -> MutexGuard<'_, Reports> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The medians so far; forgets them.
+    fn take(&self) -> Vec<LayerTime> {
+        let Reports { order, milliseconds } = std::mem::take(&mut *self.reports());
+        let median =
+            |layer: String| Some(LayerTime { median_ms: percentile(&sorted(&milliseconds[&layer]), 50.0)?, layer });
+        order.into_iter().filter_map(median).collect()
+    }
+}
+
+/// What the context holds of it.
+struct Reporter(Arc<LayerTimes>);
+
+impl ReportLayerTime for Reporter {
+    fn report_layer_time(&self, layer: &str, ms: f32) {
+        let reports = &mut *self.0.reports();
+        if !reports.milliseconds.contains_key(layer) {
+            reports.order.push(layer.to_owned());
+        }
+        reports.milliseconds.entry(layer.to_owned()).or_default().push(f64::from(ms));
+    }
+}
+
+/// The element type that a type of TensorRT corresponds to; `None` for 8-bit floats and sub-byte types.
+fn element_type(data_type: trtx::DataType) -> Option<ElementType> {
+    use trtx::DataType as T;
+    match data_type {
+        T::kFLOAT => Some(ElementType::F32),
+        T::kHALF => Some(ElementType::F16),
+        T::kBF16 => Some(ElementType::Bf16),
+        T::kINT8 => Some(ElementType::I8),
+        T::kUINT8 => Some(ElementType::U8),
+        T::kINT32 => Some(ElementType::I32),
+        T::kINT64 => Some(ElementType::I64),
+        T::kBOOL => Some(ElementType::Bool),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layer_times_are_medians_in_the_order_of_execution() {
+        let times = Arc::new(LayerTimes::default());
+        for (layer, ms) in [("b", 1.0), ("a", 2.0), ("b", 9.0), ("a", 2.5), ("b", 3.0)] {
+            Reporter(Arc::clone(&times)).report_layer_time(layer, ms);
+        }
+        let layer = |layer: &str, median_ms| LayerTime { layer: layer.to_owned(), median_ms };
+        assert_eq!(times.take(), [layer("b", 3.0), layer("a", 2.25)]);
+        assert_eq!(times.take(), []);
+    }
+
+    #[test]
+    fn a_runner_may_move_to_another_thread() {
+        fn sendable<T: Send>() {}
+        sendable::<EngineRunner>();
+    }
+}

@@ -1,0 +1,397 @@
+//! What is inside an engine, from the JSON of TensorRT's engine inspector: *does it really compute in INT8?*
+//!
+//! Engines must be built with detailed profiling verbosity, which `calib build` always sets. The names of the fields
+//! differ between versions (`Format/Datatype` holds a type or a whole sentence, `Bindings` became `I/O Tensors`); all
+//! forms that NVIDIA documents for 8.6 to 11 are read. What is not understood is `unknown`, never guessed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Number format of a tensor inside an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum NumberType {
+    Fp32,
+    Tf32,
+    Fp16,
+    Bf16,
+    Fp8,
+    Int8,
+    Fp4,
+    Int4,
+    Int32,
+    Int64,
+    Uint8,
+    Bool,
+    Unknown,
+}
+
+impl NumberType {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "FP32",
+            Self::Tf32 => "TF32",
+            Self::Fp16 => "FP16",
+            Self::Bf16 => "BF16",
+            Self::Fp8 => "FP8",
+            Self::Int8 => "INT8",
+            Self::Fp4 => "FP4",
+            Self::Int4 => "INT4",
+            Self::Int32 => "INT32",
+            Self::Int64 => "INT64",
+            Self::Uint8 => "UINT8",
+            Self::Bool => "BOOL",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Reads `Half`, `Int8`, or a sentence such as `Thirty-two wide channel vectorized row major Int8 format`.
+    fn of(text: &str) -> Self {
+        let words = [
+            ("bf16", Self::Bf16),
+            ("bfloat16", Self::Bf16),
+            ("fp8", Self::Fp8),
+            ("fp4", Self::Fp4),
+            ("int8", Self::Int8),
+            ("int4", Self::Int4),
+            ("int32", Self::Int32),
+            ("int64", Self::Int64),
+            ("uint8", Self::Uint8),
+            ("fp16", Self::Fp16),
+            ("half", Self::Fp16),
+            ("tf32", Self::Tf32),
+            ("fp32", Self::Fp32),
+            ("float", Self::Fp32),
+            ("bool", Self::Bool),
+        ];
+        let lower = text.to_lowercase();
+        let mut parts = lower.split(|c: char| !c.is_ascii_alphanumeric());
+        parts
+            .find_map(|part| words.iter().find(|(word, _)| *word == part).map(|(_, kind)| *kind))
+            .unwrap_or(Self::Unknown)
+    }
+}
+
+/// What a layer of an engine does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LayerKind {
+    /// Convolution or matrix product, with whatever was fused into it: where the time goes.
+    Compute,
+    /// Copies a tensor into another layout or type.
+    Reformat,
+    /// A Q/DQ node by itself: the builder found nothing to fuse it into.
+    QuantizeDequantize,
+    /// Everything else.
+    Other,
+}
+
+/// A tensor at a layer's input or output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct EngineTensor {
+    /// Its name inside the engine.
+    pub name: String,
+    /// Type of its elements.
+    pub number_type: NumberType,
+    /// Extents; -1 for a dynamic one.
+    pub shape: Vec<i64>,
+    /// Memory layout, in TensorRT's words.
+    pub format: String,
+}
+
+/// A layer of an engine: usually several ONNX nodes fused into one kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct EngineLayer {
+    /// TensorRT's name.
+    pub name: String,
+    /// TensorRT's type, e.g. `CaskConvolution`.
+    pub layer_type: String,
+    /// What it does.
+    pub kind: LayerKind,
+    /// The type that a compute layer multiplies in.
+    pub precision: NumberType,
+    /// ONNX nodes that are in it.
+    pub nodes: Vec<String>,
+    /// What it reads.
+    pub inputs: Vec<EngineTensor>,
+    /// What it writes.
+    pub outputs: Vec<EngineTensor>,
+    /// The kernel that was chosen; empty when unknown.
+    pub tactic: String,
+}
+
+/// The layers of an engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct EngineLayers {
+    /// In the order of execution.
+    pub layers: Vec<EngineLayer>,
+}
+
+/// How much of an engine computes in which type.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct EngineSummary {
+    /// Layers in all.
+    pub layers: usize,
+    /// Compute layers.
+    pub compute_layers: usize,
+    /// Number of compute layers by type.
+    pub compute_by_type: BTreeMap<NumberType, usize>,
+    /// Layers that only copy a tensor into another layout or type.
+    pub reformat_layers: usize,
+    /// Q/DQ layers that were not fused, by name.
+    pub unfused_qdq: Vec<String>,
+}
+
+/// Why the inspector's JSON cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectorError {
+    /// It does not parse.
+    #[error("the engine inspector's answer is no valid JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It has no list of layers.
+    #[error("the engine inspector's answer lists no layers")]
+    NoLayers,
+    /// Layers are names only.
+    #[error(
+        "the engine tells only the names of its layers; build it with detailed profiling verbosity \
+         (`calib build`, or trtexec --profilingVerbosity=detailed)"
+    )]
+    NamesOnly,
+}
+
+impl EngineLayers {
+    /// Reads the JSON of `IEngineInspector::getEngineInformation`. `op_types` gives the operator of every ONNX node of the
+    /// model that the engine was built from; it may be empty, and then operators are told by TensorRT's names alone.
+    pub fn parse(json: &str, op_types: &BTreeMap<String, String>) -> Result<Self, InspectorError> {
+        let value: Value = serde_json::from_str(json)?;
+        let layers = value.get("Layers").and_then(Value::as_array).ok_or(InspectorError::NoLayers)?;
+        if !layers.is_empty() && layers.iter().all(Value::is_string) {
+            return Err(InspectorError::NamesOnly);
+        }
+        Ok(Self { layers: layers.iter().map(|layer| EngineLayer::read(layer, op_types)).collect() })
+    }
+
+    /// The figures.
+    pub fn summary(&self) -> EngineSummary {
+        let of = |kind| self.layers.iter().filter(move |layer| layer.kind == kind);
+        let mut compute_by_type = BTreeMap::new();
+        for layer in of(LayerKind::Compute) {
+            *compute_by_type.entry(layer.precision).or_default() += 1;
+        }
+        EngineSummary {
+            layers: self.layers.len(),
+            compute_layers: of(LayerKind::Compute).count(),
+            compute_by_type,
+            reformat_layers: of(LayerKind::Reformat).count(),
+            unfused_qdq: of(LayerKind::QuantizeDequantize).map(|layer| layer.name.clone()).collect(),
+        }
+    }
+}
+
+impl EngineSummary {
+    /// Share of compute layers in a type, between 0 and 1; 0 without compute layers.
+    pub fn share(&self, number_type: NumberType) -> f64 {
+        let count = self.compute_by_type.get(&number_type).copied().unwrap_or(0);
+        count as f64 / self.compute_layers.max(1) as f64
+    }
+}
+
+/// Operators that multiply and add.
+const COMPUTE: [&str; 6] = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Attention", "Einsum"];
+const QDQ: [&str; 2] = ["QuantizeLinear", "DequantizeLinear"];
+
+impl EngineLayer {
+    fn read(layer: &Value, op_types: &BTreeMap<String, String>) -> Self {
+        let text = |key: &str| layer.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let name = layer.as_str().map_or_else(|| text("Name"), str::to_owned);
+        let layer_type = text("LayerType");
+        let tensors = |key: &str| {
+            let list = layer.get(key).and_then(Value::as_array);
+            list.into_iter().flatten().map(EngineTensor::read).collect::<Vec<_>>()
+        };
+        let (inputs, outputs) = (tensors("Inputs"), tensors("Outputs"));
+        let tactic = text("TacticName");
+        let nodes = nodes_of(&text("Metadata"), &name, op_types);
+        let operators: Vec<&str> = nodes.iter().map(|node| op_types.get(node).map_or("", String::as_str)).collect();
+        let kind = kind_of(&layer_type, &text("Origin"), &name, &operators);
+        let precision = if kind == LayerKind::Compute { precision_of(&inputs, &tactic) } else { NumberType::Unknown };
+        Self { name, layer_type, kind, precision, nodes, inputs, outputs, tactic }
+    }
+}
+
+impl EngineTensor {
+    fn read(tensor: &Value) -> Self {
+        let text = |keys: &[&str]| keys.iter().find_map(|key| tensor.get(key)?.as_str()).unwrap_or_default().to_owned();
+        let format = text(&["Format/Datatype", "Format"]);
+        let data_type = text(&["DataType", "Datatype"]);
+        let number_type = NumberType::of(if data_type.is_empty() { &format } else { &data_type });
+        let extents = tensor.get("Dimensions").and_then(Value::as_array);
+        let shape = extents.into_iter().flatten().filter_map(Value::as_i64).collect();
+        Self { name: text(&["Name"]), number_type, shape, format }
+    }
+}
+
+/// ONNX nodes of a layer: from its metadata (`[ONNX Layer: name]` with separators), else from its name (`a + b`).
+fn nodes_of(metadata: &str, name: &str, op_types: &BTreeMap<String, String>) -> Vec<String> {
+    let tagged: Vec<String> =
+        metadata.split("[ONNX Layer: ").skip(1).filter_map(|rest| Some(rest.rsplit_once(']')?.0.to_owned())).collect();
+    if !tagged.is_empty() {
+        return tagged;
+    }
+    name.split(" + ").filter(|part| op_types.contains_key(*part)).map(str::to_owned).collect()
+}
+
+fn kind_of(layer_type: &str, origin: &str, name: &str, operators: &[&str]) -> LayerKind {
+    let lower = layer_type.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    if operators.iter().any(|operator| COMPUTE.contains(operator))
+        || has(&[
+            "conv",
+            "gemm",
+            "matmul",
+            "matrixmultiply",
+            "matrix_multiply",
+            "fullyconnected",
+            "correlation",
+            "mha",
+            "attention",
+        ])
+    {
+        // TensorRT numbers the copies around a layer by that layer's name.
+        return if lower == "reformat" { LayerKind::Reformat } else { LayerKind::Compute };
+    }
+    let only_qdq = !operators.is_empty() && operators.iter().all(|operator| QDQ.contains(operator));
+    if only_qdq || origin.eq_ignore_ascii_case("qdq") || matches!(lower.as_str(), "quantize" | "dequantize") {
+        LayerKind::QuantizeDequantize
+    } else if lower == "reformat" || name.starts_with("Reformatting CopyNode") {
+        LayerKind::Reformat
+    } else {
+        LayerKind::Other
+    }
+}
+
+/// A layer computes in the type of its first input (the activations): products of INT8 need both sides in INT8. Where
+/// the inspector does not tell the type, the kernel's name does (`i8i8_i8i32`).
+fn precision_of(inputs: &[EngineTensor], tactic: &str) -> NumberType {
+    match inputs.first().map_or(NumberType::Unknown, |input| input.number_type) {
+        NumberType::Unknown if tactic.contains("i8i8") => NumberType::Int8,
+        NumberType::Unknown if tactic.contains("e4m3") => NumberType::Fp8,
+        known => known,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str, format: &str) -> Value {
+        serde_json::json!({"Name": name, "Location": "Device", "Dimensions": [1, 16, 8, 8], "Format/Datatype": format})
+    }
+
+    /// A quantized convolution as TensorRT 8.6 to 10 print it: sentences for formats, metadata with separators.
+    fn engine() -> String {
+        serde_json::json!({
+            "Layers": [
+                {"Name": "input_QuantizeLinear", "LayerType": "Reformat", "Origin": "QDQ",
+                 "Inputs": [tensor("input", "Row major linear FP32 format")],
+                 "Outputs": [tensor("q", "Thirty-two wide channel vectorized row major Int8 format")],
+                 "TacticName": "", "Metadata": "[ONNX Layer: input_QuantizeLinear]"},
+                {"Name": "w_Q + conv1 + PWN(relu1)", "LayerType": "CaskConvolution",
+                 "Inputs": [tensor("q", "Thirty-two wide channel vectorized row major Int8 format")],
+                 "Outputs": [tensor("c", "Thirty-two wide channel vectorized row major Int8 format")],
+                 "Weights": {"Type": "Int8", "Count": 2304},
+                 "TacticName": "sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32_nchw_vect_c_32kcrs_vect_c_32",
+                 "Metadata": "[ONNX Layer: w_Q]\u{1e}[ONNX Layer: conv1]\u{1e}[ONNX Layer: relu1]"},
+                {"Name": "Reformatting CopyNode for Input Tensor 0 to conv2", "LayerType": "Reformat", "Origin": "REFORMAT",
+                 "Inputs": [tensor("c", "Thirty-two wide channel vectorized row major Int8 format")],
+                 "Outputs": [tensor("c2", "Channel major FP16 format where channel % 8 == 0")], "Metadata": ""},
+                {"Name": "conv2", "LayerType": "CaskConvolution",
+                 "Inputs": [tensor("c2", "Channel major FP16 format where channel % 8 == 0")],
+                 "Outputs": [tensor("d", "Channel major FP16 format where channel % 8 == 0")], "Metadata": ""},
+                {"Name": "gap", "LayerType": "Pooling", "Inputs": [tensor("d", "Half")],
+                 "Outputs": [tensor("e", "Float")], "Metadata": "[ONNX Layer: gap]"}
+            ],
+            "Bindings": ["input", "output"]
+        })
+        .to_string()
+    }
+
+    fn operators() -> BTreeMap<String, String> {
+        let pairs = [
+            ("input_QuantizeLinear", "QuantizeLinear"),
+            ("w_Q", "QuantizeLinear"),
+            ("conv1", "Conv"),
+            ("relu1", "Relu"),
+            ("conv2", "Conv"),
+            ("gap", "GlobalAveragePool"),
+        ];
+        pairs.into_iter().map(|(node, operator)| (node.to_owned(), operator.to_owned())).collect()
+    }
+
+    #[test]
+    fn layers_are_sorted_by_what_they_do_and_mapped_to_onnx() {
+        use LayerKind::{Compute, Other, QuantizeDequantize, Reformat};
+        for operators in [operators(), BTreeMap::new()] {
+            let engine = EngineLayers::parse(&engine(), &operators).unwrap();
+            let kinds: Vec<LayerKind> = engine.layers.iter().map(|layer| layer.kind).collect();
+            assert_eq!(kinds, [QuantizeDequantize, Compute, Reformat, Compute, Other]);
+            assert_eq!(engine.layers[1].nodes, ["w_Q", "conv1", "relu1"]);
+            assert_eq!(engine.layers[1].precision, NumberType::Int8);
+            assert_eq!(engine.layers[3].precision, NumberType::Fp16);
+            assert_eq!(engine.layers[1].inputs[0].shape, [1, 16, 8, 8]);
+            let summary = engine.summary();
+            assert_eq!((summary.layers, summary.compute_layers, summary.reformat_layers), (5, 2, 1));
+            assert_eq!(summary.unfused_qdq, ["input_QuantizeLinear"]);
+            assert_eq!((summary.share(NumberType::Int8), summary.share(NumberType::Fp32)), (0.5, 0.0));
+        }
+        let engine = EngineLayers::parse(&engine(), &operators()).unwrap();
+        assert_eq!(engine.layers[3].nodes, ["conv2"], "without metadata, names are looked up in the model");
+    }
+
+    #[test]
+    fn names_of_types_in_every_documented_form() {
+        let cases = [
+            ("Float", NumberType::Fp32),
+            ("Half", NumberType::Fp16),
+            ("BFloat16", NumberType::Bf16),
+            ("Int8", NumberType::Int8),
+            ("FP8", NumberType::Fp8),
+            ("Row major linear FP32 format (kLINEAR)", NumberType::Fp32),
+            ("Two wide channel vectorized row major FP16 format", NumberType::Fp16),
+            ("Row major Int8 format", NumberType::Int8),
+            ("Row major linear BOOL", NumberType::Bool),
+            ("Row major Int32 format", NumberType::Int32),
+            ("N/A due to dynamic shapes", NumberType::Unknown),
+            ("", NumberType::Unknown),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(NumberType::of(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn fields_of_version_11_and_compilers_that_fuse_everything() {
+        let json = r#"{"Layers": [
+            {"Name": "{ForeignNode[a...b]}", "LayerType": "kgen", "Metadata": "[ONNX Layer: /fc/MatMul][ONNX Layer: b]",
+             "Inputs": [{"Name": "x", "DataType": "FP8", "Format": "Row major linear", "Dimensions": [-1, 4]}], "Outputs": []}],
+            "I/O Tensors": [{"Name": "x", "IOMode": "Input"}]}"#;
+        let operators = BTreeMap::from([("/fc/MatMul".to_owned(), "MatMul".to_owned())]);
+        let engine = EngineLayers::parse(json, &operators).unwrap();
+        assert_eq!(engine.layers[0].nodes, ["/fc/MatMul", "b"]);
+        assert_eq!((engine.layers[0].kind, engine.layers[0].precision), (LayerKind::Compute, NumberType::Fp8));
+        assert_eq!(engine.layers[0].inputs[0].shape, [-1, 4]);
+    }
+
+    #[test]
+    fn answers_that_tell_nothing() {
+        let parse = |json: &str| EngineLayers::parse(json, &BTreeMap::new()).map_err(|error| error.to_string());
+        assert!(parse(r#"{"Layers": ["conv1", "conv2"]}"#).unwrap_err().contains("profiling verbosity"));
+        assert!(parse("{}").unwrap_err().contains("no layers"));
+        assert!(parse("").unwrap_err().contains("no valid JSON"));
+        assert_eq!(parse(r#"{"Layers": []}"#).unwrap().summary().share(NumberType::Int8), 0.0);
+    }
+}
