@@ -555,7 +555,8 @@ pub struct ReportArgs {
 /// `calib bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// What is measured: ort, ort:FILE.onnx, ort-cuda[:FILE.onnx] or FILE.onnx; the first is the base of speed-ups
+    /// What is measured: ort, ort:FILE.onnx, ort-cuda[:FILE.onnx], FILE.onnx or trt:FILE.plan; the first is the base of
+    /// speed-ups
     #[arg(required = true, value_name = "SPEC")]
     pub specs: Vec<String>,
     /// Float ONNX model that `ort` stands for
@@ -573,6 +574,12 @@ pub struct BenchArgs {
     /// Write every call's time, as trtexec's --exportTimes does
     #[arg(long, value_name = "FILE")]
     pub export_times: Option<PathBuf>,
+    /// Record engines once as CUDA graphs and replay them
+    #[arg(long)]
+    pub cuda_graph: bool,
+    /// Also tell the time of every layer of engines, after the measurement
+    #[arg(long)]
+    pub layer_times: bool,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub data: DataArgs,

@@ -1,6 +1,6 @@
 //! `calib build`: a TensorRT engine and its sidecar.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
 
@@ -8,38 +8,29 @@ use super::{ExitStatus, INTERRUPTED, Printer};
 use crate::{
     artifact::{ContentHash, Tool, write_atomic},
     backend::{
-        onnxruntime::OnnxRuntime,
+        TensorInfo,
         tensorrt::{
-            EngineOptions, EngineSidecar, OptimizationProfile, SIDECAR_FORMAT_VERSION, TensorRtError, build_engine,
-            compiled_flavour, find_library, searched_folders,
+            EngineOptions, EngineSidecar, OptimizationProfile, SIDECAR_FORMAT_VERSION, build_engine, require_library,
         },
     },
-    cli::{BuildArgs, GlobalArgs},
+    cli::BuildArgs,
     config::{ConfigError, parse_shape},
-    pipeline::model::Subject,
+    onnx::{Model, proto::TensorProto},
 };
 
 /// Builds.
-pub(super) fn build(printer: &Printer, global: &GlobalArgs, args: &BuildArgs) -> anyhow::Result<ExitStatus> {
-    let flavour = compiled_flavour().ok_or(TensorRtError::NotCompiled)?;
-    let library = find_library(flavour, args.tensorrt_dir.as_deref()).ok_or_else(|| TensorRtError::NotFound {
-        flavour,
-        searched: searched_folders(flavour, args.tensorrt_dir.as_deref())
-            .iter()
-            .map(|folder| folder.display().to_string())
-            .collect::<Vec<_>>()
-            .join(", "),
-        hint: flavour.hint(),
-    })?;
+pub(super) fn build(printer: &Printer, args: &BuildArgs) -> anyhow::Result<ExitStatus> {
+    let library = require_library(args.tensorrt_dir.as_deref())?;
+    let flavour = library.flavour;
     let mut bound = BTreeMap::new();
     for shape in &args.shape {
         let (name, extents) = parse_shape(shape)?;
         bound.insert(name, extents);
     }
-    let runtime = OnnxRuntime::load(global.ort_library.as_deref())?;
-    let subject = Subject::load(runtime, &args.model, &BTreeMap::new())?;
+    let model = Model::load(&args.model)?;
+    let (inputs, outputs) = declared(&model);
     let mut profile = args.profile.iter().map(|text| parse_profile(text)).collect::<Result<BTreeMap<_, _>, _>>()?;
-    let open: Vec<_> = subject.inputs.iter().filter(|input| !profile.contains_key(&input.name)).cloned().collect();
+    let open: Vec<_> = inputs.iter().filter(|input| !profile.contains_key(&input.name)).cloned().collect();
     profile.extend(OptimizationProfile::for_batch(&open, args.batch, &bound)?.shapes);
     let options = EngineOptions {
         profile: OptimizationProfile { shapes: profile },
@@ -70,13 +61,13 @@ pub(super) fn build(printer: &Printer, global: &GlobalArgs, args: &BuildArgs) ->
         flavour,
         library_version: engine.library_version,
         model: absolute(&args.model),
-        model_hash: subject.float.hash.clone(),
+        model_hash: model.hash.clone(),
         reference: args.reference.as_deref().map(absolute),
         data: args.data.as_deref().map(absolute),
         labels: args.labels.as_deref().map(absolute),
-        precision: precision(&subject),
-        inputs: subject.inputs.clone(),
-        outputs: subject.outputs.clone(),
+        precision: precision(&model),
+        inputs,
+        outputs,
         options,
         build_seconds: engine.seconds,
         warnings: engine.warnings,
@@ -94,9 +85,18 @@ pub(super) fn build(printer: &Printer, global: &GlobalArgs, args: &BuildArgs) ->
     Ok(ExitStatus::Passed)
 }
 
+/// Inputs and outputs as the file declares them. ONNX Runtime is not asked: it runs fewer models than TensorRT builds
+/// (convolutions in BF16, for one).
+fn declared(model: &Model) -> (Vec<TensorInfo>, Vec<TensorInfo>) {
+    let graph = model.graph();
+    let weights: BTreeSet<&str> = graph.initializer.iter().map(TensorProto::name).collect();
+    let inputs = graph.input.iter().filter(|input| !weights.contains(input.name()));
+    (inputs.filter_map(TensorInfo::declared).collect(), graph.output.iter().filter_map(TensorInfo::declared).collect())
+}
+
 /// What `calib quantize` recorded in the model.
-fn precision(subject: &Subject) -> Option<String> {
-    let entries = &subject.float.proto.metadata_props;
+fn precision(model: &Model) -> Option<String> {
+    let entries = &model.proto.metadata_props;
     entries.iter().find(|entry| entry.key() == "calib.precision").map(|entry| entry.value().to_owned())
 }
 

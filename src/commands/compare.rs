@@ -11,18 +11,27 @@ use super::{
     spec::Spec,
 };
 use crate::{
-    backend::{Backend, BuildOptions, ExecutionProvider, tensorrt::EngineSidecar},
+    backend::{
+        Backend, BuildOptions, ExecutionProvider,
+        tensorrt::{EngineSidecar, RunnerOptions, run_engine},
+    },
     cli::{CompareArgs, GlobalArgs},
     compare::{CompareOptions, ComparisonResult, Gate, GateResult, SavedOutputs},
     config::RunConfig,
     onnx::Model,
-    pipeline::evaluation::{EvaluateOptions, Outputs, Recorder, class_names, evaluate},
+    pipeline::{
+        PipelineError,
+        evaluation::{EvaluateOptions, Outputs, Recorder, class_names, evaluate_pairs},
+    },
 };
 
 /// The outcome for one target.
 #[derive(Serialize)]
 struct TargetOutcome {
     target: String,
+    /// What it is compared with, where that is not the reference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -37,23 +46,44 @@ struct Outcome {
     samples: usize,
     skipped: Vec<String>,
     targets: Vec<TargetOutcome>,
+    /// Engines against the models that they were built from, in ONNX Runtime: what the engine adds to the error of
+    /// quantization.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    engine_errors: Vec<TargetOutcome>,
+}
+
+impl TargetOutcome {
+    fn new(target: &str) -> Self {
+        Self { target: target.to_owned(), against: None, error: None, result: None, gates: Vec::new() }
+    }
+
+    fn take(&mut self, result: Result<ComparisonResult, PipelineError>, gates: &[Gate]) {
+        match result {
+            Ok(result) => {
+                self.gates = gates.iter().map(|gate| gate.evaluate(&result)).collect();
+                self.result = Some(result);
+            }
+            Err(error) => self.error = Some(super::describe(&error.into())),
+        }
+    }
 }
 
 /// Compares.
 pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs) -> anyhow::Result<ExitStatus> {
     let gates = args.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?;
     let reference_spec = Spec::parse(&args.reference)?;
-    let specs = args.targets.iter().map(|target| Spec::parse(target)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut specs = args.targets.iter().map(|target| Spec::parse(target)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut names = args.targets.clone();
     let mut config = RunConfig::default();
     args.data.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     config.model = args.model.clone().or_else(|| float_model(&reference_spec, &specs));
-    fill_from_sidecar(&mut config, &specs);
-    if let Some(Spec::Engine(path)) = [&reference_spec].into_iter().chain(&specs).find(|s| matches!(s, Spec::Engine(_)))
-    {
+    fill_from_sidecar(&mut config, [&reference_spec].into_iter().chain(&specs));
+    for spec in [&reference_spec].into_iter().chain(&specs) {
+        let Spec::Engine(path) = spec else { continue };
         anyhow::ensure!(path.exists(), "there is no engine {}; `calib build` makes one", path.display());
-        anyhow::bail!("running engines is not part of this version: {} was not compared", path.display());
     }
+    let pairs = add_sources(&mut specs, &mut names, config.model.as_deref());
     anyhow::ensure!(
         config.model.is_some(),
         "which float model `ort` stands for is not known; name it with --model FILE, or write --ref ort:FILE.onnx"
@@ -69,10 +99,10 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
     let mut reference = Side::new(&reference_spec, &session, args.save_reference.as_deref())?;
     let mut targets = Vec::new();
     let mut outcomes: Vec<TargetOutcome> = Vec::new();
-    for (index, (spec, name)) in specs.iter().zip(&args.targets).enumerate() {
+    for (index, (spec, name)) in specs.iter().zip(&names).enumerate() {
         let save = args.save_target.as_deref().filter(|_| index == 0);
         targets.push(Side::new(spec, &session, save).with_context(|| format!("target {name}"))?);
-        outcomes.push(TargetOutcome { target: name.clone(), error: None, result: None, gates: Vec::new() });
+        outcomes.push(TargetOutcome::new(name));
     }
     let options = EvaluateOptions {
         batch: session.batch,
@@ -87,17 +117,19 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
     let control = control(session.threads, &progress);
     let dataset = &*session.data.collection.dataset;
     let mut sides: Vec<&mut dyn Outputs> = targets.iter_mut().map(Side::outputs).collect();
-    let evaluation = evaluate(reference.outputs(), &mut sides, dataset, &indices, &options, control);
+    let evaluation = evaluate_pairs(reference.outputs(), &mut sides, &pairs, dataset, &indices, &options, control);
     bar.finish_and_clear();
     let evaluation = evaluation?;
-    for (outcome, result) in outcomes.iter_mut().zip(evaluation.targets) {
-        match result {
-            Ok(result) => {
-                outcome.gates = gates.iter().map(|gate| gate.evaluate(&result)).collect();
-                outcome.result = Some(result);
-            }
-            Err(error) => outcome.error = Some(super::describe(&error.into())),
-        }
+    for (index, (outcome, result)) in outcomes.iter_mut().zip(evaluation.targets).enumerate() {
+        // Gates are for what was asked for, not for what was added to explain it.
+        outcome.take(result, if index < args.targets.len() { &gates } else { &[] });
+    }
+    let mut engine_errors = Vec::new();
+    for (&(source, engine), result) in pairs.iter().zip(evaluation.pairs) {
+        let mut outcome = TargetOutcome::new(&names[engine]);
+        outcome.against = Some(names[source].clone());
+        outcome.take(result, &[]);
+        engine_errors.push(outcome);
     }
     for side in std::iter::once(reference).chain(targets) {
         side.finish()?;
@@ -110,6 +142,7 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
         samples: evaluation.ids.len(),
         skipped: evaluation.summary.skipped.iter().map(ToString::to_string).collect(),
         targets: outcomes,
+        engine_errors,
     };
     printer.outcome(&outcome, || describe(&outcome))?;
     anyhow::ensure!(failed.is_empty(), "a target could not be run: {}", failed.join("; "));
@@ -128,15 +161,38 @@ fn float_model(reference: &Spec, targets: &[Spec]) -> Option<PathBuf> {
 }
 
 /// Model, data and labels that `calib build` wrote beside an engine, where the command line is silent.
-fn fill_from_sidecar(config: &mut RunConfig, targets: &[Spec]) {
-    for spec in targets {
+fn fill_from_sidecar<'a>(config: &mut RunConfig, specs: impl Iterator<Item = &'a Spec>) {
+    for spec in specs {
         let Spec::Engine(path) = spec else { continue };
         let Ok(sidecar) = EngineSidecar::load(path) else { continue };
         let model = sidecar.reference.unwrap_or(sidecar.model);
         config.model.get_or_insert(model);
         config.data = config.data.take().or(sidecar.data);
         config.labels = config.labels.take().or(sidecar.labels);
+        let batch = sidecar.inputs.first().and_then(|input| sidecar.options.profile.shapes.get(&input.name));
+        config.batch = config.batch.or(batch.and_then(|[_, opt, _]| opt.first().copied()));
     }
+}
+
+/// Adds the Q/DQ model of every engine that was built from one, to be run by ONNX Runtime: the error of quantization
+/// without the engine's own. Gives the pairs of both.
+fn add_sources(specs: &mut Vec<Spec>, names: &mut Vec<String>, float: Option<&Path>) -> Vec<(usize, usize)> {
+    let mut pairs = Vec::new();
+    for engine in 0..specs.len() {
+        let Spec::Engine(path) = &specs[engine] else { continue };
+        let Ok(sidecar) = EngineSidecar::load(path) else { continue };
+        if float == Some(&sidecar.model) || sidecar.reference.is_none() || !sidecar.model.exists() {
+            continue;
+        }
+        let source = Spec::OnnxRuntime(Some(sidecar.model.clone()), ExecutionProvider::Cpu);
+        let index = specs.iter().position(|spec| *spec == source).unwrap_or_else(|| {
+            names.push(format!("ort:{}", sidecar.model.display()));
+            specs.push(source);
+            specs.len() - 1
+        });
+        pairs.push((index, engine));
+    }
+    pairs
 }
 
 /// What gives outputs, and where they are saved on the way.
@@ -157,7 +213,7 @@ impl Side {
                 Box::new(session.runtime.build(&model, &build)?)
             }
             Spec::Saved(path) => Box::new(SavedOutputs::open(path)?),
-            Spec::Engine(path) => anyhow::bail!("running engines is not part of this version: {}", path.display()),
+            Spec::Engine(path) => Box::new(run_engine(path, &RunnerOptions::default())?),
         };
         match save {
             Some(path) => Ok(Self::Recorded(Recorder::new(outputs)?, path.to_owned())),
@@ -186,8 +242,11 @@ fn describe(outcome: &Outcome) -> String {
     for skipped in &outcome.skipped {
         text.push_str(&format!("skipped {skipped}\n"));
     }
-    for target in &outcome.targets {
-        text.push_str(&format!("\n{}\n", target.target));
+    for target in outcome.targets.iter().chain(&outcome.engine_errors) {
+        let against = target.against.as_ref().map_or_else(String::new, |source| {
+            format!(" against {source}: what the engine adds to the error of quantization")
+        });
+        text.push_str(&format!("\n{}{against}\n", target.target));
         if let Some(error) = &target.error {
             text.push_str(&format!("  not run: {error}\n"));
         }

@@ -7,7 +7,7 @@ use crate::{
     backend::{
         cuda::{CudaError, Device, DeviceInfo, device_count},
         onnxruntime::{LibrarySearch, OnnxRuntime, search},
-        tensorrt::{Flavour, Library, compiled_flavour, find_library, searched_folders},
+        tensorrt::{Flavour, Library, RTX_CAPABILITIES, compiled_flavour, find_library, rtx_runs_on, searched_folders},
     },
     cli::GlobalArgs,
     printer::Printer,
@@ -35,6 +35,9 @@ struct TensorRtFindings {
     flavour: Flavour,
     compiled_in: bool,
     library: Option<Library>,
+    version: Option<String>,
+    /// Why the version is not known, or what stands against running engines here.
+    problem: Option<String>,
     searched: Vec<String>,
 }
 
@@ -52,21 +55,43 @@ pub(super) fn doctor(printer: &Printer, global: &GlobalArgs) -> anyhow::Result<E
             cuda_provider: runtime.as_ref().is_ok_and(OnnxRuntime::has_cuda),
             error: runtime.as_ref().err().map(ToString::to_string),
         },
+        tensorrt: [Flavour::TensorRt, Flavour::TensorRtRtx]
+            .map(|flavour| tensorrt(flavour, gpus.as_deref().unwrap_or_default()))
+            .into(),
         gpu_error: gpus.as_ref().err().map(ToString::to_string),
         gpus: gpus.unwrap_or_default(),
-        tensorrt: [Flavour::TensorRt, Flavour::TensorRtRtx].map(tensorrt).into(),
     };
     printer.outcome(&findings, || describe(&findings))?;
     Ok(ExitStatus::Passed)
 }
 
-fn tensorrt(flavour: Flavour) -> TensorRtFindings {
+fn tensorrt(flavour: Flavour, gpus: &[DeviceInfo]) -> TensorRtFindings {
+    let library = find_library(flavour, None);
+    let version = library.as_ref().map(Library::version);
+    let problem = match &version {
+        Some(Err(error)) => Some(error.to_string()),
+        Some(Ok(_)) => gpu_problem(flavour, gpus),
+        None => None,
+    };
     TensorRtFindings {
         flavour,
         compiled_in: compiled_flavour() == Some(flavour),
-        library: find_library(flavour, None),
+        version: version.and_then(Result::ok),
+        library,
+        problem,
         searched: searched_folders(flavour, None).iter().map(|folder| folder.display().to_string()).collect(),
     }
+}
+
+/// Why no GPU here runs engines of a flavour.
+fn gpu_problem(flavour: Flavour, gpus: &[DeviceInfo]) -> Option<String> {
+    if gpus.is_empty() {
+        return Some("no GPU here to run engines on".to_owned());
+    }
+    let unfit = |gpu: &DeviceInfo| flavour == Flavour::TensorRtRtx && !rtx_runs_on(gpu.compute_capability);
+    gpus.iter().all(unfit).then(|| {
+        format!("no GPU here runs its engines: they run on compute capability {RTX_CAPABILITIES}; TensorRT 11 runs on others")
+    })
 }
 
 fn describe(findings: &Findings) -> String {
@@ -106,7 +131,10 @@ fn describe(findings: &Findings) -> String {
         let compiled = if found.compiled_in { "" } else { "; this program was built without it" };
         if let Some(library) = &found.library {
             let parser = if library.parser.is_some() { "" } else { ", runtime only: it cannot build engines" };
-            lines.push(format!("ok       {}: {}{parser}{compiled}", found.flavour, library.library.display()));
+            let version = found.version.as_deref().unwrap_or("of unknown version");
+            let path = library.library.display();
+            lines.push(format!("ok       {} {version}: {path}{parser}{compiled}", found.flavour));
+            lines.extend(found.problem.iter().map(|problem| format!("         {problem}")));
         } else {
             lines.push(format!("-        {}: not found{compiled}", found.flavour));
             lines.push(format!("         looked in {}", found.searched.join(", ")));

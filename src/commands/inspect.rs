@@ -1,5 +1,7 @@
 //! `calib inspect`: a model, table, calibration cache, histogram file, report or engine, described.
 
+mod engine;
+
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context;
@@ -8,7 +10,6 @@ use serde_json::{Value, json};
 
 use super::{ExitStatus, Printer};
 use crate::{
-    backend::tensorrt::{EngineSidecar, sidecar_path},
     calibrate::{CalibrationTable, Histograms, cache::CalibrationCache},
     cli::InspectArgs,
     onnx::{
@@ -26,7 +27,7 @@ pub(super) fn inspect(printer: &Printer, args: &InspectArgs) -> anyhow::Result<E
     let start = first_bytes(path)?;
     let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
     match ending.as_str() {
-        "plan" | "engine" | "trt" => return engine(printer, path),
+        "plan" | "engine" | "trt" => return engine::engine(printer, path, args.all),
         _ if args.check => return check(printer, path),
         _ => {}
     }
@@ -240,35 +241,4 @@ fn describe_table(path: &Path, table: &CalibrationTable, all: bool) -> String {
         text.push_str(&format!("\n... and {} more; --all lists them", table.tensors.len() - 20));
     }
     text
-}
-
-/// The sidecar; what is inside an engine is only told by a GPU.
-fn engine(printer: &Printer, path: &Path) -> anyhow::Result<ExitStatus> {
-    let sidecar = EngineSidecar::load(path).with_context(|| {
-        format!("an engine is described by {}, which `calib build` writes beside it", sidecar_path(path).display())
-    })?;
-    let hash =
-        crate::artifact::ContentHash::of_file(path).with_context(|| format!("cannot read {}", path.display()))?;
-    anyhow::ensure!(
-        hash == sidecar.engine_hash,
-        "{} is not the engine that its sidecar describes; build it again",
-        path.display()
-    );
-    printer.outcome(&sidecar, || {
-        let mut lines = vec![
-            format!("{} {} engine {}", sidecar.flavour, sidecar.library_version, path.display()),
-            format!("model       {} ({})", sidecar.model.display(), sidecar.model_hash.short()),
-            format!("precision   {}", sidecar.precision.as_deref().unwrap_or("as the model says")),
-            format!("built in    {:.1} s", sidecar.build_seconds),
-        ];
-        for (input, [min, opt, max]) in &sidecar.options.profile.shapes {
-            lines.push(format!("profile     {input}: {min:?} {opt:?} {max:?}"));
-        }
-        if !sidecar.options.compute_capabilities.is_empty() {
-            lines.push(format!("for         {}", sidecar.options.compute_capabilities.join(", ")));
-        }
-        lines.extend(sidecar.warnings.iter().map(|warning| format!("warning: {warning}")));
-        lines.join("\n")
-    })?;
-    Ok(ExitStatus::Passed)
 }

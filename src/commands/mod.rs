@@ -75,7 +75,7 @@ fn dispatch(printer: &Printer, global: &GlobalArgs, command: Command) -> anyhow:
         Command::Calibrate(args) => calibrate::calibrate(printer, global, &args),
         Command::Merge(args) => calibrate::merge(printer, global, &args),
         Command::Quantize(args) => quantize::quantize(printer, global, &args),
-        Command::Build(args) => build::build(printer, global, &args),
+        Command::Build(args) => build::build(printer, &args),
         Command::Compare(args) => compare::compare(printer, global, &args),
         Command::Bench(args) => bench::bench(printer, global, &args),
         Command::Inspect(args) => inspect::inspect(printer, &args),

@@ -27,7 +27,7 @@ use crate::{
     pipeline::{
         calibration::{Chosen, hold_out},
         data::Provenance as Found,
-        evaluation::{EvaluateOptions, Evaluation, Outputs, class_names, evaluate},
+        evaluation::{EvaluateOptions, Evaluation, Outputs, class_names, evaluate_pairs},
     },
     quantize::Precision,
     tensor::TensorMap,
@@ -269,12 +269,13 @@ impl<'a> Job<'a> {
         mut targets: Vec<Target>,
         gates: &[Gate],
     ) -> anyhow::Result<crate::report::Report> {
-        let evaluation = self.evaluate(&mut targets)?;
+        let mut engines = self.engines(&targets)?;
+        let evaluation = self.evaluate(&mut targets, &mut engines)?;
         check_interrupt()?;
         let layers = self.layers(&targets, calibrated.as_ref())?;
         check_interrupt()?;
         let times = self.time(&mut targets)?;
-        let engines = self.engines(&targets)?;
+        self.time_engines(&mut engines)?;
         check_interrupt()?;
         self.assemble(assemble::Found {
             calibrated,
@@ -288,8 +289,8 @@ impl<'a> Job<'a> {
         })
     }
 
-    /// One pass of the reference and every target over the evaluation samples.
-    fn evaluate(&mut self, targets: &mut [Target]) -> anyhow::Result<Evaluation> {
+    /// One pass of the reference, every target and every engine over the evaluation samples.
+    fn evaluate(&mut self, targets: &mut [Target], engines: &mut [engines::Engine]) -> anyhow::Result<Evaluation> {
         let session = &mut self.session;
         let options = EvaluateOptions {
             batch: session.batch,
@@ -299,23 +300,35 @@ impl<'a> Job<'a> {
                 ..CompareOptions::default()
             },
         };
+        let ran = targets.iter().filter(|target| target.runner.is_some());
+        let names: Vec<&str> = ran.map(|target| target.precision.name()).collect();
         let mut runners: Vec<&mut dyn Outputs> = targets
             .iter_mut()
             .filter_map(|target| target.runner.as_mut())
             .map(|runner| runner as &mut dyn Outputs)
             .collect();
+        let models = runners.len();
+        let pairs = engines::pairs(&names, engines);
+        runners.extend(engines.iter_mut().filter_map(engines::Engine::outputs));
         let bar = self.printer.progress(self.split.evaluation.len() as u64, "comparing");
         let progress = |samples: usize| bar.inc(samples as u64);
-        let evaluation = evaluate(
+        let evaluation = evaluate_pairs(
             &mut session.reference,
             &mut runners,
+            &pairs,
             &*session.data.collection.dataset,
             &self.split.evaluation,
             &options,
             control(session.threads, &progress),
         );
         bar.finish_and_clear();
-        Ok(evaluation?)
+        let mut evaluation = evaluation?;
+        self.notes.extend(engines::errors(&names, &pairs, &evaluation));
+        let measured = evaluation.targets.split_off(models);
+        for (engine, result) in engines.iter_mut().filter(|engine| engine.runner.is_some()).zip(measured) {
+            engine.take(result);
+        }
+        Ok(evaluation)
     }
 
     /// The error of every tensor of the INT8 model (or the first quantized one) against the float model, and the errors

@@ -121,6 +121,8 @@ pub struct Evaluation {
     pub reference: ComparisonResult,
     /// One for each target, in order; a target that fails does not stop the others.
     pub targets: Vec<Result<ComparisonResult, PipelineError>>,
+    /// One for each pair of targets, in order (see [`evaluate_pairs`]).
+    pub pairs: Vec<Result<ComparisonResult, PipelineError>>,
     /// What the pass over the samples was like.
     pub summary: PassSummary,
     /// Names of the samples compared, in order.
@@ -138,10 +140,27 @@ pub fn evaluate(
     options: &EvaluateOptions,
     control: Control<'_>,
 ) -> Result<Evaluation, PipelineError> {
+    evaluate_pairs(reference, targets, &[], dataset, indices, options, control)
+}
+
+/// The same, and compares targets with each other: `(a, b)` takes target `a` as the reference of target `b`. What a
+/// quantized model loses in one runtime is told apart this way from what an engine built from it adds.
+pub fn evaluate_pairs(
+    reference: &mut dyn Outputs,
+    targets: &mut [&mut dyn Outputs],
+    pairs: &[(usize, usize)],
+    dataset: &dyn Dataset,
+    indices: &[usize],
+    options: &EvaluateOptions,
+    control: Control<'_>,
+) -> Result<Evaluation, PipelineError> {
     let names = reference.names();
+    let new = |a: &[String], b: &[String]| Ok(Comparison::new(a, b, options.compare.clone())?);
     let mut own = Comparison::new(&names, &names, options.compare.clone())?;
     let mut comparisons: Vec<Result<Comparison, PipelineError>> =
-        targets.iter().map(|target| Ok(Comparison::new(&names, &target.names(), options.compare.clone())?)).collect();
+        targets.iter().map(|target| new(&names, &target.names())).collect();
+    let mut between: Vec<Result<Comparison, PipelineError>> =
+        pairs.iter().map(|&(a, b)| new(&targets[a].names(), &targets[b].names())).collect();
     let mut ids = Vec::new();
     let prefetch_options =
         PrefetchOptions { batch: options.batch, threads: control.threads, policy: options.policy, stop: control.stop };
@@ -155,13 +174,20 @@ pub fn evaluate(
                 .map(|(&index, id)| Sample { id, label: dataset.label(index), mask: None })
                 .collect();
             own.push(&samples, &expected, &expected)?;
-            for (target, comparison) in targets.iter_mut().zip(&mut comparisons) {
-                let Ok(running) = comparison else { continue };
-                let given = target.give(&batch, ids.len());
-                let pushed = given.and_then(|given| Ok(running.push(&samples, &expected, &given)?));
-                if let Err(error) = pushed {
-                    *comparison = Err(error);
-                }
+            let mut outputs = vec![None; targets.len()];
+            for ((target, comparison), output) in targets.iter_mut().zip(&mut comparisons).zip(&mut outputs) {
+                push(comparison, |running| {
+                    let given = target.give(&batch, ids.len())?;
+                    running.push(&samples, &expected, &given)?;
+                    *output = Some(given);
+                    Ok(())
+                });
+            }
+            for (&(a, b), comparison) in pairs.iter().zip(&mut between) {
+                push(comparison, |running| match (&outputs[a], &outputs[b]) {
+                    (Some(a), Some(b)) => Ok(running.push(&samples, a, b)?),
+                    _ => Err(PipelineError::Input("one of both targets could not be run".to_owned())),
+                });
             }
             (control.progress)(batch.ids.len());
             ids.extend(batch.ids);
@@ -170,8 +196,21 @@ pub fn evaluate(
     });
     outcome?;
     let summary = summary?;
-    let targets = comparisons.into_iter().map(|comparison| comparison.map(Comparison::finish)).collect();
-    Ok(Evaluation { reference: own.finish(), targets, summary, ids })
+    let finish = |comparisons: Vec<Result<Comparison, PipelineError>>| {
+        comparisons.into_iter().map(|comparison| comparison.map(Comparison::finish)).collect()
+    };
+    Ok(Evaluation { reference: own.finish(), targets: finish(comparisons), pairs: finish(between), summary, ids })
+}
+
+/// Goes on with a comparison that has not failed; a failure ends it.
+fn push(
+    comparison: &mut Result<Comparison, PipelineError>,
+    step: impl FnOnce(&mut Comparison) -> Result<(), PipelineError>,
+) {
+    let failed = comparison.as_mut().ok().and_then(|running| step(running).err());
+    if let Some(error) = failed {
+        *comparison = Err(error);
+    }
 }
 
 /// Class names as a list by index; classes without a name keep an empty place.

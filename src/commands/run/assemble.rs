@@ -29,7 +29,7 @@ pub(super) struct Found<'a> {
     pub(super) evaluation: Evaluation,
     pub(super) layers: Option<Layers>,
     pub(super) times: Option<Vec<Measurement>>,
-    pub(super) engines: Vec<Precision>,
+    pub(super) engines: Vec<super::engines::Engine>,
     pub(super) gates: &'a [Gate],
     pub(super) created: SystemTime,
 }
@@ -74,7 +74,17 @@ impl Job<'_> {
             }));
             precisions.push(row);
         }
-        precisions.extend(found.engines);
+        for engine in found.engines {
+            // An engine that did not run says nothing about gates; its row tells why.
+            if let Some(measured) = &engine.measured {
+                gates.extend(found.gates.iter().map(|gate| GateRow {
+                    precision: engine.row.precision.clone(),
+                    backend: engine.row.backend.clone(),
+                    result: gate.evaluate(measured),
+                }));
+            }
+            precisions.push(engine.row);
+        }
         let mut notes = self.notes.clone();
         let hints = found.evaluation.reference.tasks.iter().filter_map(|task| task.label_hint.clone());
         notes.extend(hints);

@@ -1,37 +1,112 @@
-//! TensorRT engines of a run: built wherever a library is found, one a precision, each with its sidecar.
+//! TensorRT engines of a run: built wherever a library is found, one a precision, each with its sidecar; compared and
+//! timed where a GPU runs them.
 
 use anyhow::Context;
 
 use super::{Job, Target, artifacts::file_facts};
 use crate::{
     artifact::{ContentHash, Tool, write_atomic},
-    backend::tensorrt::{
-        EngineOptions, EngineSidecar, Flavour, Library, OptimizationProfile, SIDECAR_FORMAT_VERSION, TensorRtError,
-        build_engine, compiled_flavour, find_library,
+    backend::{
+        Runner,
+        cuda::{CudaError, Device},
+        tensorrt::{
+            EngineOptions, EngineSidecar, Flavour, Library, OptimizationProfile, RTX_CAPABILITIES, RunnerOptions,
+            SIDECAR_FORMAT_VERSION, TensorRtError, build_engine, compiled_flavour, find_library, require_library,
+            rtx_runs_on, run_engine,
+        },
     },
-    report::Precision,
+    bench::{self, Protocol, SystemClock},
+    compare::ComparisonResult,
+    pipeline::{
+        PipelineError,
+        evaluation::{Evaluation, Outputs},
+    },
+    report::{LatencyMs, Precision, Speedup, Timing},
 };
 
-/// Compute capabilities that engines are built for where there is no GPU to ask (TensorRT-RTX).
+/// Compute capabilities that engines are built for where no GPU runs them (TensorRT-RTX).
 const WITHOUT_GPU: [&str; 3] = ["8.6", "8.9", "12.0"];
-
-/// Why a built engine has no figures.
-const NOT_RUN: &str = "the engine was built; running engines is not part of this version";
 
 /// What `--tensorrt require` asks for is known before any work is done.
 pub(super) fn check(when: &str) -> anyhow::Result<()> {
-    if when == "require" {
-        anyhow::ensure!(compiled_flavour().is_some(), TensorRtError::NotCompiled);
+    if when != "require" {
+        return Ok(());
+    }
+    let asked = "--tensorrt require asks for engines that are built and run here; --tensorrt auto does what it can";
+    let library = require_library(None).context(asked)?;
+    if library.parser.is_none() {
+        anyhow::bail!("{asked}: {} has no ONNX parser beside it, so it builds nothing", library.library.display());
+    }
+    let device = Device::open(0).context(asked)?;
+    let (major, minor) = device.info().compute_capability;
+    if library.flavour == Flavour::TensorRtRtx && !rtx_runs_on((major, minor)) {
         anyhow::bail!(
-            "--tensorrt require asks for engines that run, which is not part of this version; --tensorrt auto builds them"
+            "{asked}: TensorRT-RTX runs on compute capability {RTX_CAPABILITIES}, and {} has {major}.{minor}; use TensorRT 11 \
+             (`make build TENSORRT=11`)",
+            device.info().name
         );
     }
     Ok(())
 }
 
+/// An engine of a run.
+pub(super) struct Engine {
+    pub(super) row: Precision,
+    pub(super) runner: Option<Box<dyn Runner>>,
+    /// What it was measured to give; absent where it did not run.
+    pub(super) measured: Option<ComparisonResult>,
+}
+
+impl Engine {
+    pub(super) fn outputs(&mut self) -> Option<&mut dyn Outputs> {
+        self.runner.as_mut().map(|runner| runner as &mut dyn Outputs)
+    }
+
+    /// Takes over what a comparison with the reference found.
+    pub(super) fn take(&mut self, result: Result<ComparisonResult, PipelineError>) {
+        match result {
+            Ok(result) => {
+                self.row = self.row.clone().with_comparison(&result);
+                self.measured = Some(result);
+            }
+            Err(error) => {
+                self.row.error = Some(crate::commands::describe(&error.into()));
+                self.runner = None;
+            }
+        }
+    }
+}
+
+/// Every running engine with the model that it was built from, by their places among what runs: models first, then
+/// engines. `models` are the precisions of the models.
+pub(super) fn pairs(models: &[&str], engines: &[Engine]) -> Vec<(usize, usize)> {
+    let running = engines.iter().filter(|engine| engine.runner.is_some());
+    let place = |(index, engine): (usize, &Engine)| {
+        Some((models.iter().position(|name| *name == engine.row.precision)?, models.len() + index))
+    };
+    running.enumerate().filter_map(place).collect()
+}
+
+/// What engines add to the error of their models, in sentences.
+pub(super) fn errors(models: &[&str], pairs: &[(usize, usize)], evaluation: &Evaluation) -> Vec<String> {
+    let sqnr = |result: &ComparisonResult| {
+        let worst = result.outputs.iter().filter_map(|output| output.sqnr_db).reduce(f64::min);
+        worst.map_or_else(|| "no error".to_owned(), |db| format!("{db:.1} dB SQNR"))
+    };
+    let sentence = |(&(model, _), result): (&(usize, usize), &Result<ComparisonResult, PipelineError>)| {
+        let quantization = sqnr(evaluation.targets[model].as_ref().ok()?);
+        let engine = sqnr(result.as_ref().ok()?);
+        let name = models[model];
+        Some(format!(
+            "{name}: the model itself has {quantization} in ONNX Runtime; its engine differs from that by {engine}"
+        ))
+    };
+    pairs.iter().zip(&evaluation.pairs).filter_map(sentence).collect()
+}
+
 impl Job<'_> {
-    /// Rows of engines that were built, or could not be and why.
-    pub(super) fn engines(&mut self, targets: &[Target]) -> anyhow::Result<Vec<Precision>> {
+    /// Builds the engines, and loads those that this machine can run. What fails is said in the engine's row.
+    pub(super) fn engines(&mut self, targets: &[Target]) -> anyhow::Result<Vec<Engine>> {
         if self.session.config.tensorrt == "off" {
             return Ok(Vec::new());
         }
@@ -49,28 +124,73 @@ impl Job<'_> {
         }));
         let folder = self.out.join("engines");
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
-        let mut rows = Vec::new();
+        let gpu = Device::open(0);
+        let mut engines = Vec::new();
         for (precision, model) in models {
             crate::commands::check_interrupt()?;
             let backend = library.flavour.to_string().to_lowercase();
-            let mut row = Precision::new(precision, &backend);
-            row.error = Some(NOT_RUN.to_owned());
-            match model.context("the model has no file").and_then(|model| self.engine(&library, precision, &model)) {
-                Ok(artifact) => row.artifact = Some(artifact),
+            let mut engine = Engine { row: Precision::new(precision, &backend), runner: None, measured: None };
+            let built = model
+                .context("the model has no file")
+                .and_then(|model| self.engine(&library, gpu.as_ref().ok(), precision, &model));
+            match built {
+                Ok(artifact) => {
+                    let path = self.out.join(&artifact.path);
+                    engine.row.artifact = Some(artifact);
+                    match runnable(&gpu).and_then(|()| run_engine(&path, &RunnerOptions::default())) {
+                        Ok(runner) => engine.runner = Some(runner),
+                        Err(error) => engine.row.error = Some(format!("the engine was built, but not run: {error}")),
+                    }
+                }
                 Err(error) => {
                     let reason = crate::commands::describe(&error);
                     self.printer.warn(&format!("{backend} could not build {precision}: {reason}"));
-                    row.error = Some(reason);
+                    engine.row.error = Some(reason);
                 }
             }
-            rows.push(row);
+            engines.push(engine);
         }
-        Ok(rows)
+        Ok(engines)
+    }
+
+    /// Latency of the engines, in interleaved rounds of their own: they share no device with the reference.
+    pub(super) fn time_engines(&self, engines: &mut [Engine]) -> anyhow::Result<()> {
+        let seconds = self.session.config.bench_seconds;
+        let Some(inputs) = self.first_batch().filter(|_| seconds > 0.0) else { return Ok(()) };
+        let batch = inputs.values().next().and_then(|tensor| tensor.shape().first().copied()).unwrap_or(1);
+        let mut timed: Vec<_> = engines
+            .iter_mut()
+            .filter_map(|engine| {
+                let (name, runner) = (engine.row.precision.clone(), engine.runner.as_mut()?);
+                let call = Box::new(|| runner.visit(&inputs, &mut |_, _| Ok(())));
+                Some(bench::Target { name, batch, call: call as Box<dyn FnMut() -> _> })
+            })
+            .collect();
+        let protocol = Protocol { duration: std::time::Duration::from_secs_f64(seconds), ..Protocol::default() };
+        let times = bench::run(&mut timed, Some("fp32"), &protocol, &SystemClock::default())?;
+        drop(timed);
+        for (engine, measured) in engines.iter_mut().filter(|engine| engine.runner.is_some()).zip(times) {
+            let row = &mut engine.row;
+            row.latency_ms = measured.latency.map(|figures| LatencyMs {
+                figures,
+                timing: Timing::Measured,
+                provider: row.backend.clone(),
+                threads: 1,
+                transfers: true,
+                cuda_graph: false,
+                warnings: measured.warnings,
+            });
+            row.throughput_fps = measured.throughput;
+            row.speedup =
+                measured.speed_up.map(|figures| Speedup { against: format!("fp32 {}", row.backend), figures });
+        }
+        Ok(())
     }
 
     fn engine(
         &self,
         library: &Library,
+        gpu: Option<&Device>,
         precision: &str,
         model: &std::path::Path,
     ) -> anyhow::Result<crate::report::ArtifactFile> {
@@ -82,9 +202,12 @@ impl Job<'_> {
         }
         let options = EngineOptions {
             profile: OptimizationProfile::for_batch(inputs, session.batch, &bound)?,
-            compute_capabilities: match library.flavour {
-                Flavour::TensorRtRtx => WITHOUT_GPU.map(str::to_owned).into(),
-                Flavour::TensorRt => Vec::new(),
+            compute_capabilities: match (library.flavour, gpu.map(|gpu| gpu.info().compute_capability)) {
+                (Flavour::TensorRt, _) => Vec::new(),
+                (Flavour::TensorRtRtx, Some((major, minor))) if rtx_runs_on((major, minor)) => {
+                    vec![format!("{major}.{minor}")]
+                }
+                (Flavour::TensorRtRtx, _) => WITHOUT_GPU.map(str::to_owned).into(),
             },
             ..EngineOptions::default()
         };
@@ -114,5 +237,13 @@ impl Job<'_> {
         }
         .save(&path)?;
         file_facts(&path, name)
+    }
+}
+
+/// Without a GPU, the engine is not even read.
+fn runnable(gpu: &Result<Device, CudaError>) -> Result<(), TensorRtError> {
+    match gpu {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.clone().into()),
     }
 }
