@@ -1,0 +1,243 @@
+//! The real TensorRT-RTX without a GPU: what its parser and builder accept and refuse, and what happens to engines where
+//! they cannot run.
+
+#![cfg(feature = "tensorrt-rtx")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why it skips")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use assert_cmd::Command;
+use calib::backend::{
+    cuda::Device,
+    tensorrt::{EngineSidecar, Flavour, Plan, find_library},
+};
+
+/// What engines are built for, since there is no GPU to ask.
+const CAPABILITY: [&str; 2] = ["--compute-capability", "8.9"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// False, with a message, where the libraries were not fetched.
+fn libraries() -> bool {
+    let found = find_library(Flavour::TensorRtRtx, None).is_some()
+        && root().join(".runtime/onnxruntime").is_dir()
+        && root().join(".runtime/python").is_dir();
+    if !found {
+        println!("skipped: TensorRT-RTX, ONNX Runtime or Python packages are missing; run `make setup-test`");
+    }
+    found
+}
+
+fn calib(arguments: &[&str]) -> Output {
+    let mut command = Command::cargo_bin("calib").unwrap();
+    command.current_dir(root()).args(arguments).output().unwrap()
+}
+
+fn succeeds(arguments: &[&str]) -> String {
+    let output = calib(arguments);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "calib {}: {error}", arguments.join(" "));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Standard error of a command that must fail with status 2, by an error of ours.
+fn fails(arguments: &[&str]) -> String {
+    let output = calib(arguments);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "calib {}: {error}", arguments.join(" "));
+    assert!(!error.contains("internal error"), "{error}");
+    error
+}
+
+/// Runs a script with the fetched packages; `arguments` reach it as `sys.argv[1:]`.
+fn python(script: &str, arguments: &[&Path]) {
+    let path = std::env::join_paths([root().join(".runtime/python"), root().join("scripts")]).unwrap();
+    let mut command = std::process::Command::new("python3");
+    let output = command.arg("-c").arg(script).args(arguments).env("PYTHONPATH", path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Builds an engine and checks what was written.
+fn build(model: &Path, extra: &[&str]) -> PathBuf {
+    let engine = model.with_extension("plan");
+    let mut arguments = vec!["build", "--model", text(model), "-o", text(&engine)];
+    arguments.extend(CAPABILITY);
+    arguments.extend(extra);
+    succeeds(&arguments);
+    let plan = Plan::read(&engine, Flavour::TensorRtRtx).unwrap();
+    assert!(plan.bytes.len() > 10_000, "{}", engine.display());
+    assert_eq!(plan.sidecar.unwrap().options.compute_capabilities, ["8.9"]);
+    engine
+}
+
+/// Calibrates, and builds the float model and those of other precisions.
+fn build_all(model: &Path, precisions: &[&str], data: &[&str], shapes: &[&str]) {
+    build(model, shapes);
+    let table = model.with_extension("json");
+    let mut arguments = vec!["calibrate", "--model", text(model), "-o", text(&table)];
+    let histograms = model.with_extension("calib");
+    arguments.extend(["--histograms", text(&histograms), "--method", "minmax", "--calib-samples", "2"]);
+    arguments.extend(data);
+    succeeds(&arguments);
+    for &precision in precisions {
+        let quantized = quantize(model, precision);
+        let engine = build(&quantized, shapes);
+        assert_eq!(EngineSidecar::load(&engine).unwrap().precision.as_deref(), Some(precision));
+    }
+}
+
+/// Makes a model of another precision by the table beside the model.
+fn quantize(model: &Path, precision: &str) -> PathBuf {
+    let (table, quantized) = (model.with_extension("json"), model.with_extension(format!("{precision}.onnx")));
+    let mut arguments = vec!["quantize", "--model", text(model), "--precision", precision];
+    arguments.extend(["--table", text(&table), "-o", text(&quantized)]);
+    succeeds(&arguments);
+    quantized
+}
+
+#[test]
+fn the_embedded_model_in_every_precision() {
+    if !libraries() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("demo.onnx");
+    fs::copy(root().join("calib_data/demo.onnx"), &model).unwrap();
+    let data = root().join("calib_data/images");
+    build_all(&model, &["fp16", "bf16", "int8", "fp8"], &["--data", text(&data)], &["--batch", "4"]);
+    let sidecar = EngineSidecar::load(&model.with_extension("plan")).unwrap();
+    let (input, [min, opt, max]) = sidecar.options.profile.shapes.first_key_value().unwrap();
+    assert_eq!(input, &sidecar.inputs[0].name);
+    assert_eq!((min[0], opt[0], max[0]), (1, 4, 4));
+}
+
+#[test]
+fn architectures_with_fixed_and_dynamic_batch() {
+    if !libraries() {
+        return;
+    }
+    let models: [(&str, &[&str]); 4] = [
+        ("torchvision_resnet18.dynamo18", &["int8", "fp8"]),
+        ("torchvision_mobilenet_v3_small.torchscript17.dynamic", &["int8", "fp16"]),
+        ("timm_vit_tiny_patch16_224.dynamo18.dynamic", &["int8", "bf16"]),
+        ("unet_transposed.torchscript15.dynamic", &["int8", "fp16"]),
+    ];
+    let fill = "import sys, gzip, onnx, zoo_skeleton\n\
+        model = onnx.load_from_string(gzip.open(sys.argv[1]).read())\n\
+        zoo_skeleton.fill(model)\n\
+        onnx.save(model, sys.argv[2])";
+    for (name, precisions) in models {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model.onnx");
+        python(fill, &[&root().join(format!("tests/fixtures/zoo/{name}.onnx.gz")), &model]);
+        let shapes: &[&str] = if name.ends_with("dynamic") { &["--batch", "2"] } else { &[] };
+        build_all(&model, precisions, &["--random-data"], shapes);
+        if name.starts_with("unet") {
+            let bf16 = quantize(&model, "bf16");
+            let error = fails(&["build", "--model", text(&bf16), "-o", text(&folder.path().join("bf16.plan"))]);
+            assert!(error.contains("ConvTranspose") && error.contains("use FP16"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn models_that_tensorrt_refuses_are_explained_by_their_node() {
+    if !libraries() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let write = "import sys, pathlib, numpy as np, onnx\n\
+        from onnx import helper as h, numpy_helper as n, TensorProto as T\n\
+        folder = pathlib.Path(sys.argv[1])\n\
+        def save(name, nodes, weights=(), shape=(1, 4), out=(1, 4)):\n\
+        \x20   graph = h.make_graph(nodes, 'g', [h.make_tensor_value_info('x', T.FLOAT, shape)],\n\
+        \x20       [h.make_tensor_value_info('y', T.FLOAT, out)], [n.from_array(v, k) for k, v in weights])\n\
+        \x20   opsets = [h.make_opsetid('', 17), h.make_opsetid('acme', 1)]\n\
+        \x20   onnx.save(h.make_model(graph, opset_imports=opsets, ir_version=8), folder / f'{name}.onnx')\n\
+        f = lambda *shape: np.ones(shape, np.float32)\n\
+        save('operator', [h.make_node('Frobnicate', ['x'], ['y'], name='strange_node', domain='acme')])\n\
+        save('zero_point', [h.make_node('QuantizeLinear', ['x', 's', 'z'], ['q'], name='shifted_q'),\n\
+        \x20   h.make_node('DequantizeLinear', ['q', 's', 'z'], ['y'], name='shifted_dq')],\n\
+        \x20   [('s', np.array(0.1, np.float32)), ('z', np.array(3, np.int8))])\n\
+        save('rank', [h.make_node('MatMul', ['x', 'w'], ['y'], name='wrong_product')], [('w', f(5, 4))])\n\
+        save('dynamic', [h.make_node('Relu', ['x'], ['y'], name='r')], shape=('n', 'm'), out=('n', 'm'))\n\
+        save('plain', [h.make_node('Relu', ['x'], ['y'], name='r')])";
+    python(write, &[folder.path()]);
+    let refused = |name: &str, extra: &[&str]| {
+        let (model, engine) = (folder.path().join(format!("{name}.onnx")), folder.path().join(format!("{name}.plan")));
+        let arguments = [&["build", "--model", text(&model), "-o", text(&engine)], extra].concat();
+        let error = fails(&arguments);
+        assert!(!engine.exists(), "nothing is written when a build fails");
+        error
+    };
+    let error = refused("operator", &CAPABILITY);
+    assert!(error.contains("strange_node") || error.contains("Frobnicate"), "{error}");
+    let error = refused("zero_point", &CAPABILITY);
+    assert!(error.contains("shifted_") && error.contains("quantize symmetrically"), "{error}");
+    let error = refused("rank", &CAPABILITY);
+    assert!(error.contains("wrong_product"), "{error}");
+    let error = refused("dynamic", &CAPABILITY);
+    assert!(error.contains("`x`") && error.contains("--profile x="), "{error}");
+    let error = refused("plain", &["--compute-capability", "9.0"]);
+    assert!(error.contains("not for 9.0"), "{error}");
+}
+
+#[test]
+fn engines_that_cannot_run_here_end_with_an_explanation() {
+    if !libraries() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("demo.onnx");
+    fs::copy(root().join("calib_data/demo.onnx"), &model).unwrap();
+    let data = root().join("calib_data/images");
+    let engine = build(&model, &["--data", text(&data), "--batch", "4"]);
+    let bytes = fs::read(&engine).unwrap();
+    let (compare, bench) = (["compare", "--ref", "ort", "--target"], ["bench"]);
+    let both = |engine: &Path| {
+        let target = format!("trt:{}", engine.display());
+        let compared = fails(&[&compare[..], &[&target]].concat());
+        assert_eq!(compared.replace("trt:", ""), fails(&[&compare[..], &[text(engine)]].concat()));
+        [compared, fails(&[&bench[..], &[text(engine), "--model", text(&model)]].concat())]
+    };
+    if let Err(missing) = Device::open(0) {
+        for error in both(&engine) {
+            assert!(error.contains(&missing.to_string()), "{error}");
+        }
+        let told = succeeds(&["inspect", text(&engine)]);
+        assert!(told.contains("for         8.9") && told.contains(&missing.to_string()), "{told}");
+    }
+    let damage = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        fs::copy(folder.path().join("demo.plan.json"), folder.path().join(format!("{name}.json"))).unwrap();
+        path
+    };
+    let mut flipped = bytes.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    let cases = [
+        (damage("empty.plan", b""), "is empty"),
+        (damage("short.plan", &bytes[..bytes.len() / 2]), "truncated"),
+        (damage("foreign.plan", b"\x08\x08\x12\x07pytorch"), "no TensorRT engine"),
+        (damage("flipped.plan", &flipped), "its hash is another"),
+        (damage("other.plan", b"ftrt\0\0\0\0 an engine of TensorRT"), "TENSORRT=11"),
+    ];
+    for (path, expected) in cases {
+        for error in both(&path).into_iter().chain([fails(&["inspect", text(&path)])]) {
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+    let missing = folder.path().join("no-such.plan");
+    assert!(both(&missing)[0].contains("there is no engine"));
+}
