@@ -223,7 +223,10 @@ pub fn class_names(names: &BTreeMap<u32, String>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
+    use crate::dataset::{InputSpec, RandomDataset};
 
     #[test]
     fn batches_are_filled_with_the_last_sample_and_cut_again() {
@@ -238,5 +241,50 @@ mod tests {
     fn missing_class_names_stay_empty() {
         let names = BTreeMap::from([(1, "b".to_owned()), (3, "d".to_owned())]);
         assert_eq!(class_names(&names), ["", "b", "", "d"]);
+    }
+
+    /// Gives its input, multiplied; or nothing.
+    struct Scaled(Option<f32>);
+
+    impl Outputs for Scaled {
+        fn names(&self) -> Vec<String> {
+            vec!["y".to_owned()]
+        }
+
+        fn give(&mut self, batch: &Batch, _first: usize) -> Result<TensorMap, PipelineError> {
+            let factor = self.0.ok_or_else(|| PipelineError::Input("it does not run".to_owned()))?;
+            let x = &batch.inputs["x"];
+            let values = x.to_f32().iter().map(|value| value * factor).collect();
+            Ok(TensorMap::from([("y".to_owned(), Tensor::from_f32(x.shape().to_vec(), values).unwrap())]))
+        }
+    }
+
+    #[test]
+    fn the_error_of_quantization_is_told_from_what_an_engine_adds() {
+        let input = InputSpec { name: "x".to_owned(), element_type: None, shape: vec![None, Some(8)] };
+        let dataset = RandomDataset::new(&[input], 5, 1).unwrap();
+        let options = EvaluateOptions {
+            batch: 2,
+            policy: BadPolicy { max_share: 0.0, strict: true },
+            compare: CompareOptions::default(),
+        };
+        let control = Control { threads: 1, stop: &AtomicBool::new(false), progress: &|_| {} };
+        let (mut reference, mut model) = (Scaled(Some(1.0)), Scaled(Some(1.25)));
+        let (mut engine, mut broken) = (Scaled(Some(1.5)), Scaled(None));
+        let mut targets: [&mut dyn Outputs; 3] = [&mut engine, &mut broken, &mut model];
+        let pairs = [(2, 0), (2, 1)];
+        let found = evaluate_pairs(&mut reference, &mut targets, &pairs, &dataset, &[0, 1, 2, 3, 4], &options, control)
+            .unwrap();
+        let sqnr_db = |result: &Result<ComparisonResult, PipelineError>| {
+            result.as_ref().ok().and_then(|result| Some(result.outputs[0].sqnr_db? as f32))
+        };
+        // Errors of 0.5 and 0.25 of the reference, and of 0.25 of 1.25 of it.
+        let expected = [1.0 / 0.5, 1.0 / 0.25, 1.25 / 0.25].map(|ratio: f32| 20.0 * ratio.log10());
+        let close = |measured: Option<f32>, expected: f32| (measured.unwrap() - expected).abs() < 1e-4;
+        assert!(close(sqnr_db(&found.targets[0]), expected[0]));
+        assert!(close(sqnr_db(&found.targets[2]), expected[1]));
+        assert!(close(sqnr_db(&found.pairs[0]), expected[2]));
+        assert!(found.targets[1].is_err() && found.pairs[1].is_err(), "one failure leaves the others alone");
+        assert_eq!(found.ids.len(), 5);
     }
 }
