@@ -12,7 +12,7 @@ cargo_features := $(if $(FEATURES),--features $(FEATURES))
 export LIBCLANG_PATH := $(CURDIR)/.runtime/libclang
 export BINDGEN_EXTRA_CLANG_ARGS := -isystem $(shell gcc -print-file-name=include 2>/dev/null)
 
-.PHONY: help setup build demo test test-gpu check fmt example bench doc clean
+.PHONY: help setup build demo test test-gpu check fmt example models bench doc clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -49,6 +49,9 @@ example: build ## record reports/example again, from the demo
 	./target/release/calib run --config configs/demo.toml --tensorrt off --out runs/example
 	cp runs/example/report.json reports/example/report.json
 	CALIB_UPDATE=1 cargo test $(cargo_features) --lib report::json
+
+models: build ## six models x four precisions in one table, runs/models/models.html
+	benches/models.sh
 
 bench: build ## measure what docs/benchmarks.md quotes
 	benches/run.sh

@@ -109,8 +109,8 @@ pub struct DataArgs {
     /// Folder of images (flat or one folder a class), list file, .npy/.npz, or Polygraphy inputs JSON
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
-    /// Labels: CSV `file,label[,name]` or lines `name label`
-    #[arg(long, value_name = "FILE")]
+    /// Labels: CSV `file,label[,name]` or lines `name label`; for maps a folder of PNG masks or a list `file,mask.png`
+    #[arg(long, value_name = "PATH")]
     pub labels: Option<PathBuf>,
     /// Class names, one a line in the order of the classes
     #[arg(long, value_name = "FILE")]
@@ -121,9 +121,10 @@ pub struct DataArgs {
     /// Hugging Face preprocessor_config.json to take the preprocessing from
     #[arg(long, value_name = "FILE")]
     pub preprocessor: Option<PathBuf>,
-    /// Samples in one inference call [default: 8, or the model's fixed batch]
-    #[arg(long, value_name = "N")]
-    pub batch: Option<usize>,
+    /// Samples in one inference call [default: 8, or the model's fixed batch]; `run` and `bench` measure the latency at
+    /// each of several, e.g. 1,8,32
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub batch: Vec<usize>,
     /// Seed of the choice of samples [default: 0]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -141,13 +142,28 @@ pub struct DataArgs {
     pub shape: Vec<String>,
 }
 
+/// What outputs mean.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Outputs")]
+pub struct OutputArgs {
+    /// Compare the best k classes too, for each of several k, e.g. 3,10
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub top_k: Vec<usize>,
+    /// Kind of an output whose shape tells the wrong one: classification, map, map_channels_last or generic (repeatable)
+    #[arg(long, value_name = "NAME=KIND")]
+    pub output_kind: Vec<String>,
+    /// Class of label masks whose pixels take no part [default: 255]
+    #[arg(long, value_name = "CLASS")]
+    pub ignore_label: Option<u32>,
+}
+
 /// Where ONNX Runtime executes.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Runtime")]
 pub struct RuntimeArgs {
-    /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
+    /// Threads [default: all cores]; `run` and `bench` measure the latency with each of several, e.g. 1,2,4
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub threads: Vec<usize>,
     /// Execution provider of ONNX Runtime: cpu, cuda or cuda:N [default: cpu]
     #[arg(long, value_name = "NAME")]
     pub provider: Option<String>,
@@ -222,6 +238,9 @@ pub struct RunArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub runtime: RuntimeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub outputs: OutputArgs,
     /// Evaluation samples; 0 for all that are not calibration samples [default: 0]
     #[arg(long, value_name = "N", help_heading = "Evaluation")]
     pub eval_samples: Option<usize>,
@@ -354,6 +373,9 @@ pub struct CompareArgs {
     /// Save the first target's outputs (.npz)
     #[arg(long, value_name = "FILE")]
     pub save_target: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub outputs: OutputArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub data: DataArgs,
@@ -562,9 +584,6 @@ pub struct BenchArgs {
     /// Float ONNX model that `ort` stands for
     #[arg(long, value_name = "FILE")]
     pub model: Option<PathBuf>,
-    /// Batch sizes, e.g. 1,8,32 [default: 1]
-    #[arg(long = "batches", value_name = "LIST", value_delimiter = ',')]
-    pub batches: Vec<usize>,
     /// Least seconds of measurement for each target
     #[arg(long, value_name = "S", default_value_t = 3.0)]
     pub seconds: f64,
@@ -577,9 +596,12 @@ pub struct BenchArgs {
     /// Record engines once as CUDA graphs and replay them
     #[arg(long)]
     pub cuda_graph: bool,
-    /// Also tell the time of every layer of engines, after the measurement
+    /// Also tell the time of every layer, taken in calls of their own after the measurement
     #[arg(long)]
     pub layer_times: bool,
+    /// Write every layer's time, as trtexec's --exportProfile does; taken in calls of their own
+    #[arg(long, value_name = "FILE")]
+    pub export_profile: Option<PathBuf>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub data: DataArgs,

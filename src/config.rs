@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::Preprocess;
+use crate::{compare::OutputKind, dataset::Preprocess};
 
 /// Everything that decides what a run does. Keys are those of `run.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,6 +66,11 @@ pub struct RunConfig {
     /// Precision plan.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<PathBuf>,
+    /// Numbers k of best classes that are compared besides 1 and 5.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub top_k: Vec<usize>,
+    /// Class of label masks whose pixels take no part.
+    pub ignore_label: u32,
     /// Thresholds, `metric=value`.
     pub gate: Vec<String>,
     /// `auto`, `off` or `require`.
@@ -80,8 +85,17 @@ pub struct RunConfig {
     pub strict: bool,
     /// Seconds of latency measurement for each precision; 0 skips it.
     pub bench_seconds: f64,
+    /// Batch sizes at which the latency is measured; empty: 1, or the model's fixed batch.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bench_batch: Vec<usize>,
+    /// Thread counts with which the latency is measured; empty: `threads`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bench_threads: Vec<usize>,
     /// Random inputs instead of data.
     pub random_data: bool,
+    /// Kind of outputs by name, where the shape tells the wrong one.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub output_kind: BTreeMap<String, OutputKind>,
     /// Shapes bound to inputs, by name.
     pub shape: BTreeMap<String, Vec<usize>>,
     /// How a file becomes an input.
@@ -113,6 +127,9 @@ impl Default for RunConfig {
             op_types: Vec::new(),
             op_types_to_exclude: Vec::new(),
             plan: None,
+            top_k: Vec::new(),
+            output_kind: BTreeMap::new(),
+            ignore_label: 255,
             gate: Vec::new(),
             tensorrt: "auto".to_owned(),
             threads: 0,
@@ -120,6 +137,8 @@ impl Default for RunConfig {
             max_bad: 0.01,
             strict: false,
             bench_seconds: 2.0,
+            bench_batch: Vec::new(),
+            bench_threads: Vec::new(),
             random_data: false,
             shape: BTreeMap::new(),
             preprocess: None,
@@ -237,11 +256,19 @@ impl RunConfig {
             let reason = format!("{} is no share between 0 and 1", self.max_bad);
             return Err(ConfigError::Value { key: "max_bad", reason });
         }
+        if self.top_k.contains(&0) {
+            return Err(ConfigError::Value { key: "top_k", reason: "every k must be at least 1".to_owned() });
+        }
         if self.calib_samples == 0 {
             return Err(ConfigError::Value { key: "calib_samples", reason: "must be at least 1".to_owned() });
         }
         if self.batch == Some(0) {
             return Err(ConfigError::Value { key: "batch", reason: "must be at least 1".to_owned() });
+        }
+        for (key, values) in [("bench_batch", &self.bench_batch), ("bench_threads", &self.bench_threads)] {
+            if values.contains(&0) {
+                return Err(ConfigError::Value { key, reason: "every value must be at least 1".to_owned() });
+            }
         }
         if !(self.bench_seconds >= 0.0 && self.bench_seconds.is_finite()) {
             return Err(ConfigError::Value { key: "bench_seconds", reason: "must be 0 or more".to_owned() });
@@ -268,6 +295,25 @@ pub fn parse_shape(text: &str) -> Result<(String, Vec<usize>), ConfigError> {
     let (name, dims) = text.rsplit_once('=').or_else(|| text.rsplit_once(':')).ok_or_else(invalid)?;
     let dims = dims.split(['x', ',']).map(str::parse).collect::<Result<Vec<usize>, _>>().map_err(|_| invalid())?;
     if name.is_empty() || dims.contains(&0) { Err(invalid()) } else { Ok((name.to_owned(), dims)) }
+}
+
+/// Parses `NAME=KIND` of an output.
+pub fn parse_output_kind(text: &str) -> Result<(String, OutputKind), ConfigError> {
+    let invalid = || ConfigError::Value {
+        key: "output_kind",
+        reason: format!(
+            "`{text}` does not read like NAME=KIND with one of classification, map, map_channels_last, generic"
+        ),
+    };
+    let (name, kind) = text.rsplit_once('=').ok_or_else(invalid)?;
+    let kind = match kind {
+        "classification" => OutputKind::Classification,
+        "map" => OutputKind::Map,
+        "map_channels_last" => OutputKind::MapChannelsLast,
+        "generic" => OutputKind::Generic,
+        _ => return Err(invalid()),
+    };
+    if name.is_empty() { Err(invalid()) } else { Ok((name.to_owned(), kind)) }
 }
 
 #[cfg(test)]
@@ -298,6 +344,15 @@ mod tests {
         let config = RunConfig::load(&file).unwrap();
         assert_eq!(config.model.unwrap(), folder.path().join("m.onnx"));
         assert_eq!(config.data.unwrap(), PathBuf::from("/images"));
+    }
+
+    #[test]
+    fn kinds_of_outputs_read_the_same_from_flags_and_files() {
+        let config = RunConfig::parse("[output_kind]\n\"a=b\" = \"map_channels_last\"").unwrap();
+        let (name, kind) = parse_output_kind("a=b=map_channels_last").unwrap();
+        assert_eq!(config.output_kind, BTreeMap::from([(name, kind)]));
+        assert!(parse_output_kind("a=picture").unwrap_err().to_string().contains("generic"));
+        assert!(parse_output_kind("=map").is_err() && parse_output_kind("map").is_err());
     }
 
     #[test]

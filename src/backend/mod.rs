@@ -125,6 +125,8 @@ pub struct BuildOptions {
     pub optimization: OptimizationLevel,
     /// Let a GPU round `float32` products to 10 bits of mantissa. Off by default: a reference must be exact.
     pub tf32: bool,
+    /// Be ready for [`Runner::layer_times`], once. Slows every run down.
+    pub layer_times: bool,
 }
 
 /// Builds runners.

@@ -2,9 +2,12 @@
 
 mod export;
 mod protocol;
+mod slower;
 mod summary;
 
+pub use export::profile_json;
 pub use protocol::{BenchError, Clock, Protocol, SystemClock, Target, measure};
+pub use slower::slowdowns;
 pub use summary::run;
 
 use serde::{Deserialize, Serialize};
@@ -58,6 +61,30 @@ pub struct SpeedUp {
     pub interval: [f64; 2],
 }
 
+/// What a latency is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Timing {
+    /// The precision's own kernels.
+    Measured,
+    /// A float runtime that imitates the precision: never a statement about its speed.
+    Emulated,
+}
+
+/// The conditions of a measurement, without which its figures mean nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Mode {
+    /// Execution provider or runtime.
+    pub provider: String,
+    /// Threads (CPU) or streams (GPU).
+    pub threads: usize,
+    /// Copies between host and device are part of the time.
+    pub transfers: bool,
+    /// The call was replayed as a CUDA graph.
+    #[serde(default)]
+    pub cuda_graph: bool,
+}
+
 /// Begin and end of one call, in milliseconds since the measurement began.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Call {
@@ -65,6 +92,9 @@ pub struct Call {
     pub start_ms: f64,
     /// End.
     pub end_ms: f64,
+    /// The parts of the call on a device, where the backend tells them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phases: Option<Phases>,
 }
 
 /// All measured calls of one target, in their order: the n-th calls of all targets are one round.
@@ -74,6 +104,10 @@ pub struct Times {
     pub name: String,
     /// Samples in each call.
     pub batch: usize,
+    /// How they were made.
+    pub mode: Mode,
+    /// What they are of.
+    pub timing: Timing,
     /// Calls before the measurement.
     pub warm_up_calls: usize,
     /// Whether the times had settled by then.
@@ -91,7 +125,8 @@ pub struct Measurement {
     pub latency: Option<Latency>,
     /// Samples per second; absent without calls.
     pub throughput: Option<Throughput>,
-    /// Against the reference of the same batch size; absent for the reference and where there is none.
+    /// Against the reference of the same batch size and thread count; absent for the reference, where there is none, and
+    /// where one of both is emulated.
     pub speed_up: Option<SpeedUp>,
     /// What makes the figures doubtful, in sentences.
     pub warnings: Vec<String>,

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Call, Times};
+use super::{Call, Mode, Phases, Times, Timing};
 use crate::stats::median;
 
 /// Calls in each of the two windows whose medians must agree before a target counts as settled.
@@ -61,8 +61,14 @@ pub struct Target<'a, E> {
     pub name: String,
     /// Samples in each call.
     pub batch: usize,
-    /// One inference.
-    pub call: Box<dyn FnMut() -> Result<(), E> + 'a>,
+    /// Targets of different lanes take no turns with each other: one lane for each thread count, usually.
+    pub lane: usize,
+    /// How the calls are made.
+    pub mode: Mode,
+    /// What the times are of.
+    pub timing: Timing,
+    /// One inference, and its parts on a device where the backend tells them.
+    pub call: Box<dyn FnMut() -> Result<Option<Phases>, E> + 'a>,
 }
 
 /// A target failed.
@@ -88,15 +94,17 @@ pub fn measure<E: std::error::Error>(
     let mut rounds = 0;
     while !targets.is_empty() && (rounds < protocol.rounds || clock.now().saturating_sub(start) < enough) {
         for (target, calls) in targets.iter_mut().zip(&mut calls) {
-            let (from, to) = time(target, clock)?;
+            let (from, to, phases) = time(target, clock)?;
             let since = |moment: Duration| 1e3 * moment.saturating_sub(start).as_secs_f64();
-            calls.push(Call { start_ms: since(from), end_ms: since(to) });
+            calls.push(Call { start_ms: since(from), end_ms: since(to), phases });
         }
         rounds += 1;
     }
     let times = targets.iter().zip(calls).zip(warm_up).map(|((target, calls), (warm_up_calls, settled))| Times {
         name: target.name.clone(),
         batch: target.batch,
+        mode: target.mode.clone(),
+        timing: target.timing,
         warm_up_calls,
         settled,
         calls,
@@ -118,7 +126,7 @@ fn warm_up<E: std::error::Error>(
     };
     while !seconds.iter().all(|seconds| ready(seconds)) {
         for (target, seconds) in targets.iter_mut().zip(&mut seconds) {
-            let (from, to) = time(target, clock)?;
+            let (from, to, _) = time(target, clock)?;
             seconds.push(to.saturating_sub(from).as_secs_f64());
         }
     }
@@ -137,10 +145,10 @@ fn settled(seconds: &[f64]) -> bool {
 fn time<E: std::error::Error>(
     target: &mut Target<'_, E>,
     clock: &dyn Clock,
-) -> Result<(Duration, Duration), BenchError<E>> {
+) -> Result<(Duration, Duration, Option<Phases>), BenchError<E>> {
     let from = clock.now();
-    (target.call)().map_err(|source| BenchError { target: target.name.clone(), source })?;
-    Ok((from, clock.now()))
+    let phases = (target.call)().map_err(|source| BenchError { target: target.name.clone(), source })?;
+    Ok((from, clock.now(), phases))
 }
 
 #[cfg(test)]
@@ -170,8 +178,13 @@ mod tests {
         Protocol { warm_up, warm_up_limit, duration, rounds }
     }
 
-    fn target<'a>(name: &str, call: impl FnMut() -> Result<(), std::fmt::Error> + 'a) -> Target<'a, std::fmt::Error> {
-        Target { name: name.to_owned(), batch: 1, call: Box::new(call) }
+    fn target<'a>(
+        name: &str,
+        mut call: impl FnMut() -> Result<(), std::fmt::Error> + 'a,
+    ) -> Target<'a, std::fmt::Error> {
+        let mode = Mode { provider: "fake".to_owned(), threads: 1, transfers: false, cuda_graph: false };
+        let call = Box::new(move || call().map(|()| None));
+        Target { name: name.to_owned(), batch: 1, lane: 0, mode, timing: Timing::Measured, call }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Figures from times: latency, throughput, speed-up, and what makes them doubtful.
 
-use super::{BenchError, Clock, Latency, Measurement, Phases, Protocol, SpeedUp, Target, Throughput, Times, measure};
+use super::{
+    BenchError, Clock, Latency, Measurement, Phases, Protocol, SpeedUp, Target, Throughput, Times, Timing, measure,
+};
 use crate::stats::{mean, mean_uncertainty, paired_ratio, percentile, percentile_interval, sorted, std_dev};
 
 /// Standard deviation over median from which times count as unstable.
@@ -47,15 +49,24 @@ impl Times {
         throughput.mean.is_finite().then_some(throughput)
     }
 
-    /// How many times faster than `reference`, from calls of the same rounds and as many samples; `None` without calls.
+    /// How many times faster than `reference`, from calls of the same rounds and as many samples; `None` without calls,
+    /// and where one of both is emulated.
     pub fn speed_up(&self, reference: &Self) -> Option<SpeedUp> {
+        if [self.timing, reference.timing].contains(&Timing::Emulated) {
+            return None;
+        }
         let (ratio, interval) = paired_ratio(&reference.latencies(), &self.latencies())?;
         let samples = self.batch as f64 / reference.batch.max(1) as f64;
         Some(SpeedUp { ratio: ratio * samples, interval: interval.map(|x| x * samples) })
     }
 
+    /// Medians of the parts of a call on a device; `None` unless every call has them.
+    pub fn phases(&self) -> Option<Phases> {
+        Phases::medians(&self.calls.iter().map(|call| call.phases).collect::<Option<Vec<_>>>()?)
+    }
+
     /// What makes the figures doubtful, in sentences.
-    pub fn warnings(&self, phases: Option<&Phases>) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let Some(latency) = self.latency() else { return vec!["nothing was measured".to_owned()] };
         let variation = latency.std / latency.median;
@@ -72,7 +83,7 @@ impl Times {
             let count = latency.count;
             warnings.push(format!("the 99th percentile of {count} calls is close to their maximum; measure longer"));
         }
-        if let Some(phases) = phases {
+        if let Some(phases) = self.phases() {
             warnings.extend(phases.warnings());
         }
         warnings
@@ -107,20 +118,20 @@ impl Phases {
     }
 }
 
-/// Measures targets of one or several batch sizes and sums the times up.
+/// Measures targets of one or several batch sizes and thread counts and sums the times up.
 ///
-/// Targets of equal batch size share their rounds; batch sizes follow each other in ascending order, which is the order
-/// of the result (targets in the order given within each). Speed-ups are against the target named `reference` of the
-/// same batch size.
+/// Targets of equal batch size and lane share their rounds; the sizes follow each other in ascending order, the lanes
+/// within each, which is the order of the result (targets in the order given within both). Speed-ups are against the
+/// target named `reference` of the same size and lane.
 pub fn run<E: std::error::Error>(
     targets: &mut [Target<'_, E>],
     reference: Option<&str>,
     protocol: &Protocol,
     clock: &dyn Clock,
 ) -> Result<Vec<Measurement>, BenchError<E>> {
-    targets.sort_by_key(|target| target.batch);
+    targets.sort_by_key(|target| (target.batch, target.lane));
     let mut measurements = Vec::with_capacity(targets.len());
-    for group in targets.chunk_by_mut(|a, b| a.batch == b.batch) {
+    for group in targets.chunk_by_mut(|a, b| (a.batch, a.lane) == (b.batch, b.lane)) {
         let group = measure(group, protocol, clock)?;
         let base = reference.and_then(|name| group.iter().position(|times| times.name == name));
         for (index, times) in group.iter().enumerate() {
@@ -129,7 +140,7 @@ pub fn run<E: std::error::Error>(
                 latency: times.latency(),
                 throughput: times.throughput(),
                 speed_up: base.and_then(|base| times.speed_up(base)),
-                warnings: times.warnings(None),
+                warnings: times.warnings(),
                 times: times.clone(),
             });
         }
@@ -139,7 +150,7 @@ pub fn run<E: std::error::Error>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::Call;
+    use super::super::{Call, Mode};
     use super::*;
 
     /// (i·7919 mod 1009) / 100 + 5 milliseconds, one call after the other.
@@ -147,12 +158,24 @@ mod tests {
         let mut start_ms = 0.0;
         let call = |i: u32| {
             let end_ms = start_ms + factor * (f64::from(i * 7919 % 1009) / 100.0 + 5.0);
-            let call = Call { start_ms, end_ms };
+            let call = Call { start_ms, end_ms, phases: None };
             start_ms = end_ms;
             call
         };
         let calls = (0..count).map(call).collect();
-        Times { name: "x".to_owned(), batch, warm_up_calls: 10, settled: true, calls }
+        Times {
+            name: "x".to_owned(),
+            batch,
+            mode: mode(1),
+            timing: Timing::Measured,
+            warm_up_calls: 10,
+            settled: true,
+            calls,
+        }
+    }
+
+    fn mode(threads: usize) -> Mode {
+        Mode { provider: "fake".to_owned(), threads, transfers: false, cuda_graph: false }
     }
 
     fn close(a: f64, b: f64) {
@@ -168,7 +191,8 @@ mod tests {
         let batch = expected["batch"].as_u64().unwrap() as usize;
         let recorded_of = |column: usize| {
             let milliseconds = |line: &str| line.split(',').nth(column).unwrap().parse().unwrap();
-            let calls = recorded.lines().skip(1).map(|line| Call { start_ms: 0.0, end_ms: milliseconds(line) });
+            let calls =
+                recorded.lines().skip(1).map(|line| Call { start_ms: 0.0, end_ms: milliseconds(line), phases: None });
             Times { calls: calls.collect(), ..times(0, batch, 1.0) }
         };
         let (reference, target) = (recorded_of(0), recorded_of(1));
@@ -198,48 +222,59 @@ mod tests {
         close(speed_up.ratio, 6.0);
         assert!(speed_up.interval[0] < 6.0 && speed_up.interval[1] > 6.0, "{speed_up:?}");
         assert_eq!(fast.speed_up(&times(0, 1, 1.0)), None);
+        let emulated = Times { timing: Timing::Emulated, ..fast.clone() };
+        assert_eq!((emulated.speed_up(&slow), slow.speed_up(&emulated)), (None, None));
     }
 
     #[test]
     fn doubtful_times_are_pointed_out() {
-        let steady = |count: u32| Times {
-            calls: (0..count).map(|i| Call { start_ms: f64::from(i), end_ms: f64::from(i) + 1.0 }).collect(),
+        let with = |count: u32, phases: Option<Phases>| Times {
+            calls: (0..count).map(|i| Call { start_ms: f64::from(i), end_ms: f64::from(i) + 1.0, phases }).collect(),
             ..times(0, 1, 1.0)
         };
-        assert_eq!(steady(100).warnings(None), [""; 0]);
-        assert!(steady(99).warnings(None)[0].contains("99th percentile of 99 calls"));
-        assert!(times(200, 1, 1.0).warnings(None)[0].starts_with("unstable: the standard deviation is 2"));
+        let steady = |count: u32| with(count, None);
+        assert_eq!(steady(100).warnings(), [""; 0]);
+        assert!(steady(99).warnings()[0].contains("99th percentile of 99 calls"));
+        assert!(times(200, 1, 1.0).warnings()[0].starts_with("unstable: the standard deviation is 2"));
         let unsettled = Times { settled: false, ..steady(100) };
-        assert!(unsettled.warnings(None)[0].contains("had not settled after 10 warm-up calls"));
+        assert!(unsettled.warnings()[0].contains("had not settled after 10 warm-up calls"));
         let phases = Phases { enqueue_ms: 0.9, h2d_ms: 0.8, compute_ms: 1.0, d2h_ms: 2.0 };
-        let warnings = steady(100).warnings(Some(&phases));
+        let warnings = with(100, Some(phases)).warnings();
         assert!(
             warnings[0].starts_with("enqueue-bound") && warnings[1].contains("outputs from the device takes 2.000 ms")
         );
-        assert_eq!((warnings.len(), steady(0).warnings(None)), (2, vec!["nothing was measured".to_owned()]));
+        assert_eq!((warnings.len(), steady(0).warnings()), (2, vec!["nothing was measured".to_owned()]));
     }
 
     #[test]
-    fn batch_sizes_are_measured_apart_and_compared_within() {
+    fn batch_sizes_and_thread_counts_are_measured_apart_and_compared_within() {
         let clock = super::super::SystemClock::default();
         let log = std::cell::RefCell::new(Vec::new());
         let log = &log;
-        let target = |name: &'static str, batch: usize| Target::<std::fmt::Error> {
+        let target = |name: &'static str, batch: usize, threads: usize| Target::<std::fmt::Error> {
             name: name.to_owned(),
             batch,
+            lane: threads,
+            mode: mode(threads),
+            timing: Timing::Measured,
             call: Box::new(move || {
-                log.borrow_mut().push(batch);
-                Ok(())
+                log.borrow_mut().push((name, batch, threads));
+                Ok(None)
             }),
         };
-        let mut targets = vec![target("fp32", 8), target("fp32", 1), target("int8", 8), target("int8", 1)];
+        let cases = [("fp32", 8, 1), ("fp32", 1, 2), ("fp32", 1, 1), ("int8", 8, 1), ("int8", 1, 2), ("int8", 1, 1)];
+        let mut targets: Vec<_> = cases.iter().map(|&(name, batch, threads)| target(name, batch, threads)).collect();
         let zero = std::time::Duration::ZERO;
         let protocol = Protocol { warm_up: zero, warm_up_limit: zero, duration: zero, rounds: 12 };
         let measurements = run(&mut targets, Some("fp32"), &protocol, &clock).unwrap();
         drop(targets);
-        let order: Vec<_> = measurements.iter().map(|m| (m.times.name.as_str(), m.times.batch)).collect();
-        assert_eq!(order, [("fp32", 1), ("int8", 1), ("fp32", 8), ("int8", 8)]);
-        assert_eq!(*log.borrow(), [[1; 24], [8; 24]].concat());
+        let expected =
+            [(1, 1), (1, 2), (8, 1)].map(|(batch, threads)| [("fp32", batch, threads), ("int8", batch, threads)]);
+        let order: Vec<_> =
+            measurements.iter().map(|m| &m.times).map(|t| (&*t.name, t.batch, t.mode.threads)).collect();
+        assert_eq!(order, expected.concat());
+        let rounds: Vec<_> = expected.iter().flat_map(|round| round.repeat(12)).collect();
+        assert_eq!(*log.borrow(), rounds);
         assert!(measurements[0].speed_up.is_none() && measurements[1].latency.is_some());
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{
     ExitStatus, INTERRUPTED, Printer,
     output::OutputFolder,
-    settings::{Apply, Session, quantize_options},
+    settings::{Apply, Session, one_size, quantize_options},
 };
 use crate::{
     artifact::{ArtifactError, ContentHash, Tool, write_json},
@@ -124,6 +124,7 @@ fn configuration(args: &BisectArgs) -> anyhow::Result<RunConfig> {
         Some(path) => RunConfig::load(path)?,
         None => RunConfig::default(),
     };
+    one_size(&args.data, &args.runtime)?;
     args.data.apply(&mut config)?;
     args.method.apply(&mut config)?;
     args.scheme.apply(&mut config)?;
@@ -252,7 +253,7 @@ impl<'a> Bisection<'a> {
         let session = &self.session;
         let judge = JudgeOptions {
             gates: gates.to_vec(),
-            compare: CompareOptions { max_flips: 0, ..CompareOptions::default() },
+            compare: CompareOptions { max_flips: 0, ..session.compare_options() },
             threads: session.threads,
             ..JudgeOptions::default()
         };

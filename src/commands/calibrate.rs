@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     ExitStatus, Printer,
-    settings::{Apply, Session, scheme},
+    settings::{Apply, Session, one_size, scheme},
 };
 use crate::{
     calibrate::{CalibrationTable, Choice, Histograms, Provenance, Shards, cache::CalibrationCache, tables},
@@ -34,6 +34,7 @@ struct Outcome<'a> {
 /// Observes the calibration samples and writes the table and the histograms.
 pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &CalibrateArgs) -> anyhow::Result<ExitStatus> {
     let mut config = RunConfig { model: Some(args.model.clone()), ..RunConfig::default() };
+    one_size(&args.data, &args.runtime)?;
     args.data.apply(&mut config)?;
     args.method.apply(&mut config)?;
     args.scheme.apply(&mut config)?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     ExitStatus, Printer,
-    settings::{Apply, Session, control},
+    settings::{Apply, Session, control, one_size},
     spec::Spec,
 };
 use crate::{
@@ -16,12 +16,12 @@ use crate::{
         tensorrt::{EngineSidecar, RunnerOptions, run_engine},
     },
     cli::{CompareArgs, GlobalArgs},
-    compare::{CompareOptions, ComparisonResult, Gate, GateResult, SavedOutputs},
+    compare::{ComparisonResult, Gate, GateResult, SavedOutputs},
     config::RunConfig,
     onnx::Model,
     pipeline::{
         PipelineError,
-        evaluation::{EvaluateOptions, Outputs, Recorder, class_names, evaluate_pairs},
+        evaluation::{EvaluateOptions, Outputs, Recorder, evaluate_pairs},
     },
 };
 
@@ -75,8 +75,10 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
     let mut specs = args.targets.iter().map(|target| Spec::parse(target)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut names = args.targets.clone();
     let mut config = RunConfig::default();
+    one_size(&args.data, &args.runtime)?;
     args.data.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
+    args.outputs.apply(&mut config)?;
     config.model = args.model.clone().or_else(|| float_model(&reference_spec, &specs));
     fill_from_sidecar(&mut config, [&reference_spec].into_iter().chain(&specs));
     for spec in [&reference_spec].into_iter().chain(&specs) {
@@ -104,14 +106,7 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
         targets.push(Side::new(spec, &session, save).with_context(|| format!("target {name}"))?);
         outcomes.push(TargetOutcome::new(name));
     }
-    let options = EvaluateOptions {
-        batch: session.batch,
-        policy: session.policy,
-        compare: CompareOptions {
-            class_names: class_names(&session.data.collection.names),
-            ..CompareOptions::default()
-        },
-    };
+    let options = EvaluateOptions { batch: session.batch, policy: session.policy, compare: session.compare_options() };
     let bar = printer.progress(indices.len() as u64, "comparing");
     let progress = |samples: usize| bar.inc(samples as u64);
     let control = control(session.threads, &progress);

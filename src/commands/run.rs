@@ -3,6 +3,7 @@
 mod artifacts;
 mod assemble;
 mod engines;
+mod times;
 
 use std::time::SystemTime;
 
@@ -13,7 +14,6 @@ use super::{
 };
 use crate::{
     backend::{Backend, BuildOptions, Runner},
-    bench::{self, Measurement, Protocol, SystemClock},
     bisect::{
         graphwise::{Graphwise, GraphwiseOptions, graphwise, shared_tensors},
         layerwise::{LayerError, LayerwiseOptions, OutputNoise, Samples, layerwise, output_noise, worst},
@@ -21,16 +21,15 @@ use crate::{
     },
     calibrate::{Histograms, Provenance, Shards},
     cli::{GlobalArgs, RunArgs},
-    compare::{CompareOptions, Gate},
+    compare::Gate,
     config::RunConfig,
-    dataset::{PrefetchOptions, Split, prefetch},
+    dataset::{PrefetchOptions, Split},
     pipeline::{
         calibration::{Chosen, hold_out},
         data::Provenance as Found,
-        evaluation::{EvaluateOptions, Evaluation, Outputs, class_names, evaluate_pairs},
+        evaluation::{EvaluateOptions, Evaluation, Outputs, evaluate_pairs},
     },
     quantize::Precision,
-    tensor::TensorMap,
 };
 
 /// Evaluation samples on which tensors are compared one by one.
@@ -51,6 +50,7 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
     engines::check(&config.tensorrt)?;
     let out = OutputFolder::open(&config)?;
     let session = Session::open(config, global.ort_library.as_deref(), printer)?;
+    times::check(&session)?;
     let mut job = Job::new(printer, session, out);
     job.write_config()?;
     let calibrated = job.calibrate()?;
@@ -70,6 +70,7 @@ fn configuration(args: &RunArgs) -> anyhow::Result<RunConfig> {
     args.method.apply(&mut config)?;
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
+    args.outputs.apply(&mut config)?;
     if let Some(model) = &args.model {
         config.model = Some(model.clone());
     }
@@ -292,14 +293,8 @@ impl<'a> Job<'a> {
     /// One pass of the reference, every target and every engine over the evaluation samples.
     fn evaluate(&mut self, targets: &mut [Target], engines: &mut [engines::Engine]) -> anyhow::Result<Evaluation> {
         let session = &mut self.session;
-        let options = EvaluateOptions {
-            batch: session.batch,
-            policy: session.policy,
-            compare: CompareOptions {
-                class_names: class_names(&session.data.collection.names),
-                ..CompareOptions::default()
-            },
-        };
+        let options =
+            EvaluateOptions { batch: session.batch, policy: session.policy, compare: session.compare_options() };
         let ran = targets.iter().filter(|target| target.runner.is_some());
         let names: Vec<&str> = ran.map(|target| target.precision.name()).collect();
         let mut runners: Vec<&mut dyn Outputs> = targets
@@ -366,42 +361,5 @@ impl<'a> Job<'a> {
         let few = Samples { indices: &readable[..readable.len().min(OUTPUT_SAMPLES)], ..samples };
         let outputs = output_noise(&session.runtime, &pair, &worst(&local, OUTPUT_OPERATORS), few, session.threads)?;
         Ok(Some(Layers { graphwise, local, outputs }))
-    }
-
-    /// Latency of the reference and of every target, in interleaved rounds over the first batch.
-    fn time(&mut self, targets: &mut [Target]) -> anyhow::Result<Option<Vec<Measurement>>> {
-        let seconds = self.session.config.bench_seconds;
-        if seconds <= 0.0 {
-            return Ok(None);
-        }
-        let Some(inputs) = self.first_batch() else { return Ok(None) };
-        let batch = inputs.values().next().and_then(|tensor| tensor.shape().first().copied()).unwrap_or(1);
-        self.printer.detail("measuring latency");
-        let mut timed = vec![bench::Target {
-            name: "fp32".to_owned(),
-            batch,
-            call: Box::new(|| self.session.reference.visit(&inputs, &mut |_, _| Ok(check_interrupt()?))),
-        }];
-        for target in targets.iter_mut() {
-            let name = target.precision.to_string();
-            if let Some(runner) = &mut target.runner {
-                let call = Box::new(|| runner.visit(&inputs, &mut |_, _| Ok(check_interrupt()?)));
-                timed.push(bench::Target { name, batch, call });
-            }
-        }
-        let protocol = Protocol { duration: std::time::Duration::from_secs_f64(seconds), ..Protocol::default() };
-        Ok(Some(bench::run(&mut timed, Some("fp32"), &protocol, &SystemClock::default())?))
-    }
-
-    fn first_batch(&self) -> Option<TensorMap> {
-        let options = PrefetchOptions {
-            batch: self.session.subject.fixed_batch().unwrap_or(1),
-            threads: 1,
-            policy: crate::dataset::BadPolicy { max_share: 1.0, strict: false },
-            stop: &super::INTERRUPTED,
-        };
-        let dataset = &*self.session.data.collection.dataset;
-        let batch = prefetch(dataset, &self.split.evaluation, options, |batches| batches.next()).0?;
-        (batch.ids.len() == options.batch).then_some(batch.inputs)
     }
 }

@@ -1,6 +1,6 @@
 //! From flags and a configuration file to one [`RunConfig`], and from that to the options of the stages.
 
-use std::{path::Path, sync::atomic::AtomicBool};
+use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicBool};
 
 use anyhow::Context;
 
@@ -8,15 +8,16 @@ use super::INTERRUPTED;
 use crate::{
     artifact::ContentHash,
     backend::{ExecutionProvider, Runner, onnxruntime::OnnxRuntime},
-    cli::{DataArgs, MethodArgs, RuntimeArgs, SchemeArgs},
+    bench::Mode,
+    cli::{DataArgs, MethodArgs, OutputArgs, RuntimeArgs, SchemeArgs},
     compare::CompareOptions,
-    config::{ConfigError, RunConfig, parse_shape, parse_share},
+    config::{ConfigError, RunConfig, parse_output_kind, parse_shape, parse_share},
     dataset::{BadPolicy, Collection, RandomDataset, data_hash},
     pipeline::{
         Control, PipelineError,
         calibration::{Calibrator, ChooseOptions, ObserveOptions},
         data::{Data, DataSettings, Provenance, open_data},
-        evaluation::EvaluateOptions,
+        evaluation::{EvaluateOptions, class_names},
         model::Subject,
     },
     printer::Printer,
@@ -62,7 +63,10 @@ impl Apply for DataArgs {
         }
         set_some(&mut config.preset, self.preset.as_ref());
         set_some(&mut config.preprocessor, self.preprocessor.as_ref());
-        set_some(&mut config.batch, self.batch.as_ref());
+        set_some(&mut config.batch, self.batch.iter().max());
+        if let [_, _, ..] = self.batch[..] {
+            config.bench_batch.clone_from(&self.batch);
+        }
         set(&mut config.seed, self.seed.as_ref());
         if let Some(share) = &self.max_bad {
             config.max_bad = parse_share(share)?;
@@ -72,6 +76,18 @@ impl Apply for DataArgs {
         for shape in &self.shape {
             let (name, extents) = parse_shape(shape)?;
             config.shape.insert(name, extents);
+        }
+        Ok(())
+    }
+}
+
+impl Apply for OutputArgs {
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
+        set_list(&mut config.top_k, &self.top_k);
+        set(&mut config.ignore_label, self.ignore_label.as_ref());
+        for text in &self.output_kind {
+            let (name, kind) = parse_output_kind(text)?;
+            config.output_kind.insert(name, kind);
         }
         Ok(())
     }
@@ -101,10 +117,24 @@ impl Apply for SchemeArgs {
 
 impl Apply for RuntimeArgs {
     fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
-        set(&mut config.threads, self.threads.as_ref());
+        set(&mut config.threads, self.threads.iter().max());
+        if let [_, _, ..] = self.threads[..] {
+            config.bench_threads.clone_from(&self.threads);
+        }
         set(&mut config.provider, self.provider.as_ref());
         Ok(())
     }
+}
+
+/// Refuses several batch sizes and thread counts, for commands that measure no latency.
+pub(super) fn one_size(data: &DataArgs, runtime: &RuntimeArgs) -> Result<(), ConfigError> {
+    for (key, values) in [("batch", &data.batch), ("threads", &runtime.threads)] {
+        if values.len() > 1 {
+            let reason = "several values are for `run` and `bench`; give one".to_owned();
+            return Err(ConfigError::Value { key, reason });
+        }
+    }
+    Ok(())
 }
 
 /// `cpu`, `cuda`, `cuda:1`.
@@ -116,6 +146,26 @@ pub(super) fn provider(text: &str) -> Result<ExecutionProvider, ConfigError> {
         Some(("cuda", index)) => index.parse().map(ExecutionProvider::Cuda).map_err(|_| invalid()),
         _ => Err(invalid()),
     }
+}
+
+fn compare_options(config: &RunConfig, names: &BTreeMap<u32, String>) -> CompareOptions {
+    CompareOptions {
+        kinds: config.output_kind.clone(),
+        top_k: config.top_k.clone(),
+        class_names: class_names(names),
+        ignored_label: Some(config.ignore_label),
+        ..CompareOptions::default()
+    }
+}
+
+/// How ONNX Runtime is called when its time is taken.
+pub(super) fn mode(provider: ExecutionProvider, threads: usize) -> Mode {
+    let (provider, transfers) = match provider {
+        ExecutionProvider::Cpu => ("onnxruntime-cpu", false),
+        // Inputs and outputs lie in host memory, so every call copies them.
+        ExecutionProvider::Cuda(_) => ("onnxruntime-cuda", true),
+    };
+    Mode { provider: provider.to_owned(), threads, transfers, cuda_graph: false }
 }
 
 /// The rules of a configuration for a quantized precision.
@@ -187,7 +237,7 @@ impl Session {
             (asked, fixed) => asked.or(fixed).unwrap_or(DEFAULT_BATCH),
         };
         let policy = BadPolicy { max_share: config.max_bad, strict: config.strict };
-        let evaluate = EvaluateOptions { batch, policy, compare: CompareOptions::default() };
+        let evaluate = EvaluateOptions { batch, policy, compare: compare_options(&config, &BTreeMap::new()) };
         let control = Control { threads, stop: &INTERRUPTED, progress: &|_| {} };
         let data = if config.random_data {
             random_data(&config, &subject)?
@@ -215,6 +265,11 @@ impl Session {
     pub(super) fn observe_options(&self) -> ObserveOptions {
         let batch = self.subject.fixed_batch().unwrap_or(1);
         ObserveOptions { batch, threads: self.threads, provider: self.provider, policy: self.policy }
+    }
+
+    /// How outputs are compared.
+    pub(super) fn compare_options(&self) -> CompareOptions {
+        compare_options(&self.config, &self.data.collection.names)
     }
 
     /// What observes the model over its samples.
@@ -249,12 +304,8 @@ fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data, PipelineEr
     let evaluation = if config.eval_samples == 0 { config.calib_samples } else { config.eval_samples };
     let count = config.calib_samples.saturating_add(evaluation);
     let dataset = RandomDataset::new(&subject.input_specs(), count, config.seed).map_err(PipelineError::Input)?;
-    let collection = Collection {
-        dataset: Box::new(dataset),
-        passed_over: Vec::new(),
-        names: std::collections::BTreeMap::new(),
-        label_source: None,
-    };
+    let collection =
+        Collection { dataset: Box::new(dataset), passed_over: Vec::new(), names: BTreeMap::new(), label_source: None };
     Ok(Data { collection, preprocess: None, provenance: Provenance::None })
 }
 

@@ -89,6 +89,9 @@ pub struct Segmentation {
     pub pixel_accuracy: Option<f64>,
     /// Mean intersection over union with the label masks, where masks were given.
     pub label_mean_iou: Option<f64>,
+    /// Intersection over union with the label masks of every class that occurs, by class index.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub label_class_iou: BTreeMap<u32, f64>,
 }
 
 /// One class and its score.

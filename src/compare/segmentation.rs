@@ -176,20 +176,20 @@ impl MapCounts {
 
     /// Figures of the reference (against itself, and the labels) and of the target.
     pub fn segmentations(&self) -> (Segmentation, Segmentation) {
-        let labelled = |labels: &Overlaps| (labels.pixels > 0).then(|| (labels.share_equal(), labels.mean_iou()));
-        let with = |pixel_agreement, mean_iou, class_iou, labels: Option<(f64, f64)>| Segmentation {
+        let with = |pixel_agreement, mean_iou, class_iou, labels: &Overlaps| Segmentation {
             pixel_agreement,
             mean_iou,
             class_iou,
-            pixel_accuracy: labels.map(|l| l.0),
-            label_mean_iou: labels.map(|l| l.1),
+            pixel_accuracy: (labels.pixels > 0).then(|| labels.share_equal()),
+            label_mean_iou: (labels.pixels > 0).then(|| labels.mean_iou()),
+            label_class_iou: labels.class_iou(),
         };
         let class_iou = self.agreement.class_iou();
         let own = self.agreement.classes.iter().enumerate().filter(|(_, counts)| counts[1] > 0);
         let own = own.map(|(class, _)| (class as u32, 1.0)).collect();
         (
-            with(1.0, 1.0, own, labelled(&self.reference_labels)),
-            with(self.agreement.share_equal(), self.agreement.mean_iou(), class_iou, labelled(&self.target_labels)),
+            with(1.0, 1.0, own, &self.reference_labels),
+            with(self.agreement.share_equal(), self.agreement.mean_iou(), class_iou, &self.target_labels),
         )
     }
 }
@@ -217,6 +217,7 @@ mod tests {
         assert!((seg.mean_iou - 0.5).abs() < 1e-15);
         // Against the mask, without its ignored pixel: 0 → 1 of 2, 1 → 2 of 2, 2 → 1 of 1, 3 → 0 of 1.
         assert_eq!((seg.pixel_accuracy, seg.label_mean_iou), (Some(0.8), Some(0.625)));
+        assert_eq!(seg.label_class_iou, BTreeMap::from([(0, 0.5), (1, 1.0), (2, 1.0), (3, 0.0)]));
         assert_eq!((own.pixel_agreement, own.class_iou.len(), own.pixel_accuracy), (1.0, 3, Some(0.6)));
         let small = map([1, 1], &[0]);
         assert!(counts.push(&reference, &target, Some(&small), None).unwrap_err().contains("nearest neighbour"));

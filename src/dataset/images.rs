@@ -9,10 +9,11 @@ use std::{
 use super::{
     Dataset, DatasetError, InputSpec, SampleError,
     decode::decode,
+    masks,
     preprocess::{Layout, Preprocess, gray},
     resample::{Interpolation, RgbImage, resize},
 };
-use crate::tensor::{ElementType, TensorMap};
+use crate::tensor::{ElementType, Tensor, TensorMap};
 
 /// Largest image file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 30;
@@ -24,6 +25,8 @@ pub(super) struct ImageDataset {
     files: Vec<PathBuf>,
     ids: Vec<String>,
     labels: Vec<Option<u32>>,
+    /// Empty without any.
+    masks: Vec<Option<PathBuf>>,
     input: ImageInput,
     preprocess: Preprocess,
 }
@@ -82,11 +85,15 @@ impl ImageInput {
 impl ImageDataset {
     pub(super) fn new(files: Vec<(String, PathBuf)>, input: ImageInput, preprocess: Preprocess) -> Self {
         let (ids, files): (Vec<_>, Vec<_>) = files.into_iter().unzip();
-        Self { labels: vec![None; ids.len()], files, ids, input, preprocess }
+        Self { labels: vec![None; ids.len()], masks: Vec::new(), files, ids, input, preprocess }
     }
 
     pub(super) fn set_labels(&mut self, labels: Vec<Option<u32>>) {
         self.labels = labels;
+    }
+
+    pub(super) fn set_masks(&mut self, masks: Vec<Option<PathBuf>>) {
+        self.masks = masks;
     }
 
     fn picture(&self, index: usize) -> Result<RgbImage, SampleError> {
@@ -121,6 +128,16 @@ impl Dataset for ImageDataset {
 
     fn label(&self, index: usize) -> Option<u32> {
         self.labels[index]
+    }
+
+    fn has_mask(&self, index: usize) -> bool {
+        self.masks.get(index).is_some_and(Option::is_some)
+    }
+
+    fn mask(&self, index: usize) -> Result<Option<Tensor>, SampleError> {
+        let Some(Some(file)) = self.masks.get(index) else { return Ok(None) };
+        let bad = |reason: String| SampleError { sample: file.display().to_string(), reason };
+        masks::read(&read_file(file).map_err(bad)?, &self.preprocess).map(Some).map_err(bad)
     }
 
     fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {

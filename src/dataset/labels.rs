@@ -85,7 +85,7 @@ fn is_header(file: &str, label: &str) -> bool {
 }
 
 /// Rows with their line numbers; commas make it a CSV, otherwise the last word of a line is the label.
-fn rows(text: &str, path: &Path) -> Result<Vec<(usize, Vec<String>)>, DatasetError> {
+pub(super) fn rows(text: &str, path: &Path) -> Result<Vec<(usize, Vec<String>)>, DatasetError> {
     let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
     if first.contains(',') {
         let mut reader = csv::ReaderBuilder::new()
@@ -133,7 +133,7 @@ pub fn load_classes(path: &Path) -> Result<BTreeMap<u32, String>, DatasetError> 
     }
 }
 
-fn read_text(path: &Path) -> Result<String, DatasetError> {
+pub(super) fn read_text(path: &Path) -> Result<String, DatasetError> {
     let bytes = std::fs::read(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
     let text = String::from_utf8(bytes)
         .map_err(|_| DatasetError::Labels { path: path.to_owned(), reason: "it is not UTF-8 text".to_owned() })?;

@@ -9,6 +9,7 @@ mod huggingface;
 mod images;
 mod jpeg;
 mod labels;
+mod masks;
 mod prefetch;
 mod preprocess;
 mod random;
@@ -31,7 +32,7 @@ pub use split::{Split, split};
 
 use crate::{
     artifact::ContentHash,
-    tensor::{ElementType, TensorMap},
+    tensor::{ElementType, Tensor, TensorMap},
 };
 
 /// Why one sample cannot be used. The run goes on without it and reports it.
@@ -92,6 +93,18 @@ pub trait Dataset: Sync {
     /// The right class, where it is known.
     fn label(&self, index: usize) -> Option<u32>;
 
+    /// Whether the right class of each pixel is known.
+    fn has_mask(&self, index: usize) -> bool {
+        let _ = index;
+        false
+    }
+
+    /// Reads the right class of each pixel, `[H, W]` in the size of the preprocessed picture; `None` where it is unknown.
+    fn mask(&self, index: usize) -> Result<Option<Tensor>, SampleError> {
+        let _ = index;
+        Ok(None)
+    }
+
     /// Reads one sample: every input of the model, each with a leading extent of 1 for the batch.
     fn sample(&self, index: usize) -> Result<TensorMap, SampleError>;
 
@@ -118,7 +131,7 @@ pub struct InputSpec {
 pub struct DataOptions<'a> {
     /// Folder or file.
     pub path: &'a Path,
-    /// Label file; without one, class folders are labels.
+    /// Label file, or folder of label masks; without one, class folders are labels.
     pub labels: Option<&'a Path>,
     /// Class names by index, where known.
     pub classes: &'a BTreeMap<u32, String>,
@@ -212,7 +225,12 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     let mut names = BTreeMap::new();
     let mut label_source = (!assigned.is_empty()).then(|| options.path.display().to_string());
     let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
-    if let (Some(file), false) = (options.labels, ids.is_empty()) {
+    let mut masks = Vec::new();
+    let mask_files = options.labels.map(masks::Masks::open).transpose()?.flatten();
+    if let (Some(files), false) = (&mask_files, ids.is_empty()) {
+        masks = files.assign(&ids)?;
+        label_source = options.labels.map(|path| path.display().to_string());
+    } else if let (Some(file), false) = (options.labels, ids.is_empty()) {
         let labels = labels::Labels::load(file, options.classes)?;
         assigned = labels.assign(&ids)?;
         names = labels.names;
@@ -230,6 +248,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     if !assigned.is_empty() {
         dataset.set_labels(assigned);
     }
+    dataset.set_masks(masks);
     // The label and class files of a data set often lie beside its images; they are no failed samples.
     let known = |path: Option<&Path>| path.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
     let labels_file = known(options.labels);

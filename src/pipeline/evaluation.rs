@@ -167,11 +167,14 @@ pub fn evaluate_pairs(
     let (outcome, summary) = prefetch(dataset, indices, prefetch_options, |batches| {
         for batch in batches {
             let expected = reference.give(&batch, ids.len())?;
+            let masks = batch.indices.iter().map(|&index| dataset.mask(index)).collect::<Result<Vec<_>, _>>();
+            let masks = masks.map_err(|error| PipelineError::Input(error.to_string()))?;
             let samples: Vec<Sample<'_>> = batch
                 .indices
                 .iter()
                 .zip(&batch.ids)
-                .map(|(&index, id)| Sample { id, label: dataset.label(index), mask: None })
+                .zip(&masks)
+                .map(|((&index, id), mask)| Sample { id, label: dataset.label(index), mask: mask.as_ref() })
                 .collect();
             own.push(&samples, &expected, &expected)?;
             let mut outputs = vec![None; targets.len()];

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Gate, Histogram, Layer, Precision, Verdict, format, metrics::title};
+use super::{Gate, Histogram, Layer, OutputTask, Precision, Verdict, format, metrics::title};
 use crate::{
     calibrate::TensorRange,
-    compare::{ComparisonResult, Direction, GateResult, Metric},
+    compare::{ComparisonResult, Direction, GateResult, Metric, TaskResult},
 };
 
 impl Precision {
@@ -20,10 +20,12 @@ impl Precision {
             agreement: None,
             accuracy: None,
             segmentation: None,
+            tasks: Vec::new(),
             outputs: Vec::new(),
             latency_ms: None,
             throughput_fps: None,
             speedup: None,
+            speed_at: Vec::new(),
             flips: Vec::new(),
             flips_total: 0,
             error: None,
@@ -40,8 +42,24 @@ impl Precision {
             self.flips_total = task.flipped.len();
         }
         self.segmentation = result.map().and_then(|task| task.segmentation.clone());
+        if result.tasks.len() > 1 || result.tasks.iter().any(|task| !task.top_k.is_empty()) {
+            self.tasks = result.tasks.iter().map(OutputTask::new).collect();
+        }
         self.outputs.clone_from(&result.outputs);
         self
+    }
+}
+
+impl OutputTask {
+    fn new(task: &TaskResult) -> Self {
+        Self {
+            output: task.output.clone(),
+            kind: task.kind,
+            agreement: task.agreement.clone(),
+            top_k: task.top_k.clone(),
+            accuracy: task.accuracy.clone(),
+            segmentation: task.segmentation.clone(),
+        }
     }
 }
 

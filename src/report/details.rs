@@ -1,13 +1,17 @@
 //! The smaller tables of a report: calibration methods, outputs, timings.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    CandidateResult, Report, Timing, format,
-    metrics::{decibels, share, title},
+    CandidateResult, LatencyMs, Precision, Report, Speedup, Timing, format,
+    metrics::{decibels, share, speedup_cell, title},
     table::{Cell, Column, Table, Tone},
 };
-use crate::{calibrate::Method, compare::Segmentation};
+use crate::{
+    bench::{Mode, Throughput},
+    calibrate::Method,
+    compare::{Accuracy, FIVE},
+};
 
 /// A calibration method's name.
 pub(super) fn method_name(method: Method) -> &'static str {
@@ -91,61 +95,241 @@ pub(super) fn outputs(report: &Report) -> Table {
     Table { columns, rows }
 }
 
-/// Every latency with the conditions it was measured under.
+/// Every latency and throughput with the conditions they were measured under.
 pub(super) fn timings(report: &Report) -> Table {
-    let mut columns =
-        vec![Column::text("Precision", "precision"), Column::text("Timing", "timing"), Column::text("Mode", "mode")];
-    let figures = ["Median", "Mean", "Std", "Jitter", "p90", "p95", "p99"];
+    let mut columns = vec![
+        Column::text("Precision", "precision"),
+        Column::text("Timing", "timing"),
+        Column::text("Mode", "mode"),
+        Column::number("Batch", "batch", "Samples in a call"),
+        Column::number("Threads", "threads", "Threads on the CPU, streams on a GPU"),
+    ];
+    let latency = ["Median", "Mean", "Std", "Jitter", "p90", "p95", "p99"];
     columns.extend(
-        figures.map(|name| Column::number(name, &format!("{}_ms", name.to_lowercase()), "Milliseconds a call")),
+        latency.map(|name| Column::number(name, &format!("{}_ms", name.to_lowercase()), "Milliseconds a call")),
     );
     columns.push(Column::number(
         "± p99",
         "p99_uncertainty_ms",
         "Half-width of the 95 % interval of the 99th percentile",
     ));
-    columns.push(Column::number("Calls", "count", "Calls measured"));
+    columns.extend([
+        Column::number("Samples/s", "fps_median", "Median samples a second"),
+        Column::number("Mean", "fps_mean", "Mean samples a second"),
+        Column::number("±", "fps_uncertainty", "Half-width of the 95 % interval of the mean samples a second"),
+        Column::number("Jitter", "fps_jitter", "Most less fewest samples a second"),
+        Column::number("Speed-up", "speedup", "How many times faster than the reference, with its 95 % interval"),
+        Column::number("Calls", "count", "Calls measured"),
+    ]);
     let mut rows = Vec::new();
-    for precision in &report.precisions {
-        let Some(latency) = &precision.latency_ms else { continue };
-        let f = &latency.figures;
-        let (timing, tone) = match latency.timing {
-            Timing::Measured => (Cell::text("measured"), Tone::Plain),
-            Timing::Emulated => {
-                (Cell::text("emulated").note("says nothing about its speed").tone(Tone::Bad), Tone::Dim)
-            }
-        };
-        let mut row = vec![Cell::text(title(precision)), timing, Cell::text(latency.mode())];
-        let times = [f.median, f.mean, f.std, f.jitter, f.p90, f.p95, f.p99, f.p99_uncertainty];
-        row.extend(times.map(|ms| Cell::number(ms, format::significant(ms, 3)).tone(tone)));
-        row.push(Cell::number(f.count as f64, f.count.to_string()));
-        rows.push(row);
+    for p in &report.precisions {
+        let first = p.latency_ms.iter().map(|latency| (latency, &p.throughput_fps, &p.speedup));
+        let further = p.speed_at.iter().map(|at| (&at.latency_ms, &at.throughput_fps, &at.speedup));
+        rows.extend(
+            first.chain(further).map(|(latency, fps, speedup)| timing(p, latency, fps.as_ref(), speedup.as_ref())),
+        );
     }
-    Table { columns, rows }
+    let mut table = Table { columns, rows };
+    table.drop_empty_columns();
+    table
 }
 
-/// Intersection over union with the reference, class by class, of models whose output is a map.
+fn timing(p: &Precision, latency: &LatencyMs, fps: Option<&Throughput>, speedup: Option<&Speedup>) -> Vec<Cell> {
+    let f = &latency.figures;
+    let (timing, tone) = match latency.timing {
+        Timing::Measured => (Cell::text("measured"), Tone::Plain),
+        Timing::Emulated => (Cell::text("emulated").note("says nothing about its speed").tone(Tone::Bad), Tone::Dim),
+    };
+    let figure = |value: f64| Cell::number(value, format::significant(value, 3)).tone(tone);
+    let whole = |value: usize| Cell::number(value as f64, value.to_string());
+    let mut row = vec![Cell::text(title(p)), timing, Cell::text(latency.conditions())];
+    row.extend([f.batch, latency.mode.threads].map(whole));
+    row.extend([f.median, f.mean, f.std, f.jitter, f.p90, f.p95, f.p99, f.p99_uncertainty].map(figure));
+    match fps {
+        Some(fps) => row.extend([fps.median, fps.mean, fps.uncertainty, fps.jitter].map(figure)),
+        None => row.extend([(); 4].map(|()| Cell::missing())),
+    }
+    row.push(match speedup {
+        Some(speedup) if latency.timing == Timing::Measured => speedup_cell(&speedup.figures),
+        _ => Cell::missing(),
+    });
+    row.push(whole(f.count));
+    row
+}
+
+/// Every output by its kind, and every further k; empty where the table of precisions says it all.
+pub(super) fn tasks(report: &Report) -> Table {
+    let columns = vec![
+        Column::text("Precision", "precision"),
+        Column::text("Output", "output"),
+        Column::text("Kind", "kind"),
+        Column::number("k", "k", "Best classes looked at"),
+        Column::number("Overlap", "overlap", "Mean share of the best k in common with the reference"),
+        Column::number("Same set", "set", "Share of samples with the same best k as the reference"),
+        Column::number(
+            "Ref. first in k",
+            "ref_top1_in",
+            "Share of samples whose reference's first is among the best k",
+        ),
+        Column::number("Accuracy", "accuracy", "Share of labelled samples whose label is among the best k"),
+        Column::number("Ref. accuracy", "reference_accuracy", "The same of the reference"),
+        Column::number("Pixel agr.", "pixel_agreement", "Share of pixels with the same class as the reference"),
+        Column::number("Mean IoU", "mean_iou", "With the reference, mean over classes"),
+    ];
+    let mut rows = Vec::new();
+    for precision in &report.precisions {
+        for task in &precision.tasks {
+            let head = |kind| vec![Cell::text(title(precision)), Cell::text(&task.output), Cell::text(kind)];
+            let cell = |value: Option<f64>, samples| value.map_or_else(Cell::missing, |value| share(value, samples));
+            let mut classes = |k: usize, shares: [Option<f64>; 5], samples: usize| {
+                let mut row = head("classification");
+                row.push(Cell::number(k as f64, k.to_string()));
+                row.extend(shares.map(|value| cell(value, samples)));
+                row.extend([Cell::missing(), Cell::missing()]);
+                rows.push(row);
+            };
+            let samples = task.agreement.as_ref().map_or(0, |a| a.samples);
+            let right = |of: fn(&Accuracy) -> f64| task.accuracy.as_ref().map(of);
+            if let Some(a) = &task.agreement {
+                classes(1, [Some(a.top1), Some(a.top1), Some(a.top1), right(|r| r.top1), None], samples);
+                let five = [Some(a.top5_overlap), Some(a.top5_set), Some(a.ref_top1_in_top5), right(|r| r.top5), None];
+                classes(FIVE, five, samples);
+            }
+            for k in &task.top_k {
+                let accuracy = [k.target_accuracy, k.reference_accuracy];
+                classes(k.k, [Some(k.overlap), Some(k.set), Some(k.ref_top1_in), accuracy[0], accuracy[1]], samples);
+            }
+            if let Some(map) = &task.segmentation {
+                let mut row = head("map");
+                row.extend([(); 6].map(|()| Cell::missing()));
+                row.extend([Some(map.pixel_agreement), Some(map.mean_iou)].map(|value| cell(value, 0)));
+                rows.push(row);
+            }
+        }
+    }
+    let mut table = Table { columns, rows };
+    table.drop_empty_columns();
+    table
+}
+
+/// Intersection over union class by class, of models whose output is a map: with the reference, and with label masks.
 pub(super) fn class_iou(report: &Report) -> Table {
-    let maps: Vec<_> = report.precisions.iter().filter_map(|p| Some((p, p.segmentation.as_ref()?))).collect();
+    let mut measures: Vec<(String, &BTreeMap<u32, f64>)> = Vec::new();
+    for (p, map) in report.precisions.iter().filter_map(|p| Some((p, p.segmentation.as_ref()?))) {
+        if !p.reference {
+            measures.push((title(p), &map.class_iou));
+        }
+        if !map.label_class_iou.is_empty() {
+            measures.push((format!("{}, labels", title(p)), &map.label_class_iou));
+        }
+    }
     let mut columns = vec![Column::text("Class", "class")];
-    columns.extend(maps.iter().map(|(p, _)| Column::number(&title(p), &title(p), "Intersection over union")));
+    columns.extend(measures.iter().map(|(name, _)| Column::number(name, name, "Intersection over union")));
     let names = report.dataset.labels.as_ref().map(|labels| &labels.names);
-    let classes: BTreeSet<u32> = maps.iter().flat_map(|(_, map)| map.class_iou.keys().copied()).collect();
+    let classes: BTreeSet<u32> = measures.iter().flat_map(|(_, iou)| iou.keys().copied()).collect();
     let row = |class: u32| {
         let name = names.and_then(|names| names.get(&class)).map_or_else(|| class.to_string(), Clone::clone);
-        let iou =
-            |(_, map): &(_, &Segmentation)| map.class_iou.get(&class).map_or_else(Cell::missing, |&v| share(v, 0));
-        [Cell::text(name)].into_iter().chain(maps.iter().map(iou)).collect()
+        let cell = |(_, iou): &(_, &BTreeMap<u32, f64>)| iou.get(&class).map_or_else(Cell::missing, |&v| share(v, 0));
+        [Cell::text(name)].into_iter().chain(measures.iter().map(cell)).collect()
     };
     Table { rows: classes.into_iter().map(row).collect(), columns }
 }
 
-impl super::LatencyMs {
+impl LatencyMs {
     /// The conditions in a line: provider, batch, threads, transfers, CUDA graph.
-    pub fn mode(&self) -> String {
-        let transfers = if self.transfers { "with transfers" } else { "without transfers" };
-        let graph = if self.cuda_graph { ", CUDA graph" } else { "" };
-        let threads = self.threads;
-        format!("{}, batch {}, {threads} threads or streams, {transfers}{graph}", self.provider, self.figures.batch)
+    pub fn conditions(&self) -> String {
+        let Mode { provider, threads, transfers, cuda_graph } = &self.mode;
+        let transfers = if *transfers { "with transfers" } else { "without transfers" };
+        let graph = if *cuda_graph { "CUDA graph" } else { "no CUDA graph" };
+        format!("{provider}, batch {}, {threads} threads or streams, {transfers}, {graph}", self.figures.batch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        compare::{OutputKind, Segmentation, TopK},
+        report::{
+            OutputTask, SpeedAt,
+            example::{Size, report},
+        },
+    };
+
+    #[test]
+    fn further_batch_sizes_stand_under_the_first_and_emulated_ones_have_no_speed_up() {
+        let mut report = report(&Size { layers: 0, flips: 0 });
+        let int8 = &mut report.precisions[4];
+        let mut at = SpeedAt {
+            latency_ms: int8.latency_ms.clone().unwrap(),
+            throughput_fps: int8.throughput_fps.clone(),
+            speedup: int8.speedup.clone(),
+        };
+        at.latency_ms.figures.batch = 32;
+        int8.speed_at = vec![at.clone()];
+        at.latency_ms.timing = Timing::Emulated;
+        report.precisions[3].speed_at = vec![at];
+        let text = timings(&report).csv().unwrap();
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        let headers = reader.headers().unwrap().clone();
+        let column = |name: &str| headers.iter().position(|h| h == name).unwrap();
+        let rows: Vec<_> = reader.records().map(Result::unwrap).collect();
+        let found: Vec<_> =
+            rows[3..].iter().map(|r| (&r[0], &r[1], &r[column("batch")], &r[column("speedup")])).collect();
+        assert_eq!(
+            found,
+            [
+                ("int8 · onnxruntime-cpu", "emulated", "1", ""),
+                ("int8 · onnxruntime-cpu", "emulated", "32", ""),
+                ("int8 · tensorrt", "measured", "1", "2.85"),
+                ("int8 · tensorrt", "measured", "32", "2.85"),
+            ]
+        );
+    }
+
+    #[test]
+    fn every_output_and_every_k_has_its_row() {
+        let mut report = report(&Size { layers: 0, flips: 0 });
+        assert!(tasks(&report).rows.is_empty());
+        let agreement = report.precisions[4].agreement.clone();
+        let k = TopK {
+            k: 3,
+            overlap: 0.9,
+            set: 0.7,
+            ref_top1_in: 0.99,
+            reference_accuracy: Some(0.8),
+            target_accuracy: Some(0.75),
+        };
+        let kind = OutputKind::Classification;
+        let logits =
+            OutputTask { output: "a".into(), kind, agreement, top_k: vec![k], accuracy: None, segmentation: None };
+        let class_iou = BTreeMap::from([(0, 0.5), (7, 1.0)]);
+        let label_class_iou = BTreeMap::from([(7, 0.25)]);
+        let map = Segmentation {
+            pixel_agreement: 0.8,
+            mean_iou: 0.75,
+            class_iou,
+            pixel_accuracy: Some(0.7),
+            label_mean_iou: Some(0.25),
+            label_class_iou,
+        };
+        let mask = OutputTask {
+            output: "b".into(),
+            kind: OutputKind::Map,
+            agreement: None,
+            top_k: Vec::new(),
+            segmentation: Some(map.clone()),
+            ..logits.clone()
+        };
+        report.precisions[4].tasks = vec![logits, mask];
+        let table = tasks(&report);
+        let shown: Vec<_> = table.rows.iter().map(|row| (row[1].text.as_str(), row[3].text.as_str())).collect();
+        assert_eq!(shown, [("a", "1"), ("a", "5"), ("a", "3"), ("b", "–")]);
+        assert!(table.csv().unwrap().contains("int8 · tensorrt,a,classification,3,0.9,0.7,0.99,0.75,0.8,,\n"));
+        report.precisions[0].segmentation = Some(map.clone());
+        report.precisions[4].segmentation = Some(map);
+        report.dataset.labels = None;
+        let expected = "class,\"fp32 · onnxruntime-cpu, labels\",int8 · tensorrt,\"int8 · tensorrt, labels\"\n0,,0.5,\n7,0.25,1,0.25\n";
+        assert_eq!(super::class_iou(&report).csv().unwrap(), expected);
     }
 }

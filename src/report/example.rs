@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     artifact::{ContentHash, Tool},
     backend::TensorInfo,
-    bench::{Latency, SpeedUp, Throughput},
+    bench::{Latency, Mode, SpeedUp, Throughput},
     calibrate::Method,
     compare::{Accuracy, Agreement, Flip, GateResult, Metric, OutputMetrics, Scored},
     tensor::ElementType,
@@ -206,10 +206,7 @@ fn precisions(flips: Vec<Flip>) -> Vec<Precision> {
                 batch: 1,
             },
             timing,
-            provider: provider.into(),
-            threads: 1,
-            transfers: false,
-            cuda_graph: provider == "tensorrt",
+            mode: Mode { provider: provider.into(), threads: 1, transfers: false, cuda_graph: provider == "tensorrt" },
             warnings: vec![],
         })
     };

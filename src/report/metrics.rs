@@ -4,7 +4,7 @@ use super::{
     Precision, Report, Speedup, Timing, format,
     table::{Cell, Column, Table, Tone},
 };
-use crate::bench::SpeedUp;
+use crate::{bench::SpeedUp, compare::Segmentation};
 
 /// A precision within its report.
 #[derive(Clone, Copy)]
@@ -39,6 +39,11 @@ impl<'a> Subject<'a> {
     /// The least SQNR over the outputs, in decibels: infinite where nothing differs.
     pub fn sqnr_db(self) -> Option<f64> {
         self.precision.outputs.iter().map(|output| output.sqnr_db.unwrap_or(f64::INFINITY)).reduce(f64::min)
+    }
+
+    /// Agreement of maps with the reference; the reference itself has none.
+    fn map_against_reference(self) -> Option<&'a Segmentation> {
+        self.precision.segmentation.as_ref().filter(|_| !self.precision.reference)
     }
 
     /// What the precision is worth, by one measure.
@@ -100,7 +105,7 @@ impl Quality {
 type Figure = fn(Subject<'_>) -> Option<Cell>;
 
 /// Name, key, meaning and making of every column.
-const FIGURES: [(&str, &str, &str, Figure); 14] = [
+const FIGURES: [(&str, &str, &str, Figure); 16] = [
     (
         "Top-1 acc.",
         "accuracy_top1",
@@ -141,16 +146,20 @@ const FIGURES: [(&str, &str, &str, Figure); 14] = [
             Some(share(a.top5_overlap, a.samples))
         },
     ),
+    ("Pixel acc.", "segmentation_pixel_accuracy", "Share of pixels that match the label masks", |s| {
+        Some(share(s.precision.segmentation.as_ref()?.pixel_accuracy?, 0))
+    }),
+    (
+        "Label IoU",
+        "segmentation_label_mean_iou",
+        "Mean over classes of intersection over union with the label masks",
+        |s| Some(share(s.precision.segmentation.as_ref()?.label_mean_iou?, 0)),
+    ),
     ("Pixel agr.", "segmentation_pixel_agreement", "Share of pixels with the same class as the reference", |s| {
-        Some(share(s.precision.segmentation.as_ref()?.pixel_agreement, 0))
+        Some(share(s.map_against_reference()?.pixel_agreement, 0))
     }),
     ("Mean IoU", "segmentation_mean_iou", "Mean over classes of intersection over union with the reference", |s| {
-        let map = s.precision.segmentation.as_ref()?;
-        let cell = share(map.mean_iou, 0);
-        Some(match map.label_mean_iou {
-            Some(iou) => cell.note(format!("labels {}", format::percent(iou, 0))),
-            None => cell,
-        })
+        Some(share(s.map_against_reference()?.mean_iou, 0))
     }),
     ("SQNR", "sqnr_db", "Least signal-to-quantization-noise ratio over the outputs", |s| Some(decibels(s.sqnr_db()?))),
     ("Latency", "latency_median_ms", "Median time of one call; emulated precisions have none", |s| {
@@ -171,17 +180,7 @@ const FIGURES: [(&str, &str, &str, Figure); 14] = [
         "Speed-up",
         "speedup",
         "How many times faster than the reference on the same device, with its 95 % interval",
-        |s| {
-            let SpeedUp { ratio, interval: [low, high] } = s.speedup()?.figures;
-            let tone = if low > 1.0 {
-                Tone::Good
-            } else if high < 1.0 {
-                Tone::Bad
-            } else {
-                Tone::Plain
-            };
-            Some(Cell::number(ratio, format!("{ratio:.2}×")).note(format!("{low:.2}…{high:.2}")).tone(tone))
-        },
+        |s| Some(speedup_cell(&s.speedup()?.figures)),
     ),
     ("Size", "artifact_bytes", "Size of the file to deploy", |s| {
         let bytes = s.bytes()?;
@@ -197,6 +196,18 @@ const FIGURES: [(&str, &str, &str, Figure); 14] = [
         Some(Cell::number(flips as f64, format::count(flips as u64)))
     }),
 ];
+
+/// A speed-up with its interval; good or bad where the interval leaves 1 out.
+pub(super) fn speedup_cell(&SpeedUp { ratio, interval: [low, high] }: &SpeedUp) -> Cell {
+    let tone = if low > 1.0 {
+        Tone::Good
+    } else if high < 1.0 {
+        Tone::Bad
+    } else {
+        Tone::Plain
+    };
+    Cell::number(ratio, format!("{ratio:.2}×")).note(format!("{low:.2}…{high:.2}")).tone(tone)
+}
 
 /// A share as a percentage.
 pub(super) fn share(value: f64, samples: usize) -> Cell {

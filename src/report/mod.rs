@@ -27,13 +27,15 @@ pub use json::schema;
 pub use junit::junit;
 pub use model::{
     Advice, AdviceLevel, ArtifactFile, Calibration, CandidateResult, DatasetInfo, Environment, Gate, Gpu, Histogram,
-    Labels, LatencyMs, Layer, ModelInfo, Precision, Report, SkippedSample, Speedup, Timing, Verdict,
+    Labels, LatencyMs, Layer, ModelInfo, OutputTask, Precision, Report, SkippedSample, SpeedAt, Speedup, Verdict,
 };
 
 pub use regression::{LATENCY_NOISE, Regressions, SHARE_NOISE, SQNR_NOISE_DB, regressions};
 pub use runs::{Run, runs_html, runs_table};
 pub use summary::summary;
 pub use table::Table;
+
+pub use crate::bench::Timing;
 
 /// Format version of [`Report`].
 pub const REPORT_FORMAT_VERSION: u32 = 1;

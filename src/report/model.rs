@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     artifact::{ContentHash, Tool},
     backend::TensorInfo,
-    bench::{Latency, SpeedUp, Throughput},
+    bench::{Latency, Mode, SpeedUp, Throughput, Timing},
     calibrate::Method,
-    compare::{Accuracy, Agreement, Flip, GateResult, OutputMetrics, Segmentation},
+    compare::{Accuracy, Agreement, Flip, GateResult, OutputKind, OutputMetrics, Segmentation, TopK},
 };
 
 /// Everything a run found.
@@ -255,6 +255,9 @@ pub struct Precision {
     /// Models whose output is a map of classes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segmentation: Option<Segmentation>,
+    /// Every output that is a classification or a map, where there are several or further k were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<OutputTask>,
     /// Numeric differences from the reference, by output.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<OutputMetrics>,
@@ -267,6 +270,9 @@ pub struct Precision {
     /// From paired rounds with the reference (or its like on the same device); absent where one of both is emulated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speedup: Option<Speedup>,
+    /// The same at further batch sizes and thread counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub speed_at: Vec<SpeedAt>,
     /// Samples whose top-1 changed, at most as many as were asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flips: Vec<Flip>,
@@ -276,6 +282,27 @@ pub struct Precision {
     /// Why it could not run; everything measured is absent then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// Figures of one output that is a classification or a map.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct OutputTask {
+    /// Its name.
+    pub output: String,
+    /// How it was compared.
+    pub kind: OutputKind,
+    /// Classifications: agreement with the reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
+    /// Classifications: the same for each further k.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub top_k: Vec<TopK>,
+    /// Classifications with labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<Accuracy>,
+    /// Maps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segmentation: Option<Segmentation>,
 }
 
 /// A file that a run leaves.
@@ -297,28 +324,25 @@ pub struct LatencyMs {
     pub figures: Latency,
     /// Whether they say anything about the precision's speed.
     pub timing: Timing,
-    /// Execution provider or runtime.
-    pub provider: String,
-    /// Threads (CPU) or streams (GPU).
-    pub threads: usize,
-    /// Copies between host and device are part of the time.
-    pub transfers: bool,
-    /// The call was replayed as a CUDA graph.
-    #[serde(default)]
-    pub cuda_graph: bool,
+    /// How the calls were made.
+    #[serde(flatten)]
+    pub mode: Mode,
     /// What makes the figures doubtful (unstable clocks, bound by transfers, ...).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
-/// What a latency is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Timing {
-    /// The precision's own kernels.
-    Measured,
-    /// A float runtime that imitates the precision: never a statement about its speed.
-    Emulated,
+/// Speed at one batch size and thread count.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SpeedAt {
+    /// Time of one call.
+    pub latency_ms: LatencyMs,
+    /// Samples a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throughput_fps: Option<Throughput>,
+    /// Against the reference at the same batch size and thread count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speedup: Option<Speedup>,
 }
 
 /// How many times faster than another precision.

@@ -177,7 +177,7 @@ fn latency_change(old: Subject<'_>, new: Subject<'_>) -> Cell {
     let (Some(before), Some(now)) = (old.speed(), new.speed()) else { return Cell::missing() };
     let conditions = |s: Subject<'_>| {
         let machine = &s.report.environment;
-        let mode = s.precision.latency_ms.as_ref().map(super::LatencyMs::mode);
+        let mode = s.precision.latency_ms.as_ref().map(super::LatencyMs::conditions);
         (machine.cpu_model.clone(), machine.gpu.as_ref().map(|gpu| gpu.name.clone()), mode)
     };
     if conditions(old) != conditions(new) {

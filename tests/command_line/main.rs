@@ -7,9 +7,11 @@
     reason = "a test fails by panicking and says why it skips"
 )]
 
+mod bench;
 mod errors;
 mod example;
 mod real_model;
+mod segmentation;
 mod workflow;
 
 use std::path::{Path, PathBuf};

@@ -3,7 +3,9 @@
 //! The shared library is loaded at run time ([`search`] shows from where). Everything is deterministic on the CPU:
 //! one stream of operators, a fixed number of threads inside each.
 
+mod emulation;
 mod fold;
+mod layer_times;
 mod library;
 mod own_codes;
 mod runner;
@@ -14,6 +16,7 @@ mod values;
 
 use std::path::Path;
 
+pub use emulation::emulation;
 pub use library::{LIBRARY_VARIABLE, LibrarySearch, Origin, Place, search};
 use ort::ep::ExecutionProvider as _;
 pub(crate) use runner::check_inputs;

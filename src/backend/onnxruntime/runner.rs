@@ -8,7 +8,7 @@ use super::{
     values::{info, lend, look},
 };
 use crate::{
-    backend::{BackendError, Runner, TensorInfo, Visit},
+    backend::{BackendError, LayerTime, Runner, TensorInfo, Visit},
     tensor::{Tensor, TensorMap, TensorView},
 };
 
@@ -54,6 +54,21 @@ impl Runner for SessionRunner {
             visit(name, TensorView { shape: &shape, values }).map_err(BackendError::Visitor)?;
         }
         Ok(())
+    }
+
+    fn layer_times(&mut self, inputs: &TensorMap, calls: usize) -> Result<Option<Vec<LayerTime>>, BackendError> {
+        // The folder goes with its content when this returns.
+        let Some(_folder) = self.built.layer_times.take() else { return Ok(None) };
+        for _ in 0..calls {
+            self.visit(inputs, &mut |_, _| Ok(()))?;
+        }
+        let failed = |reason: String| BackendError::Run { runtime: RUNTIME, reason };
+        let file = self.built.session.end_profiling().map_err(|error| failed(error.message().trim().to_owned()))?;
+        let text =
+            std::fs::read(&file).map_err(|error| failed(format!("it left no layer times in {file}: {error}")))?;
+        super::layer_times::parse(&text)
+            .map(Some)
+            .map_err(|error| failed(format!("its layer times cannot be read: {error}")))
     }
 }
 

@@ -31,15 +31,25 @@ pub(super) struct Built {
     pub session: Session,
     /// Files that the session has mapped.
     _files: Option<TempDir>,
+    /// Where it writes the times of its layers.
+    pub layer_times: Option<TempDir>,
 }
 
 /// Makes a session for `model`.
 pub(super) fn build(loaded: &Loaded, model: &Model, options: &BuildOptions) -> Result<Built, BackendError> {
     let builder = builder(loaded, options)?;
     let returns_intermediates = !options.extra_outputs.is_empty();
-    let builder =
+    let mut builder =
         without_wrong_rewrites(builder, model, returns_intermediates).map_err(|error| refused(model, &error))?;
-    commit(builder, model, &options.extra_outputs)
+    let layer_times = options.layer_times.then(tempfile::tempdir).transpose().map_err(|error| BackendError::Build {
+        runtime: RUNTIME,
+        model: model.name(),
+        reason: format!("no temporary folder for the times of its layers: {error}"),
+    })?;
+    if let Some(folder) = &layer_times {
+        builder = builder.with_profiling(folder.path().join("layers")).map_err(|error| refused(model, &error))?;
+    }
+    Ok(Built { layer_times, ..commit(builder, model, &options.extra_outputs)? })
 }
 
 /// Switches off the rewrites that ONNX Runtime 1.31 gets wrong.
@@ -137,7 +147,7 @@ pub(super) fn commit(
         let bytes = proto.encode_to_vec();
         drop(proto);
         let session = builder.commit_from_memory(&bytes).map_err(|error| refused(model, &error))?;
-        return Ok(Built { session, _files: None });
+        return Ok(Built { session, _files: None, layer_times: None });
     }
     let unwritable = |reason: String| BackendError::Build { runtime: RUNTIME, model: model.name(), reason };
     let files = tempfile::tempdir().map_err(|error| unwritable(format!("no temporary folder: {error}")))?;
@@ -149,7 +159,7 @@ pub(super) fn commit(
     })?;
     drop(copy);
     let session = builder.commit_from_file(&path).map_err(|error| refused(model, &error))?;
-    Ok(Built { session, _files: Some(files) })
+    Ok(Built { session, _files: Some(files), layer_times: None })
 }
 
 /// Whether a model is handed over in memory.

@@ -207,3 +207,20 @@ fn a_convolution_that_a_sum_follows_can_be_returned() {
     let outputs = runner.infer(&inputs).unwrap();
     assert_eq!((outputs["a"].to_f32()[0], outputs["y"].to_f32()[0]), (1.0, 2.0));
 }
+
+#[test]
+fn layers_are_timed() {
+    let Some(runtime) = runtime() else { return };
+    let options = BuildOptions { layer_times: true, ..BuildOptions::default() };
+    let mut runner = runtime.build(&small_model(), &options).unwrap();
+    let inputs = runner.inputs().to_vec();
+    let zeros = inputs.iter().map(|info| {
+        let shape: Vec<usize> = info.shape.iter().map(|extent| extent.unwrap_or(1)).collect();
+        (info.name.clone(), floats(&shape, &vec![0.0; shape.iter().product()]))
+    });
+    let zeros: TensorMap = zeros.collect();
+    let layers = runner.layer_times(&zeros, 3).unwrap().unwrap();
+    assert!(!layers.is_empty());
+    assert!(layers.iter().all(|layer| layer.median_ms >= 0.0 && layer.layer.ends_with(']')), "{layers:?}");
+    assert_eq!(runner.layer_times(&zeros, 3).unwrap(), None, "they are taken once");
+}

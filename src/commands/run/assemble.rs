@@ -7,7 +7,7 @@ use base64::Engine;
 use super::{Calibrated, Job, Layers, Target};
 use crate::{
     artifact::Tool,
-    bench::Measurement,
+    bench::{Measurement, slowdowns},
     bisect::advice::{self, Commands, about_layers},
     compare::{ComparisonResult, Gate},
     dataset::{Preprocess, SampleError},
@@ -15,7 +15,8 @@ use crate::{
     quantize::Precision as NumberFormat,
     report::{
         Advice, AdviceLevel, Calibration, CandidateResult, DatasetInfo, Gate as GateRow, Histogram, Labels, LatencyMs,
-        Layer, ModelInfo, Precision, REPORT_FORMAT_VERSION, Report, SkippedSample, Speedup, Timing, Verdict, rfc3339,
+        Layer, ModelInfo, Precision, REPORT_FORMAT_VERSION, Report, SkippedSample, SpeedAt, Speedup, Timing, Verdict,
+        rfc3339,
     },
 };
 
@@ -40,18 +41,20 @@ impl Job<'_> {
         let mut gates = Vec::new();
         let mut reference = Precision::new("fp32", &backend).with_comparison(&found.evaluation.reference);
         reference.reference = true;
-        (reference.agreement, reference.segmentation, reference.outputs) = (None, None, Vec::new());
+        (reference.agreement, reference.outputs, reference.tasks) = (None, Vec::new(), Vec::new());
+        // Against itself a map says nothing, against label masks it does.
+        reference.segmentation = reference.segmentation.filter(|map| map.label_mean_iou.is_some());
         if let Some(accuracy) = &mut reference.accuracy {
             accuracy.mcnemar_p = None;
         }
-        self.add_times(&mut reference, found.times.as_deref(), Timing::Measured);
+        self.add_times(&mut reference, found.times.as_deref());
         let mut precisions = vec![reference];
         let mut results = found.evaluation.targets.into_iter();
         for target in &found.targets {
             let name = target.precision.name();
             let mut row = Precision::new(name, &backend);
             row.artifact.clone_from(&target.artifact);
-            row.quantized_nodes = target.quantized_nodes;
+            row.quantized_nodes = target.quantized_nodes.filter(|_| target.precision.is_quantized());
             row.error.clone_from(&target.error);
             let mut measured = ComparisonResult::default();
             if target.error.is_none() {
@@ -65,7 +68,7 @@ impl Job<'_> {
                 }
             }
             if row.error.is_none() {
-                self.add_times(&mut row, found.times.as_deref(), Timing::Emulated);
+                self.add_times(&mut row, found.times.as_deref());
             }
             gates.extend(found.gates.iter().map(|gate| GateRow {
                 precision: name.to_owned(),
@@ -85,7 +88,9 @@ impl Job<'_> {
             }
             precisions.push(engine.row);
         }
-        let mut notes = self.notes.clone();
+        // What is slower in a lower precision is said first.
+        let mut notes = slowdowns(found.times.as_deref().unwrap_or_default(), |name| name != "fp32", |_| None);
+        notes.extend(self.notes.iter().cloned());
         let hints = found.evaluation.reference.tasks.iter().filter_map(|task| task.label_hint.clone());
         notes.extend(hints);
         let mut skipped: Vec<SampleError> = self.session.data.collection.passed_over.clone();
@@ -145,25 +150,26 @@ impl Job<'_> {
         }
     }
 
-    fn add_times(&self, row: &mut Precision, times: Option<&[Measurement]>, timing: Timing) {
-        let Some(measured) = times.and_then(|times| times.iter().find(|m| m.times.name == row.precision)) else {
-            return;
-        };
-        row.latency_ms = measured.latency.clone().map(|figures| LatencyMs {
-            figures,
-            timing,
-            provider: row.backend.clone(),
-            threads: self.session.threads,
-            transfers: false,
-            cuda_graph: false,
-            warnings: measured.warnings.clone(),
+    /// The smallest batch size with the run's own threads is the row's latency; the others follow it.
+    pub(super) fn add_times(&self, row: &mut Precision, times: Option<&[Measurement]>) {
+        let against = format!("fp32 {}", row.backend);
+        let own = times.unwrap_or_default().iter().filter(|measured| measured.times.name == row.precision);
+        let mut own: Vec<&Measurement> = own.collect();
+        own.sort_by_key(|measured| measured.times.mode.threads != self.session.threads);
+        let mut speeds = own.into_iter().filter_map(|measured| {
+            let latency_ms = LatencyMs {
+                figures: measured.latency.clone()?,
+                timing: measured.times.timing,
+                mode: measured.times.mode.clone(),
+                warnings: measured.warnings.clone(),
+            };
+            let speedup = measured.speed_up.map(|figures| Speedup { against: against.clone(), figures });
+            Some(SpeedAt { latency_ms, throughput_fps: measured.throughput.clone(), speedup })
         });
-        row.throughput_fps.clone_from(&measured.throughput);
-        // An emulated precision says nothing about speed, so it is not compared.
-        if timing == Timing::Measured {
-            row.speedup =
-                measured.speed_up.map(|figures| Speedup { against: format!("fp32 {}", row.backend), figures });
+        if let Some(SpeedAt { latency_ms, throughput_fps, speedup }) = speeds.next() {
+            (row.latency_ms, row.throughput_fps, row.speedup) = (Some(latency_ms), throughput_fps, speedup);
         }
+        row.speed_at = speeds.collect();
     }
 
     fn model_info(&self) -> ModelInfo {
@@ -205,7 +211,12 @@ impl Job<'_> {
             .collect();
         let labels = data.collection.label_source.as_ref().map(|source| Labels {
             source: source.clone(),
-            labelled: self.split.evaluation.iter().filter(|&&index| dataset.label(index).is_some()).count(),
+            labelled: self
+                .split
+                .evaluation
+                .iter()
+                .filter(|&&index| dataset.label(index).is_some() || dataset.has_mask(index))
+                .count(),
             names: data.collection.names.clone(),
         });
         DatasetInfo {
@@ -316,16 +327,13 @@ fn calibration(calibrated: &Calibrated, percentile: f64) -> Calibration {
 pub(super) fn table(report: &Report) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header([
-        "precision",
-        "backend",
-        "top-1 agr.",
-        "top-5 overlap",
-        "top-1 acc.",
-        "SQNR dB",
-        "latency ms",
-        "size",
-    ]);
+    let mut header =
+        vec!["precision", "backend", "top-1 agr.", "top-5 overlap", "top-1 acc.", "SQNR dB", "latency ms", "size"];
+    let maps = report.precisions.iter().any(|row| row.segmentation.is_some());
+    if maps {
+        header.extend(["pixel agr.", "mean IoU", "label IoU"]);
+    }
+    table.set_header(header);
     let share = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{:.2} %", value * 100.0));
     for row in &report.precisions {
         let worst = row.outputs.iter().filter_map(|output| output.sqnr_db).fold(f64::INFINITY, f64::min);
@@ -348,6 +356,15 @@ pub(super) fn table(report: &Report) -> String {
             latency,
             size,
         ];
+        if maps {
+            let map = row.segmentation.as_ref();
+            let against_reference = map.filter(|_| !row.reference);
+            cells.extend([
+                share(against_reference.map(|map| map.pixel_agreement)),
+                share(against_reference.map(|map| map.mean_iou)),
+                share(map.and_then(|map| map.label_mean_iou)),
+            ]);
+        }
         if row.reference {
             cells[0].push_str(" (reference)");
         }

@@ -1,13 +1,15 @@
 //! TensorRT engines of a run: built wherever a library is found, one a precision, each with its sidecar; compared and
 //! timed where a GPU runs them.
 
+use std::{cell::RefCell, collections::BTreeMap};
+
 use anyhow::Context;
 
 use super::{Job, Target, artifacts::file_facts};
 use crate::{
     artifact::{ContentHash, Tool, write_atomic},
     backend::{
-        Runner,
+        BackendError, Runner,
         cuda::{CudaError, Device},
         tensorrt::{
             EngineOptions, EngineSidecar, Flavour, Library, OptimizationProfile, RTX_CAPABILITIES, RunnerOptions,
@@ -15,17 +17,20 @@ use crate::{
             rtx_runs_on, run_engine,
         },
     },
-    bench::{self, Protocol, SystemClock},
+    bench::{self, Mode, Protocol, SystemClock, Timing, slowdowns},
     compare::ComparisonResult,
     pipeline::{
         PipelineError,
         evaluation::{Evaluation, Outputs},
     },
-    report::{LatencyMs, Precision, Speedup, Timing},
+    report::Precision,
 };
 
 /// Compute capabilities that engines are built for where no GPU runs them (TensorRT-RTX).
 const WITHOUT_GPU: [&str; 3] = ["8.6", "8.9", "12.0"];
+
+/// Calls over which layers are timed.
+const LAYER_CALLS: usize = 20;
 
 /// What `--tensorrt require` asks for is known before any work is done.
 pub(super) fn check(when: &str) -> anyhow::Result<()> {
@@ -153,36 +158,53 @@ impl Job<'_> {
         Ok(engines)
     }
 
-    /// Latency of the engines, in interleaved rounds of their own: they share no device with the reference.
-    pub(super) fn time_engines(&self, engines: &mut [Engine]) -> anyhow::Result<()> {
+    /// Latency of the engines, in interleaved rounds of their own: they share no device with the reference. What is slower
+    /// in a lower precision is noted first, with the reason that the layers give.
+    pub(super) fn time_engines(&mut self, engines: &mut [Engine]) -> anyhow::Result<()> {
         let seconds = self.session.config.bench_seconds;
-        let Some(inputs) = self.first_batch().filter(|_| seconds > 0.0) else { return Ok(()) };
-        let batch = inputs.values().next().and_then(|tensor| tensor.shape().first().copied()).unwrap_or(1);
-        let mut timed: Vec<_> = engines
+        if seconds <= 0.0 {
+            return Ok(());
+        }
+        let batches = self.bench_batches();
+        let inputs: Vec<_> = batches.into_iter().filter_map(|batch| Some((batch, self.first_batch(batch)?))).collect();
+        let runners: Vec<_> = engines
             .iter_mut()
             .filter_map(|engine| {
-                let (name, runner) = (engine.row.precision.clone(), engine.runner.as_mut()?);
-                let call = Box::new(|| runner.visit(&inputs, &mut |_, _| Ok(())));
-                Some(bench::Target { name, batch, call: call as Box<dyn FnMut() -> _> })
+                let (name, backend) = (engine.row.precision.clone(), engine.row.backend.clone());
+                Some((name, backend, RefCell::new(engine.runner.as_mut()?)))
             })
             .collect();
+        let mut timed: Vec<bench::Target<'_, BackendError>> = Vec::new();
+        for (batch, inputs) in &inputs {
+            timed.extend(runners.iter().map(|(name, backend, runner)| bench::Target {
+                name: name.clone(),
+                batch: *batch,
+                lane: 0,
+                mode: Mode { provider: backend.clone(), threads: 1, transfers: true, cuda_graph: false },
+                timing: Timing::Measured,
+                call: Box::new(move || {
+                    let mut runner = runner.borrow_mut();
+                    runner.visit(inputs, &mut |_, _| Ok(crate::commands::check_interrupt()?))?;
+                    Ok(runner.phases())
+                }),
+            }));
+        }
         let protocol = Protocol { duration: std::time::Duration::from_secs_f64(seconds), ..Protocol::default() };
         let times = bench::run(&mut timed, Some("fp32"), &protocol, &SystemClock::default())?;
         drop(timed);
-        for (engine, measured) in engines.iter_mut().filter(|engine| engine.runner.is_some()).zip(times) {
-            let row = &mut engine.row;
-            row.latency_ms = measured.latency.map(|figures| LatencyMs {
-                figures,
-                timing: Timing::Measured,
-                provider: row.backend.clone(),
-                threads: 1,
-                transfers: true,
-                cuda_graph: false,
-                warnings: measured.warnings,
-            });
-            row.throughput_fps = measured.throughput;
-            row.speedup =
-                measured.speed_up.map(|figures| Speedup { against: format!("fp32 {}", row.backend), figures });
+        drop(runners);
+        let is_low = |name: &str| name != "fp32";
+        if let (Some((_, inputs)), false) = (inputs.first(), slowdowns(&times, is_low, |_| None).is_empty()) {
+            let mut layers = BTreeMap::new();
+            for engine in engines.iter_mut() {
+                if let Some(runner) = &mut engine.runner {
+                    layers.extend(runner.layer_times(inputs, LAYER_CALLS)?.map(|l| (engine.row.precision.clone(), l)));
+                }
+            }
+            self.notes.splice(0..0, slowdowns(&times, is_low, |name| layers.get(name).map(Vec::as_slice)));
+        }
+        for engine in engines.iter_mut().filter(|engine| engine.runner.is_some()) {
+            self.add_times(&mut engine.row, Some(&times));
         }
         Ok(())
     }
@@ -197,7 +219,7 @@ impl Job<'_> {
         let session = &self.session;
         let inputs = &session.subject.inputs;
         let mut bound = session.config.shape.clone();
-        if let Some(sample) = self.first_batch() {
+        if let Some(sample) = self.first_batch(session.subject.fixed_batch().unwrap_or(1)) {
             bound.extend(sample.into_iter().map(|(name, tensor)| (name, tensor.shape().to_vec())));
         }
         let options = EngineOptions {

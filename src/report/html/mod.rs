@@ -12,7 +12,7 @@ use askama::Template;
 
 use super::{
     AdviceLevel, Report, charts,
-    details::{candidates, class_iou, outputs, timings},
+    details::{candidates, class_iou, outputs, tasks, timings},
     format,
     metrics::{Quality, Subject, precisions, title},
     table::Table,
@@ -41,6 +41,14 @@ impl Chart {
     }
 }
 
+/// Pieces of a sentence in turn: plain text, and names that stand between backquotes in it.
+pub(super) fn pieces(text: &str) -> Vec<(bool, &str)> {
+    if text.matches('`').count() % 2 == 1 {
+        return vec![(false, text)];
+    }
+    text.split('`').enumerate().map(|(i, piece)| (i % 2 == 1, piece)).collect()
+}
+
 /// A nonce for the page's script: no name within `content` can contain a hash over all of it.
 pub(super) fn nonce(content: &str) -> String {
     blake3::hash(content.as_bytes()).to_hex().as_str()[..32].to_owned()
@@ -57,6 +65,7 @@ struct Page<'a> {
     precisions: Table,
     candidates: Table,
     outputs: Table,
+    tasks: Table,
     timings: Table,
     class_iou: Table,
     errors: Vec<(String, &'a str)>,
@@ -90,6 +99,7 @@ impl<'a> Page<'a> {
             precisions: precisions(report),
             candidates: candidates(report),
             outputs: outputs(report),
+            tasks: tasks(report),
             timings: timings(report),
             class_iou: class_iou(report),
             errors: report.precisions.iter().filter_map(|p| Some((title(p), p.error.as_deref()?))).collect(),

@@ -132,3 +132,12 @@ fn the_same_report_gives_the_same_bytes() {
     let size = Size { layers: 10, flips: 5 };
     assert_eq!(html(&report(&size)).unwrap(), html(&report(&size)).unwrap());
 }
+
+#[test]
+fn names_between_backquotes_become_code_and_stay_escaped() {
+    assert_eq!(pieces("keep `a` and `b`"), [(false, "keep "), (true, "a"), (false, " and "), (true, "b"), (false, "")]);
+    assert_eq!(pieces("one ` alone"), [(false, "one ` alone")]);
+    let mut report = report(&Size { layers: 0, flips: 0 });
+    report.advice[0].text = "lift `<b>x`".into();
+    assert!(html(&report).unwrap().contains("lift <code>&#60;b&#62;x</code>"));
+}

@@ -1,0 +1,124 @@
+//! A low precision that is slower than a higher one: what a reader must hear first, with the likely reason.
+
+use super::{Measurement, Times};
+use crate::{backend::LayerTime, stats::median};
+
+/// Share of the time in conversions from which they are named as the reason.
+const CONVERSIONS_FROM: f64 = 0.10;
+/// Layers named as the reason.
+const NAMED: usize = 3;
+
+/// The sentence when `low` is slower than `high`, both measured in the same rounds; `None` when it is not, when the
+/// difference is within the noise, or when one of both is emulated. Layer times of both make the reason.
+fn slower(low: &Measurement, high: &Measurement, layers: Option<(&[LayerTime], &[LayerTime])>) -> Option<String> {
+    let ratio = low.times.speed_up(&high.times)?;
+    if ratio.interval[1] >= 1.0 {
+        return None;
+    }
+    let of = |times: &Times| median(&times.latencies());
+    let (low_ms, high_ms) = (of(&low.times)?, of(&high.times)?);
+    Some(format!(
+        "{} is slower than {}: {low_ms:.3} ms against {high_ms:.3} ms at batch {} ({:.2} times the speed, {:.2} to {:.2}); {}",
+        low.times.name,
+        high.times.name,
+        low.times.batch,
+        ratio.ratio,
+        ratio.interval[0],
+        ratio.interval[1],
+        layers.and_then(|(low, high)| reason(low, high)).unwrap_or_else(|| {
+            "the layers were not timed (calib bench --layer-times does), so the reason is not known".to_owned()
+        })
+    ))
+}
+
+/// The sentences about every low precision that is slower than a target before it under the same conditions. By a target's
+/// name `is_low` tells whether it is one, and `layers` gives its layer times where they were taken.
+pub fn slowdowns<'a>(
+    measurements: &[Measurement],
+    is_low: impl Fn(&str) -> bool,
+    layers: impl Fn(&str) -> Option<&'a [LayerTime]>,
+) -> Vec<String> {
+    let conditions = |m: &Measurement| (m.times.batch, m.times.mode.threads);
+    let pairs =
+        measurements.iter().enumerate().flat_map(|(i, low)| measurements[..i].iter().map(move |high| (low, high)));
+    let alike = pairs.filter(|(low, high)| conditions(low) == conditions(high) && is_low(&low.times.name));
+    alike.filter_map(|(low, high)| slower(low, high, layers(&low.times.name).zip(layers(&high.times.name)))).collect()
+}
+
+/// Layers that only convert between precisions or layouts.
+fn converts(layer: &LayerTime) -> bool {
+    let words = ["quantizelinear", "cast", "reformat", "transpose", "reorder"];
+    words.iter().any(|word| layer.layer.to_lowercase().contains(word))
+}
+
+/// What the layer times of the slow and of the fast target say.
+fn reason(low: &[LayerTime], high: &[LayerTime]) -> Option<String> {
+    let total: f64 = low.iter().map(|layer| layer.median_ms).sum();
+    let share = low.iter().filter(|layer| converts(layer)).map(|layer| layer.median_ms).sum::<f64>() / total;
+    if share >= CONVERSIONS_FROM {
+        return Some(format!(
+            "likely because {:.0} % of its time goes into quantizing, dequantizing and changing layouts: quantize the \
+             layers between them too, or lift whole blocks",
+            100.0 * share
+        ));
+    }
+    let lost = |layer: &LayerTime| {
+        let fast = high.iter().find(|other| other.layer == layer.layer)?;
+        Some((layer.median_ms - fast.median_ms, layer.layer.clone()))
+    };
+    let mut lost: Vec<(f64, String)> = low.iter().filter_map(lost).filter(|(ms, _)| *ms > 0.0).collect();
+    lost.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let named: Vec<String> = lost.iter().take(NAMED).map(|(ms, name)| format!("`{name}` (+{ms:.3} ms)")).collect();
+    (!named.is_empty()).then(|| {
+        format!("likely because these layers have slower kernels in the low precision: {}; lift them", named.join(", "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Call, Mode, Timing};
+    use super::*;
+
+    fn measurement(name: &str, ms: f64, timing: Timing) -> Measurement {
+        let call = |i: u32| Call { start_ms: 0.0, end_ms: ms * (1.0 + 0.01 * f64::from(i % 5)), phases: None };
+        let mode = Mode { provider: "tensorrt".to_owned(), threads: 1, transfers: false, cuda_graph: false };
+        let calls = (0..100).map(call).collect();
+        let name = name.to_owned();
+        let times = Times { name, batch: 1, mode, timing, warm_up_calls: 1, settled: true, calls };
+        Measurement { latency: times.latency(), throughput: None, speed_up: None, warnings: Vec::new(), times }
+    }
+
+    fn layer(name: &str, ms: f64) -> LayerTime {
+        LayerTime { layer: name.to_owned(), median_ms: ms }
+    }
+
+    #[test]
+    fn only_a_measured_loss_beyond_the_noise_is_said() {
+        let (int8, fp16) = (measurement("int8", 1.25, Timing::Measured), measurement("fp16", 1.0, Timing::Measured));
+        let text = slower(&int8, &fp16, None).unwrap();
+        assert!(
+            text.starts_with("int8 is slower than fp16: 1.275 ms against 1.020 ms at batch 1 (0.80 times"),
+            "{text}"
+        );
+        assert!(text.contains("--layer-times"), "{text}");
+        assert_eq!(slower(&fp16, &int8, None), None);
+        assert_eq!(slower(&int8, &measurement("same", 1.25, Timing::Measured), None), None);
+        assert_eq!(slower(&measurement("int8", 9.0, Timing::Emulated), &fp16, None), None);
+        let all = [measurement("fp32", 0.5, Timing::Measured), fp16, int8];
+        let said = |is_low: fn(&str) -> bool| slowdowns(&all, is_low, |_| None).len();
+        assert_eq!((said(|name| name != "fp32"), said(|name| name == "int8"), said(|_| false)), (3, 2, 0));
+    }
+
+    #[test]
+    fn the_reason_is_conversions_or_else_the_layers_that_lose_most() {
+        let (int8, fp16) = (measurement("int8", 1.25, Timing::Measured), measurement("fp16", 1.0, Timing::Measured));
+        let fast = [layer("a", 0.5), layer("b", 0.3), layer("c", 0.1)];
+        let slow = [layer("a", 0.4), layer("b", 0.6), layer("c", 0.11)];
+        let text = slower(&int8, &fp16, Some((&slow, &fast))).unwrap();
+        assert!(text.ends_with("`b` (+0.300 ms), `c` (+0.010 ms); lift them"), "{text}");
+        let mut converting = slow.to_vec();
+        converting.push(layer("Reformatting CopyNode for Input Tensor 0 to b", 0.39));
+        let text = slower(&int8, &fp16, Some((&converting, &fast))).unwrap();
+        assert!(text.contains("26 % of its time goes into quantizing"), "{text}");
+    }
+}
