@@ -6,8 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/models} shared=${2:-${CALIB_SHARED:-../shared}} calib=${CALIB:-target/release/calib}
-names=(torchvision_resnet18.dynamo18 torchvision_resnet50.dynamo18.dynamic torchvision_mobilenet_v2.torchscript13.dynamic
-  torchvision_mobilenet_v3_large.torchscript15.dynamic torchvision_squeezenet1_1.torchscript11.dynamic)
+names=(torchvision_resnet18.dynamo18 torchvision_mobilenet_v2.torchscript13.dynamic torchvision_mnasnet0_5.dynamo18
+  torchvision_mobilenet_v3_small.torchscript17.dynamic torchvision_squeezenet1_1.torchscript11.dynamic)
 mkdir -p "$out/onnx"
 PYTHONPATH=$PWD/.runtime/python:$PWD/scripts python3 - "$out/onnx" "${names[@]}" <<'PYTHON'
 import gzip, sys
