@@ -251,7 +251,7 @@ impl Calibrator<'_> {
         let corrected = CalibrationTable { bias_corrections, ..chosen.table.clone() };
         let (mut results, measured_on) = self.measure(&[&chosen.table, &corrected], &parts.held_out, scheme)?;
         let (Some(with), Some(without)) = (results.pop(), results.pop()) else { return Ok(()) };
-        let helps = worst_sqnr(&with) > worst_sqnr(&without);
+        let helps = worst_sqnr(&with) > worst_sqnr(&without) + margin(measured_on);
         if chosen.candidates.is_empty() {
             let result = without;
             chosen.candidates.push(Candidate { choice: chosen.choice, bias_correction: false, result });
@@ -320,11 +320,7 @@ impl Calibrator<'_> {
             .zip(results)
             .map(|(&choice, result)| Candidate { choice, bias_correction: false, result })
             .collect();
-        let best = candidates
-            .iter()
-            .enumerate()
-            .max_by(|(i, a), (j, b)| worst_sqnr(&a.result).total_cmp(&worst_sqnr(&b.result)).then(j.cmp(i)))
-            .map_or(0, |(index, _)| index);
+        let best = best(&candidates, measured_on);
         let table = finals.into_iter().nth(best).ok_or(CalibrateError::NoData)?;
         Ok(Chosen { table, choice: choices[best], candidates, measured_on })
     }
@@ -356,6 +352,22 @@ fn single(tables: Vec<CalibrationTable>) -> Result<CalibrationTable, PipelineErr
     tables.into_iter().next().ok_or_else(|| CalibrateError::NoData.into())
 }
 
+/// Decibels by which something has to be better on `samples` samples to be taken for better: what few tell is mostly
+/// chance.
+fn margin(samples: usize) -> f64 {
+    1.0 / (samples.max(1) as f64).sqrt()
+}
+
+/// The candidate with the highest SQNR of the worst output; min-max unless another leads it by the [`margin`].
+fn best(candidates: &[Candidate], measured_on: usize) -> usize {
+    let score = |candidate: &Candidate| {
+        let lead = if candidate.choice == Choice::Method(Method::MinMax) { margin(measured_on) } else { 0.0 };
+        worst_sqnr(&candidate.result) + lead
+    };
+    let ranked = candidates.iter().enumerate().max_by(|(i, a), (j, b)| score(a).total_cmp(&score(b)).then(j.cmp(i)));
+    ranked.map_or(0, |(index, _)| index)
+}
+
 /// SQNR of the worst output in decibels; infinite when all are equal, minus infinite with NaN.
 fn worst_sqnr(result: &ComparisonResult) -> f64 {
     if result.non_finite.values().any(|counts| counts.differing > 0) {
@@ -367,6 +379,7 @@ fn worst_sqnr(result: &ComparisonResult) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::OutputMetrics;
 
     #[test]
     fn every_second_sample_is_held_out_and_a_single_one_never() {
@@ -375,6 +388,21 @@ mod tests {
         assert_eq!(hold_out(&indices), parts(&[10, 12, 14, 16, 18], &[11, 13, 15, 17, 19]));
         assert_eq!(hold_out(&[3]), parts(&[3], &[]));
         assert_eq!(hold_out(&[3, 4]), parts(&[3], &[4]));
+    }
+
+    #[test]
+    fn few_samples_must_tell_methods_clearly_apart_from_min_max() {
+        let candidate = |choice, sqnr_db| {
+            let (name, [max_abs, mean_abs, rel_l2, cosine]) = ("y".to_owned(), [0.0; 4]);
+            let outputs = vec![OutputMetrics { name, max_abs, mean_abs, rel_l2, cosine, sqnr_db: Some(sqnr_db) }];
+            let result = ComparisonResult { outputs, ..ComparisonResult::default() };
+            Candidate { choice, bias_correction: false, result }
+        };
+        let [auto, minmax, mse] = [Choice::Auto, Choice::Method(Method::MinMax), Choice::Method(Method::Mse)];
+        let candidates = [candidate(auto, 20.1), candidate(minmax, 20.0), candidate(mse, 20.4)];
+        assert_eq!(best(&candidates, 4), 1);
+        assert_eq!(best(&candidates, 100), 2);
+        assert_eq!(best(&[candidate(auto, 20.4), candidate(minmax, 19.0), candidate(mse, 20.4)], 1), 0);
     }
 
     #[test]
