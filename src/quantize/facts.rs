@@ -124,6 +124,21 @@ impl<'a> Facts<'a> {
         false
     }
 
+    /// True when `tensor` weighs whole channels of a map (squeeze-and-excitation and its kin): values without spatial
+    /// extents that, through nothing but such values, become a factor of a tensor with spatial extents.
+    pub fn is_gate(&self, tensor: &str) -> bool {
+        let is_map = |node: &NodeProto| node.output.first().is_some_and(|output| self.is_vector(output) == Some(false));
+        let is_vector = |node: &NodeProto| node.output.first().is_some_and(|out| self.is_vector(out) == Some(true));
+        self.is_vector(tensor) == Some(true)
+            && self.ahead(tensor, &|_, node| node.op_type() == "Mul" && is_map(node), &is_vector)
+    }
+
+    /// Whether a tensor has nothing but a batch and channels; `None` when its shape is not known.
+    fn is_vector(&self, tensor: &str) -> Option<bool> {
+        let shape = self.shape(tensor)?;
+        Some(shape.iter().skip(2).all(|extent| *extent == Some(1)))
+    }
+
     /// Steps from the producers of two tensors to their latest common ancestor; `None` without one.
     pub fn distances_to_common_ancestor(&self, a: &'a str, b: &'a str) -> Option<(usize, usize)> {
         let (from_a, from_b) = (self.ancestors(a), self.ancestors(b));

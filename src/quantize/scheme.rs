@@ -197,6 +197,7 @@ impl<'a> Scheme<'a> {
         };
         Some(match self.permission(id, node) {
             Err(refusal) => Keep(refusal),
+            Ok(false) if node.output.iter().any(|output| self.facts.is_gate(output)) => Keep(Rule::Gate),
             Ok(forced) => rule(self, id, node, forced),
         })
     }

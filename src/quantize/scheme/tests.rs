@@ -101,6 +101,34 @@ fn small_convolutions_keep_8_bits_only_where_a_kernel_exists() {
     }
 }
 
+#[test]
+fn gates_of_channels_stay_float_and_heads_on_pooled_values_do_not() {
+    let model = |scaled: &str| {
+        TestModel::new(17)
+            .input("x", &[-1, 32, 8, 8])
+            .weight("w", &[32, 32, 1, 1])
+            .node(conv("x", "w", "stem"))
+            .op("GlobalAveragePool", &["stem"], "pooled")
+            .node(conv("pooled", "w", "squeezed"))
+            .op("Relu", &["squeezed"], "relu")
+            .node(conv("relu", "w", "excited"))
+            .op("Sigmoid", &["excited"], "gate")
+            .op("Mul", &[scaled, "gate"], "weighed")
+            .output("stem", &[-1, 32, 8, 8])
+            .output("pooled", &[-1, 32, 1, 1])
+            .output("squeezed", &[-1, 32, 1, 1])
+            .output("relu", &[-1, 32, 1, 1])
+            .output("excited", &[-1, 32, 1, 1])
+            .output("gate", &[-1, 32, 1, 1])
+    };
+    let rules = |placement: &Placement| ["stem", "squeezed", "excited"].map(|node| rule(placement, node));
+    let gates = placed(model("stem").output("weighed", &[-1, 32, 8, 8]));
+    assert_eq!(rules(&gates), [Rule::Convolution, Rule::Gate, Rule::Gate]);
+    // The same product of two vectors (a SiLU in a classifier's head) weighs no map.
+    let head = placed(model("excited").output("weighed", &[-1, 32, 1, 1]));
+    assert_eq!(rules(&head), [Rule::Convolution; 3]);
+}
+
 /// Stem, then a block of two convolutions with a shortcut, itself with a convolution when `projected`.
 fn residual(projected: bool) -> TestModel {
     let model = TestModel::new(17)
