@@ -4,6 +4,8 @@
 //! serves badly stay in FP32, with casts around them and a reason. Works alike on float models and behind Q/DQ, where
 //! a DequantizeLinear takes the type of its consumer and no cast is needed.
 
+mod ranges;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use regex::Regex;
@@ -49,7 +51,7 @@ pub enum Fp32Reason {
     Asked,
     /// A constant has a magnitude that FP16 cannot hold.
     Constant(f32),
-    /// An input or output reached this magnitude during calibration.
+    /// An input or output, or what they are computed from, reached this magnitude during calibration.
     Range(f32),
     /// It adds up this many values (0: an unknown number).
     DeepReduction(usize),
@@ -115,6 +117,13 @@ pub(super) struct Converted {
     pub kept: Vec<KeptFp32>,
 }
 
+/// What the decision about a node is made from.
+struct Known<'k> {
+    types: &'k BTreeMap<String, ElementType>,
+    varying: BTreeSet<&'k str>,
+    magnitudes: BTreeMap<&'k str, f32>,
+}
+
 impl Conversion<'_> {
     /// Converts `graph` in place.
     pub fn apply(&self, graph: &mut GraphProto) -> Result<Converted, QuantizeError> {
@@ -130,12 +139,16 @@ impl Conversion<'_> {
 
     /// Which nodes compute in the 16-bit type.
     fn decide(&self, view: &GraphView<'_>, types: &BTreeMap<String, ElementType>) -> (BTreeSet<NodeId>, Converted) {
-        let varying = varying_tensors(view);
+        let known = Known {
+            types,
+            varying: varying_tensors(view),
+            magnitudes: ranges::magnitudes(view, self.table, self.max_magnitude),
+        };
         let mut low = BTreeSet::new();
         let mut converted = Converted::default();
         for (id, node) in view.nodes().filter(|(_, node)| computes_f32(node, types)) {
             let (name, op_type) = (node.label(id.0), node.op_type().to_owned());
-            match self.reason(view, id, node, types, &varying) {
+            match self.reason(view, id, node, &known) {
                 Some(reason) => converted.kept.push(KeptFp32 { node: name, op_type, reason }),
                 None if self.wanted(&name) => {
                     low.insert(id);
@@ -173,14 +186,7 @@ impl Conversion<'_> {
         }
     }
 
-    fn reason<'t>(
-        &self,
-        view: &GraphView<'t>,
-        id: NodeId,
-        node: &'t NodeProto,
-        types: &BTreeMap<String, ElementType>,
-        varying: &BTreeSet<&str>,
-    ) -> Option<Fp32Reason> {
+    fn reason(&self, view: &GraphView<'_>, id: NodeId, node: &NodeProto, known: &Known<'_>) -> Option<Fp32Reason> {
         let name = node.label(id.0);
         let tensors = || node.input.iter().chain(&node.output).filter(|tensor| !tensor.is_empty());
         let kept =
@@ -191,10 +197,10 @@ impl Conversion<'_> {
         if !node.is_standard() || FP32_ONLY.contains(&node.op_type()) || node.subgraphs().next().is_some() {
             return Some(Fp32Reason::Operator);
         }
-        if tensors().any(|tensor| !types.contains_key(tensor)) {
+        if tensors().any(|tensor| !known.types.contains_key(tensor)) {
             return Some(Fp32Reason::UnknownType);
         }
-        if !node.input.iter().any(|tensor| varying.contains(tensor.as_str())) {
+        if !node.input.iter().any(|tensor| known.varying.contains(tensor.as_str())) {
             return Some(Fp32Reason::ShapeArithmetic);
         }
         if self.target == ElementType::F16 {
@@ -203,8 +209,8 @@ impl Conversion<'_> {
             if largest > half::f16::MAX.to_f32() {
                 return Some(Fp32Reason::Constant(largest));
             }
-            let ranges = tensors().filter_map(|tensor| self.table?.tensors.get(before_quantization(view, tensor)));
-            let largest = ranges.map(|range| range.min.abs().max(range.max.abs())).fold(0.0, f32::max);
+            let reached = tensors().filter_map(|tensor| known.magnitudes.get(tensor.as_str()));
+            let largest = reached.fold(0.0, |largest: f32, magnitude| largest.max(*magnitude));
             if largest > self.max_magnitude {
                 return Some(Fp32Reason::Range(largest));
             }

@@ -83,7 +83,8 @@ fn what_16_bits_serve_badly_stays_in_fp32_with_a_reason() {
         .input("x", &[1, 16])
         .op("Exp", &["x"], "exp")
         .op("Abs", &["exp"], "fine")
-        .op("ReduceSum", &["fine"], "unknown_depth")
+        .op("Sigmoid", &["fine"], "tamed")
+        .op("ReduceSum", &["tamed"], "unknown_depth")
         .op("Sqrt", &["x"], "asked")
         .op("Neg", &["x"], "by_type")
         .op("Celu", &["x"], "celu")
@@ -98,6 +99,7 @@ fn what_16_bits_serve_badly_stays_in_fp32_with_a_reason() {
     let expected = [
         ("exp", Fp32Reason::Range(20000.0)),
         ("fine", Fp32Reason::Range(20000.0)),
+        ("tamed", Fp32Reason::Range(20000.0)),
         ("unknown_depth", Fp32Reason::DeepReduction(0)),
         ("asked", Fp32Reason::Asked),
         ("by_type", Fp32Reason::Asked),
@@ -106,6 +108,22 @@ fn what_16_bits_serve_badly_stays_in_fp32_with_a_reason() {
     ];
     assert_eq!(reasons(&result), expected.map(|(node, reason)| (node.to_owned(), reason)));
     assert_eq!(data_type(result.model.graph(), "big"), Some(F32));
+}
+
+/// Linear attention: products of products, of which calibration observes the inputs only, divided by their sum.
+#[test]
+fn large_magnitudes_reach_through_tensors_that_were_not_observed() {
+    let model = TestModel::new(17)
+        .input("x", &[1, 16])
+        .weight("w", &[16, 16])
+        .op("MatMul", &["x", "w"], "product")
+        .op("Abs", &["product"], "positive")
+        .op("Div", &["product", "positive"], "ratio")
+        .op("Neg", &["ratio"], "y")
+        .output("y", &[1, 16]);
+    let large = Fp32Reason::Range(50000.0);
+    let expected = ["product", "positive", "ratio"].map(|node| (node.to_owned(), large.clone()));
+    assert_eq!(reasons(&convert(model, &fp16(), &[("x", 50000.0)])), expected);
 }
 
 #[test]

@@ -1,0 +1,73 @@
+//! Magnitudes of tensors: those observed in calibration, and what follows from them for tensors that were not observed.
+
+use std::collections::BTreeMap;
+
+use super::before_quantization;
+use crate::{
+    calibrate::CalibrationTable,
+    onnx::{GraphView, proto::ValueInfoProto},
+};
+
+/// Bring large values back, or make something else of them.
+const TAMING: &[&str] = &[
+    "ArgMax",
+    "ArgMin",
+    "BatchNormalization",
+    "Clip",
+    "Div",
+    "Equal",
+    "Erf",
+    "Greater",
+    "GreaterOrEqual",
+    "GroupNormalization",
+    "HardSigmoid",
+    "InstanceNormalization",
+    "IsInf",
+    "IsNaN",
+    "LayerNormalization",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "LogSoftmax",
+    "LpNormalization",
+    "MeanVarianceNormalization",
+    "RMSNormalization",
+    "Reciprocal",
+    "Shape",
+    "Sigmoid",
+    "Sign",
+    "Size",
+    "Softmax",
+    "Softsign",
+    "Tanh",
+];
+
+/// Largest magnitudes by tensor.
+///
+/// A tensor that was not observed takes over what its inputs reached beyond `max_magnitude`, unless its operator tames it:
+/// between the observed inputs of two products there may be many that FP16 cannot hold.
+pub(super) fn magnitudes<'t>(
+    view: &GraphView<'t>,
+    table: Option<&CalibrationTable>,
+    max_magnitude: f32,
+) -> BTreeMap<&'t str, f32> {
+    let Some(table) = table else { return BTreeMap::new() };
+    let observed = |tensor: &'t str| {
+        let range = table.tensors.get(before_quantization(view, tensor))?;
+        Some(range.min.abs().max(range.max.abs()))
+    };
+    let inputs = view.graph().input.iter().map(ValueInfoProto::name);
+    let mut magnitudes: BTreeMap<&str, f32> = inputs.filter_map(|name| Some((name, observed(name)?))).collect();
+    for &id in view.topological_order() {
+        let node = view.node(id);
+        let reached = node.input.iter().filter_map(|input| magnitudes.get(input.as_str()));
+        let reached = reached.fold(0.0, |largest: f32, magnitude| largest.max(*magnitude));
+        let spreads = reached > max_magnitude && !(node.is_standard() && TAMING.contains(&node.op_type()));
+        for output in node.output.iter().filter(|output| !output.is_empty()) {
+            if let Some(magnitude) = observed(output).or(spreads.then_some(reached)) {
+                magnitudes.insert(output, magnitude);
+            }
+        }
+    }
+    magnitudes
+}
