@@ -344,6 +344,9 @@ pub struct QuantizeArgs {
     /// Also convert the model's float inputs and outputs to the high precision
     #[arg(long)]
     pub convert_io: bool,
+    /// Bind the shape of an input, as in calibration, e.g. input=1x3x224x224 (repeatable)
+    #[arg(long, value_name = "NAME=DIMS")]
+    pub shape: Vec<String>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub scheme: SchemeArgs,

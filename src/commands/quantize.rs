@@ -14,7 +14,7 @@ use crate::{
     backend::onnxruntime::OnnxRuntime,
     calibrate::{CalibrationTable, cache::CalibrationCache},
     cli::{GlobalArgs, QuantizeArgs},
-    config::RunConfig,
+    config::{RunConfig, parse_shape},
     pipeline::model::Subject,
     quantize::{Decision, KeptFp32, Placement, Precision, quantize as quantize_model},
 };
@@ -34,12 +34,13 @@ struct Outcome<'a> {
 pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeArgs) -> anyhow::Result<ExitStatus> {
     let mut config = RunConfig::default();
     args.scheme.apply(&mut config)?;
+    config.shape = args.shape.iter().map(|shape| parse_shape(shape)).collect::<Result<_, _>>()?;
     config.validate()?;
     let precision: Precision = args.precision.parse().map_err(anyhow::Error::msg)?;
     let runtime = OnnxRuntime::load(global.ort_library.as_deref())?;
     let subject = Subject::load(runtime, &args.model, &config.shape)?;
     for finding in &subject.findings {
-        printer.warn(&finding.to_string());
+        printer.warn(&format!("{}; {}", finding.message, finding.hint));
     }
     let scheme = scheme(&config, precision)?;
     if args.explain {

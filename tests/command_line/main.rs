@@ -12,6 +12,7 @@ mod errors;
 mod example;
 mod real_model;
 mod segmentation;
+mod unusual_models;
 mod workflow;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,106 @@
+//! Models of unusual form, made by `tests/fixtures/unusual_models.py`: control flow, functions, tied and hidden weights,
+//! several integer inputs of any length, and every operator set from 9 to 23.
+
+use std::{fs, path::Path};
+
+use super::{calib, demo, error_of, json, python, root};
+
+/// Runs the script with the fetched packages; false, with a message, where they are missing.
+fn script(task: &str, folder: &Path) -> bool {
+    let path = root().join("tests/fixtures/unusual_models.py");
+    let code = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')";
+    python(code, &[&path, Path::new(task), folder]).is_some()
+}
+
+#[test]
+fn all_are_quantized_and_run() {
+    let folder = tempfile::tempdir().unwrap();
+    if calib().is_none() || !script("make", folder.path()) {
+        return;
+    }
+    let mut models: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    models.retain(|path| path.extension().is_some_and(|ending| ending == "onnx"));
+    assert_eq!(models.len(), 19);
+    for model in &models {
+        let table = model.with_extension("json");
+        let mut calibrate = calib().unwrap();
+        calibrate.args(["calibrate", "--calib-samples", "8", "--data"]).arg(model.with_extension("npz"));
+        calibrate.arg("--model").arg(model).arg("-o").arg(&table).arg("--histograms").arg(folder.path().join("counts"));
+        calibrate.assert().success();
+        for precision in ["int8", "fp16"] {
+            let output = model.with_extension(format!("{precision}.onnx"));
+            let mut quantize = calib().unwrap();
+            quantize.args(["quantize", "--precision", precision, "--model"]).arg(model).arg("-o").arg(&output);
+            quantize.arg("--table").arg(&table).assert().success();
+            calib().unwrap().args(["inspect", "--check"]).arg(&output).assert().success();
+        }
+    }
+    assert!(script("check", folder.path()));
+    control_flow_is_explained(&folder.path().join("control_flow.onnx"));
+    lengths_vary_or_are_bound(folder.path());
+}
+
+fn control_flow_is_explained(model: &Path) {
+    let output = calib().unwrap().args(["quantize", "--explain", "--json", "--model"]).arg(model).assert().success();
+    let decisions: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    let rule = |name: &str| {
+        let decision = decisions.as_array().unwrap().iter().find(|decision| decision["node"] == name);
+        decision.unwrap_or_else(|| panic!("no decision about {name}"))["rule"].as_str().unwrap().to_owned()
+    };
+    let nodes = ["first", "sum", "positive", "if", "loop", "scan", "last"].map(rule);
+    let expected =
+        ["matrix_product", "no_kernel", "no_kernel", "has_subgraph", "has_subgraph", "has_subgraph", "matrix_product"];
+    assert_eq!(nodes, expected);
+}
+
+/// Integer inputs of different lengths calibrate as they are; `--shape` makes a static model.
+fn lengths_vary_or_are_bound(folder: &Path) {
+    let model = folder.join("tied_embedding.onnx");
+    let table = folder.join("lengths.json");
+    let mut calibrate = calib().unwrap();
+    calibrate.args(["calibrate", "--calib-samples", "12", "--data"]).arg(folder.join("lengths"));
+    calibrate.arg("--model").arg(&model).arg("-o").arg(&table).assert().success();
+    assert_eq!(json(&table)["samples"], 12);
+    let output = folder.join("bound.onnx");
+    let quantize = |shapes: &[&str]| {
+        let mut quantize = calib().unwrap();
+        quantize.args(["quantize", "--model"]).arg(&model).arg("--table").arg(&table).arg("-o").arg(&output);
+        quantize.args(shapes.iter().flat_map(|shape| ["--shape", shape]));
+        quantize
+    };
+    quantize(&["tokens=1x7", "segments=1x7", "mask=1x7x1"]).assert().success();
+    let shapes = "import sys, onnx; m = onnx.load(sys.argv[1]); print([[d.dim_value for d in i.type.tensor_type.shape.dim] \
+                  for i in m.graph.input])";
+    assert_eq!(python(shapes, &[&output]).unwrap(), "[[1, 7], [1, 7], [1, 7, 1]]");
+    let error = error_of(&mut quantize(&["token=1x7"]));
+    assert!(error.contains("token"), "{error}");
+}
+
+#[test]
+fn a_plan_with_patterns_is_read_by_quantize_and_run() {
+    let out = tempfile::tempdir().unwrap();
+    let Some(mut run) = calib() else { return };
+    let plan = out.path().join("plan.json");
+    let text = r#"{"format_version": 1, "assignments": [{"pattern": ".*[Cc]onv.*", "precision": "fp32"}]}"#;
+    fs::write(&plan, text).unwrap();
+    run.arg("run")
+        .args(super::demo_flags())
+        .args(["--bench-seconds", "0", "--precisions", "int8", "--plan"])
+        .arg(&plan);
+    run.args(["--calib-samples", "20", "--out"]).arg(out.path().join("run")).assert().success();
+    let quantized = |plan: &[&Path]| {
+        let mut command = calib().unwrap();
+        command.args(["quantize", "--explain", "--json", "--model"]).arg(demo("demo.onnx"));
+        command.args(plan.iter().flat_map(|plan| [Path::new("--plan"), plan]));
+        let output = command.assert().success();
+        let decisions: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+        let decisions = decisions.as_array().unwrap().iter();
+        let convolutions = decisions.filter(|decision| decision["op_type"] == "Conv");
+        convolutions.filter(|decision| decision["precision"] == "int8").count()
+    };
+    assert!(quantized(&[]) > 5);
+    assert_eq!(quantized(&[&plan]), 0);
+    let report = json(&out.path().join("run/report.json"));
+    let layers = report["layers"].as_array().unwrap();
+    assert!(layers.iter().all(|layer| layer["op_type"] != "Conv" || layer["precision"] != "int8"), "{layers:?}");
+}
