@@ -12,7 +12,7 @@ cargo_features := $(if $(FEATURES),--features $(FEATURES))
 export LIBCLANG_PATH := $(CURDIR)/.runtime/libclang
 export BINDGEN_EXTRA_CLANG_ARGS := -isystem $(shell gcc -print-file-name=include 2>/dev/null)
 
-.PHONY: help setup build demo test test-gpu check fmt example models bench doc clean
+.PHONY: help setup build demo test test-gpu test-large zoo check fmt example models bench doc clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -36,6 +36,15 @@ test: setup-test ## run every test
 
 test-gpu: setup ## run the tests that need an NVIDIA GPU
 	cargo test $(cargo_features) -- --ignored
+
+test-large: setup-test build ## quantize a generated model of 2.3 GB within 1.5 times its weights (6 GB of disk)
+	ORT_DYLIB_PATH=$(firstword $(wildcard $(CURDIR)/.runtime/onnxruntime/libonnxruntime.so.*)) \
+	PYTHONPATH=.runtime/python python3 scripts/large_model.py target/release/calib
+
+zoo: setup-test ## quantize, run and build every architecture of tests/fixtures/zoo; print the table of docs/zoo.md
+	rm -f target/zoo/*.json
+	PYTHONPATH=.runtime/python python3 scripts/zoo_peer.py target/zoo/peer.json
+	CALIB_ZOO=all cargo test --release $(cargo_features) --test zoo -- --nocapture
 
 check: setup-test ## formatting, lints, documentation, licences: the same as CI
 	cargo fmt --check

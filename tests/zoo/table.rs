@@ -1,0 +1,80 @@
+//! The table of `docs/zoo.md`.
+
+use std::{collections::BTreeMap, fmt::Write, path::Path};
+
+use serde::Deserialize;
+
+use crate::job::Outcome;
+
+/// What `scripts/zoo_peer.py` found about a model.
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Peer {
+    sqnr_db: Option<f64>,
+}
+
+const PRECISIONS: [&str; 3] = ["fp32", "int8", "fp16"];
+
+/// Errors, and engines of the quantized model that fail though the float model's does not.
+pub fn fails(outcome: &Outcome) -> bool {
+    let built = |precision: &str| outcome.engines.get(precision).is_none_or(Result::is_ok);
+    outcome.error.is_some() || (built("fp32") && !(built("int8") && built("fp16")))
+}
+
+/// One row a model and a line of sums. Where onnxruntime.quantization is nearer to the float model, its figure is bold.
+pub fn render(outcomes: &[(String, Outcome)], peer: &Path) -> String {
+    let peers: BTreeMap<String, Peer> =
+        std::fs::read(peer).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    let mut text = String::from(
+        "| model | nodes | quantized | engines | FP16 | INT8, min-max | INT8, auto | method | onnxruntime |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
+    );
+    let (mut at_least, mut compared) = (0, 0);
+    for (key, outcome) in outcomes {
+        let Outcome { nodes, quantized, method, sqnr_db, .. } = outcome;
+        let theirs = peers.get(key).map(|peer| peer.sqnr_db);
+        let mut peer =
+            theirs.map_or(String::new(), |sqnr| sqnr.map_or("fails".to_owned(), |sqnr| format!("{sqnr:.1}")));
+        if let (Some(Some(theirs)), None) = (theirs, &outcome.error) {
+            let ahead = sqnr_db.is_none_or(|ours| ours >= theirs);
+            compared += 1;
+            at_least += usize::from(ahead);
+            if !ahead {
+                peer = format!("**{peer}**");
+            }
+        }
+        let engines = engines(outcome);
+        let row = match &outcome.error {
+            Some(error) => format!("| {key} | {nodes} | {quantized} | {engines} | {error} |||| {peer} |"),
+            None => {
+                let figures = [outcome.fp16_sqnr_db, outcome.minmax_sqnr_db, *sqnr_db].map(decibels).join(" | ");
+                let method = if outcome.bias_correction { format!("{method}, biases") } else { method.clone() };
+                format!("| {key} | {nodes} | {quantized} | {engines} | {figures} | {method} | {peer} |")
+            }
+        };
+        writeln!(text, "{row}").unwrap();
+    }
+    let failed = outcomes.iter().filter(|(_, outcome)| fails(outcome)).count();
+    let [fp32, int8, fp16] = PRECISIONS
+        .map(|precision| outcomes.iter().filter(|(_, o)| matches!(o.engines.get(precision), Some(Ok(_)))).count());
+    writeln!(
+        text,
+        "\n{} models, {failed} fail; engines: {fp32} FP32, {int8} INT8, {fp16} FP16; SQNR at least that of \
+         onnxruntime.quantization: {at_least} of {compared}",
+        outcomes.len(),
+    )
+    .unwrap();
+    text
+}
+
+fn decibels(sqnr: Option<f64>) -> String {
+    sqnr.map_or("equal".to_owned(), |sqnr| format!("{sqnr:.1}"))
+}
+
+/// The precisions whose engines were built, and those that were refused.
+fn engines(outcome: &Outcome) -> String {
+    let built = PRECISIONS.into_iter().filter_map(|precision| {
+        let built = outcome.engines.get(precision)?;
+        Some(if built.is_ok() { precision.to_owned() } else { format!("**no {precision}**") })
+    });
+    built.collect::<Vec<_>>().join(" ")
+}
