@@ -35,7 +35,7 @@ test: setup-test ## run every test
 	cargo test --features tensorrt --lib backend::tensorrt # against the lean runtime of TensorRT 11
 
 test-gpu: setup ## run the tests that need an NVIDIA GPU
-	cargo test $(cargo_features) -- --ignored
+	cargo test $(cargo_features) --test gpu -- --ignored --test-threads=1
 
 test-large: setup-test build ## quantize a generated model of 2.3 GB within 1.5 times its weights (6 GB of disk)
 	ORT_DYLIB_PATH=$(firstword $(wildcard $(CURDIR)/.runtime/onnxruntime/libonnxruntime.so.*)) \

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Fetch the runtime libraries (and, with --test, the Python packages of the tests) into .runtime/.
 
-Versions and sha256 are pinned in requirements-runtime.txt and requirements-test.txt beside this script; pip checks
-the hashes. A second call with the same pins does nothing, so everything works offline once fetched. Nothing is
+Versions and sha256 are pinned in requirements-runtime.txt, and for the tests in requirements-test-runtime.txt and
+requirements-test.txt, beside this script; pip checks the hashes. A second call with the same pins does nothing, so everything works offline once fetched. Nothing is
 installed outside .runtime/.
 """
 
@@ -102,6 +102,7 @@ def main() -> None:
         if sys.version_info < (3, 11):
             fail("the tests compare with Python packages that need Python 3.11 or newer; "
                  f"this is {platform.python_version()}")
+        fetch_libraries(SCRIPTS / "requirements-test-runtime.txt")
         fetch_test_packages(SCRIPTS / "requirements-test.txt")
 
 

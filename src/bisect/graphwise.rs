@@ -3,7 +3,7 @@
 //! Both run side by side, a sample at a time, and tensors are compared in the target's own buffers; what is kept are
 //! sums. Memory is that of one sample's tensors, whatever the number of samples.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,11 @@ use super::{
     layerwise::{AnalysisError, Samples, plain},
 };
 use crate::{
-    backend::{Backend, BuildOptions, Runner},
+    backend::{
+        Backend, BackendError, BuildOptions, Runner, TensorInfo,
+        cuda::{CudaError, Device, PairComparer, Uploader},
+        onnxruntime::{DeviceRunner, OnnxRuntime},
+    },
     compare::graphwise::{Graphwise as Accumulator, TensorDifference},
     onnx::{GraphError, GraphView, Model},
     tensor::ElementType,
@@ -124,9 +128,80 @@ pub fn graphwise(
         tensors.extend(compared);
         read = count;
     }
-    let bad = |tensor: &&TensorDivergence| tensor.difference.non_finite.differing > 0;
-    let first_non_finite = tensors.iter().find(bad).map(|tensor| tensor.site.node.clone());
-    Ok(Graphwise { tensors, first_non_finite, samples: read })
+    Ok(Graphwise::new(tensors, read))
+}
+
+impl Graphwise {
+    fn new(tensors: Vec<TensorDivergence>, samples: usize) -> Self {
+        let bad = |tensor: &&TensorDivergence| tensor.difference.non_finite.differing > 0;
+        let first_non_finite = tensors.iter().find(bad).map(|tensor| tensor.site.node.clone());
+        Self { tensors, first_non_finite, samples }
+    }
+}
+
+/// [`graphwise`] on a GPU, which no tensor leaves.
+///
+/// # Errors
+/// As [`graphwise`].
+pub fn graphwise_on_device(
+    runtime: &OnnxRuntime,
+    device: &Device,
+    reference: &Model,
+    target: &Model,
+    sites: &[TensorSite],
+    samples: Samples<'_>,
+    options: GraphwiseOptions,
+) -> Result<Graphwise, AnalysisError> {
+    let cuda = |error: CudaError| BackendError::from(error);
+    let stream = device.stream().map_err(cuda)?;
+    let (comparer, uploader) =
+        (PairComparer::new(device, &stream).map_err(cuda)?, Uploader::new(device).map_err(cuda)?);
+    let mut tensors = Vec::with_capacity(sites.len());
+    let mut read = 0;
+    for sites in sites.chunks(options.tensors_per_pass.max(1)) {
+        let extra_outputs = sites.iter().map(|site| site.tensor.clone()).collect();
+        let build = BuildOptions { extra_outputs, ..plain(options.threads) };
+        let mut reference = runtime.build_on_device(reference, &build, device, &stream)?;
+        let mut target = runtime.build_on_device(target, &build, device, &stream)?;
+        let (names, mut accumulator) = accumulator(reference.outputs(), target.outputs(), sites);
+        let expected = reference.inputs().to_vec();
+        let mut used = None;
+        read = samples.for_each(|batch| {
+            let ids: Vec<&str> = batch.ids.iter().map(String::as_str).collect();
+            let inputs = DeviceRunner::upload(&expected, &uploader, &batch.inputs, used.take())?;
+            accumulator.run_batch_on_device(&ids, &inputs, &mut reference, &mut target, &comparer, &names)?;
+            used = Some(inputs);
+            Ok(())
+        })?;
+        tensors.extend(divergences(sites, accumulator));
+    }
+    Ok(Graphwise::new(tensors, read))
+}
+
+/// What both give as floating-point numbers, target's name and reference's, and what adds their differences up.
+fn accumulator(
+    reference: &[TensorInfo],
+    target: &[TensorInfo],
+    sites: &[TensorSite],
+) -> (BTreeMap<String, String>, Accumulator) {
+    let floats = |outputs: &[TensorInfo]| -> BTreeSet<String> {
+        let floats = outputs.iter().filter(|output| output.element_type.is_some_and(ElementType::is_float));
+        floats.map(|output| output.name.clone()).collect()
+    };
+    let (known, given) = (floats(reference), floats(target));
+    let both =
+        sites.iter().map(|site| &site.tensor).filter(|tensor| known.contains(*tensor) && given.contains(*tensor));
+    let names = both.map(|tensor| (tensor.clone(), tensor.clone())).collect();
+    let thresholds = sites.iter().filter_map(|site| Some((site.tensor.clone(), site.amax?))).collect();
+    (names, Accumulator::new(thresholds))
+}
+
+fn divergences(sites: &[TensorSite], accumulator: Accumulator) -> Vec<TensorDivergence> {
+    let differences = accumulator.finish();
+    let divergence = |site: &TensorSite| {
+        Some(TensorDivergence { site: site.clone(), difference: differences.get(&site.tensor)?.clone() })
+    };
+    sites.iter().filter_map(divergence).collect()
 }
 
 /// One pass of two runners that give `sites` among their outputs; also returns the number of samples. Tensors that are no floating-point numbers, or that
@@ -140,25 +215,12 @@ pub fn run(
     sites: &[TensorSite],
     samples: Samples<'_>,
 ) -> Result<(Vec<TensorDivergence>, usize), AnalysisError> {
-    let floats = |runner: &dyn Runner| -> BTreeSet<String> {
-        let floats = runner.outputs().iter().filter(|output| output.element_type.is_some_and(ElementType::is_float));
-        floats.map(|output| output.name.clone()).collect()
-    };
-    let (known, given) = (floats(reference), floats(target));
-    let both =
-        sites.iter().map(|site| &site.tensor).filter(|tensor| known.contains(*tensor) && given.contains(*tensor));
-    let names = both.map(|tensor| (tensor.clone(), tensor.clone())).collect();
-    let thresholds = sites.iter().filter_map(|site| Some((site.tensor.clone(), site.amax?))).collect();
-    let mut accumulator = Accumulator::new(thresholds);
+    let (names, mut accumulator) = accumulator(reference.outputs(), target.outputs(), sites);
     let count = samples.for_each(|batch| {
         let ids: Vec<&str> = batch.ids.iter().map(String::as_str).collect();
         Ok(accumulator.run_batch(&ids, &batch.inputs, reference, target, &names)?)
     })?;
-    let differences = accumulator.finish();
-    let divergence = |site: &TensorSite| {
-        Some(TensorDivergence { site: site.clone(), difference: differences.get(&site.tensor)?.clone() })
-    };
-    Ok((sites.iter().filter_map(divergence).collect(), count))
+    Ok((divergences(sites, accumulator), count))
 }
 
 /// The reference's graph for [`first_divergence`](super::first::first_divergence): its nodes that depend on the

@@ -19,7 +19,7 @@ pub const BINS: usize = 8192;
 
 /// The smallest range is 2^-113: bins are then as wide as the smallest normal `float32`, so it makes no difference
 /// whether the processor flushes denormal numbers to zero.
-const MIN_EXPONENT: i32 = -113;
+pub(super) const MIN_EXPONENT: i32 = -113;
 
 /// Values that one thread bins at a time: two passes over them stay within the second-level cache.
 const CHUNK: usize = 1 << 17;

@@ -15,6 +15,7 @@ use crate::{
 };
 
 pub mod cache;
+mod device;
 pub mod entropy;
 pub mod histogram;
 mod histograms;
@@ -26,6 +27,7 @@ pub mod percentile;
 mod samples;
 mod table;
 
+pub use device::{DeviceUse, observe_on_device};
 pub use histograms::{Histograms, Provenance, Shards};
 pub use observe::{Batch, observe};
 pub use table::tables;

@@ -68,7 +68,7 @@ pub fn observe(
 }
 
 /// Names the tensor and the sample that an error is about.
-fn locate(error: ObserveError, tensor: &str, shape: &[usize], ids: &[String]) -> CalibrateError {
+pub(super) fn locate(error: ObserveError, tensor: &str, shape: &[usize], ids: &[String]) -> CalibrateError {
     let tensor = tensor.to_owned();
     match error {
         ObserveError::NotFloat(element_type) => CalibrateError::NotFloat { tensor, element_type },

@@ -140,7 +140,7 @@ pub(super) fn bench(printer: &Printer, global: &GlobalArgs, args: &BenchArgs) ->
             |name| subjects.iter().any(|subject| subject.name == name && subject.is_low()),
             |name| layers.get(subjects.iter().position(|subject| subject.name == name)?).map(Vec::as_slice),
         ),
-        environment: environment(session.runtime),
+        environment: environment(session.runtime, gpu(&specs)),
         random_inputs: session.config.random_data,
         emulated: subjects.iter().filter_map(|subject| Some((subject.name.clone(), subject.emulation?))).collect(),
         layers: subjects.iter().map(|subject| subject.name.clone()).zip(layers).collect(),
@@ -148,6 +148,14 @@ pub(super) fn bench(printer: &Printer, global: &GlobalArgs, args: &BenchArgs) ->
     };
     printer.outcome(&outcome, || text::describe(&outcome))?;
     Ok(ExitStatus::Passed)
+}
+
+/// Index of the GPU that ONNX Runtime is measured on.
+fn gpu(specs: &[Spec]) -> Option<u32> {
+    specs.iter().find_map(|spec| match spec {
+        Spec::OnnxRuntime(_, ExecutionProvider::Cuda(index)) => Some(*index),
+        _ => None,
+    })
 }
 
 fn open(

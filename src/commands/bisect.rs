@@ -215,9 +215,7 @@ impl<'a> Bisection<'a> {
     fn tensors(&self) -> anyhow::Result<Graphwise> {
         let target = self.target()?;
         let sites = shared_tensors(&self.float, &target)?;
-        let options = GraphwiseOptions { threads: self.session.threads, ..GraphwiseOptions::default() };
-        let samples = self.first_of(self.args.samples);
-        Ok(graphwise(&self.session.runtime, &self.float, &target, &sites, samples, options)?)
+        self.session.graphwise(&self.float, &target, &sites, self.first_of(self.args.samples))
     }
 
     /// The first node that diverges.

@@ -10,7 +10,7 @@ use super::{
     settings::{Apply, Session, one_size, scheme},
 };
 use crate::{
-    calibrate::{CalibrationTable, Choice, Histograms, Provenance, Shards, cache::CalibrationCache, tables},
+    calibrate::{CalibrationTable, Choice, DeviceUse, Histograms, Provenance, Shards, cache::CalibrationCache, tables},
     cli::{CalibrateArgs, GlobalArgs, MergeArgs},
     config::{ConfigError, RunConfig},
     pipeline::{calibration::hold_out, environment::peak_rss_bytes},
@@ -28,7 +28,32 @@ struct Outcome<'a> {
     seconds: f64,
     images_per_second: f64,
     peak_rss_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<GpuOutcome>,
     skipped: Vec<String>,
+}
+
+/// What the GPU did during the pass.
+#[derive(Serialize)]
+struct GpuOutcome {
+    utilisation: f64,
+    busy_seconds: f64,
+    waited_seconds: f64,
+    bottleneck: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    halved_to: Option<usize>,
+}
+
+impl From<DeviceUse> for GpuOutcome {
+    fn from(usage: DeviceUse) -> Self {
+        Self {
+            utilisation: usage.utilisation(),
+            busy_seconds: usage.busy.as_secs_f64(),
+            waited_seconds: usage.waited.as_secs_f64(),
+            bottleneck: if usage.utilisation() < 0.5 { "reading and preprocessing samples" } else { "the GPU" },
+            halved_to: usage.halved_to,
+        }
+    }
 }
 
 /// Observes the calibration samples and writes the table and the histograms.
@@ -65,6 +90,7 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     let observation = calibrator.observe(&tensors, &observed, &provenance);
     bar.finish_and_clear();
     let observation = observation?;
+    warn_halved(printer, observation.device);
     let histogram_file = args.histograms.clone().unwrap_or_else(|| args.output.with_file_name("histograms.calib"));
     observation.histograms.save(&histogram_file)?;
     let mut outcome = Outcome {
@@ -76,6 +102,7 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
         seconds: observation.seconds,
         images_per_second: observation.histograms.samples() as f64 / observation.seconds.max(1e-9),
         peak_rss_bytes: peak_rss_bytes(),
+        gpu: observation.device.map(GpuOutcome::from),
         skipped: observation.summary.skipped.iter().map(ToString::to_string).collect(),
     };
     if shard.is_none() {
@@ -133,6 +160,7 @@ pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) ->
         seconds: 0.0,
         images_per_second: 0.0,
         peak_rss_bytes: peak_rss_bytes(),
+        gpu: None,
         skipped: Vec::new(),
     };
     printer.outcome(&outcome, || {
@@ -166,6 +194,13 @@ fn write_table(table: &CalibrationTable, path: &Path, cache: Option<&Path>) -> a
     Ok(())
 }
 
+/// Says that the GPU's memory was too small for the batch.
+pub(super) fn warn_halved(printer: &Printer, usage: Option<DeviceUse>) {
+    if let Some(batch) = usage.and_then(|usage| usage.halved_to) {
+        printer.warn(&format!("the GPU ran out of memory; calibration went on with batches of {batch}"));
+    }
+}
+
 fn describe(outcome: &Outcome<'_>) -> String {
     let mut text = format!(
         "{} tensors from {} samples in {:.2} s ({:.1} samples/s), peak memory {:.0} MB",
@@ -175,6 +210,13 @@ fn describe(outcome: &Outcome<'_>) -> String {
         outcome.images_per_second,
         outcome.peak_rss_bytes as f64 / 1e6
     );
+    if let Some(gpu) = &outcome.gpu {
+        text.push_str(&format!(
+            "\nGPU busy {:.0} % of the time; {} set the pace",
+            gpu.utilisation * 100.0,
+            gpu.bottleneck
+        ));
+    }
     if let (Some(table), Some(method)) = (outcome.table, &outcome.method) {
         text.push_str(&format!("\ntable: {} (method {method})", table.display()));
     }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::ExitStatus;
 use crate::{
     backend::{
-        cuda::{CudaError, Device, DeviceInfo, device_count},
+        cuda::{CudaError, Device, DeviceInfo, device_count, load_compiler},
         onnxruntime::{LibrarySearch, OnnxRuntime, search},
         tensorrt::{Flavour, Library, RTX_CAPABILITIES, compiled_flavour, find_library, rtx_runs_on, searched_folders},
     },
@@ -19,6 +19,7 @@ struct Findings {
     onnxruntime: OnnxRuntimeFindings,
     gpus: Vec<DeviceInfo>,
     gpu_error: Option<String>,
+    cuda_compiler: Option<String>,
     tensorrt: Vec<TensorRtFindings>,
 }
 
@@ -27,6 +28,7 @@ struct OnnxRuntimeFindings {
     search: LibrarySearch,
     loaded: Option<String>,
     cuda_provider: bool,
+    cuda_error: Option<String>,
     error: Option<String>,
 }
 
@@ -53,11 +55,17 @@ pub(super) fn doctor(printer: &Printer, global: &GlobalArgs) -> anyhow::Result<E
             search: search(global.ort_library.as_deref()),
             loaded: runtime.as_ref().ok().map(|runtime| runtime.library().display().to_string()),
             cuda_provider: runtime.as_ref().is_ok_and(OnnxRuntime::has_cuda),
+            cuda_error: runtime
+                .as_ref()
+                .ok()
+                .filter(|_| gpus.is_ok())
+                .and_then(|runtime| runtime.check_cuda(0).err().map(|error| error.to_string())),
             error: runtime.as_ref().err().map(ToString::to_string),
         },
         tensorrt: [Flavour::TensorRt, Flavour::TensorRtRtx]
             .map(|flavour| tensorrt(flavour, gpus.as_deref().unwrap_or_default()))
             .into(),
+        cuda_compiler: load_compiler().err().map(|error| error.to_string()),
         gpu_error: gpus.as_ref().err().map(ToString::to_string),
         gpus: gpus.unwrap_or_default(),
     };
@@ -108,7 +116,9 @@ fn describe(findings: &Findings) -> String {
         lines.push(format!("         looked at {}", place.path.display()));
     }
     if runtime.loaded.is_some() {
-        lines.push(if runtime.cuda_provider {
+        lines.push(if let (true, Some(error)) = (runtime.cuda_provider, &runtime.cuda_error) {
+            format!("missing  CUDA provider: {error}")
+        } else if runtime.cuda_provider {
             "ok       CUDA provider: part of this ONNX Runtime".to_owned()
         } else {
             "-        CUDA provider: not part of this ONNX Runtime; it is in the package onnxruntime-gpu".to_owned()
@@ -124,6 +134,10 @@ fn describe(findings: &Findings) -> String {
             gpu.driver_version
         ));
     }
+    lines.push(match &findings.cuda_compiler {
+        None => "ok       CUDA compiler (NVRTC)".to_owned(),
+        Some(error) => format!("-        CUDA compiler (NVRTC): {error}"),
+    });
     if let Some(error) = &findings.gpu_error {
         lines.push(format!("-        GPU: {error}; everything but TensorRT engines and --provider cuda works without"));
     }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     backend::{Backend, BuildOptions, Runner},
     bisect::{
-        graphwise::{Graphwise, GraphwiseOptions, graphwise, shared_tensors},
+        graphwise::{Graphwise, shared_tensors},
         layerwise::{LayerError, LayerwiseOptions, OutputNoise, Samples, layerwise, output_noise, worst},
         operators::Pair,
     },
@@ -195,6 +195,7 @@ impl<'a> Job<'a> {
         let observation = calibrator.observe(&tensors, &hold_out(&self.split.calibration), &provenance);
         bar.finish_and_clear();
         let observation = observation?;
+        super::calibrate::warn_halved(self.printer, observation.device);
         let peak_rss_bytes = crate::pipeline::environment::peak_rss_bytes();
         self.save_histograms(&observation.histograms)?;
         check_interrupt()?;
@@ -350,8 +351,7 @@ impl<'a> Job<'a> {
         let policy = crate::dataset::BadPolicy { max_share: 1.0, strict: false };
         let reading = PrefetchOptions { batch: 1, threads: session.threads, policy, stop: &super::INTERRUPTED };
         let samples = Samples { dataset, indices: &readable, reading };
-        let options = GraphwiseOptions { threads: session.threads, ..GraphwiseOptions::default() };
-        let graphwise = graphwise(&session.runtime, &session.subject.folded, model, &sites, samples, options)?;
+        let graphwise = session.graphwise(&session.subject.folded, model, &sites, samples)?;
         check_interrupt()?;
         let options = quantize_options(&session.config, precision)?;
         let (float, quantized) = session.subject.analysis_pair(&calibrated.chosen.table, &options)?;

@@ -7,12 +7,17 @@ use anyhow::Context;
 use super::INTERRUPTED;
 use crate::{
     artifact::ContentHash,
-    backend::{ExecutionProvider, Runner, onnxruntime::OnnxRuntime},
+    backend::{ExecutionProvider, Runner, cuda::Device, onnxruntime::OnnxRuntime},
     bench::Mode,
+    bisect::{
+        graphwise::{Graphwise, GraphwiseOptions, TensorSite, graphwise, graphwise_on_device},
+        layerwise::Samples,
+    },
     cli::{DataArgs, MethodArgs, OutputArgs, RuntimeArgs, SchemeArgs},
     compare::CompareOptions,
     config::{ConfigError, RunConfig, parse_output_kind, parse_shape, parse_share},
-    dataset::{BadPolicy, Collection, RandomDataset, data_hash},
+    dataset::{BadPolicy, Collection, PrefetchOptions, RandomDataset, data_hash},
+    onnx::Model,
     pipeline::{
         Control, PipelineError,
         calibration::{Calibrator, ChooseOptions, ObserveOptions},
@@ -24,8 +29,9 @@ use crate::{
     quantize::{Precision, PrecisionPlan, QuantizeOptions, SchemeOptions},
 };
 
-/// Samples in one call when neither user nor model say.
+/// Samples in one call when neither user nor model say, on the CPU and on a GPU.
 const DEFAULT_BATCH: usize = 8;
+const DEFAULT_CUDA_BATCH: usize = 64;
 
 /// Replaces `target` when a flag was given.
 fn set<T: Clone>(target: &mut T, flag: Option<&T>) {
@@ -234,7 +240,10 @@ impl Session {
             (Some(asked), Some(fixed)) if asked != fixed => {
                 anyhow::bail!("--batch {asked} was asked for, but the model fixes its batch to {fixed}")
             }
-            (asked, fixed) => asked.or(fixed).unwrap_or(DEFAULT_BATCH),
+            (asked, fixed) => asked.or(fixed).unwrap_or(match provider {
+                ExecutionProvider::Cpu => DEFAULT_BATCH,
+                ExecutionProvider::Cuda(_) => DEFAULT_CUDA_BATCH,
+            }),
         };
         let policy = BadPolicy { max_share: config.max_bad, strict: config.strict };
         let evaluate = EvaluateOptions { batch, policy, compare: compare_options(&config, &BTreeMap::new()) };
@@ -261,15 +270,46 @@ impl Session {
         Ok(Self { config, runtime, subject, reference, data, threads, provider, batch, policy })
     }
 
+    /// Index of the GPU that executes, if one does.
+    pub(super) fn gpu(&self) -> Option<u32> {
+        match self.provider {
+            ExecutionProvider::Cpu => None,
+            ExecutionProvider::Cuda(index) => Some(index),
+        }
+    }
+
     /// Options of a pass over calibration samples.
     pub(super) fn observe_options(&self) -> ObserveOptions {
-        let batch = self.subject.fixed_batch().unwrap_or(1);
+        let batch = match self.provider {
+            ExecutionProvider::Cpu => self.subject.fixed_batch().unwrap_or(1),
+            ExecutionProvider::Cuda(_) => self.batch,
+        };
         ObserveOptions { batch, threads: self.threads, provider: self.provider, policy: self.policy }
     }
 
     /// How outputs are compared.
     pub(super) fn compare_options(&self) -> CompareOptions {
         compare_options(&self.config, &self.data.collection.names)
+    }
+
+    /// Every tensor of `target` against the same of `reference`, where the session executes. On the CPU samples run one
+    /// by one.
+    pub(super) fn graphwise(
+        &self,
+        reference: &Model,
+        target: &Model,
+        sites: &[TensorSite],
+        samples: Samples<'_>,
+    ) -> anyhow::Result<Graphwise> {
+        let options = GraphwiseOptions { threads: self.threads, ..GraphwiseOptions::default() };
+        match self.provider {
+            ExecutionProvider::Cpu => Ok(graphwise(&self.runtime, reference, target, sites, samples, options)?),
+            ExecutionProvider::Cuda(index) => {
+                let reading = PrefetchOptions { batch: self.batch, ..samples.reading };
+                let (device, samples) = (Device::open(index)?, Samples { reading, ..samples });
+                Ok(graphwise_on_device(&self.runtime, &device, reference, target, sites, samples, options)?)
+            }
+        }
     }
 
     /// What observes the model over its samples.

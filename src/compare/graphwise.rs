@@ -10,7 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{CompareError, NonFinite, PairSums, driver::row};
 use crate::{
-    backend::{BackendError, Runner},
+    backend::{
+        BackendError, Runner,
+        cuda::{DeviceView, Pair, PairComparer, Staged},
+        onnxruntime::{DeviceOutput, DeviceRunner},
+    },
     tensor::{TensorMap, TensorView},
 };
 
@@ -68,18 +72,25 @@ impl Graphwise {
                 target: target.shape.to_vec(),
             });
         }
-        let threshold = self.thresholds.get(tensor).copied().unwrap_or(f32::INFINITY);
-        let state = self.tensors.entry(tensor.to_owned()).or_default();
+        let threshold = self.threshold(tensor);
         for (index, sample) in samples.iter().enumerate() {
             let r = row(reference, tensor, index, samples.len())?;
             let t = row(target, tensor, index, samples.len())?;
-            let sums = PairSums::of(r.values, t.values, threshold);
-            if state.first_non_finite.is_none() && !sums.non_finite.is_empty() {
-                state.first_non_finite = Some((*sample).to_owned());
-            }
-            state.sums.add(&sums);
+            self.push(tensor, sample, &PairSums::of(r.values, t.values, threshold));
         }
         Ok(())
+    }
+
+    fn threshold(&self, tensor: &str) -> f32 {
+        self.thresholds.get(tensor).copied().unwrap_or(f32::INFINITY)
+    }
+
+    fn push(&mut self, tensor: &str, sample: &str, sums: &PairSums) {
+        let state = self.tensors.entry(tensor.to_owned()).or_default();
+        if state.first_non_finite.is_none() && !sums.non_finite.is_empty() {
+            state.first_non_finite = Some(sample.to_owned());
+        }
+        state.sums.add(sums);
     }
 
     /// Runs both models on a batch and adds the tensors in `names`, which gives the name in the float model by the name
@@ -96,7 +107,8 @@ impl Graphwise {
         let mut added = 0;
         target.visit(inputs, &mut |name, view| {
             if let Some(tensor) = names.get(name) {
-                let reference = float.get(tensor).ok_or_else(|| missing("reference", tensor, float.keys()))?;
+                let reference =
+                    float.get(tensor).ok_or_else(|| missing("reference", tensor, float.keys().map(String::as_str)))?;
                 self.add(tensor, samples, reference.view(), view)?;
                 added += 1;
             }
@@ -105,11 +117,56 @@ impl Graphwise {
         let outputs = target.outputs();
         match names.keys().find(|&name| !outputs.iter().any(|output| output.name == *name)) {
             Some(name) if added < names.len() => {
-                let error = missing("target", name, outputs.iter().map(|output| &output.name));
+                let error = missing("target", name, outputs.iter().map(|output| output.name.as_str()));
                 Err(BackendError::Visitor(Box::new(error)))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Like [`Self::run_batch`], with both models and all their tensors on one GPU and one stream.
+    pub fn run_batch_on_device(
+        &mut self,
+        samples: &[&str],
+        inputs: &Staged,
+        reference: &mut DeviceRunner,
+        target: &mut DeviceRunner,
+        comparer: &PairComparer,
+        names: &BTreeMap<String, String>,
+    ) -> Result<(), BackendError> {
+        let refused = |error: CompareError| BackendError::Visitor(Box::new(error));
+        let count = samples.len();
+        reference.run(inputs, |float| {
+            target.run(inputs, |quantized| {
+                let mut pairs = Vec::with_capacity(names.len() * count);
+                for (theirs, tensor) in names {
+                    let r = named(float, "reference", tensor).map_err(refused)?;
+                    let t = named(quantized, "target", theirs).map_err(refused)?;
+                    if r.shape() != t.shape() {
+                        let (reference, target) = (r.shape().to_vec(), t.shape().to_vec());
+                        return Err(refused(CompareError::Shape { output: tensor.clone(), reference, target }));
+                    }
+                    for index in 0..count {
+                        let rows = r.row(index, count).zip(t.row(index, count)).ok_or_else(|| {
+                            let shape = r.shape().to_vec();
+                            refused(CompareError::Batch { output: tensor.clone(), shape, samples: count })
+                        });
+                        let (reference, target) = rows?;
+                        pairs.push(Pair { reference, target, threshold: self.threshold(tensor) });
+                    }
+                }
+                let sums = comparer.sum(&pairs)?;
+                let places = names.values().flat_map(|tensor| samples.iter().map(move |sample| (tensor, sample)));
+                for ((tensor, sample), pieces) in places.zip(sums) {
+                    let mut total = PairSums::default();
+                    for piece in &pieces {
+                        total.add(&PairSums::of_piece(piece));
+                    }
+                    self.push(tensor, sample, &total);
+                }
+                Ok(())
+            })
+        })
     }
 
     /// The figures by tensor.
@@ -132,8 +189,13 @@ impl Graphwise {
     }
 }
 
-fn missing<'a>(side: &'static str, name: &str, available: impl Iterator<Item = &'a String>) -> CompareError {
-    let available = available.map(String::as_str).collect::<Vec<_>>().join(", ");
+fn named<'a>(views: &[DeviceOutput<'a>], side: &'static str, name: &str) -> Result<DeviceView<'a>, CompareError> {
+    let found = views.iter().find(|(found, _)| *found == name).map(|(_, view)| *view);
+    found.ok_or_else(|| missing(side, name, views.iter().map(|(name, _)| *name)))
+}
+
+fn missing<'a>(side: &'static str, name: &str, available: impl Iterator<Item = &'a str>) -> CompareError {
+    let available = available.collect::<Vec<_>>().join(", ");
     CompareError::MissingOutput { side, name: name.to_owned(), available }
 }
 

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::{NonFinite, OutputMetrics};
-use crate::tensor::ValuesView;
+use crate::{backend::cuda::PieceSums, tensor::ValuesView};
 
 /// Values summed at a time: small enough for the first-level cache, large enough to hide the bookkeeping.
 const BLOCK: usize = 4096;
@@ -66,6 +66,26 @@ impl PairSums {
             }
         }
         total
+    }
+
+    /// The sums of a piece that a GPU made.
+    pub fn of_piece(piece: &PieceSums) -> Self {
+        Self {
+            count: piece.count,
+            reference_squares: piece.reference_squares,
+            target_squares: piece.target_squares,
+            error_squares: piece.error_squares,
+            error_sum: piece.error_sum,
+            error_max: piece.error_max,
+            beyond: piece.beyond,
+            non_finite: NonFinite {
+                reference_nan: piece.reference_nan,
+                reference_infinite: piece.reference_infinite,
+                target_nan: piece.target_nan,
+                target_infinite: piece.target_infinite,
+                differing: piece.differing,
+            },
+        }
     }
 
     /// Appends the sums of values that come later.

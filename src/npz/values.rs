@@ -62,23 +62,10 @@ pub(super) fn row_major(values: ValuesView<'_>, shape: &[usize]) -> Values {
 /// Writes values as the little-endian machines that this program runs on hold them. bfloat16, which NumPy lacks, becomes
 /// float32 (see `stored_type`).
 pub fn write_values(writer: &mut impl Write, values: ValuesView<'_>) -> io::Result<()> {
-    use ValuesView as V;
-    let bytes: &[u8] = match values {
-        V::F32(v) => bytemuck::cast_slice(v),
-        V::F64(v) => bytemuck::cast_slice(v),
-        V::F16(v) => bytemuck::cast_slice(v),
-        V::I8(v) => bytemuck::cast_slice(v),
-        V::I16(v) => bytemuck::cast_slice(v),
-        V::I32(v) => bytemuck::cast_slice(v),
-        V::I64(v) => bytemuck::cast_slice(v),
-        V::U8(v) => v,
-        V::U16(v) => bytemuck::cast_slice(v),
-        V::U32(v) => bytemuck::cast_slice(v),
-        V::U64(v) => bytemuck::cast_slice(v),
-        V::Bool(v) => bytemuck::cast_slice(v),
-        V::Bf16(v) => return v.iter().try_for_each(|x| writer.write_all(&x.to_f32().to_le_bytes())),
-    };
-    writer.write_all(bytes)
+    match values {
+        ValuesView::Bf16(v) => v.iter().try_for_each(|x| writer.write_all(&x.to_f32().to_le_bytes())),
+        values => writer.write_all(values.bytes()),
+    }
 }
 
 /// The type that an array of `element_type` is written with.

@@ -8,13 +8,20 @@ use super::{
     model::Subject,
 };
 use crate::{
-    backend::{Backend, BuildOptions, ExecutionProvider, Runner, onnxruntime::OnnxRuntime},
+    backend::{
+        Backend, BackendError, BuildOptions, ExecutionProvider, Runner,
+        cuda::Device,
+        onnxruntime::{DeviceRunner, OnnxRuntime},
+    },
     bisect::{
         bias::mean_errors,
         layerwise::{AnalysisError, Samples},
         operators::{OperatorError, Pair},
     },
-    calibrate::{self, CalibrateError, CalibrationTable, Choice, Histograms, Method, Provenance, observe, tables},
+    calibrate::{
+        self, CalibrateError, CalibrationTable, Choice, DeviceUse, Histograms, Method, Provenance, observe,
+        observe_on_device, tables,
+    },
     compare::{CompareOptions, ComparisonResult},
     dataset::{BadPolicy, Dataset, PassSummary, PrefetchOptions, prefetch},
     quantize::{Precision, QuantizeOptions, SchemeOptions, quantize},
@@ -31,7 +38,8 @@ const CORRECTED: usize = 64;
 /// Options of a [`Calibrator`].
 #[derive(Clone, Debug)]
 pub struct ObserveOptions {
-    /// Samples in one call: 1, or what the model fixes. Larger batches only need more memory.
+    /// Samples in one call: what the model fixes, else 1 on the CPU, where larger batches only need more memory. On a
+    /// GPU convolutions may round otherwise in another batch.
     pub batch: usize,
     /// Threads of ONNX Runtime.
     pub threads: usize,
@@ -49,6 +57,8 @@ pub struct Observation {
     pub summary: PassSummary,
     /// Wall time, reading included.
     pub seconds: f64,
+    /// What the GPU was doing, where one observed.
+    pub device: Option<DeviceUse>,
 }
 
 /// Calibration samples, in two parts.
@@ -140,7 +150,25 @@ pub struct Calibrator<'a> {
     pub control: Control<'a>,
 }
 
+/// What runs the model that is observed.
+enum Observer {
+    /// Activations are counted in host memory.
+    Host(Box<dyn Runner>),
+    /// They never leave the GPU.
+    Device(Box<DeviceRunner>),
+}
+
 impl Calibrator<'_> {
+    fn runner(&self, build: &BuildOptions) -> Result<Observer, PipelineError> {
+        let ExecutionProvider::Cuda(index) = self.options.provider else {
+            return Ok(Observer::Host(self.runtime.build(&self.subject.folded, build)?));
+        };
+        let device = Device::open(index).map_err(BackendError::from)?;
+        let stream = device.stream().map_err(BackendError::from)?;
+        let runner = self.runtime.build_on_device(&self.subject.folded, build, &device, &stream)?;
+        Ok(Observer::Device(Box::new(runner)))
+    }
+
     /// Observes `tensors` of the folded model over the calibration samples.
     pub fn observe(
         &self,
@@ -161,10 +189,11 @@ impl Calibrator<'_> {
             extra_outputs,
             ..BuildOptions::default()
         };
-        let mut runner = self.runtime.build(&self.subject.folded, &build)?;
+        let mut runner = self.runner(&build)?;
         // A sample that is repeated to fill a batch would be counted twice, so only whole batches run.
-        let whole = |part: &[usize]| part.len() / self.options.batch.max(1) * self.options.batch;
-        if whole(&parts.fit) == 0 && self.options.batch > 1 {
+        let fixed = self.subject.fixed_batch().unwrap_or(1).max(1);
+        let whole = |part: &[usize]| part.len() / fixed * fixed;
+        if whole(&parts.fit) == 0 && fixed > 1 {
             let (batch, samples) = (self.options.batch, parts.fit.len());
             let reason =
                 format!("the model fixes its batch to {batch}, and there are only {samples} samples to calibrate on");
@@ -173,6 +202,7 @@ impl Calibrator<'_> {
         let started = Instant::now();
         let mut histograms = Histograms::new(provenance.clone());
         let mut summary = PassSummary::default();
+        let mut device = None;
         for (part, held_out) in [(&parts.fit, false), (&parts.held_out, true)] {
             let part = &part[..whole(part)];
             if part.is_empty() {
@@ -189,14 +219,23 @@ impl Calibrator<'_> {
                     (self.control.progress)(batch.ids.len());
                     calibrate::Batch { ids: batch.ids, inputs: batch.inputs, held_out }
                 });
-                observe(&mut *runner, tensors, provenance.clone(), batches)
+                match &mut runner {
+                    Observer::Host(runner) => {
+                        observe(&mut **runner, tensors, provenance.clone(), batches).map(|found| (found, None))
+                    }
+                    Observer::Device(runner) => observe_on_device(runner, tensors, provenance.clone(), batches)
+                        .map(|(found, usage)| (found, Some(usage))),
+                }
             });
             // Why the samples ended early says more than that there were none.
             let pass = pass?;
-            let observed = match observed {
+            let (observed, usage) = match observed {
                 Err(CalibrateError::NoData) if held_out => continue,
                 other => other?,
             };
+            if let Some(usage) = usage {
+                device.get_or_insert_with(DeviceUse::default).add(usage);
+            }
             histograms.fit_samples += observed.fit_samples;
             histograms.held_out_samples += observed.held_out_samples;
             histograms.fit.extend(observed.fit);
@@ -205,7 +244,7 @@ impl Calibrator<'_> {
             summary.waited += pass.waited;
             summary.reading += pass.reading;
         }
-        Ok(Observation { histograms, summary, seconds: started.elapsed().as_secs_f64() })
+        Ok(Observation { histograms, summary, seconds: started.elapsed().as_secs_f64(), device })
     }
 
     /// Makes the table from the histograms of the samples `indices`. For [`Choice::Auto`] every method, and the best

@@ -4,7 +4,13 @@ use std::collections::BTreeMap;
 
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
-use crate::{backend::onnxruntime::OnnxRuntime, report::Environment};
+use crate::{
+    backend::{
+        cuda::{Device, DeviceInfo},
+        onnxruntime::OnnxRuntime,
+    },
+    report::{Environment, Gpu},
+};
 
 /// Largest resident memory of this process so far, in bytes; 0 where the system does not tell.
 pub fn peak_rss_bytes() -> u64 {
@@ -14,8 +20,8 @@ pub fn peak_rss_bytes() -> u64 {
     kilobytes.unwrap_or(0u64) * 1024
 }
 
-/// Operating system, processor, memory and libraries.
-pub fn environment(runtime: OnnxRuntime) -> Environment {
+/// Operating system, processor, memory, libraries, and the GPU that was used.
+pub fn environment(runtime: OnnxRuntime, gpu: Option<u32>) -> Environment {
     let cpu = CpuRefreshKind::nothing().with_frequency();
     let kinds = RefreshKind::nothing().with_cpu(cpu).with_memory(MemoryRefreshKind::nothing().with_ram());
     let system = System::new_with_specifics(kinds).ok();
@@ -36,7 +42,19 @@ pub fn environment(runtime: OnnxRuntime) -> Environment {
         cpu_temperature_c: cpu_temperature_c(),
         memory_bytes: system.as_ref().map_or(0, System::total_memory),
         libraries: BTreeMap::from([("ONNX Runtime".to_owned(), library_version(runtime))]),
-        gpu: None,
+        gpu: gpu.and_then(|index| Device::open(index).ok()).map(|device| describe_gpu(device.info())),
+    }
+}
+
+fn describe_gpu(info: &DeviceInfo) -> Gpu {
+    let (major, minor) = info.compute_capability;
+    Gpu {
+        name: info.name.clone(),
+        compute_capability: format!("{major}.{minor}"),
+        memory_bytes: info.memory_bytes,
+        driver: format!("CUDA {}", info.driver_version),
+        clock_mhz: None,
+        temperature_c: None,
     }
 }
 

@@ -1,6 +1,9 @@
 //! Opening a GPU, and what belongs to one: streams, pinned host memory, timers.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaStream, DeviceRepr, PinnedHostSlice, ValidAsZeroBits, result,
@@ -8,7 +11,7 @@ use cudarc::driver::{
 };
 use serde::Serialize;
 
-use super::{CudaError, OLDEST_DRIVER};
+use super::{CudaError, Kernels, OLDEST_DRIVER, Source};
 
 /// What a GPU is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -32,6 +35,7 @@ pub struct DeviceInfo {
 pub struct Device {
     context: Arc<CudaContext>,
     info: DeviceInfo,
+    kernels: Arc<Mutex<BTreeMap<&'static str, Kernels>>>,
 }
 
 /// Loads the driver and checks it. Returns the version it offers.
@@ -85,11 +89,11 @@ impl Device {
             index,
             name: context.name()?,
             compute_capability: (major as u32, minor as u32),
-            driver_version: super::version(&version),
+            driver_version: super::version(version),
             memory_bytes: context.total_mem()? as u64,
             multiprocessors: multiprocessors as u32,
         };
-        Ok(Self { context, info })
+        Ok(Self { context, info, kernels: Arc::default() })
     }
 
     /// What the GPU is.
@@ -124,6 +128,17 @@ impl Device {
         // SAFETY: `begin` points to `len` values that are ours alone.
         unsafe { begin.write_bytes(0, len) };
         Ok(pinned)
+    }
+
+    /// The kernels of a source, compiled when they are first asked for.
+    pub fn kernels(&self, source: Source) -> Result<Kernels, CudaError> {
+        let mut loaded = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernels) = loaded.get(source.name) {
+            return Ok(kernels.clone());
+        }
+        let kernels = Kernels::load(self, source)?;
+        loaded.insert(source.name, kernels.clone());
+        Ok(kernels)
     }
 
     /// Measures time on a stream.

@@ -6,14 +6,22 @@
 
 mod device;
 mod graph;
+mod magnitudes;
 mod module;
+mod pairs;
 #[cfg(test)]
 mod tests;
+mod upload;
+mod view;
 
 pub use cudarc::driver::{CudaEvent, CudaGraph, CudaSlice, CudaStream, PinnedHostSlice};
 pub use device::{Device, DeviceInfo, Timer, device_count};
 pub use graph::capture;
-pub use module::{Kernels, Source, compile};
+pub use magnitudes::{BINS, MAGNITUDES, MIN_EXPONENT, MagnitudeCounter, Magnitudes, NonFinite};
+pub use module::{Kernels, Source, compile, load_compiler};
+pub use pairs::{PAIRS, PIECE, Pair, PairComparer, PieceSums};
+pub use upload::{Staged, StagedTensor, Uploader};
+pub use view::DeviceView;
 
 /// Oldest driver interface that works: CUDA 13.0, as major · 1000 + minor · 10.
 const OLDEST_DRIVER: i32 = 13_000;
@@ -28,7 +36,7 @@ pub enum CudaError {
     )]
     NoDriver,
     /// The driver is older than CUDA 13.
-    #[error("the CUDA driver is too old: it offers CUDA {}, and 13.0 is needed; install driver 580 or newer", version(.found))]
+    #[error("the CUDA driver is too old: it offers CUDA {}, and 13.0 is needed; install driver 580 or newer", version(*.found))]
     OldDriver {
         /// What `cuDriverGetVersion` says.
         found: i32,
@@ -72,7 +80,7 @@ pub enum CudaError {
     },
 }
 
-fn version(found: &i32) -> String {
+fn version(found: i32) -> String {
     format!("{}.{}", found / 1000, found % 1000 / 10)
 }
 

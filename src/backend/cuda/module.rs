@@ -72,7 +72,7 @@ impl Kernels {
 }
 
 /// Makes NVRTC loadable, from `.runtime/cuda-nvrtc` where that exists and by the system's loader otherwise.
-fn load_compiler() -> Result<(), CudaError> {
+pub fn load_compiler() -> Result<(), CudaError> {
     static PRELOAD: Once = Once::new();
     PRELOAD.call_once(|| {
         let executable = std::env::current_exe().ok();

@@ -48,7 +48,7 @@ impl OnnxRuntime {
         let folder = tempfile::tempdir().map_err(|error| failed(format!("no temporary folder: {error}")))?;
         let path = folder.path().join("folded.onnx");
         let options = BuildOptions { optimization: OptimizationLevel::Basic, ..BuildOptions::default() };
-        let builder = builder(self.loaded, &options)?;
+        let builder = builder(self.loaded, &options, None)?;
         let builder =
             folding(builder, &path, !fits_in_memory(&constant.proto)).map_err(|error| refused(model, &error))?;
         drop(commit(builder, &constant, &[])?);
@@ -58,7 +58,7 @@ impl OnnxRuntime {
         // Gigabytes are not written to a file once more for a check: whoever runs the model loads it.
         if fits_in_memory(&folded.proto) {
             let check = BuildOptions { optimization: OptimizationLevel::Disabled, ..BuildOptions::default() };
-            drop(build(self.loaded, &folded, &check)?);
+            drop(build(self.loaded, &folded, &check, None)?);
         }
         Ok(folded)
     }
@@ -75,7 +75,7 @@ impl OnnxRuntime {
             optimization: OptimizationLevel::Disabled,
             ..BuildOptions::default()
         };
-        let built = build(self.loaded, model, &options)?;
+        let built = build(self.loaded, model, &options, None)?;
         let wanted: HashSet<&str> = tensors.iter().map(String::as_str).collect();
         let outlets = built.session.outputs().iter().filter(|outlet| wanted.contains(outlet.name()));
         Ok(outlets.map(|outlet| (outlet.name().to_owned(), info(outlet.name(), outlet.dtype()))).collect())

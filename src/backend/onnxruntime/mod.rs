@@ -3,6 +3,7 @@
 //! The shared library is loaded at run time ([`search`] shows from where). Everything is deterministic on the CPU:
 //! one stream of operators, a fixed number of threads inside each.
 
+mod device;
 mod emulation;
 mod fold;
 mod layer_times;
@@ -16,12 +17,13 @@ mod values;
 
 use std::path::Path;
 
+pub use device::{DeviceOutput, DeviceRunner};
 pub use emulation::emulation;
 pub use library::{LIBRARY_VARIABLE, LibrarySearch, Origin, Place, search};
 use ort::ep::ExecutionProvider as _;
 pub(crate) use runner::check_inputs;
 
-use super::{Backend, BackendError, BuildOptions, Runner};
+use super::{Backend, BackendError, BuildOptions, ExecutionProvider, Runner};
 use crate::onnx::Model;
 
 const RUNTIME: &str = "ONNX Runtime";
@@ -48,6 +50,12 @@ impl OnnxRuntime {
         ort::ep::CUDA::is_available().unwrap_or(false)
     }
 
+    /// Whether the CUDA execution provider works on a GPU, without a model; the error says what is missing.
+    pub fn check_cuda(&self, device: u32) -> Result<(), BackendError> {
+        let options = BuildOptions { provider: ExecutionProvider::Cuda(device), ..BuildOptions::default() };
+        session::builder(self.loaded, &options, None).map(drop)
+    }
+
     /// Branch, commit and compiler flags of the library.
     pub fn build_info(&self) -> &'static str {
         ort::info()
@@ -56,7 +64,7 @@ impl OnnxRuntime {
 
 impl Backend for OnnxRuntime {
     fn build(&self, model: &Model, options: &BuildOptions) -> Result<Box<dyn Runner>, BackendError> {
-        let built = session::build(self.loaded, model, options)?;
+        let built = session::build(self.loaded, model, options, None)?;
         Ok(Box::new(runner::SessionRunner::new(built)))
     }
 }

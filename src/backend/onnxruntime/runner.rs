@@ -38,8 +38,7 @@ impl Runner for SessionRunner {
 
     fn visit(&mut self, inputs: &TensorMap, visit: &mut Visit<'_>) -> Result<(), BackendError> {
         check_inputs(&self.inputs, inputs)?;
-        let failed =
-            |error: &ort::Error| BackendError::Run { runtime: RUNTIME, reason: error.message().trim().to_owned() };
+        let failed = run_failed;
         let lent = inputs
             .iter()
             .map(|(name, tensor)| Ok((Cow::Borrowed(name.as_str()), lend(tensor.view())?)))
@@ -70,6 +69,11 @@ impl Runner for SessionRunner {
             .map(Some)
             .map_err(|error| failed(format!("its layer times cannot be read: {error}")))
     }
+}
+
+/// The library's refusal to run.
+pub(super) fn run_failed(error: &ort::Error) -> BackendError {
+    BackendError::Run { runtime: RUNTIME, reason: error.message().trim().to_owned() }
 }
 
 /// Compares what is given with what the model takes.

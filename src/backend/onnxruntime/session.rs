@@ -1,9 +1,9 @@
 //! Making sessions: options, extra outputs, and the way the weights take.
 
-use std::{borrow::Cow, collections::HashSet};
+use std::{borrow::Cow, collections::HashSet, sync::Arc};
 
 use ort::{
-    ep,
+    ep::{self, ExecutionProvider as _},
     session::{
         Session,
         builder::{GraphOptimizationLevel, SessionBuilder},
@@ -14,7 +14,10 @@ use tempfile::TempDir;
 
 use super::{RUNTIME, library::Loaded, own_codes::with_own_codes};
 use crate::{
-    backend::{BackendError, BuildOptions, ExecutionProvider, OptimizationLevel},
+    backend::{
+        BackendError, BuildOptions, ExecutionProvider, OptimizationLevel,
+        cuda::{CudaStream, Device},
+    },
     onnx::{
         Model,
         proto::{GraphProto, ModelProto, NodeProto, TensorProto, TypeValue, ValueInfoProto},
@@ -35,9 +38,14 @@ pub(super) struct Built {
     pub layer_times: Option<TempDir>,
 }
 
-/// Makes a session for `model`.
-pub(super) fn build(loaded: &Loaded, model: &Model, options: &BuildOptions) -> Result<Built, BackendError> {
-    let builder = builder(loaded, options)?;
+/// Makes a session for `model`; on a GPU it may work on a stream that the caller keeps longer than the session.
+pub(super) fn build(
+    loaded: &Loaded,
+    model: &Model,
+    options: &BuildOptions,
+    stream: Option<&Arc<CudaStream>>,
+) -> Result<Built, BackendError> {
+    let builder = builder(loaded, options, stream)?;
     let returns_intermediates = !options.extra_outputs.is_empty();
     let mut builder =
         without_wrong_rewrites(builder, model, returns_intermediates).map_err(|error| refused(model, &error))?;
@@ -98,22 +106,54 @@ pub(super) fn refused<R>(model: &Model, error: &ort::Error<R>) -> BackendError {
 }
 
 /// Session options, the same for every model.
-pub(super) fn builder(loaded: &Loaded, options: &BuildOptions) -> Result<SessionBuilder, BackendError> {
+pub(super) fn builder(
+    loaded: &Loaded,
+    options: &BuildOptions,
+    stream: Option<&Arc<CudaStream>>,
+) -> Result<SessionBuilder, BackendError> {
     let builder = configured(loaded, options).map_err(|error| BackendError::Library(error.message().to_owned()))?;
     match options.provider {
         ExecutionProvider::Cpu => Ok(builder),
         ExecutionProvider::Cuda(device) => {
-            let cuda = ep::CUDA::default().with_device_id(device as i32).with_tf32(options.tf32);
-            builder.with_execution_providers([cuda.build().error_on_failure()]).map_err(|error| {
-                let reason = format!(
-                    "{}; it needs an NVIDIA driver, CUDA and cuDNN, and an ONNX Runtime built for it (the PyPI wheel \
-                     `onnxruntime-gpu`), see `calib doctor`",
-                    error.message().trim()
-                );
-                BackendError::Provider { provider: "CUDAExecutionProvider".to_owned(), reason }
-            })
+            let unusable = |reason| BackendError::Provider { provider: "CUDAExecutionProvider".to_owned(), reason };
+            if !ep::CUDA::is_available().unwrap_or(false) {
+                return Err(unusable(
+                    "this ONNX Runtime was built without it; use the library of the PyPI package onnxruntime-gpu, see \
+                     `calib doctor`"
+                        .to_owned(),
+                ));
+            }
+            // The provider's own message for a missing GPU or driver names neither.
+            drop(Device::open(device)?);
+            // cuDNN's refusals of single algorithms are logged as errors although others follow.
+            loaded.environment.set_log_level(ort::logging::LogLevel::Fatal);
+            // The fastest of all convolution algorithms changes from run to run, and with it the last bits.
+            let search = ep::cuda::ConvAlgorithmSearch::Heuristic;
+            let mut cuda = ep::CUDA::default().with_device_id(device as i32).with_tf32(options.tf32);
+            cuda = cuda.with_conv_algorithm_search(search);
+            if let Some(stream) = stream {
+                // SAFETY: the caller keeps the stream, which belongs to this device's primary context.
+                cuda = unsafe { cuda.with_compute_stream(stream.cu_stream().cast()) };
+            }
+            let registered = builder.with_execution_providers([cuda.build().error_on_failure()]);
+            registered.map_err(|error| unusable(explain_provider(error.message())))
         }
     }
+}
+
+/// The library's message, with what to install.
+fn explain_provider(message: &str) -> String {
+    let hint = if message.contains("libcudnn") {
+        "cuDNN 9 is missing: pip install nvidia-cudnn-cu13, and put its nvidia/cudnn/lib on LD_LIBRARY_PATH"
+    } else if message.contains(".so.12") {
+        "this ONNX Runtime was built for CUDA 12, and CUDA 13 is needed: pip install onnxruntime-gpu 1.31 or newer"
+    } else if message.contains("libcu") {
+        "libraries of CUDA 13 are missing: pip install nvidia-cublas nvidia-cuda-runtime nvidia-curand nvidia-cufft, and \
+         put their nvidia/cu13/lib on LD_LIBRARY_PATH"
+    } else {
+        "it needs CUDA 13, cuDNN 9 and an ONNX Runtime built for them (the PyPI wheel `onnxruntime-gpu`)"
+    };
+    format!("{}; {hint}; see `calib doctor`", message.trim())
 }
 
 fn configured(loaded: &Loaded, options: &BuildOptions) -> ort::Result<SessionBuilder> {

@@ -12,8 +12,12 @@ use crate::{
 
 macro_rules! conversions {
     ($($variant:ident: $ty:ty, $ort:ident;)*) => {
-        fn element_type(ort: TensorElementType) -> Option<ElementType> {
+        pub(super) fn element_type(ort: TensorElementType) -> Option<ElementType> {
             match ort { $(TensorElementType::$ort => Some(ElementType::$variant),)* _ => None }
+        }
+
+        pub(super) fn ort_type(element_type: ElementType) -> TensorElementType {
+            match element_type { $(ElementType::$variant => TensorElementType::$ort,)* }
         }
 
         /// Lends a tensor to ONNX Runtime.

@@ -103,7 +103,7 @@ impl Job<'_> {
             created: rfc3339(found.created),
             command: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
             config: self.session.config.to_toml()?,
-            environment: environment(self.session.runtime),
+            environment: environment(self.session.runtime, self.session.gpu()),
             model: self.model_info(),
             dataset: self.dataset_info(skipped, &found.evaluation.ids),
             calibration: found
