@@ -34,7 +34,8 @@ pub fn runs_table(runs: &[Run<'_>]) -> Table {
         Subject::all(run.report).map(move |subject| {
             let p = subject.precision;
             let random = run.report.dataset.random_data;
-            let result = if random { Cell::text("random data").tone(Tone::Bad) } else { outcome(subject) };
+            let result =
+                if random && p.error.is_none() { Cell::text("random data").tone(Tone::Bad) } else { outcome(subject) };
             let model = format::file_name(&run.report.model.path);
             let precision = Cell::text(&p.precision).note(&p.backend);
             (
