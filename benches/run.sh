@@ -18,3 +18,8 @@ for samples in 100 400; do
 done
 cargo bench --bench calibrate
 cargo bench --bench calibrate_model -- 4 100
+if command -v polygraphy >/dev/null; then
+  python3 benches/graphwise.py target/release/calib "$CALIB_SHARED"
+else
+  echo "skipped benches/graphwise.py: install polygraphy 0.53.6 with onnxruntime to compare with it" >&2
+fi

@@ -418,6 +418,8 @@ pub enum LiftCost {
     Nodes,
     /// Its multiply-accumulates
     Macs,
+    /// The measured time of the float operator
+    Time,
 }
 
 impl From<SearchStrategy> for crate::bisect::search::Strategy {
@@ -429,11 +431,12 @@ impl From<SearchStrategy> for crate::bisect::search::Strategy {
     }
 }
 
-impl From<LiftCost> for crate::bisect::lift::Cost {
+impl From<LiftCost> for crate::bisect::cost::Cost {
     fn from(cost: LiftCost) -> Self {
         match cost {
             LiftCost::Nodes => Self::Nodes,
             LiftCost::Macs => Self::Macs,
+            LiftCost::Time => Self::Time,
         }
     }
 }
@@ -459,6 +462,9 @@ pub struct BisectArgs {
     /// Threshold on a metric that the plan must pass, e.g. top1=0.99 (repeatable)
     #[arg(long, value_name = "METRIC=VALUE")]
     pub gate: Vec<String>,
+    /// Precision to look into: int8, fp8, fp16 or bf16
+    #[arg(long, value_name = "PRECISION", default_value = "int8")]
+    pub precision: String,
     /// Precision that nodes are lifted to: fp32, fp16 or bf16
     #[arg(long, value_name = "PRECISION", default_value = "fp32")]
     pub lift: String,
@@ -477,15 +483,19 @@ pub struct BisectArgs {
     /// Evaluation samples that plans are judged on (at most half; the others check the result) or tensors compared on
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub samples: usize,
-    /// With `--find first` and `tensors`: model to look into instead of the quantized one
-    #[arg(long, value_name = "FILE")]
-    pub target: Option<PathBuf>,
+    /// What to look into instead of the model quantized here: [ort:]FILE.onnx, ort-cuda:FILE.onnx, trt:FILE.plan
+    /// (its outputs only), or FILE.npz with saved tensors (not with --find plan)
+    #[arg(long, value_name = "SPEC")]
+    pub target: Option<String>,
     /// With `--find first`: a tensor diverges below this SQNR in decibels, or with NaN or infinities
     #[arg(long, value_name = "DB", default_value_t = 10.0, allow_negative_numbers = true)]
     pub threshold_db: f64,
     /// With `--find first`: look at every tensor, which also finds a divergence that heals on the way
     #[arg(long)]
     pub exhaustive: bool,
+    /// Whether to build the TensorRT engine of the plan: auto, off or require [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    pub tensorrt: Option<String>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub data: DataArgs,

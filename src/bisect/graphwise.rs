@@ -1,7 +1,8 @@
 //! Every tensor of the target against the same tensor of the reference: where the error accumulates.
 //!
 //! Both run side by side, a sample at a time, and tensors are compared in the target's own buffers; what is kept are
-//! sums. Memory is that of one sample's tensors, whatever the number of samples.
+//! sums. Memory is that of one sample's tensors, whatever the number of samples. The target may also be a file with
+//! saved tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,11 +14,14 @@ use super::{
 };
 use crate::{
     backend::{
-        Backend, BackendError, BuildOptions, Runner, TensorInfo,
+        Backend, BackendError, BuildOptions, ExecutionProvider, Runner, TensorInfo,
         cuda::{CudaError, Device, PairComparer, Uploader},
         onnxruntime::{DeviceRunner, OnnxRuntime},
     },
-    compare::graphwise::{Graphwise as Accumulator, TensorDifference},
+    compare::{
+        SavedOutputs,
+        graphwise::{Graphwise as Accumulator, TensorDifference},
+    },
     onnx::{GraphError, GraphView, Model},
     tensor::ElementType,
 };
@@ -64,6 +68,14 @@ pub struct Graphwise {
     pub samples: usize,
 }
 
+impl Graphwise {
+    fn new(tensors: Vec<TensorDivergence>, samples: usize) -> Self {
+        let bad = |tensor: &&TensorDivergence| tensor.difference.non_finite.differing > 0;
+        let first_non_finite = tensors.iter().find(bad).map(|tensor| tensor.site.node.clone());
+        Self { tensors, first_non_finite, samples }
+    }
+}
+
 /// Options of [`graphwise`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct GraphwiseOptions {
@@ -77,6 +89,36 @@ impl Default for GraphwiseOptions {
     fn default() -> Self {
         Self { tensors_per_pass: 1024, threads: 0 }
     }
+}
+
+/// A model and what executes it.
+#[derive(Clone, Copy)]
+pub struct Side<'a> {
+    /// The runtime.
+    pub backend: &'a dyn Backend,
+    /// Where it executes.
+    pub provider: ExecutionProvider,
+    /// The model.
+    pub model: &'a Model,
+}
+
+impl Side<'_> {
+    /// A runner that also gives `tensors`.
+    ///
+    /// # Errors
+    /// The backend refuses the model.
+    pub fn build(self, tensors: Vec<String>, threads: usize) -> Result<Box<dyn Runner>, BackendError> {
+        let build = BuildOptions { extra_outputs: tensors, provider: self.provider, ..plain(threads) };
+        self.backend.build(self.model, &build)
+    }
+}
+
+/// What gives the target's tensors.
+pub enum Source<'a> {
+    /// By running.
+    Runner(&'a mut dyn Runner),
+    /// From a file.
+    Saved(&'a SavedOutputs),
 }
 
 /// The tensors that nodes of both models make under the same name, in the reference's order of execution.
@@ -97,6 +139,16 @@ pub fn shared_tensors(reference: &Model, target: &Model) -> Result<Vec<TensorSit
     Ok(sites)
 }
 
+/// Those of `tensors` that nodes of the reference make, in its order of execution.
+///
+/// # Errors
+/// A malformed graph.
+pub fn sites_of(reference: &Model, tensors: &BTreeSet<String>) -> Result<Vec<TensorSite>, GraphError> {
+    let mut sites = shared_tensors(reference, reference)?;
+    sites.retain(|site| tensors.contains(&site.tensor));
+    Ok(sites)
+}
+
 /// The largest value of the quantizer that reads `tensor`.
 fn quantizer_amax(target: &GraphView<'_>, tensor: &str) -> Option<f32> {
     let nodes = target.consumers(tensor).iter().map(|u| target.node(u.node));
@@ -110,9 +162,8 @@ fn quantizer_amax(target: &GraphView<'_>, tensor: &str) -> Option<f32> {
 /// A model cannot be built or run, a sample cannot be read, a tensor has different shapes in both, or there are no
 /// samples.
 pub fn graphwise(
-    backend: &dyn Backend,
-    reference: &Model,
-    target: &Model,
+    reference: Side<'_>,
+    target: Side<'_>,
     sites: &[TensorSite],
     samples: Samples<'_>,
     options: GraphwiseOptions,
@@ -120,23 +171,14 @@ pub fn graphwise(
     let mut tensors = Vec::with_capacity(sites.len());
     let mut read = 0;
     for sites in sites.chunks(options.tensors_per_pass.max(1)) {
-        let extra_outputs = sites.iter().map(|site| site.tensor.clone()).collect();
-        let build = BuildOptions { extra_outputs, ..plain(options.threads) };
-        let mut reference = backend.build(reference, &build)?;
-        let mut target = backend.build(target, &build)?;
-        let (compared, count) = run(&mut *reference, &mut *target, sites, samples)?;
-        tensors.extend(compared);
-        read = count;
+        let names: Vec<String> = sites.iter().map(|site| site.tensor.clone()).collect();
+        let mut reference = reference.build(names.clone(), options.threads)?;
+        let mut target = target.build(names, options.threads)?;
+        let found = run(&mut *reference, Source::Runner(&mut *target), sites, samples)?;
+        tensors.extend(found.tensors);
+        read = found.samples;
     }
     Ok(Graphwise::new(tensors, read))
-}
-
-impl Graphwise {
-    fn new(tensors: Vec<TensorDivergence>, samples: usize) -> Self {
-        let bad = |tensor: &&TensorDivergence| tensor.difference.non_finite.differing > 0;
-        let first_non_finite = tensors.iter().find(bad).map(|tensor| tensor.site.node.clone());
-        Self { tensors, first_non_finite, samples }
-    }
 }
 
 /// [`graphwise`] on a GPU, which no tensor leaves.
@@ -204,23 +246,48 @@ fn divergences(sites: &[TensorSite], accumulator: Accumulator) -> Vec<TensorDive
     sites.iter().filter_map(divergence).collect()
 }
 
-/// One pass of two runners that give `sites` among their outputs; also returns the number of samples. Tensors that are no floating-point numbers, or that
-/// one of the two does not give, are left out.
+/// One pass of a runner that gives `sites` among its outputs and of the target. Tensors that are no floating-point
+/// numbers, or that one of the two does not give, are left out.
 ///
 /// # Errors
-/// As [`graphwise`].
+/// As [`graphwise`]; a sample is missing in a file.
 pub fn run(
     reference: &mut dyn Runner,
-    target: &mut dyn Runner,
+    mut target: Source<'_>,
     sites: &[TensorSite],
     samples: Samples<'_>,
-) -> Result<(Vec<TensorDivergence>, usize), AnalysisError> {
-    let (names, mut accumulator) = accumulator(reference.outputs(), target.outputs(), sites);
+) -> Result<Graphwise, AnalysisError> {
+    let floats = |runner: &dyn Runner| -> BTreeSet<String> {
+        let floats = runner.outputs().iter().filter(|output| output.element_type.is_some_and(ElementType::is_float));
+        floats.map(|output| output.name.clone()).collect()
+    };
+    let known = floats(reference);
+    let given = match &target {
+        Source::Runner(target) => floats(&**target),
+        Source::Saved(saved) => saved.outputs().into_iter().collect(),
+    };
+    let both =
+        sites.iter().map(|site| &site.tensor).filter(|tensor| known.contains(*tensor) && given.contains(*tensor));
+    let names: BTreeMap<String, String> = both.map(|tensor| (tensor.clone(), tensor.clone())).collect();
+    let thresholds = sites.iter().filter_map(|site| Some((site.tensor.clone(), site.amax?))).collect();
+    let mut accumulator = Accumulator::new(thresholds);
+    let mut first = 0;
     let count = samples.for_each(|batch| {
         let ids: Vec<&str> = batch.ids.iter().map(String::as_str).collect();
-        Ok(accumulator.run_batch(&ids, &batch.inputs, reference, target, &names)?)
+        match &mut target {
+            Source::Runner(target) => accumulator.run_batch(&ids, &batch.inputs, reference, &mut **target, &names)?,
+            Source::Saved(saved) => {
+                let tensors = saved.batch(first, &ids)?;
+                reference.visit(&batch.inputs, &mut |name, view| match tensors.get(name) {
+                    Some(tensor) if names.contains_key(name) => Ok(accumulator.add(name, &ids, view, tensor.view())?),
+                    _ => Ok(()),
+                })?;
+            }
+        }
+        first += ids.len();
+        Ok(())
     })?;
-    Ok((divergences(sites, accumulator), count))
+    Ok(Graphwise::new(divergences(sites, accumulator), count))
 }
 
 /// The reference's graph for [`first_divergence`](super::first::first_divergence): its nodes that depend on the

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     backend::{Backend, BackendError, BuildOptions, OptimizationLevel},
-    compare::CompareError,
+    compare::{CompareError, SavedError},
     dataset::{Batch, Dataset, PassError, PrefetchOptions, prefetch},
     onnx::{GraphError, Model},
     quantize::QuantizeError,
@@ -40,6 +40,9 @@ pub enum AnalysisError {
     /// Outputs cannot be compared.
     #[error(transparent)]
     Compare(#[from] CompareError),
+    /// Saved outputs cannot be used.
+    #[error(transparent)]
+    Saved(#[from] SavedError),
     /// A plan cannot be put into the model.
     #[error(transparent)]
     Quantize(#[from] QuantizeError),

@@ -1,12 +1,10 @@
-//! The search for the smallest plan on real models: what judges a plan, what ranks the candidates, what they cost.
+//! The search for the smallest plan on real models: what judges a plan and what ranks the candidates.
 
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
-use serde::{Deserialize, Serialize};
-
 use super::{
-    layerwise::{AnalysisError, LayerError, OutputNoise, Samples, plain},
-    operators::Pair,
+    graphwise::Side,
+    layerwise::{AnalysisError, LayerError, OutputNoise, Samples},
     search::{Candidate, SearchOptions, SearchResult, search},
     trials::{NodeSet, Progress, Trial, Verdict},
 };
@@ -16,7 +14,7 @@ use crate::{
     compare::{CompareOptions, Comparison, ComparisonResult, Direction, Gate, Sample},
     dataset::{Batch, PassError},
     onnx::Model,
-    quantize::{Precision, PrecisionPlan, QuantizeOptions, quantize},
+    quantize::{Precision, PrecisionPlan, QuantizeError, QuantizeOptions, quantize},
     tensor::TensorMap,
 };
 
@@ -42,6 +40,7 @@ impl Default for JudgeOptions {
 
 /// Compares targets with one reference over the same samples.
 pub struct Judge<'a> {
+    /// What executes the targets.
     backend: &'a dyn Backend,
     samples: Samples<'a>,
     options: JudgeOptions,
@@ -54,18 +53,18 @@ pub struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// Builds the reference.
+    /// Builds the reference; `backend` executes the targets.
     ///
     /// # Errors
-    /// The backend refuses it.
+    /// The reference's backend refuses it.
     pub fn new(
+        reference: Side<'_>,
         backend: &'a dyn Backend,
-        reference: &Model,
         samples: Samples<'a>,
         options: JudgeOptions,
     ) -> Result<Self, AnalysisError> {
-        let reference =
-            backend.build(reference, &BuildOptions { threads: options.threads, ..BuildOptions::default() })?;
+        let build = BuildOptions { threads: options.threads, provider: reference.provider, ..BuildOptions::default() };
+        let reference = reference.backend.build(reference.model, &build)?;
         Ok(Self { backend, samples, options, reference, kept: Vec::new(), kept_bytes: 0, covered: 0 })
     }
 
@@ -134,56 +133,6 @@ fn bytes(tensors: &TensorMap) -> usize {
     tensors.values().map(|tensor| tensor.values().view().len() * tensor.element_type().size()).sum()
 }
 
-/// What lifting a candidate costs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Cost {
-    /// Each node costs the same.
-    #[default]
-    Nodes,
-    /// Multiply-accumulates of one sample.
-    Macs,
-}
-
-/// Multiply-accumulates of each operator for one sample, by node; the elements of its result where it has no weights.
-///
-/// # Errors
-/// The float model cannot be built or run, or the samples (one is enough) cannot be read.
-pub fn macs(
-    backend: &dyn Backend,
-    pair: &Pair<'_>,
-    samples: Samples<'_>,
-) -> Result<BTreeMap<String, f64>, AnalysisError> {
-    let result = |index: usize| pair.float.node(pair.operators[index].float).output.first();
-    let extra_outputs = (0..pair.operators.len()).filter_map(|index| result(index).cloned()).collect();
-    let mut runner = backend.build(pair.model, &BuildOptions { extra_outputs, ..plain(0) })?;
-    let mut sizes = BTreeMap::new();
-    samples.for_each(|batch| {
-        runner.visit(&batch.inputs, &mut |name, view| {
-            sizes.insert(name.to_owned(), view.values.len() as f64 / batch.ids.len() as f64);
-            Ok(())
-        })?;
-        Ok(())
-    })?;
-    let cost = |index: usize| {
-        let operator = &pair.operators[index];
-        let node = pair.float.node(operator.float);
-        let &elements = sizes.get(result(index)?)?;
-        let weight = node.input.get(1).and_then(|name| pair.float.initializer(name));
-        let extent = |axis: usize| weight.and_then(|w| w.dims.get(axis)).map_or(1.0, |&extent| extent.max(1) as f64);
-        let weights = weight.map_or(1.0, |w| w.dims.iter().map(|&extent| extent.max(1) as f64).product());
-        // Every element of the result takes the weights of its channel.
-        let each = match (operator.op_type.as_str(), node.attr_i("transB")) {
-            ("Conv", _) | ("Gemm", Some(1)) => weights / extent(0),
-            ("ConvTranspose", _) => weights / extent(1),
-            ("Gemm" | "MatMul", _) => extent(0),
-            _ => 1.0,
-        };
-        Some((operator.node.clone(), (elements * each).max(1.0)))
-    };
-    Ok((0..pair.operators.len()).filter_map(cost).collect())
-}
-
 /// One candidate for each layer, with its operator type: what it sends to the outputs ranks it where that was measured;
 /// the others follow behind, by the noise they make themselves.
 pub fn candidates(
@@ -210,7 +159,7 @@ pub fn candidates(
 }
 
 /// `base` with `lifted` in a higher precision.
-pub fn lifted_plan(base: &PrecisionPlan, lifted: &NodeSet, precision: Precision) -> PrecisionPlan {
+fn lifted_plan(base: &PrecisionPlan, lifted: &NodeSet, precision: Precision) -> PrecisionPlan {
     let mut plan = base.clone();
     for node in lifted {
         plan.assign(node, precision);
@@ -225,8 +174,8 @@ pub struct Start<'a> {
     pub model: &'a Model,
     /// Shapes that it does not declare.
     pub shapes: &'a BTreeMap<String, TensorInfo>,
-    /// Ranges.
-    pub table: &'a CalibrationTable,
+    /// Ranges; not needed for FP16 and BF16.
+    pub table: Option<&'a CalibrationTable>,
     /// How it is quantized with nothing lifted.
     pub quantize: &'a QuantizeOptions,
     /// What nodes are lifted to.
@@ -234,14 +183,34 @@ pub struct Start<'a> {
 }
 
 impl Start<'_> {
-    /// The model with `lifted` in the higher precision.
+    /// The plan with `lifted` in the higher precision, and the model it gives. An operator that was fused with a lifted
+    /// one (an Add behind a convolution) may need a range that the table lacks, since nothing was quantized there
+    /// before: it is lifted too.
     ///
     /// # Errors
     /// The model cannot be quantized.
-    pub fn model(&self, lifted: &NodeSet) -> Result<Model, AnalysisError> {
+    pub fn plan(&self, lifted: &NodeSet) -> Result<(PrecisionPlan, Model), AnalysisError> {
+        let mut lifted = lifted.clone();
         let mut options = self.quantize.clone();
-        options.scheme.plan = lifted_plan(&options.scheme.plan, lifted, self.precision);
-        Ok(quantize(self.model, self.shapes, Some(self.table), &options)?.model)
+        loop {
+            options.scheme.plan = lifted_plan(&self.quantize.scheme.plan, &lifted, self.precision);
+            match quantize(self.model, self.shapes, self.table, &options) {
+                Err(QuantizeError::MissingRange { node, tensor }) => {
+                    if lifted.is_empty() || !lifted.insert(node.clone()) {
+                        return Err(QuantizeError::MissingRange { node, tensor }.into());
+                    }
+                }
+                quantized => return Ok((options.scheme.plan, quantized?.model)),
+            }
+        }
+    }
+
+    /// The model with `lifted` in the higher precision.
+    ///
+    /// # Errors
+    /// As [`Start::plan`].
+    pub fn model(&self, lifted: &NodeSet) -> Result<Model, AnalysisError> {
+        Ok(self.plan(lifted)?.1)
     }
 }
 

@@ -1,8 +1,9 @@
 //! The quantized operators of a Q/DQ model, found by comparing it with its float model.
 //!
-//! An operator is quantized when one of its inputs comes through a `DequantizeLinear`. The nodes between that input
-//! and the float graph, its *chain*, can be set beside the float graph to make a quantized twin of the operator, or
-//! into it to quantize that operator alone. Models are matched by the names of their tensors.
+//! An operator is quantized when one of its inputs comes through a `DequantizeLinear` (or a `Cast`, in a model that
+//! rounds to 16 bits). The nodes between that input and the float graph, its *chain*, can be set beside the float graph
+//! to make a quantized twin of the operator, or into it to quantize that operator alone. Models are matched by the names
+//! of their tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,7 +30,7 @@ pub enum OperatorError {
         quantized: i64,
     },
     /// No operator of the target is quantized.
-    #[error("no operator of {model} has an input behind DequantizeLinear and a counterpart in the float model")]
+    #[error("no operator of {model} has an input behind DequantizeLinear or Cast and a counterpart in the float model")]
     NothingQuantized {
         /// The quantized model.
         model: String,
@@ -45,7 +46,7 @@ pub enum Side {
     Weight,
 }
 
-/// An input behind a `DequantizeLinear`.
+/// An input behind a `DequantizeLinear` or `Cast`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuantizedInput {
     /// Which of the node's inputs.
@@ -73,6 +74,8 @@ pub struct Operator {
     pub quantized: NodeId,
     /// At least one.
     pub inputs: Vec<QuantizedInput>,
+    /// Nodes of the quantized graph that round its result, in order.
+    pub rounding: Vec<NodeId>,
     /// Float nodes that will be fused with the operator (normalization and activation), in order.
     pub tail: Vec<NodeId>,
     /// Output of the last of these, or of the operator.
@@ -108,7 +111,13 @@ impl<'a> Pair<'a> {
         let constants = constants(&float);
         let mut pair = Self { float, quantized, operators: Vec::new(), model, constants };
         let order = pair.float.topological_order().to_vec();
-        pair.operators = order.into_iter().filter_map(|id| pair.operator(id)).collect();
+        let mut fused = BTreeSet::new();
+        for id in order {
+            // What is fused with an operator is measured with it.
+            let operator = if fused.contains(&id) { None } else { pair.operator(id) };
+            fused.extend(operator.iter().flat_map(|operator| operator.tail.iter().copied()));
+            pair.operators.extend(operator);
+        }
         if pair.operators.is_empty() {
             return Err(OperatorError::NothingQuantized { model: target.name() });
         }
@@ -123,7 +132,12 @@ impl<'a> Pair<'a> {
     fn operator(&self, id: NodeId) -> Option<Operator> {
         let node = self.float.node(id);
         let output = node.output.first()?;
-        let counterpart = self.quantized.producer(output)?;
+        let mut counterpart = self.quantized.producer(output)?;
+        let mut rounding = Vec::new();
+        while node.op_type() != "Cast" && self.quantized.node(counterpart).op_type() == "Cast" {
+            rounding.insert(0, counterpart);
+            counterpart = self.quantized.producer(self.quantized.node(counterpart).input.first()?)?;
+        }
         let twin = self.quantized.node(counterpart);
         if twin.op_type() != node.op_type() || is_quantizer(node) {
             return None;
@@ -136,10 +150,10 @@ impl<'a> Pair<'a> {
         }
         let (tail, tensor) = self.tail(output);
         let (node, op_type) = (node.label(id.0), node.op_type().to_owned());
-        Some(Operator { node, op_type, float: id, quantized: counterpart, inputs, tail, tensor })
+        Some(Operator { node, op_type, float: id, quantized: counterpart, inputs, rounding, tail, tensor })
     }
 
-    /// The input, when a `DequantizeLinear` lies between it and the float graph.
+    /// The input, when a `DequantizeLinear` or `Cast` lies between it and the float graph.
     fn input(&self, index: usize, float: &str, quantized: &str) -> Option<QuantizedInput> {
         let mut chain = BTreeSet::new();
         let mut side = Side::Weight;
@@ -153,7 +167,7 @@ impl<'a> Pair<'a> {
                 open.extend(self.quantized.node(producer).input.iter().map(String::as_str));
             }
         }
-        if !chain.iter().any(|&id| self.quantized.node(id).op_type() == "DequantizeLinear") {
+        if !chain.iter().any(|&id| matches!(self.quantized.node(id).op_type(), "DequantizeLinear" | "Cast")) {
             return None;
         }
         let order = self.quantized.topological_order();
@@ -222,6 +236,21 @@ impl<'a> Pair<'a> {
         .then_some(product)
     }
 
+    /// Copies of the nodes that round the result of `operator`: from the tensor `exact` to the tensor `result`.
+    pub(super) fn rounding(&self, operator: &Operator, exact: &str, result: &str) -> Vec<NodeProto> {
+        let mut from = exact.to_owned();
+        let copy = |(index, &id): (usize, &NodeId)| {
+            let mut node = self.quantized.node(id).clone();
+            let last = index + 1 == operator.rounding.len();
+            let to = if last { result.to_owned() } else { format!("{exact}:{index}") };
+            node.name = Some(format!("{to}:round"));
+            node.input[0] = std::mem::replace(&mut from, to.clone());
+            node.output[0] = to;
+            node
+        };
+        operator.rounding.iter().enumerate().map(copy).collect()
+    }
+
     /// The float model with only `nodes` (float names) quantized; the others compute in float from what they get.
     pub fn graft(&self, nodes: &BTreeSet<String>) -> Model {
         let mut model = self.model.clone();
@@ -233,6 +262,12 @@ impl<'a> Pair<'a> {
                 node.input[input.index] = copies.chain(self, input);
             }
             copies.bias(self, operator, node);
+            if !operator.rounding.is_empty() {
+                let result = &mut node.output[0];
+                let exact = format!("calib:exact:{result}");
+                let result = std::mem::replace(result, exact.clone());
+                copies.nodes.append(&mut self.rounding(operator, &exact, &result));
+            }
         }
         // The chains read tensors from anywhere and are read from anywhere: sort again.
         graph.initializer.append(&mut copies.initializers.into_values().collect());

@@ -5,6 +5,7 @@
 //!    then the gap is halved (or every number is tried in turn: [`Strategy::Linear`]).
 //! 3. Members are put back, the expensive ones first, in runs whose length doubles on success and halves on failure.
 //! 4. Each remaining member is put back alone; when none can be, the plan is 1-minimal.
+//! 5. Where asked for, what remains of the budget goes to the trade-off curve: 1, 2, 4, ... of the ranking.
 //!
 //! Only plans that were seen to pass are ever taken, so the result passes whatever the oracle is like: with noise,
 //! with pairs that only help together, or where lifting more makes things worse.
@@ -46,11 +47,13 @@ pub struct SearchOptions {
     pub strategy: Strategy,
     /// Plans that may be tried, replayed ones included.
     pub max_trials: usize,
+    /// Also try 1, 2, 4, ... candidates once a plan is found, to know the whole trade-off.
+    pub curve: bool,
 }
 
 impl Default for SearchOptions {
     fn default() -> Self {
-        Self { strategy: Strategy::Binary, max_trials: 64 }
+        Self { strategy: Strategy::Binary, max_trials: 64, curve: false }
     }
 }
 
@@ -164,6 +167,12 @@ pub fn search<E>(
         Err(Stop::Budget) => Outcome::BudgetExhausted { best: search.ledger.best().cloned() },
         Err(Stop::Failed(error)) => return Err(error),
     };
+    if options.curve && matches!(outcome, Outcome::Found { .. }) {
+        match search.curve() {
+            Ok(()) | Err(Stop::Budget) => {}
+            Err(Stop::Failed(error)) => return Err(error),
+        }
+    }
     let ranking = ranked.iter().map(|c| c.name.clone()).collect();
     Ok(SearchResult { outcome, ranking, trials: search.ledger.trials })
 }
@@ -258,6 +267,16 @@ impl<E> Search<'_, '_, E> {
             } else {
                 index += 1;
             }
+        }
+        Ok(())
+    }
+
+    /// The first 1, 2, 4, ... of the ranking, for the trade-off.
+    fn curve(&mut self) -> Result<(), Stop<E>> {
+        let all: Vec<usize> = (0..self.ranked.len()).collect();
+        let counts = std::iter::successors(Some(1), |count| Some(2 * count));
+        for count in counts.take_while(|&count| count < all.len()) {
+            self.passes(Phase::Curve, &all[..count])?;
         }
         Ok(())
     }

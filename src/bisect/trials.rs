@@ -37,6 +37,8 @@ pub enum Phase {
     Shrink,
     /// One put back, to show that none can be.
     Verify,
+    /// Some of the ranking, to know the trade-off.
+    Curve,
 }
 
 /// One plan and its verdict.
@@ -76,6 +78,9 @@ pub struct TrialLog {
     pub tool: Tool,
     /// Hash over everything a verdict depends on besides the plan: model, table, samples, gates, precision.
     pub context: ContentHash,
+    /// Measured costs by node: a later search must rank as this one did.
+    #[serde(default)]
+    pub costs: BTreeMap<String, f64>,
     /// In the order they ran.
     pub trials: Vec<Trial>,
 }
@@ -83,7 +88,8 @@ pub struct TrialLog {
 impl TrialLog {
     /// An empty log.
     pub fn new(context: ContentHash) -> Self {
-        Self { format_version: LOG_FORMAT_VERSION, tool: Tool::current(), context, trials: Vec::new() }
+        let (format_version, tool) = (LOG_FORMAT_VERSION, Tool::current());
+        Self { format_version, tool, context, costs: BTreeMap::new(), trials: Vec::new() }
     }
 
     /// Reads the log at `path`; an empty one when there is no file.

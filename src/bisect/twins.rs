@@ -209,6 +209,8 @@ impl Builder {
             self.copies.bias(pair, operator, &mut node);
         }
         let mut made = Vec::new();
+        // Only the operator rounds; what is fused with it keeps what it reads.
+        let mut rounds = twin == Twin::All && !operator.rounding.is_empty();
         for mut node in std::iter::once(node).chain(operator.tail.iter().map(|&id| pair.float.node(id).clone())) {
             node.name = Some(renamed(node.name()));
             for tensor in node.input.iter_mut().filter(|tensor| made.contains(*tensor)) {
@@ -218,7 +220,14 @@ impl Builder {
                 made.push(tensor.clone());
                 *tensor = renamed(tensor);
             }
+            let mut rounding = Vec::new();
+            if std::mem::take(&mut rounds) {
+                let result = std::mem::take(&mut node.output[0]);
+                node.output[0] = format!("{result}:exact");
+                rounding = pair.rounding(operator, &node.output[0], &result);
+            }
             self.nodes.push(node);
+            self.nodes.append(&mut rounding);
         }
         renamed(&operator.tensor)
     }
@@ -311,7 +320,7 @@ impl Builder {
 }
 
 /// Keeps the nodes and initializers that the outputs depend on, in the order of execution.
-fn prune(graph: &mut GraphProto) {
+pub(super) fn prune(graph: &mut GraphProto) {
     let Ok(view) = GraphView::new(graph) else { return };
     let mut needed: BTreeSet<&str> = graph.output.iter().map(ValueInfoProto::name).collect();
     let mut nodes = Vec::new();

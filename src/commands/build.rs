@@ -20,6 +20,23 @@ use crate::{
 
 /// Builds.
 pub(super) fn build(printer: &Printer, args: &BuildArgs) -> anyhow::Result<ExitStatus> {
+    let sidecar = engine(printer, args)?;
+    let bytes = std::fs::metadata(&args.output).map_or(0, |file| file.len());
+    printer.outcome(&sidecar, || {
+        format!(
+            "{}: {:.2} MB in {:.1} s by {} {}",
+            args.output.display(),
+            bytes as f64 / 1e6,
+            sidecar.build_seconds,
+            sidecar.flavour,
+            sidecar.library_version
+        )
+    })?;
+    Ok(ExitStatus::Passed)
+}
+
+/// Writes the engine and its sidecar, which is returned.
+pub(super) fn engine(printer: &Printer, args: &BuildArgs) -> anyhow::Result<EngineSidecar> {
     let library = require_library(args.tensorrt_dir.as_deref())?;
     let flavour = library.flavour;
     let mut bound = BTreeMap::new();
@@ -73,16 +90,7 @@ pub(super) fn build(printer: &Printer, args: &BuildArgs) -> anyhow::Result<ExitS
         warnings: engine.warnings,
     };
     sidecar.save(&args.output).context("the engine was written, its sidecar was not")?;
-    printer.outcome(&sidecar, || {
-        format!(
-            "{}: {:.2} MB in {:.1} s by {flavour} {}",
-            args.output.display(),
-            engine.bytes.len() as f64 / 1e6,
-            sidecar.build_seconds,
-            sidecar.library_version
-        )
-    })?;
-    Ok(ExitStatus::Passed)
+    Ok(sidecar)
 }
 
 /// Inputs and outputs as the file declares them. ONNX Runtime is not asked: it runs fewer models than TensorRT builds

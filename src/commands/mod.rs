@@ -23,6 +23,7 @@ mod report;
 mod run;
 mod settings;
 mod spec;
+mod suggest;
 
 use guard::INTERRUPTED;
 pub use guard::{Interrupted, check_interrupt};

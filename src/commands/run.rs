@@ -3,6 +3,7 @@
 mod artifacts;
 mod assemble;
 mod engines;
+mod layers;
 mod times;
 
 use std::time::SystemTime;
@@ -10,20 +11,15 @@ use std::time::SystemTime;
 use super::{
     ExitStatus, Printer, check_interrupt,
     output::OutputFolder,
-    settings::{Apply, Session, control, quantize_options, scheme},
+    settings::{Apply, Session, control, scheme},
 };
 use crate::{
     backend::{Backend, BuildOptions, Runner},
-    bisect::{
-        graphwise::{Graphwise, shared_tensors},
-        layerwise::{LayerError, LayerwiseOptions, OutputNoise, Samples, layerwise, output_noise, worst},
-        operators::Pair,
-    },
     calibrate::{Histograms, Provenance, Shards},
     cli::{GlobalArgs, RunArgs},
     compare::Gate,
     config::RunConfig,
-    dataset::{PrefetchOptions, Split},
+    dataset::Split,
     pipeline::{
         calibration::{Chosen, hold_out},
         data::Provenance as Found,
@@ -31,12 +27,6 @@ use crate::{
     },
     quantize::Precision,
 };
-
-/// Evaluation samples on which tensors are compared one by one.
-const GRAPHWISE_SAMPLES: usize = 16;
-/// Samples and operators for which is measured what a single quantized operator does to the outputs.
-const OUTPUT_SAMPLES: usize = 4;
-const OUTPUT_OPERATORS: usize = 12;
 
 /// Does the job.
 pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> anyhow::Result<ExitStatus> {
@@ -113,13 +103,6 @@ struct Calibrated {
     seconds: f64,
     peak_rss_bytes: u64,
     skipped: Vec<crate::dataset::SampleError>,
-}
-
-/// What looking into the layers found.
-struct Layers {
-    graphwise: Graphwise,
-    local: Vec<LayerError>,
-    outputs: Vec<OutputNoise>,
 }
 
 /// A run in progress.
@@ -325,41 +308,5 @@ impl<'a> Job<'a> {
             engine.take(result);
         }
         Ok(evaluation)
-    }
-
-    /// The error of every tensor of the INT8 model (or the first quantized one) against the float model, and the errors
-    /// that its operators make by themselves.
-    fn layers(&self, targets: &[Target], calibrated: Option<&Calibrated>) -> anyhow::Result<Option<Layers>> {
-        let mut quantized = targets.iter().filter(|target| target.precision.is_quantized());
-        let found = quantized.find_map(|target| Some((target.precision, target.model.as_ref()?)));
-        let (Some((precision, model)), Some(calibrated)) = (found, calibrated) else { return Ok(None) };
-        let session = &self.session;
-        let sites: Vec<_> = shared_tensors(&session.subject.folded, model)?
-            .into_iter()
-            .filter(|site| site.amax.is_some() || session.subject.outputs.iter().any(|info| info.name == site.tensor))
-            .collect();
-        let batchable = session.subject.fixed_batch().is_none_or(|batch| batch == 1);
-        if sites.is_empty() || !batchable {
-            return Ok(None);
-        }
-        let indices = &self.split.evaluation[..self.split.evaluation.len().min(GRAPHWISE_SAMPLES)];
-        let dataset = &*session.data.collection.dataset;
-        let readable: Vec<usize> = indices.iter().copied().filter(|&index| dataset.sample(index).is_ok()).collect();
-        if readable.is_empty() {
-            return Ok(None);
-        }
-        let policy = crate::dataset::BadPolicy { max_share: 1.0, strict: false };
-        let reading = PrefetchOptions { batch: 1, threads: session.threads, policy, stop: &super::INTERRUPTED };
-        let samples = Samples { dataset, indices: &readable, reading };
-        let graphwise = session.graphwise(&session.subject.folded, model, &sites, samples)?;
-        check_interrupt()?;
-        let options = quantize_options(&session.config, precision)?;
-        let (float, quantized) = session.subject.analysis_pair(&calibrated.chosen.table, &options)?;
-        let pair = Pair::new(&float, &quantized)?;
-        let options = LayerwiseOptions { threads: session.threads, ..LayerwiseOptions::default() };
-        let local = layerwise(&session.runtime, &pair, samples, options)?;
-        let few = Samples { indices: &readable[..readable.len().min(OUTPUT_SAMPLES)], ..samples };
-        let outputs = output_noise(&session.runtime, &pair, &worst(&local, OUTPUT_OPERATORS), few, session.threads)?;
-        Ok(Some(Layers { graphwise, local, outputs }))
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     backend::{ExecutionProvider, Runner, cuda::Device, onnxruntime::OnnxRuntime},
     bench::Mode,
     bisect::{
-        graphwise::{Graphwise, GraphwiseOptions, TensorSite, graphwise, graphwise_on_device},
+        graphwise::{Graphwise, GraphwiseOptions, Side, TensorSite, graphwise, graphwise_on_device},
         layerwise::Samples,
     },
     cli::{DataArgs, MethodArgs, OutputArgs, RuntimeArgs, SchemeArgs},
@@ -303,7 +303,10 @@ impl Session {
     ) -> anyhow::Result<Graphwise> {
         let options = GraphwiseOptions { threads: self.threads, ..GraphwiseOptions::default() };
         match self.provider {
-            ExecutionProvider::Cpu => Ok(graphwise(&self.runtime, reference, target, sites, samples, options)?),
+            ExecutionProvider::Cpu => {
+                let side = |model| Side { backend: &self.runtime, provider: self.provider, model };
+                Ok(graphwise(side(reference), side(target), sites, samples, options)?)
+            }
             ExecutionProvider::Cuda(index) => {
                 let reading = PrefetchOptions { batch: self.batch, ..samples.reading };
                 let (device, samples) = (Device::open(index)?, Samples { reading, ..samples });
@@ -331,6 +334,14 @@ impl Session {
             bias_correction: self.config.bias_correction != "off",
             scheme: scheme.clone(),
         })
+    }
+
+    /// The configuration with everything that was found out, to do the same again from anywhere.
+    pub(super) fn repeatable(&self, out: &Path) -> RunConfig {
+        let mut config = RunConfig { out: Some(out.to_owned()), ..self.config.clone() }.absolute();
+        config.preprocess.clone_from(&self.data.preprocess);
+        (config.preset, config.preprocessor) = (None, None);
+        config
     }
 
     /// Hash over the calibration samples and their preprocessing.

@@ -408,7 +408,7 @@ fn best(candidates: &[Candidate], measured_on: usize) -> usize {
 }
 
 /// SQNR of the worst output in decibels; infinite when all are equal, minus infinite with NaN.
-fn worst_sqnr(result: &ComparisonResult) -> f64 {
+pub fn worst_sqnr(result: &ComparisonResult) -> f64 {
     if result.non_finite.values().any(|counts| counts.differing > 0) {
         return f64::NEG_INFINITY;
     }

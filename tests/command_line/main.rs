@@ -8,6 +8,7 @@
 )]
 
 mod bench;
+mod bisect;
 mod errors;
 mod example;
 mod real_model;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    backend::onnxruntime::OnnxRuntime,
     bisect::{
         first::{FirstOptions, Scan, first_divergence},
         fixture::{self, Data},
@@ -12,17 +13,21 @@ use crate::{
 
 const INDICES: [usize; 4] = [0, 1, 2, 3];
 
-fn run(target: &Model, options: GraphwiseOptions) -> Option<Graphwise> {
+fn side<'a>(runtime: &'a OnnxRuntime, model: &'a Model) -> Side<'a> {
+    Side { backend: runtime, provider: ExecutionProvider::Cpu, model }
+}
+
+fn compare(target: &Model, options: GraphwiseOptions) -> Option<Graphwise> {
     let runtime = fixture::runtime()?;
     let float = fixture::float();
     let sites = shared_tensors(&float, target).unwrap();
     let samples = Samples { dataset: &Data(4), indices: &INDICES, reading: fixture::READING };
-    Some(graphwise(&runtime, &float, target, &sites, samples, options).unwrap())
+    Some(graphwise(side(&runtime, &float), side(&runtime, target), &sites, samples, options).unwrap())
 }
 
 #[test]
 fn every_tensor_is_compared_in_the_order_of_execution() {
-    let Some(result) = run(&fixture::quantized(), GraphwiseOptions::default()) else { return };
+    let Some(result) = compare(&fixture::quantized(), GraphwiseOptions::default()) else { return };
     let names: Vec<&str> = result.tensors.iter().map(|t| t.site.tensor.as_str()).collect();
     assert_eq!(
         names,
@@ -41,7 +46,7 @@ fn every_tensor_is_compared_in_the_order_of_execution() {
     // The first operator reads exact inputs: its error is the local one.
     assert!((relu.difference.sqnr_db.unwrap() - 45.4964).abs() < 0.02);
     assert_eq!(result.tensors[0].difference.saturated, None);
-    let halves = run(&fixture::quantized(), GraphwiseOptions { tensors_per_pass: 4, threads: 1 });
+    let halves = compare(&fixture::quantized(), GraphwiseOptions { tensors_per_pass: 4, threads: 1 });
     let figures = |g: &Graphwise| g.tensors.iter().map(|t| t.difference.sqnr_db.unwrap()).collect::<Vec<_>>();
     assert!(figures(&halves.unwrap()).iter().zip(figures(&result)).all(|(a, b)| (a - b).abs() < 0.01));
 }
@@ -61,13 +66,19 @@ fn planted_faults_are_where_the_graph_leaves_the_reference() {
     let Some(runtime) = fixture::runtime() else { return };
     let float = fixture::float();
     for (target, node) in [(scaled("x"), "first"), (scaled("flat"), "head"), (zeroed, "second")] {
-        let result = run(&target, GraphwiseOptions::default()).unwrap();
+        let result = compare(&target, GraphwiseOptions::default()).unwrap();
         assert_eq!(result.tensors.iter().find(|t| t.diverged(30.0)).unwrap().site.node, node);
         let sites = shared_tensors(&float, &target).unwrap();
         let mut probe = |tensors: &[String]| {
             let some: Vec<TensorSite> = sites.iter().filter(|s| tensors.contains(&s.tensor)).cloned().collect();
             let samples = Samples { dataset: &Data(2), indices: &INDICES[..2], reading: fixture::READING };
-            let found = graphwise(&runtime, &float, &target, &some, samples, GraphwiseOptions::default())?;
+            let found = graphwise(
+                side(&runtime, &float),
+                side(&runtime, &target),
+                &some,
+                samples,
+                GraphwiseOptions::default(),
+            )?;
             Ok::<_, AnalysisError>(found.tensors.into_iter().map(|t| (t.site.tensor.clone(), t)).collect())
         };
         for scan in [Scan::Binary, Scan::Exhaustive] {
@@ -86,7 +97,7 @@ fn an_overflow_is_traced_to_the_node_that_made_it() {
     let weight = target.graph_mut().initializer.iter_mut().find(|tensor| tensor.name() == "second.w").unwrap();
     let huge = Tensor::from_f32(vec![8, 8, 1, 1], vec![f32::MAX; 64]).unwrap();
     *weight = TensorProto::from_tensor("second.w", huge);
-    let Some(result) = run(&target, GraphwiseOptions::default()) else { return };
+    let Some(result) = compare(&target, GraphwiseOptions::default()) else { return };
     assert_eq!(result.first_non_finite.as_deref(), Some("second"));
     let tensor = result.tensors.iter().find(|t| t.site.tensor == "second_out").unwrap();
     assert!(tensor.difference.non_finite.target_infinite > 0 && tensor.diverged(-1e9));

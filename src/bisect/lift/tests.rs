@@ -3,9 +3,13 @@
 use super::*;
 use crate::{
     artifact::{ContentHash, Tool},
+    backend::ExecutionProvider,
     bisect::{
+        cost::macs,
         fixture::{self, Data},
+        graphwise::Side,
         layerwise::{LayerwiseOptions, layerwise, output_noise},
+        operators::Pair,
         search::Outcome,
     },
     calibrate::{Method, TABLE_FORMAT_VERSION, TensorRange},
@@ -62,7 +66,7 @@ fn run(faults: &[&str], gate: &str, memory_bytes: usize) -> Option<SearchResult>
     let runtime = fixture::runtime()?;
     let (float, shapes, table, quantize) = (fixture::float(), BTreeMap::new(), table(faults), options());
     let start =
-        Start { model: &float, shapes: &shapes, table: &table, quantize: &quantize, precision: Precision::Fp32 };
+        Start { model: &float, shapes: &shapes, table: Some(&table), quantize: &quantize, precision: Precision::Fp32 };
     let quantized = start.model(&NodeSet::new()).unwrap();
     let pair = Pair::new(&float, &quantized).unwrap();
     let (data, indices) = (Data(4), INDICES);
@@ -74,7 +78,8 @@ fn run(faults: &[&str], gate: &str, memory_bytes: usize) -> Option<SearchResult>
     let candidates: Vec<Candidate> =
         candidates(&layers, &outputs, &BTreeMap::new()).into_iter().map(|(candidate, _)| candidate).collect();
     let options = JudgeOptions { memory_bytes, ..gates(gate) };
-    let mut judge = Judge::new(&runtime, &float, samples, options).unwrap();
+    let side = Side { backend: &runtime, provider: ExecutionProvider::Cpu, model: &float };
+    let mut judge = Judge::new(side, &runtime, samples, options).unwrap();
     let search = SearchOptions { max_trials: 20, ..SearchOptions::default() };
     Some(smallest_plan(&mut judge, start, &candidates, search, &[], &mut |_| {}).unwrap())
 }

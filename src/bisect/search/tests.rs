@@ -45,7 +45,7 @@ fn run(
 }
 
 fn options(strategy: Strategy, max_trials: usize) -> SearchOptions {
-    SearchOptions { strategy, max_trials }
+    SearchOptions { strategy, max_trials, curve: false }
 }
 
 #[test]
@@ -224,4 +224,27 @@ proptest! {
         prop_assert_eq!(&result.plan().unwrap().lifted, &needed);
         prop_assert!(asked <= 20 + 10 * needed.len(), "{} trials for {}", asked, needed.len());
     }
+}
+
+#[test]
+fn the_curve_takes_what_the_budget_leaves_and_changes_no_plan() {
+    let ranked: Vec<f64> = (0..60).map(|i| f64::from(60 - i)).collect();
+    let pair = names(&[0, 2]);
+    let search = |max_trials, curve| {
+        let options = SearchOptions { strategy: Strategy::Binary, max_trials, curve };
+        run(&candidates(&ranked), options, &[], &mut |set| set.is_superset(&pair))
+    };
+    let (plain, asked) = search(64, false);
+    let (whole, asked_more) = search(64, true);
+    assert_eq!(whole.outcome, plain.outcome);
+    // 1, 2 and 4 of the ranking were tried on the way; 8, 16 and 32 are new.
+    assert_eq!(asked_more, asked + 3);
+    let lifted: Vec<usize> = whole.curve().iter().map(|point| point.lifted).collect();
+    assert!([0, 1, 2, 4, 8, 16, 32, 60].iter().all(|count| lifted.contains(count)), "{lifted:?}");
+    for budget in 1..asked_more {
+        let (short, asked) = search(budget, true);
+        assert!(asked <= budget && short.trials.len() <= budget);
+    }
+    let (short, _) = search(asked + 1, true);
+    assert_eq!((short.outcome, short.trials.len()), (plain.outcome, asked + 1));
 }

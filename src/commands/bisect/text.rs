@@ -26,6 +26,7 @@ pub(super) fn trial(progress: Progress<'_>, gates: &[Gate]) -> String {
         Phase::Prefix => "the worst",
         Phase::Shrink => "some put back",
         Phase::Verify => "one put back",
+        Phase::Curve => "for the curve",
     };
     let values = gates.iter().map(|gate| {
         let name = gate.metric.name();

@@ -17,11 +17,8 @@ use crate::{
 impl Job<'_> {
     /// `run.toml`: repeats the run from anywhere.
     pub(super) fn write_config(&self) -> anyhow::Result<()> {
-        let mut config = self.session.config.absolute();
-        config.preprocess.clone_from(&self.session.data.preprocess);
-        (config.preset, config.preprocessor) = (None, None);
-        write_atomic(&self.out.join("run.toml"), config.to_toml()?.as_bytes())?;
-        Ok(())
+        let config = self.session.repeatable(&self.out);
+        Ok(write_atomic(&self.out.join("run.toml"), config.to_toml()?.as_bytes())?)
     }
 
     pub(super) fn save_histograms(&self, histograms: &Histograms) -> anyhow::Result<()> {

@@ -4,19 +4,17 @@ use std::{collections::BTreeMap, time::SystemTime};
 
 use base64::Engine;
 
-use super::{Calibrated, Job, Layers, Target};
+use super::{Calibrated, Job, Target, layers::Layers};
 use crate::{
     artifact::Tool,
     bench::{Measurement, slowdowns},
-    bisect::advice::{self, Commands, about_layers},
     compare::{ComparisonResult, Gate},
     dataset::{Preprocess, SampleError},
     pipeline::{environment::environment, evaluation::Evaluation},
     quantize::Precision as NumberFormat,
     report::{
-        Advice, AdviceLevel, Calibration, CandidateResult, DatasetInfo, Gate as GateRow, Histogram, Labels, LatencyMs,
-        Layer, ModelInfo, Precision, REPORT_FORMAT_VERSION, Report, SkippedSample, SpeedAt, Speedup, Timing, Verdict,
-        rfc3339,
+        Calibration, CandidateResult, DatasetInfo, Gate as GateRow, Histogram, Labels, LatencyMs, Layer, ModelInfo,
+        Precision, REPORT_FORMAT_VERSION, Report, SkippedSample, SpeedAt, Speedup, Timing, Verdict, rfc3339,
     },
 };
 
@@ -113,34 +111,10 @@ impl Job<'_> {
             verdict: Verdict::new(gates, &precisions),
             thumbnails: self.thumbnails(&precisions),
             layers,
-            advice: found.layers.as_ref().map(|layers| self.advice(layers)).unwrap_or_default(),
+            advice: self.advice(found.calibrated.as_ref(), found.layers.as_ref()),
             notes,
             precisions,
         })
-    }
-
-    /// What the layers suggest.
-    fn advice(&self, layers: &Layers) -> Vec<Advice> {
-        let config = &self.session.config;
-        let path = |path: Option<&std::path::PathBuf>| path.map_or_else(String::new, |path| path.display().to_string());
-        let (model, data) = (path(config.model.as_ref()), path(config.data.as_ref()));
-        let (gate, out) = (config.gate.first().map_or("top1=0.99", String::as_str), self.out.display());
-        let commands = Commands {
-            run: format!("calib run --model {model} --data {data} --method minmax"),
-            bisect: format!(
-                "calib bisect --config {out}/run.toml --table {out}/calibration.json --gate {gate} --out {out}"
-            ),
-            quantize: format!("calib quantize --model {model} --table {out}/calibration.json --plan {out}/plan.json"),
-        };
-        let level = |importance| match importance {
-            advice::Importance::Info => AdviceLevel::Info,
-            advice::Importance::Warning => AdviceLevel::Warning,
-            advice::Importance::Problem => AdviceLevel::Problem,
-        };
-        about_layers(&layers.local, &layers.outputs, &commands)
-            .into_iter()
-            .map(|a| Advice { level: level(a.importance), text: a.text, nodes: a.nodes, command: a.command })
-            .collect()
     }
 
     fn backend(&self) -> String {

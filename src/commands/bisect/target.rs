@@ -1,0 +1,110 @@
+//! Every tensor of a target, and the first that diverges: of the model quantized here, of another one, of an
+//! engine, or saved.
+
+use super::{OUTPUT_SAMPLES, subject::Bisection};
+use crate::{
+    backend::{
+        ExecutionProvider, Runner,
+        tensorrt::{RunnerOptions, run_engine},
+    },
+    bisect::{
+        first::{FirstDivergence, FirstOptions, Scan, first_divergence},
+        graphwise::{
+            Graphwise, GraphwiseOptions, Side, Source, TensorDivergence, TensorSite, flow, graphwise, run,
+            shared_tensors, sites_of,
+        },
+        layerwise::{AnalysisError, Samples},
+    },
+    commands::spec::Spec,
+    compare::SavedOutputs,
+    onnx::Model,
+};
+
+/// What is compared with the float model.
+pub(super) enum Target {
+    /// A model that runs.
+    Model(Box<Model>, ExecutionProvider),
+    /// Tensors that were saved.
+    Saved(SavedOutputs),
+    /// A TensorRT engine, which shows what was marked as its outputs when it was built.
+    Engine(Box<dyn Runner>),
+}
+
+impl Bisection<'_> {
+    /// What `--target` names, or else the model made here.
+    fn target(&self) -> anyhow::Result<Target> {
+        match self.args.target.as_deref().map(Spec::parse).transpose()? {
+            None => Ok(Target::Model(Box::new(self.quantized.clone()), ExecutionProvider::Cpu)),
+            Some(Spec::OnnxRuntime(Some(path), provider)) => Ok(Target::Model(Box::new(Model::load(&path)?), provider)),
+            Some(Spec::OnnxRuntime(None, provider)) => Ok(Target::Model(Box::new(self.float.clone()), provider)),
+            Some(Spec::Saved(path)) => Ok(Target::Saved(SavedOutputs::open(&path)?)),
+            Some(Spec::Engine(path)) => Ok(Target::Engine(run_engine(&path, &RunnerOptions::default())?)),
+        }
+    }
+
+    /// The model whose operators are measured.
+    pub(super) fn quantized_target(&self) -> anyhow::Result<Model> {
+        match self.args.target.as_deref().map(Spec::parse).transpose()? {
+            None => Ok(self.quantized.clone()),
+            Some(Spec::OnnxRuntime(Some(path), ExecutionProvider::Cpu)) => Ok(Model::load(&path)?),
+            Some(_) => anyhow::bail!("--find layers takes a model as its target: a file ending in .onnx"),
+        }
+    }
+
+    fn sites(&self, target: &Target) -> anyhow::Result<Vec<TensorSite>> {
+        Ok(match target {
+            Target::Model(model, _) => shared_tensors(&self.float, model)?,
+            Target::Saved(saved) => sites_of(&self.float, &saved.outputs().into_iter().collect())?,
+            Target::Engine(engine) => {
+                sites_of(&self.float, &engine.outputs().iter().map(|output| output.name.clone()).collect())?
+            }
+        })
+    }
+
+    fn compare(
+        &self,
+        target: &mut Target,
+        sites: &[TensorSite],
+        samples: Samples<'_>,
+    ) -> Result<Graphwise, AnalysisError> {
+        let options = GraphwiseOptions { threads: self.session.threads, ..GraphwiseOptions::default() };
+        let float = self.side(&self.float);
+        let source = match target {
+            Target::Model(model, provider) => {
+                let target = Side { backend: &self.session.runtime, provider: *provider, model };
+                return graphwise(float, target, sites, samples, options);
+            }
+            Target::Saved(saved) => Source::Saved(saved),
+            Target::Engine(engine) => Source::Runner(&mut **engine),
+        };
+        let tensors = sites.iter().map(|site| site.tensor.clone()).collect();
+        run(&mut *float.build(tensors, options.threads)?, source, sites, samples)
+    }
+
+    /// Every tensor.
+    pub(super) fn tensors(&self) -> anyhow::Result<Graphwise> {
+        let mut target = self.target()?;
+        let sites = self.sites(&target)?;
+        anyhow::ensure!(!sites.is_empty(), "the target has no tensor whose name the float model knows");
+        Ok(self.compare(&mut target, &sites, self.first_of(self.args.samples))?)
+    }
+
+    /// The first node that diverges.
+    pub(super) fn first(&self) -> anyhow::Result<FirstDivergence<TensorDivergence>> {
+        let mut target = self.target()?;
+        let sites = self.sites(&target)?;
+        let mut probe = |tensors: &[String]| {
+            let some: Vec<_> = sites.iter().filter(|site| tensors.contains(&site.tensor)).cloned().collect();
+            if some.is_empty() {
+                return Ok(std::collections::BTreeMap::new());
+            }
+            let found = self.compare(&mut target, &some, self.first_of(OUTPUT_SAMPLES))?;
+            self.printer.detail(&format!("probed {}", tensors.join(", ")));
+            Ok::<_, AnalysisError>(found.tensors.into_iter().map(|t| (t.site.tensor.clone(), t)).collect())
+        };
+        let scan = if self.args.exhaustive { Scan::Exhaustive } else { Scan::Binary };
+        let options = FirstOptions { scan, ..FirstOptions::default() };
+        let diverged = |tensor: &TensorDivergence| tensor.diverged(self.args.threshold_db);
+        Ok(first_divergence(&flow(&self.float)?, options, &diverged, &mut probe)?)
+    }
+}

@@ -1,0 +1,214 @@
+//! `calib bisect` on the embedded model: interrupt and resume, budget, groups, costs, targets, and the commands it advises.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::{calib, json, root};
+
+/// Calibrated once, on few images.
+struct Demo {
+    folder: tempfile::TempDir,
+}
+
+impl Demo {
+    fn open() -> Option<Self> {
+        let demo = Self { folder: tempfile::tempdir().unwrap() };
+        let mut command = calib()?;
+        command
+            .args(["calibrate", "-q", "--model"])
+            .arg(super::demo("demo.onnx"))
+            .arg("--data")
+            .arg(super::demo("images"));
+        command.args(["--calib-samples", "16", "--method", "minmax", "--bias-correction", "off"]);
+        command.arg("--preprocessor").arg(demo.preprocessor());
+        command.arg("-o").arg(demo.path("table.json")).assert().success();
+        Some(demo)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The preprocessing of `configs/demo.toml` in the form of Hugging Face.
+    fn preprocessor(&self) -> PathBuf {
+        let path = self.path("preprocessor_config.json");
+        let text = r#"{"do_resize": false, "do_center_crop": false, "do_rescale": true, "rescale_factor": 0.00392156862745098,
+            "do_normalize": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}"#;
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn arguments(&self, out: &str, extra: &[&str]) -> Vec<String> {
+        let config = root().join("configs/demo.toml");
+        let fixed = ["bisect", "--config", config.to_str().unwrap(), "--calib-samples", "16", "--samples", "24"];
+        let (table, out) = (self.path("table.json"), self.path(out));
+        let paths = ["--tensorrt", "off", "--table", table.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        fixed.iter().chain(&paths).chain(extra).map(|&word| word.to_owned()).collect()
+    }
+
+    /// What a bisection found, with its exit status and what it said on the way.
+    fn bisect(&self, out: &str, extra: &[&str]) -> (Value, i32, String) {
+        let output = calib().unwrap().args(self.arguments(out, extra)).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let code = output.status.code().unwrap();
+        assert!(code < 2, "{said}");
+        (json(&self.path(out).join("bisect.json")), code, said)
+    }
+}
+
+fn trials(found: &Value) -> Vec<Vec<String>> {
+    let lifted = |trial: &Value| {
+        trial["lifted"].as_array().unwrap().iter().map(|node| node.as_str().unwrap().to_owned()).collect()
+    };
+    found["plan"]["search"]["trials"].as_array().unwrap().iter().map(lifted).collect()
+}
+
+/// A gate between plain INT8 and float that takes a few nodes.
+const GATE: [&str; 2] = ["--gate", "sqnr_db=28"];
+
+#[test]
+fn an_interrupted_search_goes_on_and_ends_with_the_same_plan() {
+    let Some(demo) = Demo::open() else { return };
+    let (whole, code, _) = demo.bisect("whole", &GATE);
+    assert_eq!((code, whole["plan"]["search"]["outcome"].as_str()), (0, Some("found")));
+    assert!(trials(&whole).len() > 5, "{whole}");
+
+    let log = demo.path("parts").join("trials.json");
+    let known = |log: &Path| {
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        let log: Value = serde_json::from_str(&text).unwrap_or_default();
+        log["trials"].as_array().map_or(0, Vec::len)
+    };
+    let program = assert_cmd::cargo::cargo_bin("calib");
+    let mut child: Child = std::process::Command::new(program)
+        .args(demo.arguments("parts", &GATE))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    while known(&log) < 3 && started.elapsed() < Duration::from_mins(5) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(2));
+    let kept = known(&log);
+    assert!((3..trials(&whole).len()).contains(&kept), "{kept} trials were kept");
+
+    let (resumed, code, said) = demo.bisect("parts", &GATE);
+    assert_eq!(code, 0);
+    assert_eq!(said.matches("(known)").count(), kept, "{said}");
+    assert_eq!(resumed["plan"], whole["plan"]);
+    let plan = |out: &str| std::fs::read(demo.path(out).join("plan.json")).unwrap();
+    assert_eq!(plan("parts"), plan("whole"));
+
+    // Another gate is another search: nothing of this one is taken.
+    let (_, _, said) = demo.bisect("parts", &["--gate", "sqnr_db=22", "--max-trials", "2"]);
+    assert!(!said.contains("(known)"), "{said}");
+}
+
+#[test]
+fn the_budget_holds_and_a_gate_at_fault_is_said() {
+    let Some(demo) = Demo::open() else { return };
+    for budget in ["1", "3"] {
+        let (found, code, _) = demo.bisect("out", &[&GATE[..], &["--max-trials", budget]].concat());
+        assert_eq!(trials(&found).len(), budget.parse::<usize>().unwrap());
+        assert_eq!((code, found["plan"]["search"]["outcome"].as_str()), (1, Some("budget_exhausted")));
+    }
+    let (found, code, _) = demo.bisect("out", &["--gate", "accuracy_drop=-0.5"]);
+    assert_eq!((code, found["plan"]["search"]["outcome"].as_str()), (1, Some("gate_at_fault")));
+    assert!(found["advice"][0]["text"].as_str().unwrap().contains("the gate is at fault, not the quantization"));
+}
+
+#[test]
+fn groups_costs_and_strategies_lead_to_plans_that_pass() {
+    let Some(demo) = Demo::open() else { return };
+    for extra in [
+        &["--group-by", "block", "--cost", "macs"][..],
+        &["--group-by", "op-type"],
+        &["--group-by", r"blocks\.(\d+)", "--cost", "time"],
+        &["--strategy", "linear", "--lift", "fp16"],
+    ] {
+        let (found, code, _) = demo.bisect(&extra.concat().replace(['\\', '(', ')'], ""), &[&GATE[..], extra].concat());
+        assert_eq!((code, found["plan"]["search"]["outcome"].as_str()), (0, Some("found")), "{extra:?}");
+        let plan = found["plan"]["search"]["trial"]["lifted"].as_array().unwrap();
+        if extra[1] == "block" {
+            let blocks = |prefix: &str| plan.iter().filter(|node| node.as_str().unwrap().starts_with(prefix)).count();
+            assert!(
+                (0..8).all(|block| blocks(&format!("/blocks/blocks.{block}/")) != 1),
+                "blocks stay whole: {plan:?}"
+            );
+        }
+        let curve = found["plan"]["curve"].as_array().unwrap();
+        let of = |key: &str| curve.iter().map(|point| point[key].as_f64().unwrap()).collect::<Vec<_>>();
+        assert!(curve.len() >= 2 && of("cost").is_sorted() && of("score").is_sorted(), "{curve:?}");
+    }
+}
+
+#[test]
+fn a_target_may_be_a_model_or_saved_tensors() {
+    let Some(demo) = Demo::open() else { return };
+    let (model, saved) = (demo.path("int8.onnx"), demo.path("int8.npz"));
+    let mut command = calib().unwrap();
+    command.args(["quantize", "-q", "--model"]).arg(super::demo("demo.onnx"));
+    command.arg("--table").arg(demo.path("table.json")).arg("-o").arg(&model).assert().success();
+    let mut command = calib().unwrap();
+    command.args(["compare", "-q", "--ref", "ort", "--model"]).arg(super::demo("demo.onnx"));
+    command.arg("--data").arg(super::demo("images")).arg("--preprocessor").arg(demo.preprocessor());
+    command.arg("--target").arg(&model).arg("--save-target").arg(&saved).assert().success();
+
+    let last = |target: &Path| {
+        let (found, _, _) = demo.bisect("out", &["--find", "tensors", "--target", target.to_str().unwrap()]);
+        found["tensors"]["tensors"].as_array().unwrap().last().unwrap().clone()
+    };
+    let (by_model, by_file) = (last(&model), last(&saved));
+    assert_eq!((by_model["tensor"].as_str(), by_file["tensor"].as_str()), (Some("logits"), Some("logits")));
+    // The file holds what integer kernels gave.
+    let sqnr = |tensor: &Value| tensor["sqnr_db"].as_f64().unwrap();
+    assert!((sqnr(&by_model) - sqnr(&by_file)).abs() < 1.0, "{by_model} {by_file}");
+
+    // Only the outputs are in the file, so nothing before them can be told apart.
+    let far = ["--find", "first", "--threshold-db", "90", "--target", saved.to_str().unwrap()];
+    let (found, _, _) = demo.bisect("out", &far);
+    assert_eq!(found["first"]["culprit"]["tensor"], "logits");
+    let far = ["--find", "first", "--threshold-db", "90", "--target", model.to_str().unwrap()];
+    let (found, _, _) = demo.bisect("out", &far);
+    assert_eq!(found["first"]["culprit"]["node"], "/stem/conv/Conv");
+    let (found, _, _) = demo.bisect("out", &["--find", "layers", "--precision", "fp16"]);
+    let layers = found["layers"].as_array().unwrap();
+    let rounding = |layer: &Value| layer["layerwise_sqnr_db"].as_f64().unwrap();
+    assert!(layers.len() > 20 && layers.iter().all(|layer| rounding(layer) > 50.0), "{layers:?}");
+}
+
+#[test]
+fn advised_commands_work_as_printed() {
+    let Some(demo) = Demo::open() else { return };
+    let run = demo.path("a run");
+    let mut command = calib().unwrap();
+    command.arg("run").arg("--config").arg(root().join("configs/demo.toml")).arg("--out").arg(&run);
+    command.args(["--precisions", "fp32,int8", "--tensorrt", "off", "--bench-seconds", "0"]);
+    command.args(["--calib-samples", "16", "--eval-samples", "40", "--method", "entropy", "--gate", "top1=0.5"]);
+    command.assert().success();
+    let (found, _, _) = demo.bisect("found", &GATE);
+    let report = json(&run.join("report.json"));
+    let advice = report["advice"].as_array().unwrap().iter().chain(found["advice"].as_array().unwrap());
+    let mut commands: Vec<&str> = advice.filter_map(|advice| advice["command"].as_str()).collect();
+    commands.sort_unstable();
+    commands.dedup();
+    assert!(commands.iter().any(|command| command.starts_with("calib quantize")), "{commands:?}");
+    assert!(commands.iter().any(|command| command.starts_with("calib bisect")), "{commands:?}");
+    let program = assert_cmd::cargo::cargo_bin("calib");
+    let mut path = vec![program.parent().unwrap().to_owned()];
+    path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap()));
+    for command in commands {
+        let mut shell = std::process::Command::new("sh");
+        let output = shell.arg("-c").arg(command).env("PATH", std::env::join_paths(&path).unwrap()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code().is_some_and(|code| code < 2), "{command}\n{said}");
+    }
+}
