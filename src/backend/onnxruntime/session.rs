@@ -66,11 +66,9 @@ fn without_wrong_rewrites(
     model: &Model,
     returns_intermediates: bool,
 ) -> ort::Result<SessionBuilder> {
-    let types = element_types(model.graph());
-    let has_half = [ElementType::F16, ElementType::Bf16].iter().any(|half| types.contains(&half.onnx()));
-    let has_fp8 = (17..=20).any(|data_type| types.contains(&data_type));
+    let has_fp8 = (17..=20).any(|data_type| element_types(model.graph()).contains(&data_type));
     let mut disabled = Vec::new();
-    if has_half {
+    if has_half(model.graph()) {
         // The one fuses a Transpose with an FP16 MatMul and crashes when that runs; the other multiplies 16-bit scales
         // in 16 bits for the scale of an integer bias, where the product is often 0.
         disabled.extend(["MatmulTransposeFusion", "WeightBiasQuantization"]);
@@ -86,6 +84,12 @@ fn without_wrong_rewrites(
     // Rewriting Q/DQ of FP8 into integer operators ends in an error.
     let builder = if has_fp8 { builder.with_config_entry("session.disable_quant_qdq", "1")? } else { builder };
     Ok(if disabled.is_empty() { builder } else { builder.with_disabled_optimizers(disabled.join(";"))? })
+}
+
+/// True for a graph with values in FP16 or BF16.
+pub(super) fn has_half(graph: &GraphProto) -> bool {
+    let types = element_types(graph);
+    [ElementType::F16, ElementType::Bf16].iter().any(|half| types.contains(&half.onnx()))
 }
 
 /// Element types by which a graph can get to values of a type: constants, inputs, casts.
