@@ -55,7 +55,7 @@ struct Subject {
 
 enum Kind {
     Model(Box<Model>, ExecutionProvider),
-    Engine(PathBuf, EngineSidecar, RunnerOptions),
+    Engine(PathBuf, Box<EngineSidecar>, RunnerOptions),
 }
 
 impl Subject {
@@ -65,7 +65,7 @@ impl Subject {
             Spec::OnnxRuntime(None, provider) => Kind::Model(Box::new(session.subject.float.clone()), *provider),
             Spec::Engine(path) => {
                 let options = RunnerOptions { cuda_graph, ..RunnerOptions::default() };
-                Kind::Engine(path.clone(), EngineSidecar::load(path)?, options)
+                Kind::Engine(path.clone(), Box::new(EngineSidecar::load(path)?), options)
             }
             Spec::Saved(_) => anyhow::bail!("`{name}` holds saved outputs; they take no time that could be measured"),
         };

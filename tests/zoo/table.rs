@@ -43,13 +43,12 @@ pub fn render(outcomes: &[(String, Outcome)], peer: &Path) -> String {
             }
         }
         let engines = engines(outcome);
-        let row = match &outcome.error {
-            Some(error) => format!("| {key} | {nodes} | {quantized} | {engines} | {error} |||| {peer} |"),
-            None => {
-                let figures = [outcome.fp16_sqnr_db, outcome.minmax_sqnr_db, *sqnr_db].map(decibels).join(" | ");
-                let method = if outcome.bias_correction { format!("{method}, biases") } else { method.clone() };
-                format!("| {key} | {nodes} | {quantized} | {engines} | {figures} | {method} | {peer} |")
-            }
+        let row = if let Some(error) = &outcome.error {
+            format!("| {key} | {nodes} | {quantized} | {engines} | {error} |||| {peer} |")
+        } else {
+            let figures = [outcome.fp16_sqnr_db, outcome.minmax_sqnr_db, *sqnr_db].map(decibels).join(" | ");
+            let method = if outcome.bias_correction { format!("{method}, biases") } else { method.clone() };
+            format!("| {key} | {nodes} | {quantized} | {engines} | {figures} | {method} | {peer} |")
         };
         writeln!(text, "{row}").unwrap();
     }
