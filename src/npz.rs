@@ -20,7 +20,7 @@ use header::Header;
 pub use values::write_values;
 use values::{decode, row_major, stored_type};
 
-/// An archive member that unpacks to more than this ...
+/// An archive, or a member of one, that unpacks to more than this ...
 const BOMB_BYTES: u64 = 256 << 20;
 /// ... and more than this many times its packed size is refused.
 const BOMB_RATIO: u64 = 200;
@@ -56,13 +56,14 @@ pub fn read_npy(path: &Path) -> Result<Tensor, ArrayError> {
 pub fn read_npz(path: &Path) -> Result<TensorMap, ArrayError> {
     let file = File::open(path).map_err(|source| ArrayError::Read { path: path.to_owned(), source })?;
     let invalid = |reason: String| ArrayError::Format { path: path.to_owned(), reason };
+    let mut budget = Budget::of(&file).map_err(|source| ArrayError::Read { path: path.to_owned(), source })?;
     let mut archive = zip::ZipArchive::new(BufReader::new(file))
         .map_err(|error| invalid(format!("it is no .npz archive: {error}")))?;
     let mut tensors = TensorMap::new();
     for index in 0..archive.len() {
         let mut member = archive.by_index(index).map_err(|error| invalid(error.to_string()))?;
         let Some(name) = name_of(&member).map_err(&invalid)?.strip_suffix(".npy").map(str::to_owned) else { continue };
-        let size = check_bomb(&member, &name).map_err(&invalid)?;
+        let size = budget.size_of(&member, &name).map_err(&invalid)?;
         let mut bytes = Vec::new();
         // The declared size is not trusted: at most that much is read, and memory grows with what really comes.
         (&mut member).take(size).read_to_end(&mut bytes).map_err(|error| invalid(format!("`{name}`: {error}")))?;
@@ -74,13 +75,24 @@ pub fn read_npz(path: &Path) -> Result<TensorMap, ArrayError> {
     if tensors.is_empty() { Err(invalid("it holds no arrays".to_owned())) } else { Ok(tensors) }
 }
 
-/// The member's declared size, if it is believable.
-fn check_bomb<R: Read>(member: &zip::read::ZipFile<'_, R>, name: &str) -> Result<u64, String> {
-    let (size, packed) = (member.size(), member.compressed_size());
-    if size > BOMB_BYTES && size / packed.max(1) > BOMB_RATIO {
-        return Err(format!("`{name}` unpacks from {packed} to {size} bytes; refused as a bomb"));
+/// What the members of an archive may still unpack to. Counted over all of them: members may share their data.
+struct Budget(u64);
+
+impl Budget {
+    fn of(file: &File) -> io::Result<Self> {
+        Ok(Self(file.metadata()?.len().saturating_mul(BOMB_RATIO).max(BOMB_BYTES)))
     }
-    Ok(size)
+
+    /// The member's declared size, if it is believable.
+    fn size_of<R: Read>(&mut self, member: &zip::read::ZipFile<'_, R>, name: &str) -> Result<u64, String> {
+        let (size, packed) = (member.size(), member.compressed_size());
+        let left = self.0.checked_sub(size);
+        if (size > BOMB_BYTES && size / packed.max(1) > BOMB_RATIO) || left.is_none() {
+            return Err(format!("`{name}` unpacks from {packed} to {size} bytes; refused as a bomb"));
+        }
+        self.0 = left.unwrap_or_default();
+        Ok(size)
+    }
 }
 
 fn name_of<R: Read>(member: &zip::read::ZipFile<'_, R>) -> Result<String, String> {

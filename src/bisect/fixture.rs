@@ -170,8 +170,13 @@ impl Dataset for Data {
 static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// One sample at a time; the network's batch is fixed.
-pub(super) const READING: PrefetchOptions<'static> =
-    PrefetchOptions { batch: 1, threads: 1, policy: BadPolicy { max_share: 0.0, strict: true }, stop: &NEVER };
+pub(super) const READING: PrefetchOptions<'static> = PrefetchOptions {
+    batch: 1,
+    threads: 1,
+    policy: BadPolicy { max_share: 0.0, strict: true },
+    stop: &NEVER,
+    skipped: &[],
+};
 
 /// ONNX Runtime, where it is at hand.
 pub(super) fn runtime() -> Option<OnnxRuntime> {

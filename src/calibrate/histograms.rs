@@ -129,6 +129,12 @@ impl Histograms {
         if shards.missing().is_none() {
             *shards = Shards::whole();
         }
+        self.add(other);
+        Ok(())
+    }
+
+    /// Adds what was counted over other samples of the same shard.
+    pub fn add(&mut self, other: Self) {
         self.fit_samples = self.fit_samples.saturating_add(other.fit_samples);
         self.held_out_samples = self.held_out_samples.saturating_add(other.held_out_samples);
         for (mine, theirs) in [(&mut self.fit, other.fit), (&mut self.held_out, other.held_out)] {
@@ -136,19 +142,24 @@ impl Histograms {
                 mine.entry(name).or_default().merge(&histogram);
             }
         }
-        Ok(())
     }
 
     /// Writes the file.
     pub fn save(&self, path: &Path) -> Result<(), ArtifactError> {
+        let bytes =
+            self.to_bytes().map_err(|source| ArtifactError::Write { path: path.to_owned(), source: source.into() })?;
+        artifact::write_atomic(path, &bytes)
+    }
+
+    /// The content of the file.
+    pub fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
         let header = Header {
             tool: Tool::current(),
             provenance: self.provenance.clone(),
             fit_samples: self.fit_samples,
             held_out_samples: self.held_out_samples,
         };
-        let header = serde_json::to_vec(&header)
-            .map_err(|error| ArtifactError::Write { path: path.to_owned(), source: error.into() })?;
+        let header = serde_json::to_vec(&header)?;
         let mut bytes = MAGIC.to_vec();
         bytes.extend(FORMAT_VERSION.to_le_bytes());
         put_bytes(&mut bytes, &header);
@@ -161,20 +172,21 @@ impl Histograms {
         }
         let hash = blake3::hash(&bytes);
         bytes.extend(hash.as_bytes());
-        artifact::write_atomic(path, &bytes)
+        Ok(bytes)
     }
 
     /// Reads the file.
     pub fn load(path: &Path) -> Result<Self, ArtifactError> {
         let bytes = std::fs::read(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
-        Self::decode(&bytes).map_err(|reason| ArtifactError::Format {
+        Self::from_bytes(&bytes).map_err(|reason| ArtifactError::Format {
             path: path.to_owned(),
             kind: "file of histograms",
             reason,
         })
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, String> {
+    /// Reads the content of a file; the error says what is wrong with it.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
         let rest = bytes.strip_prefix(MAGIC).ok_or("it does not begin as one")?;
         let (version, _) = rest.split_first_chunk().ok_or("it is cut off")?;
         let version = u32::from_le_bytes(*version);
@@ -340,8 +352,8 @@ mod tests {
         for i in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[i] ^= 4;
-            assert!(Histograms::decode(&damaged).is_err(), "byte {i}");
-            assert!(Histograms::decode(&bytes[..i]).is_err(), "length {i}");
+            assert!(Histograms::from_bytes(&damaged).is_err(), "byte {i}");
+            assert!(Histograms::from_bytes(&bytes[..i]).is_err(), "length {i}");
         }
     }
 
@@ -352,12 +364,12 @@ mod tests {
             for value in [0, 1, 0x7f, 0x80, 0xff] {
                 let mut hostile = bytes.clone();
                 hostile[i] = value;
-                let _ = Histograms::decode(&rehashed(&hostile));
+                let _ = Histograms::from_bytes(&rehashed(&hostile));
             }
         }
         let mut long = bytes.clone();
         long.insert(bytes.len() - HASH_SIZE, 0);
-        assert!(Histograms::decode(&rehashed(&long)).unwrap_err().contains("more in it"));
+        assert!(Histograms::from_bytes(&rehashed(&long)).unwrap_err().contains("more in it"));
     }
 
     #[test]

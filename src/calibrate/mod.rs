@@ -1,6 +1,6 @@
 //! Ranges of activations, from data: observe once, choose a threshold by any method afterwards.
 //!
-//! [`observe`] streams batches through a runner and counts every tensor's magnitudes ([`Histograms`]); [`tables`]
+//! [`Observing`] streams batches through a runner and counts every tensor's magnitudes ([`Histograms`]); [`tables`]
 //! turns the counts into thresholds. Shards of the data may be observed apart and [merged](Histograms::merge): the
 //! result is the same to the last bit.
 
@@ -29,7 +29,7 @@ mod table;
 
 pub use device::{DeviceUse, observe_on_device};
 pub use histograms::{Histograms, Provenance, Shards};
-pub use observe::{Batch, observe};
+pub use observe::{Batch, Observing, check_complete, observe};
 pub use table::tables;
 
 /// Why tensors could not be calibrated, or a calibration not be used.

@@ -21,49 +21,72 @@ pub struct Batch {
     pub held_out: bool,
 }
 
-/// Runs every batch and counts the magnitudes of `tensors`, in place in the runner's buffers.
-///
-/// Each of `tensors` must be an input or an output of the runner. Fails without any sample, and on the first value
-/// that is not finite, naming tensor and sample.
+/// Counts the magnitudes of tensors while a runner runs, in place in the runner's buffers.
+pub struct Observing<'a> {
+    runner: &'a mut dyn Runner,
+    tensors: &'a BTreeSet<String>,
+    inputs: BTreeSet<String>,
+}
+
+impl<'a> Observing<'a> {
+    /// Each of `tensors` must be an input or an output of the runner.
+    pub fn new(runner: &'a mut dyn Runner, tensors: &'a BTreeSet<String>) -> Result<Self, CalibrateError> {
+        let inputs: BTreeSet<String> = runner.inputs().iter().map(|info| info.name.clone()).collect();
+        let available = |name: &str| inputs.contains(name) || runner.outputs().iter().any(|info| info.name == name);
+        match tensors.iter().find(|name| !available(name)) {
+            Some(tensor) => Err(CalibrateError::NoSuchTensor { tensor: tensor.clone() }),
+            None => Ok(Self { runner, tensors, inputs }),
+        }
+    }
+
+    /// Runs a batch and adds its counts. Fails on the first value that is not finite, naming tensor and sample; what
+    /// was counted is then of no more use.
+    pub fn push(&mut self, histograms: &mut Histograms, batch: &Batch) -> Result<(), CalibrateError> {
+        let part = if batch.held_out { &mut histograms.held_out } else { &mut histograms.fit };
+        let mut count = |name: &str, view: TensorView<'_>| {
+            if !self.tensors.contains(name) {
+                return Ok(());
+            }
+            let histogram = part.entry(name.to_owned()).or_default();
+            histogram.observe(view).map_err(|error| locate(error, name, view.shape, &batch.ids))
+        };
+        for (name, tensor) in batch.inputs.iter().filter(|(name, _)| self.inputs.contains(*name)) {
+            count(name, tensor.view())?;
+        }
+        let mut visit = |name: &str, view: TensorView<'_>| {
+            // A tensor that is both was counted as input.
+            if self.inputs.contains(name) { Ok(()) } else { count(name, view).map_err(Into::into) }
+        };
+        self.runner.visit(&batch.inputs, &mut visit).map_err(unwrap_visitor)?;
+        *(if batch.held_out { &mut histograms.held_out_samples } else { &mut histograms.fit_samples }) +=
+            batch.ids.len();
+        Ok(())
+    }
+}
+
+/// Runs every batch in one go: [`Observing`] from beginning to end.
 pub fn observe(
     runner: &mut dyn Runner,
     tensors: &BTreeSet<String>,
     provenance: Provenance,
     batches: impl IntoIterator<Item = Batch>,
 ) -> Result<Histograms, CalibrateError> {
-    let inputs: BTreeSet<String> = runner.inputs().iter().map(|info| info.name.clone()).collect();
-    let available = |name: &str| inputs.contains(name) || runner.outputs().iter().any(|info| info.name == name);
-    if let Some(tensor) = tensors.iter().find(|name| !available(name)) {
-        return Err(CalibrateError::NoSuchTensor { tensor: tensor.clone() });
-    }
     let mut histograms = Histograms::new(provenance);
-    for batch in batches {
-        let part = if batch.held_out { &mut histograms.held_out } else { &mut histograms.fit };
-        let mut count = |name: &str, view: TensorView<'_>| {
-            if !tensors.contains(name) {
-                return Ok(());
-            }
-            let histogram = part.entry(name.to_owned()).or_default();
-            histogram.observe(view).map_err(|error| locate(error, name, view.shape, &batch.ids))
-        };
-        for (name, tensor) in batch.inputs.iter().filter(|(name, _)| inputs.contains(*name)) {
-            count(name, tensor.view())?;
-        }
-        let mut visit = |name: &str, view: TensorView<'_>| {
-            // A tensor that is both was counted as input.
-            if inputs.contains(name) { Ok(()) } else { count(name, view).map_err(Into::into) }
-        };
-        runner.visit(&batch.inputs, &mut visit).map_err(unwrap_visitor)?;
-        *(if batch.held_out { &mut histograms.held_out_samples } else { &mut histograms.fit_samples }) +=
-            batch.ids.len();
-    }
+    let mut observing = Observing::new(runner, tensors)?;
+    batches.into_iter().try_for_each(|batch| observing.push(&mut histograms, &batch))?;
+    check_complete(&histograms, tensors)?;
+    Ok(histograms)
+}
+
+/// Checks that there were samples and that every one of `tensors` was seen.
+pub fn check_complete(histograms: &Histograms, tensors: &BTreeSet<String>) -> Result<(), CalibrateError> {
     if histograms.samples() == 0 {
         return Err(CalibrateError::NoData);
     }
     let seen = |name: &String| histograms.fit.contains_key(name) || histograms.held_out.contains_key(name);
     match tensors.iter().find(|name| !seen(name)) {
         Some(tensor) => Err(CalibrateError::NeverObserved { tensor: tensor.clone() }),
-        None => Ok(histograms),
+        None => Ok(()),
     }
 }
 

@@ -265,7 +265,7 @@ fn first_batch(session: &Session, batch: usize) -> anyhow::Result<TensorMap> {
     let dataset = &*session.data.collection.dataset;
     let indices: Vec<usize> = (0..dataset.len()).collect();
     let policy = BadPolicy { max_share: 1.0, strict: false };
-    let options = PrefetchOptions { batch, threads: session.threads, policy, stop: &super::INTERRUPTED };
+    let options = PrefetchOptions { batch, threads: session.threads, policy, stop: &super::INTERRUPTED, skipped: &[] };
     let (first, pass) = prefetch(dataset, &indices, options, |batches| batches.next());
     pass?;
     let first = first.filter(|first| first.ids.len() == batch);

@@ -28,6 +28,7 @@ use crate::{
     cli::{BisectArgs, Find, GlobalArgs},
     compare::Gate,
     config::RunConfig,
+    pipeline::checkpoint::Checkpoints,
 };
 
 /// Samples that local errors are measured on.
@@ -117,6 +118,7 @@ pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) 
     findings.seconds = started.elapsed().as_secs_f64();
     let path = bisection.out.join("bisect.json");
     write_json(&path, &findings)?;
+    bisection.checkpoints.map(Checkpoints::finish).transpose()?;
     printer.outcome(&findings, || text::describe(&findings))?;
     printer.note(&format!("wrote {} in {:.1} s", path.display(), findings.seconds));
     Ok(status)

@@ -86,7 +86,7 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     let bar = printer.progress(observed.len() as u64, "calibrating");
     let progress = |samples: usize| bar.inc(samples as u64);
     let options = session.observe_options();
-    let calibrator = session.calibrator(&options, &progress);
+    let calibrator = session.calibrator(&options, &progress, None);
     let observation = calibrator.observe(&tensors, &observed, &provenance);
     bar.finish_and_clear();
     let observation = observation?;
@@ -183,7 +183,7 @@ fn choose_from(merged: &Histograms, session: &Session) -> anyhow::Result<Calibra
     );
     let options = session.observe_options();
     let choose = session.choose_options(&scheme(&session.config, Precision::Int8)?)?;
-    Ok(session.calibrator(&options, &|_| {}).choose(merged, &indices, &choose)?.table)
+    Ok(session.calibrator(&options, &|_| {}, None).choose(merged, &indices, &choose)?.table)
 }
 
 fn write_table(table: &CalibrationTable, path: &Path, cache: Option<&Path>) -> anyhow::Result<()> {

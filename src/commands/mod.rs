@@ -20,6 +20,7 @@ mod inspect;
 mod output;
 mod quantize;
 mod report;
+mod resume;
 mod run;
 mod settings;
 mod spec;

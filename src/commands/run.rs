@@ -21,7 +21,9 @@ use crate::{
     config::RunConfig,
     dataset::Split,
     pipeline::{
+        Control,
         calibration::{Chosen, hold_out},
+        checkpoint::Checkpoints,
         data::Provenance as Found,
         evaluation::{EvaluateOptions, Evaluation, Outputs, evaluate_pairs},
     },
@@ -41,12 +43,13 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
     let out = OutputFolder::open(&config)?;
     let session = Session::open(config, global.ort_library.as_deref(), printer)?;
     times::check(&session)?;
-    let mut job = Job::new(printer, session, out);
+    let mut job = Job::new(printer, session, out)?;
     job.write_config()?;
     let calibrated = job.calibrate()?;
-    let targets = job.targets(calibrated.as_ref());
+    let targets = job.targets(calibrated.as_ref())?;
     let report = job.measure(calibrated, targets, &gates)?;
     let status = job.write_report(&report, args.summary.as_deref())?;
+    job.checkpoints.finish()?;
     Ok(status)
 }
 
@@ -105,22 +108,29 @@ struct Calibrated {
     skipped: Vec<crate::dataset::SampleError>,
 }
 
+/// True when an error is about the disk and not about a model.
+fn is_about_the_disk(error: &anyhow::Error) -> bool {
+    error.chain().any(<dyn std::error::Error>::is::<std::io::Error>)
+}
+
 /// A run in progress.
 struct Job<'a> {
     printer: &'a Printer,
     session: Session,
     out: OutputFolder,
+    checkpoints: Checkpoints,
     split: Split,
     notes: Vec<String>,
 }
 
 impl<'a> Job<'a> {
-    fn new(printer: &'a Printer, session: Session, out: OutputFolder) -> Self {
+    fn new(printer: &'a Printer, session: Session, out: OutputFolder) -> anyhow::Result<Self> {
+        let checkpoints = session.checkpoints(printer, &out, "run")?;
         let config = &session.config;
         let split = session.data.split(config.seed, config.calib_samples, config.eval_samples);
-        let mut job = Self { printer, split, session, out, notes: Vec::new() };
+        let mut job = Self { printer, split, session, out, checkpoints, notes: Vec::new() };
         job.note_data();
-        job
+        Ok(job)
     }
 
     fn note(&mut self, text: String) {
@@ -142,8 +152,27 @@ impl<'a> Job<'a> {
                 self.session.config.calib_samples
             ));
         }
+        self.note_labels();
         if let Found::Measured(..) | Found::Assumed(_) | Found::BesideModel(_) = self.session.data.provenance {
             self.notes.push(format!("preprocessing: {}", self.session.data.provenance.describe()));
+        }
+    }
+
+    /// Says when some of the samples to evaluate have labels and others none.
+    fn note_labels(&mut self) {
+        let dataset = &*self.session.data.collection.dataset;
+        let mut unlabelled = self.split.evaluation.iter().filter(|&&index| dataset.label(index).is_none());
+        let (first, more) = (unlabelled.next(), unlabelled.count());
+        if let Some(&first) = first
+            && more + 1 < self.split.evaluation.len()
+        {
+            let text = format!(
+                "{} of {} evaluation samples have no label and do not count for accuracy; the first is {}",
+                more + 1,
+                self.split.evaluation.len(),
+                dataset.id(first)
+            );
+            self.note(text);
         }
     }
 
@@ -174,7 +203,7 @@ impl<'a> Job<'a> {
         let bar = self.printer.progress(self.split.calibration.len() as u64, "calibrating");
         let progress = |samples: usize| bar.inc(samples as u64);
         let options = session.observe_options();
-        let calibrator = session.calibrator(&options, &progress);
+        let calibrator = session.calibrator(&options, &progress, Some(&self.checkpoints));
         let observation = calibrator.observe(&tensors, &hold_out(&self.split.calibration), &provenance);
         bar.finish_and_clear();
         let observation = observation?;
@@ -182,8 +211,10 @@ impl<'a> Job<'a> {
         let peak_rss_bytes = crate::pipeline::environment::peak_rss_bytes();
         self.save_histograms(&observation.histograms)?;
         check_interrupt()?;
-        let chosen =
-            calibrator.choose(&observation.histograms, &self.split.calibration, &session.choose_options(&scheme)?)?;
+        let choose = session.choose_options(&scheme)?;
+        let chosen = self
+            .checkpoints
+            .once("choice", || calibrator.choose(&observation.histograms, &self.split.calibration, &choose))?;
         self.save_table(&chosen.table)?;
         if session.config.method == "auto" && chosen.candidates.is_empty() {
             let text = format!("too few calibration samples to measure methods on: {} was taken", chosen.choice);
@@ -217,8 +248,9 @@ impl<'a> Job<'a> {
         Ok(precisions)
     }
 
-    /// Makes the model of every precision but the reference's. What cannot be made is reported, not fatal.
-    fn targets(&self, calibrated: Option<&Calibrated>) -> Vec<Target> {
+    /// Makes the model of every precision but the reference's. What cannot be made is reported; what cannot be written
+    /// ends the run.
+    fn targets(&self, calibrated: Option<&Calibrated>) -> anyhow::Result<Vec<Target>> {
         let precisions = self.precisions().unwrap_or_default();
         precisions
             .into_iter()
@@ -227,10 +259,13 @@ impl<'a> Job<'a> {
                 let mut target =
                     Target { precision, artifact: None, quantized_nodes: None, model: None, runner: None, error: None };
                 if let Err(error) = self.fill(&mut target, calibrated) {
+                    if is_about_the_disk(&error) {
+                        return Err(error);
+                    }
                     self.printer.warn(&format!("{precision} cannot run: {}", super::describe(&error)));
                     target.error = Some(super::describe(&error));
                 }
-                target
+                Ok(target)
             })
             .collect()
     }
@@ -256,6 +291,9 @@ impl<'a> Job<'a> {
     ) -> anyhow::Result<crate::report::Report> {
         let mut engines = self.engines(&targets)?;
         let evaluation = self.evaluate(&mut targets, &mut engines)?;
+        for hint in evaluation.reference.tasks.iter().filter_map(|task| task.label_hint.clone()) {
+            self.note(hint);
+        }
         check_interrupt()?;
         let layers = self.layers(&targets, calibrated.as_ref())?;
         check_interrupt()?;
@@ -289,6 +327,8 @@ impl<'a> Job<'a> {
         let models = runners.len();
         let pairs = engines::pairs(&names, engines);
         runners.extend(engines.iter_mut().filter_map(engines::Engine::outputs));
+        // An engine that is built again is not the same engine, so what another one gave is of no use.
+        let checkpoints = Some(&self.checkpoints).filter(|_| runners.len() == models);
         let bar = self.printer.progress(self.split.evaluation.len() as u64, "comparing");
         let progress = |samples: usize| bar.inc(samples as u64);
         let evaluation = evaluate_pairs(
@@ -298,7 +338,7 @@ impl<'a> Job<'a> {
             &*session.data.collection.dataset,
             &self.split.evaluation,
             &options,
-            control(session.threads, &progress),
+            Control { checkpoints, ..control(session.threads, &progress) },
         );
         bar.finish_and_clear();
         let mut evaluation = evaluation?;

@@ -21,6 +21,7 @@ use crate::{
     pipeline::{
         Control, PipelineError,
         calibration::{Calibrator, ChooseOptions, ObserveOptions},
+        checkpoint::Checkpoints,
         data::{Data, DataSettings, Provenance, open_data},
         evaluation::{EvaluateOptions, class_names},
         model::Subject,
@@ -247,7 +248,7 @@ impl Session {
         };
         let policy = BadPolicy { max_share: config.max_bad, strict: config.strict };
         let evaluate = EvaluateOptions { batch, policy, compare: compare_options(&config, &BTreeMap::new()) };
-        let control = Control { threads, stop: &INTERRUPTED, progress: &|_| {} };
+        let control = Control { threads, stop: &INTERRUPTED, progress: &|_| {}, checkpoints: None };
         let data = if config.random_data {
             random_data(&config, &subject)?
         } else {
@@ -316,13 +317,18 @@ impl Session {
     }
 
     /// What observes the model over its samples.
-    pub(super) fn calibrator<'a>(&'a self, options: &'a ObserveOptions, progress: &'a dyn Fn(usize)) -> Calibrator<'a> {
+    pub(super) fn calibrator<'a>(
+        &'a self,
+        options: &'a ObserveOptions,
+        progress: &'a dyn Fn(usize),
+        checkpoints: Option<&'a Checkpoints>,
+    ) -> Calibrator<'a> {
         Calibrator {
             runtime: self.runtime,
             subject: &self.subject,
             dataset: &*self.data.collection.dataset,
             options,
-            control: control(self.threads, progress),
+            control: Control { checkpoints, ..control(self.threads, progress) },
         }
     }
 
@@ -363,5 +369,5 @@ fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data, PipelineEr
 /// How a stage is controlled while `progress` counts samples.
 pub(super) fn control(threads: usize, progress: &dyn Fn(usize)) -> Control<'_> {
     static STOP: &AtomicBool = &INTERRUPTED;
-    Control { threads, stop: STOP, progress }
+    Control { threads, stop: STOP, progress, checkpoints: None }
 }

@@ -1,5 +1,7 @@
 //! Accuracy on labelled samples, of one model or of two on the same samples.
 
+use serde::{Deserialize, Serialize};
+
 use super::Accuracy;
 use crate::stats::{mcnemar, wilson};
 
@@ -8,7 +10,7 @@ const SHIFT_BELOW: f64 = 0.05;
 const SHIFT_FROM: f64 = 0.20;
 
 /// Right answers of one model.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct RightCounts {
     samples: u64,
     top1: u64,
@@ -93,7 +95,7 @@ impl RightCounts {
 }
 
 /// Right answers of reference and target on the same samples.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct PairedCounts {
     pub reference: RightCounts,
     pub target: RightCounts,

@@ -42,7 +42,7 @@ pub fn top_k(scores: &[f64], k: usize) -> Vec<usize> {
 }
 
 /// Counts over samples for one k.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct AgreementCounts {
     pub k: usize,
     pub samples: u64,
@@ -94,7 +94,7 @@ impl AgreementCounts {
 }
 
 /// Samples whose arg-max changed: all by their position, the first ones in full.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Flips {
     pub positions: Vec<u64>,
     pub details: Vec<Flip>,

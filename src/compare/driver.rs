@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     CompareError, ComparisonResult, FIVE, Flip, OutputKind, OutputPair, PairSums, TaskResult,
     accuracy::PairedCounts,
@@ -11,7 +13,7 @@ use super::{
 use crate::tensor::{Tensor, TensorMap, TensorView};
 
 /// What [`Comparison`] needs to know beyond the tensors.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CompareOptions {
     /// Kinds of outputs, by the reference's name, where the shape tells the wrong one.
     pub kinds: BTreeMap<String, OutputKind>,
@@ -50,7 +52,9 @@ pub struct Sample<'a> {
 
 /// Compares one target with the reference. Memory does not grow with the samples, apart from eight bytes for each that
 /// changed; the result does not depend on how samples are put into batches.
-#[derive(Debug)]
+///
+/// It can be written and read in the middle of the samples; it goes on as if nothing had happened.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Comparison {
     options: CompareOptions,
     samples: u64,
@@ -58,7 +62,7 @@ pub struct Comparison {
     ignored_outputs: Vec<String>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Output {
     pair: OutputPair,
     sums: PairSums,
@@ -66,14 +70,14 @@ struct Output {
     task: Option<Task>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum Task {
     Generic,
     Map { kind: OutputKind, labelled: bool, counts: MapCounts },
     Classification(Box<Classification>),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Classification {
     classes: usize,
     labelled: bool,
@@ -323,7 +327,7 @@ mod tests {
         ])
     }
 
-    fn compare(total: usize, batch: usize) -> ComparisonResult {
+    fn compare(total: usize, batch: usize, written: bool) -> ComparisonResult {
         let order = names(&["logits", "map", "boxes"]);
         let options = CompareOptions { top_k: vec![3], max_flips: 2, ..CompareOptions::default() };
         let mut comparison = Comparison::new(&order, &order, options).unwrap();
@@ -334,21 +338,26 @@ mod tests {
                 |i: usize| Sample { id: &ids[i], label: (!i.is_multiple_of(3)).then_some(i as u32 % 12), mask: None };
             let samples: Vec<Sample<'_>> = range.clone().map(sample).collect();
             comparison.push(&samples, &outputs(range.clone(), 0.0), &outputs(range, 0.05)).unwrap();
+            if written {
+                let text = serde_json::to_string(&comparison).unwrap();
+                comparison = serde_json::from_str(&text).unwrap();
+            }
         }
         comparison.finish()
     }
 
     #[test]
-    fn batch_size_changes_no_bit() {
-        let result = compare(37, 1);
-        assert_eq!(result, compare(37, 37));
-        assert_eq!(result, compare(37, 5));
+    fn neither_the_batch_size_nor_an_interruption_changes_a_bit() {
+        let result = compare(37, 1, false);
+        assert_eq!(result, compare(37, 37, false));
+        assert_eq!(result, compare(37, 5, true));
+        assert_eq!(result, compare(37, 5, false));
         assert_eq!((result.samples, result.outputs.len(), result.tasks.len()), (37, 3, 2));
     }
 
     #[test]
     fn figures_match_an_independent_computation() {
-        let result = compare(37, 4);
+        let result = compare(37, 4, false);
         let task = result.classification().unwrap();
         let agreement = task.agreement.as_ref().unwrap();
         assert_eq!((agreement.samples, task.flipped.len(), task.flips.len()), (37, 5, 2));

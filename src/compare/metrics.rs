@@ -6,6 +6,8 @@
 
 use rayon::prelude::*;
 
+use serde::{Deserialize, Serialize};
+
 use super::{NonFinite, OutputMetrics};
 use crate::{backend::cuda::PieceSums, tensor::ValuesView};
 
@@ -19,19 +21,24 @@ const PARALLEL_FROM: usize = 16 * BLOCK;
 /// Sums over pairs of a reference value r and a target value t.
 ///
 /// Pairs that are not finite take no part in the sums and are counted instead.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PairSums {
     /// Finite pairs.
     pub count: u64,
     /// Σ r².
+    #[serde(with = "exact")]
     pub reference_squares: f64,
     /// Σ t².
+    #[serde(with = "exact")]
     pub target_squares: f64,
     /// Σ (r - t)².
+    #[serde(with = "exact")]
     pub error_squares: f64,
     /// Σ |r - t|.
+    #[serde(with = "exact")]
     pub error_sum: f64,
     /// max |r - t|.
+    #[serde(with = "exact")]
     pub error_max: f64,
     /// Reference values with |r| above the threshold given to [`PairSums::of`].
     pub beyond: u64,
@@ -140,6 +147,20 @@ impl PairSums {
             cosine: self.cosine(),
             sqnr_db: self.sqnr_db(),
         }
+    }
+}
+
+/// A float as its bits, since JSON holds neither infinities nor NaN.
+mod exact {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+    pub(super) fn serialize<S: Serializer>(x: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        x.to_bits().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        u64::deserialize(deserializer).map(f64::from_bits)
     }
 }
 

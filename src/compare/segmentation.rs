@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::{OutputKind, Segmentation};
 use crate::tensor::{TensorView, ValuesView};
 
@@ -94,7 +96,7 @@ fn arg_max_of<T: Copy + PartialOrd>(
 }
 
 /// Pixel counts over samples of one map against another.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Overlaps {
     pixels: u64,
     equal: u64,
@@ -144,7 +146,7 @@ impl Overlaps {
 }
 
 /// Counts over samples: target against reference, and both against the label masks.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct MapCounts {
     agreement: Overlaps,
     reference_labels: Overlaps,

@@ -37,6 +37,10 @@ impl ArrayDataset {
             read_npz(path).map_err(array_error)?
         };
         let arrays = match_inputs(arrays, inputs).map_err(|reason| invalid(path, reason))?;
+        // Without values, any number of samples takes no room in the file.
+        if arrays.values().all(|tensor| tensor.values().view().is_empty()) {
+            return Err(invalid(path, "its arrays hold no values".to_owned()));
+        }
         let counts: Vec<(&String, usize)> =
             arrays.iter().filter_map(|(name, tensor)| Some((name, *tensor.shape().first()?))).collect();
         let count = counts.first().map(|(_, count)| *count);
@@ -141,6 +145,13 @@ impl Dataset for ArrayDataset {
 
     fn label(&self, index: usize) -> Option<u32> {
         self.labels[index]
+    }
+
+    fn file(&self, index: usize) -> Option<&Path> {
+        match &self.source {
+            Source::Files(paths) => Some(&paths[index]),
+            Source::Stacked(_) | Source::Listed(_) => None,
+        }
     }
 
     fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {

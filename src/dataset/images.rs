@@ -163,6 +163,10 @@ impl Dataset for ImageDataset {
         Ok(TensorMap::from([(input.name.clone(), tensor)]))
     }
 
+    fn file(&self, index: usize) -> Option<&Path> {
+        Some(&self.files[index])
+    }
+
     fn thumbnail(&self, index: usize) -> Option<Vec<u8>> {
         let picture = self.picture(index).ok()?;
         let long = picture.width.max(picture.height);

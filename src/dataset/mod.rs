@@ -30,13 +30,15 @@ pub use random::RandomDataset;
 pub use resample::{CropRounding, Interpolation, RgbImage, resize};
 pub use split::{Split, split};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     artifact::ContentHash,
     tensor::{ElementType, Tensor, TensorMap},
 };
 
 /// Why one sample cannot be used. The run goes on without it and reports it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{sample}: {reason}")]
 pub struct SampleError {
     /// The sample (its file, usually).
@@ -107,6 +109,12 @@ pub trait Dataset: Sync {
 
     /// Reads one sample: every input of the model, each with a leading extent of 1 for the batch.
     fn sample(&self, index: usize) -> Result<TensorMap, SampleError>;
+
+    /// The file of the sample, where it has one of its own.
+    fn file(&self, index: usize) -> Option<&Path> {
+        let _ = index;
+        None
+    }
 
     /// A small picture of the sample for people, as JPEG bytes; `None` when it is no picture.
     fn thumbnail(&self, index: usize) -> Option<Vec<u8>> {

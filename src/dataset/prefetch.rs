@@ -21,6 +21,10 @@ pub struct Batch {
     pub ids: Vec<String>,
     /// The model's inputs, stacked along the first axis.
     pub inputs: TensorMap,
+    /// How many of the pass's samples are done with this batch: a pass over the others gives the batches after it.
+    pub done: usize,
+    /// The bad ones among them, since the batch before.
+    pub skipped: Vec<SampleError>,
 }
 
 /// How many bad samples are tolerated.
@@ -43,6 +47,8 @@ pub struct PrefetchOptions<'a> {
     pub policy: BadPolicy,
     /// Ends the pass early when set.
     pub stop: &'a AtomicBool,
+    /// Bad samples of an earlier part of the pass, which count.
+    pub skipped: &'a [SampleError],
 }
 
 /// What a pass over samples was like.
@@ -126,7 +132,8 @@ pub fn prefetch<R>(
             arrived: BTreeMap::new(),
             position: 0,
             pending: None,
-            summary: PassSummary::default(),
+            summary: PassSummary { skipped: options.skipped.to_vec(), ..PassSummary::default() },
+            told: options.skipped.len(),
             error: None,
         };
         let result = consume(&mut batches);
@@ -147,6 +154,8 @@ struct Batches<'a> {
     /// The first sample of the next batch, when its shape did not fit the last one.
     pending: Option<(usize, TensorMap)>,
     summary: PassSummary,
+    /// Bad samples that batches have told.
+    told: usize,
     error: Option<PassError>,
 }
 
@@ -230,7 +239,10 @@ impl Iterator for Batches<'_> {
             return None;
         }
         let ids = indices.iter().map(|&index| self.dataset.id(index).to_owned()).collect();
-        Some(Batch { indices, ids, inputs: stack(samples) })
+        let done = self.position - usize::from(self.pending.is_some());
+        let skipped = self.summary.skipped[self.told..].to_vec();
+        self.told = self.summary.skipped.len();
+        Some(Batch { indices, ids, inputs: stack(samples), done, skipped })
     }
 }
 
@@ -321,7 +333,7 @@ mod tests {
     ) -> (Vec<Batch>, Result<PassSummary, PassError>) {
         let stop = AtomicBool::new(false);
         let policy = BadPolicy { max_share, strict: false };
-        let options = PrefetchOptions { batch, threads, policy, stop: &stop };
+        let options = PrefetchOptions { batch, threads, policy, stop: &stop, skipped: &[] };
         let indices: Vec<usize> = (0..data.len()).collect();
         prefetch(data, &indices, options, |batches| batches.collect())
     }
@@ -367,8 +379,8 @@ mod tests {
     fn a_consumer_may_leave_early_and_a_stop_ends_the_pass() {
         let data = Numbers::new(1000);
         let stop = AtomicBool::new(false);
-        let options =
-            PrefetchOptions { batch: 4, threads: 4, policy: BadPolicy { max_share: 0.0, strict: true }, stop: &stop };
+        let policy = BadPolicy { max_share: 0.0, strict: true };
+        let options = PrefetchOptions { batch: 4, threads: 4, policy, stop: &stop, skipped: &[] };
         let indices: Vec<usize> = (0..1000).collect();
         let (first, summary) = prefetch(&data, &indices, options, |batches| batches.next().map(|batch| batch.indices));
         assert_eq!(first.unwrap(), [0, 1, 2, 3]);
@@ -376,5 +388,28 @@ mod tests {
         stop.store(true, Ordering::Relaxed);
         let (rest, summary) = prefetch(&data, &indices, options, |batches| batches.count());
         assert!(rest == 0 && matches!(summary, Err(PassError::Stopped)));
+    }
+
+    #[test]
+    fn a_pass_goes_on_from_any_batch() {
+        for (ragged, bad) in [(false, 7), (true, 5), (true, 0)] {
+            let data = Numbers { bad, ragged, ..Numbers::new(41) };
+            let stop = AtomicBool::new(false);
+            let policy = BadPolicy { max_share: 1.0, strict: false };
+            let options = PrefetchOptions { batch: 4, threads: 3, policy, stop: &stop, skipped: &[] };
+            let indices: Vec<usize> = (0..41).collect();
+            let (whole, summary) = prefetch(&data, &indices, options, |batches| batches.collect::<Vec<_>>());
+            let all = summary.unwrap().skipped;
+            let mut skipped = Vec::new();
+            for (i, batch) in whole.iter().enumerate() {
+                skipped.extend(batch.skipped.clone());
+                let options = PrefetchOptions { skipped: &skipped, ..options };
+                let (rest, summary) =
+                    prefetch(&data, &indices[batch.done..], options, |batches| batches.collect::<Vec<_>>());
+                let lists = |batches: &[Batch]| batches.iter().map(|b| b.indices.clone()).collect::<Vec<_>>();
+                assert_eq!(lists(&rest), lists(&whole[i + 1..]));
+                assert_eq!(summary.unwrap().skipped, all);
+            }
+        }
     }
 }

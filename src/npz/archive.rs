@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{ArrayError, check_bomb, header::Header, name_of, values::decode};
+use super::{ArrayError, Budget, header::Header, name_of, values::decode};
 use crate::tensor::{ElementType, Tensor};
 
 /// Longest member that is no array and still kept.
@@ -34,7 +34,9 @@ impl Archive {
     pub fn open(path: &Path) -> Result<Self, ArrayError> {
         let read = |source| ArrayError::Read { path: path.to_owned(), source };
         let invalid = |reason: String| ArrayError::Format { path: path.to_owned(), reason };
-        let file = Arc::new(Mutex::new(File::open(path).map_err(read)?));
+        let file = File::open(path).map_err(read)?;
+        let mut budget = Budget::of(&file).map_err(read)?;
+        let file = Arc::new(Mutex::new(file));
         let directory = io::BufReader::new(File::open(path).map_err(read)?);
         let mut archive =
             zip::ZipArchive::new(directory).map_err(|error| invalid(format!("it is no .npz archive: {error}")))?;
@@ -43,17 +45,18 @@ impl Archive {
             let mut member = archive.by_index(index).map_err(|error| invalid(error.to_string()))?;
             let name = name_of(&member).map_err(&invalid)?;
             if let Some(array) = name.strip_suffix(".npy") {
-                check_bomb(&member, array).map_err(&invalid)?;
+                let size = budget.size_of(&member, array).map_err(&invalid)?;
                 let stored = member.compression() == zip::CompressionMethod::Stored;
                 let parsed = match member.data_start().filter(|_| stored) {
-                    Some(start) => Array::at(Arc::clone(&file), start, member.size()),
-                    None => Array::unpack(&mut member),
+                    Some(start) => Array::at(Arc::clone(&file), start, size),
+                    None => Array::unpack(&mut (&mut member).take(size)),
                 };
                 let parsed = parsed.map_err(|reason| invalid(format!("`{array}`: {reason}")))?;
                 arrays.push((array.to_owned(), parsed));
             } else if member.is_file() && member.size() <= TEXT_BYTES {
+                let size = budget.size_of(&member, &name).map_err(&invalid)?;
                 let mut content = Vec::new();
-                member.take(TEXT_BYTES).read_to_end(&mut content).map_err(|e| invalid(format!("`{name}`: {e}")))?;
+                member.take(size).read_to_end(&mut content).map_err(|e| invalid(format!("`{name}`: {e}")))?;
                 others.push((name, content));
             }
         }

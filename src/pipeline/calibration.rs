@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Control, PipelineError,
     evaluation::{EvaluateOptions, Outputs, evaluate},
@@ -19,11 +21,11 @@ use crate::{
         operators::{OperatorError, Pair},
     },
     calibrate::{
-        self, CalibrateError, CalibrationTable, Choice, DeviceUse, Histograms, Method, Provenance, observe,
-        observe_on_device, tables,
+        self, CalibrateError, CalibrationTable, Choice, DeviceUse, Histograms, Method, Observing, Provenance,
+        check_complete, observe_on_device, tables,
     },
     compare::{CompareOptions, ComparisonResult},
-    dataset::{BadPolicy, Dataset, PassSummary, PrefetchOptions, prefetch},
+    dataset::{BadPolicy, Dataset, PassError, PassSummary, PrefetchOptions, SampleError, prefetch},
     quantize::{Precision, QuantizeOptions, SchemeOptions, quantize},
 };
 
@@ -34,6 +36,30 @@ const HOLD_OUT: usize = 2;
 const MEASURED: usize = 128;
 /// Samples that bias corrections are measured on, at most.
 const CORRECTED: usize = 64;
+
+/// Name of the checkpoint.
+const STAGE: &str = "calibration";
+
+/// How far a pass over the calibration samples has come.
+#[derive(Default, Serialize, Deserialize)]
+struct Position {
+    /// 0: fitting samples, 1: held-out samples, 2: done.
+    part: usize,
+    /// Samples of the part that are done.
+    done: usize,
+    /// Bad samples of the part.
+    skipped: Vec<SampleError>,
+    /// Bad samples of the parts before.
+    of_parts: Vec<SampleError>,
+    /// Time spent.
+    seconds: f64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    Now,
+    WhenDue,
+}
 
 /// Options of a [`Calibrator`].
 #[derive(Clone, Debug)]
@@ -100,7 +126,7 @@ pub fn hold_out(indices: &[usize]) -> Parts {
 }
 
 /// One way to choose thresholds, measured on held-out samples.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Candidate {
     /// The way; [`Choice::Auto`] takes the best method for each tensor by itself.
     pub choice: Choice,
@@ -111,6 +137,7 @@ pub struct Candidate {
 }
 
 /// The table in force and what else was tried.
+#[derive(Serialize, Deserialize)]
 pub struct Chosen {
     /// The table, from all calibration samples.
     pub table: CalibrationTable,
@@ -200,51 +227,99 @@ impl Calibrator<'_> {
             return Err(PipelineError::Input(reason));
         }
         let started = Instant::now();
-        let mut histograms = Histograms::new(provenance.clone());
+        let (mut at, mut histograms) = self.resume(provenance)?;
+        let earlier_seconds = at.seconds;
         let mut summary = PassSummary::default();
         let mut device = None;
-        for (part, held_out) in [(&parts.fit, false), (&parts.held_out, true)] {
+        let on_host = matches!(runner, Observer::Host(_));
+        for (index, part) in [&parts.fit, &parts.held_out].into_iter().enumerate().skip(at.part) {
             let part = &part[..whole(part)];
-            if part.is_empty() {
-                continue;
-            }
-            let prefetch_options = PrefetchOptions {
-                batch: self.options.batch,
-                threads: self.control.threads,
-                policy: self.options.policy,
-                stop: self.control.stop,
-            };
-            let (observed, pass) = prefetch(self.dataset, part, prefetch_options, |batches| {
-                let batches = batches.map(|batch| {
-                    (self.control.progress)(batch.ids.len());
-                    calibrate::Batch { ids: batch.ids, inputs: batch.inputs, held_out }
-                });
-                match &mut runner {
-                    Observer::Host(runner) => {
-                        observe(&mut **runner, tensors, provenance.clone(), batches).map(|found| (found, None))
+            let (begin, known) = (at.done, at.skipped.clone());
+            let rest = part.get(begin..).unwrap_or_default();
+            let held_out = index == 1;
+            let (observed, pass) = prefetch(self.dataset, rest, self.reading(&known), |batches| match &mut runner {
+                Observer::Host(runner) => {
+                    let mut observing = Observing::new(&mut **runner, tensors)?;
+                    for batch in batches {
+                        (self.control.progress)(batch.ids.len());
+                        at.done = begin + batch.done;
+                        at.seconds = earlier_seconds + started.elapsed().as_secs_f64();
+                        at.skipped.extend(batch.skipped);
+                        let batch = calibrate::Batch { ids: batch.ids, inputs: batch.inputs, held_out };
+                        observing.push(&mut histograms, &batch)?;
+                        self.keep(&at, &histograms, Moment::WhenDue)?;
                     }
-                    Observer::Device(runner) => observe_on_device(runner, tensors, provenance.clone(), batches)
-                        .map(|(found, usage)| (found, Some(usage))),
+                    Ok::<_, PipelineError>(None)
+                }
+                // Counts stay on the device until the part is done, so there is nothing to keep before.
+                Observer::Device(runner) => {
+                    let batches = batches.map(|batch| {
+                        (self.control.progress)(batch.ids.len());
+                        calibrate::Batch { ids: batch.ids, inputs: batch.inputs, held_out }
+                    });
+                    match observe_on_device(runner, tensors, provenance.clone(), batches) {
+                        Ok((found, usage)) => {
+                            histograms.add(found);
+                            Ok(Some(usage))
+                        }
+                        Err(CalibrateError::NoData) => Ok(None),
+                        Err(error) => Err(error.into()),
+                    }
                 }
             });
+            if matches!(pass, Err(PassError::Stopped)) && observed.is_ok() && on_host {
+                self.keep(&at, &histograms, Moment::Now)?;
+            }
             // Why the samples ended early says more than that there were none.
             let pass = pass?;
-            let (observed, usage) = match observed {
-                Err(CalibrateError::NoData) if held_out => continue,
-                other => other?,
-            };
-            if let Some(usage) = usage {
+            if let Some(usage) = observed? {
                 device.get_or_insert_with(DeviceUse::default).add(usage);
             }
-            histograms.fit_samples += observed.fit_samples;
-            histograms.held_out_samples += observed.held_out_samples;
-            histograms.fit.extend(observed.fit);
-            histograms.held_out.extend(observed.held_out);
-            summary.skipped.extend(pass.skipped);
+            if index == 0 && histograms.fit_samples == 0 && !part.is_empty() {
+                return Err(CalibrateError::NoData.into());
+            }
+            at.of_parts.extend(pass.skipped);
+            (at.part, at.done, at.skipped) = (index + 1, 0, Vec::new());
             summary.waited += pass.waited;
             summary.reading += pass.reading;
         }
-        Ok(Observation { histograms, summary, seconds: started.elapsed().as_secs_f64(), device })
+        check_complete(&histograms, tensors)?;
+        at.seconds = earlier_seconds + started.elapsed().as_secs_f64();
+        self.keep(&at, &histograms, Moment::Now)?;
+        summary.skipped = at.of_parts;
+        Ok(Observation { histograms, summary, seconds: at.seconds, device })
+    }
+
+    fn reading<'b>(&'b self, skipped: &'b [SampleError]) -> PrefetchOptions<'b> {
+        PrefetchOptions {
+            batch: self.options.batch,
+            threads: self.control.threads,
+            policy: self.options.policy,
+            stop: self.control.stop,
+            skipped,
+        }
+    }
+
+    /// What an interrupted pass left, or nothing done.
+    fn resume(&self, provenance: &Provenance) -> Result<(Position, Histograms), PipelineError> {
+        let kept = self.control.checkpoints.map(|checkpoints| checkpoints.load::<Position>(STAGE)).transpose()?;
+        let Some((at, bytes)) = kept.flatten() else {
+            return Ok((Position::default(), Histograms::new(provenance.clone())));
+        };
+        let histograms = Histograms::from_bytes(&bytes)
+            .map_err(|reason| PipelineError::Input(format!("the checkpoint of calibration is damaged: {reason}")))?;
+        (self.control.progress)(histograms.samples());
+        Ok((at, histograms))
+    }
+
+    fn keep(&self, at: &Position, histograms: &Histograms, moment: Moment) -> Result<(), PipelineError> {
+        match self.control.checkpoints {
+            Some(checkpoints) if moment == Moment::Now || checkpoints.is_due() => {
+                let bytes = histograms.to_bytes().map_err(|error| PipelineError::Input(error.to_string()))?;
+                Ok(checkpoints.save(STAGE, at, &bytes)?)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes the table from the histograms of the samples `indices`. For [`Choice::Auto`] every method, and the best
@@ -276,13 +351,7 @@ impl Calibrator<'_> {
             Err(OperatorError::NothingQuantized { .. }) => return Ok(()),
             pair => pair.map_err(AnalysisError::from)?,
         };
-        let reading = PrefetchOptions {
-            batch: self.options.batch,
-            threads: self.control.threads,
-            policy: self.options.policy,
-            stop: self.control.stop,
-        };
-        let samples = Samples { dataset: self.dataset, indices: fit, reading };
+        let samples = Samples { dataset: self.dataset, indices: fit, reading: self.reading(&[]) };
         let bias_corrections = mean_errors(&self.runtime, &pair, samples, self.options.threads)?;
         if bias_corrections.is_empty() {
             return Ok(());
@@ -326,7 +395,7 @@ impl Calibrator<'_> {
             policy: self.options.policy,
             compare: CompareOptions::default(),
         };
-        let quiet = Control { progress: &|_| {}, ..self.control };
+        let quiet = Control { progress: &|_| {}, checkpoints: None, ..self.control };
         let mut targets: Vec<&mut dyn Outputs> = runners.iter_mut().map(|runner| runner as &mut dyn Outputs).collect();
         let samples = &samples[..samples.len().min(MEASURED)];
         let evaluation = evaluate(&mut reference, &mut targets, self.dataset, samples, &evaluate_options, quiet)?;

@@ -195,7 +195,7 @@ fn right_answers(
     options: &EvaluateOptions,
     control: Control<'_>,
 ) -> Result<Option<usize>, PipelineError> {
-    let quiet = Control { progress: &|_| {}, ..control };
+    let quiet = Control { progress: &|_| {}, checkpoints: None, ..control };
     let evaluation = evaluate(reference, &mut [], dataset, indices, options, quiet)?;
     let accuracy = evaluation.reference.classification().and_then(|task| task.accuracy.as_ref());
     Ok(accuracy.map(|accuracy| (accuracy.top1 * accuracy.samples as f64).round() as usize))

@@ -2,11 +2,13 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use super::{Control, PipelineError};
+use serde::{Deserialize, Serialize};
+
+use super::{Control, PipelineError, checkpoint::Checkpoints};
 use crate::{
     backend::Runner,
     compare::{CompareOptions, Comparison, ComparisonResult, OutputsWriter, Sample, SavedOutputs},
-    dataset::{BadPolicy, Batch, Dataset, PassSummary, PrefetchOptions, prefetch},
+    dataset::{BadPolicy, Batch, Dataset, PassError, PassSummary, PrefetchOptions, SampleError, prefetch},
     tensor::{Tensor, TensorMap},
 };
 
@@ -156,17 +158,31 @@ pub fn evaluate_pairs(
 ) -> Result<Evaluation, PipelineError> {
     let names = reference.names();
     let new = |a: &[String], b: &[String]| Ok(Comparison::new(a, b, options.compare.clone())?);
-    let mut own = Comparison::new(&names, &names, options.compare.clone())?;
-    let mut comparisons: Vec<Result<Comparison, PipelineError>> =
-        targets.iter().map(|target| new(&names, &target.names())).collect();
-    let mut between: Vec<Result<Comparison, PipelineError>> =
-        pairs.iter().map(|&(a, b)| new(&targets[a].names(), &targets[b].names())).collect();
-    let mut ids = Vec::new();
-    let prefetch_options =
-        PrefetchOptions { batch: options.batch, threads: control.threads, policy: options.policy, stop: control.stop };
-    let (outcome, summary) = prefetch(dataset, indices, prefetch_options, |batches| {
-        for batch in batches {
-            let expected = reference.give(&batch, ids.len())?;
+    let mut state = State {
+        position: Position::default(),
+        own: Comparison::new(&names, &names, options.compare.clone())?,
+        targets: targets.iter().map(|target| new(&names, &target.names())).collect(),
+        pairs: pairs.iter().map(|&(a, b)| new(&targets[a].names(), &targets[b].names())).collect(),
+    };
+    // What a target failed with is not kept: after a failure the checkpoint stays as it was before.
+    let failures = state.failures();
+    if let Some(checkpoints) = control.checkpoints {
+        state.resume(checkpoints)?;
+        (control.progress)(state.position.ids.len());
+    }
+    let (begin, known) = (state.position.done, state.position.skipped.clone());
+    let rest = indices.get(begin..).unwrap_or_default();
+    let reading = PrefetchOptions {
+        batch: options.batch,
+        threads: control.threads,
+        policy: options.policy,
+        stop: control.stop,
+        skipped: &known,
+    };
+    let (outcome, summary) = prefetch(dataset, rest, reading, |batches| {
+        for mut batch in batches {
+            let first = state.position.ids.len();
+            let expected = reference.give(&batch, first)?;
             let masks = batch.indices.iter().map(|&index| dataset.mask(index)).collect::<Result<Vec<_>, _>>();
             let masks = masks.map_err(|error| PipelineError::Input(error.to_string()))?;
             let samples: Vec<Sample<'_>> = batch
@@ -176,33 +192,98 @@ pub fn evaluate_pairs(
                 .zip(&masks)
                 .map(|((&index, id), mask)| Sample { id, label: dataset.label(index), mask: mask.as_ref() })
                 .collect();
-            own.push(&samples, &expected, &expected)?;
+            state.own.push(&samples, &expected, &expected)?;
             let mut outputs = vec![None; targets.len()];
-            for ((target, comparison), output) in targets.iter_mut().zip(&mut comparisons).zip(&mut outputs) {
+            for ((target, comparison), output) in targets.iter_mut().zip(&mut state.targets).zip(&mut outputs) {
                 push(comparison, |running| {
-                    let given = target.give(&batch, ids.len())?;
+                    let given = target.give(&batch, first)?;
                     running.push(&samples, &expected, &given)?;
                     *output = Some(given);
                     Ok(())
                 });
             }
-            for (&(a, b), comparison) in pairs.iter().zip(&mut between) {
+            for (&(a, b), comparison) in pairs.iter().zip(&mut state.pairs) {
                 push(comparison, |running| match (&outputs[a], &outputs[b]) {
                     (Some(a), Some(b)) => Ok(running.push(&samples, a, b)?),
                     _ => Err(PipelineError::Input("one of both targets could not be run".to_owned())),
                 });
             }
             (control.progress)(batch.ids.len());
-            ids.extend(batch.ids);
+            state.position.done = begin + batch.done;
+            state.position.ids.append(&mut batch.ids);
+            state.position.skipped.append(&mut batch.skipped);
+            if let Some(checkpoints) = control.checkpoints.filter(|checkpoints| checkpoints.is_due())
+                && state.failures() == failures
+            {
+                state.save(checkpoints)?;
+            }
         }
         Ok::<(), PipelineError>(())
     });
     outcome?;
+    if let Some(checkpoints) = control.checkpoints
+        && state.failures() == failures
+        && matches!(summary, Ok(_) | Err(PassError::Stopped))
+    {
+        state.save(checkpoints)?;
+    }
     let summary = summary?;
     let finish = |comparisons: Vec<Result<Comparison, PipelineError>>| {
         comparisons.into_iter().map(|comparison| comparison.map(Comparison::finish)).collect()
     };
-    Ok(Evaluation { reference: own.finish(), targets: finish(comparisons), pairs: finish(between), summary, ids })
+    let State { position, own, targets, pairs } = state;
+    let (reference, targets, pairs) = (own.finish(), finish(targets), finish(pairs));
+    Ok(Evaluation { reference, targets, pairs, summary, ids: position.ids })
+}
+
+/// Name of the checkpoint.
+const STAGE: &str = "evaluation";
+
+/// Where an evaluation stands.
+struct State {
+    position: Position,
+    own: Comparison,
+    targets: Vec<Result<Comparison, PipelineError>>,
+    pairs: Vec<Result<Comparison, PipelineError>>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Position {
+    /// Samples that are done, bad ones included.
+    done: usize,
+    /// The bad ones.
+    skipped: Vec<SampleError>,
+    /// Names of the others.
+    ids: Vec<String>,
+}
+
+impl State {
+    fn failures(&self) -> usize {
+        self.targets.iter().chain(&self.pairs).filter(|comparison| comparison.is_err()).count()
+    }
+
+    fn save(&self, checkpoints: &Checkpoints) -> Result<(), PipelineError> {
+        let running = self.targets.iter().chain(&self.pairs).map(|comparison| comparison.as_ref().ok());
+        let kept = (&self.position, &self.own, running.collect::<Vec<Option<&Comparison>>>());
+        Ok(checkpoints.save(STAGE, &kept, &[])?)
+    }
+
+    /// Takes over what an interrupted evaluation of the same targets left, if anything.
+    fn resume(&mut self, checkpoints: &Checkpoints) -> Result<(), PipelineError> {
+        let kept = checkpoints.load::<(Position, Comparison, Vec<Option<Comparison>>)>(STAGE)?;
+        let Some(((position, own, running), _)) = kept else { return Ok(()) };
+        let mine = self.targets.iter_mut().chain(&mut self.pairs);
+        if running.len() != mine.size_hint().0 {
+            return Ok(());
+        }
+        for (mine, kept) in mine.zip(running) {
+            if let Some(kept) = kept {
+                *mine = Ok(kept);
+            }
+        }
+        (self.position, self.own) = (position, own);
+        Ok(())
+    }
 }
 
 /// Goes on with a comparison that has not failed; a failure ends it.

@@ -3,6 +3,7 @@
 //! Every stage takes plain options and returns a plain result; none prints. `commands` puts them in order.
 
 pub mod calibration;
+pub mod checkpoint;
 pub mod data;
 pub mod environment;
 pub mod evaluation;
@@ -58,4 +59,6 @@ pub struct Control<'a> {
     pub stop: &'a AtomicBool,
     /// Called with the number of samples done since the last call.
     pub progress: &'a dyn Fn(usize),
+    /// Where a stage keeps what it has done so far, if anywhere.
+    pub checkpoints: Option<&'a checkpoint::Checkpoints>,
 }

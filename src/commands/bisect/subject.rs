@@ -15,7 +15,7 @@ use crate::{
     config::RunConfig,
     dataset::{PrefetchOptions, Split},
     onnx::Model,
-    pipeline::calibration::hold_out,
+    pipeline::{calibration::hold_out, checkpoint::Checkpoints},
     quantize::{Precision, QuantizeOptions},
     tensor::ElementType,
 };
@@ -29,6 +29,8 @@ pub(super) struct Bisection<'a> {
     pub(super) split: Split,
     /// Absent for FP16 and BF16, which need none.
     pub(super) table: Option<CalibrationTable>,
+    /// Where calibration is kept until the end, unless the table was given.
+    pub(super) checkpoints: Option<Checkpoints>,
     /// How the lower precision is made.
     pub(super) options: QuantizeOptions,
     pub(super) lift: Precision,
@@ -62,12 +64,14 @@ impl<'a> Bisection<'a> {
         write_atomic(&out.join("run.toml"), session.repeatable(&out).to_toml()?.as_bytes())?;
         let split = session.data.split(session.config.seed, session.config.calib_samples, 0);
         let options = quantize_options(&session.config, precision)?;
+        let mut checkpoints = None;
         let table = if let Some(path) = &args.table {
             let table = CalibrationTable::load(path)?;
             table.check_model(&session.subject.float.hash)?;
             Some(table)
         } else if precision.is_quantized() {
-            let table = calibrate(printer, &session, &split, &options)?;
+            let kept = checkpoints.insert(session.checkpoints(printer, &out, &format!("bisect-{precision}"))?);
+            let table = calibrate(printer, &session, &split, &options, kept)?;
             table.save(&out.join("calibration.json"))?;
             Some(table)
         } else {
@@ -81,7 +85,7 @@ impl<'a> Bisection<'a> {
             (Some(table), None) => session.subject.analysis_pair(table, &options)?,
             (None, None) => anyhow::bail!("{precision} needs a calibration table"),
         };
-        Ok(Self { printer, args, session, out, split, table, options, lift, float, quantized })
+        Ok(Self { printer, args, session, out, split, table, checkpoints, options, lift, float, quantized })
     }
 
     pub(super) fn samples<'s>(&'s self, indices: &'s [usize]) -> Samples<'s> {
@@ -90,6 +94,7 @@ impl<'a> Bisection<'a> {
             threads: self.session.threads,
             policy: self.session.policy,
             stop: &INTERRUPTED,
+            skipped: &[],
         };
         Samples { dataset: &*self.session.data.collection.dataset, indices, reading }
     }
@@ -124,6 +129,7 @@ fn calibrate(
     session: &Session,
     split: &Split,
     options: &QuantizeOptions,
+    checkpoints: &Checkpoints,
 ) -> anyhow::Result<CalibrationTable> {
     let tensors = session.subject.place(&options.scheme)?.tensors_to_observe();
     let provenance = Provenance {
@@ -135,11 +141,12 @@ fn calibrate(
     let bar = printer.progress(split.calibration.len() as u64, "calibrating");
     let progress = |samples: usize| bar.inc(samples as u64);
     let observe = session.observe_options();
-    let calibrator = session.calibrator(&observe, &progress);
+    let calibrator = session.calibrator(&observe, &progress, Some(checkpoints));
     let indices = &split.calibration;
     let observed = calibrator.observe(&tensors, &hold_out(indices), &provenance);
     bar.finish_and_clear();
-    let chosen = calibrator.choose(&observed?.histograms, indices, &session.choose_options(&options.scheme)?)?;
+    let (histograms, choose) = (observed?.histograms, session.choose_options(&options.scheme)?);
+    let chosen = checkpoints.once("choice", || calibrator.choose(&histograms, indices, &choose))?;
     printer.note(&format!("calibrated {} tensors, method {}", chosen.table.tensors.len(), chosen.choice));
     Ok(chosen.table)
 }

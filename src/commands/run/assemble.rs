@@ -89,8 +89,6 @@ impl Job<'_> {
         // What is slower in a lower precision is said first.
         let mut notes = slowdowns(found.times.as_deref().unwrap_or_default(), |name| name != "fp32", |_| None);
         notes.extend(self.notes.iter().cloned());
-        let hints = found.evaluation.reference.tasks.iter().filter_map(|task| task.label_hint.clone());
-        notes.extend(hints);
         let mut skipped: Vec<SampleError> = self.session.data.collection.passed_over.clone();
         skipped.extend(found.calibrated.iter().flat_map(|calibrated| calibrated.skipped.clone()));
         skipped.extend(found.evaluation.summary.skipped);

@@ -147,6 +147,7 @@ impl Job<'_> {
                         Err(error) => engine.row.error = Some(format!("the engine was built, but not run: {error}")),
                     }
                 }
+                Err(error) if super::is_about_the_disk(&error) => return Err(error),
                 Err(error) => {
                     let reason = crate::commands::describe(&error);
                     self.printer.warn(&format!("{backend} could not build {precision}: {reason}"));

@@ -59,7 +59,7 @@ impl Job<'_> {
             return Ok(None);
         }
         let policy = BadPolicy { max_share: 1.0, strict: false };
-        let reading = PrefetchOptions { batch: 1, threads: session.threads, policy, stop: &INTERRUPTED };
+        let reading = PrefetchOptions { batch: 1, threads: session.threads, policy, stop: &INTERRUPTED, skipped: &[] };
         let samples = Samples { dataset, indices: &readable, reading };
         let graphwise = session.graphwise(&session.subject.folded, model, &sites, samples)?;
         check_interrupt()?;

@@ -104,7 +104,7 @@ impl Job<'_> {
     /// The first samples of the evaluation; `None` where there are too few of one shape.
     pub(super) fn first_batch(&self, batch: usize) -> Option<TensorMap> {
         let policy = BadPolicy { max_share: 1.0, strict: false };
-        let options = PrefetchOptions { batch, threads: 1, policy, stop: &crate::commands::INTERRUPTED };
+        let options = PrefetchOptions { batch, threads: 1, policy, stop: &crate::commands::INTERRUPTED, skipped: &[] };
         let dataset = &*self.session.data.collection.dataset;
         let first = prefetch(dataset, &self.split.evaluation, options, |batches| batches.next()).0?;
         (first.ids.len() == batch).then_some(first.inputs)
