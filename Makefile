@@ -12,7 +12,7 @@ cargo_features := $(if $(FEATURES),--features $(FEATURES))
 export LIBCLANG_PATH := $(CURDIR)/.runtime/libclang
 export BINDGEN_EXTRA_CLANG_ARGS := -isystem $(shell gcc -print-file-name=include 2>/dev/null)
 
-.PHONY: help setup build demo test test-gpu test-large zoo check fmt example models bench doc clean
+.PHONY: help setup build demo test test-gpu fuzz kill-test soak test-large zoo check fmt example models bench doc clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -45,6 +45,15 @@ zoo: setup-test ## quantize, run and build every architecture of tests/fixtures/
 	rm -f target/zoo/*.json
 	PYTHONPATH=.runtime/python python3 scripts/zoo_peer.py target/zoo/peer.json
 	CALIB_ZOO=all cargo test --release $(cargo_features) --test zoo -- --nocapture
+
+fuzz: setup-test ## damage 24 000 files of every format: no panic, at most 1 GB and 5 s each
+	CALIB_MUTANTS=24000 CALIB_MODEL_RUNS=200 cargo test $(cargo_features) --test robustness damaged -- --nocapture
+
+kill-test: setup-test ## stop runs at 200 random moments: files are whole, and runs go on to the same bytes
+	CALIB_KILLS=200 cargo test $(cargo_features) --test robustness a_killed_run -- --nocapture
+
+soak: setup-test ## calibrate on 20 000 generated images with flat memory; list 50 000 files
+	cargo test $(cargo_features) --test robustness soak -- --ignored --nocapture
 
 check: setup-test ## formatting, lints, documentation, licences: the same as CI
 	cargo fmt --check

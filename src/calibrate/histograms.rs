@@ -125,7 +125,7 @@ impl Histograms {
             return Err(CalibrateError::Merge(reason));
         }
         let shards = &mut self.provenance.shards;
-        shards.present.extend(other.provenance.shards.present);
+        shards.present.extend(other.provenance.shards.present.iter().copied());
         if shards.missing().is_none() {
             *shards = Shards::whole();
         }

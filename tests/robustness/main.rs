@@ -1,15 +1,23 @@
 //! What happens when something goes wrong: interrupts, kills, full disks, damaged and hostile files.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test fails by panicking and says why it skips"
-)]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why it skips")]
 
+mod disk;
+mod formats;
+mod hostile;
 mod interrupts;
+mod kill;
+mod memory;
+mod models;
+mod mutate;
+mod mutations;
+mod round_trips;
+mod soak;
 
 use std::{path::Path, process::Command};
+
+#[global_allocator]
+static ALLOCATOR: memory::Counting = memory::Counting;
 
 /// The project's folder.
 fn root() -> &'static Path {
