@@ -272,11 +272,10 @@ impl State {
     fn resume(&mut self, checkpoints: &Checkpoints) -> Result<(), PipelineError> {
         let kept = checkpoints.load::<(Position, Comparison, Vec<Option<Comparison>>)>(STAGE)?;
         let Some(((position, own, running), _)) = kept else { return Ok(()) };
-        let mine = self.targets.iter_mut().chain(&mut self.pairs);
-        if running.len() != mine.size_hint().0 {
+        if running.len() != self.targets.len() + self.pairs.len() {
             return Ok(());
         }
-        for (mine, kept) in mine.zip(running) {
+        for (mine, kept) in self.targets.iter_mut().chain(&mut self.pairs).zip(running) {
             if let Some(kept) = kept {
                 *mine = Ok(kept);
             }
