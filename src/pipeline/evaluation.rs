@@ -351,7 +351,7 @@ mod tests {
             policy: BadPolicy { max_share: 0.0, strict: true },
             compare: CompareOptions::default(),
         };
-        let control = Control { threads: 1, stop: &AtomicBool::new(false), progress: &|_| {} };
+        let control = Control { threads: 1, stop: &AtomicBool::new(false), progress: &|_| {}, checkpoints: None };
         let (mut reference, mut model) = (Scaled(Some(1.0)), Scaled(Some(1.25)));
         let (mut engine, mut broken) = (Scaled(Some(1.5)), Scaled(None));
         let mut targets: [&mut dyn Outputs; 3] = [&mut engine, &mut broken, &mut model];
