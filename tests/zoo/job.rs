@@ -127,7 +127,7 @@ impl Bench {
             shards: Shards::whole(),
         };
         let options = ObserveOptions { batch: 1, threads: 0, provider: ExecutionProvider::Cpu, policy: POLICY };
-        let control = Control { threads: 1, stop: &STOP, progress: &|_| {} };
+        let control = Control { threads: 1, stop: &STOP, progress: &|_| {}, checkpoints: None };
         let calibrator = Calibrator { runtime, subject: &subject, dataset: &dataset, options: &options, control };
         let indices: Vec<usize> = CALIBRATION.collect();
         let tensors = placement.tensors_to_observe();
