@@ -130,7 +130,7 @@ impl Bench {
     }
 
     fn samples<'a>(&'a self, indices: &'a [usize]) -> Samples<'a> {
-        let reading = PrefetchOptions { batch: 1, threads: THREADS, policy: POLICY, stop: &NEVER };
+        let reading = PrefetchOptions { batch: 1, threads: THREADS, policy: POLICY, stop: &NEVER, skipped: &[] };
         Samples { dataset: &*self.collection.dataset, indices, reading }
     }
 
@@ -208,7 +208,7 @@ impl Bench {
 fn calibrate(runtime: OnnxRuntime, subject: &Subject, collection: &Collection) -> CalibrationTable {
     let options = QuantizeOptions::default();
     let observe = ObserveOptions { batch: 1, threads: THREADS, provider: ExecutionProvider::Cpu, policy: POLICY };
-    let control = Control { threads: THREADS, stop: &NEVER, progress: &|_| {} };
+    let control = Control { threads: THREADS, stop: &NEVER, progress: &|_| {}, checkpoints: None };
     let calibrator = Calibrator { runtime, subject, dataset: &*collection.dataset, options: &observe, control };
     let parts = Parts { fit: (0..CALIBRATION).collect(), held_out: Vec::new() };
     let provenance = Provenance {
