@@ -4,7 +4,7 @@
 //! other value the models whose name contains it. What is found about a model is kept in `target/zoo/` until the
 //! next run of all; with `CALIB_ZOO_KEEP=FOLDER` the models are left there for a look.
 
-#![expect(clippy::panic, clippy::print_stderr, reason = "a test fails by panicking, and reports")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, and reports")]
 
 mod filler;
 mod job;
