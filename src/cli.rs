@@ -483,7 +483,7 @@ pub struct BisectArgs {
     /// Evaluation samples that plans are judged on (at most half; the others check the result) or tensors compared on
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub samples: usize,
-    /// What to look into instead of the model quantized here: [ort:]FILE.onnx, ort-cuda:FILE.onnx, trt:FILE.plan
+    /// What to look into instead of the model quantized here: ort:FILE.onnx or FILE.onnx, ort-cuda:FILE.onnx, trt:FILE.plan
     /// (its outputs only), or FILE.npz with saved tensors (not with --find plan)
     #[arg(long, value_name = "SPEC")]
     pub target: Option<String>,
