@@ -4,6 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod options;
+
+pub use options::{ColorChoice, DataArgs, GlobalArgs, MethodArgs, RuntimeArgs, SchemeArgs};
+
 /// INT8 calibration and precision validation for TensorRT.
 ///
 /// Takes a float ONNX model and a folder of images and answers, with numbers a reviewer can trust: can this model
@@ -31,41 +35,6 @@ pub struct CompareCli {
     /// What to compare.
     #[command(flatten)]
     pub compare: CompareArgs,
-}
-
-/// Options that every command takes.
-#[derive(Clone, Debug, Default, Args)]
-pub struct GlobalArgs {
-    /// Say less: errors and results only
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
-    pub quiet: bool,
-    /// Say more: -v for what is done, -vv for the runtimes' own messages
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    pub verbose: u8,
-    /// Print the result as JSON on standard output, and nothing else there
-    #[arg(long, global = true)]
-    pub json: bool,
-    /// When to use colours
-    #[arg(long, global = true, value_enum, default_value_t = ColorChoice::Auto, value_name = "WHEN")]
-    pub color: ColorChoice,
-    /// Show no progress bars
-    #[arg(long, global = true)]
-    pub no_progress: bool,
-    /// Shared library of ONNX Runtime [default: $ORT_DYLIB_PATH, .runtime/, the system]
-    #[arg(long, global = true, value_name = "FILE")]
-    pub ort_library: Option<PathBuf>,
-}
-
-/// When to use colours.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum ColorChoice {
-    /// On a terminal, unless NO_COLOR is set
-    #[default]
-    Auto,
-    /// Always
-    Always,
-    /// Never
-    Never,
 }
 
 /// What to do.
@@ -102,46 +71,6 @@ pub enum Command {
     Man,
 }
 
-/// Where samples come from and how they become the model's input.
-#[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Data")]
-pub struct DataArgs {
-    /// Folder of images (flat or one folder a class), list file, .npy/.npz, or Polygraphy inputs JSON
-    #[arg(long, value_name = "PATH")]
-    pub data: Option<PathBuf>,
-    /// Labels: CSV `file,label[,name]` or lines `name label`; for maps a folder of PNG masks or a list `file,mask.png`
-    #[arg(long, value_name = "PATH")]
-    pub labels: Option<PathBuf>,
-    /// Class names, one a line in the order of the classes
-    #[arg(long, value_name = "FILE")]
-    pub classes: Option<PathBuf>,
-    /// Preprocessing preset (see `calib run --help`)
-    #[arg(long, value_name = "NAME")]
-    pub preset: Option<String>,
-    /// Hugging Face preprocessor_config.json to take the preprocessing from
-    #[arg(long, value_name = "FILE")]
-    pub preprocessor: Option<PathBuf>,
-    /// Samples in one inference call [default: 8, or the model's fixed batch]; `run` and `bench` measure the latency at
-    /// each of several, e.g. 1,8,32
-    #[arg(long, value_name = "N", value_delimiter = ',')]
-    pub batch: Vec<usize>,
-    /// Seed of the choice of samples [default: 0]
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
-    /// Share of bad samples that is tolerated, e.g. 1% or 0.01 [default: 1%]
-    #[arg(long, value_name = "SHARE")]
-    pub max_bad: Option<String>,
-    /// Fail on the first bad sample
-    #[arg(long)]
-    pub strict: bool,
-    /// Use random inputs: every file made from them says so
-    #[arg(long, conflicts_with = "data")]
-    pub random_data: bool,
-    /// Bind the shape of an input, e.g. input=1x3x224x224 (repeatable)
-    #[arg(long, value_name = "NAME=DIMS")]
-    pub shape: Vec<String>,
-}
-
 /// What outputs mean.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Outputs")]
@@ -155,60 +84,6 @@ pub struct OutputArgs {
     /// Class of label masks whose pixels take no part [default: 255]
     #[arg(long, value_name = "CLASS")]
     pub ignore_label: Option<u32>,
-}
-
-/// Where ONNX Runtime executes.
-#[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Runtime")]
-pub struct RuntimeArgs {
-    /// Threads [default: all cores]; `run` and `bench` measure the latency with each of several, e.g. 1,2,4
-    #[arg(long, value_name = "N", value_delimiter = ',')]
-    pub threads: Vec<usize>,
-    /// Execution provider of ONNX Runtime: cpu, cuda or cuda:N [default: cpu]
-    #[arg(long, value_name = "NAME")]
-    pub provider: Option<String>,
-}
-
-/// How thresholds are chosen and what is quantized.
-#[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Quantization")]
-pub struct SchemeArgs {
-    /// Leave nodes whose name matches in the high precision (repeatable)
-    #[arg(long, value_name = "REGEX")]
-    pub nodes_to_exclude: Vec<String>,
-    /// Quantize only nodes whose name matches (repeatable)
-    #[arg(long, value_name = "REGEX")]
-    pub nodes_to_include: Vec<String>,
-    /// Quantize only these operator types, e.g. Conv,Gemm
-    #[arg(long, value_name = "TYPES", value_delimiter = ',')]
-    pub op_types: Vec<String>,
-    /// Leave these operator types in the high precision
-    #[arg(long, value_name = "TYPES", value_delimiter = ',')]
-    pub op_types_to_exclude: Vec<String>,
-    /// Precision of what is not quantized: fp32, fp16 or bf16 [default: fp32]
-    #[arg(long, value_name = "PRECISION")]
-    pub high_precision: Option<String>,
-    /// Precision plan: which node runs in which precision
-    #[arg(long, value_name = "FILE")]
-    pub plan: Option<PathBuf>,
-}
-
-/// How many samples are observed and by which method the thresholds are chosen.
-#[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Calibration")]
-pub struct MethodArgs {
-    /// Calibration samples [default: 512]
-    #[arg(long, value_name = "N")]
-    pub calib_samples: Option<usize>,
-    /// auto, entropy, percentile, mse or minmax [default: auto]
-    #[arg(long, value_name = "NAME")]
-    pub method: Option<String>,
-    /// Percentile of the percentile method, in percent [default: 99.99]
-    #[arg(long, value_name = "P")]
-    pub percentile: Option<f64>,
-    /// Let biases take back the mean error of INT8 where that measures better: auto or off [default: auto]
-    #[arg(long, value_name = "auto|off")]
-    pub bias_correction: Option<String>,
 }
 
 /// `calib run`.
