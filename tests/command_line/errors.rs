@@ -9,7 +9,12 @@ fn what_does_not_exist_is_named() {
     let Some(mut command) = calib() else { return };
     let error = error_of(command.args(["run", "--model", "no-such.onnx", "--data", "."]));
     assert!(error.contains("no-such.onnx"), "{error}");
-    let error = error_of(calib().unwrap().arg("run").args(demo_flags()).args(["--data", "no/such/folder"]));
+    let error = error_of(calib().unwrap().arg("run").args(demo_flags()).args([
+        "--data",
+        "no/such/folder",
+        "--out",
+        concat!(env!("CARGO_TARGET_TMPDIR"), "/missing"),
+    ]));
     assert!(error.contains("no/such/folder"), "{error}");
     let error = error_of(calib().unwrap().args(["run", "--config", "no-such.toml"]));
     assert!(error.contains("no-such.toml"), "{error}");
@@ -49,7 +54,9 @@ fn a_model_that_is_no_model() {
     assert!(error.contains("model.onnx"), "{error}");
     let whole = fs::read(demo("demo.onnx")).unwrap();
     fs::write(&file, &whole[..whole.len() / 2]).unwrap();
-    let error = error_of(calib().unwrap().arg("run").args(demo_flags()).arg("--model").arg(&file));
+    let error = error_of(
+        calib().unwrap().arg("run").args(demo_flags()).arg("--model").arg(&file).arg("--out").arg(folder.path()),
+    );
     assert!(error.contains("model.onnx"), "{error}");
 }
 
@@ -57,11 +64,15 @@ fn a_model_that_is_no_model() {
 fn a_folder_without_images_and_labels_that_match_nothing() {
     let Some(mut command) = calib() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let error = error_of(command.arg("run").args(demo_flags()).arg("--data").arg(folder.path()));
+    let error = error_of(
+        command.arg("run").args(demo_flags()).arg("--data").arg(folder.path()).arg("--out").arg(folder.path()),
+    );
     assert!(error.contains("holds no samples"), "{error}");
     let labels = folder.path().join("labels.csv");
     fs::write(&labels, "stranger.png,3\n").unwrap();
-    let error = error_of(calib().unwrap().arg("run").args(demo_flags()).arg("--labels").arg(&labels));
+    let error = error_of(
+        calib().unwrap().arg("run").args(demo_flags()).arg("--labels").arg(&labels).arg("--out").arg(folder.path()),
+    );
     assert!(error.contains("stranger.png") && error.contains("none of its names"), "{error}");
 }
 
