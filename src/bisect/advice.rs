@@ -64,19 +64,19 @@ pub fn about_method(chosen: &str, ways: &[Way], samples: usize) -> Option<Advice
     let won = ways.iter().find(|way| way.name == chosen)?;
     let others = ways.iter().filter(|way| way.name != chosen);
     let next = others.max_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db))?;
-    Some(Advice {
-        importance: Importance::Info,
-        text: format!(
-            "of {} ways to choose ranges, {chosen} came nearest to the float model on {samples} held-out samples: SQNR \
-             {:.1} dB, against {:.1} dB of {}, the next best",
-            ways.len(),
-            won.sqnr_db,
-            next.sqnr_db,
-            next.name
-        ),
-        nodes: Vec::new(),
-        command: None,
-    })
+    let (ours, theirs, name, count) = (won.sqnr_db, next.sqnr_db, &next.name, ways.len());
+    let text = if ours >= theirs {
+        format!(
+            "of {count} ways to choose ranges, {chosen} came nearest to the float model on {samples} held-out samples: \
+             SQNR {ours:.1} dB, against {theirs:.1} dB of {name}, the next best"
+        )
+    } else {
+        format!(
+            "of {count} ways to choose ranges, {chosen} was taken: SQNR {ours:.1} dB on {samples} held-out samples; the \
+             lead of {name}, with {theirs:.1} dB, is too small to be more than chance"
+        )
+    };
+    Some(Advice { importance: Importance::Info, text, nodes: Vec::new(), command: None })
 }
 
 /// What lifting a few nodes did to the outputs.
@@ -368,6 +368,8 @@ mod tests {
             "of 3 ways to choose ranges, mse came nearest to the float model on 80 held-out samples: SQNR 22.5 dB, \
              against 21.5 dB of entropy, the next best"
         );
+        let advice = about_method("entropy", &ways, 80).map(|advice| advice.text).unwrap_or_default();
+        assert!(advice.contains("percentile was taken: SQNR") && advice.contains("the lead of mse"), "{advice}");
         assert!(about_method("mse", &ways[1..2], 80).is_none() && about_method("minmax", &ways, 80).is_none());
         let nodes = told(&outputs(&[("a", 1.0), ("b", 6.0), ("c", 2.0), ("d", 3.0)]));
         assert_eq!(nodes, ["b", "d", "c"]);

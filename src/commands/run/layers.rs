@@ -11,10 +11,10 @@ use crate::{
         operators::Pair,
         trials::NodeSet,
     },
-    calibrate::CalibrationTable,
+    calibrate::{CalibrationTable, Choice},
     commands::{INTERRUPTED, check_interrupt, settings::quantize_options, suggest::Suggest},
     dataset::{BadPolicy, PrefetchOptions},
-    pipeline::calibration::{Chosen, worst_sqnr},
+    pipeline::calibration::{Candidate, Chosen, worst_sqnr},
     quantize::{Precision, QuantizeOptions},
     report::{Advice, AdviceLevel},
 };
@@ -124,12 +124,18 @@ impl Job<'_> {
     }
 }
 
-/// Which method won, where several were measured without corrected biases.
+/// Which way to choose ranges won, where several were measured.
 fn method_advice(chosen: &Chosen) -> Option<advice::Advice> {
-    let measured = chosen.candidates.iter().filter(|candidate| !candidate.bias_correction);
-    let way = |candidate: &crate::pipeline::calibration::Candidate| Way {
-        name: candidate.choice.to_string(),
+    let corrected = !chosen.table.bias_corrections.is_empty();
+    let name = |choice: Choice, corrected| format!("{choice}{}", if corrected { " with corrected biases" } else { "" });
+    // The table in force with and without corrections is one way.
+    let measured = chosen
+        .candidates
+        .iter()
+        .filter(|candidate| candidate.choice != chosen.choice || candidate.bias_correction == corrected);
+    let way = |candidate: &Candidate| Way {
+        name: name(candidate.choice, candidate.bias_correction),
         sqnr_db: worst_sqnr(&candidate.result),
     };
-    about_method(&chosen.choice.to_string(), &measured.map(way).collect::<Vec<_>>(), chosen.measured_on)
+    about_method(&name(chosen.choice, corrected), &measured.map(way).collect::<Vec<_>>(), chosen.measured_on)
 }

@@ -23,6 +23,8 @@ use crate::{
 const MEASURED: usize = 128;
 /// Samples that bias corrections are measured on, at most.
 const CORRECTED: usize = 64;
+/// Ways of choosing thresholds that are tried with corrected biases: those that a correction may still put first.
+const FINALISTS: usize = 2;
 
 /// One way to choose thresholds, measured on held-out samples.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -61,54 +63,75 @@ pub struct ChooseOptions {
     pub scheme: SchemeOptions,
 }
 
+/// Ways to choose thresholds with the tables that they give, the best first.
+struct Ranked {
+    tables: Vec<(Choice, CalibrationTable)>,
+    candidates: Vec<Candidate>,
+    measured_on: usize,
+}
+
 impl Calibrator<'_> {
     /// Makes the table from the histograms of the samples `indices`. For [`Choice::Auto`] every method, and the best
     /// method of each tensor by itself, is fitted on part of the samples; the quantized models run over the held-out
-    /// part, and the one whose outputs are nearest to the float model's (highest SQNR of the worst output) wins. Its
-    /// thresholds then come from all samples. Bias corrections are judged in the same way.
+    /// part and are ranked by how near their outputs are to the float model's (SQNR of the worst output). The best few
+    /// are tried with corrected biases in the same way, and the best of all wins. Its thresholds come from all samples.
     pub fn choose(
         &self,
         histograms: &Histograms,
         indices: &[usize],
         options: &ChooseOptions,
     ) -> Result<Chosen, PipelineError> {
-        let mut chosen = self.choose_method(histograms, indices, options)?;
+        let parts = hold_out(indices);
+        let mut ranked = self.rank(histograms, &parts.held_out, options)?;
         if options.bias_correction && options.scheme.precision == Precision::Int8 {
-            self.correct_biases(&mut chosen, &hold_out(indices), &options.scheme)?;
+            ranked.tables.truncate(FINALISTS);
+            self.correct_biases(&mut ranked, &parts, &options.scheme)?;
         }
-        Ok(chosen)
+        let Ranked { tables, candidates, measured_on } = ranked;
+        let (choice, table) = tables.into_iter().next().ok_or(CalibrateError::NoData)?;
+        Ok(Chosen { table, choice, candidates, measured_on })
     }
 
-    /// Measures bias corrections on the fitting samples, and keeps them if they help on the held-out ones.
-    fn correct_biases(&self, chosen: &mut Chosen, parts: &Parts, scheme: &SchemeOptions) -> Result<(), PipelineError> {
+    /// Measures bias corrections of every ranked table on the fitting samples, and puts the table first, corrected or
+    /// not, that measures best on the held-out ones.
+    fn correct_biases(&self, ranked: &mut Ranked, parts: &Parts, scheme: &SchemeOptions) -> Result<(), PipelineError> {
         let fit = &parts.fit[..parts.fit.len().min(CORRECTED) / self.options.batch.max(1) * self.options.batch.max(1)];
         if fit.is_empty() || parts.held_out.is_empty() {
             return Ok(());
         }
         let quantize_options = QuantizeOptions { scheme: scheme.clone(), ..QuantizeOptions::default() };
-        let (float, quantized) = self.subject.analysis_pair(&chosen.table, &quantize_options)?;
-        let pair = match Pair::new(&float, &quantized) {
-            Err(OperatorError::NothingQuantized { .. }) => return Ok(()),
-            pair => pair.map_err(AnalysisError::from)?,
-        };
-        let samples = Samples { dataset: self.dataset, indices: fit, reading: self.reading(&[]) };
-        let bias_corrections = mean_errors(&self.runtime, &pair, samples, self.options.threads)?;
-        if bias_corrections.is_empty() {
-            return Ok(());
+        let mut tried = Vec::new();
+        for (choice, table) in &ranked.tables {
+            let (float, quantized) = self.subject.analysis_pair(table, &quantize_options)?;
+            let pair = match Pair::new(&float, &quantized) {
+                Err(OperatorError::NothingQuantized { .. }) => return Ok(()),
+                pair => pair.map_err(AnalysisError::from)?,
+            };
+            let samples = Samples { dataset: self.dataset, indices: fit, reading: self.reading(&[]) };
+            let bias_corrections = mean_errors(&self.runtime, &pair, samples, self.options.threads)?;
+            if bias_corrections.is_empty() {
+                return Ok(());
+            }
+            tried.push((*choice, table.clone()));
+            tried.push((*choice, CalibrationTable { bias_corrections, ..table.clone() }));
         }
-        let corrected = CalibrationTable { bias_corrections, ..chosen.table.clone() };
-        let (mut results, measured_on) = self.measure(&[&chosen.table, &corrected], &parts.held_out, scheme)?;
-        let (Some(with), Some(without)) = (results.pop(), results.pop()) else { return Ok(()) };
-        let helps = worst_sqnr(&with) > worst_sqnr(&without) + margin(measured_on);
-        if chosen.candidates.is_empty() {
-            let result = without;
-            chosen.candidates.push(Candidate { choice: chosen.choice, bias_correction: false, result });
-        }
-        chosen.candidates.push(Candidate { choice: chosen.choice, bias_correction: true, result: with });
-        chosen.measured_on = measured_on;
-        if helps {
-            chosen.table = corrected;
-        }
+        let tables: Vec<&CalibrationTable> = tried.iter().map(|(_, table)| table).collect();
+        let (results, measured_on) = self.measure(&tables, &parts.held_out, scheme)?;
+        let measured: Vec<Candidate> = tried
+            .iter()
+            .zip(results)
+            .map(|((choice, table), result)| Candidate {
+                choice: *choice,
+                bias_correction: !table.bias_corrections.is_empty(),
+                result,
+            })
+            .collect();
+        let best = ranking(&measured, measured_on).into_iter().next().unwrap_or_default();
+        ranked.tables = vec![tried.swap_remove(best)];
+        // What was ranked before was measured with thresholds of the fitting samples alone: that stands in the report.
+        let known = !ranked.candidates.is_empty();
+        ranked.candidates.extend(measured.into_iter().filter(|candidate| candidate.bias_correction || !known));
+        ranked.measured_on = measured_on;
         Ok(())
     }
 
@@ -144,33 +167,34 @@ impl Calibrator<'_> {
         Ok((results, measured_on))
     }
 
-    fn choose_method(
+    /// The tables of all ways that `options` asks for, measured on held-out samples where there is something to choose.
+    fn rank(
         &self,
         histograms: &Histograms,
-        indices: &[usize],
+        held_out: &[usize],
         options: &ChooseOptions,
-    ) -> Result<Chosen, PipelineError> {
+    ) -> Result<Ranked, PipelineError> {
         let &ChooseOptions { choice, percentile, ref scheme, .. } = options;
         let measurable = histograms.held_out_samples > 0 && histograms.fit_samples > 0;
         if choice != Choice::Auto || !measurable {
             let choice = if choice == Choice::Auto { Choice::Method(Method::Mse) } else { choice };
             let table = single(tables(histograms, percentile, &[choice])?)?;
-            return Ok(Chosen { table, choice, candidates: Vec::new(), measured_on: 0 });
+            return Ok(Ranked { tables: vec![(choice, table)], candidates: Vec::new(), measured_on: 0 });
         }
         let choices: Vec<Choice> =
             std::iter::once(Choice::Auto).chain(Method::ALL.into_iter().map(Choice::Method)).collect();
         let finals = tables(histograms, percentile, &choices)?;
         let fitted = fitted_tables(histograms, percentile, &finals)?;
         let fitted: Vec<&CalibrationTable> = fitted.iter().collect();
-        let (results, measured_on) = self.measure(&fitted, &hold_out(indices).held_out, scheme)?;
+        let (results, measured_on) = self.measure(&fitted, held_out, scheme)?;
         let candidates: Vec<Candidate> = choices
             .iter()
             .zip(results)
             .map(|(&choice, result)| Candidate { choice, bias_correction: false, result })
             .collect();
-        let best = best(&candidates, measured_on);
-        let table = finals.into_iter().nth(best).ok_or(CalibrateError::NoData)?;
-        Ok(Chosen { table, choice: choices[best], candidates, measured_on })
+        let order = ranking(&candidates, measured_on);
+        let tables = order.into_iter().map(|index| (choices[index], finals[index].clone())).collect();
+        Ok(Ranked { tables, candidates, measured_on })
     }
 }
 
@@ -206,14 +230,17 @@ fn margin(samples: usize) -> f64 {
     1.0 / (samples.max(1) as f64).sqrt()
 }
 
-/// The candidate with the highest SQNR of the worst output; min-max unless another leads it by the [`margin`].
-fn best(candidates: &[Candidate], measured_on: usize) -> usize {
-    let score = |candidate: &Candidate| {
-        let lead = if candidate.choice == Choice::Method(Method::MinMax) { margin(measured_on) } else { 0.0 };
-        worst_sqnr(&candidate.result) + lead
+/// Candidates by SQNR of the worst output, the highest first. Min-max stays in front of what does not lead it by the
+/// [`margin`], and so does a table without corrected biases.
+fn ranking(candidates: &[Candidate], measured_on: usize) -> Vec<usize> {
+    let score = |index: usize| {
+        let Candidate { choice, bias_correction, result } = &candidates[index];
+        let simpler = u8::from(*choice == Choice::Method(Method::MinMax)) + u8::from(!bias_correction);
+        worst_sqnr(result) + f64::from(simpler) * margin(measured_on)
     };
-    let ranked = candidates.iter().enumerate().max_by(|(i, a), (j, b)| score(a).total_cmp(&score(b)).then(j.cmp(i)));
-    ranked.map_or(0, |(index, _)| index)
+    let mut order: Vec<usize> = (0..candidates.len()).collect();
+    order.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
+    order
 }
 
 /// SQNR of the worst output in decibels; infinite when all are equal, minus infinite with NaN.
@@ -231,16 +258,20 @@ mod tests {
 
     #[test]
     fn few_samples_must_tell_methods_clearly_apart_from_min_max() {
-        let candidate = |choice, sqnr_db| {
+        let candidate = |choice, bias_correction, sqnr_db| {
             let (name, [max_abs, mean_abs, rel_l2, cosine]) = ("y".to_owned(), [0.0; 4]);
             let outputs = vec![OutputMetrics { name, max_abs, mean_abs, rel_l2, cosine, sqnr_db: Some(sqnr_db) }];
             let result = ComparisonResult { outputs, ..ComparisonResult::default() };
-            Candidate { choice, bias_correction: false, result }
+            Candidate { choice, bias_correction, result }
         };
         let [auto, minmax, mse] = [Choice::Auto, Choice::Method(Method::MinMax), Choice::Method(Method::Mse)];
-        let candidates = [candidate(auto, 20.1), candidate(minmax, 20.0), candidate(mse, 20.4)];
-        assert_eq!(best(&candidates, 4), 1);
-        assert_eq!(best(&candidates, 100), 2);
-        assert_eq!(best(&[candidate(auto, 20.4), candidate(minmax, 19.0), candidate(mse, 20.4)], 1), 0);
+        let candidates = [candidate(auto, false, 20.1), candidate(minmax, false, 20.0), candidate(mse, false, 20.4)];
+        assert_eq!(ranking(&candidates, 4), [1, 2, 0]);
+        assert_eq!(ranking(&candidates, 100), [2, 0, 1]);
+        let equal = [candidate(auto, false, 20.4), candidate(minmax, false, 19.0), candidate(mse, false, 20.4)];
+        assert_eq!(ranking(&equal, 1), [0, 2, 1]);
+        let corrected = [candidate(mse, false, 20.0), candidate(mse, true, 20.3)];
+        assert_eq!(ranking(&corrected, 4), [0, 1]);
+        assert_eq!(ranking(&corrected, 100), [1, 0]);
     }
 }
