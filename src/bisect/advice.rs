@@ -369,7 +369,10 @@ mod tests {
              against 21.5 dB of entropy, the next best"
         );
         let advice = about_method("entropy", &ways, 80).map(|advice| advice.text).unwrap_or_default();
-        assert!(advice.contains("percentile was taken: SQNR") && advice.contains("the lead of mse"), "{advice}");
+        assert!(
+            advice.contains("entropy was taken: SQNR 21.5") && advice.contains("the lead of mse, with 22.5"),
+            "{advice}"
+        );
         assert!(about_method("mse", &ways[1..2], 80).is_none() && about_method("minmax", &ways, 80).is_none());
         let nodes = told(&outputs(&[("a", 1.0), ("b", 6.0), ("c", 2.0), ("d", 3.0)]));
         assert_eq!(nodes, ["b", "d", "c"]);

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, path::Path, process::Command};
 
 use super::{Precision, QuantizeOptions, Quantized, SchemeOptions, place, quantize, testing, upgrade};
 use crate::{
-    backend::{Backend, BuildOptions, TensorInfo, onnxruntime::OnnxRuntime},
+    backend::{Backend, BuildOptions, OptimizationLevel, TensorInfo, onnxruntime::OnnxRuntime},
     calibrate::CalibrationTable,
     onnx::{
         Model,
-        proto::{AttributeProto, NodeProto},
+        proto::{AttributeProto, NodeProto, TensorProto},
     },
     tensor::{Tensor, TensorMap},
 };
@@ -187,5 +187,39 @@ fn raised_models_compute_the_same() {
             assert!(close && before.shape() == after[name].shape(), "opset {to}: {name}");
         }
         check_with_python(&raised);
+    }
+}
+
+#[test]
+fn constants_are_rounded_to_16_bits_as_onnx_runtime_rounds_them() {
+    let Some(runtime) = runtime() else { return };
+    // Every exponent that FP16 has, its subnormals and halves of its last digit among them.
+    let values: Vec<f32> = (0x3280_0000..0x477f_e000_u32).step_by(0x1_7000).map(f32::from_bits).collect();
+    let values: Vec<f32> = values.iter().flat_map(|&x| [x, -x]).collect();
+    let count = values.len();
+    for (precision, data_type) in [(Precision::Fp16, 10), (Precision::Bf16, 16)] {
+        let mut float = testing::TestModel::new(22).input("x", &[count as i64]).weight("w", &[count]);
+        float.graph_mut().initializer[0] =
+            TensorProto::from_tensor("w", Tensor::from_f32(vec![count], values.clone()).unwrap());
+        let float = float.op("Add", &["x", "w"], "y").output("y", &[count as i64]).build();
+        let scheme = SchemeOptions { precision, ..SchemeOptions::default() };
+        let options = QuantizeOptions { scheme, ..QuantizeOptions::default() };
+        let converted = quantize(&float, &BTreeMap::new(), None, &options).unwrap();
+        let ours = converted.model.graph().initializer[0].to_tensor().unwrap().to_f32();
+
+        let cast = |name: &str, input: &str, output: &str, to: i64| {
+            NodeProto::new("Cast", name, &[input], &[output]).with(AttributeProto::int("to", to))
+        };
+        let there_and_back = testing::TestModel::new(22)
+            .input("x", &[count as i64])
+            .node(cast("there", "x", "half", data_type))
+            .node(cast("back", "half", "y", 1))
+            .output("y", &[count as i64])
+            .build();
+        let options = BuildOptions { optimization: OptimizationLevel::Disabled, ..BuildOptions::default() };
+        let inputs = TensorMap::from([("x".to_owned(), Tensor::from_f32(vec![count], values.clone()).unwrap())]);
+        let theirs = runtime.build(&there_and_back, &options).unwrap().infer(&inputs).unwrap()["y"].to_f32();
+        assert_eq!(ours, theirs, "{precision}");
+        assert_ne!(ours, values);
     }
 }
