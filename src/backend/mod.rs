@@ -138,6 +138,10 @@ pub trait Backend {
 /// Called once an output with its name and its values, which are only valid during the call.
 pub type Visit<'a> = dyn FnMut(&str, TensorView<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + 'a;
 
+/// Called once a run with the names and values of all outputs, which are only valid during the call.
+pub type VisitAll<'a> =
+    dyn FnMut(&[(&str, TensorView<'_>)]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + 'a;
+
 /// Parts of a call on a device, in milliseconds: of one call, or medians over many.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Phases {
@@ -170,6 +174,14 @@ pub trait Runner: Send {
 
     /// Runs once and shows every output to `visit`, in place: nothing is copied.
     fn visit(&mut self, inputs: &TensorMap, visit: &mut Visit<'_>) -> Result<(), BackendError>;
+
+    /// Runs once and shows all outputs together, for those who look at them in parallel; copies, unless the backend
+    /// can show them in place.
+    fn visit_all(&mut self, inputs: &TensorMap, visit: &mut VisitAll<'_>) -> Result<(), BackendError> {
+        let outputs = self.infer(inputs)?;
+        let views: Vec<_> = outputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
+        visit(&views).map_err(BackendError::Visitor)
+    }
 
     /// Runs once and returns copies of all outputs.
     fn infer(&mut self, inputs: &TensorMap) -> Result<TensorMap, BackendError> {

@@ -24,6 +24,9 @@ pub(super) const MIN_EXPONENT: i32 = -113;
 /// Values that one thread bins at a time: two passes over them stay within the second-level cache.
 const CHUNK: usize = 1 << 17;
 
+/// Values that are worth a thread of their own: it brings its own counters along.
+const PIECE: usize = 1 << 18;
+
 /// Magnitudes of one tensor over all samples, with the signed extremes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
@@ -122,7 +125,7 @@ impl Histogram {
 
     /// Counts in as many pieces as there are threads; the order of pieces decides which error is told.
     fn observe_slice<T: Sync>(&mut self, values: &[T], convert: impl Convert<T>) -> Result<(), NonFinite> {
-        let pieces = values.len().div_ceil(CHUNK / 2).min(rayon::current_num_threads());
+        let pieces = values.len().div_ceil(PIECE).min(rayon::current_num_threads());
         if pieces <= 1 {
             return self.observe_piece(values, convert);
         }

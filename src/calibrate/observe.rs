@@ -1,10 +1,12 @@
 //! One streaming pass over the calibration samples: memory does not grow with their number.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+use rayon::prelude::*;
 
 use super::{
     CalibrateError, Histograms, Provenance,
-    histogram::{NonFinite, ObserveError},
+    histogram::{Histogram, NonFinite, ObserveError},
 };
 use crate::{
     backend::{BackendError, Runner},
@@ -39,27 +41,34 @@ impl<'a> Observing<'a> {
         }
     }
 
-    /// Runs a batch and adds its counts. Fails on the first value that is not finite, naming tensor and sample; what
-    /// was counted is then of no more use.
+    /// Runs a batch and adds its counts, all tensors side by side on the current rayon pool. Fails on the first value
+    /// that is not finite, naming tensor and sample; what was counted is then of no more use.
     pub fn push(&mut self, histograms: &mut Histograms, batch: &Batch) -> Result<(), CalibrateError> {
-        let part = if batch.held_out { &mut histograms.held_out } else { &mut histograms.fit };
-        let mut count = |name: &str, view: TensorView<'_>| {
-            if !self.tensors.contains(name) {
-                return Ok(());
+        let Histograms { fit, held_out, fit_samples, held_out_samples, .. } = histograms;
+        let (part, samples) = if batch.held_out { (held_out, held_out_samples) } else { (fit, fit_samples) };
+        let Self { runner, tensors, inputs } = self;
+        let mut count = |outputs: &[(&str, TensorView<'_>)]| {
+            let given = batch.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view()));
+            // A tensor that is both counts as input.
+            let made = outputs.iter().copied().filter(|(name, _)| !inputs.contains(*name));
+            let views: BTreeMap<&str, TensorView<'_>> =
+                given.chain(made).filter(|(name, _)| tensors.contains(*name)).collect();
+            for name in views.keys().filter(|name| !part.contains_key(**name)).collect::<Vec<_>>() {
+                part.insert((*name).to_owned(), Histogram::default());
             }
-            let histogram = part.entry(name.to_owned()).or_default();
-            histogram.observe(view).map_err(|error| locate(error, name, view.shape, &batch.ids))
+            let work: Vec<_> =
+                part.iter_mut().filter_map(|(name, counts)| Some((name, counts, *views.get(name.as_str())?))).collect();
+            let count = |(name, counts, view): (&String, &mut Histogram, TensorView<'_>)| {
+                let counted = counts.observe(view).map_err(|error| locate(error, name, view.shape, &batch.ids));
+                counted.map_err(|error| (!inputs.contains(name), error))
+            };
+            let failed: Vec<_> = work.into_par_iter().with_max_len(1).filter_map(|work| count(work).err()).collect();
+            // What is wrong with an input is the cause of the rest.
+            let first = failed.into_iter().min_by_key(|(made, _)| *made);
+            first.map_or(Ok(()), |(_, error)| Err(error.into()))
         };
-        for (name, tensor) in batch.inputs.iter().filter(|(name, _)| self.inputs.contains(*name)) {
-            count(name, tensor.view())?;
-        }
-        let mut visit = |name: &str, view: TensorView<'_>| {
-            // A tensor that is both was counted as input.
-            if self.inputs.contains(name) { Ok(()) } else { count(name, view).map_err(Into::into) }
-        };
-        self.runner.visit(&batch.inputs, &mut visit).map_err(unwrap_visitor)?;
-        *(if batch.held_out { &mut histograms.held_out_samples } else { &mut histograms.fit_samples }) +=
-            batch.ids.len();
+        runner.visit_all(&batch.inputs, &mut count).map_err(unwrap_visitor)?;
+        *samples += batch.ids.len();
         Ok(())
     }
 }

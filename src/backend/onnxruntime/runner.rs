@@ -8,7 +8,7 @@ use super::{
     values::{info, lend, look},
 };
 use crate::{
-    backend::{BackendError, LayerTime, Runner, TensorInfo, Visit},
+    backend::{BackendError, LayerTime, Runner, TensorInfo, Visit, VisitAll},
     tensor::{Tensor, TensorMap, TensorView},
 };
 
@@ -37,6 +37,10 @@ impl Runner for SessionRunner {
     }
 
     fn visit(&mut self, inputs: &TensorMap, visit: &mut Visit<'_>) -> Result<(), BackendError> {
+        self.visit_all(inputs, &mut |outputs| outputs.iter().try_for_each(|&(name, view)| visit(name, view)))
+    }
+
+    fn visit_all(&mut self, inputs: &TensorMap, visit: &mut VisitAll<'_>) -> Result<(), BackendError> {
         check_inputs(&self.inputs, inputs)?;
         let failed = run_failed;
         let lent = inputs
@@ -45,14 +49,18 @@ impl Runner for SessionRunner {
             .collect::<ort::Result<Vec<_>>>()
             .map_err(|error| failed(&error))?;
         let outputs = self.built.session.run(lent).map_err(|error| failed(&error))?;
-        for (name, value) in &outputs {
-            let Some((shape, values)) = look(&value).map_err(|error| failed(&error))? else {
+        let values: Vec<_> = outputs.iter().collect();
+        let mut looked = Vec::with_capacity(values.len());
+        for (name, value) in &values {
+            let Some(found) = look(value).map_err(|error| failed(&error))? else {
                 let reason = format!("its output `{name}` is no tensor of numbers; remove it from the model's outputs");
                 return Err(BackendError::Run { runtime: RUNTIME, reason });
             };
-            visit(name, TensorView { shape: &shape, values }).map_err(BackendError::Visitor)?;
+            looked.push((*name, found));
         }
-        Ok(())
+        let views: Vec<_> =
+            looked.iter().map(|(name, (shape, values))| (*name, TensorView { shape, values: *values })).collect();
+        visit(&views).map_err(BackendError::Visitor)
     }
 
     fn layer_times(&mut self, inputs: &TensorMap, calls: usize) -> Result<Option<Vec<LayerTime>>, BackendError> {
