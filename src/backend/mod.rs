@@ -13,6 +13,7 @@ use crate::{
         Model,
         proto::{DimensionValue, TypeValue, ValueInfoProto},
     },
+    stats::{mean, median},
     tensor::{ElementType, TensorMap, TensorView},
 };
 
@@ -155,13 +156,25 @@ pub struct Phases {
     pub d2h_ms: f64,
 }
 
-/// Time that one layer takes, in milliseconds: the median over several calls.
+/// Time that one layer takes, in milliseconds, over several calls.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct LayerTime {
     /// The backend's name for the layer.
     pub layer: String,
-    /// The time.
+    /// All calls together.
+    pub total_ms: f64,
+    /// Arithmetic mean of a call.
+    pub mean_ms: f64,
+    /// Median of a call.
     pub median_ms: f64,
+}
+
+impl LayerTime {
+    /// Sums up the time of every call; `None` without calls.
+    pub fn new(layer: String, milliseconds: &[f64]) -> Option<Self> {
+        let (mean_ms, median_ms) = (mean(milliseconds)?, median(milliseconds)?);
+        Some(Self { layer, total_ms: milliseconds.iter().sum(), mean_ms, median_ms })
+    }
 }
 
 /// Executes one model.

@@ -29,13 +29,14 @@ impl Times {
     }
 }
 
-/// An array that begins with the number of calls, then one object for each layer: the median of a call, and its share of
-/// all layers in percent.
+/// An array that begins with the number of calls, then one object for each layer: the time of all calls together, mean and
+/// median of a call, and the share of the time of all layers in percent.
 pub fn profile_json(layers: &[LayerTime], calls: usize) -> Value {
-    let total: f64 = layers.iter().map(|layer| layer.median_ms).sum();
+    let total: f64 = layers.iter().map(|layer| layer.total_ms).sum();
     let layer = |layer: &LayerTime| {
         json!({
-            "name": layer.layer, "medianMs": layer.median_ms, "percentage": 100.0 * layer.median_ms / total,
+            "name": layer.layer, "timeMs": layer.total_ms, "averageMs": layer.mean_ms, "medianMs": layer.median_ms,
+            "percentage": 100.0 * layer.total_ms / total,
         })
     };
     std::iter::once(json!({ "count": calls })).chain(layers.iter().map(layer)).collect()
@@ -67,9 +68,13 @@ mod tests {
 
     #[test]
     fn a_profile_has_the_count_first_and_shares_of_the_whole() {
-        let layer = |layer: &str, median_ms| LayerTime { layer: layer.to_owned(), median_ms };
-        let expected = r#"[{"count":3},{"medianMs":1.5,"name":"a","percentage":75.0},{"medianMs":0.5,"name":"b","percentage":25.0}]"#;
-        assert_eq!(profile_json(&[layer("a", 1.5), layer("b", 0.5)], 3).to_string(), expected);
+        let layer = |layer: &str, ms: &[f64]| LayerTime::new(layer.to_owned(), ms).unwrap();
+        let expected = json!([
+            { "count": 3 },
+            { "name": "a", "timeMs": 6.0, "averageMs": 2.0, "medianMs": 1.5, "percentage": 75.0 },
+            { "name": "b", "timeMs": 2.0, "averageMs": 2.0, "medianMs": 2.0, "percentage": 25.0 },
+        ]);
+        assert_eq!(profile_json(&[layer("a", &[1.5, 3.5, 1.0]), layer("b", &[2.0])], 3), expected);
         assert_eq!(profile_json(&[], 0).to_string(), r#"[{"count":0}]"#);
     }
 }

@@ -89,7 +89,7 @@ mod tests {
     }
 
     fn layer(name: &str, ms: f64) -> LayerTime {
-        LayerTime { layer: name.to_owned(), median_ms: ms }
+        LayerTime::new(name.to_owned(), &[ms]).unwrap()
     }
 
     #[test]

@@ -235,7 +235,7 @@ fn layer_times(
     subjects.iter().map(times).collect()
 }
 
-/// The files for scripts that read trtexec's.
+/// The files for scripts that read trtexec's: of one measurement in trtexec's own form, of several each beside its name.
 fn export(
     args: &BenchArgs,
     measurements: &[Measurement],
@@ -249,11 +249,17 @@ fn export(
                 "times": m.times.trtexec_json()
             })
         };
-        write_json(path, &measurements.iter().map(times).collect::<Vec<_>>())?;
+        match measurements {
+            [only] => write_json(path, &only.times.trtexec_json())?,
+            several => write_json(path, &several.iter().map(times).collect::<Vec<_>>())?,
+        }
     }
     if let Some(path) = &args.export_profile {
         let profile = |(subject, layers): (&Subject, &Vec<LayerTime>)| serde_json::json!({ "target": subject.name, "profile": profile_json(layers, LAYER_CALLS) });
-        write_json(path, &subjects.iter().zip(layers).map(profile).collect::<Vec<_>>())?;
+        match layers {
+            [only] => write_json(path, &profile_json(only, LAYER_CALLS))?,
+            several => write_json(path, &subjects.iter().zip(several).map(profile).collect::<Vec<_>>())?,
+        }
     }
     Ok(())
 }

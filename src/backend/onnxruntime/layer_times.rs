@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 
-use crate::{backend::LayerTime, stats::median};
+use crate::backend::LayerTime;
 
 #[derive(Deserialize)]
 struct Event {
@@ -39,8 +39,7 @@ pub(super) fn parse(profile: &[u8]) -> serde_json::Result<Vec<LayerTime>> {
         });
         layers[place].1.push(event.dur / 1e3);
     }
-    let median_of = |(layer, ms): (String, Vec<f64>)| Some(LayerTime { layer, median_ms: median(&ms)? });
-    Ok(layers.into_iter().filter_map(median_of).collect())
+    Ok(layers.into_iter().filter_map(|(layer, ms)| LayerTime::new(layer, &ms)).collect())
 }
 
 #[cfg(test)]
@@ -55,8 +54,8 @@ mod tests {
             {"cat":"Node","name":"b_fence_before","dur":7,"ts":2,"args":{"op_name":"Conv"}},
             {"cat":"Node","name":"a_kernel_time","dur":30,"ts":3,"args":{"op_name":"Relu"}},
             {"cat":"Node","name":"b_kernel_time","dur":750,"ts":4,"args":{"op_name":"Conv"}}]"#;
-        let layer = |layer: &str, median_ms| LayerTime { layer: layer.to_owned(), median_ms };
-        assert_eq!(parse(profile).unwrap(), [layer("b [Conv]", 0.5), layer("a [Relu]", 0.03)]);
+        let layer = |layer: &str, ms: &[f64]| LayerTime::new(layer.to_owned(), ms).unwrap();
+        assert_eq!(parse(profile).unwrap(), [layer("b [Conv]", &[0.25, 0.75]), layer("a [Relu]", &[0.03])]);
         assert!(parse(b"[{").is_err());
     }
 }

@@ -27,7 +27,6 @@ use crate::{
         cuda::{CudaError, CudaGraph, CudaSlice, CudaStream, Device, PinnedHostSlice, Timer, capture},
         onnxruntime::check_inputs,
     },
-    stats::{percentile, sorted},
     tensor::{ElementType, TensorMap, TensorView, ValuesView},
 };
 
@@ -351,12 +350,14 @@ impl LayerTimes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The medians so far; forgets them.
+    /// The times so far; forgets them.
     fn take(&self) -> Vec<LayerTime> {
-        let Reports { order, milliseconds } = std::mem::take(&mut *self.reports());
-        let median =
-            |layer: String| Some(LayerTime { median_ms: percentile(&sorted(&milliseconds[&layer]), 50.0)?, layer });
-        order.into_iter().filter_map(median).collect()
+        let Reports { order, mut milliseconds } = std::mem::take(&mut *self.reports());
+        let summed = |layer: String| {
+            let ms = milliseconds.remove(&layer)?;
+            LayerTime::new(layer, &ms)
+        };
+        order.into_iter().filter_map(summed).collect()
     }
 }
 
@@ -394,13 +395,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layer_times_are_medians_in_the_order_of_execution() {
+    fn layer_times_are_summed_up_in_the_order_of_execution() {
         let times = Arc::new(LayerTimes::default());
         for (layer, ms) in [("b", 1.0), ("a", 2.0), ("b", 9.0), ("a", 2.5), ("b", 3.0)] {
             Reporter(Arc::clone(&times)).report_layer_time(layer, ms);
         }
-        let layer = |layer: &str, median_ms| LayerTime { layer: layer.to_owned(), median_ms };
-        assert_eq!(times.take(), [layer("b", 3.0), layer("a", 2.25)]);
+        let layer = |layer: &str, ms: &[f64]| LayerTime::new(layer.to_owned(), ms).unwrap();
+        assert_eq!(times.take(), [layer("b", &[1.0, 9.0, 3.0]), layer("a", &[2.0, 2.5])]);
         assert_eq!(times.take(), []);
     }
 
