@@ -78,7 +78,7 @@ pub struct OutputArgs {
     /// Compare the best k classes too, for each of several k, e.g. 3,10
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub top_k: Vec<usize>,
-    /// Kind of an output whose shape tells the wrong one: classification, map, map_channels_last or generic (repeatable)
+    /// Kind of an output whose shape tells the wrong one: classification, map, map_channels_last, generic or ignored
     #[arg(long, value_name = "NAME=KIND")]
     pub output_kind: Vec<String>,
     /// Class of label masks whose pixels take no part [default: 255]

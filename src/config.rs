@@ -302,7 +302,7 @@ pub fn parse_output_kind(text: &str) -> Result<(String, OutputKind), ConfigError
     let invalid = || ConfigError::Value {
         key: "output_kind",
         reason: format!(
-            "`{text}` does not read like NAME=KIND with one of classification, map, map_channels_last, generic"
+            "`{text}` does not read like NAME=KIND with one of classification, map, map_channels_last, generic, ignored"
         ),
     };
     let (name, kind) = text.rsplit_once('=').ok_or_else(invalid)?;
@@ -311,6 +311,7 @@ pub fn parse_output_kind(text: &str) -> Result<(String, OutputKind), ConfigError
         "map" => OutputKind::Map,
         "map_channels_last" => OutputKind::MapChannelsLast,
         "generic" => OutputKind::Generic,
+        "ignored" => OutputKind::Ignored,
         _ => return Err(invalid()),
     };
     if name.is_empty() { Err(invalid()) } else { Ok((name.to_owned(), kind)) }

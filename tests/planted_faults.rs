@@ -21,13 +21,16 @@ use calib::{
     bisect::{
         first::{FirstOptions, Scan, first_divergence},
         graphwise::{Graphwise, GraphwiseOptions, Side, TensorDivergence, flow, graphwise, shared_tensors},
-        layerwise::{AnalysisError, LayerError, LayerwiseOptions, Samples, layerwise, output_noise, worst},
+        layerwise::{
+            AnalysisError, LayerError, LayerwiseOptions, OutputNoiseOptions, Samples, layerwise, output_noise, worst,
+        },
         lift::{Judge, JudgeOptions, Start, candidates, smallest_plan},
         operators::Pair,
         rounded::rounded,
         search::{Outcome, SearchOptions},
     },
     calibrate::{CalibrationTable, Choice, Method, Provenance, Shards},
+    compare::CompareOptions,
     config::RunConfig,
     dataset::{BadPolicy, Collection, DataOptions, PrefetchOptions, Preprocess, open},
     onnx::{GraphView, Model, proto::TensorProto},
@@ -220,6 +223,7 @@ fn calibrate(runtime: OnnxRuntime, subject: &Subject, collection: &Collection) -
     let tensors = subject.place(&options.scheme).unwrap().tensors_to_observe();
     let observed = calibrator.observe(&tensors, &parts, &provenance).unwrap().histograms;
     let choose = ChooseOptions {
+        compare: CompareOptions::default(),
         choice: Choice::Method(Method::MinMax),
         percentile: 99.99,
         bias_correction: false,
@@ -300,8 +304,14 @@ fn the_smallest_plan_for_two_faults_is_these_two(bench: &Bench) {
     let (float, target) = (bench.float(), start.model(&BTreeSet::new()).unwrap());
     let pair = Pair::new(&float, &target).unwrap();
     let layers = bench.layers(&pair);
-    let outputs =
-        output_noise(&bench.runtime, &pair, &worst(&layers, 6), bench.samples(&[CALIBRATION]), THREADS).unwrap();
+    let outputs = output_noise(
+        &bench.runtime,
+        &pair,
+        &worst(&layers, 6),
+        bench.samples(&[CALIBRATION]),
+        &OutputNoiseOptions { threads: THREADS, ..OutputNoiseOptions::default() },
+    )
+    .unwrap();
     let candidates: Vec<_> =
         candidates(&layers, &outputs, &BTreeMap::new()).into_iter().map(|(candidate, _)| candidate).collect();
     let indices: Vec<usize> = (CALIBRATION..CALIBRATION + 2 * COMPARED).collect();

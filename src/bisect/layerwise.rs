@@ -333,6 +333,15 @@ pub struct OutputNoise {
     pub sqnr_db: Option<f64>,
 }
 
+/// Options of [`output_noise`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OutputNoiseOptions {
+    /// Threads inside an operator; 0 for all cores.
+    pub threads: usize,
+    /// Outputs that do not count.
+    pub ignored: Vec<String>,
+}
+
 /// Quantizes each of `nodes` alone and compares the model's outputs with the float model's.
 ///
 /// # Errors
@@ -342,14 +351,15 @@ pub fn output_noise(
     pair: &Pair<'_>,
     nodes: &[String],
     samples: Samples<'_>,
-    threads: usize,
+    options: &OutputNoiseOptions,
 ) -> Result<Vec<OutputNoise>, AnalysisError> {
     // Few samples: their inputs and outputs stay in memory.
-    let build = plain(threads);
+    let build = plain(options.threads);
     let mut reference = backend.build(pair.model, &build)?;
     let mut expected = Vec::new();
     samples.for_each(|batch| {
-        let outputs = reference.infer(&batch.inputs)?;
+        let mut outputs = reference.infer(&batch.inputs)?;
+        outputs.retain(|name, _| !options.ignored.contains(name));
         expected.push((batch.inputs, outputs));
         Ok(())
     })?;

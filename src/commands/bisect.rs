@@ -152,7 +152,13 @@ fn layers(bisection: &Bisection<'_>, findings: &mut Findings) -> anyhow::Result<
     let options = LayerwiseOptions { threads, ..LayerwiseOptions::default() };
     findings.layers = layerwise(runtime, &pair, bisection.first_of(LAYER_SAMPLES), options)?;
     let nodes = worst(&findings.layers, OUTPUT_OPERATORS);
-    findings.outputs = output_noise(runtime, &pair, &nodes, bisection.first_of(OUTPUT_SAMPLES), threads)?;
+    findings.outputs = output_noise(
+        runtime,
+        &pair,
+        &nodes,
+        bisection.first_of(OUTPUT_SAMPLES),
+        &bisection.session.output_noise_options(),
+    )?;
     findings.advice = about_layers(&findings.layers, &findings.outputs, &bisection.commands());
     Ok(())
 }

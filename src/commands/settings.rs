@@ -11,10 +11,10 @@ use crate::{
     bench::Mode,
     bisect::{
         graphwise::{Graphwise, GraphwiseOptions, Side, TensorSite, graphwise, graphwise_on_device},
-        layerwise::Samples,
+        layerwise::{OutputNoiseOptions, Samples},
     },
     cli::{DataArgs, MethodArgs, OutputArgs, RuntimeArgs, SchemeArgs},
-    compare::CompareOptions,
+    compare::{CompareOptions, OutputKind},
     config::{ConfigError, RunConfig, parse_output_kind, parse_shape, parse_share},
     dataset::{BadPolicy, Collection, PrefetchOptions, RandomDataset, data_hash},
     onnx::Model,
@@ -339,7 +339,14 @@ impl Session {
             percentile: self.config.percentile,
             bias_correction: self.config.bias_correction != "off",
             scheme: scheme.clone(),
+            compare: self.compare_options(),
         })
+    }
+
+    /// How it is measured what operators do to the outputs.
+    pub(super) fn output_noise_options(&self) -> OutputNoiseOptions {
+        let kinds = self.config.output_kind.iter().filter(|(_, kind)| **kind == OutputKind::Ignored);
+        OutputNoiseOptions { threads: self.threads, ignored: kinds.map(|(name, _)| name.clone()).collect() }
     }
 
     /// The configuration with everything that was found out, to do the same again from anywhere.

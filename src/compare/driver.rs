@@ -39,6 +39,13 @@ impl Default for CompareOptions {
     }
 }
 
+impl CompareOptions {
+    /// True for an output that takes part in nothing.
+    pub fn ignores(&self, output: &str) -> bool {
+        self.kinds.get(output) == Some(&OutputKind::Ignored)
+    }
+}
+
 /// One sample of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample<'a> {
@@ -91,9 +98,14 @@ impl Comparison {
     /// A comparison of outputs, both sides in the order of their model. They are paired by name; only when no name is
     /// shared and both have equally many, by position, which the result tells.
     pub fn new(reference: &[String], target: &[String], options: CompareOptions) -> Result<Self, CompareError> {
-        let (pairs, ignored_outputs) = pair_outputs(reference, target)?;
+        let (mut pairs, mut ignored_outputs) = pair_outputs(reference, target)?;
         if let Some(name) = options.kinds.keys().find(|name| !reference.contains(name)) {
             return Err(CompareError::UnknownOutput { name: name.clone(), known: reference.join(", ") });
+        }
+        let ignored = |pair: &mut OutputPair| options.ignores(&pair.reference);
+        ignored_outputs.extend(pairs.extract_if(.., ignored).map(|pair| pair.reference));
+        if pairs.is_empty() {
+            return Err(CompareError::AllIgnored);
         }
         let outputs = pairs.into_iter().map(|pair| Output { pair, sums: PairSums::default(), task: None }).collect();
         Ok(Self { options, samples: 0, outputs, ignored_outputs })
@@ -224,7 +236,7 @@ impl Task {
     fn new(sample: TensorView<'_>, name: &str, options: &CompareOptions, labels: bool, masks: bool) -> Self {
         let detected = || OutputKind::detect(sample.values.element_type(), sample.shape);
         match options.kinds.get(name).copied().unwrap_or_else(detected) {
-            OutputKind::Generic => Self::Generic,
+            OutputKind::Generic | OutputKind::Ignored => Self::Generic,
             kind @ (OutputKind::Map | OutputKind::MapChannelsLast) => {
                 Self::Map { kind, labelled: masks, counts: MapCounts::default() }
             }
@@ -398,6 +410,13 @@ mod tests {
             CompareOptions { kinds: BTreeMap::from([("x".to_owned(), OutputKind::Map)]), ..CompareOptions::default() };
         let error = Comparison::new(&names(&["a"]), &names(&["a"]), options).unwrap_err().to_string();
         assert_eq!(error, "a kind is set for output `x`, which the reference does not have (it has: a)");
+        let ignoring = |r: &[&str]| {
+            let kinds = BTreeMap::from([("a".to_owned(), OutputKind::Ignored)]);
+            Comparison::new(&names(r), &names(r), CompareOptions { kinds, ..CompareOptions::default() })
+        };
+        let rest = ignoring(&["a", "b"]).unwrap().finish();
+        assert_eq!((rest.pairs.len(), rest.pairs[0].reference.as_str(), &*rest.ignored_outputs[0]), (1, "b", "a"));
+        assert!(ignoring(&["a"]).unwrap_err().to_string().contains("nothing is left to compare"));
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub enum OutputKind {
     MapChannelsLast,
     /// Anything else: numeric differences only.
     Generic,
+    /// Nothing that counts: it takes part in no figure and no decision. Never detected.
+    Ignored,
 }
 
 impl OutputKind {

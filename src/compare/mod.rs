@@ -148,7 +148,7 @@ pub struct ComparisonResult {
     pub tasks: Vec<TaskResult>,
     /// Which output was compared with which.
     pub pairs: Vec<OutputPair>,
-    /// Outputs of the target that the reference lacks.
+    /// Outputs that were not compared: the target's that the reference lacks, and those whose kind is `ignored`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ignored_outputs: Vec<String>,
 }
@@ -242,6 +242,9 @@ pub enum CompareError {
         /// What there is.
         known: String,
     },
+    /// The kind of every output is `ignored`.
+    #[error("the kind of every output is `ignored`: nothing is left to compare; leave one out of --output-kind")]
+    AllIgnored,
     /// Shapes differ.
     #[error("output `{output}` has shape {reference:?} in the reference and {target:?} in the target")]
     Shape {

@@ -111,7 +111,7 @@ fn a_run_judges_maps_by_masks_and_takes_kinds_from_its_configuration() {
     let out = folder.path().join("out");
     let config = folder.path().join("calib.toml");
     let text = "model = \"float.onnx\"\nprecisions = [\"int8\"]\ncalib_samples = 4\nbench_seconds = 0\ntensorrt = \"off\"\n\
-                [output_kind]\nkind = \"generic\"\n";
+                [output_kind]\nkind = \"ignored\"\n";
     std::fs::write(&config, text).unwrap();
     let Some(mut command) = calib() else { return };
     command.arg("run").arg("--config").arg(&config).args(arguments(folder.path())).arg("--out").arg(&out);
@@ -123,7 +123,13 @@ fn a_run_judges_maps_by_masks_and_takes_kinds_from_its_configuration() {
     let iou = reference["segmentation"]["label_mean_iou"].as_f64().unwrap();
     assert!((iou - expected[2][1].as_f64().unwrap()).abs() < 0.1, "{iou}");
     assert!(int8["segmentation"]["pixel_agreement"].as_f64().unwrap() > 0.9, "{int8}");
+    // The other output takes part in nothing: not in the figures, and not in the choice of the method.
     assert!(int8.get("agreement").is_none(), "`kind` is no classification here");
+    let candidates = report["calibration"]["candidates"].as_array().unwrap();
+    assert!(candidates.len() > 4, "{candidates:?}");
+    for outputs in candidates.iter().chain([int8]).map(|figures| figures["outputs"].as_array().unwrap()) {
+        assert!(outputs.len() == 1 && outputs[0]["name"] != "kind", "{outputs:?}");
+    }
     let page = std::fs::read_to_string(out.join("report.html")).unwrap();
     assert!(page.contains("Label IoU") && page.contains("Intersection over union by class"));
 }

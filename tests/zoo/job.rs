@@ -142,6 +142,7 @@ impl Bench {
         let simplest = quantized(&minmax, &scheme)?;
         simplest.save(int8)?;
         let choose = ChooseOptions {
+            compare: CompareOptions::default(),
             choice: Choice::Auto,
             percentile: PERCENTILE,
             bias_correction: true,

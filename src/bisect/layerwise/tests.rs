@@ -126,7 +126,8 @@ fn noise_at_the_outputs_ranks_the_planted_fault_first() {
     );
     let pair = Pair::new(&float, &fault).unwrap();
     let nodes: Vec<String> = pair.operators.iter().map(|operator| operator.node.clone()).collect();
-    let outputs = output_noise(&runtime, &pair, &nodes, samples(&Data(4)), 1).unwrap();
+    let one_thread = OutputNoiseOptions { threads: 1, ..OutputNoiseOptions::default() };
+    let outputs = output_noise(&runtime, &pair, &nodes, samples(&Data(4)), &one_thread).unwrap();
     let noise = |node: &str| outputs.iter().find(|output| output.node == node).unwrap().relative_noise.unwrap();
     assert!(["second", "join", "head"].iter().all(|other| noise("first") > 10.0 * noise(other)), "{outputs:?}");
     assert!(matches!(
@@ -135,7 +136,7 @@ fn noise_at_the_outputs_ranks_the_planted_fault_first() {
             &pair,
             &nodes,
             Samples { dataset: &Data(0), indices: &[], reading: fixture::READING },
-            1
+            &one_thread
         ),
         Err(AnalysisError::NoSamples)
     ));

@@ -8,7 +8,7 @@ use crate::{
         cost::macs,
         fixture::{self, Data},
         graphwise::Side,
-        layerwise::{LayerwiseOptions, layerwise, output_noise},
+        layerwise::{LayerwiseOptions, OutputNoiseOptions, layerwise, output_noise},
         operators::Pair,
         search::Outcome,
     },
@@ -74,7 +74,14 @@ fn run(faults: &[&str], gate: &str, memory_bytes: usize) -> Option<SearchResult>
     let layers = layerwise(&runtime, &pair, samples, LayerwiseOptions::default()).unwrap();
     let nodes: Vec<String> = pair.operators.iter().map(|operator| operator.node.clone()).collect();
     assert_eq!(nodes, ["first", "second", "head"]);
-    let outputs = output_noise(&runtime, &pair, &nodes, samples, 1).unwrap();
+    let outputs = output_noise(
+        &runtime,
+        &pair,
+        &nodes,
+        samples,
+        &OutputNoiseOptions { threads: 1, ..OutputNoiseOptions::default() },
+    )
+    .unwrap();
     let candidates: Vec<Candidate> =
         candidates(&layers, &outputs, &BTreeMap::new()).into_iter().map(|(candidate, _)| candidate).collect();
     let options = JudgeOptions { memory_bytes, ..gates(gate) };

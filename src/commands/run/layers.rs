@@ -69,7 +69,13 @@ impl Job<'_> {
         let layerwise_options = LayerwiseOptions { threads: session.threads, ..LayerwiseOptions::default() };
         let local = layerwise(&session.runtime, &pair, samples, layerwise_options)?;
         let few = Samples { indices: &readable[..readable.len().min(OUTPUT_SAMPLES)], ..samples };
-        let outputs = output_noise(&session.runtime, &pair, &worst(&local, OUTPUT_OPERATORS), few, session.threads)?;
+        let outputs = output_noise(
+            &session.runtime,
+            &pair,
+            &worst(&local, OUTPUT_OPERATORS),
+            few,
+            &session.output_noise_options(),
+        )?;
         check_interrupt()?;
         let lifted = self.lift_effect(&options, &calibrated.chosen.table, told(&outputs), samples)?;
         Ok(Some(Layers { graphwise, local, outputs, lifted }))

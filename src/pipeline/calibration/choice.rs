@@ -61,6 +61,8 @@ pub struct ChooseOptions {
     pub bias_correction: bool,
     /// What will be quantized.
     pub scheme: SchemeOptions,
+    /// How outputs are compared; those whose kind is `ignored` take no part in the choice.
+    pub compare: CompareOptions,
 }
 
 /// Ways to choose thresholds with the tables that they give, the best first.
@@ -85,7 +87,7 @@ impl Calibrator<'_> {
         let mut ranked = self.rank(histograms, &parts.held_out, options)?;
         if options.bias_correction && options.scheme.precision == Precision::Int8 {
             ranked.tables.truncate(FINALISTS);
-            self.correct_biases(&mut ranked, &parts, &options.scheme)?;
+            self.correct_biases(&mut ranked, &parts, options)?;
         }
         let Ranked { tables, candidates, measured_on } = ranked;
         let (choice, table) = tables.into_iter().next().ok_or(CalibrateError::NoData)?;
@@ -94,12 +96,12 @@ impl Calibrator<'_> {
 
     /// Measures bias corrections of every ranked table on the fitting samples, and puts the table first, corrected or
     /// not, that measures best on the held-out ones.
-    fn correct_biases(&self, ranked: &mut Ranked, parts: &Parts, scheme: &SchemeOptions) -> Result<(), PipelineError> {
+    fn correct_biases(&self, ranked: &mut Ranked, parts: &Parts, options: &ChooseOptions) -> Result<(), PipelineError> {
         let fit = &parts.fit[..parts.fit.len().min(CORRECTED) / self.options.batch.max(1) * self.options.batch.max(1)];
         if fit.is_empty() || parts.held_out.is_empty() {
             return Ok(());
         }
-        let quantize_options = QuantizeOptions { scheme: scheme.clone(), ..QuantizeOptions::default() };
+        let quantize_options = QuantizeOptions { scheme: options.scheme.clone(), ..QuantizeOptions::default() };
         let mut tried = Vec::new();
         for (choice, table) in &ranked.tables {
             let (float, quantized) = self.subject.analysis_pair(table, &quantize_options)?;
@@ -116,7 +118,7 @@ impl Calibrator<'_> {
             tried.push((*choice, CalibrationTable { bias_corrections, ..table.clone() }));
         }
         let tables: Vec<&CalibrationTable> = tried.iter().map(|(_, table)| table).collect();
-        let (results, measured_on) = self.measure(&tables, &parts.held_out, scheme)?;
+        let (results, measured_on) = self.measure(&tables, &parts.held_out, options)?;
         let measured: Vec<Candidate> = tried
             .iter()
             .zip(results)
@@ -140,11 +142,11 @@ impl Calibrator<'_> {
         &self,
         tables: &[&CalibrationTable],
         samples: &[usize],
-        scheme: &SchemeOptions,
+        options: &ChooseOptions,
     ) -> Result<(Vec<ComparisonResult>, usize), PipelineError> {
         let build =
             BuildOptions { threads: self.options.threads, provider: self.options.provider, ..BuildOptions::default() };
-        let quantize_options = QuantizeOptions { scheme: scheme.clone(), ..QuantizeOptions::default() };
+        let quantize_options = QuantizeOptions { scheme: options.scheme.clone(), ..QuantizeOptions::default() };
         let mut runners = tables
             .iter()
             .map(|table| {
@@ -156,7 +158,7 @@ impl Calibrator<'_> {
         let evaluate_options = EvaluateOptions {
             batch: self.options.batch,
             policy: self.options.policy,
-            compare: CompareOptions::default(),
+            compare: CompareOptions { max_flips: 0, ..options.compare.clone() },
         };
         let quiet = Control { progress: &|_| {}, checkpoints: None, ..self.control };
         let mut targets: Vec<&mut dyn Outputs> = runners.iter_mut().map(|runner| runner as &mut dyn Outputs).collect();
@@ -174,7 +176,7 @@ impl Calibrator<'_> {
         held_out: &[usize],
         options: &ChooseOptions,
     ) -> Result<Ranked, PipelineError> {
-        let &ChooseOptions { choice, percentile, ref scheme, .. } = options;
+        let &ChooseOptions { choice, percentile, .. } = options;
         let measurable = histograms.held_out_samples > 0 && histograms.fit_samples > 0;
         if choice != Choice::Auto || !measurable {
             let choice = if choice == Choice::Auto { Choice::Method(Method::Mse) } else { choice };
@@ -186,7 +188,7 @@ impl Calibrator<'_> {
         let finals = tables(histograms, percentile, &choices)?;
         let fitted = fitted_tables(histograms, percentile, &finals)?;
         let fitted: Vec<&CalibrationTable> = fitted.iter().collect();
-        let (results, measured_on) = self.measure(&fitted, held_out, scheme)?;
+        let (results, measured_on) = self.measure(&fitted, held_out, options)?;
         let candidates: Vec<Candidate> = choices
             .iter()
             .zip(results)
