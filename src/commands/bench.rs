@@ -84,6 +84,14 @@ impl Subject {
         }
     }
 
+    /// TensorRT and its version, for an engine.
+    fn library(&self) -> Option<(String, String)> {
+        match &self.kind {
+            Kind::Model(..) => None,
+            Kind::Engine(_, sidecar, _) => Some((sidecar.flavour.to_string(), sidecar.library_version.clone())),
+        }
+    }
+
     fn mode(&self, threads: usize) -> Mode {
         match &self.kind {
             Kind::Model(_, provider) => mode(*provider, threads),
@@ -127,6 +135,9 @@ pub(super) fn bench(printer: &Printer, global: &GlobalArgs, args: &BenchArgs) ->
     let subjects = named.map(|(spec, name)| Subject::new(spec, name, &session, args.cuda_graph));
     let subjects = subjects.collect::<anyhow::Result<Vec<_>>>()?;
     let measurements = measure(&session, &subjects, &batches, &threads, &inputs, args)?;
+    // Right behind the calls: clocks fall when nothing runs.
+    let mut environment = environment(session.runtime, gpu(&specs));
+    environment.libraries.extend(subjects.iter().filter_map(Subject::library));
     let layers = match inputs.first() {
         Some(inputs) if args.layer_times || args.export_profile.is_some() => {
             layer_times(&session, &subjects, threads[0], inputs)?
@@ -140,7 +151,7 @@ pub(super) fn bench(printer: &Printer, global: &GlobalArgs, args: &BenchArgs) ->
             |name| subjects.iter().any(|subject| subject.name == name && subject.is_low()),
             |name| layers.get(subjects.iter().position(|subject| subject.name == name)?).map(Vec::as_slice),
         ),
-        environment: environment(session.runtime, gpu(&specs)),
+        environment,
         random_inputs: session.config.random_data,
         emulated: subjects.iter().filter_map(|subject| Some((subject.name.clone(), subject.emulation?))).collect(),
         layers: subjects.iter().map(|subject| subject.name.clone()).zip(layers).collect(),
@@ -150,10 +161,11 @@ pub(super) fn bench(printer: &Printer, global: &GlobalArgs, args: &BenchArgs) ->
     Ok(ExitStatus::Passed)
 }
 
-/// Index of the GPU that ONNX Runtime is measured on.
+/// Index of the GPU that is measured.
 fn gpu(specs: &[Spec]) -> Option<u32> {
     specs.iter().find_map(|spec| match spec {
         Spec::OnnxRuntime(_, ExecutionProvider::Cuda(index)) => Some(*index),
+        Spec::Engine(_) => Some(RunnerOptions::default().device),
         _ => None,
     })
 }

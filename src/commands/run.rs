@@ -121,6 +121,8 @@ struct Job<'a> {
     checkpoints: Checkpoints,
     split: Split,
     notes: Vec<String>,
+    /// TensorRT and its version, where engines are built.
+    tensorrt: Option<(String, String)>,
 }
 
 impl<'a> Job<'a> {
@@ -128,7 +130,7 @@ impl<'a> Job<'a> {
         let checkpoints = session.checkpoints(printer, &out, "run")?;
         let config = &session.config;
         let split = session.data.split(config.seed, config.calib_samples, config.eval_samples);
-        let mut job = Self { printer, split, session, out, checkpoints, notes: Vec::new() };
+        let mut job = Self { printer, split, session, out, checkpoints, notes: Vec::new(), tensorrt: None };
         job.note_data();
         Ok(job)
     }

@@ -5,10 +5,7 @@ use std::collections::BTreeMap;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 use crate::{
-    backend::{
-        cuda::{Device, DeviceInfo},
-        onnxruntime::OnnxRuntime,
-    },
+    backend::{cuda::Device, onnxruntime::OnnxRuntime},
     report::{Environment, Gpu},
 };
 
@@ -42,19 +39,21 @@ pub fn environment(runtime: OnnxRuntime, gpu: Option<u32>) -> Environment {
         cpu_temperature_c: cpu_temperature_c(),
         memory_bytes: system.as_ref().map_or(0, System::total_memory),
         libraries: BTreeMap::from([("ONNX Runtime".to_owned(), library_version(runtime))]),
-        gpu: gpu.and_then(|index| Device::open(index).ok()).map(|device| describe_gpu(device.info())),
+        gpu: gpu.and_then(|index| Device::open(index).ok()).map(|device| describe_gpu(&device)),
     }
 }
 
-fn describe_gpu(info: &DeviceInfo) -> Gpu {
+fn describe_gpu(device: &Device) -> Gpu {
+    let (info, state) = (device.info(), device.state());
     let (major, minor) = info.compute_capability;
+    let driver = state.driver_version.map_or_else(String::new, |version| format!("{version}, "));
     Gpu {
         name: info.name.clone(),
         compute_capability: format!("{major}.{minor}"),
         memory_bytes: info.memory_bytes,
-        driver: format!("CUDA {}", info.driver_version),
-        clock_mhz: None,
-        temperature_c: None,
+        driver: format!("{driver}CUDA {}", info.driver_version),
+        clock_mhz: state.clock_mhz,
+        temperature_c: state.temperature_c,
     }
 }
 

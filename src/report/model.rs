@@ -87,12 +87,12 @@ pub struct Gpu {
     pub compute_capability: String,
     /// Device memory.
     pub memory_bytes: u64,
-    /// Version of the driver.
+    /// Version of the driver, and of the CUDA that it offers.
     pub driver: String,
-    /// Clock of the multiprocessors during the benchmark.
+    /// Clock of the multiprocessors when it was read: at the end of the benchmark.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_mhz: Option<u32>,
-    /// Temperature at the end of the benchmark, in degrees Celsius.
+    /// Temperature then, in degrees Celsius.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature_c: Option<u32>,
 }

@@ -7,6 +7,7 @@
 mod device;
 mod graph;
 mod magnitudes;
+mod management;
 mod module;
 mod pairs;
 #[cfg(test)]
@@ -18,6 +19,7 @@ pub use cudarc::driver::{CudaEvent, CudaGraph, CudaSlice, CudaStream, PinnedHost
 pub use device::{Device, DeviceInfo, Timer, device_count};
 pub use graph::capture;
 pub use magnitudes::{BINS, MAGNITUDES, MIN_EXPONENT, MagnitudeCounter, Magnitudes, NonFinite};
+pub use management::DeviceState;
 pub use module::{Kernels, Source, compile, load_compiler};
 pub use pairs::{PAIRS, PIECE, Pair, PairComparer, PieceSums};
 pub use upload::{Staged, StagedTensor, Uploader};

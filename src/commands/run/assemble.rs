@@ -7,6 +7,7 @@ use base64::Engine;
 use super::{Calibrated, Job, Target, layers::Layers};
 use crate::{
     artifact::Tool,
+    backend::tensorrt::RunnerOptions,
     bench::{Measurement, slowdowns},
     compare::{ComparisonResult, Gate},
     dataset::{Preprocess, SampleError},
@@ -35,6 +36,10 @@ pub(super) struct Found<'a> {
 
 impl Job<'_> {
     pub(super) fn assemble(&self, found: Found<'_>) -> anyhow::Result<Report> {
+        let engines_run = found.engines.iter().any(|engine| engine.runner.is_some());
+        let gpu = self.session.gpu().or(engines_run.then_some(RunnerOptions::default().device));
+        let mut environment = environment(self.session.runtime, gpu);
+        environment.libraries.extend(self.tensorrt.clone());
         let backend = self.backend();
         let mut gates = Vec::new();
         let mut reference = Precision::new("fp32", &backend).with_comparison(&found.evaluation.reference);
@@ -99,7 +104,7 @@ impl Job<'_> {
             created: rfc3339(found.created),
             command: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
             config: self.session.config.to_toml()?,
-            environment: environment(self.session.runtime, self.session.gpu()),
+            environment,
             model: self.model_info(),
             dataset: self.dataset_info(skipped, &found.evaluation.ids),
             calibration: found

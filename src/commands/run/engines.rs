@@ -122,6 +122,7 @@ impl Job<'_> {
             self.notes.push(format!("TensorRT: {why}, so no engines were built; `calib doctor` tells more"));
             return Ok(Vec::new());
         };
+        self.tensorrt = library.version().ok().map(|version| (library.flavour.to_string(), version));
         let mut models = vec![("fp32", self.session.subject.float.path.clone())];
         models.extend(targets.iter().filter_map(|target| {
             let artifact = target.artifact.as_ref()?;
