@@ -68,7 +68,7 @@ example: build ## record reports/example again, from the demo
 	cp runs/example/report.json reports/example/report.json
 	CALIB_UPDATE=1 cargo test $(cargo_features) --lib report::json
 
-models: build ## six models x four precisions in one table, runs/models/models.html
+models: setup-test build ## six models x four precisions in one table, runs/models/models.html
 	benches/models.sh
 
 bench: build ## measure what docs/benchmarks.md quotes

@@ -17,18 +17,28 @@ for name in sys.argv[2:]:
     zoo_skeleton.fill(model)
     onnx.save(model, f"{sys.argv[1]}/{name.split('.')[0]}.onnx")
 PYTHON
-options=(--precisions fp32,fp16,bf16,int8 --tensorrt "${TENSORRT:-off}" --bench-seconds "${SECONDS_EACH:-3}" -q --no-progress)
+# Latency is measured for SECONDS_EACH on every precision; drawn weights need no more than a few samples, and no choice
+# among methods, which would be one of chance.
+options=(--precisions fp32,fp16,bf16,int8 --tensorrt "${TENSORRT:-off}" --bench-seconds "${SECONDS_EACH:-2}" -q --no-progress)
+drawn=(--random-data --shape input=1x3x224x224 --calib-samples "${SAMPLES:-4}" --eval-samples "${SAMPLES:-4}" --method minmax
+  --bias-correction off)
 runs=()
+run() { # NAME MODEL FLAGS...
+  local name=$1 model=$2 start=$SECONDS
+  "$calib" run --model "$model" "${@:3}" "${options[@]}" --out "$out/$name" >"$out/$name.log" 2>&1 \
+    || { cat "$out/$name.log" >&2; exit 1; }
+  runs+=("$out/$name")
+  echo "$name: $((SECONDS - start)) s"
+}
 for name in "${names[@]}"; do
-  model=${name%%.*} runs+=("$out/${name%%.*}")
-  "$calib" run --model "$out/onnx/$model.onnx" --random-data --shape input=1x3x224x224 \
-    --calib-samples 16 --eval-samples 16 "${options[@]}" --out "$out/$model" >/dev/null
+  model=${name%%.*}
+  run "$model" "$out/onnx/$model.onnx" "${drawn[@]}"
 done
 if [ -f "$shared/models/efficientnet_lite0.onnx" ]; then
-  runs+=("$out/efficientnet_lite0")
-  "$calib" run --model "$shared/models/efficientnet_lite0.onnx" --data "$shared/imagenet" --labels "$shared/imagenet/labels.csv" \
-    --preset imagenet-lite --calib-samples 100 "${options[@]}" --out "$out/efficientnet_lite0" >/dev/null
+  run efficientnet_lite0 "$shared/models/efficientnet_lite0.onnx" --data "$shared/imagenet" \
+    --labels "$shared/imagenet/labels.csv" --preset imagenet-lite --calib-samples 100
 else
   echo "skipped: $shared does not hold models/efficientnet_lite0.onnx and imagenet/" >&2
 fi
 for ending in html csv md; do "$calib" report "${runs[@]}" -o "$out/models.$ending"; done
+cat "$out/models.md"
