@@ -15,7 +15,7 @@ use crate::{
     artifact::write_json,
     backend::{
         Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Runner,
-        onnxruntime::emulation,
+        onnxruntime::{emulation, is_low_precision},
         tensorrt::{EngineSidecar, RunnerOptions, run_engine},
     },
     bench::{Measurement, Mode, Protocol, SystemClock, Target, Timing, profile_json, run, slowdowns},
@@ -76,10 +76,10 @@ impl Subject {
         Ok(Self { name: name.to_owned(), kind, emulation })
     }
 
-    /// Quantized or in half precision: what the CPU cannot but emulate.
+    /// Quantized or in half precision.
     fn is_low(&self) -> bool {
         match &self.kind {
-            Kind::Model(model, _) => emulation(model, ExecutionProvider::Cpu).is_some(),
+            Kind::Model(model, _) => is_low_precision(model),
             Kind::Engine(_, sidecar, _) => sidecar.precision.as_deref().is_some_and(|precision| precision != "fp32"),
         }
     }

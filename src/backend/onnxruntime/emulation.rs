@@ -26,6 +26,14 @@ pub fn emulation(model: &Model, provider: ExecutionProvider) -> Option<&'static 
     }
 }
 
+/// True for a model that computes in less than 32 bits, or stands for one that does: quantized, or in half precision.
+pub fn is_low_precision(model: &Model) -> bool {
+    let integer = |op_type: &str| {
+        ["DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"].contains(&op_type)
+    };
+    emulation(model, ExecutionProvider::Cpu).is_some() || model.graph().node.iter().any(|node| integer(node.op_type()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,5 +63,7 @@ mod tests {
             let found = emulation(&model(op_type, element_type), provider);
             assert_eq!(found.is_some(), emulated, "{op_type} {element_type} {provider:?}: {found:?}");
         }
+        let low = |op_type, element_type| is_low_precision(&model(op_type, element_type));
+        assert!(!low("Conv", F32) && low("Conv", F16) && low("QuantizeLinear", F32) && low("MatMulInteger", F32));
     }
 }

@@ -18,7 +18,7 @@ mod values;
 use std::path::Path;
 
 pub use device::{DeviceOutput, DeviceRunner};
-pub use emulation::emulation;
+pub use emulation::{emulation, is_low_precision};
 pub use library::{LIBRARY_VARIABLE, LibrarySearch, Origin, Place, search};
 use ort::ep::ExecutionProvider as _;
 pub(crate) use runner::check_inputs;
