@@ -168,11 +168,7 @@ impl GateResult {
 
     /// What was measured, or why there is no figure.
     pub(super) fn shown(&self) -> String {
-        let value = self.value.map(|value| match figure(self.metric, value) {
-            // Rounding must not hide on which side of the threshold a value lies.
-            rounded if value != self.threshold && rounded == self.shown_threshold() => value.to_string(),
-            rounded => rounded,
-        });
+        let value = self.value.map(|value| shown_beside(self.metric, value, self.threshold));
         value.or_else(|| self.note.clone()).unwrap_or_else(|| "not measured".to_owned())
     }
 
@@ -182,13 +178,34 @@ impl GateResult {
     }
 }
 
+/// A value as it stands beside its threshold: rounding must not hide on which side of it the value lies.
+pub(super) fn shown_beside(metric: Metric, value: f64, threshold: f64) -> String {
+    let rounded = figure(metric, value);
+    if value == threshold || rounded != figure(metric, threshold) {
+        return rounded;
+    }
+    let precise = |value: f64, digits: usize| match metric {
+        Metric::SqnrDb => format!("{value:.digits$}\u{a0}dB"),
+        _ if is_share(metric) => format!("{:.digits$}\u{a0}%", 100.0 * value),
+        _ => format::significant(value, 2 + digits),
+    };
+    let telling = (2..16).find(|&digits| precise(value, digits) != precise(threshold, digits));
+    telling.map_or_else(|| value.to_string(), |digits| precise(value, digits))
+}
+
 /// A figure of a metric in its unit.
-fn figure(metric: Metric, value: f64) -> String {
+pub(super) fn figure(metric: Metric, value: f64) -> String {
     match metric {
         Metric::SqnrDb => format::decibels(value),
-        Metric::Cosine | Metric::RelL2 | Metric::MaxAbs | Metric::MeanAbs => format::significant(value, 4),
-        _ => format::exact_percent(value),
+        _ if is_share(metric) => format::exact_percent(value),
+        _ => format::significant(value, 4),
     }
+}
+
+/// True for what is shown in percent.
+pub(super) fn is_share(metric: Metric) -> bool {
+    use Metric::{Cosine, MaxAbs, MeanAbs, RelL2, SqnrDb};
+    ![Cosine, MaxAbs, MeanAbs, RelL2, SqnrDb].contains(&metric)
 }
 
 #[cfg(test)]
@@ -224,7 +241,8 @@ mod tests {
              fp8 · tensorrt did not run."
         );
         assert!(Verdict::new(vec![gate(Metric::MaxAbs, 0.1, Some(0.05), true)], &[]).passed);
-        assert_eq!(gate(Metric::Top1, 0.98, Some(0.97998), false).result.shown(), "0.97998");
+        assert_eq!(gate(Metric::Top1, 0.98, Some(0.97998), false).result.shown(), "97.998\u{a0}%");
+        assert_eq!(gate(Metric::SqnrDb, 24.0, Some(23.995_627_4), false).result.shown(), "23.996\u{a0}dB");
         let unmeasured = Verdict::new(vec![gate(Metric::Accuracy, 0.1, None, false)], &[]);
         assert_eq!(unmeasured.sentence, "1 of 1 gate failed: int8 on tensorrt has no accuracy (not measured).");
     }

@@ -134,6 +134,19 @@ pub(super) fn timings(report: &Report) -> Table {
     table
 }
 
+/// What makes latencies doubtful, each with what it is about.
+pub(super) fn warnings(report: &Report) -> Vec<String> {
+    let of = |p: &Precision| -> Vec<String> {
+        let all = p.latency_ms.iter().chain(p.speed_at.iter().map(|at| &at.latency_ms));
+        let text = |latency: &LatencyMs, warning: &String| {
+            let (batch, threads) = (latency.figures.batch, latency.mode.threads);
+            format!("{} (batch {batch}, {threads} threads or streams): {warning}", title(p))
+        };
+        all.flat_map(|latency| latency.warnings.iter().map(move |warning| text(latency, warning))).collect()
+    };
+    report.precisions.iter().flat_map(of).collect()
+}
+
 fn timing(p: &Precision, latency: &LatencyMs, fps: Option<&Throughput>, speedup: Option<&Speedup>) -> Vec<Cell> {
     let f = &latency.figures;
     let (timing, tone) = match latency.timing {

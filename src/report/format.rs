@@ -92,6 +92,18 @@ pub(super) fn seconds(seconds: f64) -> String {
     }
 }
 
+/// A message as a sentence of its own: begins with a capital letter, unless that is a name.
+pub(super) fn sentence(text: &str) -> String {
+    let word = text.split([' ', ':', ',']).next().unwrap_or("");
+    let mut characters = text.chars();
+    match characters.next() {
+        Some(first) if word.chars().all(|c| c.is_ascii_lowercase()) => {
+            first.to_ascii_uppercase().to_string() + characters.as_str()
+        }
+        _ => text.to_owned(),
+    }
+}
+
 /// A path's last component.
 pub(super) fn file_name(path: &str) -> &str {
     path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().filter(|name| !name.is_empty()).unwrap_or(path)
@@ -157,6 +169,19 @@ mod tests {
         assert_eq!((bytes(1023), bytes(1_048_570)), ("1023\u{a0}B".into(), "1.0\u{a0}MiB".into()));
         assert_eq!((count(7), count(1_234_567)), ("7".into(), "1\u{202f}234\u{202f}567".into()));
         assert_eq!(seconds(200.2), "3\u{a0}min 20\u{a0}s");
+    }
+
+    #[test]
+    fn sentences_begin_with_a_capital_and_names_stay_as_they_are() {
+        for (text, expected) in [
+            ("preprocessing: the best", "Preprocessing: the best"),
+            ("int8 is slower", "int8 is slower"),
+            ("`a/b` is clipped", "`a/b` is clipped"),
+            ("model_x, at batch 1", "model_x, at batch 1"),
+            ("", ""),
+        ] {
+            assert_eq!(sentence(text), expected);
+        }
     }
 
     #[test]

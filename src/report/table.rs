@@ -54,6 +54,17 @@ pub(super) enum Tone {
 }
 
 impl Tone {
+    /// What an SQNR in decibels says: below 10 dB noise is a third of the signal, above 20 dB less than a tenth.
+    pub fn of_sqnr(db: f64) -> Self {
+        if db < 10.0 {
+            Self::Bad
+        } else if db < 20.0 {
+            Self::Plain
+        } else {
+            Self::Good
+        }
+    }
+
     /// The class name in the style sheet.
     pub fn class(self) -> &'static str {
         match self {

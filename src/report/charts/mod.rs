@@ -14,10 +14,10 @@ use plotters::{
 mod layers;
 mod scatter;
 
-pub(super) use layers::{histogram, profile};
+pub(super) use layers::{Panel, histogram, lowest, profile};
 pub(super) use scatter::{Point, scatter};
 
-/// What a stroke or a filling stands for. The style sheet gives the colours of `.f0`/`.s0` to `.f9`/`.s9`.
+/// What a stroke or a filling stands for. The style sheet gives the colours of `.f0`/`.s0` to `.f11`/`.s11`.
 #[derive(Clone, Copy)]
 pub(super) enum Role {
     Text,
@@ -25,6 +25,10 @@ pub(super) enum Role {
     Grid,
     /// One of a few series, counted from 0.
     Series(usize),
+    /// A figure to look at.
+    Warning,
+    /// A bad figure.
+    Bad,
 }
 
 /// Series that have a colour of their own.
@@ -38,6 +42,8 @@ impl Role {
             Self::Axis => 1,
             Self::Grid => 2,
             Self::Series(series) => 3 + series % SERIES,
+            Self::Warning => 3 + SERIES,
+            Self::Bad => 4 + SERIES,
         };
         RGBColor(1, 2, index as u8)
     }
@@ -66,12 +72,13 @@ fn text_style(size: u32, role: Role, side: HPos) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&role.color()).pos(Pos::new(side, VPos::Center))
 }
 
-/// Axes, grid and their labels; the vertical axis has its name above it, where it needs no width.
+/// Axes, grid and their labels, about `x_labels` of them below; the vertical axis has its name above it, where it needs
+/// no width.
 fn mesh(
     root: &Area<'_>,
     chart: &mut Chart<'_, '_>,
-    x_name: &str,
-    y_name: &str,
+    [x_name, y_name]: [&str; 2],
+    x_labels: usize,
     x_label: &dyn Fn(&f64) -> String,
     y_label: &dyn Fn(&f64) -> String,
 ) -> Drawing {
@@ -84,7 +91,7 @@ fn mesh(
         .label_style(("sans-serif", 15).into_font().color(&Role::Axis.color()))
         .axis_desc_style(("sans-serif", 15).into_font().color(&Role::Text.color()))
         .x_desc(x_name)
-        .x_labels(6)
+        .x_labels(x_labels)
         .y_labels(6)
         .x_label_formatter(&x_label)
         .y_label_formatter(&y_label)
@@ -108,7 +115,7 @@ fn draw(size: Size, description: &'static str, fill: impl FnOnce(Area<'_>) -> Dr
 
 /// Turns colours into classes and leaves out what is the default. Texts are safe from it: plotters escapes quotes.
 fn polish(mut svg: String, description: &'static str) -> String {
-    for index in 0..3 + SERIES {
+    for index in 0..5 + SERIES {
         for (attribute, class) in [("fill", 'f'), ("stroke", 's')] {
             let color = format!("{attribute}=\"#0102{index:02X}\"");
             svg = svg.replace(&color, &format!("class=\"{class}{index}\""));

@@ -42,8 +42,9 @@ fn scatter_on(root: &Area<'_>, points: &[&Point], quality: &str, share: bool) ->
         .y_label_area_size(60)
         .build_cartesian_2d(x_range, padded(low, high, 0.12))?;
     let x_label = |x: &f64| format::significant(if logarithmic { 10f64.powf(*x) } else { *x }, 2);
-    let y_label = |y: &f64| if share { format!("{y:.1} %") } else { format!("{y:.1}") };
-    mesh(root, &mut chart, "Median latency (ms)", quality, &x_label, &y_label)?;
+    let decimals = if high - low < 1.0 { 2 } else { 1 };
+    let y_label = |y: &f64| format!("{y:.decimals$}{}", if share { " %" } else { "" });
+    mesh(root, &mut chart, ["Median latency (ms)", quality], 6, &x_label, &y_label)?;
     let at = |p: &Point, q: f64| (x_of(p.latency_ms), q * scale);
     chart.draw_series(LineSeries::new(front(points).into_iter().map(|p| at(p, p.quality)), Role::Axis.color()))?;
     for point in points {

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::super::{Layer, charts, details::method_name, format, format::MISSING, table::Tone};
+use super::{
+    super::{Layer, charts, details::method_name, format, format::MISSING, table::Tone},
+    Chart,
+};
 
 /// Layers on a page; `layers.csv` has all.
 const MAX_LAYERS: usize = 1000;
@@ -23,6 +26,10 @@ pub(super) struct Layers<'a> {
     pub precisions: Vec<&'a str>,
     /// Which measure the order goes by: layerwise or else graphwise.
     pub by_layerwise: bool,
+    /// SQNR of all layers in the order of execution.
+    pub profile: Chart,
+    /// The layers that `profile` numbers.
+    pub lowest: Vec<(&'a str, String)>,
 }
 
 /// One layer.
@@ -59,16 +66,8 @@ impl Bar {
         let Some(db) = sqnr_db else {
             return Self { text: MISSING.to_owned(), sort: String::new(), percent: 0, tone: Tone::Dim };
         };
-        // Below 10 dB noise is a third of the signal; above 20 dB it is a tenth.
-        let tone = if db < 10.0 {
-            Tone::Bad
-        } else if db < 20.0 {
-            Tone::Plain
-        } else {
-            Tone::Good
-        };
         let percent = (db / FULL_BAR_DB * 100.0).clamp(2.0, 100.0) as u32;
-        Self { text: format!("{db:.1}"), sort: db.to_string(), percent, tone }
+        Self { text: format!("{db:.1}"), sort: db.to_string(), percent, tone: Tone::of_sqnr(db) }
     }
 }
 
@@ -93,6 +92,16 @@ impl<'a> Layers<'a> {
             let key = |i: usize| measure(&layers[i]).unwrap_or(f64::INFINITY);
             key(a).total_cmp(&key(b))
         });
+        let numbered = charts::lowest(&layers.iter().map(measure).collect::<Vec<_>>());
+        let panel =
+            |title, of: fn(&Layer) -> Option<f64>| charts::Panel { title, sqnr_db: layers.iter().map(of).collect() };
+        let panels = [
+            panel("layerwise SQNR (dB): only this layer quantized", |layer| layer.layerwise_sqnr_db),
+            panel("graphwise SQNR (dB): the whole graph quantized", |layer| layer.graphwise_sqnr_db),
+        ];
+        let profile = Chart::new(380, |size| charts::profile(&panels, &numbered, size));
+        let lowest = numbered.iter().filter_map(|&i| Some((&*layers[i].node, format::decibels(measure(&layers[i])?))));
+        let lowest = lowest.collect();
         order.truncate(MAX_LAYERS);
         let row = |(place, &i): (usize, &usize)| {
             let layer = &layers[i];
@@ -112,7 +121,7 @@ impl<'a> Layers<'a> {
             }
         };
         let rows = order.iter().enumerate().map(row).collect();
-        Self { rows, total: layers.len(), op_types, precisions, by_layerwise }
+        Self { rows, total: layers.len(), op_types, precisions, by_layerwise, profile, lowest }
     }
 }
 

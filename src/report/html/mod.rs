@@ -12,7 +12,7 @@ use askama::Template;
 
 use super::{
     AdviceLevel, Report, charts,
-    details::{candidates, class_iou, outputs, tasks, timings},
+    details::{candidates, class_iou, outputs, tasks, timings, warnings},
     format,
     metrics::{Quality, Subject, precisions, title},
     table::Table,
@@ -41,6 +41,29 @@ impl Chart {
     }
 }
 
+/// A piece of advice as a page shows it.
+pub(super) struct Hint<'a> {
+    pub class: &'static str,
+    pub level: &'static str,
+    pub text: String,
+    /// The nodes that the text does not name.
+    pub nodes: Vec<&'a str>,
+    pub command: Option<&'a str>,
+}
+
+impl<'a> Hint<'a> {
+    pub fn new(level: AdviceLevel, text: &str, nodes: &'a [String], command: Option<&'a str>) -> Self {
+        let (class, level) = match level {
+            AdviceLevel::Problem => ("problem", "problem"),
+            AdviceLevel::Warning => ("caution", "warning"),
+            AdviceLevel::Info => ("info", "note"),
+        };
+        let named: Vec<&str> = pieces(text).into_iter().filter_map(|(name, piece)| name.then_some(piece)).collect();
+        let nodes = nodes.iter().map(String::as_str).filter(|node| !named.contains(node)).collect();
+        Self { class, level, text: format::sentence(text), nodes, command }
+    }
+}
+
 /// Pieces of a sentence in turn: plain text, and names that stand between backquotes in it.
 pub(super) fn pieces(text: &str) -> Vec<(bool, &str)> {
     if text.matches('`').count() % 2 == 1 {
@@ -60,28 +83,29 @@ struct Page<'a> {
     report: &'a Report,
     name: &'a str,
     nonce: String,
-    urgent: Vec<&'a str>,
+    urgent: Vec<String>,
     facts: Vec<facts::Group>,
     precisions: Table,
     candidates: Table,
     outputs: Table,
     tasks: Table,
     timings: Table,
+    warnings: Vec<String>,
     class_iou: Table,
     errors: Vec<(String, &'a str)>,
     scatter: Chart,
     legend: Vec<(usize, String)>,
-    scatter_notes: Vec<String>,
+    scatter_note: Option<String>,
     samples: samples::Samples<'a>,
-    profile: Chart,
     layers: layers::Layers<'a>,
+    hints: Vec<Hint<'a>>,
     command: String,
     hashes: Vec<(&'a str, &'a str)>,
 }
 
 impl<'a> Page<'a> {
     fn new(report: &'a Report) -> Self {
-        let (scatter, legend, scatter_notes) = scatter(report);
+        let (scatter, legend, scatter_note) = scatter(report);
         let mut hashes = vec![("model", report.model.hash.as_str()), ("data", report.dataset.hash.as_str())];
         let artifacts = report.precisions.iter().filter_map(|precision| precision.artifact.as_ref());
         hashes.extend(artifacts.map(|artifact| (artifact.path.as_str(), artifact.hash.as_str())));
@@ -94,6 +118,7 @@ impl<'a> Page<'a> {
                 .iter()
                 .map(String::as_str)
                 .chain(problems.map(|advice| advice.text.as_str()))
+                .map(format::sentence)
                 .collect(),
             facts: facts::groups(report),
             precisions: precisions(report),
@@ -101,14 +126,19 @@ impl<'a> Page<'a> {
             outputs: outputs(report),
             tasks: tasks(report),
             timings: timings(report),
+            warnings: warnings(report),
             class_iou: class_iou(report),
             errors: report.precisions.iter().filter_map(|p| Some((title(p), p.error.as_deref()?))).collect(),
             scatter,
             legend,
-            scatter_notes,
+            scatter_note,
             samples: samples::Samples::new(report),
-            profile: Chart::new(300, |size| charts::profile(&report.layers, size)),
             layers: layers::Layers::new(&report.layers),
+            hints: report
+                .advice
+                .iter()
+                .map(|advice| Hint::new(advice.level, &advice.text, &advice.nodes, advice.command.as_deref()))
+                .collect(),
             command: format::shell_line(&report.command),
             hashes,
             report,
@@ -117,9 +147,9 @@ impl<'a> Page<'a> {
 }
 
 /// Quality over latency of every precision whose speed was measured, and why the others are not there.
-fn scatter(report: &Report) -> (Chart, Vec<(usize, String)>, Vec<String>) {
+fn scatter(report: &Report) -> (Chart, Vec<(usize, String)>, Option<String>) {
     let subjects: Vec<_> = Subject::all(report).collect();
-    let Some(measure) = Quality::of(&subjects) else { return (Chart::default(), Vec::new(), Vec::new()) };
+    let Some(measure) = Quality::of(&subjects) else { return (Chart::default(), Vec::new(), None) };
     let point = |(series, subject): (usize, &Subject<'_>)| {
         Some(charts::Point {
             label: title(subject.precision),
@@ -131,18 +161,16 @@ fn scatter(report: &Report) -> (Chart, Vec<(usize, String)>, Vec<String>) {
     };
     let points: Vec<_> = subjects.iter().enumerate().filter_map(point).collect();
     let emulated = subjects.iter().filter(|s| s.precision.latency_ms.is_some() && s.speed().is_none());
-    let notes = emulated.map(|s| {
-        format!(
-            "{} is emulated by a float runtime: its time says nothing about its speed and is left out.",
-            title(s.precision)
-        )
+    let emulated: Vec<String> = emulated.map(|s| title(s.precision)).collect();
+    let note = (!emulated.is_empty()).then(|| {
+        format!("Left out, since a float runtime emulates them and their times say nothing: {}.", emulated.join(", "))
     });
     if points.len() < 2 {
-        return (Chart::default(), Vec::new(), notes.collect());
+        return (Chart::default(), Vec::new(), note);
     }
     let legend = points.iter().map(|point| (point.series % charts::SERIES, point.label.clone())).collect();
     let share = measure != Quality::Sqnr;
-    (Chart::new(340, |size| charts::scatter(&points, measure.name(), share, size)), legend, notes.collect())
+    (Chart::new(340, |size| charts::scatter(&points, measure.name(), share, size)), legend, note)
 }
 
 #[cfg(test)]
