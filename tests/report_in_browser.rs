@@ -5,7 +5,11 @@
 
 use std::{fs, path::Path, process::Command};
 
-use calib::report::{Report, Run, html, runs_html};
+use calib::{
+    bisect::findings::Findings,
+    report::{Report, Run, bisection_html, html, runs_html},
+};
+use serde_json::{Value, json};
 
 /// Runs when it becomes markup or script anywhere.
 const HOSTILE: &str =
@@ -42,6 +46,35 @@ fn large_and_hostile() -> Report {
     report.config += HOSTILE;
     report.precisions[int8].precision += HOSTILE;
     report
+}
+
+/// A bisection of a model of 500 operators with hostile names, which tried a plan for every number of them up to 12.
+fn bisection() -> Findings {
+    let names: Vec<String> = (0..500).map(|i| format!("/part.{i}{HOSTILE}")).collect();
+    let layer = |(i, name): (usize, &String)| {
+        let (sqnr_db, op_type) = ((i * 37 % 101) as f64 / 2.0, ["Conv", "Gemm"][i % 2]);
+        json!({ "node": name, "op_type": op_type, "tensor": name, "layerwise_sqnr_db": sqnr_db,
+            "weight_sqnr_db": sqnr_db + 1.0, "activation_sqnr_db": sqnr_db + 2.0, "dead_channels": [],
+            "activations": [{ "tensor": name, "saturated": 0.001, "saturation_noise": 0.5, "dead_channels": [] }] })
+    };
+    let trial = |count: usize| {
+        let top1 = 0.9 + count as f64 / 200.0;
+        let verdict = json!({ "passed": count > 9, "score": top1, "metrics": { "top1": top1 } });
+        json!({ "plan": format!("{count:064}"), "phase": "prefix", "lifted": names[..count], "cost": count * count,
+            "verdict": verdict })
+    };
+    let trials: Vec<Value> = (0..12).map(trial).collect();
+    let value = json!({
+        "format_version": 1, "tool": { "name": "calib", "version": "0" }, "model": HOSTILE, "model_hash": "0".repeat(64),
+        "target": "int8", "seconds": 1.0,
+        "layers": names.iter().enumerate().map(layer).collect::<Vec<_>>(),
+        "outputs": [{ "node": names[7], "relative_noise": 0.1, "sqnr_db": 10.0 }, { "node": names[8], "sqnr_db": 20.0 }],
+        "plan": { "gates": [{ "metric": "top1", "threshold": 0.945 }], "lift": "fp16", "cost": "time", "samples": 50,
+            "curve": [], "check_samples": 0,
+            "search": { "outcome": "found", "trial": trials[10], "minimal": true, "ranking": names, "trials": trials } },
+        "advice": [{ "importance": "warning", "text": HOSTILE, "nodes": names, "command": HOSTILE }],
+    });
+    serde_json::from_value(value).unwrap()
 }
 
 /// Opens `page` in a window of that width with the questions in it and returns the findings.
@@ -81,12 +114,13 @@ fn the_pages_work_and_nothing_foreign_runs() {
         ("report", page),
         ("runs", runs_html(&runs, &[]).unwrap()),
         ("regressions", runs_html(&runs, &runs[..1]).unwrap()),
+        ("bisection", bisection_html(&bisection()).unwrap()),
     ];
     for ((name, page), width) in pages.iter().flat_map(|page| [(page, 1280), (page, 400)]) {
         let findings = ask(browser, page, width);
         let failed: Vec<_> = findings.lines().filter(|line| !line.starts_with("ok ")).collect();
         assert!(failed.is_empty(), "{name}, {width} pixels wide: {failed:#?}");
-        let least = if *name == "report" { 30 } else { 10 };
+        let least = if ["report", "bisection"].contains(name) { 30 } else { 10 };
         assert!(findings.lines().count() >= least, "{name} answered too little: {findings}");
     }
 }

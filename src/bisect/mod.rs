@@ -9,10 +9,12 @@
 //!   [`groups`] lifts nodes together, [`trials`] is its cache and log.
 //! * [`lift`]: that search on real models; [`cost`] is what lifting a node costs.
 //! * [`advice`]: what follows from the figures, in sentences.
+//! * [`findings`]: all of that as one value.
 
 pub mod advice;
 pub mod bias;
 pub mod cost;
+pub mod findings;
 pub mod first;
 #[cfg(test)]
 mod fixture;

@@ -7,7 +7,6 @@ mod text;
 
 use std::time::Instant;
 
-use serde::Serialize;
 use subject::Bisection;
 
 use super::{
@@ -15,20 +14,18 @@ use super::{
     settings::{Apply, one_size},
 };
 use crate::{
-    artifact::{ContentHash, Tool, write_json},
+    artifact::{Tool, write_atomic, write_json},
     bisect::{
-        advice::{Advice, about_layers},
-        first::FirstDivergence,
-        graphwise::{Graphwise, TensorDivergence},
-        layerwise::{LayerError, LayerwiseOptions, OutputNoise, layerwise, output_noise, worst},
+        advice::about_layers,
+        findings::{FINDINGS_FORMAT_VERSION, Findings},
+        layerwise::{LayerwiseOptions, layerwise, output_noise, worst},
         operators::Pair,
-        search::{CurvePoint, SearchResult},
-        trials::Verdict,
     },
     cli::{BisectArgs, Find, GlobalArgs},
     compare::Gate,
     config::RunConfig,
     pipeline::checkpoint::Checkpoints,
+    report::bisection_html,
 };
 
 /// Samples that local errors are measured on.
@@ -37,40 +34,6 @@ const LAYER_SAMPLES: usize = 16;
 const OUTPUT_SAMPLES: usize = 8;
 /// Operators whose effect on the outputs is measured; the others are ranked by their local errors.
 const OUTPUT_OPERATORS: usize = 64;
-
-/// Format version of `bisect.json`.
-const FORMAT_VERSION: u32 = 1;
-
-/// `bisect.json`.
-#[derive(Serialize)]
-struct Findings {
-    format_version: u32,
-    tool: Tool,
-    model_hash: ContentHash,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    layers: Vec<LayerError>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    outputs: Vec<OutputNoise>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    first: Option<FirstDivergence<TensorDivergence>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tensors: Option<Graphwise>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    plan: Option<PlanFindings>,
-    advice: Vec<Advice>,
-    seconds: f64,
-}
-
-/// The search and its check on other samples.
-#[derive(Serialize)]
-struct PlanFindings {
-    search: SearchResult,
-    curve: Vec<CurvePoint>,
-    samples: usize,
-    /// The plan on samples that were not used to find it.
-    check: Option<Verdict>,
-    check_samples: usize,
-}
 
 /// Does the job.
 pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) -> anyhow::Result<ExitStatus> {
@@ -94,9 +57,11 @@ pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) 
     );
     let bisection = Bisection::open(printer, global, args, config)?;
     let mut findings = Findings {
-        format_version: FORMAT_VERSION,
+        format_version: FINDINGS_FORMAT_VERSION,
         tool: Tool::current(),
+        model: bisection.session.config.model.as_deref().map_or_else(String::new, |path| path.display().to_string()),
         model_hash: bisection.session.subject.float.hash.clone(),
+        target: args.target.clone().unwrap_or_else(|| args.precision.clone()),
         layers: Vec::new(),
         outputs: Vec::new(),
         first: None,
@@ -116,8 +81,9 @@ pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) 
         }
     }
     findings.seconds = started.elapsed().as_secs_f64();
-    let path = bisection.out.join("bisect.json");
-    write_json(&path, &findings)?;
+    write_json(&bisection.out.join("bisect.json"), &findings)?;
+    let path = bisection.out.join("bisect.html");
+    write_atomic(&path, bisection_html(&findings)?.as_bytes())?;
     bisection.checkpoints.map(Checkpoints::finish).transpose()?;
     printer.outcome(&findings, || text::describe(&findings))?;
     printer.note(&format!("wrote {} in {:.1} s", path.display(), findings.seconds));

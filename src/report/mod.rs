@@ -4,6 +4,7 @@
 //! report read back from its JSON gives the same pages, byte for byte.
 
 mod assemble;
+mod bisection;
 mod charts;
 mod csv;
 mod details;
@@ -20,6 +21,7 @@ mod runs;
 mod summary;
 mod table;
 
+pub use bisection::bisection_html;
 pub use csv::layers_csv;
 pub use format::rfc3339;
 pub use html::html;

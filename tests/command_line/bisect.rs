@@ -57,7 +57,12 @@ impl Demo {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let code = output.status.code().unwrap();
         assert!(code < 2, "{said}");
-        (json(&self.path(out).join("bisect.json")), code, said)
+        let found = json(&self.path(out).join("bisect.json"));
+        let page = std::fs::read_to_string(self.path(out).join("bisect.html")).unwrap();
+        let charts = page.matches("<svg ").count();
+        assert!(charts >= 2 || !found["layers"].is_array(), "a chart in two widths: {charts}");
+        assert_eq!(page.contains("What lifting gives"), found["plan"].is_object());
+        (found, code, said)
     }
 }
 

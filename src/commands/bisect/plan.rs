@@ -5,16 +5,17 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::Context;
 use clap::Parser;
 
-use super::{Findings, PlanFindings, subject::Bisection, text};
+use super::{subject::Bisection, text};
 use crate::{
     artifact::{ArtifactError, ContentHash},
     bisect::{
         advice::about_search,
         cost::{Cost, macs, times},
+        findings::{Findings, PlanFindings},
         groups::{Grouping, group},
         lift::{Judge, JudgeOptions, Start, candidates, smallest_plan},
         operators::Pair,
-        search::{Candidate, Outcome, SearchOptions},
+        search::{Candidate, SearchOptions},
         trials::{Progress, TrialLog},
     },
     cli::{Cli, Command},
@@ -85,17 +86,18 @@ impl Bisection<'_> {
         let nodes = candidates.iter().map(|candidate| candidate.nodes.len()).sum();
         let metric = gates.first().map_or("", |gate| gate.metric.name());
         findings.advice.insert(0, about_search(&search, nodes, metric, self.lift.name(), &self.commands()));
-        // A plan that only passes where it was searched is no answer.
-        let passed = matches!(search.outcome, Outcome::AlreadyPasses { .. } | Outcome::Found { .. })
-            && check.as_ref().is_none_or(|check| check.passed);
-        findings.plan = Some(PlanFindings {
+        let found = findings.plan.insert(PlanFindings {
+            gates: gates.to_vec(),
+            lift: self.lift,
+            cost: self.args.cost.into(),
             curve: search.curve(),
             search,
             samples: search_on.len(),
             check,
             check_samples: check_on.len(),
         });
-        Ok(if passed { ExitStatus::Passed } else { ExitStatus::GateFailed })
+        // A plan that only passes where it was searched is no answer.
+        Ok(if found.passed() { ExitStatus::Passed } else { ExitStatus::GateFailed })
     }
 
     /// The engine of `model.plan.onnx`, where TensorRT is at hand or asked for.

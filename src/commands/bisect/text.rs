@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::Findings;
 use crate::{
     bisect::{
         advice::Importance,
+        findings::Findings,
         graphwise::{Graphwise, TensorDivergence},
         layerwise::LayerError,
         search::Outcome,

@@ -13,9 +13,11 @@ use plotters::{
 
 mod layers;
 mod scatter;
+mod tradeoff;
 
 pub(super) use layers::{Panel, histogram, lowest, profile};
 pub(super) use scatter::{Point, scatter};
+pub(super) use tradeoff::{Axes, Tried, tradeoff};
 
 /// What a stroke or a filling stands for. The style sheet gives the colours of `.f0`/`.s0` to `.f11`/`.s11`.
 #[derive(Clone, Copy)]

@@ -39,6 +39,11 @@ impl Chart {
     pub fn new(height: u32, draw: impl Fn(charts::Size) -> String) -> Self {
         Self { wide: draw((1200, height)), narrow: draw((360, height * 4 / 5)) }
     }
+
+    /// Draws one of two that stand beside each other.
+    pub fn half(height: u32, draw: impl Fn(charts::Size) -> String) -> Self {
+        Self { wide: draw((600, height)), narrow: draw((360, height * 4 / 5)) }
+    }
 }
 
 /// A piece of advice as a page shows it.

@@ -1,0 +1,84 @@
+//! What `calib bisect` found, as one serializable value: `bisect.json`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    advice::Advice,
+    cost::Cost,
+    first::FirstDivergence,
+    graphwise::{Graphwise, TensorDivergence},
+    layerwise::{LayerError, OutputNoise},
+    search::{CurvePoint, Outcome, SearchResult},
+    trials::Verdict,
+};
+use crate::{
+    artifact::{ContentHash, Tool},
+    compare::Gate,
+    quantize::Precision,
+};
+
+/// Format version of [`Findings`].
+pub const FINDINGS_FORMAT_VERSION: u32 = 1;
+
+/// Everything found; what was not looked for is empty or absent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Findings {
+    /// [`FINDINGS_FORMAT_VERSION`].
+    pub format_version: u32,
+    /// What wrote the file.
+    pub tool: Tool,
+    /// The float model's file.
+    pub model: String,
+    /// Its hash.
+    pub model_hash: ContentHash,
+    /// What was looked into: a precision, or another model or file.
+    pub target: String,
+    /// What every operator does by itself, in the order of execution.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerError>,
+    /// What the worst operators do to the outputs, each quantized alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<OutputNoise>,
+    /// The first divergence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<FirstDivergence<TensorDivergence>>,
+    /// Every tensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensors: Option<Graphwise>,
+    /// The search for the smallest plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanFindings>,
+    /// What follows.
+    pub advice: Vec<Advice>,
+    /// Wall time of all of it.
+    pub seconds: f64,
+}
+
+/// The search and its check on other samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanFindings {
+    /// What had to pass; the first gives the score.
+    pub gates: Vec<Gate>,
+    /// What nodes are lifted to.
+    pub lift: Precision,
+    /// What lifting a node costs.
+    pub cost: Cost,
+    /// How the search went.
+    pub search: SearchResult,
+    /// The trade-off: plans that no cheaper one equals.
+    pub curve: Vec<CurvePoint>,
+    /// Samples searched on.
+    pub samples: usize,
+    /// The plan on samples that were not used to find it.
+    pub check: Option<Verdict>,
+    /// How many of them.
+    pub check_samples: usize,
+}
+
+impl PlanFindings {
+    /// A plan was found that passes where it was searched, and on the other samples too.
+    pub fn passed(&self) -> bool {
+        matches!(self.search.outcome, Outcome::AlreadyPasses { .. } | Outcome::Found { .. })
+            && self.check.as_ref().is_none_or(|check| check.passed)
+    }
+}
