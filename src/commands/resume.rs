@@ -42,7 +42,7 @@ impl Session {
     }
 
     /// Hash over everything that the results of stages depend on.
-    fn context(&self) -> anyhow::Result<ContentHash> {
+    pub(super) fn context(&self) -> anyhow::Result<ContentHash> {
         let mut config = self.config.absolute();
         // These decide what becomes of results, not the results.
         (config.out, config.bench_seconds) = (None, 0.0);
@@ -60,8 +60,8 @@ impl Session {
         }
         let dataset = &*data.collection.dataset;
         for index in 0..dataset.len() {
-            let state = dataset.file(index).map(state_of);
-            serde_json::to_writer(&mut hasher, &(dataset.id(index), dataset.label(index), state))?;
+            let files = [dataset.file(index), dataset.mask_file(index)].map(|file| file.map(state_of));
+            serde_json::to_writer(&mut hasher, &(dataset.id(index), dataset.label(index), files))?;
         }
         Ok(ContentHash::from(hasher))
     }

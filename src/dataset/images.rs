@@ -130,12 +130,12 @@ impl Dataset for ImageDataset {
         self.labels[index]
     }
 
-    fn has_mask(&self, index: usize) -> bool {
-        self.masks.get(index).is_some_and(Option::is_some)
+    fn mask_file(&self, index: usize) -> Option<&Path> {
+        self.masks.get(index)?.as_deref()
     }
 
     fn mask(&self, index: usize) -> Result<Option<Tensor>, SampleError> {
-        let Some(Some(file)) = self.masks.get(index) else { return Ok(None) };
+        let Some(file) = self.mask_file(index) else { return Ok(None) };
         let bad = |reason: String| SampleError { sample: file.display().to_string(), reason };
         masks::read(&read_file(file).map_err(bad)?, &self.preprocess).map(Some).map_err(bad)
     }

@@ -95,10 +95,10 @@ pub trait Dataset: Sync {
     /// The right class, where it is known.
     fn label(&self, index: usize) -> Option<u32>;
 
-    /// Whether the right class of each pixel is known.
-    fn has_mask(&self, index: usize) -> bool {
+    /// The file with the right class of each pixel, where there is one.
+    fn mask_file(&self, index: usize) -> Option<&Path> {
         let _ = index;
-        false
+        None
     }
 
     /// Reads the right class of each pixel, `[H, W]` in the size of the preprocessed picture; `None` where it is unknown.

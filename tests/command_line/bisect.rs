@@ -217,3 +217,25 @@ fn advised_commands_work_as_printed() {
         assert!(output.status.code().is_some_and(|code| code < 2), "{command}\n{said}");
     }
 }
+
+#[test]
+fn trials_on_other_pictures_of_the_same_names_are_not_taken() {
+    let Some(demo) = Demo::open() else { return };
+    let images = demo.path("images");
+    std::fs::create_dir(&images).unwrap();
+    let mut files: Vec<_> =
+        std::fs::read_dir(super::demo("images")).unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort();
+    for file in &files[..48] {
+        std::fs::copy(file, images.join(file.file_name().unwrap())).unwrap();
+    }
+    let arguments = [&GATE[..], &["--max-trials", "2", "--data", images.to_str().unwrap()]].concat();
+    demo.bisect("out", &arguments);
+    let (_, _, said) = demo.bisect("out", &arguments);
+    assert_eq!(said.matches("(known)").count(), 2, "{said}");
+    for file in &files[..48] {
+        std::fs::copy(&files[100], images.join(file.file_name().unwrap())).unwrap();
+    }
+    let (_, _, said) = demo.bisect("out", &arguments);
+    assert!(!said.contains("(known)") && said.contains("starting a new search"), "{said}");
+}

@@ -160,14 +160,9 @@ impl Bisection<'_> {
 
     /// Trials of an earlier search under the same conditions.
     fn log(&self, gates: &[Gate], search_on: &[usize]) -> anyhow::Result<TrialLog> {
-        let conditions = (
-            &self.session.subject.float.hash,
-            &self.table,
-            &self.options,
-            self.session.data_hash(search_on),
-            gates,
-            self.lift,
-        );
+        let session = &self.session;
+        let samples = session.data_hash(search_on);
+        let conditions = (session.context()?, &self.table, &self.options, samples, gates, self.lift);
         let context = ContentHash::of_bytes(&serde_json::to_vec(&conditions)?);
         match TrialLog::resume(&self.out.join("trials.json"), context.clone()) {
             Ok(log) => Ok(log),

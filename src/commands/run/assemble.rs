@@ -192,7 +192,7 @@ impl Job<'_> {
                 .split
                 .evaluation
                 .iter()
-                .filter(|&&index| dataset.label(index).is_some() || dataset.has_mask(index))
+                .filter(|&&index| dataset.label(index).is_some() || dataset.mask_file(index).is_some())
                 .count(),
             names: data.collection.names.clone(),
         });
