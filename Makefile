@@ -50,7 +50,7 @@ fuzz: setup-test ## damage 24 000 files of every format: no panic, at most 1 GB 
 	CALIB_MUTANTS=24000 CALIB_MODEL_RUNS=200 cargo test $(cargo_features) --test robustness damaged -- --nocapture
 
 kill-test: setup-test ## stop runs at 200 random moments: files are whole, and runs go on to the same bytes
-	CALIB_KILLS=200 cargo test $(cargo_features) --test robustness a_killed_run -- --nocapture
+	CALIB_KILLS=200 cargo test $(cargo_features) --test robustness a_killed -- --nocapture
 
 soak: setup-test ## calibrate on 20 000 generated images with flat memory; list 50 000 files
 	cargo test $(cargo_features) --test robustness soak -- --ignored --nocapture

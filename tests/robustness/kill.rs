@@ -12,28 +12,53 @@ use std::{
 use calib::{artifact::ContentHash, stats::SplitMix64};
 use serde_json::Value;
 
-use super::demo_run;
+use super::{calib, demo_run, root};
 
 /// Times a run is stopped before it may finish, at most.
 const STOPS_IN_A_ROW: usize = 5;
 
+/// Many checkpoints, so that many of them are cut short.
+fn with_many_checkpoints(mut command: Command) -> Command {
+    command.env("CALIB_CHECKPOINT_SECONDS", "0.02").stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
 fn run(out: &Path) -> Option<Command> {
     let mut command = demo_run(out)?;
     command.args(["--calib-samples", "40", "--eval-samples", "80"]);
-    // Many checkpoints, so that many of them are cut short.
-    command.env("CALIB_CHECKPOINT_SECONDS", "0.02").stdout(Stdio::null()).stderr(Stdio::piped());
-    Some(command)
+    Some(with_many_checkpoints(command))
+}
+
+fn bisect(out: &Path) -> Option<Command> {
+    let mut command = calib()?;
+    command.arg("bisect").arg("--config").arg(root().join("configs/demo.toml")).args(["--tensorrt", "off", "--out"]);
+    command.arg(out).args(["--calib-samples", "40", "--samples", "24", "--gate", "sqnr_db=25", "--max-trials", "16"]);
+    Some(with_many_checkpoints(command))
+}
+
+/// How far a stopped run had come, by what it kept.
+fn stage(found: &BTreeMap<String, Vec<u8>>) -> &'static str {
+    let kept = |stage: &str| found.keys().any(|name| name.ends_with(&format!("/{stage}.checkpoint")));
+    match () {
+        () if found.contains_key("trials.json") => "bisection",
+        () if kept("evaluation") => "evaluation",
+        () if kept("choice") => "evaluation, layers",
+        () if kept("calibration") => "calibration or choice",
+        () if found.keys().any(|name| name.starts_with("checkpoints")) => "before calibration",
+        () => "start or end",
+    }
 }
 
 /// What must be the same in every run: all but times and dates.
-fn without_times(report: &[u8]) -> Value {
-    let mut report: Value = serde_json::from_slice(report).unwrap();
-    report.as_object_mut().unwrap().remove("created");
-    let calibration = report["calibration"].as_object_mut().unwrap();
-    for key in ["seconds", "images_per_second", "peak_rss_bytes"] {
-        calibration.remove(key);
+fn without_times(document: &[u8]) -> Value {
+    let mut document: Value = serde_json::from_slice(document).unwrap();
+    for object in ["", "/calibration"] {
+        let Some(Value::Object(object)) = document.pointer_mut(object) else { continue };
+        for key in ["created", "seconds", "images_per_second", "peak_rss_bytes"] {
+            object.remove(key);
+        }
     }
-    report
+    document
 }
 
 /// Files under their final names.
@@ -56,10 +81,16 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 fn check(found: &BTreeMap<String, Vec<u8>>, expected: &BTreeMap<String, Vec<u8>>) {
     for (name, bytes) in found {
         match name.as_str() {
-            "report.json" => assert_eq!(without_times(bytes), without_times(&expected[name]), "{name}"),
+            "report.json" | "bisect.json" => assert_eq!(without_times(bytes), without_times(&expected[name]), "{name}"),
             "report.html" => assert!(bytes.ends_with(b"</html>\n") || bytes.ends_with(b"</html>"), "{name}"),
             "report.junit.xml" => assert!(bytes.trim_ascii_end().ends_with(b"</testsuites>"), "{name}"),
-            "checkpoints-run/context" => assert_eq!(bytes.len(), 64),
+            "trials.json" => {
+                // A part of the trials while it runs, the same in the end.
+                let (found, all) = (without_times(bytes), without_times(&expected[name]));
+                let (found, all) = (found["trials"].as_array().unwrap(), all["trials"].as_array().unwrap());
+                assert!(all.starts_with(found), "{name} differs from the uninterrupted run");
+            }
+            _ if name.ends_with("/context") => assert_eq!(bytes.len(), 64),
             _ if name.ends_with(".checkpoint") => {
                 let (content, hash) = bytes.split_at(bytes.len() - 32);
                 let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -79,43 +110,40 @@ fn stop(child: &mut Child, term: bool) {
     }
 }
 
-#[test]
-fn a_killed_run_goes_on_to_the_same_bytes() {
-    let kills = std::env::var("CALIB_KILLS").ok().map_or(10, |text| text.parse().unwrap());
+/// Stops a command at random moments until `kills` were SIGKILL; every few times in a row it may finish.
+fn stop_and_go_on(command: fn(&Path) -> Option<Command>, kills: usize, seed: u64) {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let Some(mut command) = run(&out) else { return };
+    let Some(mut whole) = command(&out) else { return };
     let started = Instant::now();
-    assert!(command.status().unwrap().code().is_some_and(|code| code < 2));
+    assert!(whole.status().unwrap().code().is_some_and(|code| code < 2));
     let duration = started.elapsed();
     let expected = files(&out);
-    assert!(expected.len() >= 10 && !expected.keys().any(|name| name.contains("checkpoint")), "{:?}", expected.keys());
+    assert!(expected.len() >= 6 && !expected.keys().any(|name| name.contains("checkpoint")), "{:?}", expected.keys());
 
-    let mut random = SplitMix64::new(7);
-    let (mut killed, mut terminated, mut finished, mut resumed, mut with_checkpoints) = (0, 0, 0, 0, 0);
+    let mut random = SplitMix64::new(seed);
+    let (mut killed, mut terminated, mut finished, mut resumed) = (0, 0, 0, 0);
+    let mut stages: BTreeMap<&str, usize> = BTreeMap::new();
     while killed < kills {
         fs::remove_dir_all(&out).unwrap();
         for _ in 0..=random.below(STOPS_IN_A_ROW) {
-            let mut child = run(&out).unwrap().spawn().unwrap();
+            let mut child = command(&out).unwrap().spawn().unwrap();
             let moment = Duration::from_micros(random.below(duration.as_micros() as usize) as u64);
             std::thread::sleep(moment);
             let term = random.below(4) == 0;
             stop(&mut child, term);
             let output = child.wait_with_output().unwrap();
             resumed += usize::from(String::from_utf8_lossy(&output.stderr).contains("going on"));
-            if !out.exists() {
-                continue;
-            }
-            let found = files(&out);
+            let found = if out.exists() { files(&out) } else { BTreeMap::new() };
             check(&found, &expected);
-            with_checkpoints += usize::from(found.keys().any(|name| name.ends_with(".checkpoint")));
             if output.status.code().is_some_and(|code| code < 2) {
                 continue;
             }
+            *stages.entry(stage(&found)).or_default() += 1;
             killed += usize::from(!term);
             terminated += usize::from(term);
         }
-        let output = run(&out).unwrap().output().unwrap();
+        let output = command(&out).unwrap().output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code().is_some_and(|code| code < 2), "{text}");
         resumed += usize::from(text.contains("going on"));
@@ -123,15 +151,31 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
         let found = files(&out);
         check(&found, &expected);
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        assert!(found.get("trials.json") == expected.get("trials.json"), "trials.json differs in the end");
         let litter: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert!(litter.iter().all(|name| !name.to_string_lossy().ends_with(".tmp")), "{litter:?}");
     }
     println!(
-        "killed {killed}, terminated {terminated}, finished {finished} runs of {:.1} s; {resumed} went on from an \
-         earlier one; {with_checkpoints} stops left checkpoints; not whole 0, lost 0",
+        "killed {killed}, terminated {terminated}, at {stages:?}; finished {finished} runs of {:.1} s; {resumed} starts \
+         went on from an earlier one; not whole 0, lost 0",
         duration.as_secs_f64()
     );
-    assert!(resumed > 0 && with_checkpoints > 0);
+    assert!(resumed > 0 && stages.len() > 1, "{stages:?}");
+}
+
+/// Of all kills asked for, the share of one command.
+fn kills(percent: usize) -> usize {
+    std::env::var("CALIB_KILLS").ok().map_or(12, |text| text.parse::<usize>().unwrap()) * percent / 100
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_bytes() {
+    stop_and_go_on(run, kills(60), 7);
+}
+
+#[test]
+fn a_killed_bisection_goes_on_to_the_same_bytes() {
+    stop_and_go_on(bisect, kills(40), 11);
 }
 
 #[test]
