@@ -124,6 +124,9 @@ fn decode(bytes: &Bytes, name: &str) -> Result<ModelProto, ModelError> {
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(not_a_model("it is a Git LFS pointer; fetch the real file with `git lfs pull`"));
     }
+    if bytes.iter().take(64).all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace()) {
+        return Err(not_a_model("it is text"));
+    }
     scan(bytes).map_err(|source| ModelError::Scan { model: name.to_owned(), source })?;
     let proto =
         ModelProto::decode(bytes.clone()).map_err(|source| ModelError::Decode { model: name.to_owned(), source })?;

@@ -122,6 +122,7 @@ pub fn scan(bytes: &[u8]) -> Result<(), ScanError> {
             return Err(ScanError::Damaged { offset: at });
         }
         match message.field(field) {
+            Field::Unknown if field == 0 => return Err(ScanError::Damaged { offset: at }),
             Field::Unknown => return Err(ScanError::UnknownField { message: message.name(), field }),
             // A string that is one of many is at least its own header.
             Field::Scalar => {

@@ -2,8 +2,9 @@
 
 use calib::{
     onnx::proto::{
-        AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, StringStringEntryProto,
-        TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, TypeValue, ValueInfoProto,
+        AttributeProto, DimensionProto, DimensionValue, FunctionProto, GraphProto, ModelProto, NodeProto,
+        OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
+        TypeValue, ValueInfoProto,
     },
     tensor::{Tensor, Values},
 };
@@ -90,6 +91,32 @@ pub fn external(name: &str, dims: &[i64], location: &str, length: u64) -> Tensor
     }
 }
 
+/// A model with functions each of which calls the next one twice.
+fn growing_functions() -> Vec<u8> {
+    let call = |level: usize, input: &str, output: &str| {
+        let mut node = NodeProto::new(&format!("F{level}"), output, &[input], &[output]);
+        node.domain = Some("local".to_owned());
+        node
+    };
+    let mut model = model(vec![call(0, "x", "y")], vec![]);
+    model.set_opset("local", 1);
+    model.functions = (0..31)
+        .map(|level| FunctionProto {
+            name: Some(format!("F{level}")),
+            domain: Some("local".to_owned()),
+            input: vec!["a".to_owned()],
+            output: vec!["b".to_owned()],
+            node: match level {
+                30 => vec![NodeProto::new("Relu", "relu", &["a"], &["b"])],
+                _ => vec![call(level + 1, "a", "t"), call(level + 1, "t", "b")],
+            },
+            opset_import: model.opset_import.clone(),
+            ..Default::default()
+        })
+        .collect();
+    model.encode_to_vec()
+}
+
 /// Models with one defect each: what it is, a word that its error must hold, and the model.
 pub fn broken() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let healthy = || ModelProto::decode(small().as_slice()).unwrap();
@@ -115,6 +142,9 @@ pub fn broken() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     });
     let mut no_opset = healthy();
     no_opset.opset_import.clear();
+    let mut two_opsets = healthy();
+    two_opsets.opset_import.push(OperatorSetIdProto { domain: Some("ai.onnx".to_owned()), version: Some(12) });
+    let fill = TensorProto::from_tensor("shape", Tensor::new(vec![2], Values::I64(vec![40_000, 40_000])).unwrap());
     vec![
         ("truncated", "m.onnx", truncated),
         ("bits flipped", "m.onnx", flipped),
@@ -135,6 +165,18 @@ pub fn broken() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("no inputs", "input", with(&|graph| graph.input.clear())),
         ("no outputs", "output", with(&|graph| graph.output.clear())),
         ("no operator set", "opset", no_opset.encode_to_vec()),
+        ("two operator sets", "several versions", two_opsets.encode_to_vec()),
+        ("functions that stand for 2^30 nodes", "1048576 nodes", growing_functions()),
+        (
+            "a constant of 6 GB",
+            "`fill`",
+            with(&|graph| {
+                graph.initializer.push(fill.clone());
+                graph.node.push(NodeProto::new("ConstantOfShape", "fill", &["shape"], &["filled"]));
+                graph.output.push(float("filled", &[40_000, 40_000]));
+            }),
+        ),
+        ("a page instead of a model", "it is text", b"<html><body>404 Not Found</body></html>".to_vec()),
         ("no graph", "graph", ModelProto { ir_version: Some(8), ..Default::default() }.encode_to_vec()),
         ("3000 nested graphs", "deep", model(vec![deep], vec![]).encode_to_vec()),
         ("an empty file", "m.onnx", Vec::new()),

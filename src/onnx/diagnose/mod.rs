@@ -4,6 +4,7 @@
 //! warnings do not.
 
 mod operators;
+mod size;
 mod structure;
 
 use std::fmt;
@@ -44,6 +45,7 @@ pub enum Rule {
     DynamicAxes,
     InitializerIsInput,
     AlreadyQuantized,
+    Functions,
 }
 
 /// One thing that is wrong.
@@ -75,6 +77,8 @@ pub fn diagnose(model: &Model) -> Vec<Finding> {
     structure::weights(model, &mut findings);
     structure::connections(model, &mut findings);
     operators::check(model, &mut findings);
+    size::functions(model, &mut findings);
+    size::filled_tensors(model, &mut findings);
     findings.0.sort_by_key(|finding| finding.severity);
     findings.0
 }
@@ -110,9 +114,14 @@ fn list(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::{
-        proto::{AttributeProto, DimensionValue, NodeProto, TypeValue},
-        tests::{float_info, small_model},
+    use crate::{
+        onnx::{
+            proto::{
+                AttributeProto, DimensionValue, FunctionProto, NodeProto, OperatorSetIdProto, TensorProto, TypeValue,
+            },
+            tests::{float_info, small_model},
+        },
+        tensor::{Tensor, Values},
     };
 
     fn found(model: &Model) -> Vec<(Severity, Rule)> {
@@ -206,10 +215,82 @@ mod tests {
             model.graph_mut().node[1].domain = Some("my.ops".to_owned());
         });
         finds(&[(ERROR, Rule::Opset)], "does not say which version", |model| model.proto.opset_import.clear());
+        finds(&[(ERROR, Rule::Opset)], "in several versions: `ai.onnx`", |model| {
+            let again = OperatorSetIdProto { domain: Some("ai.onnx".to_owned()), version: Some(12) };
+            model.proto.opset_import.push(again);
+        });
         finds(&[(WARNING, Rule::Opset)], "opset 99", |model| model.set_opset("", 99));
         finds(&[(WARNING, Rule::AlreadyQuantized)], "already quantized: 1 nodes (`q`)", |model| {
             let node = NodeProto::new("QuantizeLinear", "q", &["h", "w", ""], &["hq"]);
             model.graph_mut().node.push(node.with(AttributeProto::int("axis", 0)));
+        });
+    }
+
+    /// A function of `domain` local that calls others.
+    fn function(name: &str, calls: &[&str]) -> FunctionProto {
+        let node = calls.iter().map(|call| {
+            let mut node = NodeProto::new(call, call, &["a"], &["b"]);
+            node.domain = Some("local".to_owned());
+            node
+        });
+        FunctionProto {
+            name: Some(name.to_owned()),
+            domain: Some("local".to_owned()),
+            node: node.collect(),
+            ..Default::default()
+        }
+    }
+
+    fn with_functions(model: &mut Model, functions: Vec<FunctionProto>) {
+        model.graph_mut().node[1].op_type = functions[0].name.clone();
+        model.graph_mut().node[1].domain = Some("local".to_owned());
+        model.proto.functions = functions;
+    }
+
+    #[test]
+    fn functions_that_grow_without_end_or_beyond_measure() {
+        let levels = |count: usize, fan: usize| -> Vec<FunctionProto> {
+            let calls = |level: usize| vec![format!("F{}", level + 1); fan];
+            (0..count)
+                .map(|level| {
+                    let calls = calls(level);
+                    function(&format!("F{level}"), &calls.iter().map(String::as_str).collect::<Vec<_>>())
+                })
+                .collect()
+        };
+        finds(&[(ERROR, Rule::Functions)], "more than 1048576 nodes", |model| with_functions(model, levels(30, 2)));
+        finds(&[(ERROR, Rule::Functions)], "more than 1048576 nodes", |model| with_functions(model, levels(200, 3)));
+        finds(&[], "", |model| with_functions(model, levels(10, 2)));
+        // As deep as it gets: no recursion of our own.
+        finds(&[], "", |model| with_functions(model, levels(50_000, 1)));
+        let text = "the function `A` of domain `local` calls itself";
+        finds(&[(ERROR, Rule::Cycle)], text, |model| with_functions(model, vec![function("A", &["A"])]));
+        let cycle = vec![function("F", &["A"]), function("A", &["B"]), function("B", &["C", "A"])];
+        finds(&[(ERROR, Rule::Cycle)], "calls itself", |model| with_functions(model, cycle));
+    }
+
+    #[test]
+    fn tensors_filled_from_a_constant_shape() {
+        let shape = |values: &[i64]| {
+            TensorProto::from_tensor("s", Tensor::new(vec![values.len()], Values::I64(values.to_vec())).unwrap())
+        };
+        let with = |op_type: &'static str, values: &'static [i64]| {
+            move |model: &mut Model| {
+                let inputs: &[&str] = if op_type == "Expand" { &["x", "s"] } else { &["s"] };
+                model.graph_mut().initializer.push(shape(values));
+                model.graph_mut().node.push(NodeProto::new(op_type, "fill", inputs, &["filled"]));
+            }
+        };
+        let text = "a constant shape asks for more than 536870912 values: `fill`";
+        for op_type in ["ConstantOfShape", "Expand"] {
+            finds(&[(ERROR, Rule::Extent)], text, with(op_type, &[40_000, 40_000]));
+            finds(&[(ERROR, Rule::Extent)], text, with(op_type, &[i64::MAX, i64::MAX, 2]));
+            finds(&[], "", with(op_type, &[1000, 1000]));
+        }
+        finds(&[(ERROR, Rule::Extent)], text, |model| {
+            let constant = AttributeProto::tensor("value", shape(&[1 << 40]));
+            let node = NodeProto::new("Constant", "c", &[], &["s"]).with(constant);
+            model.graph_mut().node.extend([node, NodeProto::new("ConstantOfShape", "fill", &["s"], &["filled"])]);
         });
     }
 

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::{Findings, Rule, Severity};
-use crate::onnx::{Model, proto::NodeProto};
+use crate::onnx::{
+    Model,
+    proto::{NodeProto, OperatorSetIdProto},
+};
 
 /// The newest opset that is known here (ONNX 1.23).
 const NEWEST_OPSET: i64 = 28;
@@ -83,6 +86,14 @@ pub(super) fn check(model: &Model, findings: &mut Findings) {
     };
     let unusual = opset.is_none_or(|version| !(OLDEST_OPSET..=NEWEST_OPSET).contains(&version));
     findings.add(severity, Rule::Opset, unusual.then_some("opset_import"), opset_message, hint);
+    let imports = &model.proto.opset_import;
+    findings.add(
+        Severity::Error,
+        Rule::Opset,
+        imports.iter().filter(|import| model.opset(import.domain()) != import.version).map(OperatorSetIdProto::domain),
+        |_, names| format!("domains are imported in several versions: {names}"),
+        "runtimes differ in which one they take; keep the right one in opset_import",
+    );
     let mut used: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
     collect(&model.graph().node, &mut used);
     let functions: HashSet<(&str, &str)> = model.proto.functions.iter().map(|f| (f.domain(), f.name())).collect();
