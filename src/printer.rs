@@ -2,6 +2,7 @@
 #![expect(clippy::print_stderr, reason = "the one place that prints")]
 
 use std::{
+    borrow::Cow,
     io::{IsTerminal, Write},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -52,7 +53,7 @@ impl Printer {
     /// A result for people, on standard output; nothing with `--json`.
     pub fn result(&self, text: &str) {
         if !self.json {
-            print_or_stop(text);
+            print_or_stop(&harmless(text));
         }
     }
 
@@ -61,7 +62,7 @@ impl Printer {
         if self.json {
             print_or_stop(&serde_json::to_string_pretty(value)?);
         } else {
-            print_or_stop(&text());
+            print_or_stop(&harmless(&text()));
         }
         Ok(())
     }
@@ -112,6 +113,7 @@ impl Printer {
     }
 
     fn line(&self, style: &str, label: &str, text: &str) {
+        let text = harmless(text);
         if self.color && !label.is_empty() {
             eprintln!("{style}{label}\x1b[0m{text}");
         } else {
@@ -120,9 +122,32 @@ impl Printer {
     }
 }
 
+/// Names from models and files, which may hold anything, must not drive the terminal: control characters other than
+/// ends of lines and tabs are shown as codes, and so is what reverses the direction of writing.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let drives = |c: char| {
+        c.is_control() && !matches!(c, '\n' | '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(drives) {
+        return Cow::Borrowed(text);
+    }
+    text.chars().map(|c| if drives(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
+}
+
 /// Prints a line; a reader that went away (`| head`) is no error.
 fn print_or_stop(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{}", text.trim_end_matches('\n'));
     let _ = out.flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_drive_the_terminal() {
+        assert_eq!(harmless("é\tplain\nlines"), "é\tplain\nlines");
+        assert_eq!(harmless("a\x1b[2Jb\r\u{9b}c\u{202e}d"), "a\\u{1b}[2Jb\\u{d}\\u{9b}c\\u{202e}d");
+    }
 }
