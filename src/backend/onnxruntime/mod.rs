@@ -10,6 +10,7 @@ mod layer_times;
 mod library;
 mod own_codes;
 mod runner;
+mod said;
 mod session;
 #[cfg(test)]
 mod tests;

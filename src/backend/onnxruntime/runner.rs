@@ -4,6 +4,7 @@ use std::{borrow::Cow, fmt::Write};
 
 use super::{
     RUNTIME,
+    said::reason,
     session::Built,
     values::{info, lend, look},
 };
@@ -70,7 +71,7 @@ impl Runner for SessionRunner {
             self.visit(inputs, &mut |_, _| Ok(()))?;
         }
         let failed = |reason: String| BackendError::Run { runtime: RUNTIME, reason };
-        let file = self.built.session.end_profiling().map_err(|error| failed(error.message().trim().to_owned()))?;
+        let file = self.built.session.end_profiling().map_err(|error| failed(reason(&error)))?;
         let text =
             std::fs::read(&file).map_err(|error| failed(format!("it left no layer times in {file}: {error}")))?;
         super::layer_times::parse(&text)
@@ -81,7 +82,7 @@ impl Runner for SessionRunner {
 
 /// The library's refusal to run.
 pub(super) fn run_failed(error: &ort::Error) -> BackendError {
-    BackendError::Run { runtime: RUNTIME, reason: error.message().trim().to_owned() }
+    BackendError::Run { runtime: RUNTIME, reason: reason(error) }
 }
 
 /// Compares what is given with what the model takes.

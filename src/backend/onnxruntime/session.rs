@@ -12,7 +12,7 @@ use ort::{
 use prost::Message;
 use tempfile::TempDir;
 
-use super::{RUNTIME, library::Loaded, own_codes::with_own_codes};
+use super::{RUNTIME, library::Loaded, own_codes::with_own_codes, said::reason};
 use crate::{
     backend::{
         BackendError, BuildOptions, ExecutionProvider, OptimizationLevel,
@@ -106,7 +106,7 @@ fn element_types(graph: &GraphProto) -> HashSet<i32> {
 
 /// ONNX Runtime's refusal of a model, without the wrapping that repeats itself.
 pub(super) fn refused<R>(model: &Model, error: &ort::Error<R>) -> BackendError {
-    BackendError::Build { runtime: RUNTIME, model: model.name(), reason: error.message().trim().to_owned() }
+    BackendError::Build { runtime: RUNTIME, model: model.name(), reason: reason(error) }
 }
 
 /// Session options, the same for every model.

@@ -1,0 +1,60 @@
+//! What ONNX Runtime says, without the places in its source.
+
+/// The message of an error. Where it begins with, or holds, `FILE.cc:LINE FUNCTION(TYPES) `, that is left out.
+pub(super) fn reason<R>(error: &ort::Error<R>) -> String {
+    without_places(error.message().trim())
+}
+
+fn without_places(message: &str) -> String {
+    let mut rest = message;
+    let mut kept = String::new();
+    while let Some(at) = rest.find("/onnxruntime_src/") {
+        let Some(length) = place(&rest[at..]) else { break };
+        kept.push_str(&rest[..at]);
+        rest = &rest[at + length..];
+    }
+    kept + rest
+}
+
+/// Length of `FILE.cc:LINE FUNCTION(TYPES) ` at the beginning of `text`, with what a signature may end in.
+fn place(text: &str) -> Option<usize> {
+    let mut depth = 0usize;
+    let end = text.char_indices().find_map(|(at, c)| {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.checked_sub(1)?,
+            _ => {}
+        }
+        (c == ')' && depth == 0 && text[at + 1..].starts_with(' ')).then_some(at + 2)
+    })?;
+    Some(if text[end..].starts_with("const ") { end + "const ".len() } else { end })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_in_the_source_are_left_out_and_nothing_else() {
+        for (said, left) in [
+            (
+                "/onnxruntime_src/core/graph/model.cc:256 onnxruntime::Model::Model(onnx::ModelProto&&, const \
+                 std::function<void(int)>&) Unsupported model IR version: 99, max (supported) is 13",
+                "Unsupported model IR version: 99, max (supported) is 13",
+            ),
+            (
+                "Status Message: /onnxruntime_src/core/bfc_arena.cc:360 void* Arena::Allocate(size_t, bool) const Failed \
+                 to allocate 4 bytes",
+                "Status Message: Failed to allocate 4 bytes",
+            ),
+            ("/onnxruntime_src/a.cc:1 without a signature", "/onnxruntime_src/a.cc:1 without a signature"),
+            (
+                "In Node, (\"conv\", Conv) : () -> (\"c\",) , Error",
+                "In Node, (\"conv\", Conv) : () -> (\"c\",) , Error",
+            ),
+            ("/onnxruntime_src/a.cc:1 f(int", "/onnxruntime_src/a.cc:1 f(int"),
+        ] {
+            assert_eq!(without_places(said), left);
+        }
+    }
+}
