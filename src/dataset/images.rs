@@ -10,7 +10,7 @@ use super::{
     Dataset, DatasetError, InputSpec, SampleError,
     decode::decode,
     masks,
-    preprocess::{Layout, Preprocess, gray},
+    preprocess::{Layout, MAX_SIDE, Preprocess, gray},
     resample::{Interpolation, RgbImage, resize},
 };
 use crate::tensor::{ElementType, Tensor, TensorMap};
@@ -55,10 +55,10 @@ impl ImageInput {
         };
         let shape = &input.shape;
         if shape.len() != 4 {
+            let has = if shape.is_empty() { "no extents".to_owned() } else { format!("rank {}", shape.len()) };
             return Err(DatasetError::Input(format!(
-                "images feed an input of rank 4; `{}` has rank {}: pass .npz files",
-                input.name,
-                shape.len()
+                "images feed an input of rank 4; `{}` has {has}: bind its shape with --shape, or pass .npz files",
+                input.name
             )));
         }
         let channels = |axis: usize| shape[axis].filter(|&n| n == 1 || n == 3);
@@ -77,6 +77,12 @@ impl ImageInput {
             Layout::Nchw => [shape[2], shape[3]],
             Layout::Nhwc => [shape[1], shape[2]],
         };
+        if let Some(side) = size.iter().flatten().find(|&&side| !(1..=MAX_SIDE).contains(&side)) {
+            return Err(DatasetError::Input(format!(
+                "`{}` takes pictures of {side} pixels a side; between 1 and {MAX_SIDE} are possible",
+                input.name
+            )));
+        }
         let element_type = input.element_type.unwrap_or(ElementType::F32);
         Ok(Self { name: input.name.clone(), element_type, channels, layout, size })
     }

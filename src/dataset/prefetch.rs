@@ -212,7 +212,7 @@ impl Batches<'_> {
                 limit: if policy.strict {
                     "none, as --strict asks".to_owned()
                 } else {
-                    format!("the {:.4} % that --max-bad allows", policy.max_share * 100.0)
+                    format!("the {} % that --max-bad allows", (policy.max_share * 1e6).round() / 1e4)
                 },
                 first: self.summary.skipped[0].clone(),
             });

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::resample::{CropRounding, Interpolation, RgbImage, Window, pad, resize_window};
 use crate::tensor::{ElementType, Tensor, Values};
 
+/// Largest `resize` and `crop`, and largest side of a model's input.
+pub(super) const MAX_SIDE: usize = 16384;
 /// Longest side of a resized image before its crop; thin images would grow without bound.
 const MAX_EXTENT: usize = 1 << 24;
 /// Most pixels of an image after its crop.
@@ -147,12 +149,12 @@ impl Preprocess {
             None => false,
         };
         let large = |extent: Option<Extent>| match extent {
-            Some(Extent::One(n)) => n > 16384,
-            Some(Extent::Exact(extents)) => extents.iter().any(|&n| n > 16384),
+            Some(Extent::One(n)) => n > MAX_SIDE,
+            Some(Extent::Exact(extents)) => extents.iter().any(|&n| n > MAX_SIDE),
             None => false,
         };
         if zero(self.resize) || zero(self.crop) || large(self.resize) || large(self.crop) {
-            return Err("`resize` and `crop` must lie between 1 and 16384".to_owned());
+            return Err(format!("`resize` and `crop` must lie between 1 and {MAX_SIDE}"));
         }
         if self.std.contains(&0.0) {
             return Err("`std` must not be 0".to_owned());
