@@ -160,17 +160,16 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Says when some of the samples to evaluate have labels and others none.
+    /// Says how many of the samples to evaluate have no label, where there are labels.
     fn note_labels(&mut self) {
-        let dataset = &*self.session.data.collection.dataset;
-        let mut unlabelled = self.split.evaluation.iter().filter(|&&index| dataset.label(index).is_none());
-        let (first, more) = (unlabelled.next(), unlabelled.count());
-        if let Some(&first) = first
-            && more + 1 < self.split.evaluation.len()
-        {
+        let collection = &self.session.data.collection;
+        let dataset = &*collection.dataset;
+        let is_unlabelled = |index: usize| dataset.label(index).is_none() && dataset.mask_file(index).is_none();
+        let mut unlabelled = self.split.evaluation.iter().filter(|&&index| is_unlabelled(index));
+        if let (Some(&first), Some(_)) = (unlabelled.next(), &collection.label_source) {
             let text = format!(
                 "{} of {} evaluation samples have no label and do not count for accuracy; the first is {}",
-                more + 1,
+                unlabelled.count() + 1,
                 self.split.evaluation.len(),
                 dataset.id(first)
             );

@@ -292,8 +292,10 @@ fn read_list(path: &Path) -> Result<(images::Listing, Vec<Option<u32>>), Dataset
         return Err(invalid(format!("`{}` is listed with two labels", pair[0].0)));
     }
     if !rows.iter().any(|(_, file, _)| file.exists()) {
-        let first = rows.first().map_or("", |(name, _, _)| name);
-        return Err(invalid(format!("none of the files it lists exists; the first is `{first}`")));
+        return Err(invalid(match rows.first() {
+            Some((first, _, _)) => format!("none of the files it lists exists; the first is `{first}`"),
+            None => "it lists no files".to_owned(),
+        }));
     }
     let labels: Vec<Option<u32>> = rows.iter().map(|(_, _, label)| *label).collect();
     let labels = if labels.iter().all(Option::is_none) { Vec::new() } else { labels };

@@ -179,6 +179,11 @@ fn labels_that_are_missing_doubled_or_out_of_range_are_said_exactly() {
     let output = run(rows(&|index| format!("{index:04}.png,{}\n", 1000 + index))).unwrap();
     assert!(output.status.code().is_some_and(|code| code < 2), "{}", text(&output));
     assert!(text(&output).contains("labels lie beyond the model's"), "{}", text(&output));
+    // Labels of calibration samples alone leave nothing to measure accuracy on.
+    let report: Value = serde_json::from_slice(&fs::read(out.join("report.json")).unwrap()).unwrap();
+    let calibrated = report["dataset"]["calibration"][0].as_str().unwrap();
+    let output = run(format!("{calibrated},1\n")).unwrap();
+    assert!(text(&output).contains("10 of 10 evaluation samples have no label"), "{}", text(&output));
 }
 
 #[test]
