@@ -50,6 +50,11 @@ impl Printer {
         self.json
     }
 
+    /// True when standard error takes colours.
+    pub fn is_colored(&self) -> bool {
+        self.color
+    }
+
     /// A result for people, on standard output; nothing with `--json`.
     pub fn result(&self, text: &str) {
         if !self.json {

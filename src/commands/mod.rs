@@ -42,7 +42,7 @@ pub enum ExitStatus {
 pub fn main(global: &GlobalArgs, command: Command) -> ExitCode {
     let printer = Printer::new(global);
     share_one_heap();
-    start_logging(global);
+    start_logging(global, &printer);
     let name = command_name(&command);
     guard::stop_on_signals(&printer, name);
     guard::guarded(&printer, name, || dispatch(&printer, global, command))
@@ -117,9 +117,10 @@ fn describe(error: &anyhow::Error) -> String {
     text
 }
 
-fn start_logging(global: &GlobalArgs) {
+fn start_logging(global: &GlobalArgs, printer: &Printer) {
     let level = match global.verbose {
-        0 => "error",
+        // What ONNX Runtime logs as an error comes back as one, and is said once.
+        0 => "error,ort=off",
         1 => "warn",
         2 => "info",
         _ => "debug",
@@ -127,5 +128,6 @@ fn start_logging(global: &GlobalArgs) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(if global.quiet { "off" } else { level }));
     // A logger that someone else set up stays in force.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = logger.with_ansi(printer.is_colored()).try_init();
 }

@@ -61,6 +61,25 @@ fn a_model_that_is_no_model() {
 }
 
 #[test]
+fn what_onnx_runtime_says_is_said_once_and_without_colours() {
+    let Some(mut command) = calib() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    fs::create_dir(&data).unwrap();
+    fs::copy(demo("images/0000.png"), data.join("0000.png")).unwrap();
+    // ONNX Runtime finds out while it runs.
+    let mut model = calib::onnx::Model::load(&demo("demo.onnx")).unwrap();
+    let conv = model.proto.graph.as_mut().unwrap().node.iter_mut().find(|node| node.op_type() == "Conv").unwrap();
+    conv.attribute.push(calib::onnx::proto::AttributeProto::int("group", 0));
+    let file = folder.path().join("group.onnx");
+    model.save(&file).unwrap();
+    command.args(["run", "--bench-seconds", "0", "--tensorrt", "off", "--preset", "unit", "--model"]).arg(&file);
+    let error = error_of(command.arg("--data").arg(&data).arg("--out").arg(folder.path().join("out")));
+    assert!(error.contains("group"), "{error}");
+    assert!(!error.contains('\u{1b}') && !error.contains("ort::logging"), "{error}");
+}
+
+#[test]
 fn a_folder_without_images_and_labels_that_match_nothing() {
     let Some(mut command) = calib() else { return };
     let folder = tempfile::tempdir().unwrap();
