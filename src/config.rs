@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{compare::OutputKind, dataset::Preprocess};
 
+/// Most threads; beyond it ONNX Runtime fails to start them and ends the process.
+const MAX_THREADS: usize = 1024;
+
 /// Everything that decides what a run does. Keys are those of `run.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -270,6 +273,9 @@ impl RunConfig {
                 return Err(ConfigError::Value { key, reason: "every value must be at least 1".to_owned() });
             }
         }
+        if self.threads.max(self.bench_threads.iter().copied().max().unwrap_or(0)) > MAX_THREADS {
+            return Err(ConfigError::Value { key: "threads", reason: format!("must be at most {MAX_THREADS}") });
+        }
         if !(self.bench_seconds >= 0.0 && self.bench_seconds.is_finite()) {
             return Err(ConfigError::Value { key: "bench_seconds", reason: "must be 0 or more".to_owned() });
         }
@@ -354,6 +360,15 @@ mod tests {
         assert_eq!(config.output_kind, BTreeMap::from([(name, kind)]));
         assert!(parse_output_kind("a=picture").unwrap_err().to_string().contains("generic"));
         assert!(parse_output_kind("=map").is_err() && parse_output_kind("map").is_err());
+    }
+
+    #[test]
+    fn more_threads_than_a_machine_has_are_refused() {
+        let with = |threads, bench_threads| RunConfig { threads, bench_threads, ..RunConfig::default() }.validate();
+        assert!(with(MAX_THREADS, vec![1, MAX_THREADS]).is_ok());
+        for refused in [with(MAX_THREADS + 1, Vec::new()), with(0, vec![1, usize::MAX])] {
+            assert!(refused.unwrap_err().to_string().contains("at most 1024"));
+        }
     }
 
     #[test]

@@ -46,10 +46,8 @@ impl ArrayDataset {
         let count = counts.first().map(|(_, count)| *count);
         let Some(count) = count.filter(|count| counts.iter().all(|(_, other)| other == count)) else {
             let list: Vec<String> = counts.iter().map(|(name, n)| format!("`{name}` {n}")).collect();
-            return Err(invalid(
-                path,
-                format!("the first axis must count the samples alike; found {}", list.join(", ")),
-            ));
+            let list = if list.is_empty() { "single values".to_owned() } else { list.join(", ") };
+            return Err(invalid(path, format!("the first axis must count the samples alike; found {list}")));
         };
         let ids = (0..count).map(|index| format!("{index}")).collect();
         Ok(Self::new(ids, Source::Stacked(arrays), inputs))
