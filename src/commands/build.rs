@@ -1,6 +1,9 @@
 //! `calib build`: a TensorRT engine and its sidecar.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 
@@ -10,7 +13,8 @@ use crate::{
     backend::{
         TensorInfo,
         tensorrt::{
-            EngineOptions, EngineSidecar, OptimizationProfile, SIDECAR_FORMAT_VERSION, build_engine, require_library,
+            BuildStep, EngineLayers, EngineOptions, EngineSidecar, Library, OptimizationProfile,
+            SIDECAR_FORMAT_VERSION, build_engine, require_library,
         },
     },
     cli::BuildArgs,
@@ -22,9 +26,11 @@ use crate::{
 pub(super) fn build(printer: &Printer, args: &BuildArgs) -> anyhow::Result<ExitStatus> {
     let sidecar = engine(printer, args)?;
     let bytes = std::fs::metadata(&args.output).map_or(0, |file| file.len());
+    let summary = (!sidecar.layers.is_empty()).then(|| EngineLayers { layers: sidecar.layers.clone() }.summary());
+    let layers = summary.map_or_else(String::new, |summary| format!("\nlayers: {summary}"));
     printer.outcome(&sidecar, || {
         format!(
-            "{}: {:.2} MB in {:.1} s by {} {}",
+            "{}: {:.2} MB in {:.1} s by {} {}{layers}",
             args.output.display(),
             bytes as f64 / 1e6,
             sidecar.build_seconds,
@@ -38,7 +44,6 @@ pub(super) fn build(printer: &Printer, args: &BuildArgs) -> anyhow::Result<ExitS
 /// Writes the engine and its sidecar, which is returned.
 pub(super) fn engine(printer: &Printer, args: &BuildArgs) -> anyhow::Result<EngineSidecar> {
     let library = require_library(args.tensorrt_dir.as_deref())?;
-    let flavour = library.flavour;
     let mut bound = BTreeMap::new();
     for shape in &args.shape {
         let (name, extents) = parse_shape(shape)?;
@@ -58,39 +63,69 @@ pub(super) fn engine(printer: &Printer, args: &BuildArgs) -> anyhow::Result<Engi
         optimization_level: args.optimization_level,
         compute_capabilities: args.compute_capability.clone(),
     };
-    let bar = printer.progress(0, "building");
-    let shown = bar.clone();
-    let step = move |phase: &str| {
-        shown.set_message(phase.to_owned());
-        shown.tick();
-        !INTERRUPTED.load(std::sync::atomic::Ordering::Relaxed)
-    };
-    let engine = build_engine(&library, &args.model, &options, step);
-    bar.finish_and_clear();
-    super::check_interrupt()?;
-    let engine = engine?;
-    write_atomic(&args.output, &engine.bytes)?;
-    let absolute = |path: &std::path::Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let sidecar = EngineSidecar {
-        format_version: SIDECAR_FORMAT_VERSION,
-        tool: Tool::current(),
-        engine_hash: ContentHash::of_bytes(&engine.bytes),
-        flavour,
-        library_version: engine.library_version,
-        model: absolute(&args.model),
-        model_hash: model.hash.clone(),
-        reference: args.reference.as_deref().map(absolute),
-        data: args.data.as_deref().map(absolute),
-        labels: args.labels.as_deref().map(absolute),
-        precision: precision(&model),
-        inputs,
-        outputs,
-        options,
-        build_seconds: engine.seconds,
-        warnings: engine.warnings,
-    };
-    sidecar.save(&args.output).context("the engine was written, its sidecar was not")?;
-    Ok(sidecar)
+    let (reference, data, labels) = (args.reference.clone(), args.data.clone(), args.labels.clone());
+    let precision = precision(&model);
+    Order { library: &library, model: &args.model, reference, data, labels, precision, inputs, outputs, options }
+        .write(printer, &args.output)
+}
+
+/// What an engine is to be built from, and what its sidecar is to tell.
+pub(super) struct Order<'a> {
+    pub(super) library: &'a Library,
+    pub(super) model: &'a Path,
+    pub(super) reference: Option<PathBuf>,
+    pub(super) data: Option<PathBuf>,
+    pub(super) labels: Option<PathBuf>,
+    pub(super) precision: Option<String>,
+    pub(super) inputs: Vec<TensorInfo>,
+    pub(super) outputs: Vec<TensorInfo>,
+    pub(super) options: EngineOptions,
+}
+
+impl Order<'_> {
+    /// Builds the engine and writes it with its sidecar, which is returned.
+    pub(super) fn write(self, printer: &Printer, output: &Path) -> anyhow::Result<EngineSidecar> {
+        let model = Model::load(self.model)?;
+        let bar = printer.progress(0, "building");
+        let shown = bar.clone();
+        let step = move |step: BuildStep<'_>| {
+            shown.set_message(step.phase.to_owned());
+            shown.set_length(step.steps);
+            shown.set_position(step.done);
+            !INTERRUPTED.load(std::sync::atomic::Ordering::Relaxed)
+        };
+        let engine = build_engine(self.library, self.model, &self.options, step);
+        bar.finish_and_clear();
+        super::check_interrupt()?;
+        let engine = engine?;
+        let (layers, unread) = match engine.layers(&model.op_types()) {
+            Ok(layers) => (layers.map_or_else(Vec::new, |layers| layers.layers), None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
+        };
+        write_atomic(output, &engine.bytes)?;
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        let sidecar = EngineSidecar {
+            format_version: SIDECAR_FORMAT_VERSION,
+            tool: Tool::current(),
+            engine_hash: ContentHash::of_bytes(&engine.bytes),
+            flavour: self.library.flavour,
+            library_version: engine.library_version,
+            model: absolute(self.model.to_owned()),
+            model_hash: model.hash,
+            reference: self.reference.map(absolute),
+            data: self.data.map(absolute),
+            labels: self.labels.map(absolute),
+            precision: self.precision,
+            inputs: self.inputs,
+            outputs: self.outputs,
+            options: self.options,
+            build_seconds: engine.seconds,
+            warnings: engine.warnings.into_iter().chain(unread).collect(),
+            layers,
+        };
+        sidecar.save(output).context("the engine was written, its sidecar was not")?;
+        Ok(sidecar)
+    }
 }
 
 /// Inputs and outputs as the file declares them. ONNX Runtime is not asked: it runs fewer models than TensorRT builds

@@ -13,7 +13,7 @@ mod scan;
 pub(crate) mod tests;
 mod weights;
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 pub use diagnose::{Finding, Rule, Severity, diagnose};
 pub use external::ExternalError;
@@ -53,6 +53,11 @@ impl Model {
     /// The main graph, to edit.
     pub fn graph_mut(&mut self) -> &mut GraphProto {
         self.proto.graph.get_or_insert_default()
+    }
+
+    /// Operator of every node of the main graph, by the node's name.
+    pub fn op_types(&self) -> BTreeMap<String, String> {
+        self.graph().node.iter().map(|node| (node.name().to_owned(), node.op_type().to_owned())).collect()
     }
 
     /// Version of the operator set `domain` (`""` for the standard one) that the model imports.

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Gate, Histogram, Layer, OutputTask, Precision, Verdict, format, metrics::title};
+use super::{EngineInside, Gate, Histogram, Layer, OutputTask, Precision, Verdict, format, metrics::title};
 use crate::{
+    backend::tensorrt::{EngineLayer, EngineLayers},
     calibrate::TensorRange,
     compare::{ComparisonResult, Direction, GateResult, Metric, TaskResult},
 };
@@ -28,6 +29,7 @@ impl Precision {
             speed_at: Vec::new(),
             flips: Vec::new(),
             flips_total: 0,
+            engine: None,
             error: None,
         }
     }
@@ -47,6 +49,14 @@ impl Precision {
         }
         self.outputs.clone_from(&result.outputs);
         self
+    }
+}
+
+impl EngineInside {
+    /// Layers and their figures.
+    pub fn new(layers: Vec<EngineLayer>) -> Self {
+        let layers = EngineLayers { layers };
+        Self { summary: layers.summary(), layers: layers.layers }
     }
 }
 

@@ -7,7 +7,10 @@ use base64::Engine;
 use super::*;
 use crate::{
     artifact::{ContentHash, Tool},
-    backend::TensorInfo,
+    backend::{
+        TensorInfo,
+        tensorrt::{EngineLayer, EngineTensor, LayerKind, NumberType},
+    },
     bench::{Latency, Mode, SpeedUp, Throughput},
     calibrate::Method,
     compare::{Accuracy, Agreement, Flip, GateResult, Metric, OutputMetrics, Scored},
@@ -44,7 +47,7 @@ pub(super) fn report(size: &Size) -> Report {
     let ids = |from: usize, to: usize| (from..to).map(|i| format!("{}/{i:04}.jpg", CLASSES[i % 8])).collect::<Vec<_>>();
     let flips = flips(size.flips);
     let thumbnails = thumbnails(&flips);
-    let precisions = precisions(flips);
+    let precisions = precisions(flips, size.layers);
     Report {
         format_version: REPORT_FORMAT_VERSION,
         tool: Tool { name: "calib".into(), version: "0.1.0".into() },
@@ -179,7 +182,7 @@ fn gates() -> Vec<Gate> {
     ]
 }
 
-fn precisions(flips: Vec<Flip>) -> Vec<Precision> {
+fn precisions(flips: Vec<Flip>, layers: usize) -> Vec<Precision> {
     let accuracy = |top1: f64, p| {
         Some(Accuracy {
             top1,
@@ -228,11 +231,46 @@ fn precisions(flips: Vec<Flip>) -> Vec<Precision> {
     vec![
         Precision { reference: true, accuracy: accuracy(0.752, None), latency_ms: latency(9.2, Timing::Measured, "CPU"), throughput_fps: fps(9.2), ..Precision::new("fp32", "onnxruntime-cpu") },
         Precision { agreement: Some(agreement(1.0, 1.0)), accuracy: accuracy(0.752, Some(1.0)), outputs: vec![output(104.2)], artifact: artifact("engines/fp32.plan", 19_204_000), latency_ms: latency(1.31, Timing::Measured, "tensorrt"), throughput_fps: fps(1.31), ..Precision::new("fp32", "tensorrt") },
-        Precision { agreement: Some(agreement(0.999, 0.995)), accuracy: accuracy(0.752, Some(1.0)), outputs: vec![output(58.1)], artifact: artifact("engines/fp16.plan", 9_820_000), quantized_nodes: Some(131), latency_ms: latency(0.74, Timing::Measured, "tensorrt"), throughput_fps: fps(0.74), speedup: speedup(1.77), ..Precision::new("fp16", "tensorrt") },
+        Precision { agreement: Some(agreement(0.999, 0.995)), accuracy: accuracy(0.752, Some(1.0)), outputs: vec![output(58.1)], artifact: artifact("engines/fp16.plan", 9_820_000), quantized_nodes: Some(131), latency_ms: latency(0.74, Timing::Measured, "tensorrt"), throughput_fps: fps(0.74), speedup: speedup(1.77), engine: engine(layers, false), ..Precision::new("fp16", "tensorrt") },
         Precision { agreement: Some(agreement(0.979, 0.937)), accuracy: accuracy(0.744, Some(0.24)), outputs: vec![output(18.9)], artifact: artifact("model.int8.onnx", 5_012_000), quantized_nodes: Some(98), latency_ms: latency(14.0, Timing::Emulated, "CPU"), flips: few, flips_total: 21, ..Precision::new("int8", "onnxruntime-cpu") },
-        Precision { agreement: Some(agreement(0.976, 0.934)), accuracy: accuracy(0.743, Some(0.19)), outputs: vec![output(18.4)], artifact: artifact("engines/int8.plan", 5_480_000), quantized_nodes: Some(98), latency_ms: latency(0.46, Timing::Measured, "tensorrt"), throughput_fps: fps(0.46), speedup: speedup(2.85), flips_total: flips.len().max(24), flips, ..Precision::new("int8", "tensorrt") },
+        Precision { agreement: Some(agreement(0.976, 0.934)), accuracy: accuracy(0.743, Some(0.19)), outputs: vec![output(18.4)], artifact: artifact("engines/int8.plan", 5_480_000), quantized_nodes: Some(98), latency_ms: latency(0.46, Timing::Measured, "tensorrt"), throughput_fps: fps(0.46), speedup: speedup(2.85), flips_total: flips.len().max(24), flips, engine: engine(layers, true), ..Precision::new("int8", "tensorrt") },
         Precision { error: Some("FP8 needs compute capability 8.9 with TensorRT 11 on this platform; the builder found no kernel for `/features/conv/Conv`".into()), ..Precision::new("fp8", "tensorrt") },
     ]
+}
+
+/// An engine with a layer for each of `count` nodes; every fourth stays in FP16 where the others are quantized.
+fn engine(count: usize, quantized: bool) -> Option<EngineInside> {
+    let layer = |name: &str, layer_type: &str, kind, [reads, writes]: [NumberType; 2], node: String| {
+        let tensor = |number_type| EngineTensor {
+            name: format!("{name} values"),
+            number_type,
+            shape: vec![-1, 64, 28, 28],
+            format: "Channel major format".into(),
+        };
+        EngineLayer {
+            name: name.into(),
+            layer_type: layer_type.into(),
+            kind,
+            precision: if kind == LayerKind::Compute { reads } else { NumberType::Unknown },
+            nodes: vec![node],
+            inputs: vec![tensor(reads)],
+            outputs: vec![tensor(writes)],
+            tactic: String::new(),
+        }
+    };
+    let (half, int8) = (NumberType::Fp16, if quantized { NumberType::Int8 } else { NumberType::Fp16 });
+    let mut layers = Vec::new();
+    if quantized {
+        let node = "image_QuantizeLinear".into();
+        layers.push(layer("__myl_MulMinMaxRounCast_0", "kgen", LayerKind::QuantizeDequantize, [half, int8], node));
+    }
+    layers.push(layer("__myl_Move_1", "kgen", LayerKind::Reformat, [int8, int8], "image".into()));
+    layers.extend((0..count).map(|i| {
+        let reads = if i % 4 == 2 { half } else { int8 };
+        let node = format!("/blocks.{}/Conv", i / 4);
+        layer(&format!("conv {i}"), "correlation", LayerKind::Compute, [reads, half], node)
+    }));
+    (count > 0).then(|| EngineInside::new(layers))
 }
 
 fn flips(count: usize) -> Vec<Flip> {

@@ -8,6 +8,7 @@ mod bisection;
 mod charts;
 mod csv;
 mod details;
+mod engines;
 #[cfg(test)]
 mod example;
 mod format;
@@ -28,8 +29,9 @@ pub use html::html;
 pub use json::schema;
 pub use junit::junit;
 pub use model::{
-    Advice, AdviceLevel, ArtifactFile, Calibration, CandidateResult, DatasetInfo, Environment, Gate, Gpu, Histogram,
-    Labels, LatencyMs, Layer, ModelInfo, OutputTask, Precision, Report, SkippedSample, SpeedAt, Speedup, Verdict,
+    Advice, AdviceLevel, ArtifactFile, Calibration, CandidateResult, DatasetInfo, EngineInside, Environment, Gate, Gpu,
+    Histogram, Labels, LatencyMs, Layer, ModelInfo, OutputTask, Precision, Report, SkippedSample, SpeedAt, Speedup,
+    Verdict,
 };
 
 pub use regression::{LATENCY_NOISE, Regressions, SHARE_NOISE, SQNR_NOISE_DB, regressions};

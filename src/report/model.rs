@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     artifact::{ContentHash, Tool},
-    backend::TensorInfo,
+    backend::{
+        TensorInfo,
+        tensorrt::{EngineLayer, EngineSummary},
+    },
     bench::{Latency, Mode, SpeedUp, Throughput, Timing},
     calibrate::Method,
     compare::{Accuracy, Agreement, Flip, GateResult, OutputKind, OutputMetrics, Segmentation, TopK},
@@ -279,9 +282,21 @@ pub struct Precision {
     /// How many samples changed their top-1 in all.
     #[serde(default)]
     pub flips_total: usize,
+    /// TensorRT engines: the layers that the builder made of the model, where it listed them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineInside>,
     /// Why it could not run; everything measured is absent then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// What is inside a TensorRT engine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EngineInside {
+    /// How much of it computes in which type.
+    pub summary: EngineSummary,
+    /// In the order of execution.
+    pub layers: Vec<EngineLayer>,
 }
 
 /// Figures of one output that is a classification or a map.

@@ -12,7 +12,7 @@ use calib::{
     artifact::{ContentHash, Tool},
     backend::{
         TensorInfo,
-        tensorrt::{EngineOptions, EngineSidecar, Flavour, SIDECAR_FORMAT_VERSION},
+        tensorrt::{EngineLayers, EngineOptions, EngineSidecar, Flavour, SIDECAR_FORMAT_VERSION},
     },
     bisect::trials::TrialLog,
     calibrate::{
@@ -190,6 +190,9 @@ pub fn sidecar(folder: &Path) -> Vec<u8> {
         options: EngineOptions::default(),
         build_seconds: 1.5,
         warnings: vec!["a warning".to_owned()],
+        layers: EngineLayers::parse(r#"{"Layers": [{"Name": "conv", "LayerType": "correlation"}]}"#, &BTreeMap::new())
+            .unwrap()
+            .layers,
     };
     let engine = folder.join("e.plan");
     sidecar.save(&engine).unwrap();

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why it skips")]
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Output,
@@ -13,7 +14,7 @@ use std::{
 use assert_cmd::Command;
 use calib::backend::{
     cuda::Device,
-    tensorrt::{EngineSidecar, Flavour, Plan, find_library},
+    tensorrt::{EngineLayers, EngineSidecar, EngineSummary, Flavour, NumberType, Plan, find_library},
 };
 
 /// What engines are built for, since there is no GPU to ask.
@@ -96,6 +97,13 @@ fn build_all(model: &Path, precisions: &[&str], data: &[&str], shapes: &[&str]) 
     }
 }
 
+/// What the builder made of the model in `precision`.
+fn summary(model: &Path, precision: &str) -> EngineSummary {
+    let ending = if precision == "fp32" { "plan".to_owned() } else { format!("{precision}.plan") };
+    let sidecar = EngineSidecar::load(&model.with_extension(ending)).unwrap();
+    EngineLayers { layers: sidecar.layers }.summary()
+}
+
 /// Makes a model of another precision by the table beside the model.
 fn quantize(model: &Path, precision: &str) -> PathBuf {
     let (table, quantized) = (model.with_extension("json"), model.with_extension(format!("{precision}.onnx")));
@@ -119,6 +127,23 @@ fn the_embedded_model_in_every_precision() {
     let (input, [min, opt, max]) = sidecar.options.profile.shapes.first_key_value().unwrap();
     assert_eq!(input, &sidecar.inputs[0].name);
     assert_eq!((min[0], opt[0], max[0]), (1, 4, 4));
+    let types = [
+        ("fp32", NumberType::Fp32),
+        ("fp16", NumberType::Fp16),
+        ("bf16", NumberType::Bf16),
+        ("int8", NumberType::Int8),
+        ("fp8", NumberType::Fp8),
+    ];
+    for (precision, number_type) in types {
+        let summary = summary(&model, precision);
+        // Its 25 convolutions and the classifier.
+        assert_eq!(summary.compute_by_type, BTreeMap::from([(number_type, 26)]), "{precision}");
+        assert_eq!(summary.wide_outputs, if number_type.is_8_bit() { 26 } else { 0 }, "{precision}");
+        assert_eq!(summary.unfused_qdq.len(), usize::from(number_type.is_8_bit()), "{precision}: the input's alone");
+    }
+    let told = succeeds(&["inspect", text(&model.with_extension("int8.plan"))]);
+    assert!(told.contains("of which 26 multiply: INT8 26 (100 %)") && told.contains("multiplies in INT8"), "{told}");
+    assert!(told.contains("/stem/conv/Conv") && told.contains("input_QuantizeLinear"), "{told}");
 }
 
 #[test]
@@ -143,6 +168,9 @@ fn architectures_with_fixed_and_dynamic_batch() {
         let shapes: &[&str] = if name.ends_with("dynamic") { &["--batch", "2"] } else { &[] };
         build_all(&model, precisions, &["--random-data"], shapes);
         if name.starts_with("unet") {
+            // TensorRT-RTX has no transposed convolution in 8 bits, whatever the Q/DQ around it says.
+            let types = BTreeMap::from([(NumberType::Int8, 6), (NumberType::Fp32, 2)]);
+            assert_eq!(summary(&model, "int8").compute_by_type, types);
             let bf16 = quantize(&model, "bf16");
             let error = fails(&["build", "--model", text(&bf16), "-o", text(&folder.path().join("bf16.plan"))]);
             assert!(error.contains("ConvTranspose") && error.contains("use FP16"), "{error}");

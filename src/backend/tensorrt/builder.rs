@@ -1,13 +1,19 @@
 //! ONNX file in, serialized engine out, through TensorRT's own parser and builder.
 
-use std::{ops::ControlFlow, path::Path, time::Instant};
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
 
 use trtx::{
     BuilderFlag, MemoryPoolType, OptProfileSelector, ProfilingVerbosity, interfaces::MonitorProgress, trtx_sys::Dims64,
 };
 
 use super::{
-    BuiltEngine, EngineOptions, Library, OptimizationProfile, Severity, TensorRtError, load,
+    BuildStep, BuiltEngine, EngineOptions, Library, OptimizationProfile, Severity, TensorRtError, load,
     log::{Turn, logger},
 };
 
@@ -16,7 +22,7 @@ pub fn build_engine(
     library: &Library,
     model: &Path,
     options: &EngineOptions,
-    step: impl Fn(&str) -> bool + Send + Sync + 'static,
+    step: impl Fn(BuildStep<'_>) -> bool + Send + Sync + 'static,
 ) -> Result<BuiltEngine, TensorRtError> {
     let started = Instant::now();
     let flavour = library.flavour;
@@ -53,13 +59,15 @@ pub fn build_engine(
             .and_then(|()| config.add_optimization_profile(&mut profile))
             .map_err(|error| build_error(&error))?;
     }
-    config.set_progress_monitor(Box::new(Progress(step))).map_err(runtime_error)?;
+    let progress = Progress { step, steps: Mutex::default() };
+    config.set_progress_monitor(Box::new(progress)).map_err(runtime_error)?;
     let engine =
         builder.build_serialized_network(parser.network_mut(), &mut config).map_err(|error| build_error(&error))?;
     Ok(BuiltEngine {
         bytes: engine.as_ref().to_vec(),
         seconds: started.elapsed().as_secs_f64(),
         warnings: log.messages(Severity::Warning),
+        listing: log.listing(),
         library_version: library.version()?,
     })
 }
@@ -166,15 +174,29 @@ fn with_hint(reason: &str) -> String {
     }
 }
 
-struct Progress<F>(F);
+struct Progress<F> {
+    step: F,
+    /// Steps of every phase that has begun.
+    steps: Mutex<BTreeMap<String, u64>>,
+}
 
-impl<F: Fn(&str) -> bool + Send + Sync> MonitorProgress for Progress<F> {
-    fn phase_start(&self, phase_name: &str, _parent_phase: Option<&str>, _num_steps: i32) {
-        (self.0)(phase_name);
+impl<F: Fn(BuildStep<'_>) -> bool> Progress<F> {
+    fn tell(&self, phase: &str, done: i32) -> bool {
+        let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner).get(phase).copied().unwrap_or(0);
+        (self.step)(BuildStep { phase, done: u64::try_from(done).unwrap_or(0), steps })
+    }
+}
+
+impl<F: Fn(BuildStep<'_>) -> bool + Send + Sync> MonitorProgress for Progress<F> {
+    fn phase_start(&self, phase_name: &str, _parent_phase: Option<&str>, num_steps: i32) {
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        steps.insert(phase_name.to_owned(), u64::try_from(num_steps).unwrap_or(0));
+        drop(steps);
+        self.tell(phase_name, 0);
     }
 
-    fn step_complete(&self, phase_name: &str, _step: i32) -> ControlFlow<()> {
-        if (self.0)(phase_name) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    fn step_complete(&self, phase_name: &str, step: i32) -> ControlFlow<()> {
+        if self.tell(phase_name, step + 1) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 
     fn phase_finish(&self, _phase_name: &str) {}

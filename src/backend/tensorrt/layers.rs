@@ -1,10 +1,18 @@
-//! What is inside an engine, from the JSON of TensorRT's engine inspector: *does it really compute in INT8?*
+//! What is inside an engine: *does it really compute in INT8?*
 //!
-//! Engines must be built with detailed profiling verbosity, which `calib build` always sets. The names of the fields
-//! differ between versions (`Format/Datatype` holds a type or a whole sentence, `Bindings` became `I/O Tensors`); all
-//! forms that NVIDIA documents for 8.6 to 11 are read. What is not understood is `unknown`, never guessed.
+//! Told twice in the same words: by TensorRT's engine inspector as JSON, which takes a GPU that runs the engine, and by
+//! the builder's log as lines ([`listing`]), which takes none. Engines must be built with detailed profiling verbosity,
+//! which `calib build` always sets. The names of the fields differ between versions (`Format/Datatype` holds a type or a
+//! whole sentence, `Bindings` became `I/O Tensors`); all forms that NVIDIA documents for 8.6 to 11 are read, and those
+//! that TensorRT-RTX 1.7 prints. What is not understood is `unknown`, never guessed.
 
-use std::collections::BTreeMap;
+mod kind;
+mod listing;
+
+use std::{collections::BTreeMap, fmt};
+
+use kind::{kind_of, precision_of, runs_nothing};
+pub(super) use listing::is_listing;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -49,6 +57,16 @@ impl NumberType {
         }
     }
 
+    /// INT8 or FP8.
+    pub fn is_8_bit(self) -> bool {
+        matches!(self, Self::Int8 | Self::Fp8)
+    }
+
+    /// A floating-point type of 16 bits or more.
+    fn is_wide(self) -> bool {
+        matches!(self, Self::Fp32 | Self::Tf32 | Self::Fp16 | Self::Bf16)
+    }
+
     /// Reads `Half`, `Int8`, or a sentence such as `Thirty-two wide channel vectorized row major Int8 format`.
     fn of(text: &str) -> Self {
         let words = [
@@ -82,7 +100,7 @@ impl NumberType {
 pub enum LayerKind {
     /// Convolution or matrix product, with whatever was fused into it: where the time goes.
     Compute,
-    /// Copies a tensor into another layout or type.
+    /// Moves values into another layout, type or place.
     Reformat,
     /// A Q/DQ node by itself: the builder found nothing to fuse it into.
     QuantizeDequantize,
@@ -140,9 +158,11 @@ pub struct EngineSummary {
     pub compute_layers: usize,
     /// Number of compute layers by type.
     pub compute_by_type: BTreeMap<NumberType, usize>,
-    /// Layers that only copy a tensor into another layout or type.
+    /// Layers that multiply in 8 bits and write a wider type: what rounds their result to 8 bits again is another layer.
+    pub wide_outputs: usize,
+    /// Layers that only move values into another layout, type or place.
     pub reformat_layers: usize,
-    /// Q/DQ layers that were not fused, by name.
+    /// Q/DQ layers that were not fused, by their first ONNX node, or by their own name where none is known.
     pub unfused_qdq: Vec<String>,
 }
 
@@ -161,6 +181,9 @@ pub enum InspectorError {
          (`calib build`, or trtexec --profilingVerbosity=detailed)"
     )]
     NamesOnly,
+    /// A line of the builder's log is not of the known form.
+    #[error("the builder's list of layers has a line of an unknown form: {0}")]
+    Line(String),
 }
 
 impl EngineLayers {
@@ -172,7 +195,18 @@ impl EngineLayers {
         if !layers.is_empty() && layers.iter().all(Value::is_string) {
             return Err(InspectorError::NamesOnly);
         }
-        Ok(Self { layers: layers.iter().map(|layer| EngineLayer::read(layer, op_types)).collect() })
+        Ok(Self::read(layers, op_types))
+    }
+
+    /// Reads the builder's list of layers, from its log; otherwise as [`Self::parse`].
+    pub fn from_listing(text: &str, op_types: &BTreeMap<String, String>) -> Result<Self, InspectorError> {
+        let layers: Vec<Value> = listing::read(text).map_err(|line| InspectorError::Line(line.to_owned()))?;
+        Ok(Self::read(&layers, op_types))
+    }
+
+    fn read(layers: &[Value], op_types: &BTreeMap<String, String>) -> Self {
+        let layers = layers.iter().map(|layer| EngineLayer::read(layer, op_types));
+        Self { layers: layers.filter(|layer| !runs_nothing(&layer.layer_type)).collect() }
     }
 
     /// The figures.
@@ -182,13 +216,30 @@ impl EngineLayers {
         for layer in of(LayerKind::Compute) {
             *compute_by_type.entry(layer.precision).or_default() += 1;
         }
+        let wide = |layer: &&EngineLayer| {
+            layer.precision.is_8_bit() && layer.outputs.iter().any(|output| output.number_type.is_wide())
+        };
+        let first_node = |layer: &EngineLayer| layer.nodes.first().unwrap_or(&layer.name).clone();
         EngineSummary {
             layers: self.layers.len(),
             compute_layers: of(LayerKind::Compute).count(),
             compute_by_type,
+            wide_outputs: of(LayerKind::Compute).filter(wide).count(),
             reformat_layers: of(LayerKind::Reformat).count(),
-            unfused_qdq: of(LayerKind::QuantizeDequantize).map(|layer| layer.name.clone()).collect(),
+            unfused_qdq: of(LayerKind::QuantizeDequantize).map(first_node).collect(),
         }
+    }
+}
+
+impl fmt::Display for EngineSummary {
+    /// `54, of which 26 multiply: INT8 26 (100 %); 3 only move values`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let share = |(kind, count): (&NumberType, &usize)| {
+            format!("{} {count} ({:.0} %)", kind.name(), 100.0 * self.share(*kind))
+        };
+        let types: Vec<String> = self.compute_by_type.iter().map(share).collect();
+        write!(f, "{}, of which {} multiply: {}; ", self.layers, self.compute_layers, types.join(", "))?;
+        write!(f, "{} only move values", self.reformat_layers)
     }
 }
 
@@ -199,10 +250,6 @@ impl EngineSummary {
         count as f64 / self.compute_layers.max(1) as f64
     }
 }
-
-/// Operators that multiply and add.
-const COMPUTE: [&str; 6] = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Attention", "Einsum"];
-const QDQ: [&str; 2] = ["QuantizeLinear", "DequantizeLinear"];
 
 impl EngineLayer {
     fn read(layer: &Value, op_types: &BTreeMap<String, String>) -> Self {
@@ -217,7 +264,16 @@ impl EngineLayer {
         let tactic = text("TacticName");
         let nodes = nodes_of(&text("Metadata"), &name, op_types);
         let operators: Vec<&str> = nodes.iter().map(|node| op_types.get(node).map_or("", String::as_str)).collect();
-        let kind = kind_of(&layer_type, &text("Origin"), &name, &operators);
+        let narrow = inputs.iter().chain(&outputs).any(|tensor: &EngineTensor| tensor.number_type.is_8_bit());
+        let facts = kind::Facts {
+            layer_type: &layer_type,
+            origin: &text("Origin"),
+            name: &name,
+            tactic: &tactic,
+            operators: &operators,
+            narrow,
+        };
+        let kind = kind_of(&facts);
         let precision = if kind == LayerKind::Compute { precision_of(&inputs, &tactic) } else { NumberType::Unknown };
         Self { name, layer_type, kind, precision, nodes, inputs, outputs, tactic }
     }
@@ -243,45 +299,6 @@ fn nodes_of(metadata: &str, name: &str, op_types: &BTreeMap<String, String>) -> 
         return tagged;
     }
     name.split(" + ").filter(|part| op_types.contains_key(*part)).map(str::to_owned).collect()
-}
-
-fn kind_of(layer_type: &str, origin: &str, name: &str, operators: &[&str]) -> LayerKind {
-    let lower = layer_type.to_lowercase();
-    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-    if operators.iter().any(|operator| COMPUTE.contains(operator))
-        || has(&[
-            "conv",
-            "gemm",
-            "matmul",
-            "matrixmultiply",
-            "matrix_multiply",
-            "fullyconnected",
-            "correlation",
-            "mha",
-            "attention",
-        ])
-    {
-        // TensorRT numbers the copies around a layer by that layer's name.
-        return if lower == "reformat" { LayerKind::Reformat } else { LayerKind::Compute };
-    }
-    let only_qdq = !operators.is_empty() && operators.iter().all(|operator| QDQ.contains(operator));
-    if only_qdq || origin.eq_ignore_ascii_case("qdq") || matches!(lower.as_str(), "quantize" | "dequantize") {
-        LayerKind::QuantizeDequantize
-    } else if lower == "reformat" || name.starts_with("Reformatting CopyNode") {
-        LayerKind::Reformat
-    } else {
-        LayerKind::Other
-    }
-}
-
-/// A layer computes in the type of its first input (the activations): products of INT8 need both sides in INT8. Where
-/// the inspector does not tell the type, the kernel's name does (`i8i8_i8i32`).
-fn precision_of(inputs: &[EngineTensor], tactic: &str) -> NumberType {
-    match inputs.first().map_or(NumberType::Unknown, |input| input.number_type) {
-        NumberType::Unknown if tactic.contains("i8i8") => NumberType::Int8,
-        NumberType::Unknown if tactic.contains("e4m3") => NumberType::Fp8,
-        known => known,
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::{Message, Severity};
+use super::{Message, Severity, layers::is_listing};
 
 static LOGGER: OnceLock<trtx::Logger> = OnceLock::new();
 static TURN: Mutex<()> = Mutex::new(());
@@ -36,21 +36,28 @@ impl Turn {
         turn
     }
 
-    /// Everything so far that is at least as grave as `least`.
+    /// Everything so far that is at least as grave as `least`, each on one line and once.
     #[expect(clippy::unused_self, reason = "only the holder of the turn may ask")]
     pub(super) fn messages(&self, least: Severity) -> Vec<String> {
-        messages().iter().filter(|message| message.severity <= least).map(|message| message.text.clone()).collect()
+        let mut texts: Vec<String> = Vec::new();
+        for message in messages().iter().filter(|message| message.severity <= least) {
+            let text = message.text.split_whitespace().collect::<Vec<_>>().join(" ");
+            if !text.is_empty() && !texts.contains(&text) {
+                texts.push(text);
+            }
+        }
+        texts
+    }
+
+    /// The last list of layers that the builder printed.
+    #[expect(clippy::unused_self, reason = "only the holder of the turn may ask")]
+    pub(super) fn listing(&self) -> Option<String> {
+        messages().iter().rev().find(|message| is_listing(&message.text)).map(|message| message.text.clone())
     }
 
     /// The errors in one line, with the node named where TensorRT names it; `fallback` when it said nothing.
     pub(super) fn reason(&self, fallback: &str) -> String {
-        let mut errors: Vec<String> = Vec::new();
-        for text in self.messages(Severity::Error) {
-            let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-            if !text.is_empty() && !errors.contains(&text) {
-                errors.push(text);
-            }
-        }
+        let errors = self.messages(Severity::Error);
         if errors.is_empty() { fallback.to_owned() } else { errors.join("; ") }
     }
 }
@@ -63,6 +70,8 @@ impl trtx::LogHandler for Collector {
             trtx::Severity::InternalError | trtx::Severity::Error => Severity::Error,
             trtx::Severity::Warning => Severity::Warning,
             trtx::Severity::Info => Severity::Info,
+            // The one verbose message that is used: what the engine inspector would tell, without a GPU.
+            trtx::Severity::Verbose if is_listing(message) => Severity::Verbose,
             trtx::Severity::Verbose => return,
         };
         let text = message.to_owned();

@@ -183,6 +183,17 @@ pub struct RunnerOptions {
     pub cuda_graph: bool,
 }
 
+/// Where the builder is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BuildStep<'a> {
+    /// The builder's name for what it does.
+    pub phase: &'a str,
+    /// Steps of the phase that are done.
+    pub done: u64,
+    /// Steps of the phase in all.
+    pub steps: u64,
+}
+
 /// A serialized engine in memory.
 #[derive(Clone, Debug)]
 pub struct BuiltEngine {
@@ -194,6 +205,16 @@ pub struct BuiltEngine {
     pub warnings: Vec<String>,
     /// Version of the library.
     pub library_version: String,
+    /// The builder's list of layers, where it printed one.
+    pub listing: Option<String>,
+}
+
+impl BuiltEngine {
+    /// The layers as the builder listed them, in the words of the engine inspector; needs no GPU. `op_types` gives the
+    /// operator of every node of the ONNX model. `None` where the builder printed no list.
+    pub fn layers(&self, op_types: &BTreeMap<String, String>) -> Result<Option<EngineLayers>, InspectorError> {
+        self.listing.as_deref().map(|listing| EngineLayers::from_listing(listing, op_types)).transpose()
+    }
 }
 
 impl OptimizationProfile {
@@ -249,7 +270,7 @@ pub fn compiled_flavour() -> Option<Flavour> {
 
 /// Parses a model with TensorRT's own ONNX parser and builds an engine; needs no GPU with TensorRT-RTX.
 ///
-/// `step` is called with the name of the builder's phase as it goes on and may stop the build by returning false.
+/// `step` is called as the builder goes on and may stop the build by returning false.
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 pub use builder::build_engine;
 
@@ -259,7 +280,7 @@ pub fn build_engine(
     _library: &Library,
     _model: &Path,
     _options: &EngineOptions,
-    _step: impl Fn(&str) -> bool + Send + Sync + 'static,
+    _step: impl Fn(BuildStep<'_>) -> bool + Send + Sync + 'static,
 ) -> Result<BuiltEngine, TensorRtError> {
     Err(TensorRtError::NotCompiled)
 }

@@ -281,6 +281,7 @@ mod tests {
             options: EngineOptions { version_compatible: true, ..EngineOptions::default() },
             build_seconds: 1.0,
             warnings: Vec::new(),
+            layers: Vec::new(),
         };
         sidecar.save(&path).unwrap();
         read().unwrap().check_version(Flavour::TensorRtRtx, "1.8.0").unwrap();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{EngineOptions, Flavour};
+use super::{EngineLayer, EngineOptions, Flavour};
 use crate::{
     artifact::{ArtifactError, ContentHash, Tool, read_json, write_json},
     backend::TensorInfo,
@@ -53,6 +53,9 @@ pub struct EngineSidecar {
     /// Warnings of the parser and the builder.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// The layers as the builder listed them; none where it printed no list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<EngineLayer>,
 }
 
 /// The sidecar's path for an engine's.

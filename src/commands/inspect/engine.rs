@@ -24,17 +24,18 @@ struct EngineFacts {
     summary: Option<EngineSummary>,
     #[serde(skip_serializing_if = "Option::is_none")]
     layers: Option<Vec<EngineLayer>>,
-    /// Why the layers are not told.
+    /// Why the engine inspector was not asked; layers are those that the builder listed, then.
     #[serde(skip_serializing_if = "Option::is_none")]
-    layers_missing: Option<String>,
+    inspector_missing: Option<String>,
 }
 
-/// Describes an engine. What is inside is told by TensorRT only, and by a GPU that runs the engine; without any, the
-/// sidecar has to do.
+/// Describes an engine. What is inside is told by the engine inspector where a GPU runs the engine, and else by what the
+/// builder said, which stands in the sidecar.
 pub(super) fn engine(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitStatus> {
     let beside = sidecar_path(path);
     let flavour = if beside.exists() { Some(EngineSidecar::load(path)?.flavour) } else { compiled_flavour() };
-    let plan = Plan::read(path, flavour.unwrap_or(Flavour::TensorRtRtx))?;
+    let mut plan = Plan::read(path, flavour.unwrap_or(Flavour::TensorRtRtx))?;
+    let listed = plan.sidecar.as_mut().map(|sidecar| std::mem::take(&mut sidecar.layers)).filter(|all| !all.is_empty());
     let (layers, missing) = match engine_layers(path, &RunnerOptions::default(), &operators(plan.sidecar.as_ref())) {
         Ok(layers) => (Some(layers), None),
         Err(
@@ -42,7 +43,7 @@ pub(super) fn engine(printer: &Printer, path: &Path, all: bool) -> anyhow::Resul
             | TensorRtError::NotFound { .. }
             | TensorRtError::Cuda(_)
             | TensorRtError::Engine { fault: EngineFault::Flavour { .. }, .. }),
-        ) => (None, Some(error.to_string())),
+        ) => (listed.map(|layers| EngineLayers { layers }), Some(error.to_string())),
         Err(error) => return Err(error.into()),
     };
     if let (None, Some(missing)) = (&plan.sidecar, &missing) {
@@ -55,7 +56,7 @@ pub(super) fn engine(printer: &Printer, path: &Path, all: bool) -> anyhow::Resul
         sidecar: plan.sidecar,
         summary: layers.as_ref().map(EngineLayers::summary),
         layers: layers.map(|layers| layers.layers),
-        layers_missing: missing,
+        inspector_missing: missing,
     };
     printer.outcome(&facts, || describe(path, &facts, all))?;
     Ok(ExitStatus::Passed)
@@ -64,7 +65,7 @@ pub(super) fn engine(printer: &Printer, path: &Path, all: bool) -> anyhow::Resul
 /// Operator of every node of the model that the engine was built from, if that is still there.
 fn operators(sidecar: Option<&EngineSidecar>) -> BTreeMap<String, String> {
     let Some(Ok(model)) = sidecar.map(|sidecar| Model::load(&sidecar.model)) else { return BTreeMap::new() };
-    model.graph().node.iter().map(|node| (node.name().to_owned(), node.op_type().to_owned())).collect()
+    model.op_types()
 }
 
 fn describe(path: &Path, facts: &EngineFacts, all: bool) -> String {
@@ -86,8 +87,10 @@ fn describe(path: &Path, facts: &EngineFacts, all: bool) -> String {
     } else {
         lines.push(format!("engine {} without a sidecar", path.display()));
     }
-    if let Some(missing) = &facts.layers_missing {
-        lines.push(format!("layers      not told: {missing}"));
+    match (&facts.inspector_missing, &facts.layers) {
+        (Some(missing), None) => lines.push(format!("layers      not told: {missing}")),
+        (Some(missing), Some(_)) => lines.push(format!("layers      as the builder listed them ({missing})")),
+        (None, _) => {}
     }
     if let Some(summary) = &facts.summary {
         lines.push(describe_summary(summary));
@@ -99,18 +102,10 @@ fn describe(path: &Path, facts: &EngineFacts, all: bool) -> String {
 }
 
 fn describe_summary(summary: &EngineSummary) -> String {
-    let types: Vec<String> = summary
-        .compute_by_type
-        .iter()
-        .map(|(kind, count)| format!("{} {count} ({:.0} %)", kind.name(), 100.0 * summary.share(*kind)))
-        .collect();
-    let mut text = format!(
-        "layers      {}, of which {} compute: {}; {} only reformat",
-        summary.layers,
-        summary.compute_layers,
-        types.join(", "),
-        summary.reformat_layers
-    );
+    let mut text = format!("layers      {summary}");
+    if summary.wide_outputs > 0 {
+        text.push_str(&format!("\nwider       {} multiply in 8 bits and write a wider type", summary.wide_outputs));
+    }
     if !summary.unfused_qdq.is_empty() {
         text.push_str(&format!("\nQ/DQ alone  {}", summary.unfused_qdq.join(", ")));
     }
@@ -124,8 +119,8 @@ fn table(layers: &[EngineLayer], all: bool) -> String {
     let shown = if all { layers.len() } else { SHOWN.min(layers.len()) };
     for layer in &layers[..shown] {
         let does = match layer.kind {
-            LayerKind::Compute => format!("computes in {}", layer.precision.name()),
-            LayerKind::Reformat => "reformats".to_owned(),
+            LayerKind::Compute => format!("multiplies in {}", layer.precision.name()),
+            LayerKind::Reformat => "moves".to_owned(),
             LayerKind::QuantizeDequantize => "Q/DQ alone".to_owned(),
             LayerKind::Other => String::new(),
         };
@@ -160,9 +155,9 @@ mod tests {
         let layers = EngineLayers::parse(json, &BTreeMap::new()).unwrap();
         let text = describe_summary(&layers.summary());
         let expected =
-            "layers      4, of which 2 compute: FP16 1 (50 %), INT8 1 (50 %); 1 only reformat\nQ/DQ alone  q";
+            "layers      4, of which 2 multiply: FP16 1 (50 %), INT8 1 (50 %); 1 only move values\nQ/DQ alone  q";
         assert_eq!(text, expected);
         let text = table(&vec![layers.layers; 10].concat(), false);
-        assert!(text.contains("computes in INT8") && text.ends_with("... and 20 more; --all lists them"), "{text}");
+        assert!(text.contains("multiplies in INT8") && text.ends_with("... and 20 more; --all lists them"), "{text}");
     }
 }

@@ -7,23 +7,22 @@ use anyhow::Context;
 
 use super::{Job, Target, artifacts::file_facts};
 use crate::{
-    artifact::{ContentHash, Tool, write_atomic},
     backend::{
         BackendError, Runner,
         cuda::{CudaError, Device},
         tensorrt::{
-            EngineOptions, EngineSidecar, Flavour, Library, OptimizationProfile, RTX_CAPABILITIES, RunnerOptions,
-            SIDECAR_FORMAT_VERSION, TensorRtError, build_engine, compiled_flavour, find_library, require_library,
-            rtx_runs_on, run_engine,
+            EngineLayer, EngineOptions, Flavour, LayerKind, Library, OptimizationProfile, RTX_CAPABILITIES,
+            RunnerOptions, TensorRtError, compiled_flavour, find_library, require_library, rtx_runs_on, run_engine,
         },
     },
     bench::{self, Mode, Protocol, SystemClock, Timing, slowdowns},
+    commands::build::Order,
     compare::ComparisonResult,
     pipeline::{
         PipelineError,
         evaluation::{Evaluation, Outputs},
     },
-    report::Precision,
+    report::{ArtifactFile, EngineInside, Precision},
 };
 
 /// Compute capabilities that engines are built for where no GPU runs them (TensorRT-RTX).
@@ -109,6 +108,21 @@ pub(super) fn errors(models: &[&str], pairs: &[(usize, usize)], evaluation: &Eva
     pairs.iter().zip(&evaluation.pairs).filter_map(sentence).collect()
 }
 
+/// Which layers of an engine in 8 bits multiply in another type after all.
+fn left_out(precision: &str, inside: &EngineInside) -> Option<String> {
+    let multiply = || inside.layers.iter().filter(|layer| layer.kind == LayerKind::Compute);
+    let other = |layer: &&EngineLayer| !layer.precision.name().eq_ignore_ascii_case(precision);
+    let others: Vec<&EngineLayer> = multiply().filter(other).filter(|_| ["int8", "fp8"].contains(&precision)).collect();
+    let first = others.first()?;
+    Some(format!(
+        "{precision}: {} of the {} layers that multiply in the engine do so in another type; the first, in {}, is `{}`",
+        others.len(),
+        multiply().count(),
+        first.precision.name(),
+        first.nodes.first().unwrap_or(&first.name)
+    ))
+}
+
 impl Job<'_> {
     /// Builds the engines, and loads those that this machine can run. What fails is said in the engine's row.
     pub(super) fn engines(&mut self, targets: &[Target]) -> anyhow::Result<Vec<Engine>> {
@@ -140,13 +154,15 @@ impl Job<'_> {
                 .context("the model has no file")
                 .and_then(|model| self.engine(&library, gpu.as_ref().ok(), precision, &model));
             match built {
-                Ok(artifact) => {
+                Ok((artifact, layers)) => {
                     let path = self.out.join(&artifact.path);
                     engine.row.artifact = Some(artifact);
                     match runnable(&gpu).and_then(|()| run_engine(&path, &RunnerOptions::default())) {
                         Ok(runner) => engine.runner = Some(runner),
                         Err(error) => engine.row.error = Some(format!("the engine was built, but not run: {error}")),
                     }
+                    engine.row.engine = Some(EngineInside::new(layers)).filter(|inside| !inside.layers.is_empty());
+                    self.notes.extend(engine.row.engine.as_ref().and_then(|inside| left_out(precision, inside)));
                 }
                 Err(error) if super::is_about_the_disk(&error) => return Err(error),
                 Err(error) => {
@@ -217,7 +233,7 @@ impl Job<'_> {
         gpu: Option<&Device>,
         precision: &str,
         model: &std::path::Path,
-    ) -> anyhow::Result<crate::report::ArtifactFile> {
+    ) -> anyhow::Result<(ArtifactFile, Vec<EngineLayer>)> {
         let session = &self.session;
         let inputs = &session.subject.inputs;
         let mut bound = session.config.shape.clone();
@@ -235,20 +251,12 @@ impl Job<'_> {
             },
             ..EngineOptions::default()
         };
-        let stop = || !crate::commands::INTERRUPTED.load(std::sync::atomic::Ordering::Relaxed);
-        let engine = build_engine(library, model, &options, move |_| stop())?;
         let name = format!("engines/{precision}.plan");
         let path = self.out.join(&name);
-        write_atomic(&path, &engine.bytes)?;
         let config = session.config.absolute();
-        EngineSidecar {
-            format_version: SIDECAR_FORMAT_VERSION,
-            tool: Tool::current(),
-            engine_hash: ContentHash::of_bytes(&engine.bytes),
-            flavour: library.flavour,
-            library_version: engine.library_version,
-            model: std::path::absolute(model)?,
-            model_hash: ContentHash::of_file(model)?,
+        let sidecar = Order {
+            library,
+            model,
             reference: config.model,
             data: config.data,
             labels: config.labels,
@@ -256,11 +264,9 @@ impl Job<'_> {
             inputs: inputs.clone(),
             outputs: session.subject.outputs.clone(),
             options,
-            build_seconds: engine.seconds,
-            warnings: engine.warnings,
         }
-        .save(&path)?;
-        file_facts(&path, name)
+        .write(self.printer, &path)?;
+        Ok((file_facts(&path, name)?, sidecar.layers))
     }
 }
 

@@ -13,7 +13,7 @@ use askama::Template;
 use super::{
     AdviceLevel, Report, charts,
     details::{candidates, class_iou, outputs, tasks, timings, warnings},
-    format,
+    engines, format,
     metrics::{Quality, Subject, precisions, title},
     table::Table,
 };
@@ -104,6 +104,8 @@ struct Page<'a> {
     samples: samples::Samples<'a>,
     layers: layers::Layers<'a>,
     hints: Vec<Hint<'a>>,
+    engines: Table,
+    engine_layers: Vec<engines::Layers>,
     command: String,
     hashes: Vec<(&'a str, &'a str)>,
 }
@@ -144,6 +146,8 @@ impl<'a> Page<'a> {
                 .iter()
                 .map(|advice| Hint::new(advice.level, &advice.text, &advice.nodes, advice.command.as_deref()))
                 .collect(),
+            engines: engines::summaries(report),
+            engine_layers: engines::layers(report),
             command: format::shell_line(&report.command),
             hashes,
             report,

@@ -22,6 +22,9 @@ fn hostile() -> Report {
         precision.precision = text();
         precision.backend = text();
         precision.error = precision.error.as_ref().map(|_| text());
+        for layer in precision.engine.iter_mut().flat_map(|engine| &mut engine.layers) {
+            (layer.name, layer.layer_type, layer.nodes) = (text(), text(), vec![text()]);
+        }
         for flip in &mut precision.flips {
             flip.sample += HOSTILE;
             flip.reference.iter_mut().chain(&mut flip.target).for_each(|scored| scored.name = Some(text()));
@@ -96,9 +99,10 @@ fn a_report_without_its_optional_parts_has_no_empty_sections() {
         precision.latency_ms = None;
         precision.accuracy = None;
         precision.flips_total = 0;
+        precision.engine = None;
     }
     let page = html(&report).unwrap();
-    for id in ["speed", "samples", "layers", "advice"] {
+    for id in ["speed", "samples", "layers", "engines", "advice"] {
         assert!(!page.contains(&format!("id=\"{id}\"")), "{id}");
     }
     assert!(!page.contains("Top-1 acc."));
