@@ -180,13 +180,18 @@ fn open(
     let mut config = RunConfig::default();
     args.data.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
-    let file = |spec: &Spec| match spec {
-        Spec::OnnxRuntime(path, _) => path.clone(),
-        Spec::Engine(path) => EngineSidecar::load(path).ok().map(|sidecar| sidecar.reference.unwrap_or(sidecar.model)),
-        Spec::Saved(_) => None,
-    };
     config.batch = None;
-    config.model = args.model.clone().or_else(|| specs.iter().find_map(file));
+    config.model.clone_from(&args.model);
+    for spec in specs {
+        let file = match spec {
+            Spec::OnnxRuntime(path, _) => path.clone(),
+            Spec::Engine(path) => {
+                EngineSidecar::beside(path)?.map(|sidecar| sidecar.reference.unwrap_or(sidecar.model))
+            }
+            Spec::Saved(_) => None,
+        };
+        config.model = config.model.or(file);
+    }
     config.random_data |= config.data.is_none();
     config.calib_samples = largest_batch;
     Session::open(config, global.ort_library.as_deref(), printer)

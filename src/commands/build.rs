@@ -14,7 +14,7 @@ use crate::{
         TensorInfo,
         tensorrt::{
             BuildStep, EngineLayers, EngineOptions, EngineSidecar, Library, OptimizationProfile,
-            SIDECAR_FORMAT_VERSION, build_engine, require_library,
+            SIDECAR_FORMAT_VERSION, build_engine, describe_shape, require_library,
         },
     },
     cli::BuildArgs,
@@ -52,6 +52,8 @@ pub(super) fn engine(printer: &Printer, args: &BuildArgs) -> anyhow::Result<Engi
     let model = Model::load(&args.model)?;
     let (inputs, outputs) = declared(&model);
     let mut profile = args.profile.iter().map(|text| parse_profile(text)).collect::<Result<BTreeMap<_, _>, _>>()?;
+    check_shapes(&inputs, "profile", profile.iter().flat_map(|(name, shapes)| shapes.iter().map(move |s| (name, s))))?;
+    check_shapes(&inputs, "shape", &bound)?;
     let open: Vec<_> = inputs.iter().filter(|input| !profile.contains_key(&input.name)).cloned().collect();
     profile.extend(OptimizationProfile::for_batch(&open, args.batch, &bound)?.shapes);
     let options = EngineOptions {
@@ -143,6 +145,28 @@ fn precision(model: &Model) -> Option<String> {
     entries.iter().find(|entry| entry.key() == "calib.precision").map(|entry| entry.value().to_owned())
 }
 
+/// Shapes that were given must be of the model's inputs, and agree with the extents that these fix.
+fn check_shapes<'a>(
+    inputs: &[TensorInfo],
+    key: &'static str,
+    shapes: impl IntoIterator<Item = (&'a String, &'a Vec<usize>)>,
+) -> Result<(), ConfigError> {
+    for (name, shape) in shapes {
+        let invalid = |reason: String| Err(ConfigError::Value { key, reason });
+        let described = |input: &TensorInfo| format!("{} ({})", input.name, describe_shape(&input.shape));
+        let Some(input) = inputs.iter().find(|input| input.name == *name) else {
+            let known: Vec<String> = inputs.iter().map(described).collect();
+            return invalid(format!("the model has no input `{name}`; its inputs are {}", known.join(", ")));
+        };
+        let agrees = |(&fixed, &extent): (&Option<usize>, &usize)| fixed.is_none_or(|fixed| fixed == extent);
+        if input.shape.len() != shape.len() || !input.shape.iter().zip(shape).all(agrees) {
+            let given: Vec<String> = shape.iter().map(usize::to_string).collect();
+            return invalid(format!("{} cannot have the shape {}", described(input), given.join("x")));
+        }
+    }
+    Ok(())
+}
+
 /// `input=1x3x224x224:8x3x224x224:32x3x224x224`.
 fn parse_profile(text: &str) -> Result<(String, [Vec<usize>; 3]), ConfigError> {
     let invalid = |reason: &str| ConfigError::Value { key: "profile", reason: format!("`{text}` {reason}") };
@@ -164,6 +188,19 @@ fn parse_profile(text: &str) -> Result<(String, [Vec<usize>; 3]), ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shapes_are_of_inputs_and_agree_with_them() {
+        let input = TensorInfo { name: "x".to_owned(), element_type: None, shape: vec![None, Some(3)] };
+        let check = |name: &str, shape: &[usize]| {
+            let found = check_shapes(std::slice::from_ref(&input), "shape", [(&name.to_owned(), &shape.to_vec())]);
+            found.map_err(|error| error.to_string())
+        };
+        check("x", &[8, 3]).unwrap();
+        assert!(check("y", &[8, 3]).unwrap_err().contains("no input `y`; its inputs are x (?x3)"));
+        assert!(check("x", &[8, 4]).unwrap_err().contains("x (?x3) cannot have the shape 8x4"));
+        assert!(check("x", &[8]).is_err());
+    }
 
     #[test]
     fn profiles() {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     ExitStatus, Printer,
     settings::{Apply, Session, control, one_size},
-    spec::Spec,
+    spec::{Spec, fill_from_sidecar},
 };
 use crate::{
     backend::{
@@ -80,12 +80,12 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
     args.runtime.apply(&mut config)?;
     args.outputs.apply(&mut config)?;
     config.model = args.model.clone().or_else(|| float_model(&reference_spec, &specs));
-    fill_from_sidecar(&mut config, [&reference_spec].into_iter().chain(&specs));
     for spec in [&reference_spec].into_iter().chain(&specs) {
+        fill_from_sidecar(&mut config, spec)?;
         let Spec::Engine(path) = spec else { continue };
         anyhow::ensure!(path.exists(), "there is no engine {}; `calib build` makes one", path.display());
     }
-    let pairs = add_sources(&mut specs, &mut names, config.model.as_deref());
+    let pairs = add_sources(&mut specs, &mut names, config.model.as_deref())?;
     anyhow::ensure!(
         config.model.is_some(),
         "which float model `ort` stands for is not known; name it with --model FILE, or write --ref ort:FILE.onnx"
@@ -155,27 +155,17 @@ fn float_model(reference: &Spec, targets: &[Spec]) -> Option<PathBuf> {
     })
 }
 
-/// Model, data and labels that `calib build` wrote beside an engine, where the command line is silent.
-fn fill_from_sidecar<'a>(config: &mut RunConfig, specs: impl Iterator<Item = &'a Spec>) {
-    for spec in specs {
-        let Spec::Engine(path) = spec else { continue };
-        let Ok(sidecar) = EngineSidecar::load(path) else { continue };
-        let model = sidecar.reference.unwrap_or(sidecar.model);
-        config.model.get_or_insert(model);
-        config.data = config.data.take().or(sidecar.data);
-        config.labels = config.labels.take().or(sidecar.labels);
-        let batch = sidecar.inputs.first().and_then(|input| sidecar.options.profile.shapes.get(&input.name));
-        config.batch = config.batch.or(batch.and_then(|[_, opt, _]| opt.first().copied()));
-    }
-}
-
 /// Adds the Q/DQ model of every engine that was built from one, to be run by ONNX Runtime: the error of quantization
 /// without the engine's own. Gives the pairs of both.
-fn add_sources(specs: &mut Vec<Spec>, names: &mut Vec<String>, float: Option<&Path>) -> Vec<(usize, usize)> {
+fn add_sources(
+    specs: &mut Vec<Spec>,
+    names: &mut Vec<String>,
+    float: Option<&Path>,
+) -> anyhow::Result<Vec<(usize, usize)>> {
     let mut pairs = Vec::new();
     for engine in 0..specs.len() {
         let Spec::Engine(path) = &specs[engine] else { continue };
-        let Ok(sidecar) = EngineSidecar::load(path) else { continue };
+        let Some(sidecar) = EngineSidecar::beside(path)? else { continue };
         if float == Some(&sidecar.model) || sidecar.reference.is_none() || !sidecar.model.exists() {
             continue;
         }
@@ -187,7 +177,7 @@ fn add_sources(specs: &mut Vec<Spec>, names: &mut Vec<String>, float: Option<&Pa
         });
         pairs.push((index, engine));
     }
-    pairs
+    Ok(pairs)
 }
 
 /// What gives outputs, and where they are saved on the way.

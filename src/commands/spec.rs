@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::backend::ExecutionProvider;
+use crate::{
+    artifact::ArtifactError,
+    backend::{ExecutionProvider, tensorrt::EngineSidecar},
+    config::RunConfig,
+};
 
 /// What gives outputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +43,19 @@ impl Spec {
             ),
         }
     }
+}
+
+/// Takes model, data and labels from what `calib build` wrote beside an engine, where nothing else named them.
+pub(super) fn fill_from_sidecar(config: &mut RunConfig, spec: &Spec) -> Result<(), ArtifactError> {
+    let Spec::Engine(path) = spec else { return Ok(()) };
+    let Some(sidecar) = EngineSidecar::beside(path)? else { return Ok(()) };
+    let model = sidecar.reference.unwrap_or(sidecar.model);
+    config.model.get_or_insert(model);
+    config.data = config.data.take().or(sidecar.data);
+    config.labels = config.labels.take().or(sidecar.labels);
+    let batch = sidecar.inputs.first().and_then(|input| sidecar.options.profile.shapes.get(&input.name));
+    config.batch = config.batch.or(batch.and_then(|[_, opt, _]| opt.first().copied()));
+    Ok(())
 }
 
 #[cfg(test)]

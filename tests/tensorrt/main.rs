@@ -4,6 +4,8 @@
 #![cfg(feature = "tensorrt-rtx")]
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why it skips")]
 
+mod errors;
+
 use std::{
     collections::BTreeMap,
     fs,

@@ -32,7 +32,7 @@ pub fn build_engine(
     let build_error = |error: &dyn std::fmt::Display| TensorRtError::Build {
         flavour,
         model: model.to_owned(),
-        reason: with_hint(&log.reason(&error.to_string())),
+        reason: log.reason(&error.to_string()),
     };
 
     // Declared first, dropped last: the parser's weights point into the builder.
@@ -49,7 +49,7 @@ pub fn build_engine(
     parser.parse_from_file(path, trtx::Severity::Warning as i32).map_err(|error| TensorRtError::Parse {
         flavour,
         model: model.to_owned(),
-        reason: with_hint(&log.reason(&error.to_string())),
+        reason: log.reason(&error.to_string()),
     })?;
 
     configure(&mut config, options)?;
@@ -153,25 +153,6 @@ fn fill_profile(
         }
     }
     Ok(())
-}
-
-/// Adds what is known to help.
-fn with_hint(reason: &str) -> String {
-    let hints = [
-        ("optimization profile", "give shapes of dynamic inputs with --profile NAME=MIN:OPT:MAX or --shape"),
-        ("zero point", "quantize symmetrically: TensorRT takes zero-point 0 only; `calib quantize` writes such models"),
-        (
-            "No importer registered for op",
-            "the operator is no part of TensorRT's ONNX parser; replace it or add a plugin",
-        ),
-        ("filterWeightsBFloat16", "TensorRT-RTX has no transposed convolution in BF16; use FP16 for this model"),
-        ("Unsupported SM", "the GPU's compute capability is not supported by this TensorRT"),
-    ];
-    let lower = reason.to_lowercase();
-    match hints.iter().find(|(needle, _)| lower.contains(&needle.to_lowercase())) {
-        Some((_, hint)) => format!("{reason} ({hint})"),
-        None => reason.to_owned(),
-    }
 }
 
 struct Progress<F> {

@@ -1,4 +1,5 @@
-//! Finding TensorRT's shared libraries: flag, `CALIB_TENSORRT_DIR`, `.runtime/`, the system.
+//! Finding TensorRT's shared libraries: in the folder of a flag or of `CALIB_TENSORRT_DIR` and nowhere else, or without
+//! either in `.runtime/` and in the system's folders.
 
 use std::{
     ffi::CString,
@@ -41,6 +42,29 @@ impl Flavour {
             Self::TensorRtRtx => {
                 "run `make setup`, or set CALIB_TENSORRT_DIR to the folder of libtensorrt_rtx.so.1 and libtensorrt_onnxparser_rtx.so.1"
             }
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::TensorRt => Self::TensorRtRtx,
+            Self::TensorRtRtx => Self::TensorRt,
+        }
+    }
+
+    /// What the Makefile calls it.
+    pub(super) fn make_name(self) -> &'static str {
+        match self {
+            Self::TensorRt => "11",
+            Self::TensorRtRtx => "rtx",
+        }
+    }
+
+    /// Major version whose headers this program was built with.
+    pub(super) fn major(self) -> &'static str {
+        match self {
+            Self::TensorRt => "11",
+            Self::TensorRtRtx => "1",
         }
     }
 
@@ -101,10 +125,14 @@ impl Library {
     }
 }
 
-/// Folders in which libraries of a flavour are looked for, in order. `explicit` comes from a flag.
+/// Folders in which libraries of a flavour are looked for, in order. `explicit` comes from a flag. Who names a folder gets
+/// what is in there or an error, never another library.
 pub fn searched_folders(flavour: Flavour, explicit: Option<&Path>) -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = explicit.map(Path::to_owned).into_iter().collect();
-    folders.extend(std::env::var_os("CALIB_TENSORRT_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from));
+    let named = || std::env::var_os("CALIB_TENSORRT_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    if let Some(folder) = explicit.map(Path::to_owned).or_else(named) {
+        return vec![folder];
+    }
+    let mut folders = Vec::new();
     for root in runtime_roots() {
         folders.extend(flavour.runtime_folders().iter().map(|name| root.join(name)));
     }
@@ -137,11 +165,22 @@ pub fn find_library(flavour: Flavour, explicit: Option<&Path>) -> Option<Library
 /// The library of the flavour that this program was compiled for, or why there is none.
 pub fn require_library(explicit: Option<&Path>) -> Result<Library, TensorRtError> {
     let flavour = compiled_flavour().ok_or(TensorRtError::NotCompiled)?;
-    let searched =
-        || searched_folders(flavour, explicit).iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>();
+    let searched = || {
+        let folder = |folder: &PathBuf| {
+            let other =
+                flavour.other().library_names().iter().map(|name| folder.join(name)).find(|path| path.is_file());
+            let other = other.map(|path| {
+                let (name, make) =
+                    (path.file_name().unwrap_or_default().display().to_string(), flavour.other().make_name());
+                format!(" (which holds {name}: that is for a program made by `make build TENSORRT={make}`)")
+            });
+            format!("{}{}", folder.display(), other.unwrap_or_default())
+        };
+        searched_folders(flavour, explicit).iter().map(folder).collect::<Vec<_>>().join(", ")
+    };
     find_library(flavour, explicit).ok_or_else(|| TensorRtError::NotFound {
         flavour,
-        searched: searched().join(", "),
+        searched: searched(),
         hint: flavour.hint(),
     })
 }
@@ -160,8 +199,9 @@ mod tests {
     }
 
     #[test]
-    fn an_explicit_folder_wins_and_a_lean_runtime_has_no_parser() {
+    fn an_explicit_folder_is_the_only_one_and_a_lean_runtime_has_no_parser() {
         let folder = tempfile::tempdir().unwrap();
+        assert_eq!(searched_folders(Flavour::TensorRt, Some(folder.path())), [folder.path()]);
         std::fs::write(folder.path().join("libnvinfer_lean.so.11"), b"").unwrap();
         let found = find_library(Flavour::TensorRt, Some(folder.path())).unwrap();
         assert_eq!(found.library, folder.path().join("libnvinfer_lean.so.11"));

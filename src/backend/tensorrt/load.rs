@@ -6,6 +6,11 @@ use super::{Library, TensorRtError};
 
 /// Loads the library that runs engines.
 pub(super) fn runtime(library: &Library) -> Result<(), TensorRtError> {
+    let (version, major) = (library.version()?, library.flavour.major());
+    if version.split('.').next() != Some(major) {
+        let reason = format!("it calls itself version {version}; {} {major} is needed", library.flavour);
+        return Err(TensorRtError::Load { path: library.library.clone(), reason });
+    }
     trtx::dynamically_load_tensorrt(Some(library.library.as_os_str())).map_err(|e| failed(&library.library, &e))
 }
 

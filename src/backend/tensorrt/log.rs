@@ -6,7 +6,7 @@
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::{Message, Severity, layers::is_listing};
+use super::{Message, Severity, explain::explain, layers::is_listing};
 
 static LOGGER: OnceLock<trtx::Logger> = OnceLock::new();
 static TURN: Mutex<()> = Mutex::new(());
@@ -37,16 +37,21 @@ impl Turn {
     }
 
     /// Everything so far that is at least as grave as `least`, each on one line and once.
-    #[expect(clippy::unused_self, reason = "only the holder of the turn may ask")]
     pub(super) fn messages(&self, least: Severity) -> Vec<String> {
         let mut texts: Vec<String> = Vec::new();
-        for message in messages().iter().filter(|message| message.severity <= least) {
-            let text = message.text.split_whitespace().collect::<Vec<_>>().join(" ");
-            if !text.is_empty() && !texts.contains(&text) {
+        for text in self.said(least) {
+            if !texts.contains(&text) {
                 texts.push(text);
             }
         }
         texts
+    }
+
+    #[expect(clippy::unused_self, reason = "only the holder of the turn may ask")]
+    fn said(&self, least: Severity) -> Vec<String> {
+        let on_one_line = |message: &Message| message.text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let texts = messages().iter().filter(|message| message.severity <= least).map(on_one_line).collect::<Vec<_>>();
+        texts.into_iter().filter(|text| !text.is_empty()).collect()
     }
 
     /// The last list of layers that the builder printed.
@@ -57,8 +62,7 @@ impl Turn {
 
     /// The errors in one line, with the node named where TensorRT names it; `fallback` when it said nothing.
     pub(super) fn reason(&self, fallback: &str) -> String {
-        let errors = self.messages(Severity::Error);
-        if errors.is_empty() { fallback.to_owned() } else { errors.join("; ") }
+        explain(&self.said(Severity::Error)).unwrap_or_else(|| fallback.to_owned())
     }
 }
 
@@ -75,7 +79,11 @@ impl trtx::LogHandler for Collector {
             trtx::Severity::Verbose => return,
         };
         let text = message.to_owned();
-        tracing::debug!(target: "calib::tensorrt", ?severity, "{text}");
+        if severity <= Severity::Warning {
+            tracing::info!(target: "calib::tensorrt", ?severity, "{text}");
+        } else {
+            tracing::debug!(target: "calib::tensorrt", ?severity, "{text}");
+        }
         messages().push(Message { severity, text });
     }
 }

@@ -8,6 +8,8 @@
 mod builder;
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 mod execution;
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
+mod explain;
 mod layers;
 mod library;
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
@@ -115,9 +117,9 @@ pub enum TensorRtError {
         /// Why.
         fault: EngineFault,
     },
-    /// The engine's sidecar cannot be read.
+    /// A file beside the engine cannot be read or written.
     #[error(transparent)]
-    Sidecar(#[from] ArtifactError),
+    Artifact(#[from] ArtifactError),
     /// The GPU cannot be used.
     #[error(transparent)]
     Cuda(#[from] CudaError),
@@ -252,7 +254,7 @@ impl OptimizationProfile {
 }
 
 /// `?x3x224x224`.
-pub(crate) fn describe_shape(shape: &[Option<usize>]) -> String {
+pub fn describe_shape(shape: &[Option<usize>]) -> String {
     let extents: Vec<String> = shape.iter().map(|dim| dim.map_or("?".to_owned(), |n| n.to_string())).collect();
     extents.join("x")
 }

@@ -141,16 +141,10 @@ impl Plan {
         let fault = |fault| TensorRtError::Engine { engine: path.to_owned(), fault };
         let bytes = std::fs::read(path).map_err(|error| fault(EngineFault::Unreadable(error)))?;
         check_header(&bytes, flavour).map_err(fault)?;
-        let beside = sidecar_path(path);
-        let sidecar = if beside.exists() {
-            let sidecar = EngineSidecar::load(path)?;
-            if sidecar.engine_hash != ContentHash::of_bytes(&bytes) {
-                return Err(fault(EngineFault::Changed(beside)));
-            }
-            Some(sidecar)
-        } else {
-            None
-        };
+        let sidecar = EngineSidecar::beside(path)?;
+        if sidecar.as_ref().is_some_and(|sidecar| sidecar.engine_hash != ContentHash::of_bytes(&bytes)) {
+            return Err(fault(EngineFault::Changed(sidecar_path(path))));
+        }
         Ok(Self { path: path.to_owned(), bytes, sidecar })
     }
 
@@ -205,16 +199,6 @@ fn header_version(bytes: &[u8]) -> Option<String> {
 
 fn start_of(bytes: &[u8]) -> String {
     format!("`{}`", bytes[..bytes.len().min(8)].escape_ascii())
-}
-
-impl Flavour {
-    /// What the Makefile calls it.
-    fn make_name(self) -> &'static str {
-        match self {
-            Self::TensorRt => "11",
-            Self::TensorRtRtx => "rtx",
-        }
-    }
 }
 
 #[cfg(test)]

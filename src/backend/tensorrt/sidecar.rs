@@ -71,6 +71,11 @@ impl EngineSidecar {
         read_json(&sidecar_path(engine), "engine sidecar", SIDECAR_FORMAT_VERSION)
     }
 
+    /// The sidecar of an engine; `None` where there is no such file.
+    pub fn beside(engine: &Path) -> Result<Option<Self>, ArtifactError> {
+        if sidecar_path(engine).exists() { Self::load(engine).map(Some) } else { Ok(None) }
+    }
+
     /// Writes the sidecar of an engine.
     pub fn save(&self, engine: &Path) -> Result<(), ArtifactError> {
         write_json(&sidecar_path(engine), self)

@@ -33,7 +33,7 @@ struct EngineFacts {
 /// builder said, which stands in the sidecar.
 pub(super) fn engine(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitStatus> {
     let beside = sidecar_path(path);
-    let flavour = if beside.exists() { Some(EngineSidecar::load(path)?.flavour) } else { compiled_flavour() };
+    let flavour = EngineSidecar::beside(path)?.map(|sidecar| sidecar.flavour).or(compiled_flavour());
     let mut plan = Plan::read(path, flavour.unwrap_or(Flavour::TensorRtRtx))?;
     let listed = plan.sidecar.as_mut().map(|sidecar| std::mem::take(&mut sidecar.layers)).filter(|all| !all.is_empty());
     let (layers, missing) = match engine_layers(path, &RunnerOptions::default(), &operators(plan.sidecar.as_ref())) {

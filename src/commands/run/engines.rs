@@ -1,7 +1,7 @@
 //! TensorRT engines of a run: built wherever a library is found, one a precision, each with its sidecar; compared and
 //! timed where a GPU runs them.
 
-use std::{cell::RefCell, collections::BTreeMap};
+use std::{cell::RefCell, collections::BTreeMap, path::Path};
 
 use anyhow::Context;
 
@@ -11,13 +11,15 @@ use crate::{
         BackendError, Runner,
         cuda::{CudaError, Device},
         tensorrt::{
-            EngineLayer, EngineOptions, Flavour, LayerKind, Library, OptimizationProfile, RTX_CAPABILITIES,
-            RunnerOptions, TensorRtError, compiled_flavour, find_library, require_library, rtx_runs_on, run_engine,
+            EngineLayer, EngineOptions, EngineSidecar, Flavour, LayerKind, Library, OptimizationProfile,
+            RTX_CAPABILITIES, RunnerOptions, TensorRtError, compiled_flavour, engine_layers, find_library,
+            require_library, rtx_runs_on, run_engine,
         },
     },
     bench::{self, Mode, Protocol, SystemClock, Timing, slowdowns},
     commands::build::Order,
     compare::ComparisonResult,
+    onnx::Model,
     pipeline::{
         PipelineError,
         evaluation::{Evaluation, Outputs},
@@ -108,11 +110,24 @@ pub(super) fn errors(models: &[&str], pairs: &[(usize, usize)], evaluation: &Eva
     pairs.iter().zip(&evaluation.pairs).filter_map(sentence).collect()
 }
 
+/// The layers that the builder listed; where it listed none, those that the engine inspector tells.
+fn layers(engine: &Path, sidecar: EngineSidecar, runs: bool) -> anyhow::Result<Vec<EngineLayer>> {
+    if !sidecar.layers.is_empty() {
+        return Ok(sidecar.layers);
+    }
+    anyhow::ensure!(runs, "the builder listed none, and the engine inspector tells them only where the engine runs");
+    let operators = Model::load(&sidecar.model)?.op_types();
+    Ok(engine_layers(engine, &RunnerOptions::default(), &operators)?.layers)
+}
+
 /// Which layers of an engine in 8 bits multiply in another type after all.
 fn left_out(precision: &str, inside: &EngineInside) -> Option<String> {
+    if !["int8", "fp8"].contains(&precision) {
+        return None;
+    }
     let multiply = || inside.layers.iter().filter(|layer| layer.kind == LayerKind::Compute);
     let other = |layer: &&EngineLayer| !layer.precision.name().eq_ignore_ascii_case(precision);
-    let others: Vec<&EngineLayer> = multiply().filter(other).filter(|_| ["int8", "fp8"].contains(&precision)).collect();
+    let others: Vec<&EngineLayer> = multiply().filter(other).collect();
     let first = others.first()?;
     Some(format!(
         "{precision}: {} of the {} layers that multiply in the engine do so in another type; the first, in {}, is `{}`",
@@ -154,15 +169,21 @@ impl Job<'_> {
                 .context("the model has no file")
                 .and_then(|model| self.engine(&library, gpu.as_ref().ok(), precision, &model));
             match built {
-                Ok((artifact, layers)) => {
+                Ok((artifact, sidecar)) => {
                     let path = self.out.join(&artifact.path);
                     engine.row.artifact = Some(artifact);
                     match runnable(&gpu).and_then(|()| run_engine(&path, &RunnerOptions::default())) {
                         Ok(runner) => engine.runner = Some(runner),
                         Err(error) => engine.row.error = Some(format!("the engine was built, but not run: {error}")),
                     }
-                    engine.row.engine = Some(EngineInside::new(layers)).filter(|inside| !inside.layers.is_empty());
-                    self.notes.extend(engine.row.engine.as_ref().and_then(|inside| left_out(precision, inside)));
+                    match layers(&path, sidecar, engine.runner.is_some()) {
+                        Ok(layers) => {
+                            let inside = EngineInside::new(layers);
+                            self.notes.extend(left_out(precision, &inside));
+                            engine.row.engine = Some(inside);
+                        }
+                        Err(why) => self.notes.push(format!("{precision}: the engine's layers are not known: {why:#}")),
+                    }
                 }
                 Err(error) if super::is_about_the_disk(&error) => return Err(error),
                 Err(error) => {
@@ -232,8 +253,8 @@ impl Job<'_> {
         library: &Library,
         gpu: Option<&Device>,
         precision: &str,
-        model: &std::path::Path,
-    ) -> anyhow::Result<(ArtifactFile, Vec<EngineLayer>)> {
+        model: &Path,
+    ) -> anyhow::Result<(ArtifactFile, EngineSidecar)> {
         let session = &self.session;
         let inputs = &session.subject.inputs;
         let mut bound = session.config.shape.clone();
@@ -266,7 +287,7 @@ impl Job<'_> {
             options,
         }
         .write(self.printer, &path)?;
-        Ok((file_facts(&path, name)?, sidecar.layers))
+        Ok((file_facts(&path, name)?, sidecar))
     }
 }
 
