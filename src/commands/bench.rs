@@ -59,14 +59,11 @@ enum Kind {
 }
 
 impl Subject {
-    fn new(spec: &Spec, name: &str, session: &Session, cuda_graph: bool) -> anyhow::Result<Self> {
+    fn new(spec: &Spec, name: &str, session: &Session, engine: &RunnerOptions) -> anyhow::Result<Self> {
         let kind = match spec {
             Spec::OnnxRuntime(Some(path), provider) => Kind::Model(Box::new(Model::load(path)?), *provider),
             Spec::OnnxRuntime(None, provider) => Kind::Model(Box::new(session.subject.float.clone()), *provider),
-            Spec::Engine(path) => {
-                let options = RunnerOptions { cuda_graph, ..RunnerOptions::default() };
-                Kind::Engine(path.clone(), Box::new(EngineSidecar::load(path)?), options)
-            }
+            Spec::Engine(path) => Kind::Engine(path.clone(), Box::new(EngineSidecar::load(path)?), engine.clone()),
             Spec::Saved(_) => anyhow::bail!("`{name}` holds saved outputs; they take no time that could be measured"),
         };
         let emulation = match &kind {
@@ -132,7 +129,9 @@ pub(super) fn bench(printer: &Printer, global: &GlobalArgs, args: &BenchArgs) ->
     anyhow::ensure!(!threads.contains(&0), "--threads 0 runs nothing; give counts of 1 or more");
     let inputs = batches.iter().map(|&batch| first_batch(&session, batch)).collect::<anyhow::Result<Vec<_>>>()?;
     let named = specs.iter().zip(&args.specs);
-    let subjects = named.map(|(spec, name)| Subject::new(spec, name, &session, args.cuda_graph));
+    let (cuda_graph, runtime_cache) = (args.cuda_graph, args.runtime_cache.clone());
+    let engine = RunnerOptions { cuda_graph, runtime_cache, ..RunnerOptions::default() };
+    let subjects = named.map(|(spec, name)| Subject::new(spec, name, &session, &engine));
     let subjects = subjects.collect::<anyhow::Result<Vec<_>>>()?;
     let measurements = measure(&session, &subjects, &batches, &threads, &inputs, args)?;
     // Right behind the calls: clocks fall when nothing runs.

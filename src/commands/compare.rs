@@ -98,12 +98,13 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
     } else {
         session.data.split(session.config.seed, 0, samples).evaluation
     };
-    let mut reference = Side::new(&reference_spec, &session, args.save_reference.as_deref())?;
+    let engine = RunnerOptions { runtime_cache: args.runtime_cache.clone(), ..RunnerOptions::default() };
+    let mut reference = Side::new(&reference_spec, &session, &engine, args.save_reference.as_deref())?;
     let mut targets = Vec::new();
     let mut outcomes: Vec<TargetOutcome> = Vec::new();
     for (index, (spec, name)) in specs.iter().zip(&names).enumerate() {
         let save = args.save_target.as_deref().filter(|_| index == 0);
-        targets.push(Side::new(spec, &session, save).with_context(|| format!("target {name}"))?);
+        targets.push(Side::new(spec, &session, &engine, save).with_context(|| format!("target {name}"))?);
         outcomes.push(TargetOutcome::new(name));
     }
     let options = EvaluateOptions { batch: session.batch, policy: session.policy, compare: session.compare_options() };
@@ -187,7 +188,7 @@ enum Side {
 }
 
 impl Side {
-    fn new(spec: &Spec, session: &Session, save: Option<&Path>) -> anyhow::Result<Self> {
+    fn new(spec: &Spec, session: &Session, engine: &RunnerOptions, save: Option<&Path>) -> anyhow::Result<Self> {
         let outputs: Box<dyn Outputs> = match spec {
             Spec::OnnxRuntime(file, provider) => {
                 let build = BuildOptions { threads: session.threads, provider: *provider, ..BuildOptions::default() };
@@ -198,7 +199,7 @@ impl Side {
                 Box::new(session.runtime.build(&model, &build)?)
             }
             Spec::Saved(path) => Box::new(SavedOutputs::open(path)?),
-            Spec::Engine(path) => Box::new(run_engine(path, &RunnerOptions::default())?),
+            Spec::Engine(path) => Box::new(run_engine(path, engine)?),
         };
         match save {
             Some(path) => Ok(Self::Recorded(Recorder::new(outputs)?, path.to_owned())),

@@ -20,7 +20,9 @@ use std::{
 
 use trtx::{TensorIOMode, TensorLocation, interfaces::ReportLayerTime, trtx_sys::Dims64};
 
-use super::{Engine, TensorRtError, log::Turn};
+#[cfg(feature = "tensorrt-rtx")]
+use super::runtime_cache::Kernels;
+use super::{Engine, RunnerOptions, TensorRtError, log::Turn};
 use crate::{
     backend::{
         BackendError, LayerTime, Phases, Runner, TensorInfo, Visit,
@@ -62,6 +64,8 @@ pub struct EngineRunner {
     outputs: Vec<TensorInfo>,
     cuda_graph: bool,
     phases: Option<Phases>,
+    /// Kernels that were compiled, where they are to be kept.
+    kernels: Option<Kernels>,
     /// What the profiler reported; `None` until one is attached, which can be done once.
     profile: Option<Arc<LayerTimes>>,
 }
@@ -78,14 +82,17 @@ impl Drop for EngineRunner {
 }
 
 impl EngineRunner {
-    /// Makes an engine ready to run. With `cuda_graph` the computation is recorded at the first call of each shape.
-    pub fn new(mut engine: Engine, cuda_graph: bool) -> Result<Self, TensorRtError> {
+    /// Makes an engine ready to run. A CUDA graph is recorded at the first call of each shape.
+    pub fn new(mut engine: Engine, options: &RunnerOptions) -> Result<Self, TensorRtError> {
         let flavour = engine.flavour;
         let device = engine.device.clone();
         device.context().bind_to_thread().map_err(CudaError::from)?;
         let turn = Turn::take();
         let failed = |error: trtx::Error| TensorRtError::Runtime { flavour, reason: turn.reason(&error.to_string()) };
-        let context = engine.inner.create_execution_context().map_err(failed)?;
+        let (context, kernels) = match &options.runtime_cache {
+            None => (engine.inner.create_execution_context().map_err(failed)?, None),
+            Some(path) => Kernels::context(&mut engine, path, &turn)?,
+        };
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
         for index in 0..engine.inner.nb_io_tensors().map_err(failed)? {
             let name = engine.inner.io_tensor_name(index).map_err(failed)?;
@@ -110,8 +117,9 @@ impl EngineRunner {
             timers,
             inputs,
             outputs,
-            cuda_graph,
+            cuda_graph: options.cuda_graph,
             phases: None,
+            kernels,
             profile: None,
         })
     }
@@ -120,11 +128,11 @@ impl EngineRunner {
         TensorRtError::Runtime { flavour: self.engine.flavour, reason }
     }
 
-    /// Makes buffers for these inputs, unless they are there.
-    fn bind(&mut self, inputs: &TensorMap) -> Result<(), TensorRtError> {
+    /// Makes buffers for these inputs, unless they are there; says whether it did.
+    fn bind(&mut self, inputs: &TensorMap) -> Result<bool, TensorRtError> {
         let fits = |bound: &Bound| bound.inputs.iter().all(|slot| inputs[&slot.name].shape() == slot.shape);
         if self.bound.as_ref().is_some_and(fits) {
-            return Ok(());
+            return Ok(false);
         }
         self.stream.synchronize().map_err(CudaError::from)?;
         self.bound = None;
@@ -177,7 +185,7 @@ impl EngineRunner {
             })?;
         }
         self.bound = Some(Bound { graph: None, inputs: slots, outputs });
-        Ok(())
+        Ok(true)
     }
 
     fn slot(&self, name: &str, element_type: ElementType, shape: Vec<usize>) -> Result<Slot, TensorRtError> {
@@ -199,7 +207,7 @@ impl EngineRunner {
     /// Copies in, computes, copies out, and waits.
     fn run(&mut self, inputs: &TensorMap) -> Result<(), TensorRtError> {
         self.device().context().bind_to_thread().map_err(CudaError::from)?;
-        self.bind(inputs)?;
+        let new_shapes = self.bind(inputs)?;
         self.record()?;
         let flavour = self.engine.flavour;
         let Some(bound) = &mut self.bound else { return Ok(()) };
@@ -238,7 +246,11 @@ impl EngineRunner {
             compute_ms: compute.elapsed_ms()?,
             d2h_ms: d2h.elapsed_ms()?,
         });
-        Ok(())
+        // Kernels are compiled for shapes that are new.
+        match self.kernels.as_mut().filter(|_| new_shapes) {
+            Some(kernels) => kernels.keep(&self.engine, &Turn::take()),
+            None => Ok(()),
+        }
     }
 
     /// Records the computation, if that is asked for and not done.
@@ -331,6 +343,27 @@ impl Runner for EngineRunner {
         check_inputs(&self.inputs, inputs)?;
         let times = self.profile(inputs, calls);
         times.map(Some).map_err(|error| BackendError::Run { runtime: RUNTIME, reason: error.to_string() })
+    }
+}
+
+/// TensorRT 11 compiles kernels when it builds: there are none to keep.
+#[cfg(feature = "tensorrt")]
+enum Kernels {}
+
+#[cfg(feature = "tensorrt")]
+impl Kernels {
+    fn context(
+        _: &mut Engine,
+        _: &std::path::Path,
+        _: &Turn,
+    ) -> Result<(trtx::ExecutionContext<'static>, Option<Self>), TensorRtError> {
+        Err(TensorRtError::Option(
+            "--runtime-cache is an option of TensorRT-RTX; TensorRT 11 compiles kernels when it builds".to_owned(),
+        ))
+    }
+
+    fn keep(&mut self, _: &Engine, _: &Turn) -> Result<(), TensorRtError> {
+        match *self {}
     }
 }
 

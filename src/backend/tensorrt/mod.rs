@@ -19,6 +19,8 @@ mod log;
 mod plan;
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 mod runtime;
+#[cfg(feature = "tensorrt-rtx")]
+mod runtime_cache;
 mod sidecar;
 
 use std::{
@@ -183,6 +185,8 @@ pub struct RunnerOptions {
     pub device: u32,
     /// Record the computation once as a CUDA graph and replay it: takes the time of launching kernels away.
     pub cuda_graph: bool,
+    /// File that keeps the kernels which TensorRT-RTX compiles for this GPU; made where it is missing.
+    pub runtime_cache: Option<PathBuf>,
 }
 
 /// Where the builder is.
@@ -292,7 +296,7 @@ pub fn build_engine(
 pub fn run_engine(engine: &Path, options: &RunnerOptions) -> Result<Box<dyn Runner>, TensorRtError> {
     let library = require_library(options.library.as_deref())?;
     let engine = Engine::load(&library, engine, options.device)?;
-    Ok(Box::new(EngineRunner::new(engine, options.cuda_graph)?))
+    Ok(Box::new(EngineRunner::new(engine, options)?))
 }
 
 /// Always an error in a program without a TensorRT flavour.

@@ -3,7 +3,7 @@
 //! ```compile_fail
 //! # use calib::backend::tensorrt::{Engine, EngineRunner};
 //! fn an_engine_that_runs_cannot_be_taken_apart(engine: Engine) {
-//!     let runner = EngineRunner::new(engine, false).unwrap();
+//!     let runner = EngineRunner::new(engine, &Default::default()).unwrap();
 //!     drop(engine);
 //!     drop(runner);
 //! }
@@ -25,6 +25,9 @@ pub struct Engine {
     _runtime: trtx::Runtime<'static>,
     pub(super) device: Device,
     pub(super) flavour: super::Flavour,
+    /// Version of the library, which its runtime cache depends on.
+    #[cfg(feature = "tensorrt-rtx")]
+    pub(super) version: String,
 }
 
 // SAFETY: TensorRT binds none of these objects to a thread; whoever owns the `Engine` is the only one to call them.
@@ -57,7 +60,14 @@ impl Engine {
                 fault(EngineFault::Refused(reason))
             }
         })?;
-        Ok(Self { inner, _runtime: runtime, device, flavour })
+        Ok(Self {
+            inner,
+            _runtime: runtime,
+            device,
+            flavour,
+            #[cfg(feature = "tensorrt-rtx")]
+            version: library.version()?,
+        })
     }
 
     /// The layers, from TensorRT's engine inspector. `op_types` gives the operator of every ONNX node.

@@ -172,7 +172,9 @@ impl Job<'_> {
                 Ok((artifact, sidecar)) => {
                     let path = self.out.join(&artifact.path);
                     engine.row.artifact = Some(artifact);
-                    match runnable(&gpu).and_then(|()| run_engine(&path, &RunnerOptions::default())) {
+                    let runtime_cache = (library.flavour == Flavour::TensorRtRtx).then(|| folder.join("runtime.cache"));
+                    let options = RunnerOptions { runtime_cache, ..RunnerOptions::default() };
+                    match runnable(&gpu).and_then(|()| run_engine(&path, &options)) {
                         Ok(runner) => engine.runner = Some(runner),
                         Err(error) => engine.row.error = Some(format!("the engine was built, but not run: {error}")),
                     }
