@@ -363,10 +363,13 @@ pub struct BisectArgs {
     /// Evaluation samples that plans are judged on (at most half; the others check the result) or tensors compared on
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub samples: usize,
-    /// What to look into instead of the model quantized here: ort:FILE.onnx or FILE.onnx, ort-cuda:FILE.onnx, trt:FILE.plan
-    /// (its outputs only), or FILE.npz with saved tensors (not with --find plan)
+    /// What to look into instead of the model quantized here: ort:FILE.onnx or FILE.onnx, ort-cuda:FILE.onnx, trt:FILE.plan,
+    /// or FILE.npz with saved tensors (not with --find plan)
     #[arg(long, value_name = "SPEC")]
     pub target: Option<String>,
+    /// With an engine as the target: tensors that one probe marks as outputs, at most; each may undo a fusion
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub probe_tensors: usize,
     /// With `--find first`: a tensor diverges below this SQNR in decibels, or with NaN or infinities
     #[arg(long, value_name = "DB", default_value_t = 10.0, allow_negative_numbers = true)]
     pub threshold_db: f64,

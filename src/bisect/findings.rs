@@ -8,6 +8,7 @@ use super::{
     first::FirstDivergence,
     graphwise::{Graphwise, TensorDivergence},
     layerwise::{LayerError, OutputNoise},
+    probes::ProbeReport,
     search::{CurvePoint, Outcome, SearchResult},
     trials::Verdict,
 };
@@ -45,6 +46,9 @@ pub struct Findings {
     /// Every tensor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensors: Option<Graphwise>,
+    /// Engines that were built to look into one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probes: Option<ProbeReport>,
     /// The search for the smallest plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanFindings>,

@@ -69,7 +69,7 @@ pub struct Graphwise {
 }
 
 impl Graphwise {
-    fn new(tensors: Vec<TensorDivergence>, samples: usize) -> Self {
+    pub(super) fn new(tensors: Vec<TensorDivergence>, samples: usize) -> Self {
         let bad = |tensor: &&TensorDivergence| tensor.difference.non_finite.differing > 0;
         let first_non_finite = tensors.iter().find(bad).map(|tensor| tensor.site.node.clone());
         Self { tensors, first_non_finite, samples }

@@ -4,6 +4,7 @@
 //! * [`layerwise`]: the error that each quantized operator makes by itself and why, in one pass, from `operators` (what
 //!   is quantized) and `twins` (the graph that measures); [`rounded`] lets it measure FP16 and BF16 the same way.
 //! * [`bias`]: the mean error of each operator, which its bias can take back.
+//! * [`probes`]: tensors of an engine, which shows its outputs only: a few marked at a time.
 //! * [`first`]: the first node after which the target diverges, from few probes; pure, from tensors to metrics.
 //! * [`search`]: the smallest set of nodes in a higher precision that passes a gate; pure, from plan to verdict.
 //!   [`groups`] lifts nodes together, [`trials`] is its cache and log.
@@ -23,6 +24,7 @@ pub mod groups;
 pub mod layerwise;
 pub mod lift;
 pub mod operators;
+pub mod probes;
 pub mod rounded;
 pub mod search;
 pub mod trials;

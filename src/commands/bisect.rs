@@ -1,5 +1,6 @@
 //! `calib bisect`: which layers diverge and why, the first of them, and the smallest set worth saving.
 
+mod engine;
 mod plan;
 mod subject;
 mod target;
@@ -12,6 +13,7 @@ use subject::Bisection;
 use super::{
     ExitStatus, Printer,
     settings::{Apply, one_size},
+    spec::{Spec, fill_from_sidecar},
 };
 use crate::{
     artifact::{Tool, write_atomic, write_json},
@@ -55,7 +57,7 @@ pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) 
          layers, tensors or first",
         args.precision
     );
-    let bisection = Bisection::open(printer, global, args, config)?;
+    let bisection = Bisection::open(printer, global, args, config, find)?;
     let mut findings = Findings {
         format_version: FINDINGS_FORMAT_VERSION,
         tool: Tool::current(),
@@ -66,14 +68,21 @@ pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) 
         outputs: Vec::new(),
         first: None,
         tensors: None,
+        probes: None,
         plan: None,
         advice: Vec::new(),
         seconds: 0.0,
     };
     let mut status = ExitStatus::Passed;
     match find {
-        Find::First => findings.first = Some(bisection.first()?),
-        Find::Tensors => findings.tensors = Some(bisection.tensors()?),
+        Find::First => {
+            let (first, probes) = bisection.first()?;
+            (findings.first, findings.probes) = (Some(first), probes);
+        }
+        Find::Tensors => {
+            let (tensors, probes) = bisection.tensors()?;
+            (findings.tensors, findings.probes) = (Some(tensors), probes);
+        }
         Find::Layers => layers(&bisection, &mut findings)?,
         Find::Plan => {
             layers(&bisection, &mut findings)?;
@@ -101,6 +110,9 @@ fn configuration(args: &BisectArgs) -> anyhow::Result<RunConfig> {
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     config.model = args.model.clone().or(config.model);
+    if let Some(target) = args.target.as_deref().map(Spec::parse).transpose()? {
+        fill_from_sidecar(&mut config, &target)?;
+    }
     config.out = args.out.clone().or(config.out);
     config.tensorrt = args.tensorrt.clone().unwrap_or(config.tensorrt);
     if !args.gate.is_empty() {

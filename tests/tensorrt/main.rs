@@ -14,10 +14,15 @@ use std::{
 };
 
 use assert_cmd::Command;
-use calib::backend::{
-    cuda::Device,
-    tensorrt::{EngineLayers, EngineSidecar, EngineSummary, Flavour, NumberType, Plan, find_library},
+use calib::{
+    backend::{
+        cuda::Device,
+        tensorrt::{EngineLayers, EngineSidecar, EngineSummary, Flavour, NumberType, Plan, build_engine, find_library},
+    },
+    bisect::{graphwise::shared_tensors, probes::with_outputs},
+    onnx::Model,
 };
+use serde_json::Value;
 
 /// What engines are built for, since there is no GPU to ask.
 const CAPABILITY: [&str; 2] = ["--compute-capability", "8.9"];
@@ -181,6 +186,69 @@ fn architectures_with_fixed_and_dynamic_batch() {
 }
 
 #[test]
+fn a_run_reports_what_is_inside_its_engines() {
+    if !libraries() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let config = root().join("configs/demo.toml");
+    let run = ["run", "--config", text(&config), "--out", text(&out), "--bench-seconds", "0"];
+    let few = ["--calib-samples", "16", "--eval-samples", "8", "--precisions", "fp32,int8", "--gate", "top1=0"];
+    succeeds(&[&run[..], &few].concat());
+    let report: Value = serde_json::from_slice(&fs::read(out.join("report.json")).unwrap()).unwrap();
+    let rows = report["precisions"].as_array().unwrap();
+    let engines: Vec<&Value> = rows.iter().filter(|row| row["backend"] == "tensorrt-rtx").collect();
+    for (row, number_type) in engines.iter().zip(["fp32", "int8"]) {
+        let engine = &row["engine"];
+        assert_eq!(engine["summary"]["compute_by_type"][number_type], 26, "{engine}");
+        let layers = engine["layers"].as_array().unwrap();
+        assert_eq!(layers.len() as u64, engine["summary"]["layers"].as_u64().unwrap());
+        assert!(layers.iter().any(|layer| layer["nodes"][0] == "/classifier/Gemm"), "{layers:?}");
+    }
+    assert_eq!(engines.len(), 2);
+    let page = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("Inside the engines") && page.contains("multiplies in INT8"));
+    if let Err(missing) = Device::open(0) {
+        let required = fails(&[&run[..], &few, &["--tensorrt", "require"]].concat());
+        assert!(required.contains("--tensorrt require") && required.contains(&missing.to_string()), "{required}");
+    }
+}
+
+/// `calib bisect` looks at tensors of an engine by building it with a few more outputs. No engine runs here, but every
+/// one of these must be built.
+#[test]
+fn every_tensor_of_an_engine_can_be_made_an_output() {
+    if !libraries() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("demo.onnx");
+    fs::copy(root().join("calib_data/demo.onnx"), &model).unwrap();
+    let data = root().join("calib_data/images");
+    build_all(&model, &["fp16", "int8"], &["--data", text(&data)], &["--batch", "4"]);
+    let float = Model::load(&model).unwrap();
+    for precision in ["fp16", "int8"] {
+        let target = Model::load(&model.with_extension(format!("{precision}.onnx"))).unwrap();
+        let options = EngineSidecar::load(&model.with_extension(format!("{precision}.plan"))).unwrap().options;
+        let sites = shared_tensors(&float, &target).unwrap();
+        assert!(sites.len() > 40, "{}", sites.len());
+        for chunk in sites.chunks(4) {
+            let marked: Vec<String> = chunk.iter().map(|site| site.tensor.clone()).collect();
+            let probe = folder.path().join("probe.onnx");
+            with_outputs(&target, &marked).save(&probe).unwrap();
+            let library = find_library(Flavour::TensorRtRtx, None).unwrap();
+            let built = build_engine(&library, &probe, &options, |_| true);
+            let built = built.unwrap_or_else(|error| panic!("{marked:?}: {error}"));
+            let layers = built.layers(&target.op_types()).unwrap().unwrap().layers;
+            let written: Vec<&str> =
+                layers.iter().flat_map(|layer| &layer.outputs).map(|output| output.name.as_str()).collect();
+            assert!(marked.iter().all(|tensor| written.contains(&tensor.as_str())), "{marked:?} in {written:?}");
+        }
+    }
+}
+
+#[test]
 fn models_that_tensorrt_refuses_are_explained_by_their_node() {
     if !libraries() {
         return;
@@ -244,6 +312,12 @@ fn engines_that_cannot_run_here_end_with_an_explanation() {
         for error in both(&engine) {
             assert!(error.contains(&missing.to_string()), "{error}");
         }
+        let out = folder.path().join("bisect");
+        for find in ["first", "tensors"] {
+            let error = fails(&["bisect", "--target", text(&engine), "--find", find, "--out", text(&out)]);
+            assert!(error.contains(&missing.to_string()), "{error}");
+        }
+        assert!(!out.join("calibration.json").exists(), "an engine needs no ranges");
         let told = succeeds(&["inspect", text(&engine)]);
         assert!(told.contains("for         8.9") && told.contains(&missing.to_string()), "{told}");
     }

@@ -11,7 +11,7 @@ use crate::{
     backend::ExecutionProvider,
     bisect::{advice::Commands, graphwise::Side, layerwise::Samples, rounded::rounded},
     calibrate::{CalibrationTable, Provenance, Shards},
-    cli::{BisectArgs, GlobalArgs},
+    cli::{BisectArgs, Find, GlobalArgs},
     config::RunConfig,
     dataset::{PrefetchOptions, Split},
     onnx::Model,
@@ -27,7 +27,7 @@ pub(super) struct Bisection<'a> {
     pub(super) session: Session,
     pub(super) out: OutputFolder,
     pub(super) split: Split,
-    /// Absent for FP16 and BF16, which need none.
+    /// Absent for FP16 and BF16, which need none, and for tensors of another target.
     pub(super) table: Option<CalibrationTable>,
     /// Where calibration is kept until the end, unless the table was given.
     pub(super) checkpoints: Option<Checkpoints>,
@@ -36,7 +36,7 @@ pub(super) struct Bisection<'a> {
     pub(super) lift: Precision,
     /// The float model as the quantizer leaves it (same operator set).
     pub(super) float: Model,
-    /// The same in the lower precision: with Q/DQ, or with operators that round to 16 bits. Not the converted model, whose
+    /// The same in the lower precision (the float model once more where `--target` names what to look into instead): with Q/DQ, or with operators that round to 16 bits. Not the converted model, whose
     /// casts ONNX Runtime may drop on the CPU, and an overflow with them.
     pub(super) quantized: Model,
 }
@@ -47,6 +47,7 @@ impl<'a> Bisection<'a> {
         global: &GlobalArgs,
         args: &'a BisectArgs,
         config: RunConfig,
+        find: Find,
     ) -> anyhow::Result<Self> {
         let precision: Precision = args.precision.parse().map_err(anyhow::Error::msg)?;
         let lift: Precision = args.lift.parse().map_err(anyhow::Error::msg)?;
@@ -64,12 +65,14 @@ impl<'a> Bisection<'a> {
         write_atomic(&out.join("run.toml"), session.repeatable(&out).to_toml()?.as_bytes())?;
         let split = session.data.split(session.config.seed, session.config.calib_samples, 0);
         let options = quantize_options(&session.config, precision)?;
+        // Tensors of something that was made elsewhere need no ranges.
+        let elsewhere = args.target.is_some() && matches!(find, Find::First | Find::Tensors);
         let mut checkpoints = None;
         let table = if let Some(path) = &args.table {
             let table = CalibrationTable::load(path)?;
             table.check_model(&session.subject.float.hash)?;
             Some(table)
-        } else if precision.is_quantized() {
+        } else if precision.is_quantized() && !elsewhere {
             let kept = checkpoints.insert(session.checkpoints(printer, &out, &format!("bisect-{precision}"))?);
             let table = calibrate(printer, &session, &split, &options, kept)?;
             table.save(&out.join("calibration.json"))?;
@@ -83,7 +86,7 @@ impl<'a> Bisection<'a> {
                 (subject.folded.clone(), rounded(&subject.folded, &subject.shapes, half)?)
             }
             (Some(table), None) => session.subject.analysis_pair(table, &options)?,
-            (None, None) => anyhow::bail!("{precision} needs a calibration table"),
+            (None, None) => (session.subject.folded.clone(), session.subject.folded.clone()),
         };
         Ok(Self { printer, args, session, out, split, table, checkpoints, options, lift, float, quantized })
     }

@@ -1,19 +1,17 @@
 //! Every tensor of a target, and the first that diverges: of the model quantized here, of another one, of an
 //! engine, or saved.
 
-use super::{OUTPUT_SAMPLES, subject::Bisection};
+use super::{OUTPUT_SAMPLES, engine::EngineTarget, subject::Bisection};
 use crate::{
-    backend::{
-        ExecutionProvider, Runner,
-        tensorrt::{RunnerOptions, run_engine},
-    },
+    backend::ExecutionProvider,
     bisect::{
         first::{FirstDivergence, FirstOptions, Scan, first_divergence},
         graphwise::{
             Graphwise, GraphwiseOptions, Side, Source, TensorDivergence, TensorSite, flow, graphwise, run,
             shared_tensors, sites_of,
         },
-        layerwise::{AnalysisError, Samples},
+        layerwise::Samples,
+        probes::ProbeReport,
     },
     commands::spec::Spec,
     compare::SavedOutputs,
@@ -26,8 +24,18 @@ pub(super) enum Target {
     Model(Box<Model>, ExecutionProvider),
     /// Tensors that were saved.
     Saved(SavedOutputs),
-    /// A TensorRT engine, which shows what was marked as its outputs when it was built.
-    Engine(Box<dyn Runner>),
+    /// A TensorRT engine.
+    Engine(Box<EngineTarget>),
+}
+
+impl Target {
+    /// What looking took, where it took probes.
+    fn probes(&self) -> Option<ProbeReport> {
+        match self {
+            Self::Engine(engine) => Some(engine.report()),
+            _ => None,
+        }
+    }
 }
 
 impl Bisection<'_> {
@@ -38,7 +46,7 @@ impl Bisection<'_> {
             Some(Spec::OnnxRuntime(Some(path), provider)) => Ok(Target::Model(Box::new(Model::load(&path)?), provider)),
             Some(Spec::OnnxRuntime(None, provider)) => Ok(Target::Model(Box::new(self.float.clone()), provider)),
             Some(Spec::Saved(path)) => Ok(Target::Saved(SavedOutputs::open(&path)?)),
-            Some(Spec::Engine(path)) => Ok(Target::Engine(run_engine(&path, &RunnerOptions::default())?)),
+            Some(Spec::Engine(path)) => Ok(Target::Engine(Box::new(EngineTarget::open(&path, self)?))),
         }
     }
 
@@ -55,44 +63,39 @@ impl Bisection<'_> {
         Ok(match target {
             Target::Model(model, _) => shared_tensors(&self.float, model)?,
             Target::Saved(saved) => sites_of(&self.float, &saved.outputs().into_iter().collect())?,
-            Target::Engine(engine) => {
-                sites_of(&self.float, &engine.outputs().iter().map(|output| output.name.clone()).collect())?
-            }
+            Target::Engine(engine) => engine.sites(self)?,
         })
     }
 
-    fn compare(
-        &self,
-        target: &mut Target,
-        sites: &[TensorSite],
-        samples: Samples<'_>,
-    ) -> Result<Graphwise, AnalysisError> {
+    fn compare(&self, target: &mut Target, sites: &[TensorSite], samples: Samples<'_>) -> anyhow::Result<Graphwise> {
         let options = GraphwiseOptions { threads: self.session.threads, ..GraphwiseOptions::default() };
         let float = self.side(&self.float);
         let source = match target {
             Target::Model(model, provider) => {
                 let target = Side { backend: &self.session.runtime, provider: *provider, model };
-                return graphwise(float, target, sites, samples, options);
+                return Ok(graphwise(float, target, sites, samples, options)?);
             }
+            Target::Engine(engine) => return engine.look(self, sites, samples),
             Target::Saved(saved) => Source::Saved(saved),
-            Target::Engine(engine) => Source::Runner(&mut **engine),
         };
         let tensors = sites.iter().map(|site| site.tensor.clone()).collect();
-        run(&mut *float.build(tensors, options.threads)?, source, sites, samples)
+        Ok(run(&mut *float.build(tensors, options.threads)?, source, sites, samples)?)
     }
 
     /// Every tensor.
-    pub(super) fn tensors(&self) -> anyhow::Result<Graphwise> {
+    pub(super) fn tensors(&self) -> anyhow::Result<(Graphwise, Option<ProbeReport>)> {
         let mut target = self.target()?;
         let sites = self.sites(&target)?;
         anyhow::ensure!(!sites.is_empty(), "the target has no tensor whose name the float model knows");
-        Ok(self.compare(&mut target, &sites, self.first_of(self.args.samples))?)
+        let found = self.compare(&mut target, &sites, self.first_of(self.args.samples))?;
+        Ok((found, target.probes()))
     }
 
     /// The first node that diverges.
-    pub(super) fn first(&self) -> anyhow::Result<FirstDivergence<TensorDivergence>> {
+    pub(super) fn first(&self) -> anyhow::Result<(FirstDivergence<TensorDivergence>, Option<ProbeReport>)> {
         let mut target = self.target()?;
         let sites = self.sites(&target)?;
+        let is_engine = matches!(target, Target::Engine(_));
         let mut probe = |tensors: &[String]| {
             let some: Vec<_> = sites.iter().filter(|site| tensors.contains(&site.tensor)).cloned().collect();
             if some.is_empty() {
@@ -100,11 +103,15 @@ impl Bisection<'_> {
             }
             let found = self.compare(&mut target, &some, self.first_of(OUTPUT_SAMPLES))?;
             self.printer.detail(&format!("probed {}", tensors.join(", ")));
-            Ok::<_, AnalysisError>(found.tensors.into_iter().map(|t| (t.site.tensor.clone(), t)).collect())
+            Ok::<_, anyhow::Error>(found.tensors.into_iter().map(|t| (t.site.tensor.clone(), t)).collect())
         };
         let scan = if self.args.exhaustive { Scan::Exhaustive } else { Scan::Binary };
-        let options = FirstOptions { scan, ..FirstOptions::default() };
+        let mut options = FirstOptions { scan, ..FirstOptions::default() };
+        if is_engine {
+            options.tensors_per_probe = self.args.probe_tensors;
+        }
         let diverged = |tensor: &TensorDivergence| tensor.diverged(self.args.threshold_db);
-        Ok(first_divergence(&flow(&self.float)?, options, &diverged, &mut probe)?)
+        let found = first_divergence(&flow(&self.float)?, options, &diverged, &mut probe)?;
+        Ok((found, target.probes()))
     }
 }

@@ -1,0 +1,134 @@
+//! Intermediate tensors of something that shows its outputs only, such as a TensorRT engine.
+//!
+//! A tensor can be seen by building the engine again with that tensor as one more output. Each such mark may undo a
+//! fusion, so few are set at a time, and every time the engine's own outputs are compared again: where they come out
+//! otherwise than without marks, the marks have changed what was to be looked at, and the result says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::graphwise::{Graphwise, TensorDivergence, TensorSite};
+use crate::{
+    onnx::{
+        Model,
+        proto::{TensorTypeProto, TypeProto, TypeValue, ValueInfoProto},
+    },
+    tensor::ElementType,
+};
+
+/// How far the SQNR of an output may move, in decibels, before marks count as having changed it: another kernel rounds
+/// otherwise.
+const SAME_DB: f64 = 1.0;
+
+/// An output that comes out otherwise when tensors are marked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Disturbance {
+    /// The tensors that were marked.
+    pub marked: Vec<String>,
+    /// The output.
+    pub output: String,
+    /// Its SQNR without marks; absent without any error.
+    pub sqnr_db: Option<f64>,
+    /// Its SQNR with them.
+    pub marked_sqnr_db: Option<f64>,
+}
+
+/// What looking took, and what it changed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ProbeReport {
+    /// Times that something was built with marks.
+    pub builds: usize,
+    /// Outputs that marks changed.
+    pub disturbances: Vec<Disturbance>,
+}
+
+/// Builds the target with the tensors that are named first marked, and compares all of the sites.
+pub type Compare<'a, E> = dyn FnMut(&[String], &[TensorSite]) -> Result<Graphwise, E> + 'a;
+
+/// Looks at tensors by marking a few at a time.
+#[derive(Clone, Debug)]
+pub struct Probes {
+    outputs: Vec<TensorSite>,
+    marks: usize,
+    /// The outputs without marks.
+    plain: Option<Graphwise>,
+    report: ProbeReport,
+}
+
+impl Probes {
+    /// For a target that shows `outputs`; at most `marks` tensors (and at least 1) are marked at a time.
+    pub fn new(outputs: Vec<TensorSite>, marks: usize) -> Self {
+        Self { outputs, marks: marks.max(1), plain: None, report: ProbeReport::default() }
+    }
+
+    /// What looking took so far.
+    pub fn report(&self) -> &ProbeReport {
+        &self.report
+    }
+
+    /// Compares `sites`, in their order.
+    ///
+    /// # Errors
+    /// Whatever `compare` returns.
+    pub fn look<E>(&mut self, sites: &[TensorSite], compare: &mut Compare<'_, E>) -> Result<Graphwise, E> {
+        let plain = match self.plain.take() {
+            Some(plain) => plain,
+            None => compare(&[], &self.outputs)?,
+        };
+        let mut seen = plain.clone();
+        let shown: BTreeSet<&str> = self.outputs.iter().map(|site| site.tensor.as_str()).collect();
+        let hidden: Vec<&TensorSite> = sites.iter().filter(|site| !shown.contains(site.tensor.as_str())).collect();
+        for chunk in hidden.chunks(self.marks) {
+            let marked: Vec<String> = chunk.iter().map(|site| site.tensor.clone()).collect();
+            let all: Vec<TensorSite> = self.outputs.iter().chain(chunk.iter().copied()).cloned().collect();
+            let found = compare(&marked, &all)?;
+            self.report.builds += 1;
+            for tensor in found.tensors {
+                match plain.tensors.iter().find(|plain| plain.site.tensor == tensor.site.tensor) {
+                    Some(plain) if same(plain, &tensor) => {}
+                    Some(plain) => self.report.disturbances.push(Disturbance {
+                        marked: marked.clone(),
+                        output: tensor.site.tensor,
+                        sqnr_db: plain.difference.sqnr_db,
+                        marked_sqnr_db: tensor.difference.sqnr_db,
+                    }),
+                    None => seen.tensors.push(tensor),
+                }
+            }
+        }
+        self.plain = Some(plain);
+        let mut by_name: BTreeMap<String, TensorDivergence> =
+            seen.tensors.into_iter().map(|tensor| (tensor.site.tensor.clone(), tensor)).collect();
+        let tensors = sites.iter().filter_map(|site| by_name.remove(&site.tensor)).collect();
+        Ok(Graphwise::new(tensors, seen.samples))
+    }
+}
+
+fn same(a: &TensorDivergence, b: &TensorDivergence) -> bool {
+    let finite = a.difference.non_finite.differing == b.difference.non_finite.differing;
+    finite
+        && match (a.difference.sqnr_db, b.difference.sqnr_db) {
+            (Some(a), Some(b)) => (a - b).abs() <= SAME_DB,
+            (a, b) => a == b,
+        }
+}
+
+/// The model with `tensors` (of floating-point numbers) among its outputs. TensorRT's parser wants a type there and does
+/// not mind another float than the tensor has.
+#[must_use]
+pub fn with_outputs(model: &Model, tensors: &[String]) -> Model {
+    let mut model = model.clone();
+    let outputs = &mut model.graph_mut().output;
+    for tensor in tensors {
+        if outputs.iter().all(|output| output.name() != tensor) {
+            let float = TensorTypeProto { elem_type: Some(ElementType::F32.onnx()), shape: None };
+            let r#type = Some(TypeProto { value: Some(TypeValue::TensorType(float)), ..TypeProto::default() });
+            outputs.push(ValueInfoProto { name: Some(tensor.clone()), r#type, ..ValueInfoProto::default() });
+        }
+    }
+    model
+}
+
+#[cfg(test)]
+mod tests;
