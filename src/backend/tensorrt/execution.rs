@@ -53,9 +53,11 @@ struct Bound {
 
 /// Runs an engine.
 pub struct EngineRunner {
-    // Dropped in this order: the graph and its buffers, the context, the engine with its runtime.
+    // Dropped in this order: the graph and its buffers, the context, its kernels, the engine with its runtime.
     bound: Option<Bound>,
     context: trtx::ExecutionContext<'static>,
+    /// Kernels that were compiled, where they are to be kept.
+    kernels: Option<Kernels>,
     engine: Engine,
     stream: Arc<CudaStream>,
     /// Host to device, computation, device to host.
@@ -64,8 +66,6 @@ pub struct EngineRunner {
     outputs: Vec<TensorInfo>,
     cuda_graph: bool,
     phases: Option<Phases>,
-    /// Kernels that were compiled, where they are to be kept.
-    kernels: Option<Kernels>,
     /// What the profiler reported; `None` until one is attached, which can be done once.
     profile: Option<Arc<LayerTimes>>,
 }
