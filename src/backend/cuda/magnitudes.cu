@@ -1,11 +1,11 @@
 // Magnitudes of tensors, counted where they lie. One launch covers all tensors of a batch: each block takes a piece.
 //
-// Bin b of a tensor covers [b, b + 1) / 8192 * 2^e. Scaling by a power of two and adding 2^23 rounded towards zero are
+// Bin b of a tensor covers [b, b + 1) / 8192 * 2^e. Scaling by a power of two and adding 2^21 rounded towards zero are
 // exact, so a value's bin is exact, and the counts are those of the CPU.
 
 #define BINS 8192
-#define THREADS 256
-#define MIN_EXPONENT (-113)
+#define THREADS 512
+#define UNROLL 4
 #define INFINITE 0x7f800000u
 
 typedef unsigned long long u64;
@@ -24,19 +24,22 @@ struct Tensor {
     int next;     // range of the counts
     int min_key;  // extremes of all finite values, as integers in the order of the numbers
     int max_key;
-    float low; // the extremes at the last `rescale`: clipped activations repeat them, so they are counted apart
-    float high;
     u64 zeros;
     u64 non_finite;
     u64 first_non_finite;
 };
 
-struct Tally {
+// Where a block counts.
+struct Bins {
     unsigned* bins;
-    unsigned from, below; // magnitudes that are counted, as bits
-    float scale, low, high;
+    float scale; // bins in 1
+    float from;  // smaller magnitudes were counted before
+};
+
+// What a thread knows of its values beside their bins.
+struct Tally {
     float min, max;
-    unsigned zeros, lows, highs, non_finite;
+    unsigned zeros, non_finite;
     u64 first_non_finite;
 };
 
@@ -45,33 +48,32 @@ __device__ __forceinline__ int ordered(float x) {
     return bits ^ ((bits >> 31) & 0x7fffffff);
 }
 
-__device__ __forceinline__ float scale_of(int exponent) { return __int_as_float((140 - exponent) << 23); }
+__device__ __forceinline__ float power_of_two(int exponent) { return __int_as_float((exponent + 127) << 23); }
 
-__device__ __forceinline__ int bin_of(float magnitude, float scale) {
-    return __float_as_int(__fadd_rz(magnitude * scale, 8388608.0f)) & (BINS - 1);
+// Where a bin lies in shared memory. The many equal values of 16 bits fall into bins at equal distances, which in order
+// would share a few banks.
+__device__ __forceinline__ unsigned place_of(unsigned bin) { return bin ^ (bin >> 5 & 31); }
+
+// Counts the value. What is out of range, and NaN, goes to a bin behind the last one.
+template <bool BEYOND> __device__ __forceinline__ void put(const Bins& to, float x) {
+    float place = fminf(fabsf(x) * to.scale, (float)BINS);
+    if (BEYOND && fabsf(x) < to.from) place = BINS;
+    // The two uppermost bits of the fraction stand below the bin: this is `place_of` in bytes.
+    unsigned offset = __float_as_uint(__fadd_rz(place, 2097152.0f)) & 0xfffcu;
+    offset ^= offset >> 5 & 0x7cu;
+    atomicAdd((unsigned*)((char*)to.bins + offset), 1u);
 }
 
-template <bool EVERYTHING> __device__ __forceinline__ void take(Tally& tally, float x, u64 index) {
+__device__ __forceinline__ void tally_one(Tally& tally, float x, u64 index) {
     unsigned bits = __float_as_uint(x) & 0x7fffffffu;
     if (bits >= INFINITE) {
-        if (EVERYTHING) {
-            tally.non_finite += 1;
-            tally.first_non_finite = min(tally.first_non_finite, index);
-        }
+        tally.non_finite += 1;
+        tally.first_non_finite = min(tally.first_non_finite, index);
         return;
     }
-    if (EVERYTHING) {
-        tally.min = fminf(tally.min, x);
-        tally.max = fmaxf(tally.max, x);
-        if (bits == 0) {
-            tally.zeros += 1;
-            return;
-        }
-    }
-    if (bits < tally.from || bits >= tally.below) return;
-    if (x == tally.high) tally.highs += 1;
-    else if (x == tally.low) tally.lows += 1;
-    else atomicAdd(&tally.bins[bin_of(__uint_as_float(bits), tally.scale)], 1u);
+    tally.min = fminf(tally.min, x);
+    tally.max = fmaxf(tally.max, x);
+    tally.zeros += bits == 0;
 }
 
 __device__ __forceinline__ float half_to_float(unsigned short bits) {
@@ -80,60 +82,112 @@ __device__ __forceinline__ float half_to_float(unsigned short bits) {
     return x;
 }
 
+// Types: `one` value at an index; of a word of 32 bits the value `of` each part, and of two words part by part the
+// `highest` and `lowest`, which keep NaN.
+#define OF_TWO_WORDS(name, instruction)                                                                                \
+    static __device__ __forceinline__ unsigned name(unsigned a, unsigned b) {                                          \
+        unsigned c;                                                                                                    \
+        asm(instruction " %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b));                                                    \
+        return c;                                                                                                      \
+    }
+
 struct Float32 {
-    static const unsigned WIDTH = 4;
-    typedef float Scalar;
-    static __device__ __forceinline__ float one(float x) { return x; }
-    static __device__ __forceinline__ float of(const uint4& v, int i) { return __uint_as_float((&v.x)[i]); }
+    static const unsigned IN_WORD = 1, INFINITY_BITS = INFINITE, SIGNS = 0x80000000u;
+    static __device__ __forceinline__ float one(u64 address, unsigned i) { return ((const float*)address)[i]; }
+    static __device__ __forceinline__ float of(unsigned word, int) { return __uint_as_float(word); }
+    OF_TWO_WORDS(highest, "max.NaN.f32")
+    OF_TWO_WORDS(lowest, "min.NaN.f32")
 };
 struct Float16 {
-    static const unsigned WIDTH = 8;
-    typedef unsigned short Scalar;
-    static __device__ __forceinline__ float one(unsigned short x) { return half_to_float(x); }
-    static __device__ __forceinline__ float of(const uint4& v, int i) { return half_to_float((&v.x)[i / 2] >> (i % 2 * 16)); }
+    static const unsigned IN_WORD = 2, INFINITY_BITS = 0x7c007c00u, SIGNS = 0x80008000u;
+    static __device__ __forceinline__ float one(u64 address, unsigned i) {
+        return half_to_float(((const unsigned short*)address)[i]);
+    }
+    static __device__ __forceinline__ float of(unsigned word, int i) { return half_to_float(word >> (i * 16)); }
+    OF_TWO_WORDS(highest, "max.NaN.f16x2")
+    OF_TWO_WORDS(lowest, "min.NaN.f16x2")
 };
 struct BFloat16 {
-    static const unsigned WIDTH = 8;
-    typedef unsigned short Scalar;
-    static __device__ __forceinline__ float one(unsigned short x) { return __uint_as_float((unsigned)x << 16); }
-    static __device__ __forceinline__ float of(const uint4& v, int i) {
-        unsigned pair = (&v.x)[i / 2];
-        return __uint_as_float(i % 2 ? pair & 0xffff0000u : pair << 16);
+    static const unsigned IN_WORD = 2, INFINITY_BITS = 0x7f807f80u, SIGNS = 0x80008000u;
+    static __device__ __forceinline__ float one(u64 address, unsigned i) {
+        return __uint_as_float((unsigned)((const unsigned short*)address)[i] << 16);
     }
+    static __device__ __forceinline__ float of(unsigned word, int i) {
+        return __uint_as_float(i ? word & 0xffff0000u : word << 16);
+    }
+    OF_TWO_WORDS(highest, "max.NaN.bf16x2")
+    OF_TWO_WORDS(lowest, "min.NaN.bf16x2")
 };
 struct Float64 {
-    static const unsigned WIDTH = 2;
-    typedef double Scalar;
-    static __device__ __forceinline__ float one(double x) { return (float)x; }
-    static __device__ __forceinline__ float of(const uint4& v, int i) {
-        return (float)__hiloint2double((int)(&v.x)[2 * i + 1], (int)(&v.x)[2 * i]);
-    }
+    static __device__ __forceinline__ float one(u64 address, unsigned i) { return (float)((const double*)address)[i]; }
 };
 
-template <bool EVERYTHING, class T> __device__ void take_all(Tally& tally, const Piece& piece) {
-    const unsigned UNROLL = 4;
-    const typename T::Scalar* values = (const typename T::Scalar*)piece.address;
-    unsigned done = 0;
+// FP16 numbers: 1 where a 16-bit value is zero in either type, and their sums.
+__device__ __forceinline__ unsigned is_zero(unsigned pair) {
+    unsigned ones;
+    asm("set.eq.f16x2.f16x2 %0, %1, %2;" : "=r"(ones) : "r"(pair), "r"(0u));
+    return ones;
+}
+OF_TWO_WORDS(sum_of_halves, "add.f16x2")
+
+__device__ Tally empty_tally() {
+    float infinity = __uint_as_float(INFINITE);
+    Tally tally = {infinity, -infinity, 0, 0, ~0ull};
+    return tally;
+}
+
+template <bool BEYOND, class T> __device__ void take_each(const Bins& to, Tally& tally, const Piece& piece, unsigned first) {
+    for (unsigned i = first + threadIdx.x; i < piece.count; i += THREADS) {
+        float x = T::one(piece.address, i);
+        put<BEYOND>(to, x);
+        tally_one(tally, x, piece.first + i);
+    }
+}
+
+// 16 bytes at a time, without a branch for what is not finite: that is looked for again where it shows up.
+template <bool BEYOND, class T> __device__ void take_words(const Bins& to, Tally& tally, const Piece& piece) {
+#if __CUDA_ARCH__ >= 800
+    const unsigned WIDTH = 4 * T::IN_WORD;
     if (piece.address % sizeof(uint4) == 0) {
         const uint4* vectors = (const uint4*)piece.address;
-        unsigned whole = piece.count / T::WIDTH;
+        unsigned whole = piece.count / WIDTH;
+        unsigned highest = T::INFINITY_BITS | T::SIGNS, lowest = T::INFINITY_BITS;
         for (unsigned base = threadIdx.x; base < whole; base += THREADS * UNROLL) {
             uint4 loaded[UNROLL];
 #pragma unroll
             for (unsigned u = 0; u < UNROLL; u++)
                 if (base + u * THREADS < whole) loaded[u] = __ldcs(&vectors[base + u * THREADS]);
+            unsigned zeros = 0;
 #pragma unroll
-            for (unsigned u = 0; u < UNROLL; u++)
-                if (base + u * THREADS < whole) {
-                    u64 index = piece.first + (u64)(base + u * THREADS) * T::WIDTH;
+            for (unsigned k = 0; k < UNROLL * 4; k++)
+                if (base + k / 4 * THREADS < whole) {
+                    unsigned word = (&loaded[k / 4].x)[k % 4];
+                    highest = T::highest(highest, word);
+                    lowest = T::lowest(lowest, word);
+                    zeros = T::IN_WORD == 1 ? zeros + ((word & ~T::SIGNS) == 0) : sum_of_halves(zeros, is_zero(word));
 #pragma unroll
-                    for (unsigned i = 0; i < T::WIDTH; i++) take<EVERYTHING>(tally, T::of(loaded[u], i), index + i);
+                    for (unsigned i = 0; i < T::IN_WORD; i++) put<BEYOND>(to, T::of(word, i));
                 }
+            tally.zeros += T::IN_WORD == 1 ? zeros : (unsigned)(half_to_float(zeros) + half_to_float(zeros >> 16));
         }
-        done = whole * T::WIDTH;
+        bool finite = true;
+#pragma unroll
+        for (unsigned i = 0; i < T::IN_WORD; i++) {
+            float high = T::of(highest, i), low = T::of(lowest, i);
+            finite &= high < __uint_as_float(INFINITE) && low > -__uint_as_float(INFINITE);
+            tally.max = fmaxf(tally.max, high);
+            tally.min = fminf(tally.min, low);
+        }
+        take_each<BEYOND, T>(to, tally, piece, whole * WIDTH);
+        if (!BEYOND && __syncthreads_or(!finite)) {
+            tally = empty_tally();
+            for (unsigned i = threadIdx.x; i < piece.count; i += THREADS)
+                tally_one(tally, T::one(piece.address, i), piece.first + i);
+        }
+        return;
     }
-    for (unsigned i = done + threadIdx.x; i < piece.count; i += THREADS)
-        take<EVERYTHING>(tally, T::one(values[i]), piece.first + i);
+#endif
+    take_each<BEYOND, T>(to, tally, piece, 0);
 }
 
 template <class V, class Op> __device__ __forceinline__ V over_warp(V value, Op op) {
@@ -141,71 +195,58 @@ template <class V, class Op> __device__ __forceinline__ V over_warp(V value, Op 
     return value;
 }
 
-template <bool EVERYTHING> __device__ void count_piece(const Piece& piece, Tensor& tensor, u64* counts) {
-    __shared__ unsigned bins[BINS];
-    int exponent = tensor.next;
-    if (!EVERYTHING && exponent == tensor.exponent) return;
-    for (unsigned i = threadIdx.x; i < BINS; i += THREADS) bins[i] = 0;
-    __syncthreads();
-    float infinity = __uint_as_float(INFINITE);
-    Tally tally = {};
-    tally.bins = bins;
-    tally.from = EVERYTHING ? 0 : (unsigned)(tensor.exponent + 127) << 23;
-    tally.below = (unsigned)(exponent + 127) << 23;
-    tally.scale = scale_of(exponent);
-    tally.low = tensor.low;
-    tally.high = tensor.high;
-    tally.min = infinity;
-    tally.max = -infinity;
-    tally.first_non_finite = ~0ull;
-    switch (piece.type) {
-    case 0: take_all<EVERYTHING, Float32>(tally, piece); break;
-    case 1: take_all<EVERYTHING, Float16>(tally, piece); break;
-    case 2: take_all<EVERYTHING, BFloat16>(tally, piece); break;
-    case 3: take_all<EVERYTHING, Float64>(tally, piece); break;
-    }
+__device__ void add_tally(Tensor& tensor, const Tally& tally) {
     auto sum = [](unsigned a, unsigned b) { return a + b; };
-    unsigned lows = over_warp(tally.lows, sum), highs = over_warp(tally.highs, sum);
-    bool leads = threadIdx.x % 32 == 0;
-    if (leads && lows) atomicAdd(&bins[bin_of(fabsf(tally.low), tally.scale)], lows);
-    if (leads && highs) atomicAdd(&bins[bin_of(fabsf(tally.high), tally.scale)], highs);
-    if (EVERYTHING) {
-        unsigned zeros = over_warp(tally.zeros, sum), bad = over_warp(tally.non_finite, sum);
-        u64 first = over_warp(tally.first_non_finite, [](u64 a, u64 b) { return min(a, b); });
-        float low = over_warp(tally.min, [](float a, float b) { return fminf(a, b); });
-        float high = over_warp(tally.max, [](float a, float b) { return fmaxf(a, b); });
-        if (leads) {
-            // Adding zero turns -0 into 0.
-            if (low <= high) {
-                atomicMin(&tensor.min_key, ordered(low + 0.0f));
-                atomicMax(&tensor.max_key, ordered(high + 0.0f));
-            }
-            if (zeros) {
-                atomicAdd(&tensor.zeros, (u64)zeros);
-                atomicAdd(&bins[0], zeros);
-            }
-            if (bad) {
-                atomicAdd(&tensor.non_finite, (u64)bad);
-                atomicMin(&tensor.first_non_finite, first);
-            }
-        }
+    unsigned zeros = over_warp(tally.zeros, sum), bad = over_warp(tally.non_finite, sum);
+    u64 first = over_warp(tally.first_non_finite, [](u64 a, u64 b) { return min(a, b); });
+    float low = over_warp(tally.min, [](float a, float b) { return fminf(a, b); });
+    float high = over_warp(tally.max, [](float a, float b) { return fmaxf(a, b); });
+    if (threadIdx.x % 32 != 0) return;
+    // Adding zero turns -0 into 0.
+    if (low <= high) {
+        atomicMin(&tensor.min_key, ordered(low + 0.0f));
+        atomicMax(&tensor.max_key, ordered(high + 0.0f));
     }
+    if (zeros) atomicAdd(&tensor.zeros, (u64)zeros);
+    if (bad) {
+        atomicAdd(&tensor.non_finite, (u64)bad);
+        atomicMin(&tensor.first_non_finite, first);
+    }
+}
+
+template <bool BEYOND> __device__ void count_piece(const Piece& piece, Tensor& tensor, u64* counts) {
+    __shared__ __align__(16) unsigned bins[BINS + 4];
+    int exponent = tensor.next;
+    if (BEYOND && exponent == tensor.exponent) return;
+    for (unsigned i = threadIdx.x; i < BINS / 4; i += THREADS) ((uint4*)bins)[i] = make_uint4(0, 0, 0, 0);
+    __syncthreads();
+    Bins to = {bins, power_of_two(13 - exponent), power_of_two(tensor.exponent)};
+    Tally tally = empty_tally();
+    switch (piece.type) {
+    case 0: take_words<BEYOND, Float32>(to, tally, piece); break;
+    case 1: take_words<BEYOND, Float16>(to, tally, piece); break;
+    case 2: take_words<BEYOND, BFloat16>(to, tally, piece); break;
+    case 3: take_each<BEYOND, Float64>(to, tally, piece, 0); break;
+    }
+    if (!BEYOND) add_tally(tensor, tally);
     __syncthreads();
     u64* total = counts + (u64)piece.tensor * BINS;
-    for (unsigned i = threadIdx.x; i < BINS; i += THREADS)
-        if (bins[i]) atomicAdd(&total[i], (u64)bins[i]);
+    for (unsigned bin = threadIdx.x; bin < BINS; bin += THREADS) {
+        unsigned count = bins[place_of(bin)];
+        if (count) atomicAdd(&total[bin], (u64)count);
+    }
 }
 
 // Extremes, zeros and values that are not finite; counts what lies below the range of the counts.
-extern "C" __global__ void __launch_bounds__(THREADS, 6) count_values(const Piece* pieces, Tensor* tensors, u64* counts) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3) count_values(const Piece* pieces, Tensor* tensors, u64* counts) {
     Piece piece = pieces[blockIdx.x];
-    count_piece<true>(piece, tensors[piece.tensor], counts);
+    count_piece<false>(piece, tensors[piece.tensor], counts);
 }
 
 // Counts what `count_values` found beyond the range, which `rescale` has widened since. Rarely has anything to do.
 extern "C" __global__ void __launch_bounds__(THREADS) count_beyond(const Piece* pieces, Tensor* tensors, u64* counts) {
     Piece piece = pieces[blockIdx.x];
-    count_piece<false>(piece, tensors[piece.tensor], counts);
+    count_piece<true>(piece, tensors[piece.tensor], counts);
 }
 
 // One block of 1024 threads a tensor: widens the range of its counts to the extremes and merges bins as they demand.
@@ -238,7 +279,5 @@ extern "C" __global__ void __launch_bounds__(1024) rescale(Tensor* tensors, u64*
     if (threadIdx.x == 0) {
         tensor.exponent = old;
         tensor.next = wanted;
-        tensor.low = seen ? low : 0.0f;
-        tensor.high = seen ? high : 0.0f;
     }
 }

@@ -21,11 +21,11 @@ pub const MIN_EXPONENT: i32 = -113;
 pub const MAGNITUDES: Source = Source { name: "magnitudes.cu", text: include_str!("magnitudes.cu") };
 
 /// Threads of a block of the counting kernels.
-const THREADS: u32 = 256;
+const THREADS: u32 = 512;
 /// Pieces are not cut smaller than this: writing a piece's counts out costs up to [`BINS`] additions.
 const SMALLEST_PIECE: usize = 1 << 15;
 /// Pieces that all multiprocessors work on at a time, and how often they get new ones on average.
-const PIECES_AT_ONCE: usize = 6;
+const PIECES_AT_ONCE: usize = 3;
 const ROUNDS: usize = 3;
 
 /// A part of a tensor that one block counts, as the kernels see it.
@@ -51,8 +51,6 @@ struct State {
     next: i32,
     min_key: i32,
     max_key: i32,
-    low: f32,
-    high: f32,
     zeros: u64,
     non_finite: u64,
     first_non_finite: u64,
@@ -68,8 +66,6 @@ const EMPTY: State = State {
     next: MIN_EXPONENT,
     min_key: i32::MAX,
     max_key: i32::MIN,
-    low: 0.0,
-    high: 0.0,
     zeros: 0,
     non_finite: 0,
     first_non_finite: u64::MAX,
