@@ -18,7 +18,7 @@ use calib::{
     artifact::ContentHash,
     backend::{
         Backend, BackendError, BuildOptions, ExecutionProvider,
-        cuda::{CudaError, CudaStream, Device, DeviceView, MagnitudeCounter, Pair, PairComparer, Uploader},
+        cuda::{CudaError, CudaStream, Device, DeviceView, MagnitudeCounter, Pair, PairComparer, Staged, Uploader},
         onnxruntime::{DeviceRunner, OnnxRuntime},
     },
     calibrate::{Batch, Provenance, Shards, observe, observe_on_device},
@@ -79,7 +79,6 @@ fn kernels(device: &Device) -> Result<()> {
     let bandwidth = 2.0 * bytes as f64 / copy / 1e6;
     println!("device copy of 2 GiB: {copy:.3} ms, {bandwidth:.0} GB/s read and written");
     drop((source, target));
-    let count = 1 << 28;
     let noise = noise(1 << 24);
     let shapes: [(&str, Shape); 4] = [
         ("uniform", |x| x),
@@ -88,6 +87,7 @@ fn kernels(device: &Device) -> Result<()> {
         ("constant", |_| 6.0),
     ];
     for element_type in [ElementType::F32, ElementType::F16, ElementType::Bf16] {
+        let count = (1 << 30) / element_type.size();
         for (name, shape) in shapes {
             let values: Vec<f32> = noise.iter().map(|&x| shape(x)).collect();
             let part = to_bytes(&values, element_type);
@@ -158,7 +158,8 @@ impl Subject {
         let is_input = |name: &&String| self.inputs.contains_key(name.as_str());
         let extra_outputs =
             if returning { self.tensors.iter().filter(|name| !is_input(name)).cloned().collect() } else { Vec::new() };
-        BuildOptions { extra_outputs, tf32, provider: ExecutionProvider::Cuda(0), ..BuildOptions::default() }
+        let provider = if tf32 { ExecutionProvider::CudaTf32(0) } else { ExecutionProvider::Cuda(0) };
+        BuildOptions { extra_outputs, provider, ..BuildOptions::default() }
     }
 
     fn runner(&self, stream: &Arc<CudaStream>, returning: bool, tf32: bool) -> Result<DeviceRunner> {
@@ -188,13 +189,18 @@ fn finished(stream: &CudaStream) -> Result<(), BackendError> {
     stream.synchronize().map_err(|error| CudaError::from(error).into())
 }
 
+fn run_staged(runner: &mut DeviceRunner, staged: &Staged) -> Result<()> {
+    let stream = runner.stream().clone();
+    Ok(runner.run(staged, |_| finished(&stream))?)
+}
+
 fn calibration(subject: &Subject) -> Result<()> {
     let stream = subject.device.stream()?;
     let mut bare = subject.runner(&stream, false, false)?;
     let mut returning = subject.runner(&stream, true, false)?;
     let mut host = subject.runtime.build(&subject.model, &subject.options(true, false))?;
     let uploader = Uploader::new(&subject.device)?;
-    let staged = DeviceRunner::upload(bare.inputs(), &uploader, &subject.inputs, None)?;
+    let staged = DeviceRunner::upload(bare.inputs(), &uploader, &subject.inputs, None, None)?;
     let numbers: BTreeMap<&str, usize> =
         subject.tensors.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
     let mut counter = MagnitudeCounter::new(&subject.device, &stream, numbers.len())?;
@@ -213,7 +219,7 @@ fn calibration(subject: &Subject) -> Result<()> {
             Ok::<_, BackendError>(counter.count(&views).map(drop)?)
         })?)
     };
-    let run = |runner: &mut DeviceRunner| -> Result<()> { Ok(runner.run(&staged, |_| finished(&stream))?) };
+    let run = |runner: &mut DeviceRunner| run_staged(runner, &staged);
     for _ in 0..3 {
         run(&mut bare)?;
         run(&mut returning)?;
@@ -227,6 +233,18 @@ fn calibration(subject: &Subject) -> Result<()> {
     }
     let [bare_ms, returning_ms, counted_ms] = times.map(median);
     let batch = subject.batch;
+    let median_of = |work: &mut dyn FnMut() -> Result<()>| -> Result<f64> {
+        (0..3).try_for_each(|_| work())?;
+        Ok(median((0..200).map(|_| ms(&mut *work)).collect::<Result<Vec<_>>>()?))
+    };
+    let mut through = subject.runtime.build(&subject.model, &subject.options(false, false))?;
+    let one = calib::tensor::rows(&subject.inputs, subject.batch, 0..1).unwrap_or_default();
+    let one_staged = DeviceRunner::upload(bare.inputs(), &uploader, &one, None, None)?;
+    println!(
+        "one sample: {:.2} ms with its input on the device, {:.2} ms from and to host memory",
+        median_of(&mut || run_staged(&mut bare, &one_staged))?,
+        median_of(&mut || Ok(through.visit(&one, &mut |_, _| Ok(()))?))?
+    );
     println!("batch {batch}, {} tensors, {:.2} GB a batch", numbers.len(), bytes as f64 / 1e9);
     println!("bare forward pass, inputs on the device: {bare_ms:.2} ms, {:.0} images/s", subject.rate(bare_ms));
     println!("forward pass that returns all tensors: {returning_ms:.2} ms, {:.0} images/s", subject.rate(returning_ms));
@@ -247,7 +265,8 @@ fn calibration(subject: &Subject) -> Result<()> {
     let mut usage = None;
     let device_ms = ms(|| {
         let batches = subject.batches(many);
-        usage = Some(observe_on_device(&mut returning, &subject.tensors, subject.provenance(), batches)?.1);
+        usage =
+            Some(observe_on_device(&mut returning, &subject.tensors, subject.provenance(), subject.batch, batches)?.1);
         Ok(())
     })? / many as f64;
     println!(
@@ -270,7 +289,7 @@ fn comparison(subject: &Subject) -> Result<()> {
     let (mut float, mut tf32) = (subject.runner(&stream, true, false)?, subject.runner(&stream, true, true)?);
     let uploader = Uploader::new(&subject.device)?;
     let comparer = PairComparer::new(&subject.device, &stream)?;
-    let staged = DeviceRunner::upload(float.inputs(), &uploader, &subject.inputs, None)?;
+    let staged = DeviceRunner::upload(float.inputs(), &uploader, &subject.inputs, None, None)?;
     let names: BTreeMap<String, String> =
         subject.options(true, false).extra_outputs.into_iter().map(|name| (name.clone(), name)).collect();
     let ids: Vec<String> = (0..subject.batch).map(|sample| sample.to_string()).collect();

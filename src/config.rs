@@ -80,7 +80,7 @@ pub struct RunConfig {
     pub tensorrt: String,
     /// Threads; 0 for all cores.
     pub threads: usize,
-    /// Execution provider: `cpu` or `cuda[:N]`.
+    /// Execution provider: `cpu`, `cuda[:N]` or `cuda-tf32[:N]`.
     pub provider: String,
     /// Share of bad samples that is tolerated, between 0 and 1.
     pub max_bad: f64,

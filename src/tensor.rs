@@ -2,13 +2,26 @@
 //!
 //! Everything that crosses a module boundary with numbers in it is one of these two.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, ops::Range};
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 /// Named tensors, in the order of their names. Inputs and outputs of a [`crate::backend::Runner`].
 pub type TensorMap = BTreeMap<String, Tensor>;
+
+/// Samples `range` of a batch of `samples`; `None` for tensors whose first axis is not the batch.
+pub fn rows(tensors: &TensorMap, samples: usize, range: Range<usize>) -> Option<TensorMap> {
+    let cut = |(name, tensor): (&String, &Tensor)| {
+        let (&extent, rest) = tensor.shape().split_first()?;
+        let values = tensor.values().view();
+        let row = values.len().checked_div(samples)?;
+        let shape = std::iter::once(range.len()).chain(rest.iter().copied()).collect();
+        let tensor = Tensor::new(shape, values.slice(row * range.start..row * range.end).to_owned()).ok()?;
+        (extent == samples).then_some((name.clone(), tensor))
+    };
+    tensors.iter().map(cut).collect()
+}
 
 macro_rules! element_types {
     ($($variant:ident $ty:ty, $name:literal, $onnx:literal;)*) => {
@@ -225,5 +238,20 @@ impl<'a> TensorView<'a> {
     /// Copies into an owned tensor.
     pub fn to_owned(self) -> Tensor {
         Tensor { shape: self.shape.to_vec(), values: self.values.to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_of_a_batch_are_its_rows() {
+        let x = Tensor::from_f32(vec![4, 2], (0..8).map(|i| i as f32).collect()).unwrap();
+        let inputs = TensorMap::from([("x".to_owned(), x)]);
+        let half = rows(&inputs, 4, 1..3).unwrap();
+        assert_eq!((half["x"].shape(), half["x"].to_f32()), (&[2, 2][..], vec![2.0, 3.0, 4.0, 5.0]));
+        let shared = TensorMap::from([("scale".to_owned(), Tensor::from_f32(vec![1], vec![2.0]).unwrap())]);
+        assert!(rows(&shared, 4, 0..2).is_none());
     }
 }

@@ -6,6 +6,8 @@ pub mod cuda;
 pub mod onnxruntime;
 pub mod tensorrt;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -98,6 +100,27 @@ pub enum ExecutionProvider {
     Cpu,
     /// An NVIDIA GPU, by index.
     Cuda(u32),
+    /// The same, free to round `float32` operands of products to 10 bits of mantissa.
+    CudaTf32(u32),
+}
+
+impl ExecutionProvider {
+    /// Index of the GPU, if it is one.
+    pub fn gpu(self) -> Option<u32> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda(index) | Self::CudaTf32(index) => Some(index),
+        }
+    }
+
+    /// How reports name ONNX Runtime on it.
+    pub fn backend(self) -> &'static str {
+        match self {
+            Self::Cpu => "onnxruntime-cpu",
+            Self::Cuda(_) => "onnxruntime-cuda",
+            Self::CudaTf32(_) => "onnxruntime-cuda-tf32",
+        }
+    }
 }
 
 /// How far the runtime may rewrite the graph before it runs.
@@ -124,8 +147,6 @@ pub struct BuildOptions {
     pub provider: ExecutionProvider,
     /// How far the graph is rewritten.
     pub optimization: OptimizationLevel,
-    /// Let a GPU round `float32` products to 10 bits of mantissa. Off by default: a reference must be exact.
-    pub tf32: bool,
     /// Be ready for [`Runner::layer_times`], once. Slows every run down.
     pub layer_times: bool,
 }
@@ -208,6 +229,17 @@ pub trait Runner: Send {
 
     /// Parts of the last call; `None` where the backend does not measure them.
     fn phases(&self) -> Option<Phases> {
+        None
+    }
+
+    /// Operators, and the number of their nodes, that compute in `float32` because the runtime has no kernel for them in the
+    /// model's precision; `None` when all have.
+    fn in_float32(&self) -> Option<&BTreeMap<String, usize>> {
+        None
+    }
+
+    /// The runner as one whose outputs can stay on a GPU, where it is one.
+    fn on_gpu(&mut self) -> Option<&mut onnxruntime::GpuRunner> {
         None
     }
 

@@ -4,7 +4,10 @@
 //! sums. Memory is that of one sample's tensors, whatever the number of samples. The target may also be a file with
 //! saved tensors.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +18,7 @@ use super::{
 use crate::{
     backend::{
         Backend, BackendError, BuildOptions, ExecutionProvider, Runner, TensorInfo,
-        cuda::{CudaError, Device, PairComparer, Uploader},
+        cuda::{CudaError, Device, PairComparer, Uploader, in_parts},
         onnxruntime::{DeviceRunner, OnnxRuntime},
     },
     compare::{
@@ -23,7 +26,7 @@ use crate::{
         graphwise::{Graphwise as Accumulator, TensorDifference},
     },
     onnx::{GraphError, GraphView, Model},
-    tensor::ElementType,
+    tensor::{ElementType, rows},
 };
 
 /// A tensor that both models make, by the reference's node.
@@ -181,28 +184,30 @@ pub fn graphwise(
     Ok(Graphwise::new(tensors, read))
 }
 
-/// [`graphwise`] on a GPU, which no tensor leaves.
+/// [`graphwise`] on a GPU, which no tensor leaves. Batches that do not fit into its memory are halved; also tells to which
+/// size, if that was so.
 ///
 /// # Errors
 /// As [`graphwise`].
 pub fn graphwise_on_device(
     runtime: &OnnxRuntime,
-    device: &Device,
-    reference: &Model,
-    target: &Model,
+    provider: ExecutionProvider,
+    [reference, target]: [&Model; 2],
     sites: &[TensorSite],
     samples: Samples<'_>,
     options: GraphwiseOptions,
-) -> Result<Graphwise, AnalysisError> {
+) -> Result<(Graphwise, Option<usize>), AnalysisError> {
     let cuda = |error: CudaError| BackendError::from(error);
+    let device = &Device::open(provider.gpu().unwrap_or_default()).map_err(cuda)?;
     let stream = device.stream().map_err(cuda)?;
     let (comparer, uploader) =
         (PairComparer::new(device, &stream).map_err(cuda)?, Uploader::new(device).map_err(cuda)?);
     let mut tensors = Vec::with_capacity(sites.len());
-    let mut read = 0;
+    let (mut read, mut most) = (0, usize::MAX);
+    let does_not_fit = |error: &BackendError| matches!(error, BackendError::Cuda(CudaError::OutOfMemory));
     for sites in sites.chunks(options.tensors_per_pass.max(1)) {
         let extra_outputs = sites.iter().map(|site| site.tensor.clone()).collect();
-        let build = BuildOptions { extra_outputs, ..plain(options.threads) };
+        let build = BuildOptions { extra_outputs, provider, ..plain(options.threads) };
         let mut reference = runtime.build_on_device(reference, &build, device, &stream)?;
         let mut target = runtime.build_on_device(target, &build, device, &stream)?;
         let (names, mut accumulator) = accumulator(reference.outputs(), target.outputs(), sites);
@@ -210,14 +215,22 @@ pub fn graphwise_on_device(
         let mut used = None;
         read = samples.for_each(|batch| {
             let ids: Vec<&str> = batch.ids.iter().map(String::as_str).collect();
-            let inputs = DeviceRunner::upload(&expected, &uploader, &batch.inputs, used.take())?;
-            accumulator.run_batch_on_device(&ids, &inputs, &mut reference, &mut target, &comparer, &names)?;
-            used = Some(inputs);
-            Ok(())
+            Ok(in_parts(&mut most, ids.len(), does_not_fit, |range, _| {
+                let inputs = if range.len() == ids.len() {
+                    Cow::Borrowed(&batch.inputs)
+                } else {
+                    Cow::Owned(rows(&batch.inputs, ids.len(), range.clone()).ok_or(CudaError::OutOfMemory)?)
+                };
+                let inputs = DeviceRunner::upload(&expected, &uploader, &inputs, None, used.take())?;
+                let both = (&mut reference, &mut target);
+                accumulator.run_batch_on_device(&ids[range], &inputs, both.0, both.1, &comparer, &names)?;
+                used = Some(inputs);
+                Ok(())
+            })?)
         })?;
         tensors.extend(divergences(sites, accumulator));
     }
-    Ok(Graphwise::new(tensors, read))
+    Ok((Graphwise::new(tensors, read), Some(most).filter(|&most| most < usize::MAX)))
 }
 
 /// What both give as floating-point numbers, target's name and reference's, and what adds their differences up.

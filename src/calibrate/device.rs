@@ -18,10 +18,10 @@ use super::{
 use crate::{
     backend::{
         BackendError,
-        cuda::{self, CudaError, MagnitudeCounter, Magnitudes, Staged, Uploader},
-        onnxruntime::{DeviceOutput, DeviceRunner},
+        cuda::{self, CudaError, MagnitudeCounter, Magnitudes, Staged, Uploader, in_parts},
+        onnxruntime::{DeviceOutput, DeviceRunner, cut},
     },
-    tensor::{ElementType, Tensor, TensorMap},
+    tensor::{self, ElementType},
 };
 
 // The kernels count in the same bins.
@@ -63,19 +63,27 @@ impl DeviceUse {
 struct Arriving {
     batch: Batch,
     staged: Staged,
+    /// Samples that it was filled up to.
+    rows: Option<usize>,
 }
 
 /// Runs every batch on the GPU and counts the magnitudes of `tensors` there. Like [`observe`](super::observe), with the
 /// same errors; a batch that does not fit into the GPU's memory is halved, and so are all after it.
+///
+/// Libraries may round otherwise in a batch of another size. So smaller batches are filled up to `whole` samples, and
+/// what a sample gives does not depend on how many there are beside it, if the model's tensors have the number of samples
+/// as their first extent and nothing else in their shapes varies. Otherwise batches run as they are.
 pub fn observe_on_device(
     runner: &mut DeviceRunner,
     tensors: &BTreeSet<String>,
     provenance: Provenance,
+    whole: usize,
     batches: impl IntoIterator<Item = Batch>,
 ) -> Result<(Histograms, DeviceUse), CalibrateError> {
     let expected = runner.inputs().to_vec();
     let uploader = Uploader::new(runner.device()).map_err(BackendError::from)?;
-    let mut pass = Pass::new(runner, tensors, provenance)?;
+    let mut pass = Pass::new(runner, tensors, provenance, whole)?;
+    let rows = pass.whole;
     let (send, arriving) = bounded::<Arriving>(STAGED - 2);
     let (give_back, used) = bounded::<Staged>(STAGED);
     std::thread::scope(|scope| {
@@ -83,8 +91,8 @@ pub fn observe_on_device(
         let worker = scope.spawn(move || pass.follow(&arriving, &give_back));
         let uploaded = (|| {
             for batch in batches {
-                let staged = DeviceRunner::upload(&expected, &uploader, &batch.inputs, used.try_recv().ok())?;
-                if send.send(Arriving { batch, staged }).is_err() {
+                let staged = DeviceRunner::upload(&expected, &uploader, &batch.inputs, rows, used.try_recv().ok())?;
+                if send.send(Arriving { batch, staged, rows }).is_err() {
                     // The worker has failed, and says why.
                     break;
                 }
@@ -110,6 +118,8 @@ struct Pass<'r> {
     held_out: MagnitudeCounter,
     histograms: Histograms,
     usage: DeviceUse,
+    /// Samples that batches are filled up to, where they can be.
+    whole: Option<usize>,
     most: usize,
 }
 
@@ -118,6 +128,7 @@ impl<'r> Pass<'r> {
         runner: &'r mut DeviceRunner,
         tensors: &BTreeSet<String>,
         provenance: Provenance,
+        whole: usize,
     ) -> Result<Self, CalibrateError> {
         let types: BTreeMap<&str, Option<ElementType>> = runner
             .outputs()
@@ -134,6 +145,7 @@ impl<'r> Pass<'r> {
                 Some(_) => {}
             }
         }
+        let fills = runner.fills(runner.outputs().iter().filter(|info| tensors.contains(&info.name)));
         let counter = || MagnitudeCounter::new(runner.device(), runner.stream(), tensors.len());
         let (fit, held_out) = (counter().map_err(BackendError::from)?, counter().map_err(BackendError::from)?);
         let uploader = Uploader::new(runner.device()).map_err(BackendError::from)?;
@@ -146,6 +158,7 @@ impl<'r> Pass<'r> {
             held_out,
             histograms: Histograms::new(provenance),
             usage: DeviceUse::default(),
+            whole: fills.then_some(whole),
             most: usize::MAX,
         })
     }
@@ -154,11 +167,12 @@ impl<'r> Pass<'r> {
     fn follow(&mut self, arriving: &Receiver<Arriving>, give_back: &Sender<Staged>) -> Result<(), CalibrateError> {
         loop {
             let started = Instant::now();
-            let Ok(Arriving { batch, staged }) = arriving.recv() else { return Ok(()) };
+            let Ok(arriving) = arriving.recv() else { return Ok(()) };
             self.usage.waited += started.elapsed();
             let started = Instant::now();
-            self.work(&batch, &staged)?;
+            self.work(&arriving)?;
             self.usage.busy += started.elapsed();
+            let Arriving { batch, staged, .. } = arriving;
             let samples =
                 if batch.held_out { &mut self.histograms.held_out_samples } else { &mut self.histograms.fit_samples };
             *samples += batch.ids.len();
@@ -168,67 +182,81 @@ impl<'r> Pass<'r> {
     }
 
     /// Counts a batch, whole or in parts that fit.
-    fn work(&mut self, batch: &Batch, staged: &Staged) -> Result<(), CalibrateError> {
+    fn work(&mut self, Arriving { batch, staged, rows: staged_rows }: &Arriving) -> Result<(), CalibrateError> {
         let samples = batch.ids.len();
-        if samples <= self.most {
-            match self.count(staged, batch.held_out, &batch.ids) {
-                Err(CalibrateError::Backend(BackendError::Cuda(CudaError::OutOfMemory))) if samples > 1 => {
-                    self.halve(samples);
-                }
-                other => return other,
+        let does_not_fit = |error: &CalibrateError| {
+            matches!(error, CalibrateError::Backend(BackendError::Cuda(CudaError::OutOfMemory)))
+        };
+        let mut most = self.most;
+        let worked = in_parts(&mut most, samples, does_not_fit, |range, most| {
+            let (ids, whole) = (&batch.ids[range.clone()], range.len() == samples);
+            let upload = |pass: &Self, rows| {
+                let inputs = if whole {
+                    Some(batch.inputs.clone())
+                } else {
+                    tensor::rows(&batch.inputs, samples, range.clone())
+                };
+                let inputs = inputs.ok_or(CudaError::OutOfMemory).map_err(BackendError::from)?;
+                DeviceRunner::upload(pass.runner.inputs(), &pass.uploader, &inputs, rows, None)
+            };
+            let rows = self.whole.map(|whole| whole.min(most));
+            let counted = if whole && *staged_rows == rows {
+                self.count(staged, batch.held_out, ids, rows)?
+            } else {
+                let staged = upload(self, rows)?;
+                self.count(&staged, batch.held_out, ids, rows)?
+            };
+            if !counted {
+                self.whole = None;
+                let staged = upload(self, None)?;
+                self.count(&staged, batch.held_out, ids, None)?;
             }
+            Ok(())
+        });
+        if most < self.most {
+            (self.most, self.usage.halved_to) = (most, Some(most));
         }
-        let mut first = 0;
-        while first < samples {
-            let last = samples.min(first + self.most);
-            let ids = &batch.ids[first..last];
-            let inputs = rows(&batch.inputs, samples, first, last).ok_or(CudaError::OutOfMemory);
-            let inputs = inputs.map_err(BackendError::from)?;
-            let expected = self.runner.inputs().to_vec();
-            let counted = DeviceRunner::upload(&expected, &self.uploader, &inputs, None)
-                .map_err(CalibrateError::from)
-                .and_then(|staged| self.count(&staged, batch.held_out, ids));
-            match counted {
-                Err(CalibrateError::Backend(BackendError::Cuda(CudaError::OutOfMemory))) if last - first > 1 => {
-                    self.halve(last - first);
-                }
-                other => {
-                    other?;
-                    first = last;
-                }
-            }
-        }
-        Ok(())
+        worked
     }
 
-    fn halve(&mut self, samples: usize) {
-        self.most = samples / 2;
-        self.usage.halved_to = Some(self.most);
-    }
-
-    fn count(&mut self, staged: &Staged, held_out: bool, ids: &[String]) -> Result<(), CalibrateError> {
+    /// Runs a batch and counts its samples. False, and nothing counted, when it was filled up to `rows` and a tensor does
+    /// not have as many.
+    fn count(
+        &mut self,
+        staged: &Staged,
+        held_out: bool,
+        ids: &[String],
+        rows: Option<usize>,
+    ) -> Result<bool, CalibrateError> {
         let Self { runner, numbers, seen, fit, held_out: held, .. } = self;
         let counter = if held_out { held } else { fit };
         let stream = runner.stream().clone();
         runner.run(staged, |outputs: &[DeviceOutput<'_>]| {
-            let mut views = Vec::with_capacity(numbers.len());
+            let mut given = Vec::with_capacity(numbers.len());
             for tensor in staged.tensors() {
                 if let Some(&number) = numbers.get(&tensor.name) {
-                    views.push((number, tensor.view(&stream).map_err(BackendError::from)?));
+                    given.push((number, tensor.view(&stream).map_err(BackendError::from)?));
                 }
             }
             // A tensor that is both was taken as input.
             let is_input = |name: &str| staged.tensors().iter().any(|tensor| tensor.name == name);
             for (name, view) in outputs.iter().filter(|(name, _)| !is_input(name)) {
                 if let Some(&number) = numbers.get(*name) {
-                    views.push((number, *view));
+                    given.push((number, *view));
                 }
             }
+            if rows.is_some_and(|rows| given.iter().any(|(_, view)| view.shape().first() != Some(&rows))) {
+                return Ok(false);
+            }
+            let shapes: Vec<Vec<usize>> = given.iter().map(|(_, view)| cut(view.shape(), rows, ids.len())).collect();
+            let views = given.iter().zip(&shapes);
+            let views: Vec<_> =
+                views.filter_map(|((number, view), shape)| Some((*number, view.begin(shape)?))).collect();
             let bad = counter.count(&views).map_err(BackendError::from)?;
             for (number, _) in &views {
                 seen[*number] = true;
             }
-            let Some(bad) = bad else { return Ok(()) };
+            let Some(bad) = bad else { return Ok(true) };
             let name = numbers.iter().find(|(_, number)| **number == bad.tensor).map(|(name, _)| name.as_str());
             let shape = views.iter().find(|(number, _)| *number == bad.tensor).map(|(_, view)| view.shape());
             let error = ObserveError::NonFinite(NonFinite { index: bad.index as usize });
@@ -265,32 +293,9 @@ fn histogram_of(Magnitudes { counts, zeros, min, max }: Magnitudes) -> Result<Hi
     Ok(Histogram::from_parts(counts, zeros, min, max).map_err(reason)?)
 }
 
-/// Samples `first..last` of a batch of `samples`; `None` for inputs whose first axis is not the batch.
-fn rows(inputs: &TensorMap, samples: usize, first: usize, last: usize) -> Option<TensorMap> {
-    let cut = |(name, tensor): (&String, &Tensor)| {
-        let (&extent, rest) = tensor.shape().split_first()?;
-        let values = tensor.values().view();
-        let row = values.len() / samples;
-        let shape = std::iter::once(last - first).chain(rest.iter().copied()).collect();
-        let tensor = Tensor::new(shape, values.slice(row * first..row * last).to_owned()).ok()?;
-        (extent == samples).then_some((name.clone(), tensor))
-    };
-    inputs.iter().map(cut).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn halves_of_a_batch_are_its_rows() {
-        let x = Tensor::from_f32(vec![4, 2], (0..8).map(|i| i as f32).collect()).unwrap();
-        let inputs = TensorMap::from([("x".to_owned(), x)]);
-        let half = rows(&inputs, 4, 1, 3).unwrap();
-        assert_eq!((half["x"].shape(), half["x"].to_f32()), (&[2, 2][..], vec![2.0, 3.0, 4.0, 5.0]));
-        let shared = TensorMap::from([("scale".to_owned(), Tensor::from_f32(vec![1], vec![2.0]).unwrap())]);
-        assert!(rows(&shared, 4, 0, 2).is_none());
-    }
 
     #[test]
     fn uses_of_the_gpu_add_up() {

@@ -59,7 +59,7 @@ pub struct BuildArgs {
 /// `calib bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// What is measured: ort, ort:FILE.onnx, ort-cuda[:FILE.onnx], FILE.onnx or trt:FILE.plan; the first is the base of
+    /// What is measured: ort, ort:FILE.onnx, ort-cuda[:FILE.onnx], ort-cuda-tf32[:FILE.onnx], FILE.onnx or trt:FILE.plan; the first is the base of
     /// speed-ups
     #[arg(required = true, value_name = "SPEC")]
     pub specs: Vec<String>,

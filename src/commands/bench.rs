@@ -2,7 +2,7 @@
 
 mod text;
 
-use std::{cell::RefCell, path::PathBuf, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::Serialize;
 
@@ -31,6 +31,9 @@ use crate::{
 /// Calls over which layers are timed.
 const LAYER_CALLS: usize = 20;
 
+/// Operators with the number of their nodes, by target.
+type NodesByTarget = BTreeMap<String, BTreeMap<String, usize>>;
+
 #[derive(Serialize)]
 struct Outcome {
     /// What must be known first: a low precision that is slower than a higher one.
@@ -39,7 +42,10 @@ struct Outcome {
     /// Whether the inputs are random.
     random_inputs: bool,
     /// Why the times of a target say nothing about its precision.
-    emulated: std::collections::BTreeMap<String, &'static str>,
+    emulated: BTreeMap<String, &'static str>,
+    /// Nodes of a target that compute in FP32 because the runtime has no kernel for them in its precision.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    in_float32: NodesByTarget,
     measurements: Vec<Measurement>,
     /// Times of the layers by target, if asked for; empty where a backend takes none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -133,7 +139,7 @@ pub(super) fn bench(printer: &Printer, global: &GlobalArgs, args: &BenchArgs) ->
     let engine = RunnerOptions { cuda_graph, runtime_cache, ..RunnerOptions::default() };
     let subjects = named.map(|(spec, name)| Subject::new(spec, name, &session, &engine));
     let subjects = subjects.collect::<anyhow::Result<Vec<_>>>()?;
-    let measurements = measure(&session, &subjects, &batches, &threads, &inputs, args)?;
+    let (measurements, in_float32) = measure(&session, &subjects, &batches, &threads, &inputs, args)?;
     // Right behind the calls: clocks fall when nothing runs.
     let mut environment = environment(session.runtime, gpu(&specs));
     environment.libraries.extend(subjects.iter().filter_map(Subject::library));
@@ -153,6 +159,7 @@ pub(super) fn bench(printer: &Printer, global: &GlobalArgs, args: &BenchArgs) ->
         environment,
         random_inputs: session.config.random_data,
         emulated: subjects.iter().filter_map(|subject| Some((subject.name.clone(), subject.emulation?))).collect(),
+        in_float32,
         layers: subjects.iter().map(|subject| subject.name.clone()).zip(layers).collect(),
         measurements,
     };
@@ -160,12 +167,18 @@ pub(super) fn bench(printer: &Printer, global: &GlobalArgs, args: &BenchArgs) ->
     Ok(ExitStatus::Passed)
 }
 
+/// Operators with the number of their nodes, in words.
+pub(super) fn counted(operators: &BTreeMap<String, usize>) -> String {
+    let nodes = |(op_type, count): (&String, &usize)| format!("{count} {op_type}");
+    operators.iter().map(nodes).collect::<Vec<_>>().join(", ")
+}
+
 /// Index of the GPU that is measured.
 fn gpu(specs: &[Spec]) -> Option<u32> {
     specs.iter().find_map(|spec| match spec {
-        Spec::OnnxRuntime(_, ExecutionProvider::Cuda(index)) => Some(*index),
+        Spec::OnnxRuntime(_, provider) => provider.gpu(),
         Spec::Engine(_) => Some(RunnerOptions::default().device),
-        _ => None,
+        Spec::Saved(_) => None,
     })
 }
 
@@ -204,7 +217,7 @@ fn measure(
     threads: &[usize],
     inputs: &[TensorMap],
     args: &BenchArgs,
-) -> anyhow::Result<Vec<Measurement>> {
+) -> anyhow::Result<(Vec<Measurement>, NodesByTarget)> {
     // Batch sizes share a runner: the cells lend it to one call at a time.
     let mut runners = Vec::new();
     for (lane, &threads) in threads.iter().enumerate() {
@@ -215,6 +228,10 @@ fn measure(
             }
         }
     }
+    let widened = runners
+        .iter()
+        .filter_map(|(subject, .., runner)| Some((subject.name.clone(), runner.borrow().in_float32()?.clone())));
+    let widened = widened.collect();
     let mut targets: Vec<Target<'_, BackendError>> = Vec::new();
     for (&batch, inputs) in batches.iter().zip(inputs) {
         for (subject, lane, threads, runner) in &runners {
@@ -234,7 +251,8 @@ fn measure(
     }
     let duration = Duration::from_secs_f64(args.seconds);
     let protocol = Protocol { duration, rounds: args.rounds, ..Protocol::default() };
-    Ok(run(&mut targets, args.specs.first().map(String::as_str), &protocol, &SystemClock::default())?)
+    let first = args.specs.first().map(String::as_str);
+    Ok((run(&mut targets, first, &protocol, &SystemClock::default())?, widened))
 }
 
 /// The times of every target's layers, at the first batch size and thread count.

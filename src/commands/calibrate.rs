@@ -90,7 +90,7 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     let observation = calibrator.observe(&tensors, &observed, &provenance);
     bar.finish_and_clear();
     let observation = observation?;
-    warn_halved(printer, observation.device);
+    warn_halved(printer, "calibration", observation.device.and_then(|usage| usage.halved_to));
     let histogram_file = args.histograms.clone().unwrap_or_else(|| args.output.with_file_name("histograms.calib"));
     observation.histograms.save(&histogram_file)?;
     let mut outcome = Outcome {
@@ -195,9 +195,9 @@ fn write_table(table: &CalibrationTable, path: &Path, cache: Option<&Path>) -> a
 }
 
 /// Says that the GPU's memory was too small for the batch.
-pub(super) fn warn_halved(printer: &Printer, usage: Option<DeviceUse>) {
-    if let Some(batch) = usage.and_then(|usage| usage.halved_to) {
-        printer.warn(&format!("the GPU ran out of memory; calibration went on with batches of {batch}"));
+pub(super) fn warn_halved(printer: &Printer, what: &str, halved_to: Option<usize>) {
+    if let Some(batch) = halved_to {
+        printer.warn(&format!("the GPU ran out of memory; {what} went on with batches of {batch}"));
     }
 }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{
     ExitStatus, Printer,
+    calibrate::warn_halved,
     settings::{Apply, Session, control, one_size},
     spec::{Spec, fill_from_sidecar},
 };
@@ -116,6 +117,7 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
     let evaluation = evaluate_pairs(reference.outputs(), &mut sides, &pairs, dataset, &indices, &options, control);
     bar.finish_and_clear();
     let evaluation = evaluation?;
+    warn_halved(printer, "the comparison", evaluation.halved_to);
     for (index, (outcome, result)) in outcomes.iter_mut().zip(evaluation.targets).enumerate() {
         // Gates are for what was asked for, not for what was added to explain it.
         outcome.take(result, if index < args.targets.len() { &gates } else { &[] });

@@ -9,7 +9,10 @@ mod times;
 use std::time::SystemTime;
 
 use super::{
-    ExitStatus, Printer, check_interrupt,
+    ExitStatus, Printer,
+    bench::counted,
+    calibrate::warn_halved,
+    check_interrupt,
     output::OutputFolder,
     settings::{Apply, Session, control, scheme},
 };
@@ -208,7 +211,7 @@ impl<'a> Job<'a> {
         let observation = calibrator.observe(&tensors, &hold_out(&self.split.calibration), &provenance);
         bar.finish_and_clear();
         let observation = observation?;
-        super::calibrate::warn_halved(self.printer, observation.device);
+        warn_halved(self.printer, "calibration", observation.device.and_then(|usage| usage.halved_to));
         let peak_rss_bytes = crate::pipeline::environment::peak_rss_bytes();
         self.save_histograms(&observation.histograms)?;
         check_interrupt()?;
@@ -290,6 +293,12 @@ impl<'a> Job<'a> {
         mut targets: Vec<Target>,
         gates: &[Gate],
     ) -> anyhow::Result<crate::report::Report> {
+        for target in &targets {
+            if let Some(operators) = target.runner.as_ref().and_then(|runner| runner.in_float32()) {
+                let (precision, operators) = (target.precision, counted(operators));
+                self.note(format!("{precision}: ONNX Runtime has no kernel for {operators}, which compute in fp32"));
+            }
+        }
         let mut engines = self.engines(&targets)?;
         let evaluation = self.evaluate(&mut targets, &mut engines)?;
         for hint in evaluation.reference.tasks.iter().filter_map(|task| task.label_hint.clone()) {
@@ -343,6 +352,7 @@ impl<'a> Job<'a> {
         );
         bar.finish_and_clear();
         let mut evaluation = evaluation?;
+        warn_halved(self.printer, "the comparison", evaluation.halved_to);
         self.notes.extend(engines::errors(&names, &pairs, &evaluation));
         let measured = evaluation.targets.split_off(models);
         for (engine, result) in engines.iter_mut().filter(|engine| engine.runner.is_some()).zip(measured) {

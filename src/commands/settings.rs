@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicBool};
 
 use anyhow::Context;
 
-use super::INTERRUPTED;
+use super::{INTERRUPTED, calibrate::warn_halved};
 use crate::{
     artifact::ContentHash,
-    backend::{ExecutionProvider, Runner, cuda::Device, onnxruntime::OnnxRuntime},
+    backend::{ExecutionProvider, Runner, onnxruntime::OnnxRuntime},
     bench::Mode,
     bisect::{
         graphwise::{Graphwise, GraphwiseOptions, Side, TensorSite, graphwise, graphwise_on_device},
@@ -144,13 +144,16 @@ pub(super) fn one_size(data: &DataArgs, runtime: &RuntimeArgs) -> Result<(), Con
     Ok(())
 }
 
-/// `cpu`, `cuda`, `cuda:1`.
+/// `cpu`, `cuda`, `cuda:1`, `cuda-tf32`, `cuda-tf32:1`.
 pub(super) fn provider(text: &str) -> Result<ExecutionProvider, ConfigError> {
-    let invalid = || ConfigError::Value { key: "provider", reason: format!("`{text}` is none of cpu, cuda, cuda:N") };
-    match text.split_once(':') {
-        None if text == "cpu" => Ok(ExecutionProvider::Cpu),
-        None if text == "cuda" => Ok(ExecutionProvider::Cuda(0)),
-        Some(("cuda", index)) => index.parse().map(ExecutionProvider::Cuda).map_err(|_| invalid()),
+    let invalid =
+        || ConfigError::Value { key: "provider", reason: format!("`{text}` is none of cpu, cuda[:N], cuda-tf32[:N]") };
+    let (name, index) = text.split_once(':').unwrap_or((text, "0"));
+    let index = index.parse().map_err(|_| invalid())?;
+    match name {
+        "cpu" if name == text => Ok(ExecutionProvider::Cpu),
+        "cuda" => Ok(ExecutionProvider::Cuda(index)),
+        "cuda-tf32" => Ok(ExecutionProvider::CudaTf32(index)),
         _ => Err(invalid()),
     }
 }
@@ -167,12 +170,8 @@ fn compare_options(config: &RunConfig, names: &BTreeMap<u32, String>) -> Compare
 
 /// How ONNX Runtime is called when its time is taken.
 pub(super) fn mode(provider: ExecutionProvider, threads: usize) -> Mode {
-    let (provider, transfers) = match provider {
-        ExecutionProvider::Cpu => ("onnxruntime-cpu", false),
-        // Inputs and outputs lie in host memory, so every call copies them.
-        ExecutionProvider::Cuda(_) => ("onnxruntime-cuda", true),
-    };
-    Mode { provider: provider.to_owned(), threads, transfers, cuda_graph: false }
+    // Inputs and outputs lie in host memory, so every call on a GPU copies them.
+    Mode { provider: provider.backend().to_owned(), threads, transfers: provider.gpu().is_some(), cuda_graph: false }
 }
 
 /// The rules of a configuration for a quantized precision.
@@ -241,10 +240,10 @@ impl Session {
             (Some(asked), Some(fixed)) if asked != fixed => {
                 anyhow::bail!("--batch {asked} was asked for, but the model fixes its batch to {fixed}")
             }
-            (asked, fixed) => asked.or(fixed).unwrap_or(match provider {
-                ExecutionProvider::Cpu => DEFAULT_BATCH,
-                ExecutionProvider::Cuda(_) => DEFAULT_CUDA_BATCH,
-            }),
+            (asked, fixed) => {
+                let default = if provider.gpu().is_some() { DEFAULT_CUDA_BATCH } else { DEFAULT_BATCH };
+                asked.or(fixed).unwrap_or(default)
+            }
         };
         let policy = BadPolicy { max_share: config.max_bad, strict: config.strict };
         let evaluate = EvaluateOptions { batch, policy, compare: compare_options(&config, &BTreeMap::new()) };
@@ -273,18 +272,12 @@ impl Session {
 
     /// Index of the GPU that executes, if one does.
     pub(super) fn gpu(&self) -> Option<u32> {
-        match self.provider {
-            ExecutionProvider::Cpu => None,
-            ExecutionProvider::Cuda(index) => Some(index),
-        }
+        self.provider.gpu()
     }
 
     /// Options of a pass over calibration samples.
     pub(super) fn observe_options(&self) -> ObserveOptions {
-        let batch = match self.provider {
-            ExecutionProvider::Cpu => self.subject.fixed_batch().unwrap_or(1),
-            ExecutionProvider::Cuda(_) => self.batch,
-        };
+        let batch = if self.gpu().is_some() { self.batch } else { self.subject.fixed_batch().unwrap_or(1) };
         ObserveOptions { batch, threads: self.threads, provider: self.provider, policy: self.policy }
     }
 
@@ -297,23 +290,23 @@ impl Session {
     /// by one.
     pub(super) fn graphwise(
         &self,
+        printer: &Printer,
         reference: &Model,
         target: &Model,
         sites: &[TensorSite],
         samples: Samples<'_>,
     ) -> anyhow::Result<Graphwise> {
         let options = GraphwiseOptions { threads: self.threads, ..GraphwiseOptions::default() };
-        match self.provider {
-            ExecutionProvider::Cpu => {
-                let side = |model| Side { backend: &self.runtime, provider: self.provider, model };
-                Ok(graphwise(side(reference), side(target), sites, samples, options)?)
-            }
-            ExecutionProvider::Cuda(index) => {
-                let reading = PrefetchOptions { batch: self.batch, ..samples.reading };
-                let (device, samples) = (Device::open(index)?, Samples { reading, ..samples });
-                Ok(graphwise_on_device(&self.runtime, &device, reference, target, sites, samples, options)?)
-            }
+        let side = |model| Side { backend: &self.runtime, provider: self.provider, model };
+        if self.gpu().is_some() {
+            let reading = PrefetchOptions { batch: self.batch, ..samples.reading };
+            let (samples, models) = (Samples { reading, ..samples }, [reference, target]);
+            let (found, halved_to) =
+                graphwise_on_device(&self.runtime, self.provider, models, sites, samples, options)?;
+            warn_halved(printer, "the comparison of tensors", halved_to);
+            return Ok(found);
         }
+        Ok(graphwise(side(reference), side(target), sites, samples, options)?)
     }
 
     /// What observes the model over its samples.

@@ -26,8 +26,12 @@ impl Spec {
         if text == "ort" || text.starts_with("ort:") {
             return Ok(Self::OnnxRuntime(file(text.get(4..).unwrap_or("")), ExecutionProvider::Cpu));
         }
-        if text == "ort-cuda" || text.starts_with("ort-cuda:") {
-            return Ok(Self::OnnxRuntime(file(text.get(9..).unwrap_or("")), ExecutionProvider::Cuda(0)));
+        for (name, provider) in
+            [("ort-cuda", ExecutionProvider::Cuda(0)), ("ort-cuda-tf32", ExecutionProvider::CudaTf32(0))]
+        {
+            if let Some(rest) = text.strip_prefix(name).filter(|rest| rest.is_empty() || rest.starts_with(':')) {
+                return Ok(Self::OnnxRuntime(file(rest.get(1..).unwrap_or("")), provider));
+            }
         }
         if let Some(engine) = text.strip_prefix("trt:") {
             return Ok(Self::Engine(engine.into()));
@@ -38,7 +42,7 @@ impl Spec {
             Some("npz") => Ok(Self::Saved(text.into())),
             Some("plan" | "engine" | "trt") => Ok(Self::Engine(text.into())),
             _ => anyhow::bail!(
-                "`{text}` names nothing that can be run; use ort, ort:FILE.onnx, ort-cuda[:FILE.onnx], trt:FILE.plan, or a \
+                "`{text}` names nothing that can be run; use ort, ort:FILE.onnx, ort-cuda[:FILE.onnx], ort-cuda-tf32[:FILE.onnx], trt:FILE.plan, or a \
                  file ending in .onnx, .npz, .plan, .engine or .trt"
             ),
         }
@@ -69,6 +73,9 @@ mod tests {
         assert_eq!(Spec::parse("ort:a.onnx").unwrap(), ort(Some("a.onnx")));
         assert_eq!(Spec::parse("dir/a.ONNX").unwrap(), ort(Some("dir/a.ONNX")));
         assert_eq!(Spec::parse("ort-cuda").unwrap(), Spec::OnnxRuntime(None, ExecutionProvider::Cuda(0)));
+        let tf32 = Spec::parse("ort-cuda-tf32:a.onnx").unwrap();
+        assert_eq!(tf32, Spec::OnnxRuntime(Some("a.onnx".into()), ExecutionProvider::CudaTf32(0)));
+        assert!(Spec::parse("ort-cuda-fp8").is_err());
         assert_eq!(Spec::parse("x.engine").unwrap(), Spec::Engine("x.engine".into()));
         assert_eq!(Spec::parse("trt:x").unwrap(), Spec::Engine("x".into()));
         assert_eq!(Spec::parse("x.npz").unwrap(), Spec::Saved("x.npz".into()));

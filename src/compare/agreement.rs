@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Agreement, Flip, Scored};
-use crate::stats::wilson;
+use crate::{stats::wilson, tensor::ValuesView};
 
 /// The k of [`Agreement`] and of `top5` everywhere.
 pub const FIVE: usize = 5;
@@ -100,14 +100,36 @@ pub(super) struct Flips {
     pub details: Vec<Flip>,
 }
 
-/// The five best with names and scores. Infinite scores are cut to the largest number, which JSON can hold.
-pub(super) fn scored(scores: &[f64], best: &[usize], names: &[String]) -> Vec<Scored> {
-    let entry = |&class: &usize| Scored {
-        class: class as u32,
-        name: names.get(class).filter(|name| !name.is_empty()).cloned(),
-        score: (scores[class] as f32).clamp(f32::MIN, f32::MAX),
-    };
-    best.iter().take(FIVE).map(entry).collect()
+/// The best classes of a sample, the best first, and their scores.
+pub(super) struct Best {
+    pub classes: Vec<usize>,
+    pub scores: Vec<f64>,
+}
+
+impl From<Vec<(u32, f64)>> for Best {
+    fn from(best: Vec<(u32, f64)>) -> Self {
+        let (classes, scores) = best.into_iter().map(|(class, score)| (class as usize, score)).unzip();
+        Self { classes, scores }
+    }
+}
+
+impl Best {
+    /// The `k` best of all scores.
+    pub fn of(scores: ValuesView<'_>, k: usize) -> Self {
+        let scores = scores.to_f64();
+        let classes = top_k(&scores, k);
+        Self { scores: classes.iter().map(|&class| scores[class]).collect(), classes }
+    }
+
+    /// The five best with names. Infinite scores are cut to the largest number, which JSON can hold.
+    pub fn scored(&self, names: &[String]) -> Vec<Scored> {
+        let entry = |(&class, &score): (&usize, &f64)| Scored {
+            class: class as u32,
+            name: names.get(class).filter(|name| !name.is_empty()).cloned(),
+            score: (score as f32).clamp(f32::MIN, f32::MAX),
+        };
+        self.classes.iter().zip(&self.scores).take(FIVE).map(entry).collect()
+    }
 }
 
 #[cfg(test)]
@@ -145,7 +167,7 @@ mod tests {
     #[test]
     fn scores_of_changed_samples_can_be_written_as_json() {
         let names = vec!["cat".to_owned(), String::new()];
-        let entries = scored(&[f64::INFINITY, 1e300], &[0, 1], &names);
+        let entries = Best::of(ValuesView::F64(&[f64::INFINITY, 1e300]), 5).scored(&names);
         assert_eq!(entries[0], Scored { class: 0, name: Some("cat".to_owned()), score: f32::MAX });
         assert_eq!((entries[1].name.as_ref(), entries[1].score), (None, f32::MAX));
     }

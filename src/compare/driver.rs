@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::{
     CompareError, ComparisonResult, FIVE, Flip, OutputKind, OutputPair, PairSums, TaskResult,
     accuracy::PairedCounts,
-    agreement::{AgreementCounts, Flips, scored, top_k},
+    agreement::{AgreementCounts, Best, Flips},
     segmentation::{ClassMap, MapCounts},
 };
-use crate::tensor::{Tensor, TensorMap, TensorView};
+use crate::tensor::{ElementType, Tensor, TensorMap, TensorView};
 
 /// What [`Comparison`] needs to know beyond the tensors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -69,23 +69,41 @@ pub struct Comparison {
     ignored_outputs: Vec<String>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Output {
-    pair: OutputPair,
-    sums: PairSums,
-    /// `None` before the first sample.
-    task: Option<Task>,
+/// What every output needs to know of a batch.
+pub(super) struct Batch<'a> {
+    pub samples: &'a [Sample<'a>],
+    /// Samples before it.
+    first: u64,
+    options: &'a CompareOptions,
+    /// Whether labels and masks belong to no output before.
+    labels: bool,
+    masks: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Task {
+pub(super) struct Output {
+    pub pair: OutputPair,
+    pub sums: PairSums,
+    /// `None` before the first sample.
+    pub task: Option<Task>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Task {
     Generic,
-    Map { kind: OutputKind, labelled: bool, counts: MapCounts },
+    Map(Map),
     Classification(Box<Classification>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Classification {
+pub(super) struct Map {
+    kind: OutputKind,
+    labelled: bool,
+    counts: MapCounts,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Classification {
     classes: usize,
     labelled: bool,
     counts: AgreementCounts,
@@ -118,31 +136,24 @@ impl Comparison {
         reference: &TensorMap,
         target: &TensorMap,
     ) -> Result<(), CompareError> {
-        let (mut labels_taken, mut masks_taken) = (false, false);
-        for output in &mut self.outputs {
-            let name = &output.pair.reference;
-            let r = find(reference, name, "reference")?;
+        self.push_batch(samples, |output, batch| {
+            let r = find(reference, &output.pair.reference, "reference")?;
             let t = find(target, &output.pair.target, "target")?;
-            for (index, sample) in samples.iter().enumerate() {
-                let row_r = row(r.view(), name, index, samples.len())?;
-                let row_t = row(t.view(), name, index, samples.len())?;
-                if row_r.shape != row_t.shape {
-                    return Err(CompareError::Shape {
-                        output: name.clone(),
-                        reference: r.shape().to_vec(),
-                        target: t.shape().to_vec(),
-                    });
-                }
-                let (r, t) = (row_r, row_t);
-                output.sums.add(&PairSums::of(r.values, t.values, f32::INFINITY));
-                let options = &self.options;
-                let task = output.task.get_or_insert_with(|| Task::new(r, name, options, !labels_taken, !masks_taken));
-                task.push(*sample, self.samples + index as u64, r, t, options).map_err(|reason| {
-                    CompareError::Kind { output: name.clone(), sample: sample.id.to_owned(), reason }
-                })?;
-            }
-            labels_taken |= matches!(output.task, Some(Task::Classification { .. }));
-            masks_taken |= matches!(output.task, Some(Task::Map { .. }));
+            output.push(batch, r.view(), t.view())
+        })
+    }
+
+    /// Adds a batch to every output in turn.
+    pub(super) fn push_batch(
+        &mut self,
+        samples: &[Sample<'_>],
+        mut push: impl FnMut(&mut Output, &Batch<'_>) -> Result<(), CompareError>,
+    ) -> Result<(), CompareError> {
+        let mut batch = Batch { samples, first: self.samples, options: &self.options, labels: true, masks: true };
+        for output in &mut self.outputs {
+            push(output, &batch)?;
+            batch.labels &= !matches!(output.task, Some(Task::Classification { .. }));
+            batch.masks &= !matches!(output.task, Some(Task::Map { .. }));
         }
         self.samples += samples.len() as u64;
         Ok(())
@@ -180,7 +191,7 @@ fn pair_outputs(reference: &[String], target: &[String]) -> Result<(Vec<OutputPa
     Ok((pairs, ignored))
 }
 
-fn find<'a>(outputs: &'a TensorMap, name: &str, side: &'static str) -> Result<&'a Tensor, CompareError> {
+pub(super) fn find<'a>(outputs: &'a TensorMap, name: &str, side: &'static str) -> Result<&'a Tensor, CompareError> {
     outputs.get(name).ok_or_else(|| CompareError::MissingOutput {
         side,
         name: name.to_owned(),
@@ -206,13 +217,56 @@ pub(super) fn row<'a>(
 }
 
 impl Output {
+    pub(super) fn push(
+        &mut self,
+        batch: &Batch<'_>,
+        reference: TensorView<'_>,
+        target: TensorView<'_>,
+    ) -> Result<(), CompareError> {
+        let count = batch.samples.len();
+        for index in 0..count {
+            let r = row(reference, &self.pair.reference, index, count)?;
+            let t = row(target, &self.pair.reference, index, count)?;
+            if r.shape != t.shape {
+                return Err(self.shapes_differ(reference.shape, target.shape));
+            }
+            self.sums.add(&PairSums::of(r.values, t.values, f32::INFINITY));
+            let pushed = match self.task(batch, r.values.element_type(), r.shape) {
+                Task::Generic => Ok(()),
+                Task::Map(map) => map.push(batch, index, r, t),
+                Task::Classification(task) => {
+                    let k = task.longest();
+                    task.push(batch, index, r.values.len(), &Best::of(r.values, k), &Best::of(t.values, k))
+                }
+            };
+            pushed.map_err(|reason| self.misfit(batch, index, reason))?;
+        }
+        Ok(())
+    }
+
+    /// What the output is, which its first sample decides.
+    pub(super) fn task(&mut self, batch: &Batch<'_>, element_type: ElementType, shape: &[usize]) -> &mut Task {
+        let name = &self.pair.reference;
+        self.task.get_or_insert_with(|| Task::new(element_type, shape, name, batch))
+    }
+
+    pub(super) fn shapes_differ(&self, reference: &[usize], target: &[usize]) -> CompareError {
+        let (output, reference, target) = (self.pair.reference.clone(), reference.to_vec(), target.to_vec());
+        CompareError::Shape { output, reference, target }
+    }
+
+    pub(super) fn misfit(&self, batch: &Batch<'_>, index: usize, reason: String) -> CompareError {
+        let (output, sample) = (self.pair.reference.clone(), batch.samples[index].id.to_owned());
+        CompareError::Kind { output, sample, reason }
+    }
+
     fn result(&self) -> Option<TaskResult> {
         let mut result = TaskResult::new(&self.pair.reference, OutputKind::Generic);
         match self.task.as_ref()? {
             Task::Generic => return None,
-            Task::Map { kind, counts, .. } => {
-                let (reference, target) = counts.segmentations();
-                result.kind = *kind;
+            Task::Map(map) => {
+                let (reference, target) = map.counts.segmentations();
+                result.kind = map.kind;
                 (result.reference_segmentation, result.segmentation) = (Some(reference), Some(target));
             }
             Task::Classification(task) => {
@@ -233,15 +287,16 @@ impl Output {
 }
 
 impl Task {
-    fn new(sample: TensorView<'_>, name: &str, options: &CompareOptions, labels: bool, masks: bool) -> Self {
-        let detected = || OutputKind::detect(sample.values.element_type(), sample.shape);
+    fn new(element_type: ElementType, shape: &[usize], name: &str, batch: &Batch<'_>) -> Self {
+        let &Batch { options, labels, masks, .. } = batch;
+        let detected = || OutputKind::detect(element_type, shape);
         match options.kinds.get(name).copied().unwrap_or_else(detected) {
             OutputKind::Generic | OutputKind::Ignored => Self::Generic,
             kind @ (OutputKind::Map | OutputKind::MapChannelsLast) => {
-                Self::Map { kind, labelled: masks, counts: MapCounts::default() }
+                Self::Map(Map { kind, labelled: masks, counts: MapCounts::default() })
             }
             OutputKind::Classification => {
-                let classes = sample.values.len();
+                let classes = shape.iter().product();
                 let counts = |&k: &usize| AgreementCounts::new(k.min(classes));
                 Self::Classification(Box::new(Classification {
                     classes,
@@ -254,57 +309,57 @@ impl Task {
             }
         }
     }
+}
 
-    fn push(
+impl Map {
+    pub(super) fn push(
         &mut self,
-        sample: Sample<'_>,
-        position: u64,
+        batch: &Batch<'_>,
+        index: usize,
         reference: TensorView<'_>,
         target: TensorView<'_>,
-        options: &CompareOptions,
     ) -> Result<(), String> {
-        match self {
-            Self::Generic => Ok(()),
-            Self::Map { kind, labelled, counts } => {
-                let mask = sample.mask.filter(|_| *labelled).map(|mask| ClassMap::of_mask(mask.view())).transpose()?;
-                let (reference, target) = (ClassMap::of(reference, *kind)?, ClassMap::of(target, *kind)?);
-                counts.push(&reference, &target, mask.as_ref(), options.ignored_label)
-            }
-            Self::Classification(task) => task.push(sample, position, reference, target, options),
-        }
+        let mask = batch.samples[index].mask.filter(|_| self.labelled);
+        let mask = mask.map(|mask| ClassMap::of_mask(mask.view())).transpose()?;
+        let (reference, target) = (ClassMap::of(reference, self.kind)?, ClassMap::of(target, self.kind)?);
+        self.counts.push(&reference, &target, mask.as_ref(), batch.options.ignored_label)
     }
 }
 
 impl Classification {
-    fn push(
+    /// How many of the best classes are looked at.
+    pub(super) fn longest(&self) -> usize {
+        self.further.iter().map(|counts| counts.k).fold(FIVE, usize::max)
+    }
+
+    /// Adds a sample by its best classes, [`longest`](Self::longest) of them.
+    pub(super) fn push(
         &mut self,
-        sample: Sample<'_>,
-        position: u64,
-        reference: TensorView<'_>,
-        target: TensorView<'_>,
-        options: &CompareOptions,
+        batch: &Batch<'_>,
+        index: usize,
+        scores: usize,
+        reference: &Best,
+        target: &Best,
     ) -> Result<(), String> {
-        if reference.values.len() != self.classes {
-            let found = reference.values.len();
-            return Err(format!("it has {found} scores where earlier samples have {} classes", self.classes));
+        if scores != self.classes {
+            return Err(format!("it has {scores} scores where earlier samples have {} classes", self.classes));
         }
         let ks: Vec<usize> = self.further.iter().map(|counts| counts.k).collect();
-        let k = ks.iter().copied().fold(FIVE, usize::max);
-        let (r, t) = (reference.values.to_f64(), target.values.to_f64());
-        let (best_r, best_t) = (top_k(&r, k), top_k(&t, k));
+        let (best_r, best_t) = (&reference.classes, &target.classes);
         for counts in &mut self.further {
-            counts.push(&best_r, &best_t);
+            counts.push(best_r, best_t);
         }
-        let label = sample.label.filter(|_| self.labelled);
+        let label = batch.samples[index].label.filter(|_| self.labelled);
         if let Some(label) = label {
-            self.right.push(&best_r, &best_t, label, self.classes, &ks);
+            self.right.push(best_r, best_t, label, self.classes, &ks);
         }
-        if !self.counts.push(&best_r, &best_t) {
-            self.flips.positions.push(position);
-            if self.flips.details.len() < options.max_flips {
-                let names = &options.class_names;
-                let (reference, target) = (scored(&r, &best_r, names), scored(&t, &best_t, names));
-                self.flips.details.push(Flip { sample: sample.id.to_owned(), label, reference, target });
+        if !self.counts.push(best_r, best_t) {
+            self.flips.positions.push(batch.first + index as u64);
+            if self.flips.details.len() < batch.options.max_flips {
+                let names = &batch.options.class_names;
+                let sample = batch.samples[index].id.to_owned();
+                let (reference, target) = (reference.scored(names), target.scored(names));
+                self.flips.details.push(Flip { sample, label, reference, target });
             }
         }
         Ok(())

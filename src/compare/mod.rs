@@ -9,6 +9,7 @@ mod gates;
 pub mod graphwise;
 mod kind;
 mod metrics;
+mod on_device;
 mod saved;
 mod segmentation;
 
@@ -23,6 +24,8 @@ pub use segmentation::ClassMap;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+use crate::backend::cuda::CudaError;
 
 /// Differences between reference and target of one output, over all its values in all samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -255,6 +258,9 @@ pub enum CompareError {
         /// Its shape in the target.
         target: Vec<usize>,
     },
+    /// The GPU failed.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// The leading extent is not the batch.
     #[error(
         "output `{output}` of shape {shape:?} does not begin with the batch of {samples} samples; use a batch of 1"

@@ -21,6 +21,8 @@ pub struct Batch {
     pub ids: Vec<String>,
     /// The model's inputs, stacked along the first axis.
     pub inputs: TensorMap,
+    /// Samples in a whole batch; this one may have fewer.
+    pub whole: usize,
     /// How many of the pass's samples are done with this batch: a pass over the others gives the batches after it.
     pub done: usize,
     /// The bad ones among them, since the batch before.
@@ -242,7 +244,7 @@ impl Iterator for Batches<'_> {
         let done = self.position - usize::from(self.pending.is_some());
         let skipped = self.summary.skipped[self.told..].to_vec();
         self.told = self.summary.skipped.len();
-        Some(Batch { indices, ids, inputs: stack(samples), done, skipped })
+        Some(Batch { indices, ids, inputs: stack(samples), whole: self.options.batch.max(1), done, skipped })
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Control, PipelineError, model::Subject};
+use super::{Control, PipelineError, checkpoint::Checkpoints, model::Subject};
 use crate::{
     backend::{
         Backend, BackendError, BuildOptions, ExecutionProvider, Runner,
@@ -52,7 +52,7 @@ enum Moment {
 #[derive(Clone, Debug)]
 pub struct ObserveOptions {
     /// Samples in one call: what the model fixes, else 1 on the CPU, where larger batches only need more memory. On a
-    /// GPU convolutions may round otherwise in another batch.
+    /// GPU convolutions may round otherwise in another batch, so smaller ones are filled up to this.
     pub batch: usize,
     /// Threads of ONNX Runtime.
     pub threads: usize,
@@ -137,7 +137,7 @@ enum Observer {
 
 impl Calibrator<'_> {
     fn runner(&self, build: &BuildOptions) -> Result<Observer, PipelineError> {
-        let ExecutionProvider::Cuda(index) = self.options.provider else {
+        let Some(index) = self.options.provider.gpu() else {
             return Ok(Observer::Host(self.runtime.build(&self.subject.folded, build)?));
         };
         let device = Device::open(index).map_err(BackendError::from)?;
@@ -181,7 +181,6 @@ impl Calibrator<'_> {
         let earlier_seconds = at.seconds;
         let mut summary = PassSummary::default();
         let mut device = None;
-        let on_host = matches!(runner, Observer::Host(_));
         for (index, part) in [&parts.fit, &parts.held_out].into_iter().enumerate().skip(at.part) {
             let part = &part[..whole(part)];
             let (begin, known) = (at.done, at.skipped.clone());
@@ -201,23 +200,34 @@ impl Calibrator<'_> {
                     }
                     Ok::<_, PipelineError>(None)
                 }
-                // Counts stay on the device until the part is done, so there is nothing to keep before.
+                // Counts come from the device only when they are kept.
                 Observer::Device(runner) => {
-                    let batches = batches.map(|batch| {
-                        (self.control.progress)(batch.ids.len());
-                        calibrate::Batch { ids: batch.ids, inputs: batch.inputs, held_out }
-                    });
-                    match observe_on_device(runner, tensors, provenance.clone(), batches) {
-                        Ok((found, usage)) => {
-                            histograms.add(found);
-                            Ok(Some(usage))
+                    let mut used = None;
+                    loop {
+                        let begun = at.done;
+                        let until_due = std::iter::from_fn(|| {
+                            let is_due = self.control.checkpoints.is_some_and(Checkpoints::is_due);
+                            let batch = if at.done > begun && is_due { None } else { batches.next() }?;
+                            (self.control.progress)(batch.ids.len());
+                            at.done = begin + batch.done;
+                            at.skipped.extend(batch.skipped);
+                            Some(calibrate::Batch { ids: batch.ids, inputs: batch.inputs, held_out })
+                        });
+                        let whole = self.options.batch;
+                        match observe_on_device(runner, tensors, provenance.clone(), whole, until_due) {
+                            Ok((found, usage)) => {
+                                histograms.add(found);
+                                used.get_or_insert_with(DeviceUse::default).add(usage);
+                            }
+                            Err(CalibrateError::NoData) => return Ok(used),
+                            Err(error) => return Err(error.into()),
                         }
-                        Err(CalibrateError::NoData) => Ok(None),
-                        Err(error) => Err(error.into()),
+                        at.seconds = earlier_seconds + started.elapsed().as_secs_f64();
+                        self.keep(&at, &histograms, Moment::WhenDue)?;
                     }
                 }
             });
-            if matches!(pass, Err(PassError::Stopped)) && observed.is_ok() && on_host {
+            if matches!(pass, Err(PassError::Stopped)) && observed.is_ok() {
                 self.keep(&at, &histograms, Moment::Now)?;
             }
             // Why the samples ended early says more than that there were none.

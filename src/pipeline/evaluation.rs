@@ -1,110 +1,16 @@
 //! The same samples through a reference and any number of targets, batch by batch.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::outputs::{Given, Outputs, Recorder};
 use super::{Control, PipelineError, checkpoint::Checkpoints};
 use crate::{
-    backend::Runner,
-    compare::{CompareOptions, Comparison, ComparisonResult, OutputsWriter, Sample, SavedOutputs},
-    dataset::{BadPolicy, Batch, Dataset, PassError, PassSummary, PrefetchOptions, SampleError, prefetch},
-    tensor::{Tensor, TensorMap},
+    backend::{BackendError, cuda::PairComparer},
+    compare::{CompareOptions, Comparison, ComparisonResult, Sample},
+    dataset::{BadPolicy, Dataset, PassError, PassSummary, PrefetchOptions, SampleError, prefetch},
 };
-
-/// Gives the outputs of samples: by running a model, or from a file.
-pub trait Outputs {
-    /// Names of the outputs, in order.
-    fn names(&self) -> Vec<String>;
-
-    /// Outputs of a batch, of which `first` samples were asked for before.
-    fn give(&mut self, batch: &Batch, first: usize) -> Result<TensorMap, PipelineError>;
-}
-
-impl Outputs for Box<dyn Runner> {
-    fn names(&self) -> Vec<String> {
-        self.outputs().iter().map(|info| info.name.clone()).collect()
-    }
-
-    /// A model that fixes its batch gets the last sample again to fill it up; the surplus outputs are cut off.
-    fn give(&mut self, batch: &Batch, _first: usize) -> Result<TensorMap, PipelineError> {
-        let fixed = self.inputs().first().and_then(|input| input.shape.first().copied().flatten());
-        let samples = batch.ids.len();
-        match fixed {
-            Some(fixed) if fixed > samples => {
-                let filled = resized(&batch.inputs, samples, fixed)?;
-                resized(&self.infer(&filled)?, fixed, samples)
-            }
-            _ => Ok(self.infer(&batch.inputs)?),
-        }
-    }
-}
-
-/// Tensors of `from` rows with `to` rows: cut, or with the last row repeated. Others stay as they are.
-fn resized(tensors: &TensorMap, from: usize, to: usize) -> Result<TensorMap, PipelineError> {
-    let resize = |(name, tensor): (&String, &Tensor)| {
-        if tensor.shape().first() != Some(&from) || from == 0 {
-            return Ok((name.clone(), tensor.clone()));
-        }
-        let view = tensor.values().view();
-        let row = view.len() / from;
-        let mut values = view.slice(0..row * from.min(to)).to_owned();
-        for _ in from..to {
-            // The same type, so this cannot fail.
-            let _same_type = values.extend(view.slice(row * (from - 1)..row * from));
-        }
-        let mut shape = tensor.shape().to_vec();
-        shape[0] = to;
-        let tensor = Tensor::new(shape, values).map_err(|error| PipelineError::Input(error.to_string()))?;
-        Ok((name.clone(), tensor))
-    };
-    tensors.iter().map(resize).collect()
-}
-
-impl Outputs for SavedOutputs {
-    fn names(&self) -> Vec<String> {
-        self.outputs()
-    }
-
-    fn give(&mut self, batch: &Batch, first: usize) -> Result<TensorMap, PipelineError> {
-        Ok(self.batch(first, &names_of(batch))?)
-    }
-}
-
-/// Passes outputs on and saves them.
-pub struct Recorder {
-    inner: Box<dyn Outputs>,
-    writer: OutputsWriter,
-}
-
-impl Recorder {
-    /// Records what `inner` gives.
-    pub fn new(inner: Box<dyn Outputs>) -> Result<Self, PipelineError> {
-        let writer = OutputsWriter::new(&inner.names())?;
-        Ok(Self { inner, writer })
-    }
-
-    /// Writes what was recorded.
-    pub fn finish(self, path: &Path) -> Result<(), PipelineError> {
-        Ok(self.writer.finish(path)?)
-    }
-}
-
-impl Outputs for Recorder {
-    fn names(&self) -> Vec<String> {
-        self.inner.names()
-    }
-
-    fn give(&mut self, batch: &Batch, first: usize) -> Result<TensorMap, PipelineError> {
-        let outputs = self.inner.give(batch, first)?;
-        self.writer.push(&names_of(batch), &outputs)?;
-        Ok(outputs)
-    }
-}
-
-fn names_of(batch: &Batch) -> Vec<&str> {
-    batch.ids.iter().map(String::as_str).collect()
-}
 
 /// Options of [`evaluate`].
 #[derive(Clone, Debug)]
@@ -129,6 +35,8 @@ pub struct Evaluation {
     pub summary: PassSummary,
     /// Names of the samples compared, in order.
     pub ids: Vec<String>,
+    /// The batch that the GPU was cut down to for lack of memory, if it was.
+    pub halved_to: Option<usize>,
 }
 
 /// Compares targets with a reference over the samples `indices`.
@@ -179,6 +87,7 @@ pub fn evaluate_pairs(
         stop: control.stop,
         skipped: &known,
     };
+    let mut differences = Differences::default();
     let (outcome, summary) = prefetch(dataset, rest, reading, |batches| {
         for mut batch in batches {
             let first = state.position.ids.len();
@@ -192,19 +101,19 @@ pub fn evaluate_pairs(
                 .zip(&masks)
                 .map(|((&index, id), mask)| Sample { id, label: dataset.label(index), mask: mask.as_ref() })
                 .collect();
-            state.own.push(&samples, &expected, &expected)?;
-            let mut outputs = vec![None; targets.len()];
+            differences.push(&mut state.own, &samples, &expected, &expected)?;
+            let mut outputs: Vec<Option<Given>> = targets.iter().map(|_| None).collect();
             for ((target, comparison), output) in targets.iter_mut().zip(&mut state.targets).zip(&mut outputs) {
                 push(comparison, |running| {
                     let given = target.give(&batch, first)?;
-                    running.push(&samples, &expected, &given)?;
+                    differences.push(running, &samples, &expected, &given)?;
                     *output = Some(given);
                     Ok(())
                 });
             }
             for (&(a, b), comparison) in pairs.iter().zip(&mut state.pairs) {
                 push(comparison, |running| match (&outputs[a], &outputs[b]) {
-                    (Some(a), Some(b)) => Ok(running.push(&samples, a, b)?),
+                    (Some(a), Some(b)) => differences.push(running, &samples, a, b),
                     _ => Err(PipelineError::Input("one of both targets could not be run".to_owned())),
                 });
             }
@@ -228,12 +137,45 @@ pub fn evaluate_pairs(
         state.save(checkpoints)?;
     }
     let summary = summary?;
+    let halved = reference.halved_to().into_iter().chain(targets.iter_mut().filter_map(|target| target.halved_to()));
+    let halved_to = halved.min();
     let finish = |comparisons: Vec<Result<Comparison, PipelineError>>| {
         comparisons.into_iter().map(|comparison| comparison.map(Comparison::finish)).collect()
     };
     let State { position, own, targets, pairs } = state;
     let (reference, targets, pairs) = (own.finish(), finish(targets), finish(pairs));
-    Ok(Evaluation { reference, targets, pairs, summary, ids: position.ids })
+    Ok(Evaluation { reference, targets, pairs, summary, ids: position.ids, halved_to })
+}
+
+/// What compares outputs on a GPU, once it is needed.
+#[derive(Default)]
+struct Differences {
+    on_gpu: Option<PairComparer>,
+}
+
+impl Differences {
+    /// Adds a batch to a comparison: on the GPU where both sides were left there.
+    fn push(
+        &mut self,
+        comparison: &mut Comparison,
+        samples: &[Sample<'_>],
+        reference: &Given,
+        target: &Given,
+    ) -> Result<(), PipelineError> {
+        let both = reference.device().zip(target.device());
+        let Some((reference, target)) = both.filter(|(a, b)| a.device().info().index == b.device().info().index) else {
+            return Ok(comparison.push(samples, reference.host()?, target.host()?)?);
+        };
+        let comparer = match &mut self.on_gpu {
+            Some(comparer) => comparer,
+            none => {
+                let device = reference.device();
+                let stream = device.stream().map_err(BackendError::from)?;
+                none.insert(PairComparer::new(device, &stream).map_err(BackendError::from)?)
+            }
+        };
+        Ok(comparison.push_on_device(samples, reference, target, comparer)?)
+    }
 }
 
 /// Name of the checkpoint.
@@ -309,16 +251,10 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::*;
-    use crate::dataset::{InputSpec, RandomDataset};
-
-    #[test]
-    fn batches_are_filled_with_the_last_sample_and_cut_again() {
-        let tensors =
-            TensorMap::from([("x".to_owned(), Tensor::from_f32(vec![2, 2], vec![1.0, 2.0, 3.0, 4.0]).unwrap())]);
-        let filled = resized(&tensors, 2, 4).unwrap();
-        assert_eq!(filled["x"].to_f32(), [1.0, 2.0, 3.0, 4.0, 3.0, 4.0, 3.0, 4.0]);
-        assert_eq!(resized(&filled, 4, 2).unwrap(), tensors);
-    }
+    use crate::{
+        dataset::{Batch, InputSpec, RandomDataset},
+        tensor::{Tensor, TensorMap},
+    };
 
     #[test]
     fn missing_class_names_stay_empty() {
@@ -334,11 +270,11 @@ mod tests {
             vec!["y".to_owned()]
         }
 
-        fn give(&mut self, batch: &Batch, _first: usize) -> Result<TensorMap, PipelineError> {
+        fn give(&mut self, batch: &Batch, _first: usize) -> Result<Given, PipelineError> {
             let factor = self.0.ok_or_else(|| PipelineError::Input("it does not run".to_owned()))?;
             let x = &batch.inputs["x"];
             let values = x.to_f32().iter().map(|value| value * factor).collect();
-            Ok(TensorMap::from([("y".to_owned(), Tensor::from_f32(x.shape().to_vec(), values).unwrap())]))
+            Ok(TensorMap::from([("y".to_owned(), Tensor::from_f32(x.shape().to_vec(), values).unwrap())]).into())
         }
     }
 

@@ -8,6 +8,7 @@ pub mod data;
 pub mod environment;
 pub mod evaluation;
 pub mod model;
+mod outputs;
 
 use std::sync::atomic::AtomicBool;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use calib::{
-    backend::cuda::{CudaSlice, CudaStream},
+    backend::cuda::{CudaSlice, CudaStream, Device},
     tensor::{ElementType, Tensor, Values},
 };
 use half::{bf16, f16};
@@ -89,4 +89,19 @@ pub fn tensor(values: &[f32], shape: &[usize], element_type: ElementType) -> Ten
 pub fn on_device(stream: &Arc<CudaStream>, tensor: &Tensor, offset: usize) -> CudaSlice<u8> {
     let bytes = [&vec![0xff; offset][..], tensor.view().values.bytes()].concat();
     stream.clone_htod(&bytes).unwrap()
+}
+
+/// Takes all but `left` bytes of the first GPU's memory until the result is dropped.
+pub fn on_memory_left(left: usize) -> Vec<CudaSlice<u8>> {
+    let device = Device::open(0).unwrap();
+    let stream = device.stream().unwrap();
+    std::iter::from_fn(|| {
+        let free = device.free_memory().unwrap() as usize;
+        (free > left + (64 << 20)).then(|| {
+            let buffer = stream.alloc_zeros::<u8>((free - left).min(8 << 30)).unwrap();
+            stream.synchronize().unwrap();
+            buffer
+        })
+    })
+    .collect()
 }

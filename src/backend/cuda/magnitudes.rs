@@ -42,6 +42,8 @@ struct Piece {
 
 // SAFETY: integers in C's layout, the same as in the kernels.
 unsafe impl DeviceRepr for Piece {}
+// SAFETY: zeros are a valid number of each type.
+unsafe impl ValidAsZeroBits for Piece {}
 
 /// What is known of a tensor beside its counts, as the kernels see it.
 #[repr(C)]
@@ -101,6 +103,7 @@ pub struct MagnitudeCounter {
     count_values: CudaFunction,
     count_beyond: CudaFunction,
     rescale: CudaFunction,
+    pieces: CudaSlice<Piece>,
     states: CudaSlice<State>,
     counts: CudaSlice<u64>,
     host: Vec<State>,
@@ -117,6 +120,7 @@ impl MagnitudeCounter {
             count_values: kernels.function("count_values")?,
             count_beyond: kernels.function("count_beyond")?,
             rescale: kernels.function("rescale")?,
+            pieces: stream.alloc_zeros(1)?,
             states: stream.clone_htod(&host)?,
             counts: stream.alloc_zeros(tensors * BINS)?,
             stream: stream.clone(),
@@ -150,11 +154,16 @@ impl MagnitudeCounter {
     /// Puts the work on the stream, with the copy of the states behind it.
     fn launch(&mut self, pieces: &[Piece]) -> Result<(), CudaError> {
         let (blocks, tensors) = (pieces.len() as u32, self.host.len() as u32);
-        let pieces = self.stream.clone_htod(pieces)?;
+        // Memory that is given back costs more than a count.
+        if self.pieces.len() < pieces.len() {
+            self.pieces = self.stream.alloc_zeros(pieces.len())?;
+        }
+        self.stream.memcpy_htod(pieces, &mut self.pieces)?;
+        let pieces = &self.pieces;
         let config =
             |grid, threads| LaunchConfig { grid_dim: (grid, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
         let mut launch = self.stream.launch_builder(&self.count_values);
-        launch.arg(&pieces).arg(&mut self.states).arg(&mut self.counts);
+        launch.arg(pieces).arg(&mut self.states).arg(&mut self.counts);
         // SAFETY: the kernel's own arguments. Pieces lie within their views, which live until the caller has waited for
         // the stream; tensor numbers were checked against the size of both arrays.
         unsafe { launch.launch(config(blocks, THREADS)) }?;
@@ -163,7 +172,7 @@ impl MagnitudeCounter {
         // SAFETY: one block for each element of `states`, of which `counts` holds `BINS` numbers.
         unsafe { launch.launch(config(tensors, 1024)) }?;
         let mut launch = self.stream.launch_builder(&self.count_beyond);
-        launch.arg(&pieces).arg(&mut self.states).arg(&mut self.counts);
+        launch.arg(pieces).arg(&mut self.states).arg(&mut self.counts);
         // SAFETY: as for `count_values`.
         unsafe { launch.launch(config(blocks, THREADS)) }?;
         Ok(self.stream.memcpy_dtoh(&self.states, &mut self.host)?)

@@ -6,10 +6,12 @@
 
 mod device;
 mod graph;
+mod halving;
 mod magnitudes;
 mod management;
 mod module;
 mod pairs;
+mod tensors;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -18,10 +20,12 @@ mod view;
 pub use cudarc::driver::{CudaEvent, CudaGraph, CudaSlice, CudaStream, PinnedHostSlice};
 pub use device::{Device, DeviceInfo, Timer, device_count};
 pub use graph::capture;
+pub use halving::in_parts;
 pub use magnitudes::{BINS, MAGNITUDES, MIN_EXPONENT, MagnitudeCounter, Magnitudes, NonFinite};
 pub use management::DeviceState;
 pub use module::{Kernels, Source, compile, load_compiler};
 pub use pairs::{PAIRS, PIECE, Pair, PairComparer, PieceSums};
+pub use tensors::{DeviceTensors, Landing};
 pub use upload::{Staged, StagedTensor, Uploader};
 pub use view::DeviceView;
 

@@ -191,9 +191,15 @@ struct Row {
     unsigned type;
 };
 
-// Indices of the `k` largest values of each row, the best first; equal values by index, NaN never. Fewer than `k`
-// numbers leave the rest at the largest index there is. One block a row.
-extern "C" __global__ void __launch_bounds__(THREADS) top_k(const Row* rows, unsigned k, unsigned* best) {
+struct Best {
+    double value;
+    unsigned index;
+    unsigned padding;
+};
+
+// The `k` largest values of each row, the best first; equal values by index, NaN never. Fewer than `k` numbers leave the
+// rest at the largest index there is. One block a row.
+extern "C" __global__ void __launch_bounds__(THREADS) top_k(const Row* rows, unsigned k, Best* best) {
     __shared__ double values[THREADS];
     __shared__ unsigned indices[THREADS];
     const unsigned NONE = 0xffffffffu;
@@ -229,10 +235,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) top_k(const Row* rows, uns
         }
         last_value = values[0];
         last = indices[0];
-        if (threadIdx.x == 0) best[blockIdx.x * k + rank] = last;
+        if (threadIdx.x == 0) best[blockIdx.x * k + rank] = {last_value, last, 0};
         __syncthreads();
         if (last == NONE) { // uniform: all threads read the same
-            for (unsigned rest = rank + 1 + threadIdx.x; rest < k; rest += THREADS) best[blockIdx.x * k + rest] = NONE;
+            for (unsigned rest = rank + 1 + threadIdx.x; rest < k; rest += THREADS) best[blockIdx.x * k + rest] = {0.0, NONE, 0};
             return;
         }
     }

@@ -3,9 +3,9 @@
 //! A pair of tensors is summed in pieces of [`PIECE`] values whose sums come back in order, so the figures depend on
 //! neither batch nor device; the order within a piece is fixed as well.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
-use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, ValidAsZeroBits};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, ValidAsZeroBits};
 
 use super::{CudaError, Device, DeviceView, Source};
 
@@ -13,7 +13,7 @@ use super::{CudaError, Device, DeviceView, Source};
 pub const PAIRS: Source = Source { name: "pairs.cu", text: include_str!("pairs.cu") };
 
 /// Values that are summed together.
-pub const PIECE: usize = 1 << 16;
+pub const PIECE: usize = 1 << 18;
 
 const THREADS: u32 = 256;
 
@@ -65,6 +65,8 @@ struct Piece {
 
 // SAFETY: numbers in C's layout, the same as in the kernel.
 unsafe impl DeviceRepr for Piece {}
+// SAFETY: zeros are a valid number of each type.
+unsafe impl ValidAsZeroBits for Piece {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -77,11 +79,26 @@ struct Row {
 // SAFETY: integers in C's layout, the same as in the kernel.
 unsafe impl DeviceRepr for Row {}
 
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct Best {
+    value: f64,
+    index: u32,
+    padding: u32,
+}
+
+// SAFETY: numbers in C's layout, the same as in the kernel.
+unsafe impl DeviceRepr for Best {}
+// SAFETY: zeros are a valid number of each type.
+unsafe impl ValidAsZeroBits for Best {}
+
 /// Compares tensors on one stream.
 pub struct PairComparer {
     stream: Arc<CudaStream>,
     sum_pairs: CudaFunction,
     top_k: CudaFunction,
+    /// Memory of the last call, to be used again: memory that is given back costs more than a comparison.
+    scratch: Cell<Option<(CudaSlice<Piece>, CudaSlice<PieceSums>)>>,
 }
 
 impl PairComparer {
@@ -92,6 +109,7 @@ impl PairComparer {
             stream: stream.clone(),
             sum_pairs: kernels.function("sum_pairs")?,
             top_k: kernels.function("top_k")?,
+            scratch: Cell::new(None),
         })
     }
 
@@ -120,16 +138,21 @@ impl PairComparer {
         }
         let mut sums = vec![PieceSums::default(); pieces.len()];
         if !pieces.is_empty() {
-            let arguments = self.stream.clone_htod(&pieces)?;
-            let mut results = self.stream.alloc_zeros::<PieceSums>(pieces.len())?;
+            let enough = |(arguments, _): &(CudaSlice<Piece>, _)| arguments.len() >= pieces.len();
+            let (mut arguments, mut results) = match self.scratch.take().filter(enough) {
+                Some(scratch) => scratch,
+                None => (self.stream.alloc_zeros(pieces.len())?, self.stream.alloc_zeros(pieces.len())?),
+            };
+            self.stream.memcpy_htod(&pieces, &mut arguments)?;
             let mut launch = self.stream.launch_builder(&self.sum_pairs);
             launch.arg(&arguments).arg(&mut results);
             // SAFETY: the kernel's own arguments, one block for each piece and its result. Pieces lie within their
             // views, which live until the synchronization below.
             unsafe { launch.launch(blocks(pieces.len())) }?;
-            let copied = self.stream.memcpy_dtoh(&results, &mut sums);
+            let copied = self.stream.memcpy_dtoh(&results.slice(..pieces.len()), &mut sums);
             self.stream.synchronize()?;
             copied?;
+            self.scratch.set(Some((arguments, results)));
         }
         let mut rest = sums.as_slice();
         let split = pairs.iter().map(|pair| {
@@ -140,9 +163,9 @@ impl PairComparer {
         Ok(split.collect())
     }
 
-    /// Indices of the `k` largest values of each row, the best first; among equals the lowest, NaN never, so that
-    /// there may be fewer.
-    pub fn top_k(&self, rows: &[DeviceView<'_>], k: usize) -> Result<Vec<Vec<u32>>, CudaError> {
+    /// The `k` largest values of each row with their indices, the best first; among equals the lowest index, NaN never, so
+    /// that there may be fewer.
+    pub fn top_k(&self, rows: &[DeviceView<'_>], k: usize) -> Result<Vec<Vec<(u32, f64)>>, CudaError> {
         if rows.is_empty() || k == 0 {
             return Ok(vec![Vec::new(); rows.len()]);
         }
@@ -153,7 +176,7 @@ impl PairComparer {
         };
         let arguments = rows.iter().map(row).collect::<Result<Vec<_>, CudaError>>()?;
         let arguments = self.stream.clone_htod(&arguments)?;
-        let mut best = self.stream.alloc_zeros::<u32>(rows.len() * k)?;
+        let mut best = self.stream.alloc_zeros::<Best>(rows.len() * k)?;
         let k_argument = k as u32;
         let mut launch = self.stream.launch_builder(&self.top_k);
         launch.arg(&arguments).arg(&k_argument).arg(&mut best);
@@ -162,7 +185,9 @@ impl PairComparer {
         unsafe { launch.launch(blocks(rows.len())) }?;
         let copied = self.stream.clone_dtoh(&best);
         self.stream.synchronize()?;
-        let of_row = |row: &[u32]| row.iter().copied().take_while(|&index| index != u32::MAX).collect();
+        let of_row = |row: &[Best]| {
+            row.iter().map(|best| (best.index, best.value)).take_while(|&(index, _)| index != u32::MAX).collect()
+        };
         Ok(copied?.chunks(k).map(of_row).collect())
     }
 }

@@ -35,28 +35,47 @@ impl Uploader {
         Ok(Self { device: device.clone(), stream: device.stream()? })
     }
 
-    /// Begins to copy `inputs`, into the memory of `used` inputs where that is large enough.
-    pub fn upload(&self, inputs: &TensorMap, used: Option<Staged>) -> Result<Staged, CudaError> {
+    /// Begins to copy `inputs`, into the memory of `used` inputs where that is large enough. With `rows`, tensors of fewer
+    /// rows are filled up with their last one.
+    pub fn upload(&self, inputs: &TensorMap, rows: Option<usize>, used: Option<Staged>) -> Result<Staged, CudaError> {
         let mut used = used.map_or_else(Vec::new, |staged| staged.tensors);
         let tensors = inputs.iter().map(|(name, tensor)| {
             let index = used.iter().position(|old| old.name == *name);
-            self.stage(name, tensor, index.map(|index| used.swap_remove(index)))
+            self.stage(name, tensor, rows, index.map(|index| used.swap_remove(index)))
         });
         Ok(Staged { tensors: tensors.collect::<Result<_, _>>()? })
     }
 
-    fn stage(&self, name: &str, tensor: &Tensor, used: Option<StagedTensor>) -> Result<StagedTensor, CudaError> {
+    fn stage(
+        &self,
+        name: &str,
+        tensor: &Tensor,
+        rows: Option<usize>,
+        used: Option<StagedTensor>,
+    ) -> Result<StagedTensor, CudaError> {
         let bytes = tensor.view().values.bytes();
-        let (mut pinned, mut on_device) = if let Some(used) = used.filter(|used| used.bytes.len() >= bytes.len()) {
+        let (name, mut shape) = (name.to_owned(), tensor.shape().to_vec());
+        let mut size = bytes.len();
+        if let (Some(extent), Some(rows)) = (shape.first_mut(), rows)
+            && (1..rows).contains(extent)
+        {
+            size = size / *extent * rows;
+            *extent = rows;
+        }
+        let (mut pinned, mut on_device) = if let Some(used) = used.filter(|used| used.bytes.len() >= size) {
             (used.pinned, used.bytes)
         } else {
-            let size = bytes.len().max(1);
-            (self.device.pinned(size)?, self.stream.alloc_zeros(size)?)
+            (self.device.pinned(size.max(1))?, self.stream.alloc_zeros(size.max(1))?)
         };
         // Waits until the copy that used this memory before is over.
-        pinned.as_mut_slice()?[..bytes.len()].copy_from_slice(bytes);
+        let begin = &mut pinned.as_mut_slice()?[..size];
+        begin[..bytes.len()].copy_from_slice(bytes);
+        if size > bytes.len() {
+            let row = size / shape[0];
+            let last = bytes.len() - row..bytes.len();
+            (bytes.len()..size).step_by(row).for_each(|at| begin.copy_within(last.clone(), at));
+        }
         self.stream.memcpy_htod(&pinned, &mut on_device)?;
-        let (name, shape) = (name.to_owned(), tensor.shape().to_vec());
         Ok(StagedTensor { name, shape, element_type: tensor.element_type(), pinned, bytes: on_device })
     }
 }

@@ -1,10 +1,10 @@
 //! Tensors in device memory.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, sync::Arc};
 
-use cudarc::driver::DevicePtr;
+use cudarc::driver::{DevicePtr, DevicePtrMut};
 
-use super::{CudaSlice, CudaStream};
+use super::{CudaError, CudaSlice, CudaStream};
 use crate::tensor::ElementType;
 
 /// A dense, row-major tensor in device memory, borrowed.
@@ -52,6 +52,39 @@ impl<'a> DeviceView<'a> {
             _ if rows == 1 && index == 0 => Some(*self),
             _ => None,
         }
+    }
+
+    /// Its first elements in another shape; `None` when that has more than there are.
+    pub fn begin<'b>(&self, shape: &'b [usize]) -> Option<DeviceView<'b>>
+    where
+        'a: 'b,
+    {
+        (shape.iter().product::<usize>() <= self.len()).then_some(DeviceView { shape, ..*self })
+    }
+
+    /// Begins to copy it on `stream`, which must be waited for before the view ends.
+    pub(super) fn copied(self, stream: &Arc<CudaStream>) -> Result<CudaSlice<u8>, CudaError> {
+        let size = self.len() * self.element_type.size();
+        let mut bytes = stream.alloc_zeros::<u8>(size.max(1))?;
+        if size > 0 {
+            let (address, _recorded) = bytes.device_ptr_mut(stream);
+            // SAFETY: `size` bytes on both sides: the view's own and those just allocated. The view stays until the stream
+            // was waited for, as the caller promises.
+            unsafe { cudarc::driver::result::memcpy_dtod_async(address, self.address, size, stream.cu_stream()) }?;
+        }
+        Ok(bytes)
+    }
+
+    /// Begins to copy its bytes, of which `to` has as many, on `stream`; that must be waited for before view or `to` end.
+    pub(super) fn copy_to_host(self, to: &mut [u8], stream: &CudaStream) -> Result<(), CudaError> {
+        if to.len() != self.len() * self.element_type.size() {
+            return Err(CudaError::Call(format!("{} bytes do not hold {} values", to.len(), self.len())));
+        }
+        if !to.is_empty() {
+            // SAFETY: as many bytes on both sides, which stay until the stream was waited for, as the caller promises.
+            unsafe { cudarc::driver::result::memcpy_dtoh_async(to, self.address, stream.cu_stream()) }?;
+        }
+        Ok(())
     }
 
     /// Where it begins.

@@ -3,7 +3,7 @@
 //! The session works on a stream of ours, so kernels that are put on the same stream see its outputs complete and in
 //! place. Output buffers are reused from run to run: they are shown, never given away.
 
-use std::sync::Arc;
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use ort::{
     memory::{AllocationDevice, Allocator, AllocatorType, DeviceType, MemoryInfo, MemoryType},
@@ -45,12 +45,14 @@ struct Bound {
 
 /// The library's refusal to run on a GPU. Running out of memory is told apart: a smaller batch may fit.
 fn refused(error: &ort::Error) -> BackendError {
-    const OUT_OF_MEMORY: [&str; 5] = [
+    const OUT_OF_MEMORY: [&str; 6] = [
         "out of memory",
         "Failed to allocate memory",
         "is smaller than requested bytes",
         "CUDNN_STATUS_ALLOC_FAILED",
         "CUBLAS_STATUS_ALLOC_FAILED",
+        // The same, as the provider writes it.
+        "CUBLAS failure 3:",
     ];
     if OUT_OF_MEMORY.iter().any(|sign| error.message().contains(sign)) {
         return CudaError::OutOfMemory.into();
@@ -62,7 +64,7 @@ fn refused(error: &ort::Error) -> BackendError {
 pub type DeviceOutput<'a> = (&'a str, DeviceView<'a>);
 
 impl OnnxRuntime {
-    /// Prepares `model` for execution on `device` (whatever provider the options name), on `stream`.
+    /// Prepares `model` for execution on `device` (whatever GPU the options name), on `stream`.
     pub fn build_on_device(
         &self,
         model: &Model,
@@ -70,7 +72,12 @@ impl OnnxRuntime {
         device: &Device,
         stream: &Arc<CudaStream>,
     ) -> Result<DeviceRunner, BackendError> {
-        let options = BuildOptions { provider: ExecutionProvider::Cuda(device.info().index), ..options.clone() };
+        let index = device.info().index;
+        let provider = match options.provider {
+            ExecutionProvider::CudaTf32(_) => ExecutionProvider::CudaTf32(index),
+            ExecutionProvider::Cpu | ExecutionProvider::Cuda(_) => ExecutionProvider::Cuda(index),
+        };
+        let options = BuildOptions { provider, ..options.clone() };
         let built = session::build(self.loaded, model, &options, Some(stream))?;
         let session = &built.session;
         Ok(DeviceRunner {
@@ -105,15 +112,41 @@ impl DeviceRunner {
         &self.stream
     }
 
-    /// Checks inputs against what the model takes and begins to copy them to the device.
+    /// Whether a batch can be filled up with samples whose results are left out: the number of samples is the first
+    /// extent of all inputs and of `outputs`, and nothing else in their shapes varies.
+    pub fn fills<'i>(&self, outputs: impl IntoIterator<Item = &'i TensorInfo>) -> bool {
+        let of_samples = |info: &TensorInfo| matches!(&info.shape[..], [None, rest @ ..] if !rest.contains(&None));
+        self.inputs.iter().all(of_samples) && outputs.into_iter().all(of_samples)
+    }
+
+    /// Checks inputs against what the model takes and begins to copy them to the device; with `rows`, filled up to as many
+    /// samples.
     pub fn upload(
         expected: &[TensorInfo],
         uploader: &Uploader,
         inputs: &TensorMap,
+        rows: Option<usize>,
         used: Option<Staged>,
     ) -> Result<Staged, BackendError> {
-        check_inputs(expected, inputs)?;
-        Ok(uploader.upload(inputs, used)?)
+        let mut expected = Cow::Borrowed(expected);
+        if rows.is_some() {
+            // They have their number of samples only when they are filled up.
+            expected
+                .to_mut()
+                .iter_mut()
+                .for_each(|info| info.shape.iter_mut().take(1).for_each(|extent| *extent = None));
+        }
+        check_inputs(&expected, inputs)?;
+        Ok(uploader.upload(inputs, rows, used)?)
+    }
+
+    /// See [`Runner::in_float32`](crate::backend::Runner::in_float32).
+    pub fn in_float32(&self) -> &BTreeMap<String, usize> {
+        &self.built.in_float32
+    }
+
+    pub(super) fn built(&mut self) -> &mut Built {
+        &mut self.built
     }
 
     /// Runs once and shows the outputs, which are valid during the call and for work on the runner's stream; outputs

@@ -19,9 +19,6 @@ pub fn emulation(model: &Model, provider: ExecutionProvider) -> Option<&'static 
         ExecutionProvider::Cpu if holds(ElementType::F16) || holds(ElementType::Bf16) => {
             Some("ONNX Runtime computes FP16 and BF16 on the CPU in float")
         }
-        ExecutionProvider::Cuda(_) if holds(ElementType::Bf16) => {
-            Some("ONNX Runtime lacks most kernels for BF16 and computes around them in float")
-        }
         _ => None,
     }
 }
@@ -56,7 +53,7 @@ mod tests {
             ("Conv", F32, Cuda(0), false),
             ("Conv", F16, Cpu, true),
             ("Conv", F16, Cuda(0), false),
-            ("Conv", Bf16, Cuda(0), true),
+            ("Conv", Bf16, Cuda(0), false),
             ("QuantizeLinear", F32, Cpu, true),
             ("DequantizeLinear", F32, Cuda(0), true),
         ] {

@@ -5,7 +5,9 @@
 
 mod device;
 mod emulation;
+mod float_kernels;
 mod fold;
+mod gpu_runner;
 mod layer_times;
 mod library;
 mod own_codes;
@@ -20,6 +22,8 @@ use std::path::Path;
 
 pub use device::{DeviceOutput, DeviceRunner};
 pub use emulation::{emulation, is_low_precision};
+pub use gpu_runner::GpuRunner;
+pub(crate) use gpu_runner::cut;
 pub use library::{LIBRARY_VARIABLE, LibrarySearch, Origin, Place, search};
 use ort::ep::ExecutionProvider as _;
 pub(crate) use runner::check_inputs;
@@ -65,6 +69,9 @@ impl OnnxRuntime {
 
 impl Backend for OnnxRuntime {
     fn build(&self, model: &Model, options: &BuildOptions) -> Result<Box<dyn Runner>, BackendError> {
+        if let Some(device) = options.provider.gpu() {
+            return Ok(Box::new(GpuRunner::new(*self, model, options, device)?));
+        }
         let built = session::build(self.loaded, model, options, None)?;
         Ok(Box::new(runner::SessionRunner::new(built)))
     }

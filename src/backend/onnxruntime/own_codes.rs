@@ -92,17 +92,17 @@ fn separate_constants(graph: &mut GraphProto, names: &mut Names) {
 }
 
 /// Names that are taken.
-struct Names(HashSet<String>);
+pub(super) struct Names(HashSet<String>);
 
 impl Names {
-    fn of(graph: &GraphProto) -> Self {
+    pub(super) fn of(graph: &GraphProto) -> Self {
         let constants = graph.initializer.iter().map(|tensor| tensor.name().to_owned());
         let inputs = graph.input.iter().map(|input| input.name().to_owned());
         let nodes = graph.node.iter().flat_map(|node| node.output.iter().cloned().chain([node.name().to_owned()]));
         Self(constants.chain(inputs).chain(nodes).collect())
     }
 
-    fn copy_of(&mut self, name: &str) -> String {
+    pub(super) fn copy_of(&mut self, name: &str) -> String {
         let mut number = 2;
         while !self.0.insert(format!("{name}_{number}")) {
             number += 1;

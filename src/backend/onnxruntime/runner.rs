@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, fmt::Write};
 
+use tempfile::TempDir;
+
 use super::{
     RUNTIME,
     said::reason,
@@ -54,8 +56,7 @@ impl Runner for SessionRunner {
         let mut looked = Vec::with_capacity(values.len());
         for (name, value) in &values {
             let Some(found) = look(value).map_err(|error| failed(&error))? else {
-                let reason = format!("its output `{name}` is no tensor of numbers; remove it from the model's outputs");
-                return Err(BackendError::Run { runtime: RUNTIME, reason });
+                return Err(no_numbers(name));
             };
             looked.push((*name, found));
         }
@@ -65,19 +66,32 @@ impl Runner for SessionRunner {
     }
 
     fn layer_times(&mut self, inputs: &TensorMap, calls: usize) -> Result<Option<Vec<LayerTime>>, BackendError> {
-        // The folder goes with its content when this returns.
-        let Some(_folder) = self.built.layer_times.take() else { return Ok(None) };
+        let Some(folder) = self.built.layer_times.take() else { return Ok(None) };
         for _ in 0..calls {
             self.visit(inputs, &mut |_, _| Ok(()))?;
         }
+        self.built.read_layer_times(folder)
+    }
+}
+
+impl Built {
+    /// The times of the layers so far, which the session wrote to `folder`; that goes with its content.
+    pub(super) fn read_layer_times(&mut self, folder: TempDir) -> Result<Option<Vec<LayerTime>>, BackendError> {
         let failed = |reason: String| BackendError::Run { runtime: RUNTIME, reason };
-        let file = self.built.session.end_profiling().map_err(|error| failed(reason(&error)))?;
-        let text =
-            std::fs::read(&file).map_err(|error| failed(format!("it left no layer times in {file}: {error}")))?;
+        let file = self.session.end_profiling().map_err(|error| failed(reason(&error)))?;
+        let text = std::fs::read(&file);
+        drop(folder);
+        let text = text.map_err(|error| failed(format!("it left no layer times in {file}: {error}")))?;
         super::layer_times::parse(&text)
             .map(Some)
             .map_err(|error| failed(format!("its layer times cannot be read: {error}")))
     }
+}
+
+/// Refuses an output that is no tensor of numbers.
+pub(super) fn no_numbers(output: &str) -> BackendError {
+    let reason = format!("its output `{output}` is no tensor of numbers; remove it from the model's outputs");
+    BackendError::Run { runtime: RUNTIME, reason }
 }
 
 /// The library's refusal to run.

@@ -1,6 +1,10 @@
 //! Making sessions: options, extra outputs, and the way the weights take.
 
-use std::{borrow::Cow, collections::HashSet, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use ort::{
     ep::{self, ExecutionProvider as _},
@@ -12,7 +16,13 @@ use ort::{
 use prost::Message;
 use tempfile::TempDir;
 
-use super::{RUNTIME, library::Loaded, own_codes::with_own_codes, said::reason};
+use super::{
+    RUNTIME,
+    float_kernels::{self, missing_kernel},
+    library::Loaded,
+    own_codes::with_own_codes,
+    said::reason,
+};
 use crate::{
     backend::{
         BackendError, BuildOptions, ExecutionProvider, OptimizationLevel,
@@ -36,10 +46,40 @@ pub(super) struct Built {
     _files: Option<TempDir>,
     /// Where it writes the times of its layers.
     pub layer_times: Option<TempDir>,
+    /// Operators of which nodes compute in `float32` for want of a BF16 kernel, and how many.
+    pub in_float32: BTreeMap<String, usize>,
 }
 
 /// Makes a session for `model`; on a GPU it may work on a stream that the caller keeps longer than the session.
 pub(super) fn build(
+    loaded: &Loaded,
+    model: &Model,
+    options: &BuildOptions,
+    stream: Option<&Arc<CudaStream>>,
+) -> Result<Built, BackendError> {
+    let mut model = Cow::Borrowed(model);
+    let mut in_float32 = BTreeMap::new();
+    // Every round puts at least one more node into float32, and none has two.
+    for _ in 0..=model.graph().node.len() {
+        let error = match build_as_it_is(loaded, &model, options, stream) {
+            Ok(built) => return Ok(Built { in_float32, ..built }),
+            Err(error) => error,
+        };
+        let missing = match &error {
+            BackendError::Build { reason, .. } if options.provider.gpu().is_some() => missing_kernel(reason),
+            _ => None,
+        };
+        let Some((widened, op_type, count)) = missing.and_then(|missing| float_kernels::in_float32(&model, &missing))
+        else {
+            return Err(error);
+        };
+        *in_float32.entry(op_type).or_default() += count;
+        model = Cow::Owned(widened);
+    }
+    build_as_it_is(loaded, &model, options, stream)
+}
+
+fn build_as_it_is(
     loaded: &Loaded,
     model: &Model,
     options: &BuildOptions,
@@ -116,33 +156,42 @@ pub(super) fn builder(
     stream: Option<&Arc<CudaStream>>,
 ) -> Result<SessionBuilder, BackendError> {
     let builder = configured(loaded, options).map_err(|error| BackendError::Library(error.message().to_owned()))?;
-    match options.provider {
-        ExecutionProvider::Cpu => Ok(builder),
-        ExecutionProvider::Cuda(device) => {
-            let unusable = |reason| BackendError::Provider { provider: "CUDAExecutionProvider".to_owned(), reason };
-            if !ep::CUDA::is_available().unwrap_or(false) {
-                return Err(unusable(
-                    "this ONNX Runtime was built without it; use the library of the PyPI package onnxruntime-gpu, see \
-                     `calib doctor`"
-                        .to_owned(),
-                ));
-            }
+    match options.provider.gpu() {
+        None => Ok(builder),
+        Some(device) => {
+            require_cuda()?;
             // The provider's own message for a missing GPU or driver names neither.
             drop(Device::open(device)?);
             // cuDNN's refusals of single algorithms are logged as errors although others follow.
             loaded.environment.set_log_level(ort::logging::LogLevel::Fatal);
             // The fastest of all convolution algorithms changes from run to run, and with it the last bits.
             let search = ep::cuda::ConvAlgorithmSearch::Heuristic;
-            let mut cuda = ep::CUDA::default().with_device_id(device as i32).with_tf32(options.tf32);
+            let tf32 = matches!(options.provider, ExecutionProvider::CudaTf32(_));
+            let mut cuda = ep::CUDA::default().with_device_id(device as i32).with_tf32(tf32);
             cuda = cuda.with_conv_algorithm_search(search);
             if let Some(stream) = stream {
                 // SAFETY: the caller keeps the stream, which belongs to this device's primary context.
                 cuda = unsafe { cuda.with_compute_stream(stream.cu_stream().cast()) };
             }
             let registered = builder.with_execution_providers([cuda.build().error_on_failure()]);
-            registered.map_err(|error| unusable(explain_provider(error.message())))
+            registered.map_err(|error| unusable_cuda(explain_provider(error.message())))
         }
     }
+}
+
+/// Refuses a library that was built without the CUDA provider.
+pub(super) fn require_cuda() -> Result<(), BackendError> {
+    if ep::CUDA::is_available().unwrap_or(false) {
+        return Ok(());
+    }
+    Err(unusable_cuda(
+        "this ONNX Runtime was built without it; use the library of the PyPI package onnxruntime-gpu, see `calib doctor`"
+            .to_owned(),
+    ))
+}
+
+fn unusable_cuda(reason: String) -> BackendError {
+    BackendError::Provider { provider: "CUDAExecutionProvider".to_owned(), reason }
 }
 
 /// The library's message, with what to install.
@@ -191,7 +240,7 @@ pub(super) fn commit(
         let bytes = proto.encode_to_vec();
         drop(proto);
         let session = builder.commit_from_memory(&bytes).map_err(|error| refused(model, &error))?;
-        return Ok(Built { session, _files: None, layer_times: None });
+        return Ok(Built { session, _files: None, layer_times: None, in_float32: BTreeMap::new() });
     }
     let unwritable = |reason: String| BackendError::Build { runtime: RUNTIME, model: model.name(), reason };
     let files = tempfile::tempdir().map_err(|error| unwritable(format!("no temporary folder: {error}")))?;
@@ -203,7 +252,7 @@ pub(super) fn commit(
     })?;
     drop(copy);
     let session = builder.commit_from_file(&path).map_err(|error| refused(model, &error))?;
-    Ok(Built { session, _files: Some(files), layer_times: None })
+    Ok(Built { session, _files: Some(files), layer_times: None, in_float32: BTreeMap::new() })
 }
 
 /// Whether a model is handed over in memory.

@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
 
-use super::Outcome;
+use super::{Outcome, counted};
 use crate::bench::{Measurement, Timing};
 
 pub(super) fn describe(outcome: &Outcome) -> String {
@@ -13,6 +13,9 @@ pub(super) fn describe(outcome: &Outcome) -> String {
     text += &conditions(outcome);
     text += &format!("\nlatency of a call in milliseconds\n{}\n", latencies(&outcome.measurements));
     text += &format!("\nthroughput in samples a second\n{}", throughputs(&outcome.measurements));
+    for (target, operators) in &outcome.in_float32 {
+        text += &format!("\n{target}: no kernel in its precision, so in FP32: {}", counted(operators));
+    }
     for (target, reason) in &outcome.emulated {
         text += &format!("\n{target} is emulated: {reason}; its times are no estimate of TensorRT's");
     }

@@ -121,10 +121,7 @@ impl Job<'_> {
     }
 
     fn backend(&self) -> String {
-        match self.session.provider {
-            crate::backend::ExecutionProvider::Cpu => "onnxruntime-cpu".to_owned(),
-            crate::backend::ExecutionProvider::Cuda(_) => "onnxruntime-cuda".to_owned(),
-        }
+        self.session.provider.backend().to_owned()
     }
 
     /// The smallest batch size with the run's own threads is the row's latency; the others follow it.

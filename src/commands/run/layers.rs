@@ -61,7 +61,7 @@ impl Job<'_> {
         let policy = BadPolicy { max_share: 1.0, strict: false };
         let reading = PrefetchOptions { batch: 1, threads: session.threads, policy, stop: &INTERRUPTED, skipped: &[] };
         let samples = Samples { dataset, indices: &readable, reading };
-        let graphwise = session.graphwise(&session.subject.folded, model, &sites, samples)?;
+        let graphwise = session.graphwise(self.printer, &session.subject.folded, model, &sites, samples)?;
         check_interrupt()?;
         let options = quantize_options(&session.config, precision)?;
         let (float, quantized) = session.subject.analysis_pair(&calibrated.chosen.table, &options)?;

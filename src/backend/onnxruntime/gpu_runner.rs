@@ -1,0 +1,119 @@
+//! A session on a GPU as a [`Runner`]: inputs and outputs pass through page-locked memory, or the outputs stay there.
+
+use std::collections::BTreeMap;
+
+use super::{DeviceRunner, OnnxRuntime, runner::no_numbers, session::require_cuda};
+use crate::{
+    backend::{
+        BackendError, BuildOptions, LayerTime, Runner, TensorInfo, Visit,
+        cuda::{Device, DeviceTensors, Landing, Staged, Uploader},
+    },
+    onnx::Model,
+    tensor::TensorMap,
+};
+
+/// Executes one model on a GPU for callers in host memory.
+pub struct GpuRunner {
+    runner: DeviceRunner,
+    uploader: Uploader,
+    staged: Option<Staged>,
+    landing: Landing,
+    /// Samples that fit into one call, as far as is known.
+    pub most: usize,
+}
+
+impl GpuRunner {
+    pub(super) fn new(
+        runtime: OnnxRuntime,
+        model: &Model,
+        options: &BuildOptions,
+        device: u32,
+    ) -> Result<Self, BackendError> {
+        require_cuda()?;
+        let device = Device::open(device)?;
+        let runner = runtime.build_on_device(model, options, &device, &device.stream()?)?;
+        let uploader = Uploader::new(&device)?;
+        Ok(Self { runner, uploader, staged: None, landing: Landing::default(), most: usize::MAX })
+    }
+
+    /// See [`DeviceRunner::fills`].
+    pub fn fills(&self) -> bool {
+        self.runner.fills(self.runner.outputs().iter())
+    }
+
+    /// Runs `samples` samples once and leaves the outputs on the GPU. With `rows`, which [`Self::fills`] or the model's
+    /// fixed batch must allow, the batch is filled up to as many samples; only the outputs of the real ones are kept.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`](crate::backend::cuda::CudaError::OutOfMemory) when the batch does not fit.
+    pub fn infer_on_device(
+        &mut self,
+        inputs: &TensorMap,
+        samples: usize,
+        rows: Option<usize>,
+    ) -> Result<DeviceTensors, BackendError> {
+        let used = self.staged.take();
+        let staged = DeviceRunner::upload(self.runner.inputs(), &self.uploader, inputs, rows, used)?;
+        let (device, stream) = (self.runner.device().clone(), self.runner.stream().clone());
+        let kept = self.runner.run(&staged, |outputs| {
+            let shapes: Vec<Vec<usize>> = outputs.iter().map(|(_, view)| cut(view.shape(), rows, samples)).collect();
+            let views = outputs.iter().zip(&shapes);
+            let views: Vec<_> = views.filter_map(|((name, view), shape)| Some((*name, view.begin(shape)?))).collect();
+            Ok::<_, BackendError>(DeviceTensors::of(&device, &stream, &views)?)
+        })?;
+        self.staged = Some(staged);
+        Ok(kept)
+    }
+}
+
+/// The shape of a tensor without the rows that filled the batch up.
+pub(crate) fn cut(shape: &[usize], rows: Option<usize>, samples: usize) -> Vec<usize> {
+    let mut shape = shape.to_vec();
+    if let (Some(extent), Some(rows)) = (shape.first_mut(), rows)
+        && *extent == rows
+    {
+        *extent = samples.min(rows);
+    }
+    shape
+}
+
+impl Runner for GpuRunner {
+    fn inputs(&self) -> &[TensorInfo] {
+        self.runner.inputs()
+    }
+
+    fn outputs(&self) -> &[TensorInfo] {
+        self.runner.outputs()
+    }
+
+    fn visit(&mut self, inputs: &TensorMap, visit: &mut Visit<'_>) -> Result<(), BackendError> {
+        let used = self.staged.take();
+        let staged = DeviceRunner::upload(self.runner.inputs(), &self.uploader, inputs, None, used)?;
+        let (device, stream) = (self.runner.device().clone(), self.runner.stream().clone());
+        let names: Vec<String> = self.runner.outputs().iter().map(|info| info.name.clone()).collect();
+        self.runner.run(&staged, |outputs| {
+            match names.iter().find(|name| outputs.iter().all(|(given, _)| given != name)) {
+                Some(missing) => Err(no_numbers(missing)),
+                None => Ok(self.landing.fetch(&device, &stream, outputs)?),
+            }
+        })?;
+        self.staged = Some(staged);
+        self.landing.visit(|name, view| visit(name, view).map_err(BackendError::Visitor))
+    }
+
+    fn layer_times(&mut self, inputs: &TensorMap, calls: usize) -> Result<Option<Vec<LayerTime>>, BackendError> {
+        let Some(folder) = self.runner.built().layer_times.take() else { return Ok(None) };
+        for _ in 0..calls {
+            self.visit(inputs, &mut |_, _| Ok(()))?;
+        }
+        self.runner.built().read_layer_times(folder)
+    }
+
+    fn in_float32(&self) -> Option<&BTreeMap<String, usize>> {
+        Some(self.runner.in_float32()).filter(|operators| !operators.is_empty())
+    }
+
+    fn on_gpu(&mut self) -> Option<&mut GpuRunner> {
+        Some(self)
+    }
+}

@@ -1,0 +1,112 @@
+//! The comparison of outputs that lie on a GPU: sums and best classes are computed there. Maps of classes, and outputs
+//! that are no floating-point numbers, come to the host.
+
+use super::{
+    CompareError, Comparison, PairSums, Sample,
+    agreement::Best,
+    driver::{Batch, Output, Task, find, row},
+};
+use crate::{
+    backend::cuda::{DeviceTensors, DeviceView, Pair, PairComparer},
+    tensor::{TensorMap, TensorView},
+};
+
+impl Comparison {
+    /// [`push`](Self::push) for outputs on the GPU that `comparer` works on.
+    pub fn push_on_device(
+        &mut self,
+        samples: &[Sample<'_>],
+        reference: &DeviceTensors,
+        target: &DeviceTensors,
+        comparer: &PairComparer,
+    ) -> Result<(), CompareError> {
+        let mut host: Option<(TensorMap, TensorMap)> = None;
+        self.push_batch(samples, |output, batch| {
+            let (name, theirs) = (output.pair.reference.clone(), output.pair.target.clone());
+            let r = view(reference, &name, "reference")?;
+            let t = view(target, &theirs, "target")?;
+            let floats = r.element_type().is_float() && t.element_type().is_float();
+            if floats {
+                output.push_views(batch, r, t, comparer)?;
+            }
+            if floats && !matches!(output.task, Some(Task::Map(_))) {
+                return Ok(());
+            }
+            let (reference, target) = match &mut host {
+                Some(both) => both,
+                none => none.insert((reference.to_host()?, target.to_host()?)),
+            };
+            let (r, t) = (find(reference, &name, "reference")?.view(), find(target, &theirs, "target")?.view());
+            if floats { output.push_maps(batch, r, t) } else { output.push(batch, r, t) }
+        })
+    }
+}
+
+fn view<'a>(outputs: &'a DeviceTensors, name: &str, side: &'static str) -> Result<DeviceView<'a>, CompareError> {
+    outputs.view(name).ok_or_else(|| CompareError::MissingOutput {
+        side,
+        name: name.to_owned(),
+        available: outputs.names().collect::<Vec<_>>().join(", "),
+    })
+}
+
+fn rows<'a>(output: &str, view: DeviceView<'a>, samples: usize) -> Result<Vec<DeviceView<'a>>, CompareError> {
+    let rows: Option<_> = (0..samples).map(|index| view.row(index, samples)).collect();
+    let (output, shape) = (output.to_owned(), view.shape().to_vec());
+    rows.ok_or(CompareError::Batch { output, shape, samples })
+}
+
+impl Output {
+    /// Sums and best classes.
+    fn push_views(
+        &mut self,
+        batch: &Batch<'_>,
+        reference: DeviceView<'_>,
+        target: DeviceView<'_>,
+        comparer: &PairComparer,
+    ) -> Result<(), CompareError> {
+        let count = batch.samples.len();
+        let (r, t) = (rows(&self.pair.reference, reference, count)?, rows(&self.pair.reference, target, count)?);
+        if r.iter().map(DeviceView::shape).ne(t.iter().map(DeviceView::shape)) {
+            return Err(self.shapes_differ(reference.shape(), target.shape()));
+        }
+        let pair = |(&reference, &target): (&_, &_)| Pair { reference, target, threshold: f32::INFINITY };
+        let pairs: Vec<Pair<'_>> = r.iter().zip(&t).map(pair).collect();
+        for pieces in comparer.sum(&pairs)? {
+            let mut sums = PairSums::default();
+            for piece in &pieces {
+                sums.add(&PairSums::of_piece(piece));
+            }
+            self.sums.add(&sums);
+        }
+        let Some(first) = r.first() else { return Ok(()) };
+        let Task::Classification(task) = self.task(batch, first.element_type(), first.shape()) else { return Ok(()) };
+        let k = task.longest();
+        let best = |rows: &[DeviceView<'_>]| -> Result<Vec<Best>, CompareError> {
+            Ok(comparer.top_k(rows, k)?.into_iter().map(Best::from).collect())
+        };
+        let scores = first.len();
+        let mut pushed = best(&r)?.into_iter().zip(best(&t)?).enumerate();
+        let failed = pushed.find_map(|(index, (r, t))| Some((index, task.push(batch, index, scores, &r, &t).err()?)));
+        failed.map_or(Ok(()), |(index, reason)| Err(self.misfit(batch, index, reason)))
+    }
+
+    /// Maps of classes, whose sums were added before.
+    fn push_maps(
+        &mut self,
+        batch: &Batch<'_>,
+        reference: TensorView<'_>,
+        target: TensorView<'_>,
+    ) -> Result<(), CompareError> {
+        let count = batch.samples.len();
+        for index in 0..count {
+            let r = row(reference, &self.pair.reference, index, count)?;
+            let t = row(target, &self.pair.reference, index, count)?;
+            if let Some(Task::Map(map)) = &mut self.task {
+                let pushed = map.push(batch, index, r, t);
+                pushed.map_err(|reason| self.misfit(batch, index, reason))?;
+            }
+        }
+        Ok(())
+    }
+}
