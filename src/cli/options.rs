@@ -51,7 +51,8 @@ pub struct RuntimeArgs {
     /// Threads [default: all cores]; `run` and `bench` measure the latency with each of several, e.g. 1,2,4
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub threads: Vec<usize>,
-    /// Execution provider of ONNX Runtime: cpu, cuda[:N], or cuda-tf32[:N], which lets FP32 products use TF32 [default: cpu]
+    /// Execution provider of ONNX Runtime: cpu, cuda, or cuda-tf32, which lets FP32 products use TF32; `:N` behind it takes
+    /// the N-th GPU [default: cpu]
     #[arg(long, value_name = "NAME")]
     pub provider: Option<String>,
 }

@@ -26,6 +26,7 @@ pub use gpu_runner::GpuRunner;
 pub(crate) use gpu_runner::cut;
 pub use library::{LIBRARY_VARIABLE, LibrarySearch, Origin, Place, search};
 use ort::ep::ExecutionProvider as _;
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 pub(crate) use runner::check_inputs;
 
 use super::{Backend, BackendError, BuildOptions, ExecutionProvider, Runner};

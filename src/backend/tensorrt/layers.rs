@@ -12,8 +12,8 @@ mod listing;
 use std::{collections::BTreeMap, fmt};
 
 use kind::{kind_of, precision_of, runs_nothing};
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 pub(super) use listing::is_listing;
-
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

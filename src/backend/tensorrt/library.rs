@@ -61,6 +61,7 @@ impl Flavour {
     }
 
     /// Major version whose headers this program was built with.
+    #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
     pub(super) fn major(self) -> &'static str {
         match self {
             Self::TensorRt => "11",

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 const HEADING: &str = "Layers:\n";
 
 /// Whether a message of the log is such a list.
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 pub(in crate::backend::tensorrt) fn is_listing(message: &str) -> bool {
     message.starts_with(HEADING)
 }
@@ -106,6 +107,7 @@ mod tests {
 
     #[test]
     fn lines_become_layers() {
+        #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
         assert!(is_listing(TEXT) && !is_listing("Formats and tactics selection completed"));
         let operators = BTreeMap::from([("input_Q".to_owned(), "QuantizeLinear".to_owned())]);
         let engine = EngineLayers::from_listing(TEXT, &operators).unwrap();
