@@ -1,23 +1,11 @@
 //! Every error around engines, provoked with the real libraries: what is said, exit status 2, nothing written.
 
-use std::{
-    fs,
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
-};
+use std::{fs, os::unix::fs::symlink, path::Path};
 
 use assert_cmd::Command;
 use serde_json::Value;
 
-use super::{CAPABILITY, build, fails, libraries, python, root, text};
-
-/// A folder with the embedded model.
-fn demo() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let model = folder.path().join("demo.onnx");
-    fs::copy(root().join("calib_data/demo.onnx"), &model).unwrap();
-    (folder, model)
-}
+use super::{CAPABILITY, build, demo, fails, libraries, python, root, text};
 
 /// Standard error of a build that must fail with status 2 and leave no engine.
 fn refused(model: &Path, extra: &[&str]) -> String {

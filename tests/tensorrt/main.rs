@@ -120,14 +120,20 @@ fn quantize(model: &Path, precision: &str) -> PathBuf {
     quantized
 }
 
+/// A folder with the embedded model.
+fn demo() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("demo.onnx");
+    fs::copy(root().join("calib_data/demo.onnx"), &model).unwrap();
+    (folder, model)
+}
+
 #[test]
 fn the_embedded_model_in_every_precision() {
     if !libraries() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let model = folder.path().join("demo.onnx");
-    fs::copy(root().join("calib_data/demo.onnx"), &model).unwrap();
+    let (_folder, model) = demo();
     let data = root().join("calib_data/images");
     build_all(&model, &["fp16", "bf16", "int8", "fp8"], &["--data", text(&data)], &["--batch", "4"]);
     let sidecar = EngineSidecar::load(&model.with_extension("plan")).unwrap();
@@ -222,9 +228,7 @@ fn every_tensor_of_an_engine_can_be_made_an_output() {
     if !libraries() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let model = folder.path().join("demo.onnx");
-    fs::copy(root().join("calib_data/demo.onnx"), &model).unwrap();
+    let (folder, model) = demo();
     let data = root().join("calib_data/images");
     build_all(&model, &["fp16", "int8"], &["--data", text(&data)], &["--batch", "4"]);
     let float = Model::load(&model).unwrap();
@@ -295,9 +299,7 @@ fn engines_that_cannot_run_here_end_with_an_explanation() {
     if !libraries() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let model = folder.path().join("demo.onnx");
-    fs::copy(root().join("calib_data/demo.onnx"), &model).unwrap();
+    let (folder, model) = demo();
     let data = root().join("calib_data/images");
     let engine = build(&model, &["--data", text(&data), "--batch", "4"]);
     let bytes = fs::read(&engine).unwrap();

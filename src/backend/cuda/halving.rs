@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-/// Works on a batch of `samples` in parts of at most `most`, which it tells each time, and halves `most` where a part does not fit: for this batch
-/// and, as the caller keeps it, for all after it.
+/// Works on a batch of `samples` in parts of at most `most`, which it tells each time, and halves `most` where a part
+/// does not fit: for this batch and, as the caller keeps it, for all after it.
 ///
 /// # Errors
 /// As `work`; that even one sample does not fit.

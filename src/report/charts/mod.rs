@@ -74,6 +74,13 @@ fn text_style(size: u32, role: Role, side: HPos) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&role.color()).pos(Pos::new(side, VPos::Center))
 }
 
+/// A chart of two measures, with room for their labels and names.
+fn framed<'a, 'b>(root: &'a Area<'b>, x: Range<f64>, y: Range<f64>) -> Drawing<Chart<'a, 'b>> {
+    let mut builder = ChartBuilder::on(root);
+    builder.margin(8).margin_right(16).margin_top(28).x_label_area_size(44).y_label_area_size(60);
+    Ok(builder.build_cartesian_2d(x, y)?)
+}
+
 /// Axes, grid and their labels, about `x_labels` of them below; the vertical axis has its name above it, where it needs
 /// no width.
 fn mesh(

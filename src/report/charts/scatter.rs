@@ -2,7 +2,7 @@
 
 use plotters::{prelude::*, style::text_anchor::HPos};
 
-use super::{super::format, Area, Drawing, Role, Size, draw, mesh, padded, sane, text_style};
+use super::{super::format, Area, Drawing, Role, Size, draw, framed, mesh, padded, sane, text_style};
 
 /// A point of [`scatter`].
 pub(in crate::report) struct Point {
@@ -34,13 +34,7 @@ fn scatter_on(root: &Area<'_>, points: &[&Point], quality: &str, share: bool) ->
     let reach = |p: &&Point| p.interval.filter(|i| i.iter().all(|v| sane(*v))).unwrap_or([p.quality; 2]);
     let low = points.iter().map(|p| reach(p)[0].min(p.quality)).fold(f64::INFINITY, f64::min) * scale;
     let high = points.iter().map(|p| reach(p)[1].max(p.quality)).fold(f64::NEG_INFINITY, f64::max) * scale;
-    let mut chart = ChartBuilder::on(root)
-        .margin(8)
-        .margin_right(16)
-        .margin_top(28)
-        .x_label_area_size(44)
-        .y_label_area_size(60)
-        .build_cartesian_2d(x_range, padded(low, high, 0.12))?;
+    let mut chart = framed(root, x_range, padded(low, high, 0.12))?;
     let x_label = |x: &f64| format::significant(if logarithmic { 10f64.powf(*x) } else { *x }, 2);
     let decimals = if high - low < 1.0 { 2 } else { 1 };
     let y_label = |y: &f64| format!("{y:.decimals$}{}", if share { " %" } else { "" });

@@ -2,7 +2,7 @@
 
 use plotters::{prelude::*, style::text_anchor::HPos};
 
-use super::{super::format, Area, Drawing, Role, Size, draw, mesh, padded, sane, text_style};
+use super::{super::format, Area, Drawing, Role, Size, draw, framed, mesh, padded, sane, text_style};
 
 /// A plan that was tried.
 pub(in crate::report) struct Tried {
@@ -46,13 +46,7 @@ fn tradeoff_on(root: &Area<'_>, tried: &[&Tried], axes: &Axes) -> Drawing {
     let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
     let end = x_of(most).max(1e-9);
     let x_range = -0.03 * end..end * 1.06;
-    let mut chart = ChartBuilder::on(root)
-        .margin(8)
-        .margin_right(16)
-        .margin_top(28)
-        .x_label_area_size(44)
-        .y_label_area_size(60)
-        .build_cartesian_2d(x_range.clone(), padded(low, high, 0.15))?;
+    let mut chart = framed(root, x_range.clone(), padded(low, high, 0.15))?;
     let x_label = |x: &f64| format!("{x:.0}");
     let y_label = |y: &f64| if axes.share { format!("{y:.1} %") } else { format::significant(*y, 3) };
     mesh(root, &mut chart, [axes.x_name, axes.value_name], if axes.counts { 0 } else { 6 }, &x_label, &y_label)?;
