@@ -1,7 +1,7 @@
 //! A float model, ready to be quantized: read, checked, folded, with the shapes of its tensors.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::Path,
 };
 
@@ -64,7 +64,7 @@ impl Subject {
             .filter(|name| !name.is_empty())
             .collect();
         let tensors: Vec<String> = tensors.into_iter().collect();
-        let mut shapes = runtime.infer_shapes(&folded, &tensors)?;
+        let mut shapes = infer_shapes(runtime, &folded, &inputs, &tensors)?;
         shapes.extend(inputs.iter().chain(&outputs).map(|info| (info.name.clone(), info.clone())));
         Ok(Self { float, folded, inputs, outputs, shapes, findings })
     }
@@ -122,6 +122,51 @@ impl Subject {
     }
 }
 
+/// Batches that a free batch axis is tried with: large and different enough that an extent which is the same with both
+/// does not depend on the batch.
+const TRIED_BATCHES: [usize; 2] = [5, 11];
+
+/// Types and shapes of `tensors`. Extents that the model computes from a free batch (a Reshape by what Shape gives) are
+/// unknown to inference, though most of them do not depend on it: those have the same value with two different batches.
+fn infer_shapes(
+    runtime: OnnxRuntime,
+    folded: &Model,
+    inputs: &[TensorInfo],
+    tensors: &[String],
+) -> Result<BTreeMap<String, TensorInfo>, PipelineError> {
+    let mut infos = runtime.infer_shapes(folded, tensors)?;
+    let free: BTreeSet<&str> =
+        inputs.iter().filter(|input| input.shape.first() == Some(&None)).map(|input| input.name.as_str()).collect();
+    let open = |info: &TensorInfo| info.shape.is_empty() || info.shape.iter().skip(1).any(Option::is_none);
+    if free.is_empty() || tensors.iter().all(|name| infos.get(name).is_some_and(|info| !open(info))) {
+        return Ok(infos);
+    }
+    let with_batch = |batch: usize| {
+        let mut bound = folded.clone();
+        for input in bound.graph_mut().input.iter_mut().filter(|input| free.contains(input.name())) {
+            if let Some(TypeValue::TensorType(kind)) = input.r#type.as_mut().and_then(|kind| kind.value.as_mut())
+                && let Some(axis) = kind.shape.as_mut().and_then(|shape| shape.dim.first_mut())
+            {
+                axis.value = Some(DimensionValue::DimValue(batch as i64));
+            }
+        }
+        // Folding turns what is computed from shapes into constants, which inference then sees.
+        let bound = runtime.fold(&bound)?;
+        let left: HashSet<&str> = bound.graph().node.iter().flat_map(|node| &node.output).map(String::as_str).collect();
+        let tensors: Vec<String> = tensors.iter().filter(|name| left.contains(name.as_str())).cloned().collect();
+        runtime.infer_shapes(&bound, &tensors)
+    };
+    // A model that runs with other batches only keeps what is known without them.
+    let [Ok(few), Ok(many)] = TRIED_BATCHES.map(with_batch) else { return Ok(infos) };
+    for (name, few) in few {
+        let Some(many) = many.get(&name).filter(|many| many.shape.len() == few.shape.len()) else { continue };
+        let same = few.shape.iter().zip(&many.shape).map(|(few, many)| few.filter(|_| few == many));
+        let same: Vec<_> = same.collect();
+        infos.entry(name).and_modify(|info| info.shape.clone_from(&same)).or_insert(TensorInfo { shape: same, ..few });
+    }
+    Ok(infos)
+}
+
 /// Puts extents into the shapes of inputs.
 fn bind_shapes(model: &mut Model, shapes: &BTreeMap<String, Vec<usize>>) -> Result<(), PipelineError> {
     let weights: BTreeSet<String> = model.graph().initializer.iter().filter_map(|tensor| tensor.name.clone()).collect();
@@ -162,4 +207,54 @@ fn bind_shapes(model: &mut Model, shapes: &BTreeMap<String, Vec<usize>>) -> Resu
             .collect();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        onnx::proto::{AttributeProto, NodeProto, TensorProto},
+        quantize::{Rule, testing::TestModel},
+        tensor::{Tensor, Values},
+    };
+
+    /// Attention with two heads over `length` positions, whose batch is free and found out by Shape.
+    fn attention(length: i64) -> TestModel {
+        let heads = |model: TestModel, name: &str, order: [i64; 4]| {
+            let split = format!("{name}_split");
+            let transpose = NodeProto::new("Transpose", name, &[&split], &[name]);
+            model.op("Reshape", &["x", "heads"], &split).node(transpose.with(AttributeProto::ints("perm", &order)))
+        };
+        let constant = |name: &str, values: &[i64]| {
+            TensorProto::from_tensor(name, Tensor::new(vec![values.len()], Values::I64(values.to_vec())).unwrap())
+        };
+        let mut model = TestModel::new(17).input("x", &[-1, length, 64]).output("y", &[-1, 2, -1, 32]);
+        model.graph_mut().initializer.extend([constant("first", &[0]), constant("rest", &[-1, 2, 32])]);
+        let model = model.op("Shape", &["x"], "shape").op("Gather", &["shape", "first"], "batch").node(
+            NodeProto::new("Concat", "heads", &["batch", "rest"], &["heads"]).with(AttributeProto::int("axis", 0)),
+        );
+        let model = heads(heads(heads(model, "q", [0, 2, 1, 3]), "k", [0, 2, 3, 1]), "v", [0, 2, 1, 3]);
+        model.op("MatMul", &["q", "k"], "scores").op("Softmax", &["scores"], "w").op("MatMul", &["w", "v"], "y")
+    }
+
+    #[test]
+    fn extents_that_do_not_depend_on_the_batch_are_known_without_binding_it() {
+        let Ok(runtime) = OnnxRuntime::load(None) else { return println!("skipped: no ONNX Runtime") };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("attention.onnx");
+        let load = |length: i64| {
+            attention(length).build().save(&path).unwrap();
+            Subject::load(runtime, &path, &BTreeMap::new()).unwrap()
+        };
+        let rules = |subject: &Subject| {
+            let placement = subject.place(&SchemeOptions::default()).unwrap();
+            placement.decisions.iter().filter(|d| d.op_type == "MatMul").map(|d| d.rule).collect::<Vec<_>>()
+        };
+        let fixed = load(48);
+        assert_eq!(fixed.shapes["scores"].shape, [None, Some(2), Some(48), Some(48)]);
+        assert_eq!(rules(&fixed), [Rule::Attention; 2]);
+        // Whether a free length stays within the limits of attention, nobody knows.
+
+        assert_eq!(rules(&load(-1)), [Rule::UnknownShape; 2]);
+    }
 }

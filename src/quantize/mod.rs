@@ -12,7 +12,7 @@ mod plan;
 mod qdq;
 mod scheme;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod types;
