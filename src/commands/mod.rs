@@ -17,6 +17,7 @@ mod compare;
 mod doctor;
 mod guard;
 mod inspect;
+mod memory;
 mod output;
 mod quantize;
 mod report;
@@ -41,21 +42,14 @@ pub enum ExitStatus {
 /// Runs a command and reports how it ended: 0 passed, 1 a gate failed, 2 error.
 pub fn main(global: &GlobalArgs, command: Command) -> ExitCode {
     let printer = Printer::new(global);
-    share_one_heap();
+    memory::share_one_heap();
     start_logging(global, &printer);
     let name = command_name(&command);
     guard::stop_on_signals(&printer, name);
-    guard::guarded(&printer, name, || dispatch(&printer, global, command))
-}
-
-/// One heap for all threads: each thread's own would keep the memory of the largest image it ever decoded, and the
-/// peak would grow with the number of images.
-fn share_one_heap() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: sets an option of the allocator, before any other thread runs.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
+    guard::guarded(&printer, name, || {
+        memory::limit(global.max_memory_mb)?;
+        dispatch(&printer, global, command)
+    })
 }
 
 fn dispatch(printer: &Printer, global: &GlobalArgs, command: Command) -> anyhow::Result<ExitStatus> {

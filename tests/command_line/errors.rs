@@ -2,6 +2,14 @@
 
 use std::fs;
 
+use calib::{
+    onnx::{
+        Model,
+        proto::{AttributeProto, NodeProto, TensorProto},
+    },
+    tensor::{Tensor, Values},
+};
+
 use super::{calib, demo, demo_flags, error_of, root};
 
 #[test]
@@ -68,15 +76,44 @@ fn what_onnx_runtime_says_is_said_once_and_without_colours() {
     fs::create_dir(&data).unwrap();
     fs::copy(demo("images/0000.png"), data.join("0000.png")).unwrap();
     // ONNX Runtime finds out while it runs.
-    let mut model = calib::onnx::Model::load(&demo("demo.onnx")).unwrap();
+    let mut model = Model::load(&demo("demo.onnx")).unwrap();
     let conv = model.proto.graph.as_mut().unwrap().node.iter_mut().find(|node| node.op_type() == "Conv").unwrap();
-    conv.attribute.push(calib::onnx::proto::AttributeProto::int("group", 0));
+    conv.attribute.push(AttributeProto::int("group", 0));
     let file = folder.path().join("group.onnx");
     model.save(&file).unwrap();
     command.args(["run", "--bench-seconds", "0", "--tensorrt", "off", "--preset", "unit", "--model"]).arg(&file);
     let error = error_of(command.arg("--data").arg(&data).arg("--out").arg(folder.path().join("out")));
     assert!(error.contains("group"), "{error}");
     assert!(!error.contains('\u{1b}') && !error.contains("ort::logging"), "{error}");
+}
+
+/// Adds to the output of the demo model the largest value of a tensor of 1000 × 10 × 10 times the size of its input.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_shape_that_the_model_computes_takes_no_more_memory_than_it_may() {
+    let Some(mut command) = calib() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut model = Model::load(&demo("demo.onnx")).unwrap();
+    let graph = model.proto.graph.as_mut().unwrap();
+    let (input, output) = (graph.input[0].name().to_owned(), graph.output[0].name().to_owned());
+    let factors = Tensor::new(vec![4], Values::I64(vec![1, 1000, 10, 10])).unwrap();
+    graph.initializer.push(TensorProto::from_tensor("factors", factors));
+    for (op_type, inputs, made) in [
+        ("Shape", [input.as_str()].as_slice(), "shape"),
+        ("Mul", &["shape", "factors"], "many"),
+        ("ConstantOfShape", &["many"], "huge"),
+        ("ReduceMax", &["huge"], "largest"),
+        ("Add", &[output.as_str(), "largest"], "sum"),
+    ] {
+        let node = NodeProto::new(op_type, &format!("{made}_node"), inputs, &[made]);
+        graph.node.push(if op_type == "ReduceMax" { node.with(AttributeProto::int("keepdims", 0)) } else { node });
+    }
+    graph.output[0].name = Some("sum".to_owned());
+    let file = folder.path().join("huge.onnx");
+    model.save(&file).unwrap();
+    command.args(["compare", "--max-memory-mb", "1000", "--random-data", "--samples", "1", "--preset", "unit"]);
+    let error = error_of(command.args(["--ref", "ort", "--target"]).arg(&file).arg("--model").arg(&file));
+    assert!(error.contains("huge_node") && error.contains("--max-memory-mb"), "{error}");
 }
 
 #[test]

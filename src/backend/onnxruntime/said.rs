@@ -1,8 +1,13 @@
 //! What ONNX Runtime says, without the places in its source.
 
-/// The message of an error. Where it begins with, or holds, `FILE.cc:LINE FUNCTION(TYPES) `, that is left out.
+/// The message of an error. Where it begins with, or holds, `FILE.cc:LINE FUNCTION(TYPES) `, that is left out. Where
+/// memory was short, it ends with what helps.
 pub(super) fn reason<R>(error: &ort::Error<R>) -> String {
-    without_places(error.message().trim())
+    let mut reason = without_places(error.message().trim());
+    if ["Failed to allocate memory", "bad_alloc", "bad allocation"].iter().any(|short| reason.contains(short)) {
+        reason.push_str("; a smaller --batch needs less memory, and --max-memory-mb lets the program take more");
+    }
+    reason
 }
 
 fn without_places(message: &str) -> String {

@@ -1,0 +1,58 @@
+//! What the process may take of the machine's memory.
+
+use anyhow::{Result, bail};
+#[cfg(target_os = "linux")]
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+
+/// One heap for all threads: each thread's own would keep the memory of the largest image it ever decoded, and the
+/// peak would grow with the number of images.
+pub fn share_one_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: sets an option of the allocator, before any other thread runs.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Limits the memory that the process can write to, to `megabytes` or to what the machine or the container has. A model
+/// that computes a huge shape is then refused by the allocation, with the node's name; without, the system ends some
+/// process when memory runs out.
+#[cfg(target_os = "linux")]
+pub fn limit(megabytes: Option<u64>) -> Result<()> {
+    let limit_bytes = match megabytes {
+        Some(megabytes) => Some(megabytes.saturating_mul(1 << 20)),
+        None => available_bytes(),
+    };
+    let Some(bytes) = limit_bytes else { return Ok(()) };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` lives through both calls.
+    let failed = unsafe {
+        libc::getrlimit(libc::RLIMIT_DATA, &raw mut limit) != 0 || {
+            limit.rlim_cur = limit.rlim_cur.min(bytes);
+            libc::setrlimit(libc::RLIMIT_DATA, &raw const limit) != 0
+        }
+    };
+    if failed && megabytes.is_some() {
+        bail!("--max-memory-mb: the system does not limit memory: {}", std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The memory of the machine, or of the container if that has less.
+#[cfg(target_os = "linux")]
+fn available_bytes() -> Option<u64> {
+    let system =
+        System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
+    let system = system.ok()?;
+    let container = system.cgroup_limits().map(|limits| limits.total_memory);
+    Some(system.total_memory()).into_iter().chain(container).filter(|&bytes| bytes > 0).min()
+}
+
+/// Other systems have no such limit.
+#[cfg(not(target_os = "linux"))]
+pub fn limit(megabytes: Option<u64>) -> Result<()> {
+    if megabytes.is_some() {
+        bail!("--max-memory-mb works on Linux only");
+    }
+    Ok(())
+}
