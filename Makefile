@@ -60,7 +60,7 @@ check: setup-test ## formatting, lints, documentation, licences: the same as CI
 	cargo clippy --all-targets --features tensorrt-rtx -- -D warnings
 	cargo clippy --all-targets --features tensorrt -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps $(cargo_features)
-	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
+	@if command -v cargo-deny >/dev/null; then cargo deny $(cargo_features) check bans licenses sources; \
 	else echo "cargo-deny is not installed; skipped (install it with: cargo install cargo-deny)"; fi
 
 example: build ## record reports/example again, from the demo
