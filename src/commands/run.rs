@@ -43,9 +43,9 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
     config.validate()?;
     let gates = config.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?;
     engines::check(&config.tensorrt)?;
-    let out = OutputFolder::open(&config)?;
     let session = Session::open(config, global.ort_library.as_deref(), printer)?;
     times::check(&session)?;
+    let out = OutputFolder::open(&session.config)?;
     let mut job = Job::new(printer, session, out)?;
     job.write_config()?;
     let calibrated = job.calibrate()?;

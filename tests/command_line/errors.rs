@@ -17,13 +17,15 @@ fn what_does_not_exist_is_named() {
     let Some(mut command) = calib() else { return };
     let error = error_of(command.args(["run", "--model", "no-such.onnx", "--data", "."]));
     assert!(error.contains("no-such.onnx"), "{error}");
-    let error = error_of(calib().unwrap().arg("run").args(demo_flags()).args([
-        "--data",
-        "no/such/folder",
-        "--out",
-        concat!(env!("CARGO_TARGET_TMPDIR"), "/missing"),
-    ]));
-    assert!(error.contains("no/such/folder"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    for job in [["run"].as_slice(), &["bisect", "--gate", "top1=0.9"]] {
+        let mut command = calib().unwrap();
+        command.args(job).args(demo_flags()).args(["--data", "no/such/folder", "--out"]).arg(&out);
+        let error = error_of(&mut command);
+        assert!(error.contains("no/such/folder"), "{error}");
+        assert!(!out.exists(), "nothing was done, and nothing is left");
+    }
     let error = error_of(calib().unwrap().args(["run", "--config", "no-such.toml"]));
     assert!(error.contains("no-such.toml"), "{error}");
 }

@@ -57,8 +57,8 @@ impl<'a> Bisection<'a> {
             precision.is_quantized() || lift == Precision::Fp32,
             "nodes of a model in {precision} can only be lifted to fp32"
         );
-        let out = OutputFolder::open(&config)?;
         let session = Session::open(config, global.ort_library.as_deref(), printer)?;
+        let out = OutputFolder::open(&session.config)?;
         if session.provider != ExecutionProvider::Cpu {
             printer.warn("layers and plans are measured on the CPU; --provider applies to the calibration");
         }
