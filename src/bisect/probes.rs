@@ -43,6 +43,26 @@ pub struct ProbeReport {
     pub disturbances: Vec<Disturbance>,
 }
 
+impl ProbeReport {
+    /// What looking into an engine took, and what each mark changed.
+    pub fn sentences(&self) -> Vec<String> {
+        let decibels = |db: Option<f64>| db.map_or_else(|| "no error".to_owned(), |db| format!("{db:.1} dB"));
+        let took = format!("{} engines were built to look into this one", self.builds);
+        let changed = self.disturbances.iter().map(|disturbance| {
+            let marked: Vec<String> = disturbance.marked.iter().map(|tensor| format!("`{tensor}`")).collect();
+            format!(
+                "marking {} changes the engine: the SQNR of output `{}` is {} with the marks and {} without; the fault may \
+                 lie in a fusion that they undo",
+                marked.join(", "),
+                disturbance.output,
+                decibels(disturbance.marked_sqnr_db),
+                decibels(disturbance.sqnr_db)
+            )
+        });
+        std::iter::once(took).chain(changed).collect()
+    }
+}
+
 /// Builds the target with the tensors that are named first marked, and compares all of the sites.
 pub type Compare<'a, E> = dyn FnMut(&[String], &[TensorSite]) -> Result<Graphwise, E> + 'a;
 

@@ -19,6 +19,7 @@ use crate::{
         findings::{Findings, PlanFindings},
         graphwise::TensorDivergence,
         layerwise::{ActivationError, LayerError, OutputNoise},
+        probes::ProbeReport,
         search::Outcome,
         trials::{Phase, Trial, Verdict},
     },
@@ -41,6 +42,7 @@ pub fn bisection_html(findings: &Findings) -> Result<String, askama::Error> {
         layers: &layers,
         tensors: tensors(findings),
         first: first(findings),
+        probes: findings.probes.as_ref().map_or_else(Vec::new, ProbeReport::sentences),
         hints: findings.advice.iter().map(hint).collect(),
         seconds: format::seconds(findings.seconds),
     }
@@ -61,6 +63,7 @@ struct Page<'a> {
     layers: &'a Table,
     tensors: Table,
     first: Option<String>,
+    probes: Vec<String>,
     hints: Vec<Hint<'a>>,
     seconds: String,
 }
@@ -369,6 +372,8 @@ mod tests {
             "plan": { "gates": [{ "metric": "sqnr_db", "threshold": 24.0 }], "lift": "fp16", "cost": "macs", "samples": 50,
                 "curve": [], "check": check, "check_samples": 100,
                 "search": { "outcome": "found", "trial": &trials[2], "minimal": true, "ranking": ["<b>a", "c"], "trials": trials } },
+            "probes": { "builds": 3, "disturbances": [
+                { "marked": ["<b>t"], "output": "y", "sqnr_db": 3.0, "marked_sqnr_db": null }] },
             "advice": [{ "importance": "warning", "text": "lift `<b>a`", "nodes": ["<b>a", "c"], "command": "calib quantize" }],
         });
         serde_json::from_value(value).unwrap()
@@ -416,7 +421,8 @@ mod tests {
         let csv = layers(&findings).csv().unwrap();
         assert!(csv.lines().nth(1).unwrap().starts_with("2,<b>a,Conv,10,5,"), "{csv}");
         let page = bisection_html(&findings).unwrap();
-        assert!(!page.contains("<b>a") && page.matches("<script").count() == 1);
+        assert!(page.contains("3 engines were built") && page.contains("<code>&#60;b&#62;t</code> changes the engine"));
+        assert!(!page.contains("<b>a") && !page.contains("<b>t") && page.matches("<script").count() == 1);
         // What the advice's text names already is not listed below it again.
         let advice = page.split("class=\"advice\"").nth(1).unwrap();
         assert_eq!(

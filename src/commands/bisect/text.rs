@@ -8,7 +8,6 @@ use crate::{
         findings::Findings,
         graphwise::{Graphwise, TensorDivergence},
         layerwise::LayerError,
-        probes::ProbeReport,
         search::Outcome,
         trials::{Phase, Progress},
     },
@@ -76,7 +75,7 @@ pub(super) fn describe(findings: &Findings) -> String {
         tensors(&mut text, graphwise);
     }
     if let Some(report) = &findings.probes {
-        probes(&mut text, report);
+        report.sentences().iter().for_each(|sentence| text.push_str(&format!("{sentence}\n")));
     }
     if let Some(plan) = &findings.plan {
         let _ = writeln!(text, "\nlifted  cost  score");
@@ -167,22 +166,6 @@ fn tensors(text: &mut String, graphwise: &Graphwise) {
     let _ = writeln!(text, "the furthest of {count} tensors over {samples} samples; bisect.json has all");
     if let Some(node) = &graphwise.first_non_finite {
         let _ = writeln!(text, "the first NaN or infinity comes from `{node}`");
-    }
-}
-
-/// What looking into an engine took, and what it changed.
-fn probes(text: &mut String, report: &ProbeReport) {
-    let _ = writeln!(text, "{} engines were built to look into this one", report.builds);
-    for disturbance in &report.disturbances {
-        let _ = writeln!(
-            text,
-            "marking {} changes the engine: output `{}` has an SQNR of {} dB with the marks and of {} dB without; the \
-             fault may lie in a fusion that they undo",
-            disturbance.marked.iter().map(|tensor| format!("`{tensor}`")).collect::<Vec<_>>().join(", "),
-            disturbance.output,
-            decibels(disturbance.marked_sqnr_db),
-            decibels(disturbance.sqnr_db)
-        );
     }
 }
 
