@@ -196,7 +196,9 @@ fn unusable_cuda(reason: String) -> BackendError {
 
 /// The library's message, with what to install.
 fn explain_provider(message: &str) -> String {
-    let hint = if message.contains("libcudnn") {
+    let hint = if ["failed to map segment", "annot allocate memory"].iter().any(|short| message.contains(short)) {
+        "there was no memory left for it: let the program take more with --max-memory-mb"
+    } else if message.contains("libcudnn") {
         "cuDNN 9 is missing: pip install nvidia-cudnn-cu13, and put its nvidia/cudnn/lib on LD_LIBRARY_PATH"
     } else if message.contains(".so.12") {
         "this ONNX Runtime was built for CUDA 12, and CUDA 13 is needed: pip install onnxruntime-gpu 1.31 or newer"
@@ -283,4 +285,23 @@ fn with_outputs<'m>(model: &'m Model, extra_outputs: &[String]) -> Result<Cow<'m
         outputs.push(ValueInfoProto { name: Some(name.clone()), ..ValueInfoProto::default() });
     }
     Ok(Cow::Owned(proto))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_provider_that_does_not_load_comes_with_what_it_lacks() {
+        for (message, lacks) in [
+            ("libcudnn.so.9: cannot open shared object file: No such file or directory", "nvidia-cudnn-cu13"),
+            ("libcublasLt.so.12: cannot open shared object file: No such file or directory", "built for CUDA 12"),
+            ("libcublasLt.so.13: cannot open shared object file: No such file or directory", "nvidia-cublas"),
+            ("libcublasLt.so.13: failed to map segment from shared object", "--max-memory-mb"),
+            ("Unknown error", "needs CUDA 13, cuDNN 9"),
+        ] {
+            let explained = explain_provider(message);
+            assert!(explained.starts_with(message) && explained.contains(lacks), "{explained}");
+        }
+    }
 }
