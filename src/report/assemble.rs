@@ -135,6 +135,11 @@ impl Verdict {
         }
         Self { passed: failed.is_empty(), sentence: sentences.join(" "), gates }
     }
+
+    /// Whether the gates passed; `None` when there were none, and so nothing was decided.
+    pub fn decided(&self) -> Option<bool> {
+        (!self.gates.is_empty()).then_some(self.passed)
+    }
 }
 
 /// The first three failed gates in words.

@@ -13,8 +13,8 @@ const LAYERS: usize = 5;
 pub fn summary(report: &Report) -> String {
     let mark = |passed| if passed { "✅" } else { "❌" };
     let mut lines = vec![format!(
-        "### {} calib: {}\n",
-        mark(report.verdict.passed),
+        "### {}calib: {}\n",
+        report.verdict.decided().map_or_else(String::new, |passed| format!("{} ", mark(passed))),
         markdown_text(format::file_name(&report.model.path))
     )];
     if report.dataset.random_data {
