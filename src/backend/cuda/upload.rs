@@ -1,10 +1,14 @@
 //! Inputs on their way to the device: through page-locked memory, on a stream of their own, so that the copy of one
-//! batch runs while another is computed.
+//! batch runs while another is computed. A tensor goes piece by piece: one is copied to the device while the next is
+//! written to page-locked memory.
 
 use std::sync::Arc;
 
 use super::{CudaError, CudaSlice, CudaStream, Device, DeviceView, PinnedHostSlice};
 use crate::tensor::{ElementType, Tensor, TensorMap};
+
+/// Bytes of a piece.
+const PIECE: usize = 1 << 20;
 
 /// Copies tensors to the device.
 pub struct Uploader {
@@ -25,7 +29,8 @@ pub struct StagedTensor {
     pub shape: Vec<usize>,
     /// Type of the elements.
     pub element_type: ElementType,
-    pinned: PinnedHostSlice<u8>,
+    /// Pieces, all but the last of [`PIECE`] bytes; together as long as `bytes`.
+    pinned: Vec<PinnedHostSlice<u8>>,
     bytes: CudaSlice<u8>,
 }
 
@@ -54,29 +59,49 @@ impl Uploader {
         used: Option<StagedTensor>,
     ) -> Result<StagedTensor, CudaError> {
         let bytes = tensor.view().values.bytes();
-        let (name, mut shape) = (name.to_owned(), tensor.shape().to_vec());
-        let mut size = bytes.len();
-        if let (Some(extent), Some(rows)) = (shape.first_mut(), rows)
-            && (1..rows).contains(extent)
-        {
-            size = size / *extent * rows;
-            *extent = rows;
-        }
+        let (name, shape) = (name.to_owned(), filled_shape(tensor.shape(), rows));
+        let size = shape.iter().product::<usize>() * tensor.element_type().size();
         let (mut pinned, mut on_device) = if let Some(used) = used.filter(|used| used.bytes.len() >= size) {
             (used.pinned, used.bytes)
         } else {
-            (self.device.pinned(size.max(1))?, self.stream.alloc_zeros(size.max(1))?)
+            let room = size.max(1);
+            let pieces = (0..room).step_by(PIECE).map(|first| self.device.pinned(PIECE.min(room - first)));
+            (pieces.collect::<Result<_, _>>()?, self.stream.alloc_zeros(room)?)
         };
-        // Waits until the copy that used this memory before is over.
-        let begin = &mut pinned.as_mut_slice()?[..size];
-        begin[..bytes.len()].copy_from_slice(bytes);
-        if size > bytes.len() {
-            let row = size / shape[0];
-            let last = bytes.len() - row..bytes.len();
-            (bytes.len()..size).step_by(row).for_each(|at| begin.copy_within(last.clone(), at));
+        let row = shape.first().map_or(size, |rows| size / rows.max(&1));
+        for (first, piece) in (0..size).step_by(PIECE).zip(&mut pinned) {
+            // Waits until the copy that used this piece before is over.
+            let begin = piece.as_mut_slice()?;
+            let end = begin.len().min(size - first);
+            fill(&mut begin[..end], bytes, row, first);
+            self.stream.memcpy_htod(&*piece, &mut on_device.slice_mut(first..first + piece.len()))?;
         }
-        self.stream.memcpy_htod(&pinned, &mut on_device)?;
         Ok(StagedTensor { name, shape, element_type: tensor.element_type(), pinned, bytes: on_device })
+    }
+}
+
+/// The shape of a tensor of fewer than `rows` rows that is filled up to as many.
+fn filled_shape(shape: &[usize], rows: Option<usize>) -> Vec<usize> {
+    let mut shape = shape.to_vec();
+    if let (Some(extent), Some(rows)) = (shape.first_mut(), rows)
+        && (1..rows).contains(extent)
+    {
+        *extent = rows;
+    }
+    shape
+}
+
+/// Writes what lies behind `at`: the rest of `bytes`, then its last `row` bytes over and over.
+fn fill(mut to: &mut [u8], bytes: &[u8], row: usize, mut at: usize) {
+    while !to.is_empty() {
+        let from = match at.checked_sub(bytes.len()) {
+            None => &bytes[at..],
+            Some(behind) => &bytes[bytes.len() - row + behind % row..],
+        };
+        let (now, later) = to.split_at_mut(from.len().min(to.len()));
+        now.copy_from_slice(&from[..now.len()]);
+        at += now.len();
+        to = later;
     }
 }
 
@@ -92,5 +117,28 @@ impl StagedTensor {
     pub fn view(&self, stream: &CudaStream) -> Result<DeviceView<'_>, CudaError> {
         let view = DeviceView::of_bytes(&self.bytes, stream, &self.shape, self.element_type);
         view.ok_or_else(|| CudaError::Call(format!("input `{}` is larger than its buffer", self.name)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_repeated_wherever_a_piece_begins() {
+        let bytes = [1, 2, 3, 4, 5, 6];
+        let whole = [1, 2, 3, 4, 5, 6, 4, 5, 6, 4, 5, 6];
+        for piece in 1..=whole.len() {
+            let mut found = [0; 12];
+            for (index, to) in found.chunks_mut(piece).enumerate() {
+                fill(to, &bytes, 3, index * piece);
+            }
+            assert_eq!(found, whole, "pieces of {piece}");
+        }
+        assert_eq!(filled_shape(&[2, 3], Some(4)), [4, 3]);
+        assert_eq!(filled_shape(&[2, 3], Some(2)), [2, 3]);
+        assert_eq!((filled_shape(&[2], None), filled_shape(&[], Some(4))), (vec![2], vec![]));
+        // Without samples there is nothing to repeat, and more than asked for stays as it is.
+        assert_eq!((filled_shape(&[0, 3], Some(4)), filled_shape(&[5], Some(4))), (vec![0, 3], vec![5]));
     }
 }

@@ -29,13 +29,18 @@ use crate::{
 /// Executes one model on a GPU and leaves its outputs there.
 pub struct DeviceRunner {
     // Dropped in this order: what is bound, the session, and then the stream that it works on.
-    bound: Option<Bound>,
+    bound: Vec<Bound>,
     built: Built,
     stream: Arc<CudaStream>,
     device: Device,
     inputs: Vec<TensorInfo>,
     outputs: Vec<TensorInfo>,
+    /// Shapes of inputs whose buffers are kept.
+    shapes: usize,
 }
+
+/// As many shapes of inputs keep their buffers, where a model gives nothing but its own outputs.
+const SHAPES: usize = 4;
 
 /// Inputs of one shape, bound to a session.
 struct Bound {
@@ -83,7 +88,9 @@ impl OnnxRuntime {
         Ok(DeviceRunner {
             inputs: session.inputs().iter().map(|outlet| info(outlet.name(), outlet.dtype())).collect(),
             outputs: session.outputs().iter().map(|outlet| info(outlet.name(), outlet.dtype())).collect(),
-            bound: None,
+            bound: Vec::new(),
+            // The outputs of one shape can take most of the memory when every tensor is one.
+            shapes: if options.extra_outputs.is_empty() { SHAPES } else { 1 },
             built,
             stream: stream.clone(),
             device: device.clone(),
@@ -159,11 +166,23 @@ impl DeviceRunner {
         inputs: &Staged,
         visit: impl FnOnce(&[DeviceOutput<'_>]) -> Result<R, E>,
     ) -> Result<R, E> {
-        self.bind(inputs)?;
-        let Some(bound) = &mut self.bound else {
-            return Err(BackendError::from(CudaError::Call("nothing is bound".to_owned())).into());
-        };
-        let outputs = self.built.session.run_binding(&bound.binding).map_err(|error| refused(&error))?;
+        let ran = self.bind(inputs).map_err(E::from).and_then(|index| self.run_bound(index, visit));
+        if ran.is_err() {
+            // A smaller batch may need the room, and what was launched before the failure may still read it. The failure
+            // says more than that waiting failed, too.
+            let _ = self.stream.synchronize();
+            self.bound.clear();
+        }
+        ran
+    }
+
+    fn run_bound<R, E: From<BackendError>>(
+        &mut self,
+        index: usize,
+        visit: impl FnOnce(&[DeviceOutput<'_>]) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let binding = &self.bound[index].binding;
+        let outputs = self.built.session.run_binding(binding).map_err(|error| refused(&error))?;
         let values: Vec<_> = outputs.iter().collect();
         let mut tensors = Vec::with_capacity(values.len());
         for (name, value) in &values {
@@ -191,8 +210,8 @@ impl DeviceRunner {
         visited
     }
 
-    /// Copies the inputs to where the session takes them from.
-    fn bind(&mut self, inputs: &Staged) -> Result<(), BackendError> {
+    /// Copies the inputs to where the session takes them from; which of [`Self::bound`] that is.
+    fn bind(&mut self, inputs: &Staged) -> Result<usize, BackendError> {
         let failed = |error: ort::Error| refused(&error);
         let fits = |bound: &Bound| {
             let same = |(name, value): &(String, DynTensor)| {
@@ -203,12 +222,16 @@ impl DeviceRunner {
             };
             bound.inputs.iter().all(same)
         };
-        if !self.bound.as_ref().is_some_and(fits) {
-            // The old buffers go before new ones are made.
-            self.bound = None;
-            self.bound = Some(self.new_binding(inputs).map_err(failed)?);
-        }
-        let Some(bound) = &mut self.bound else { return Ok(()) };
+        let index = if let Some(index) = self.bound.iter().position(fits) {
+            index
+        } else {
+            // The oldest buffers go before new ones are made.
+            self.bound.drain(..(self.bound.len() + 1).saturating_sub(self.shapes));
+            let bound = self.new_binding(inputs).map_err(failed)?;
+            self.bound.push(bound);
+            self.bound.len() - 1
+        };
+        let bound = &mut self.bound[index];
         for (name, value) in &mut bound.inputs {
             let Some(staged) = inputs.tensors().iter().find(|tensor| tensor.name == *name) else { continue };
             let view = staged.view(&self.stream)?;
@@ -228,7 +251,7 @@ impl DeviceRunner {
             // Inputs that the session wants on the host are copied there now, the others are only named.
             bound.binding.bind_input(name.as_str(), value).map_err(failed)?;
         }
-        Ok(())
+        Ok(index)
     }
 
     fn new_binding(&self, inputs: &Staged) -> ort::Result<Bound> {
