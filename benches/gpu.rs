@@ -200,7 +200,7 @@ fn calibration(subject: &Subject) -> Result<()> {
     let mut returning = subject.runner(&stream, true, false)?;
     let mut host = subject.runtime.build(&subject.model, &subject.options(true, false))?;
     let uploader = Uploader::new(&subject.device)?;
-    let staged = DeviceRunner::upload(bare.inputs(), &uploader, &subject.inputs, None, None)?;
+    let staged = bare.upload(&uploader, &subject.inputs, None, None)?;
     let numbers: BTreeMap<&str, usize> =
         subject.tensors.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
     let mut counter = MagnitudeCounter::new(&subject.device, &stream, numbers.len())?;
@@ -239,7 +239,7 @@ fn calibration(subject: &Subject) -> Result<()> {
     };
     let mut through = subject.runtime.build(&subject.model, &subject.options(false, false))?;
     let one = calib::tensor::rows(&subject.inputs, subject.batch, 0..1).unwrap_or_default();
-    let one_staged = DeviceRunner::upload(bare.inputs(), &uploader, &one, None, None)?;
+    let one_staged = bare.upload(&uploader, &one, None, None)?;
     println!(
         "one sample: {:.2} ms with its input on the device, {:.2} ms from and to host memory",
         median_of(&mut || run_staged(&mut bare, &one_staged))?,
@@ -289,7 +289,7 @@ fn comparison(subject: &Subject) -> Result<()> {
     let (mut float, mut tf32) = (subject.runner(&stream, true, false)?, subject.runner(&stream, true, true)?);
     let uploader = Uploader::new(&subject.device)?;
     let comparer = PairComparer::new(&subject.device, &stream)?;
-    let staged = DeviceRunner::upload(float.inputs(), &uploader, &subject.inputs, None, None)?;
+    let staged = float.upload(&uploader, &subject.inputs, None, None)?;
     let names: BTreeMap<String, String> =
         subject.options(true, false).extra_outputs.into_iter().map(|name| (name.clone(), name)).collect();
     let ids: Vec<String> = (0..subject.batch).map(|sample| sample.to_string()).collect();

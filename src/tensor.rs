@@ -2,7 +2,7 @@
 //!
 //! Everything that crosses a module boundary with numbers in it is one of these two.
 
-use std::{collections::BTreeMap, fmt, ops::Range};
+use std::{borrow::Cow, collections::BTreeMap, fmt, ops::Range};
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,11 @@ pub fn rows(tensors: &TensorMap, samples: usize, range: Range<usize>) -> Option<
         (extent == samples).then_some((name.clone(), tensor))
     };
     tensors.iter().map(cut).collect()
+}
+
+/// The same, without a copy when `range` is all of them.
+pub fn part(tensors: &TensorMap, samples: usize, range: Range<usize>) -> Option<Cow<'_, TensorMap>> {
+    if range == (0..samples) { Some(Cow::Borrowed(tensors)) } else { rows(tensors, samples, range).map(Cow::Owned) }
 }
 
 macro_rules! element_types {
@@ -193,9 +198,9 @@ impl Tensor {
 
 impl<'a> ValuesView<'a> {
     /// The values as `float64`: borrowed when they are, converted otherwise (64-bit integers are rounded to nearest).
-    pub fn to_f64(self) -> std::borrow::Cow<'a, [f64]> {
+    pub fn to_f64(self) -> Cow<'a, [f64]> {
         let owned: Vec<f64> = match self {
-            Self::F64(v) => return std::borrow::Cow::Borrowed(v),
+            Self::F64(v) => return Cow::Borrowed(v),
             Self::F32(v) => v.iter().map(|&x| x.into()).collect(),
             Self::F16(v) => v.iter().map(|x| x.to_f64()).collect(),
             Self::Bf16(v) => v.iter().map(|x| x.to_f64()).collect(),
@@ -209,16 +214,16 @@ impl<'a> ValuesView<'a> {
             Self::U64(v) => v.iter().map(|&x| x as f64).collect(),
             Self::Bool(v) => v.iter().map(|&x| u8::from(x).into()).collect(),
         };
-        std::borrow::Cow::Owned(owned)
+        Cow::Owned(owned)
     }
 }
 
 impl<'a> TensorView<'a> {
     /// The values as `float32`: borrowed when they are, converted (rounded to nearest) otherwise.
-    pub fn to_f32(self) -> std::borrow::Cow<'a, [f32]> {
+    pub fn to_f32(self) -> Cow<'a, [f32]> {
         use ValuesView as V;
         let owned: Vec<f32> = match self.values {
-            V::F32(v) => return std::borrow::Cow::Borrowed(v),
+            V::F32(v) => return Cow::Borrowed(v),
             V::F16(v) => v.iter().map(|x| x.to_f32()).collect(),
             V::Bf16(v) => v.iter().map(|x| x.to_f32()).collect(),
             V::F64(v) => v.iter().map(|&x| x as f32).collect(),
@@ -232,7 +237,7 @@ impl<'a> TensorView<'a> {
             V::U64(v) => v.iter().map(|&x| x as f32).collect(),
             V::Bool(v) => v.iter().map(|&x| f32::from(u8::from(x))).collect(),
         };
-        std::borrow::Cow::Owned(owned)
+        Cow::Owned(owned)
     }
 
     /// Copies into an owned tensor.
@@ -250,6 +255,8 @@ mod tests {
         let x = Tensor::from_f32(vec![4, 2], (0..8).map(|i| i as f32).collect()).unwrap();
         let inputs = TensorMap::from([("x".to_owned(), x)]);
         let half = rows(&inputs, 4, 1..3).unwrap();
+        assert_eq!(part(&inputs, 4, 1..3).as_deref(), Some(&half));
+        assert!(matches!(part(&inputs, 4, 0..4), Some(Cow::Borrowed(_))));
         assert_eq!((half["x"].shape(), half["x"].to_f32()), (&[2, 2][..], vec![2.0, 3.0, 4.0, 5.0]));
         let shared = TensorMap::from([("scale".to_owned(), Tensor::from_f32(vec![1], vec![2.0]).unwrap())]);
         assert!(rows(&shared, 4, 0..2).is_none());

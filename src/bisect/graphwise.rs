@@ -4,10 +4,7 @@
 //! sums. Memory is that of one sample's tensors, whatever the number of samples. The target may also be a file with
 //! saved tensors.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,14 +16,15 @@ use crate::{
     backend::{
         Backend, BackendError, BuildOptions, ExecutionProvider, Runner, TensorInfo,
         cuda::{CudaError, Device, PairComparer, Uploader, in_parts},
-        onnxruntime::{DeviceRunner, OnnxRuntime},
+        onnxruntime::OnnxRuntime,
     },
     compare::{
         SavedOutputs,
         graphwise::{Graphwise as Accumulator, TensorDifference},
     },
+    dataset::Batch,
     onnx::{GraphError, GraphView, Model},
-    tensor::{ElementType, rows},
+    tensor::{ElementType, part},
 };
 
 /// A tensor that both models make, by the reference's node.
@@ -211,22 +209,22 @@ pub fn graphwise_on_device(
         let mut reference = runtime.build_on_device(reference, &build, device, &stream)?;
         let mut target = runtime.build_on_device(target, &build, device, &stream)?;
         let (names, mut accumulator) = accumulator(reference.outputs(), target.outputs(), sites);
-        let expected = reference.inputs().to_vec();
-        let mut used = None;
-        read = samples.for_each(|batch| {
+        let send = |batch: &Batch, used| uploader.upload(&batch.inputs, None, used).ok();
+        read = samples.for_each_sent(send, |batch, mut sent| {
             let ids: Vec<&str> = batch.ids.iter().map(String::as_str).collect();
-            Ok(in_parts(&mut most, ids.len(), does_not_fit, |range, _| {
-                let inputs = if range.len() == ids.len() {
-                    Cow::Borrowed(&batch.inputs)
-                } else {
-                    Cow::Owned(rows(&batch.inputs, ids.len(), range.clone()).ok_or(CudaError::OutOfMemory)?)
+            in_parts(&mut most, ids.len(), does_not_fit, |range, _| {
+                let inputs = part(&batch.inputs, ids.len(), range.clone()).ok_or(CudaError::OutOfMemory)?;
+                reference.check(&inputs, None)?;
+                let staged = match sent.take().filter(|sent| sent.is_like(device, &inputs, None)) {
+                    Some(sent) => sent,
+                    None => uploader.upload(&inputs, None, None)?,
                 };
-                let inputs = DeviceRunner::upload(&expected, &uploader, &inputs, None, used.take())?;
                 let both = (&mut reference, &mut target);
-                accumulator.run_batch_on_device(&ids[range], &inputs, both.0, both.1, &comparer, &names)?;
-                used = Some(inputs);
+                accumulator.run_batch_on_device(&ids[range.clone()], &staged, both.0, both.1, &comparer, &names)?;
+                sent = Some(staged).filter(|_| range.len() == ids.len());
                 Ok(())
-            })?)
+            })?;
+            Ok(sent)
         })?;
         tensors.extend(divergences(sites, accumulator));
     }

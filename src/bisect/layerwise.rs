@@ -14,7 +14,7 @@ use super::{
     twins::{self, ActivationFigure, Figure, Twin},
 };
 use crate::{
-    backend::{Backend, BackendError, BuildOptions, OptimizationLevel},
+    backend::{Backend, BackendError, BuildOptions, OptimizationLevel, cuda::send_ahead},
     compare::{CompareError, SavedError},
     dataset::{Batch, Dataset, PassError, PrefetchOptions, prefetch},
     onnx::{GraphError, Model},
@@ -68,15 +68,32 @@ impl Samples<'_> {
         self,
         mut each: impl FnMut(Batch) -> Result<(), AnalysisError>,
     ) -> Result<usize, AnalysisError> {
-        let (outcome, summary) = prefetch(self.dataset, self.indices, self.reading, |batches| {
-            let mut count = 0;
+        self.pass(|batches| {
             for batch in batches {
-                count += batch.ids.len();
                 each(batch)?;
             }
-            Ok::<_, AnalysisError>(count)
+            Ok(())
+        })
+    }
+
+    /// The same, with inputs that are sent ahead: see [`send_ahead`].
+    pub(super) fn for_each_sent<S: Send>(
+        self,
+        send: impl FnMut(&Batch, Option<S>) -> Option<S> + Send,
+        each: impl FnMut(Batch, Option<S>) -> Result<Option<S>, AnalysisError>,
+    ) -> Result<usize, AnalysisError> {
+        self.pass(|batches| send_ahead(batches, send, each).map(drop))
+    }
+
+    fn pass(
+        self,
+        consume: impl FnOnce(&mut (dyn Iterator<Item = Batch> + Send)) -> Result<(), AnalysisError>,
+    ) -> Result<usize, AnalysisError> {
+        let mut count = 0;
+        let (outcome, summary) = prefetch(self.dataset, self.indices, self.reading, |batches| {
+            consume(&mut batches.inspect(|batch| count += batch.ids.len()))
         });
-        let count = outcome?;
+        outcome?;
         summary?;
         if count == 0 { Err(AnalysisError::NoSamples) } else { Ok(count) }
     }

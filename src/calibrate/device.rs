@@ -1,14 +1,12 @@
 //! One streaming pass whose activations never leave the GPU.
 //!
-//! A thread runs the model and counts its outputs where ONNX Runtime left them, while the next batches are read and
-//! copied. The counts are those that [`observe`](super::observe) makes of the same activations.
+//! Outputs are counted where ONNX Runtime left them, while another thread reads and copies the next batches. The counts
+//! are those that [`observe`](super::observe) makes of the same activations.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
-
-use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{
     Batch, CalibrateError, Histograms, Provenance,
@@ -18,17 +16,14 @@ use super::{
 use crate::{
     backend::{
         BackendError,
-        cuda::{self, CudaError, MagnitudeCounter, Magnitudes, Staged, Uploader, in_parts},
+        cuda::{self, CudaError, MagnitudeCounter, Magnitudes, Staged, Uploader, in_parts, send_ahead},
         onnxruntime::{DeviceOutput, DeviceRunner, cut},
     },
-    tensor::{self, ElementType},
+    tensor::{self, ElementType, TensorMap},
 };
 
 // The kernels count in the same bins.
 const _: () = assert!(histogram::BINS == cuda::BINS && histogram::MIN_EXPONENT == cuda::MIN_EXPONENT);
-
-/// Batches that are on the device or on their way there.
-const STAGED: usize = 3;
 
 /// What the GPU was doing during a pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -59,14 +54,6 @@ impl DeviceUse {
     }
 }
 
-/// A batch whose inputs are on their way.
-struct Arriving {
-    batch: Batch,
-    staged: Staged,
-    /// Samples that it was filled up to.
-    rows: Option<usize>,
-}
-
 /// Runs every batch on the GPU and counts the magnitudes of `tensors` there. Like [`observe`](super::observe), with the
 /// same errors; a batch that does not fit into the GPU's memory is halved, and so are all after it.
 ///
@@ -78,31 +65,19 @@ pub fn observe_on_device(
     tensors: &BTreeSet<String>,
     provenance: Provenance,
     whole: usize,
-    batches: impl IntoIterator<Item = Batch>,
+    batches: impl IntoIterator<Item = Batch, IntoIter: Send>,
 ) -> Result<(Histograms, DeviceUse), CalibrateError> {
-    let expected = runner.inputs().to_vec();
     let uploader = Uploader::new(runner.device()).map_err(BackendError::from)?;
     let mut pass = Pass::new(runner, tensors, provenance, whole)?;
     let rows = pass.whole;
-    let (send, arriving) = bounded::<Arriving>(STAGED - 2);
-    let (give_back, used) = bounded::<Staged>(STAGED);
-    std::thread::scope(|scope| {
-        let pass = &mut pass;
-        let worker = scope.spawn(move || pass.follow(&arriving, &give_back));
-        let uploaded = (|| {
-            for batch in batches {
-                let staged = DeviceRunner::upload(&expected, &uploader, &batch.inputs, rows, used.try_recv().ok())?;
-                if send.send(Arriving { batch, staged, rows }).is_err() {
-                    // The worker has failed, and says why.
-                    break;
-                }
-            }
-            Ok::<(), CalibrateError>(())
-        })();
-        drop(send);
-        let followed = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        followed.and(uploaded)
+    let send = |batch: &Batch, used| uploader.upload(&batch.inputs, rows, used).ok();
+    let waited = send_ahead(batches.into_iter(), send, |batch, sent| {
+        let started = Instant::now();
+        let done = pass.work(&batch, sent)?;
+        pass.usage.busy += started.elapsed();
+        Ok::<_, CalibrateError>(done)
     })?;
+    pass.usage.waited = waited;
     pass.finish()
 }
 
@@ -163,72 +138,54 @@ impl<'r> Pass<'r> {
         })
     }
 
-    /// Works on batches as they arrive.
-    fn follow(&mut self, arriving: &Receiver<Arriving>, give_back: &Sender<Staged>) -> Result<(), CalibrateError> {
-        loop {
-            let started = Instant::now();
-            let Ok(arriving) = arriving.recv() else { return Ok(()) };
-            self.usage.waited += started.elapsed();
-            let started = Instant::now();
-            self.work(&arriving)?;
-            self.usage.busy += started.elapsed();
-            let Arriving { batch, staged, .. } = arriving;
-            let samples =
-                if batch.held_out { &mut self.histograms.held_out_samples } else { &mut self.histograms.fit_samples };
-            *samples += batch.ids.len();
-            // Nobody waits for memory at the end.
-            let _ = give_back.try_send(staged);
-        }
-    }
-
-    /// Counts a batch, whole or in parts that fit.
-    fn work(&mut self, Arriving { batch, staged, rows: staged_rows }: &Arriving) -> Result<(), CalibrateError> {
+    /// Counts a batch, whole or in parts that fit. Returns the inputs that were sent, unless they have to make room.
+    fn work(&mut self, batch: &Batch, mut sent: Option<Staged>) -> Result<Option<Staged>, CalibrateError> {
         let samples = batch.ids.len();
         let does_not_fit = |error: &CalibrateError| {
             matches!(error, CalibrateError::Backend(BackendError::Cuda(CudaError::OutOfMemory)))
         };
         let mut most = self.most;
         let worked = in_parts(&mut most, samples, does_not_fit, |range, most| {
-            let (ids, whole) = (&batch.ids[range.clone()], range.len() == samples);
-            let upload = |pass: &Self, rows| {
-                let inputs = if whole {
-                    Some(batch.inputs.clone())
-                } else {
-                    tensor::rows(&batch.inputs, samples, range.clone())
-                };
-                let inputs = inputs.ok_or(CudaError::OutOfMemory).map_err(BackendError::from)?;
-                DeviceRunner::upload(pass.runner.inputs(), &pass.uploader, &inputs, rows, None)
-            };
+            let (ids, staged) = (&batch.ids[range.clone()], sent.take().filter(|_| range.len() == samples));
+            let inputs = tensor::part(&batch.inputs, samples, range).ok_or(CudaError::OutOfMemory);
+            let inputs = inputs.map_err(BackendError::from)?;
             let rows = self.whole.map(|whole| whole.min(most));
-            let counted = if whole && *staged_rows == rows {
-                self.count(staged, batch.held_out, ids, rows)?
-            } else {
-                let staged = upload(self, rows)?;
-                self.count(&staged, batch.held_out, ids, rows)?
-            };
-            if !counted {
+            if !self.count(&inputs, staged.as_ref(), batch.held_out, ids, rows)? {
                 self.whole = None;
-                let staged = upload(self, None)?;
-                self.count(&staged, batch.held_out, ids, None)?;
+                self.count(&inputs, None, batch.held_out, ids, None)?;
             }
+            sent = staged;
             Ok(())
         });
         if most < self.most {
             (self.most, self.usage.halved_to) = (most, Some(most));
         }
-        worked
+        worked?;
+        let counted =
+            if batch.held_out { &mut self.histograms.held_out_samples } else { &mut self.histograms.fit_samples };
+        *counted += samples;
+        Ok(sent)
     }
 
     /// Runs a batch and counts its samples. False, and nothing counted, when it was filled up to `rows` and a tensor does
     /// not have as many.
     fn count(
         &mut self,
-        staged: &Staged,
+        inputs: &TensorMap,
+        sent: Option<&Staged>,
         held_out: bool,
         ids: &[String],
         rows: Option<usize>,
     ) -> Result<bool, CalibrateError> {
-        let Self { runner, numbers, seen, fit, held_out: held, .. } = self;
+        let Self { runner, numbers, seen, fit, held_out: held, uploader, .. } = self;
+        runner.check(inputs, rows)?;
+        let own;
+        let staged = if let Some(sent) = sent.filter(|sent| sent.is_like(runner.device(), inputs, rows)) {
+            sent
+        } else {
+            own = uploader.upload(inputs, rows, None).map_err(BackendError::from)?;
+            &own
+        };
         let counter = if held_out { held } else { fit };
         let stream = runner.stream().clone();
         runner.run(staged, |outputs: &[DeviceOutput<'_>]| {

@@ -313,7 +313,7 @@ impl Session {
     pub(super) fn calibrator<'a>(
         &'a self,
         options: &'a ObserveOptions,
-        progress: &'a dyn Fn(usize),
+        progress: &'a (dyn Fn(usize) + Sync),
         checkpoints: Option<&'a Checkpoints>,
     ) -> Calibrator<'a> {
         Calibrator {
@@ -367,7 +367,7 @@ fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data, PipelineEr
 }
 
 /// How a stage is controlled while `progress` counts samples.
-pub(super) fn control(threads: usize, progress: &dyn Fn(usize)) -> Control<'_> {
+pub(super) fn control(threads: usize, progress: &(dyn Fn(usize) + Sync)) -> Control<'_> {
     static STOP: &AtomicBool = &INTERRUPTED;
     Control { threads, stop: STOP, progress, checkpoints: None }
 }

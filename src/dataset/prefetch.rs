@@ -92,7 +92,7 @@ pub fn prefetch<R>(
     dataset: &dyn Dataset,
     indices: &[usize],
     options: PrefetchOptions<'_>,
-    consume: impl FnOnce(&mut dyn Iterator<Item = Batch>) -> R,
+    consume: impl FnOnce(&mut (dyn Iterator<Item = Batch> + Send)) -> R,
 ) -> (R, Result<PassSummary, PassError>) {
     let threads = options.threads.clamp(1, 64);
     let window = (options.batch * 2).max(threads * 2);

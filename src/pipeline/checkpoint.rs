@@ -5,8 +5,8 @@
 //! everything before. All files of a folder belong to one context: the hash over all that a result depends on.
 
 use std::{
-    cell::Cell,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -40,7 +40,7 @@ pub struct Checkpoints {
     folder: PathBuf,
     context: ContentHash,
     interval: Duration,
-    next: Cell<Instant>,
+    next: Mutex<Instant>,
 }
 
 #[derive(Serialize)]
@@ -75,7 +75,7 @@ impl Checkpoints {
             write_atomic(&named, context.as_str().as_bytes())?;
         }
         remove_unfinished(folder)?;
-        let next = Cell::new(Instant::now() + interval);
+        let next = Mutex::new(Instant::now() + interval);
         Ok((Self { folder: folder.to_owned(), context, interval, next }, found))
     }
 
@@ -111,13 +111,14 @@ impl Checkpoints {
         let hash = blake3::hash(&bytes);
         bytes.extend(hash.as_bytes());
         write_atomic(&path, &bytes)?;
-        self.next.set(Instant::now() + self.interval.max(started.elapsed() * SHARE));
+        *self.next.lock().unwrap_or_else(PoisonError::into_inner) =
+            Instant::now() + self.interval.max(started.elapsed() * SHARE);
         Ok(())
     }
 
     /// True when the last write is long enough ago.
     pub fn is_due(&self) -> bool {
-        Instant::now() >= self.next.get()
+        Instant::now() >= *self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The result of a stage that is short enough to be done in one go: the saved one, or what `make` gives.

@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::outputs::{Given, Outputs, Recorder};
+pub use super::outputs::{Given, Outputs, Recorder, Sender};
 use super::{Control, PipelineError, checkpoint::Checkpoints};
 use crate::{
-    backend::{BackendError, cuda::PairComparer},
+    backend::{
+        BackendError,
+        cuda::{PairComparer, Staged, send_ahead},
+    },
     compare::{CompareOptions, Comparison, ComparisonResult, Sample},
-    dataset::{BadPolicy, Dataset, PassError, PassSummary, PrefetchOptions, SampleError, prefetch},
+    dataset::{BadPolicy, Batch, Dataset, PassError, PassSummary, PrefetchOptions, SampleError, prefetch},
 };
 
 /// Options of [`evaluate`].
@@ -88,10 +91,11 @@ pub fn evaluate_pairs(
         skipped: &known,
     };
     let mut differences = Differences::default();
+    let sender = reference.sender().or_else(|| targets.iter_mut().find_map(|target| target.sender()));
     let (outcome, summary) = prefetch(dataset, rest, reading, |batches| {
-        for mut batch in batches {
+        let mut compare = |mut batch: Batch, mut sent: Option<Staged>| {
             let first = state.position.ids.len();
-            let expected = reference.give(&batch, first)?;
+            let expected = reference.give(&batch, &mut sent, first)?;
             let masks = batch.indices.iter().map(|&index| dataset.mask(index)).collect::<Result<Vec<_>, _>>();
             let masks = masks.map_err(|error| PipelineError::Input(error.to_string()))?;
             let samples: Vec<Sample<'_>> = batch
@@ -105,7 +109,7 @@ pub fn evaluate_pairs(
             let mut outputs: Vec<Option<Given>> = targets.iter().map(|_| None).collect();
             for ((target, comparison), output) in targets.iter_mut().zip(&mut state.targets).zip(&mut outputs) {
                 push(comparison, |running| {
-                    let given = target.give(&batch, first)?;
+                    let given = target.give(&batch, &mut sent, first)?;
                     differences.push(running, &samples, &expected, &given)?;
                     *output = Some(given);
                     Ok(())
@@ -126,8 +130,17 @@ pub fn evaluate_pairs(
             {
                 state.save(checkpoints)?;
             }
+            Ok::<_, PipelineError>(sent)
+        };
+        match &sender {
+            Some(sender) => send_ahead(batches, |batch, used| sender.send(batch, used), compare).map(drop),
+            None => {
+                for batch in batches {
+                    compare(batch, None)?;
+                }
+                Ok(())
+            }
         }
-        Ok::<(), PipelineError>(())
     });
     outcome?;
     if let Some(checkpoints) = control.checkpoints
@@ -252,7 +265,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        dataset::{Batch, InputSpec, RandomDataset},
+        dataset::{InputSpec, RandomDataset},
         tensor::{Tensor, TensorMap},
     };
 
@@ -270,7 +283,7 @@ mod tests {
             vec!["y".to_owned()]
         }
 
-        fn give(&mut self, batch: &Batch, _first: usize) -> Result<Given, PipelineError> {
+        fn give(&mut self, batch: &Batch, _sent: &mut Option<Staged>, _first: usize) -> Result<Given, PipelineError> {
             let factor = self.0.ok_or_else(|| PipelineError::Input("it does not run".to_owned()))?;
             let x = &batch.inputs["x"];
             let values = x.to_f32().iter().map(|value| value * factor).collect();

@@ -59,7 +59,7 @@ pub struct Control<'a> {
     /// Ends a stage between batches when set.
     pub stop: &'a AtomicBool,
     /// Called with the number of samples done since the last call.
-    pub progress: &'a dyn Fn(usize),
+    pub progress: &'a (dyn Fn(usize) + Sync),
     /// Where a stage keeps what it has done so far, if anywhere.
     pub checkpoints: Option<&'a checkpoint::Checkpoints>,
 }

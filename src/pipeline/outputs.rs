@@ -1,13 +1,13 @@
 //! What gives the outputs of samples: a model that runs, or a file.
 
-use std::{borrow::Cow, cell::OnceCell, path::Path};
+use std::{cell::OnceCell, path::Path};
 
 use super::PipelineError;
 use crate::{
     backend::{
         BackendError, Runner,
-        cuda::{CudaError, DeviceTensors, in_parts},
-        onnxruntime::GpuRunner,
+        cuda::{CudaError, DeviceTensors, Staged, Uploader, in_parts},
+        onnxruntime::{Filling, GpuRunner},
     },
     compare::{OutputsWriter, SavedOutputs},
     dataset::Batch,
@@ -54,12 +54,33 @@ pub trait Outputs {
     /// Names of the outputs, in order.
     fn names(&self) -> Vec<String>;
 
-    /// Outputs of a batch, of which `first` samples were asked for before.
-    fn give(&mut self, batch: &Batch, first: usize) -> Result<Given, PipelineError>;
+    /// Outputs of a batch, of which `first` samples were asked for before. Its inputs may be on a GPU already; they are
+    /// taken away where they have to make room.
+    fn give(&mut self, batch: &Batch, sent: &mut Option<Staged>, first: usize) -> Result<Given, PipelineError>;
+
+    /// What sends batches ahead, where they run on a GPU.
+    fn sender(&mut self) -> Option<Sender> {
+        None
+    }
 
     /// The batch that had to be cut down to for lack of memory, if any had.
     fn halved_to(&mut self) -> Option<usize> {
         None
+    }
+}
+
+/// Sends the inputs of batches to a GPU before they are asked for.
+pub struct Sender {
+    uploader: Uploader,
+    filling: Filling,
+}
+
+impl Sender {
+    /// Begins to copy the inputs, into the memory of `used` ones where that is large enough. Who needs them sends them
+    /// again when that fails, and tells why.
+    pub fn send(&self, batch: &Batch, used: Option<Staged>) -> Option<Staged> {
+        let rows = self.filling.rows(batch.ids.len(), batch.whole);
+        self.uploader.upload(&batch.inputs, rows, used).ok()
     }
 }
 
@@ -70,12 +91,12 @@ impl Outputs for Box<dyn Runner> {
 
     /// A model that fixes its batch gets the last sample again to fill it up; the surplus outputs are cut off. On a GPU
     /// other models do too, as other sizes may round otherwise.
-    fn give(&mut self, batch: &Batch, _first: usize) -> Result<Given, PipelineError> {
+    fn give(&mut self, batch: &Batch, sent: &mut Option<Staged>, _first: usize) -> Result<Given, PipelineError> {
+        if let Some(gpu) = self.on_gpu() {
+            return give_on_gpu(gpu, batch, sent);
+        }
         let fixed = self.inputs().first().and_then(|input| input.shape.first().copied().flatten());
         let samples = batch.ids.len();
-        if let Some(gpu) = self.on_gpu() {
-            return give_on_gpu(gpu, batch, fixed);
-        }
         match fixed {
             Some(fixed) if fixed > samples => {
                 let filled = resized(&batch.inputs, samples, fixed)?;
@@ -85,6 +106,10 @@ impl Outputs for Box<dyn Runner> {
         }
     }
 
+    fn sender(&mut self) -> Option<Sender> {
+        self.on_gpu().map(|gpu| Sender { uploader: gpu.uploader(), filling: gpu.filling() })
+    }
+
     fn halved_to(&mut self) -> Option<usize> {
         self.on_gpu().map(|gpu| gpu.most).filter(|&most| most < usize::MAX)
     }
@@ -92,26 +117,25 @@ impl Outputs for Box<dyn Runner> {
 
 /// Outputs that stay on the GPU. A batch that does not fit runs in halves, as do all after it; their outputs are put
 /// together in host memory.
-fn give_on_gpu(gpu: &mut GpuRunner, batch: &Batch, fixed: Option<usize>) -> Result<Given, PipelineError> {
+fn give_on_gpu(gpu: &mut GpuRunner, batch: &Batch, sent: &mut Option<Staged>) -> Result<Given, PipelineError> {
     let samples = batch.ids.len();
-    if fixed.is_some() {
-        let rows = fixed.filter(|&fixed| fixed > samples);
-        return Ok(gpu.infer_on_device(&batch.inputs, samples, rows)?.into());
+    let filling = gpu.filling();
+    if filling.fixed.is_some() {
+        let rows = filling.rows(samples, batch.whole);
+        return Ok(gpu.infer_on_device(&batch.inputs, samples, rows, sent.as_ref())?.into());
     }
-    let fills = gpu.fills();
     let mut parts = Vec::new();
     let mut most = gpu.most;
     let does_not_fit = |error: &BackendError| matches!(error, BackendError::Cuda(CudaError::OutOfMemory));
     in_parts(&mut most, samples, does_not_fit, |range, most| {
         let count = range.len();
-        let inputs = if count == samples {
-            Cow::Borrowed(&batch.inputs)
-        } else {
-            Cow::Owned(tensor::rows(&batch.inputs, samples, range).ok_or(CudaError::OutOfMemory)?)
-        };
-        let given = gpu.infer_on_device(&inputs, count, fills.then_some(batch.whole.min(most)))?;
+        let inputs = tensor::part(&batch.inputs, samples, range).ok_or(CudaError::OutOfMemory)?;
+        let staged = sent.take().filter(|_| count == samples);
+        let rows = filling.rows(count, batch.whole.min(most));
+        let given = gpu.infer_on_device(&inputs, count, rows, staged.as_ref())?;
         // Parts give their place on the GPU up to those behind them.
         parts.push(if count == samples { Given::from(given) } else { Given::from(given.to_host()?) });
+        *sent = staged;
         Ok(())
     })?;
     gpu.most = most;
@@ -171,7 +195,7 @@ impl Outputs for SavedOutputs {
         self.outputs()
     }
 
-    fn give(&mut self, batch: &Batch, first: usize) -> Result<Given, PipelineError> {
+    fn give(&mut self, batch: &Batch, _sent: &mut Option<Staged>, first: usize) -> Result<Given, PipelineError> {
         Ok(self.batch(first, &names_of(batch))?.into())
     }
 }
@@ -200,10 +224,14 @@ impl Outputs for Recorder {
         self.inner.names()
     }
 
-    fn give(&mut self, batch: &Batch, first: usize) -> Result<Given, PipelineError> {
-        let outputs = self.inner.give(batch, first)?;
+    fn give(&mut self, batch: &Batch, sent: &mut Option<Staged>, first: usize) -> Result<Given, PipelineError> {
+        let outputs = self.inner.give(batch, sent, first)?;
         self.writer.push(&names_of(batch), outputs.host()?)?;
         Ok(outputs)
+    }
+
+    fn sender(&mut self) -> Option<Sender> {
+        self.inner.sender()
     }
 
     fn halved_to(&mut self) -> Option<usize> {

@@ -75,8 +75,8 @@ fn outputs_are_compared_on_the_device_as_on_the_host() {
         let [reference, target] = &mut runners;
         let [r, t] = [reference, target].map(|runner| {
             let gpu = runner.on_gpu().unwrap();
-            assert!(gpu.fills());
-            gpu.infer_on_device(&inputs, count, Some(8)).unwrap()
+            assert_eq!(gpu.filling().rows(count, 8), Some(8));
+            gpu.infer_on_device(&inputs, count, Some(8), None).unwrap()
         });
         let (host_r, host_t) = (r.to_host().unwrap(), t.to_host().unwrap());
         assert_eq!(host_r[&names[0]].shape()[0], count, "rows that filled the batch up must not stay");

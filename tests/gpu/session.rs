@@ -95,7 +95,7 @@ fn outputs_on_the_device_are_those_that_come_to_the_host() {
     for (seed, samples) in [8, 8, 3, 8].into_iter().enumerate() {
         let inputs = fixture.batch(samples, seed as u64);
         let expected = host.infer(&inputs).unwrap();
-        let staged = DeviceRunner::upload(&fixture.inputs, &uploader, &inputs, None, used.take()).unwrap();
+        let staged = device.upload(&uploader, &inputs, None, used.take()).unwrap();
         let compared = device.run(&staged, |outputs| {
             for (name, view) in outputs {
                 let expected = &expected[*name];
@@ -200,7 +200,7 @@ fn graphwise_figures_of_the_device_are_those_of_the_host() {
     for batch in fixture.batches() {
         let ids: Vec<&str> = batch.ids.iter().map(String::as_str).collect();
         host.run_batch(&ids, &batch.inputs, &mut *float, &mut *tf32, &names).unwrap();
-        let staged = DeviceRunner::upload(&fixture.inputs, &uploader, &batch.inputs, None, None).unwrap();
+        let staged = float_there.upload(&uploader, &batch.inputs, None, None).unwrap();
         device.run_batch_on_device(&ids, &staged, &mut float_there, &mut tf32_there, &comparer, &names).unwrap();
     }
     let (host, device) = (host.finish(), device.finish());

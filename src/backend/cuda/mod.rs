@@ -4,6 +4,7 @@
 //! Streams, events and buffers are `cudarc`'s own, which track what each buffer still waits for; this module adds the
 //! checks before the first call, errors that say what to do, and what is missing there.
 
+mod ahead;
 mod device;
 mod graph;
 mod halving;
@@ -17,6 +18,7 @@ mod tests;
 mod upload;
 mod view;
 
+pub use ahead::send_ahead;
 pub use cudarc::driver::{CudaEvent, CudaGraph, CudaSlice, CudaStream, PinnedHostSlice};
 pub use device::{Device, DeviceInfo, Timer, device_count};
 pub use graph::capture;

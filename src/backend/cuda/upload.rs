@@ -10,7 +10,8 @@ use crate::tensor::{ElementType, Tensor, TensorMap};
 /// Bytes of a piece.
 const PIECE: usize = 1 << 20;
 
-/// Copies tensors to the device.
+/// Copies tensors to the device. Clones share their stream.
+#[derive(Clone)]
 pub struct Uploader {
     device: Device,
     stream: Arc<CudaStream>,
@@ -18,6 +19,8 @@ pub struct Uploader {
 
 /// Inputs of one batch on the device, or on their way there.
 pub struct Staged {
+    /// Index of the GPU.
+    device: u32,
     tensors: Vec<StagedTensor>,
 }
 
@@ -48,7 +51,7 @@ impl Uploader {
             let index = used.iter().position(|old| old.name == *name);
             self.stage(name, tensor, rows, index.map(|index| used.swap_remove(index)))
         });
-        Ok(Staged { tensors: tensors.collect::<Result<_, _>>()? })
+        Ok(Staged { device: self.device.info().index, tensors: tensors.collect::<Result<_, _>>()? })
     }
 
     fn stage(
@@ -109,6 +112,18 @@ impl Staged {
     /// All of them, by name.
     pub fn tensors(&self) -> &[StagedTensor] {
         &self.tensors
+    }
+
+    /// Whether it was made on `device` of inputs with the names, types and shapes of these, filled up to `rows`.
+    pub fn is_like(&self, device: &Device, inputs: &TensorMap, rows: Option<usize>) -> bool {
+        let like = |((name, tensor), staged): ((&String, &Tensor), &StagedTensor)| {
+            *name == staged.name
+                && tensor.element_type() == staged.element_type
+                && filled_shape(tensor.shape(), rows) == staged.shape
+        };
+        self.device == device.info().index
+            && inputs.len() == self.tensors.len()
+            && inputs.iter().zip(&self.tensors).all(like)
     }
 }
 

@@ -126,16 +126,9 @@ impl DeviceRunner {
         self.inputs.iter().all(of_samples) && outputs.into_iter().all(of_samples)
     }
 
-    /// Checks inputs against what the model takes and begins to copy them to the device; with `rows`, filled up to as many
-    /// samples.
-    pub fn upload(
-        expected: &[TensorInfo],
-        uploader: &Uploader,
-        inputs: &TensorMap,
-        rows: Option<usize>,
-        used: Option<Staged>,
-    ) -> Result<Staged, BackendError> {
-        let mut expected = Cow::Borrowed(expected);
+    /// Checks inputs against what the model takes; with `rows`, they are filled up to as many samples.
+    pub fn check(&self, inputs: &TensorMap, rows: Option<usize>) -> Result<(), BackendError> {
+        let mut expected = Cow::Borrowed(&self.inputs);
         if rows.is_some() {
             // They have their number of samples only when they are filled up.
             expected
@@ -143,7 +136,18 @@ impl DeviceRunner {
                 .iter_mut()
                 .for_each(|info| info.shape.iter_mut().take(1).for_each(|extent| *extent = None));
         }
-        check_inputs(&expected, inputs)?;
+        check_inputs(&expected, inputs)
+    }
+
+    /// Checks inputs and begins to copy them to the device.
+    pub fn upload(
+        &self,
+        uploader: &Uploader,
+        inputs: &TensorMap,
+        rows: Option<usize>,
+        used: Option<Staged>,
+    ) -> Result<Staged, BackendError> {
+        self.check(inputs, rows)?;
         Ok(uploader.upload(inputs, rows, used)?)
     }
 

@@ -36,13 +36,20 @@ impl GpuRunner {
         Ok(Self { runner, uploader, staged: None, landing: Landing::default(), most: usize::MAX })
     }
 
-    /// See [`DeviceRunner::fills`].
-    pub fn fills(&self) -> bool {
-        self.runner.fills(self.runner.outputs().iter())
+    /// How batches are filled up.
+    pub fn filling(&self) -> Filling {
+        let fixed = self.runner.inputs().first().and_then(|input| input.shape.first().copied().flatten());
+        Filling { fixed, fills: self.runner.fills(self.runner.outputs().iter()) }
     }
 
-    /// Runs `samples` samples once and leaves the outputs on the GPU. With `rows`, which [`Self::fills`] or the model's
-    /// fixed batch must allow, the batch is filled up to as many samples; only the outputs of the real ones are kept.
+    /// What copies inputs to where they are run.
+    pub fn uploader(&self) -> Uploader {
+        self.uploader.clone()
+    }
+
+    /// Runs `samples` samples once and leaves the outputs on the GPU. With `rows` (see [`Filling::rows`]) the batch is
+    /// filled up to as many samples; only the outputs of the real ones are kept. Inputs that are in `sent` already are
+    /// not sent again.
     ///
     /// # Errors
     /// [`CudaError::OutOfMemory`](crate::backend::cuda::CudaError::OutOfMemory) when the batch does not fit.
@@ -51,18 +58,43 @@ impl GpuRunner {
         inputs: &TensorMap,
         samples: usize,
         rows: Option<usize>,
+        sent: Option<&Staged>,
     ) -> Result<DeviceTensors, BackendError> {
-        let used = self.staged.take();
-        let staged = DeviceRunner::upload(self.runner.inputs(), &self.uploader, inputs, rows, used)?;
+        self.runner.check(inputs, rows)?;
         let (device, stream) = (self.runner.device().clone(), self.runner.stream().clone());
-        let kept = self.runner.run(&staged, |outputs| {
+        let sent = sent.filter(|sent| sent.is_like(&device, inputs, rows));
+        let staged = if let Some(sent) = sent {
+            sent
+        } else {
+            let used = self.staged.take();
+            &*self.staged.insert(self.uploader.upload(inputs, rows, used)?)
+        };
+        self.runner.run(staged, |outputs| {
             let shapes: Vec<Vec<usize>> = outputs.iter().map(|(_, view)| cut(view.shape(), rows, samples)).collect();
             let views = outputs.iter().zip(&shapes);
             let views: Vec<_> = views.filter_map(|((name, view), shape)| Some((*name, view.begin(shape)?))).collect();
             Ok::<_, BackendError>(DeviceTensors::of(&device, &stream, &views)?)
-        })?;
-        self.staged = Some(staged);
-        Ok(kept)
+        })
+    }
+}
+
+/// How the batches of a model are filled up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filling {
+    /// The batch that the model fixes.
+    pub fixed: Option<usize>,
+    /// See [`DeviceRunner::fills`].
+    pub fills: bool,
+}
+
+impl Filling {
+    /// What a batch of `samples` is filled up to: what the model fixes, or `whole`, which libraries may round otherwise
+    /// than other sizes.
+    pub fn rows(self, samples: usize, whole: usize) -> Option<usize> {
+        match self.fixed {
+            Some(fixed) => Some(fixed).filter(|&fixed| fixed > samples),
+            None => self.fills.then_some(whole),
+        }
     }
 }
 
@@ -88,7 +120,7 @@ impl Runner for GpuRunner {
 
     fn visit(&mut self, inputs: &TensorMap, visit: &mut Visit<'_>) -> Result<(), BackendError> {
         let used = self.staged.take();
-        let staged = DeviceRunner::upload(self.runner.inputs(), &self.uploader, inputs, None, used)?;
+        let staged = self.runner.upload(&self.uploader, inputs, None, used)?;
         let (device, stream) = (self.runner.device().clone(), self.runner.stream().clone());
         let names: Vec<String> = self.runner.outputs().iter().map(|info| info.name.clone()).collect();
         self.runner.run(&staged, |outputs| {

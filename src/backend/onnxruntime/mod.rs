@@ -22,8 +22,8 @@ use std::path::Path;
 
 pub use device::{DeviceOutput, DeviceRunner};
 pub use emulation::{emulation, is_low_precision};
-pub use gpu_runner::GpuRunner;
 pub(crate) use gpu_runner::cut;
+pub use gpu_runner::{Filling, GpuRunner};
 pub use library::{LIBRARY_VARIABLE, LibrarySearch, Origin, Place, search};
 use ort::ep::ExecutionProvider as _;
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
