@@ -194,7 +194,7 @@ impl Bench {
 
     fn layers(&self, pair: &Pair<'_>) -> Vec<LayerError> {
         let options = LayerwiseOptions { threads: THREADS, ..LayerwiseOptions::default() };
-        layerwise(&self.runtime, pair, self.samples(&[CALIBRATION]), options).unwrap()
+        layerwise(&self.runtime, pair, self.samples(&[CALIBRATION]), options).unwrap().0
     }
 
     /// A fault in the quantized model is named by all three.

@@ -67,6 +67,13 @@ pub enum BackendError {
     Visitor(Box<dyn std::error::Error + Send + Sync>),
 }
 
+impl BackendError {
+    /// Whether a smaller batch may fit where this one did not.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Cuda(cuda::CudaError::OutOfMemory))
+    }
+}
+
 /// Name, element type and shape of an input or output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct TensorInfo {

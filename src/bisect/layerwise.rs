@@ -14,12 +14,15 @@ use super::{
     twins::{self, ActivationFigure, Figure, Twin},
 };
 use crate::{
-    backend::{Backend, BackendError, BuildOptions, OptimizationLevel, cuda::send_ahead},
+    backend::{
+        Backend, BackendError, BuildOptions, ExecutionProvider, OptimizationLevel,
+        cuda::{CudaError, in_parts, send_ahead},
+    },
     compare::{CompareError, SavedError},
     dataset::{Batch, Dataset, PassError, PrefetchOptions, prefetch},
     onnx::{GraphError, Model},
     quantize::QuantizeError,
-    tensor::TensorMap,
+    tensor::{TensorMap, part},
 };
 
 /// Why an analysis could not be made.
@@ -106,11 +109,13 @@ pub struct LayerwiseOptions {
     pub operators_per_pass: usize,
     /// Threads inside an operator; 0 for all cores.
     pub threads: usize,
+    /// Where operators and their twins execute.
+    pub provider: ExecutionProvider,
 }
 
 impl Default for LayerwiseOptions {
     fn default() -> Self {
-        Self { operators_per_pass: 128, threads: 0 }
+        Self { operators_per_pass: 128, threads: 0, provider: ExecutionProvider::Cpu }
     }
 }
 
@@ -182,7 +187,8 @@ pub struct OutlierChannel {
     pub median_amax: f64,
 }
 
-/// Measures every quantized operator of `pair`, in the order of execution.
+/// Measures every quantized operator of `pair`, in the order of execution. Batches that do not fit into a GPU's memory are
+/// halved; also tells to which size, if that was so.
 ///
 /// # Errors
 /// The backend refuses the measuring graph or a run fails; a sample cannot be read; there are no samples.
@@ -191,27 +197,31 @@ pub fn layerwise(
     pair: &Pair<'_>,
     samples: Samples<'_>,
     options: LayerwiseOptions,
-) -> Result<Vec<LayerError>, AnalysisError> {
+) -> Result<(Vec<LayerError>, Option<usize>), AnalysisError> {
     let step = options.operators_per_pass.max(1);
+    let mut most = usize::MAX;
     let mut layers = Vec::with_capacity(pair.operators.len());
     for start in (0..pair.operators.len()).step_by(step) {
         let operators = start..(start + step).min(pair.operators.len());
         let twins::Measure { model, figures } = twins::measure(pair, operators.clone());
-        let build = plain(options.threads);
+        let build = BuildOptions { provider: options.provider, ..plain(options.threads) };
         let mut runner = backend.build(&model, &build)?;
         let mut totals = Totals::default();
         let count = samples.for_each(|batch| {
-            runner.visit(&batch.inputs, &mut |name, view| {
-                if let Some(figure) = figures.get(name) {
-                    totals.add(figure, &view.to_f32(), batch.ids.len());
-                }
-                Ok(())
-            })?;
-            Ok(())
+            let samples = batch.ids.len();
+            Ok(in_parts(&mut most, samples, BackendError::is_out_of_memory, |range, _| {
+                let inputs = part(&batch.inputs, samples, range.clone()).ok_or(CudaError::OutOfMemory)?;
+                runner.visit(&inputs, &mut |name, view| {
+                    if let Some(figure) = figures.get(name) {
+                        totals.add(figure, &view.to_f32(), range.len());
+                    }
+                    Ok(())
+                })
+            })?)
         })?;
         layers.extend(operators.map(|index| layer(pair, index, &totals, count)));
     }
-    Ok(layers)
+    Ok((layers, Some(most).filter(|&most| most < usize::MAX)))
 }
 
 /// Fake quantization as it stands in the graph: fusing Q/DQ into integer kernels would round elsewhere.
@@ -355,6 +365,8 @@ pub struct OutputNoise {
 pub struct OutputNoiseOptions {
     /// Threads inside an operator; 0 for all cores.
     pub threads: usize,
+    /// Where the models execute.
+    pub provider: ExecutionProvider,
     /// Outputs that do not count.
     pub ignored: Vec<String>,
 }
@@ -371,7 +383,7 @@ pub fn output_noise(
     options: &OutputNoiseOptions,
 ) -> Result<Vec<OutputNoise>, AnalysisError> {
     // Few samples: their inputs and outputs stay in memory.
-    let build = plain(options.threads);
+    let build = BuildOptions { provider: options.provider, ..plain(options.threads) };
     let mut reference = backend.build(pair.model, &build)?;
     let mut expected = Vec::new();
     samples.for_each(|batch| {

@@ -141,9 +141,8 @@ impl<'r> Pass<'r> {
     /// Counts a batch, whole or in parts that fit. Returns the inputs that were sent, unless they have to make room.
     fn work(&mut self, batch: &Batch, mut sent: Option<Staged>) -> Result<Option<Staged>, CalibrateError> {
         let samples = batch.ids.len();
-        let does_not_fit = |error: &CalibrateError| {
-            matches!(error, CalibrateError::Backend(BackendError::Cuda(CudaError::OutOfMemory)))
-        };
+        let does_not_fit =
+            |error: &CalibrateError| matches!(error, CalibrateError::Backend(error) if error.is_out_of_memory());
         let mut most = self.most;
         let worked = in_parts(&mut most, samples, does_not_fit, |range, most| {
             let (ids, staged) = (&batch.ids[range.clone()], sent.take().filter(|_| range.len() == samples));

@@ -20,7 +20,7 @@ use crate::{
     bisect::{
         advice::about_layers,
         findings::{FINDINGS_FORMAT_VERSION, Findings},
-        layerwise::{LayerwiseOptions, layerwise, output_noise, worst},
+        layerwise::{output_noise, worst},
         operators::Pair,
     },
     cli::{BisectArgs, Find, GlobalArgs},
@@ -64,6 +64,7 @@ pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) 
         model: bisection.session.config.model.as_deref().map_or_else(String::new, |path| path.display().to_string()),
         model_hash: bisection.session.subject.float.hash.clone(),
         target: args.target.clone().unwrap_or_else(|| args.precision.clone()),
+        backend: None,
         layers: Vec::new(),
         outputs: Vec::new(),
         first: None,
@@ -76,12 +77,12 @@ pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) 
     let mut status = ExitStatus::Passed;
     match find {
         Find::First => {
-            let (first, probes) = bisection.first()?;
-            (findings.first, findings.probes) = (Some(first), probes);
+            let (first, source) = bisection.first()?;
+            (findings.first, findings.probes, findings.backend) = (Some(first), source.probes, source.backend);
         }
         Find::Tensors => {
-            let (tensors, probes) = bisection.tensors()?;
-            (findings.tensors, findings.probes) = (Some(tensors), probes);
+            let (tensors, source) = bisection.tensors()?;
+            (findings.tensors, findings.probes, findings.backend) = (Some(tensors), source.probes, source.backend);
         }
         Find::Layers => layers(&bisection, &mut findings)?,
         Find::Plan => {
@@ -123,19 +124,19 @@ fn configuration(args: &BisectArgs) -> anyhow::Result<RunConfig> {
 
 /// Local errors, their effect on the outputs, and what to say about them.
 fn layers(bisection: &Bisection<'_>, findings: &mut Findings) -> anyhow::Result<()> {
-    let (runtime, threads) = (&bisection.session.runtime, bisection.session.threads);
     let quantized = bisection.quantized_target()?;
     let pair = Pair::new(&bisection.float, &quantized)?;
     bisection.printer.note(&format!("measuring {} operators", pair.operators.len()));
-    let options = LayerwiseOptions { threads, ..LayerwiseOptions::default() };
-    findings.layers = layerwise(runtime, &pair, bisection.first_of(LAYER_SAMPLES), options)?;
+    let session = &bisection.session;
+    findings.backend = Some(session.provider.backend().to_owned());
+    findings.layers = session.layerwise(bisection.printer, &pair, bisection.first_of(LAYER_SAMPLES))?;
     let nodes = worst(&findings.layers, OUTPUT_OPERATORS);
     findings.outputs = output_noise(
-        runtime,
+        &session.runtime,
         &pair,
         &nodes,
         bisection.first_of(OUTPUT_SAMPLES),
-        &bisection.session.output_noise_options(),
+        &session.output_noise_options(),
     )?;
     findings.advice = about_layers(&findings.layers, &findings.outputs, &bisection.commands());
     Ok(())

@@ -11,7 +11,8 @@ use crate::{
     bench::Mode,
     bisect::{
         graphwise::{Graphwise, GraphwiseOptions, Side, TensorSite, graphwise, graphwise_on_device},
-        layerwise::{OutputNoiseOptions, Samples},
+        layerwise::{LayerError, LayerwiseOptions, OutputNoiseOptions, Samples, layerwise},
+        operators::Pair,
     },
     cli::{DataArgs, MethodArgs, OutputArgs, RuntimeArgs, SchemeArgs},
     compare::{CompareOptions, OutputKind},
@@ -286,8 +287,27 @@ impl Session {
         compare_options(&self.config, &self.data.collection.names)
     }
 
-    /// Every tensor of `target` against the same of `reference`, where the session executes. On the CPU samples run one
-    /// by one.
+    /// Samples in the batches that a GPU takes; on the CPU they stay as they are.
+    fn batched<'s>(&self, samples: Samples<'s>) -> Samples<'s> {
+        let batch = if self.gpu().is_some() { self.batch } else { samples.reading.batch };
+        Samples { reading: PrefetchOptions { batch, ..samples.reading }, ..samples }
+    }
+
+    /// The errors that operators make by themselves, where the session executes.
+    pub(super) fn layerwise(
+        &self,
+        printer: &Printer,
+        pair: &Pair<'_>,
+        samples: Samples<'_>,
+    ) -> anyhow::Result<Vec<LayerError>> {
+        let (threads, provider) = (self.threads, self.provider);
+        let options = LayerwiseOptions { threads, provider, ..LayerwiseOptions::default() };
+        let (found, halved_to) = layerwise(&self.runtime, pair, self.batched(samples), options)?;
+        warn_halved(printer, "the errors of operators", halved_to);
+        Ok(found)
+    }
+
+    /// Every tensor of `target` against the same of `reference`, where the session executes.
     pub(super) fn graphwise(
         &self,
         printer: &Printer,
@@ -299,8 +319,7 @@ impl Session {
         let options = GraphwiseOptions { threads: self.threads, ..GraphwiseOptions::default() };
         let side = |model| Side { backend: &self.runtime, provider: self.provider, model };
         if self.gpu().is_some() {
-            let reading = PrefetchOptions { batch: self.batch, ..samples.reading };
-            let (samples, models) = (Samples { reading, ..samples }, [reference, target]);
+            let (samples, models) = (self.batched(samples), [reference, target]);
             let (found, halved_to) =
                 graphwise_on_device(&self.runtime, self.provider, models, sites, samples, options)?;
             warn_halved(printer, "the comparison of tensors", halved_to);
@@ -339,7 +358,11 @@ impl Session {
     /// How it is measured what operators do to the outputs.
     pub(super) fn output_noise_options(&self) -> OutputNoiseOptions {
         let kinds = self.config.output_kind.iter().filter(|(_, kind)| **kind == OutputKind::Ignored);
-        OutputNoiseOptions { threads: self.threads, ignored: kinds.map(|(name, _)| name.clone()).collect() }
+        OutputNoiseOptions {
+            threads: self.threads,
+            provider: self.provider,
+            ignored: kinds.map(|(name, _)| name.clone()).collect(),
+        }
     }
 
     /// The configuration with everything that was found out, to do the same again from anywhere.

@@ -126,8 +126,7 @@ fn give_on_gpu(gpu: &mut GpuRunner, batch: &Batch, sent: &mut Option<Staged>) ->
     }
     let mut parts = Vec::new();
     let mut most = gpu.most;
-    let does_not_fit = |error: &BackendError| matches!(error, BackendError::Cuda(CudaError::OutOfMemory));
-    in_parts(&mut most, samples, does_not_fit, |range, most| {
+    in_parts(&mut most, samples, BackendError::is_out_of_memory, |range, most| {
         let count = range.len();
         let inputs = tensor::part(&batch.inputs, samples, range).ok_or(CudaError::OutOfMemory)?;
         let staged = sent.take().filter(|_| count == samples);

@@ -86,6 +86,7 @@ pub(super) fn report(size: &Size) -> Report {
         thumbnails,
         precisions,
         layers: layers(size.layers),
+        layers_backend: (size.layers > 0).then(|| "onnxruntime-cpu".into()),
         advice: advice(),
         notes: vec!["Every figure and name here is made up.".into()],
     }

@@ -46,6 +46,9 @@ pub struct Report {
     /// Quantization error by layer, in the order of execution; empty when it was not measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<Layer>,
+    /// What computed these errors: `onnxruntime-cpu`, `onnxruntime-cuda`, ...
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers_backend: Option<String>,
     /// What to do, the most useful first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub advice: Vec<Advice>,

@@ -1,7 +1,10 @@
 //! Local errors on the fixture, against NumPy in 64-bit floats, and with planted faults.
 
 use super::*;
-use crate::bisect::fixture::{self, Data};
+use crate::{
+    bisect::fixture::{self, Data},
+    onnx::proto::TypeValue,
+};
 
 const INDICES: [usize; 4] = [0, 1, 2, 3];
 
@@ -13,8 +16,8 @@ fn layers(quantized: &Model, operators_per_pass: usize) -> Option<Vec<LayerError
     let runtime = fixture::runtime()?;
     let float = fixture::float();
     let pair = Pair::new(&float, quantized).unwrap();
-    let options = LayerwiseOptions { operators_per_pass, threads: 1 };
-    Some(layerwise(&runtime, &pair, samples(&Data(4)), options).unwrap())
+    let options = LayerwiseOptions { operators_per_pass, threads: 1, ..LayerwiseOptions::default() };
+    Some(layerwise(&runtime, &pair, samples(&Data(4)), options).unwrap().0)
 }
 
 fn close(found: Option<f64>, expected: f64) -> bool {
@@ -60,6 +63,34 @@ fn local_errors_match_numpy() {
 fn passes_of_any_size_give_the_same() {
     let quantized = fixture::quantized();
     assert_eq!(layers(&quantized, 1), layers(&quantized, 4));
+}
+
+#[test]
+fn batches_of_any_size_give_the_same_but_for_rounding() {
+    let Some(runtime) = fixture::runtime() else { return };
+    let (mut float, quantized) = (fixture::float(), fixture::quantized());
+    let Some(TypeValue::TensorType(input)) = &mut float.graph_mut().input[0].r#type.as_mut().unwrap().value else {
+        panic!("the input is no tensor");
+    };
+    input.shape.as_mut().unwrap().dim[0].value = None;
+    let pair = Pair::new(&float, &quantized).unwrap();
+    let layers = |batch| {
+        let reading = PrefetchOptions { batch, ..fixture::READING };
+        let samples = Samples { dataset: &Data(4), indices: &INDICES, reading };
+        let (layers, halved_to) = layerwise(&runtime, &pair, samples, LayerwiseOptions::default()).unwrap();
+        assert_eq!(halved_to, None);
+        layers
+    };
+    for (three, one) in layers(3).iter().zip(layers(1)) {
+        let near = |a: Option<f64>, b: Option<f64>| a.unwrap_or(0.0) - b.unwrap_or(0.0);
+        let sqnr = near(three.layerwise_sqnr_db, one.layerwise_sqnr_db);
+        assert!(sqnr.abs() < 1e-3 && one.layerwise_sqnr_db.is_some(), "{three:?} is not {one:?}");
+        assert_eq!(three.worst_channel.map(|worst| worst.channel), one.worst_channel.map(|worst| worst.channel));
+        for (three, one) in three.activations.iter().zip(&one.activations) {
+            let outlier = |error: &ActivationError| error.outlier.map(|outlier| (outlier.channel, outlier.amax));
+            assert_eq!((three.saturated, outlier(three)), (one.saturated, outlier(one)));
+        }
+    }
 }
 
 #[test]

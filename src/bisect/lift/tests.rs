@@ -71,7 +71,7 @@ fn run(faults: &[&str], gate: &str, memory_bytes: usize) -> Option<SearchResult>
     let pair = Pair::new(&float, &quantized).unwrap();
     let (data, indices) = (Data(4), INDICES);
     let samples = Samples { dataset: &data, indices: &indices, reading: fixture::READING };
-    let layers = layerwise(&runtime, &pair, samples, LayerwiseOptions::default()).unwrap();
+    let layers = layerwise(&runtime, &pair, samples, LayerwiseOptions::default()).unwrap().0;
     let nodes: Vec<String> = pair.operators.iter().map(|operator| operator.node.clone()).collect();
     assert_eq!(nodes, ["first", "second", "head"]);
     let outputs = output_noise(

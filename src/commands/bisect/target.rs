@@ -28,21 +28,19 @@ pub(super) enum Target {
     Engine(Box<EngineTarget>),
 }
 
-impl Target {
+/// Where the figures of a target come from.
+pub(super) struct Origin {
     /// What looking took, where it took probes.
-    fn probes(&self) -> Option<ProbeReport> {
-        match self {
-            Self::Engine(engine) => Some(engine.report()),
-            _ => None,
-        }
-    }
+    pub(super) probes: Option<ProbeReport>,
+    /// What computed the float model's tensors.
+    pub(super) backend: Option<String>,
 }
 
 impl Bisection<'_> {
     /// What `--target` names, or else the model made here.
     fn target(&self) -> anyhow::Result<Target> {
         match self.args.target.as_deref().map(Spec::parse).transpose()? {
-            None => Ok(Target::Model(Box::new(self.quantized.clone()), ExecutionProvider::Cpu)),
+            None => Ok(Target::Model(Box::new(self.quantized.clone()), self.session.provider)),
             Some(Spec::OnnxRuntime(Some(path), provider)) => Ok(Target::Model(Box::new(Model::load(&path)?), provider)),
             Some(Spec::OnnxRuntime(None, provider)) => Ok(Target::Model(Box::new(self.float.clone()), provider)),
             Some(Spec::Saved(path)) => Ok(Target::Saved(SavedOutputs::open(&path)?)),
@@ -69,10 +67,15 @@ impl Bisection<'_> {
 
     fn compare(&self, target: &mut Target, sites: &[TensorSite], samples: Samples<'_>) -> anyhow::Result<Graphwise> {
         let options = GraphwiseOptions { threads: self.session.threads, ..GraphwiseOptions::default() };
+        let session = &self.session;
         let float = self.side(&self.float);
         let source = match target {
+            Target::Model(model, provider) if *provider == session.provider => {
+                return session.graphwise(self.printer, &self.float, model, sites, samples);
+            }
             Target::Model(model, provider) => {
-                let target = Side { backend: &self.session.runtime, provider: *provider, model };
+                let float = Side { provider: session.provider, ..float };
+                let target = Side { backend: &session.runtime, provider: *provider, model };
                 return Ok(graphwise(float, target, sites, samples, options)?);
             }
             Target::Engine(engine) => return engine.look(self, sites, samples),
@@ -82,17 +85,26 @@ impl Bisection<'_> {
         Ok(run(&mut *float.build(tensors, options.threads)?, source, sites, samples)?)
     }
 
+    fn origin(&self, target: &Target) -> Origin {
+        let (probes, provider) = match target {
+            Target::Model(..) => (None, self.session.provider),
+            Target::Saved(_) => (None, ExecutionProvider::Cpu),
+            Target::Engine(engine) => (Some(engine.report()), ExecutionProvider::Cpu),
+        };
+        Origin { probes, backend: Some(provider.backend().to_owned()) }
+    }
+
     /// Every tensor.
-    pub(super) fn tensors(&self) -> anyhow::Result<(Graphwise, Option<ProbeReport>)> {
+    pub(super) fn tensors(&self) -> anyhow::Result<(Graphwise, Origin)> {
         let mut target = self.target()?;
         let sites = self.sites(&target)?;
         anyhow::ensure!(!sites.is_empty(), "the target has no tensor whose name the float model knows");
         let found = self.compare(&mut target, &sites, self.first_of(self.args.samples))?;
-        Ok((found, target.probes()))
+        Ok((found, self.origin(&target)))
     }
 
     /// The first node that diverges.
-    pub(super) fn first(&self) -> anyhow::Result<(FirstDivergence<TensorDivergence>, Option<ProbeReport>)> {
+    pub(super) fn first(&self) -> anyhow::Result<(FirstDivergence<TensorDivergence>, Origin)> {
         let mut target = self.target()?;
         let sites = self.sites(&target)?;
         let is_engine = matches!(target, Target::Engine(_));
@@ -112,6 +124,6 @@ impl Bisection<'_> {
         }
         let diverged = |tensor: &TensorDivergence| tensor.diverged(self.args.threshold_db);
         let found = first_divergence(&flow(&self.float)?, options, &diverged, &mut probe)?;
-        Ok((found, target.probes()))
+        Ok((found, self.origin(&target)))
     }
 }

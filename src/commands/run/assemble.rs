@@ -113,6 +113,7 @@ impl Job<'_> {
                 .map(|calibrated| calibration(calibrated, self.session.config.percentile)),
             verdict: Verdict::new(gates, &precisions),
             thumbnails: self.thumbnails(&precisions),
+            layers_backend: (!layers.is_empty()).then(|| self.backend()),
             layers,
             advice: self.advice(found.calibrated.as_ref(), found.layers.as_ref()),
             notes,

@@ -6,7 +6,7 @@ use crate::{
     bisect::{
         advice::{self, LiftEffect, Way, about_layers, about_lift, about_method, told},
         graphwise::{Graphwise, Side, shared_tensors},
-        layerwise::{LayerError, LayerwiseOptions, OutputNoise, Samples, layerwise, output_noise, worst},
+        layerwise::{LayerError, OutputNoise, Samples, output_noise, worst},
         lift::{Judge, JudgeOptions, Start},
         operators::Pair,
         trials::NodeSet,
@@ -66,8 +66,7 @@ impl Job<'_> {
         let options = quantize_options(&session.config, precision)?;
         let (float, quantized) = session.subject.analysis_pair(&calibrated.chosen.table, &options)?;
         let pair = Pair::new(&float, &quantized)?;
-        let layerwise_options = LayerwiseOptions { threads: session.threads, ..LayerwiseOptions::default() };
-        let local = layerwise(&session.runtime, &pair, samples, layerwise_options)?;
+        let local = session.layerwise(self.printer, &pair, samples)?;
         let few = Samples { indices: &readable[..readable.len().min(OUTPUT_SAMPLES)], ..samples };
         let outputs = output_noise(
             &session.runtime,
