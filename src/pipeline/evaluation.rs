@@ -1,6 +1,6 @@
 //! The same samples through a reference and any number of targets, batch by batch.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -92,8 +92,14 @@ pub fn evaluate_pairs(
     };
     let mut differences = Differences::default();
     let sender = reference.sender().or_else(|| targets.iter_mut().find_map(|target| target.sender()));
+    let mut stopped = false;
     let (outcome, summary) = prefetch(dataset, rest, reading, |batches| {
         let mut compare = |mut batch: Batch, mut sent: Option<Staged>| {
+            // Batches that were sent ahead may be there still.
+            stopped |= control.stop.load(Ordering::Relaxed);
+            if stopped {
+                return Ok(sent);
+            }
             let first = state.position.ids.len();
             let expected = reference.give(&batch, &mut sent, first)?;
             let masks = batch.indices.iter().map(|&index| dataset.mask(index)).collect::<Result<Vec<_>, _>>();
@@ -132,17 +138,16 @@ pub fn evaluate_pairs(
             }
             Ok::<_, PipelineError>(sent)
         };
-        match &sender {
-            Some(sender) => send_ahead(batches, |batch, used| sender.send(batch, used), compare).map(drop),
-            None => {
-                for batch in batches {
-                    compare(batch, None)?;
-                }
-                Ok(())
-            }
+        if let Some(sender) = &sender {
+            return send_ahead(batches, |batch, used| sender.send(batch, used), compare).map(drop);
         }
+        for batch in batches {
+            compare(batch, None)?;
+        }
+        Ok(())
     });
     outcome?;
+    let summary = if stopped { Err(PassError::Stopped) } else { summary };
     if let Some(checkpoints) = control.checkpoints
         && state.failures() == failures
         && matches!(summary, Ok(_) | Err(PassError::Stopped))

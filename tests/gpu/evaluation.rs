@@ -120,6 +120,39 @@ fn a_comparison_that_does_not_fit_goes_on_in_halves() {
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
+fn a_stopped_comparison_gives_the_figures_of_a_whole_one() {
+    let (runtime, subject) = subject();
+    let dataset = RandomDataset::new(&subject.input_specs(), 150, 3).unwrap();
+    let indices: Vec<usize> = (0..150).collect();
+    let options = EvaluateOptions { batch: 16, policy: POLICY, compare: CompareOptions::default() };
+    let evaluate = |checkpoints: Option<&Checkpoints>, stop_after: usize| {
+        let (stop, seen) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let progress = |samples: usize| {
+            let so_far = seen.fetch_add(samples, Ordering::Relaxed) + samples;
+            stop.fetch_or(so_far >= stop_after, Ordering::Relaxed);
+        };
+        let mut reference = runner(runtime, &subject, ExecutionProvider::Cuda(0));
+        let mut target = runner(runtime, &subject, ExecutionProvider::CudaTf32(0));
+        let mut targets: [&mut dyn Outputs; 1] = [&mut target];
+        let control = Control { threads: 2, stop: &stop, progress: &progress, checkpoints };
+        evaluate(&mut reference, &mut targets, &dataset, &indices, &options, control)
+            .map(|mut found| (found.ids, found.targets.remove(0).unwrap()))
+    };
+    let (ids, whole) = evaluate(None, usize::MAX).unwrap();
+    assert!(ids.len() == 150 && whole.outputs[0].sqnr_db.is_some());
+    for stop_after in [16, 64, 144] {
+        let folder = tempfile::tempdir().unwrap();
+        let hash = ContentHash::of_bytes(b"gpu");
+        let open = || Checkpoints::open(folder.path(), hash.clone(), std::time::Duration::ZERO).unwrap().0;
+        let stopped = evaluate(Some(&open()), stop_after).map(drop).unwrap_err().to_string();
+        assert!(stopped.contains("interrupted"), "{stopped}");
+        let (found_ids, found) = evaluate(Some(&open()), usize::MAX).unwrap();
+        assert!(found_ids == ids && found == whole, "stopped after {stop_after}: {found:?} is not {whole:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn shards_and_a_stopped_calibration_give_the_counts_of_a_whole_one() {
     let (runtime, subject) = subject();
     let dataset = RandomDataset::new(&subject.input_specs(), 150, 3).unwrap();
