@@ -16,7 +16,7 @@ use crate::{
     backend::{
         Backend, BackendError, BuildOptions, ExecutionProvider, Runner, TensorInfo,
         cuda::{CudaError, Device, PairComparer, Uploader, in_parts},
-        onnxruntime::OnnxRuntime,
+        onnxruntime::{DeviceRunner, OnnxRuntime},
     },
     compare::{
         SavedOutputs,
@@ -202,27 +202,38 @@ pub fn graphwise_on_device(
         (PairComparer::new(device, &stream).map_err(cuda)?, Uploader::new(device).map_err(cuda)?);
     let mut tensors = Vec::with_capacity(sites.len());
     let (mut read, mut most) = (0, usize::MAX);
-    let does_not_fit = |error: &BackendError| matches!(error, BackendError::Cuda(CudaError::OutOfMemory));
     for sites in sites.chunks(options.tensors_per_pass.max(1)) {
         let extra_outputs = sites.iter().map(|site| site.tensor.clone()).collect();
         let build = BuildOptions { extra_outputs, provider, ..plain(options.threads) };
-        let mut reference = runtime.build_on_device(reference, &build, device, &stream)?;
-        let mut target = runtime.build_on_device(target, &build, device, &stream)?;
-        let (names, mut accumulator) = accumulator(reference.outputs(), target.outputs(), sites);
+        let both = || -> Result<[DeviceRunner; 2], BackendError> {
+            let runner = |model| runtime.build_on_device(model, &build, device, &stream);
+            Ok([runner(reference)?, runner(target)?])
+        };
+        let first = both()?;
+        let (names, mut accumulator) = accumulator(first[0].outputs(), first[1].outputs(), sites);
+        let mut runners = Some(first);
         let send = |batch: &Batch, used| uploader.upload(&batch.inputs, None, used).ok();
         read = samples.for_each_sent(send, |batch, mut sent| {
             let ids: Vec<&str> = batch.ids.iter().map(String::as_str).collect();
-            in_parts(&mut most, ids.len(), does_not_fit, |range, _| {
+            in_parts(&mut most, ids.len(), BackendError::is_out_of_memory, |range, _| {
+                let [reference, target] = match &mut runners {
+                    Some(runners) => runners,
+                    none => none.insert(both()?),
+                };
                 let inputs = part(&batch.inputs, ids.len(), range.clone()).ok_or(CudaError::OutOfMemory)?;
                 reference.check(&inputs, None)?;
                 let staged = match sent.take().filter(|sent| sent.is_like(device, &inputs, None)) {
                     Some(sent) => sent,
                     None => uploader.upload(&inputs, None, None)?,
                 };
-                let both = (&mut reference, &mut target);
-                accumulator.run_batch_on_device(&ids[range.clone()], &staged, both.0, both.1, &comparer, &names)?;
-                sent = Some(staged).filter(|_| range.len() == ids.len());
-                Ok(())
+                let ids = &ids[range];
+                let ran = accumulator.run_batch_on_device(ids, &staged, reference, target, &comparer, &names);
+                if ran.is_err() {
+                    // A session keeps the memory that it has taken: what one took, the other would lack.
+                    runners = None;
+                }
+                sent = Some(staged).filter(|_| ids.len() == batch.ids.len() && ran.is_ok());
+                ran
             })?;
             Ok(sent)
         })?;

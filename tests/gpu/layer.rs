@@ -1,6 +1,11 @@
 //! The CUDA layer against expected bytes.
 
-use calib::backend::cuda::{CudaError, Device, Kernels, Source, capture, device_count};
+use calib::{
+    backend::cuda::{CudaError, Device, Kernels, Source, Uploader, capture, device_count},
+    tensor::{ElementType, TensorMap},
+};
+
+use super::values::{kind, tensor};
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
@@ -23,6 +28,35 @@ fn copies_between_pinned_host_and_device_keep_every_byte() {
     other.memcpy_dtoh(&copy, &mut back).unwrap();
     assert_eq!(back.as_slice().unwrap(), host.as_slice().unwrap());
     assert!(device.pinned::<u8>(0).is_err());
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn inputs_arrive_whole_in_memory_that_was_used_before() {
+    let device = Device::open(0).unwrap();
+    let (stream, uploader) = (device.stream().unwrap(), Uploader::new(&device).unwrap());
+    // Rows of 2.8 MB end within pieces; a larger input needs memory of its own, a smaller one leaves some unused.
+    let columns = 700_001;
+    let mut used = None;
+    for (seed, (rows, filled)) in
+        [(3, Some(5)), (1, None), (5, None), (2, Some(4)), (6, None), (6, Some(2))].into_iter().enumerate()
+    {
+        let values = tensor(&kind("normal", rows * columns, seed as u64), &[rows, columns], ElementType::F32);
+        let mut expected = values.view().values.bytes().to_vec();
+        let last = expected[expected.len() - 4 * columns..].to_vec();
+        (rows..filled.unwrap_or(rows)).for_each(|_| expected.extend(&last));
+        let inputs = TensorMap::from([("x".to_owned(), values)]);
+        let staged = uploader.upload(&inputs, filled, used.take()).unwrap();
+        assert!(staged.is_like(&device, &inputs, filled) && !staged.is_like(&device, &inputs, Some(99)));
+        let view = staged.tensors()[0].view(&stream).unwrap();
+        assert_eq!(view.shape(), [filled.map_or(rows, |filled| filled.max(rows)), columns]);
+        let mut found = vec![0_u8; 4 * view.len()];
+        // SAFETY: as many bytes as the view has.
+        unsafe { cudarc::driver::result::memcpy_dtoh_async(&mut found, view.address(), stream.cu_stream()) }.unwrap();
+        stream.synchronize().unwrap();
+        assert!(found == expected, "{rows} rows filled up to {filled:?}");
+        used = Some(staged);
+    }
 }
 
 #[test]

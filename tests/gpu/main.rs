@@ -2,6 +2,7 @@
 //! do to memory.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "what cannot fail in a test is a failure of the test")]
 
+mod analysis;
 mod evaluation;
 mod layer;
 mod magnitudes;

@@ -116,6 +116,20 @@ fn outputs_on_the_device_are_those_that_come_to_the_host() {
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
+fn shapes_in_turns_give_what_each_gives_alone() {
+    let fixture = fixture();
+    let options = BuildOptions { provider: ExecutionProvider::Cuda(0), ..BuildOptions::default() };
+    let build = || fixture.runtime.build(&fixture.model, &options).unwrap();
+    let mut runner = build();
+    // More shapes than keep their buffers.
+    for (seed, samples) in [1, 7, 2, 7, 3, 5, 4, 1, 7].into_iter().enumerate() {
+        let inputs = fixture.batch(samples, seed as u64);
+        assert!(runner.infer(&inputs).unwrap() == build().infer(&inputs).unwrap(), "{samples} samples, call {seed}");
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn histograms_made_on_the_device_are_those_made_on_the_host() {
     let fixture = fixture();
     let mut host = fixture.runtime.build(&fixture.model, &fixture.options(false)).unwrap();
