@@ -111,7 +111,7 @@ fn evaluated(samples: usize, batch: usize, memory: Option<usize>) -> (Comparison
 fn a_comparison_that_does_not_fit_goes_on_in_halves() {
     let (expected, halved_to) = evaluated(3000, 2048, None);
     assert_eq!((expected.samples, halved_to), (3000, None));
-    let (found, halved_to) = evaluated(3000, 2048, Some(300 << 20));
+    let (found, halved_to) = evaluated(3000, 2048, Some(1 << 30));
     assert!(halved_to.is_some_and(|batch| batch < 2048), "{halved_to:?}");
     assert_eq!((found.samples, found.outputs.len()), (3000, expected.outputs.len()));
     let (a, b) = (found.outputs[0].sqnr_db.unwrap(), expected.outputs[0].sqnr_db.unwrap());
