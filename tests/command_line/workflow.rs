@@ -95,6 +95,10 @@ fn batch_and_order_of_files_change_no_byte_of_the_table() {
     };
     let Some(one) = table("one.json", &["--threads", "1"]) else { return };
     assert_eq!(one, table("two.json", &["--threads", "1", "--batch", "3"]).unwrap());
+    // The samples that corrections of biases are measured on fill no batch of 64.
+    let corrected = table("corrected.json", &["--method", "mse"]).unwrap();
+    assert!(String::from_utf8_lossy(&corrected).contains("bias_corrections"));
+    assert_eq!(corrected, table("many.json", &["--method", "mse", "--batch", "64"]).unwrap());
 }
 
 #[test]

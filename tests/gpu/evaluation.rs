@@ -115,7 +115,8 @@ fn a_comparison_that_does_not_fit_goes_on_in_halves() {
     assert!(halved_to.is_some_and(|batch| batch < 2048), "{halved_to:?}");
     assert_eq!((found.samples, found.outputs.len()), (3000, expected.outputs.len()));
     let (a, b) = (found.outputs[0].sqnr_db.unwrap(), expected.outputs[0].sqnr_db.unwrap());
-    assert!((a - b).abs() < 1.0, "{a} and {b} dB");
+    // What TF32 rounds away depends on the kernels, and those on the batch.
+    assert!((a - b).abs() < 3.0, "{a} and {b} dB");
 }
 
 #[test]

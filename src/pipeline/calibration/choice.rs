@@ -12,6 +12,7 @@ use crate::{
     },
     calibrate::{CalibrateError, CalibrationTable, Choice, Histograms, Method, tables},
     compare::{CompareOptions, ComparisonResult},
+    dataset::PrefetchOptions,
     pipeline::{
         Control, PipelineError,
         evaluation::{EvaluateOptions, Outputs, evaluate},
@@ -97,7 +98,9 @@ impl Calibrator<'_> {
     /// Measures bias corrections of every ranked table on the fitting samples, and puts the table first, corrected or
     /// not, that measures best on the held-out ones.
     fn correct_biases(&self, ranked: &mut Ranked, parts: &Parts, options: &ChooseOptions) -> Result<(), PipelineError> {
-        let fit = &parts.fit[..parts.fit.len().min(CORRECTED) / self.options.batch.max(1) * self.options.batch.max(1)];
+        // One by one, unless the model fixes its batch: the means do not depend on how many run together elsewhere.
+        let batch = self.subject.fixed_batch().unwrap_or(1).max(1);
+        let fit = &parts.fit[..parts.fit.len().min(CORRECTED) / batch * batch];
         if fit.is_empty() || parts.held_out.is_empty() {
             return Ok(());
         }
@@ -109,7 +112,8 @@ impl Calibrator<'_> {
                 Err(OperatorError::NothingQuantized { .. }) => return Ok(()),
                 pair => pair.map_err(AnalysisError::from)?,
             };
-            let samples = Samples { dataset: self.dataset, indices: fit, reading: self.reading(&[]) };
+            let reading = PrefetchOptions { batch, ..self.reading(&[]) };
+            let samples = Samples { dataset: self.dataset, indices: fit, reading };
             let bias_corrections = mean_errors(&self.runtime, &pair, samples, self.options.threads)?;
             if bias_corrections.is_empty() {
                 return Ok(());
