@@ -4,6 +4,7 @@
 //! serves badly stay in FP32, with casts around them and a reason. Works alike on float models and behind Q/DQ, where
 //! a DequantizeLinear takes the type of its consumer and no cast is needed.
 
+mod forms;
 mod ranges;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,8 +28,6 @@ use crate::{
     tensor::{ElementType, Tensor, Values},
 };
 
-/// Have no 16-bit form in ONNX.
-const FP32_ONLY: &[&str] = &["Celu", "IsInf", "NonMaxSuppression", "Range"];
 /// Take any type without computing in it.
 const ANY_TYPE: &[&str] = &["Cast", "Shape", "Size"];
 /// Add up everything along some axes.
@@ -93,6 +92,8 @@ pub struct KeptFp32 {
 pub(super) struct Conversion<'c> {
     /// [`ElementType::F16`] or [`ElementType::Bf16`].
     pub target: ElementType,
+    /// Version of the standard operator set.
+    pub opset: i64,
     /// Whether nodes that nobody mentions are converted.
     pub by_default: bool,
     pub plan: &'c CompiledPlan,
@@ -194,7 +195,8 @@ impl Conversion<'_> {
         if kept || self.plan.precision(&name) == Some(Precision::Fp32) {
             return Some(Fp32Reason::Asked);
         }
-        if !node.is_standard() || FP32_ONLY.contains(&node.op_type()) || node.subgraphs().next().is_some() {
+        let is_missing = || forms::is_missing(node, self.target, self.opset);
+        if !node.is_standard() || node.subgraphs().next().is_some() || is_missing() {
             return Some(Fp32Reason::Operator);
         }
         if tensors().any(|tensor| !known.types.contains_key(tensor)) {

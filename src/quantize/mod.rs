@@ -271,6 +271,7 @@ fn convert_float_part(
     let keep = options.keep_fp32.iter().map(|pattern| plan::whole_name(pattern)).collect::<Result<Vec<_>, _>>()?;
     let conversion = convert::Conversion {
         target,
+        opset: model.opset("").ok_or(QuantizeError::NoOpset)?,
         by_default: [options.scheme.precision, options.high_precision].contains(&half),
         plan: &options.scheme.plan.compile()?,
         keep: &keep,

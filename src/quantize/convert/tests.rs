@@ -110,6 +110,37 @@ fn what_16_bits_serve_badly_stays_in_fp32_with_a_reason() {
     assert_eq!(data_type(result.model.graph(), "big"), Some(F32));
 }
 
+/// ONNX has no BF16 form of some operators that it has an FP16 form of, and a FP16 form of some in later versions only.
+#[test]
+fn operators_without_a_16_bit_form_in_this_version_stay_in_fp32() {
+    let kept = |opset: i64, precision: Precision| {
+        let model = TestModel::new(opset)
+            .input("x", &[1, 16])
+            .weight("w", &[16, 16])
+            .node(
+                NodeProto::new("Einsum", "einsum", &["x", "w"], &["e"])
+                    .with(AttributeProto::string("equation", "bi,ij->bj")),
+            )
+            .op("Shrink", &["e"], "shrunk")
+            .op("TopK", &["shrunk", "k"], "best")
+            .op("CumSum", &["best", "axis"], "sums")
+            .node(NodeProto::new("RandomNormalLike", "noise", &["sums"], &["n"]).with(AttributeProto::int("dtype", 1)))
+            .op("Mul", &["sums", "n"], "y")
+            .output("y", &[1, 4]);
+        let model = constant(model, "k", Values::I64(vec![4]));
+        let model = constant(model, "axis", Values::I64(vec![1]));
+        let scheme = SchemeOptions { precision, ..SchemeOptions::default() };
+        let options = QuantizeOptions { scheme, max_reduction_depth: usize::MAX, ..QuantizeOptions::default() };
+        let result = convert(model, &options, &[]);
+        let operator = result.kept_fp32.iter().filter(|kept| kept.reason == Fp32Reason::Operator);
+        operator.map(|kept| kept.node.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(13, Precision::Fp16), ["sums", "noise"]);
+    assert_eq!(kept(17, Precision::Fp16), ["noise"]);
+    assert_eq!(kept(17, Precision::Bf16), ["einsum", "shrunk", "best", "noise"]);
+    assert_eq!(kept(24, Precision::Bf16), ["einsum", "shrunk", "noise"]);
+}
+
 /// Linear attention: products of products, of which calibration observes the inputs only, divided by their sum.
 #[test]
 fn large_magnitudes_reach_through_tensors_that_were_not_observed() {
