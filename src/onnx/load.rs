@@ -116,6 +116,21 @@ impl Model {
     }
 }
 
+/// Files that are taken for models: where they have which bytes, and what they are. None of these bytes begins a model:
+/// its first field is the version of the format.
+const OTHER_FILES: [(usize, &[u8], &str); 6] = [
+    (
+        0,
+        b"PK\x03\x04",
+        "it is a Zip archive, such as a PyTorch checkpoint or .npz; export the model with torch.onnx.export",
+    ),
+    (0, b"\x89PNG", "it is a PNG image"),
+    (0, b"\xff\xd8\xff", "it is a JPEG image"),
+    (0, b"\x89HDF", "it is an HDF5 file, such as a Keras model; convert it with tf2onnx"),
+    (0, b"\x1f\x8b", "it is compressed with gzip; unpack it"),
+    (4, b"TFL3", "it is a TensorFlow Lite model; convert it with tf2onnx"),
+];
+
 fn decode(bytes: &Bytes, name: &str) -> Result<ModelProto, ModelError> {
     let not_a_model = |reason: &str| ModelError::NotAModel { model: name.to_owned(), reason: reason.to_owned() };
     if bytes.is_empty() {
@@ -126,6 +141,11 @@ fn decode(bytes: &Bytes, name: &str) -> Result<ModelProto, ModelError> {
     }
     if bytes.iter().take(64).all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace()) {
         return Err(not_a_model("it is text"));
+    }
+    if let Some((.., what)) =
+        OTHER_FILES.iter().find(|(at, magic, _)| bytes[(*at).min(bytes.len())..].starts_with(magic))
+    {
+        return Err(not_a_model(what));
     }
     scan(bytes).map_err(|source| ModelError::Scan { model: name.to_owned(), source })?;
     let proto =

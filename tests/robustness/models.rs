@@ -176,6 +176,9 @@ pub fn broken() -> Vec<(&'static str, &'static str, Vec<u8>)> {
                 graph.output.push(float("filled", &[40_000, 40_000]));
             }),
         ),
+        ("a checkpoint of PyTorch", "it is a Zip archive", b"PK\x03\x04\x14\0\0\0".to_vec()),
+        ("a picture", "it is a PNG image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec()),
+        ("a model of TensorFlow Lite", "it is a TensorFlow Lite model", b"\x1c\0\0\0TFL3\0\0".to_vec()),
         ("a page instead of a model", "it is text", b"<html><body>404 Not Found</body></html>".to_vec()),
         ("no graph", "graph", ModelProto { ir_version: Some(8), ..Default::default() }.encode_to_vec()),
         ("3000 nested graphs", "deep", model(vec![deep], vec![]).encode_to_vec()),

@@ -45,6 +45,7 @@ pub enum Rule {
     DynamicAxes,
     InitializerIsInput,
     AlreadyQuantized,
+    Random,
     Functions,
 }
 
@@ -223,6 +224,13 @@ mod tests {
         finds(&[(WARNING, Rule::AlreadyQuantized)], "already quantized: 1 nodes (`q`)", |model| {
             let node = NodeProto::new("QuantizeLinear", "q", &["h", "w", ""], &["hq"]);
             model.graph_mut().node.push(node.with(AttributeProto::int("axis", 0)));
+        });
+    }
+
+    #[test]
+    fn nodes_that_draw_random_numbers_are_named() {
+        finds(&[(WARNING, Rule::Random)], "1 nodes draw random numbers (`noise`)", |model| {
+            model.graph_mut().node.push(NodeProto::new("RandomNormalLike", "noise", &["h"], &["n"]));
         });
     }
 

@@ -97,10 +97,13 @@ pub(super) fn check(model: &Model, findings: &mut Findings) {
     let mut used: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
     collect(&model.graph().node, &mut used);
     let functions: HashSet<(&str, &str)> = model.proto.functions.iter().map(|f| (f.domain(), f.name())).collect();
-    let mut quantized = Vec::new();
+    let (mut quantized, mut random) = (Vec::new(), Vec::new());
     for ((domain, op_type), nodes) in used {
         if is_quantized(&op_type) {
             quantized.extend(nodes.iter().cloned());
+        }
+        if domain.is_empty() && RANDOM.contains(&op_type.as_str()) {
+            random.extend(nodes.iter().cloned());
         }
         if functions.contains(&(domain.as_str(), op_type.as_str())) {
             continue;
@@ -121,7 +124,18 @@ pub(super) fn check(model: &Model, findings: &mut Findings) {
         |count, names| format!("the model is already quantized: {count} nodes ({names})"),
         "start from the float model; its scales are kept only where nothing is quantized again",
     );
+    findings.add(
+        Severity::Warning,
+        Rule::Random,
+        random,
+        |count, names| format!("{count} nodes draw random numbers ({names})"),
+        "comparisons measure these too; export the model for inference, or with the numbers as an input",
+    );
 }
+
+/// Operators whose results differ from call to call.
+const RANDOM: [&str; 6] =
+    ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"];
 
 fn standard_operator(op_type: &str, opset: i64, nodes: Vec<String>, findings: &mut Findings) {
     let (message, hint): (String, &str) = match (since(op_type), replaced_by(op_type, opset)) {
