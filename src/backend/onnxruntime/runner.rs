@@ -51,7 +51,7 @@ impl Runner for SessionRunner {
             .map(|(name, tensor)| Ok((Cow::Borrowed(name.as_str()), lend(tensor.view())?)))
             .collect::<ort::Result<Vec<_>>>()
             .map_err(|error| failed(&error))?;
-        let outputs = self.built.session.run(lent).map_err(|error| failed(&error))?;
+        let outputs = self.built.session.run(lent).map_err(|error| failed_on(&self.inputs, inputs, &error))?;
         let values: Vec<_> = outputs.iter().collect();
         let mut looked = Vec::with_capacity(values.len());
         for (name, value) in &values {
@@ -99,6 +99,35 @@ pub(super) fn run_failed(error: &ort::Error) -> BackendError {
     BackendError::Run { runtime: RUNTIME, reason: reason(error) }
 }
 
+/// The same, with what may be at fault where the model leaves sizes open.
+fn failed_on(expected: &[TensorInfo], given: &TensorMap, error: &ort::Error) -> BackendError {
+    let mut reason = reason(error);
+    if let Some(hint) = expected.iter().find_map(|info| open_size(info, given.get(&info.name)?.shape())) {
+        reason.push_str(&hint);
+    }
+    BackendError::Run { runtime: RUNTIME, reason }
+}
+
+/// What to change where a model that leaves extents of an input open fails on the ones that it was given.
+fn open_size(info: &TensorInfo, given: &[usize]) -> Option<String> {
+    let (batch, sizes) = info.shape.split_first()?;
+    let (name, declared) = (&info.name, display_shape(&info.shape));
+    if sizes.contains(&None) {
+        let example: Vec<String> = info
+            .shape
+            .iter()
+            .map(|extent| extent.map_or_else(|| "N".to_owned(), |extent| extent.to_string()))
+            .collect();
+        return Some(format!(
+            "; input `{name}` is declared as {declared} and got {given:?}, which the model may not work with: bind the sizes \
+             that it was made for with --shape {name}={} (a number for each N), or give data of such sizes",
+            example.join("x")
+        ));
+    }
+    (batch.is_none() && given.first().is_some_and(|&samples| samples > 1))
+        .then(|| format!("; input `{name}` got {given:?}: if the model works with single samples only, use --batch 1"))
+}
+
 /// Compares what is given with what the model takes.
 pub(crate) fn check_inputs(expected: &[TensorInfo], given: &TensorMap) -> Result<(), BackendError> {
     let refuse = |name: &str, reason: String| Err(BackendError::Input { name: name.to_owned(), reason });
@@ -109,7 +138,7 @@ pub(crate) fn check_inputs(expected: &[TensorInfo], given: &TensorMap) -> Result
         if info.element_type.is_some_and(|element_type| element_type != tensor.element_type()) {
             let expected = info.element_type.map_or("another type", |element_type| element_type.name());
             let reason = format!(
-                "the model takes {expected}, but {} was given; set the input's type in [preprocess], or convert the data",
+                "the model takes {expected}, but {} was given; convert the array, as in NumPy's astype(\"{expected}\")",
                 tensor.element_type()
             );
             return refuse(&info.name, reason);
@@ -137,14 +166,20 @@ fn shape_mismatch(expected: &[Option<usize>], tensor: &Tensor) -> Option<String>
     let mut reason = format!("the model takes the shape {}, but {given:?} was given; ", display_shape(expected));
     let different: Vec<usize> =
         expected.iter().zip(given).enumerate().filter(|(_, pair)| !fits(*pair)).map(|(axis, _)| axis).collect();
-    let _ = if expected.len() != given.len() {
+    let _ = if expected.is_empty() {
+        write!(reason, "if it leaves the rank of the input open, bind it with --shape, as in --shape input=1x3x224x224")
+    } else if expected.len() != given.len() {
         write!(reason, "it needs {} axes, not {}", expected.len(), given.len())
     } else if different == [0] {
         write!(reason, "set the batch size to {}", expected[0].unwrap_or(1))
     } else if expected.len() == 4 && is_channels(expected, given) {
-        write!(reason, "the layout looks swapped: set `layout` in [preprocess] to the other of NCHW and NHWC")
+        write!(
+            reason,
+            "the layout looks swapped: transpose the arrays, or for images set `layout` in [preprocess] to the other of \
+             NCHW and NHWC"
+        )
     } else {
-        write!(reason, "set the image size (resize and crop) in [preprocess] to the model's")
+        write!(reason, "give arrays of that size, or for images set resize and crop in [preprocess] to it")
     };
     Some(reason)
 }

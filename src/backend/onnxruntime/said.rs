@@ -30,7 +30,10 @@ fn place(text: &str) -> Option<usize> {
             ')' => depth = depth.checked_sub(1)?,
             _ => {}
         }
-        (c == ')' && depth == 0 && text[at + 1..].starts_with(' ')).then_some(at + 2)
+        let behind = &text[at + 1..];
+        // `>` closes the lambda of a function: `OUTER(TYPES)::<lambda(TYPES)> `.
+        let ends = behind.starts_with(' ') || behind.starts_with("> ");
+        (c == ')' && depth == 0 && ends).then(|| at + 1 + behind.find(' ').unwrap_or(0) + 1)
     })?;
     Some(if text[end..].starts_with("const ") { end + "const ".len() } else { end })
 }
@@ -51,6 +54,10 @@ mod tests {
                 "Status Message: /onnxruntime_src/core/bfc_arena.cc:360 void* Arena::Allocate(size_t, bool) const Failed \
                  to allocate 4 bytes",
                 "Status Message: Failed to allocate 4 bytes",
+            ),
+            (
+                "Exception: /onnxruntime_src/text.cc:235 Locale::Locale(const std::string&)::<lambda()> No such locale",
+                "Exception: No such locale",
             ),
             ("/onnxruntime_src/a.cc:1 without a signature", "/onnxruntime_src/a.cc:1 without a signature"),
             (

@@ -61,10 +61,18 @@ pub(super) fn build(
     let mut in_float32 = BTreeMap::new();
     // Every round puts at least one more node into float32, and none has two.
     for _ in 0..=model.graph().node.len() {
-        let error = match build_as_it_is(loaded, &model, options, stream) {
+        let mut error = match build_as_it_is(loaded, &model, options, stream) {
             Ok(built) => return Ok(Built { in_float32, ..built }),
             Err(error) => error,
         };
+        if let (BackendError::Build { reason, .. }, ExecutionProvider::Cpu) = (&mut error, options.provider)
+            && missing_kernel(reason).is_some()
+        {
+            reason.push_str("; its CPU provider has no kernel for this node in the types of its inputs");
+            if has_half(model.graph()) {
+                reason.push_str(": a GPU runs it (ort-cuda:FILE, --provider cuda)");
+            }
+        }
         let missing = match &error {
             BackendError::Build { reason, .. } if options.provider.gpu().is_some() => missing_kernel(reason),
             _ => None,

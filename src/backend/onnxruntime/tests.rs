@@ -113,14 +113,33 @@ fn inputs_that_do_not_fit_are_explained() {
     assert_eq!(error, "input `x`: it is missing; the data has `image`");
     let error = refused("x", zeros(&[1, 3, 224, 224]));
     assert!(error.contains("takes the shape [any, 3, 224, 320], but [1, 3, 224, 224] was given"), "{error}");
-    assert!(error.ends_with("set the image size (resize and crop) in [preprocess] to the model's"), "{error}");
+    assert!(error.ends_with("for images set resize and crop in [preprocess] to it"), "{error}");
     assert!(refused("x", zeros(&[1, 224, 320, 3])).contains("NCHW and NHWC"));
     assert!(refused("x", zeros(&[3, 224, 320])).contains("it needs 4 axes, not 3"));
     let bytes = Tensor::new(vec![1, 3, 1, 1], Values::zeros(ElementType::U8, 3)).unwrap();
-    assert!(refused("x", bytes).contains("the model takes float32, but uint8 was given"));
+    let error = refused("x", bytes);
+    assert!(error.contains("the model takes float32, but uint8 was given; convert the array"), "{error}");
     let two = TensorMap::from([("x".to_owned(), zeros(&[1, 3, 224, 320])), ("z".to_owned(), zeros(&[1]))]);
     let error = runner.infer(&two).unwrap_err().to_string();
     assert_eq!(error, "input `z`: the model has no such input; it takes `x`");
+}
+
+#[test]
+fn a_run_that_fails_on_open_sizes_says_how_to_bind_them() {
+    let Some(runtime) = runtime() else { return };
+    let refused = |declared: &[i64], given: &[usize]| {
+        let node = NodeProto::new("Reshape", "r", &["x", "shape"], &["y"]);
+        let shape = Tensor::new(vec![1], Values::I64(vec![8])).unwrap();
+        let model = model(vec![node], float_info("x", declared), "y", vec![TensorProto::from_tensor("shape", shape)]);
+        let mut runner = runtime.build(&model, &BuildOptions::default()).unwrap();
+        let x = floats(given, &vec![0.0; given.iter().product()]);
+        runner.infer(&TensorMap::from([("x".to_owned(), x)])).unwrap_err().to_string()
+    };
+    let error = refused(&[-1, 2, -1], &[1, 2, 3]);
+    assert!(error.contains("`x` is declared as [any, 2, any] and got [1, 2, 3]"), "{error}");
+    assert!(error.contains("--shape x=Nx2xN"), "{error}");
+    assert!(refused(&[-1, 8], &[2, 8]).ends_with("if the model works with single samples only, use --batch 1"));
+    assert!(!refused(&[1, 3], &[1, 3]).contains("--"));
 }
 
 #[test]
