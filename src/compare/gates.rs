@@ -55,6 +55,26 @@ metrics! {
     LabelMeanIou "label_mean_iou" AtLeast "mean intersection over union with the label masks";
 }
 
+impl Metric {
+    /// The least value of a metric that is a share of something, 1 being the most; `None` for others.
+    fn least(self) -> Option<i8> {
+        match self {
+            Self::SqnrDb | Self::RelL2 | Self::MaxAbs | Self::MeanAbs => None,
+            Self::Cosine | Self::AccuracyDrop => Some(-1),
+            Self::Top1
+            | Self::Top5
+            | Self::Top5Set
+            | Self::RefTop1InTop5
+            | Self::Accuracy
+            | Self::AccuracyTop5
+            | Self::PixelAgreement
+            | Self::MeanIou
+            | Self::PixelAccuracy
+            | Self::LabelMeanIou => Some(0),
+        }
+    }
+}
+
 /// A gate could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GateError {
@@ -69,6 +89,16 @@ pub enum GateError {
     /// Not of the form `metric=threshold`.
     #[error("gate `{0}` is not of the form metric=threshold with a finite number, as in top1=0.98")]
     Form(String),
+    /// A threshold that no value of the metric, or every one, passes.
+    #[error("gate `{gate}`: {metric} lies between {least} and 1; write {metric}=0.98 for 98 %")]
+    Range {
+        /// The whole text.
+        gate: String,
+        /// The metric's name.
+        metric: &'static str,
+        /// The least value there is.
+        least: i8,
+    },
 }
 
 fn known() -> String {
@@ -110,7 +140,11 @@ impl FromStr for Gate {
         let metric = Metric::ALL.iter().copied().find(|metric| metric.name() == name);
         let metric = metric.ok_or_else(|| GateError::Unknown { name: name.to_owned(), gate: text.to_owned() })?;
         let threshold = threshold.trim().parse().ok().filter(|x: &f64| x.is_finite());
-        Ok(Self { metric, threshold: threshold.ok_or_else(|| GateError::Form(text.to_owned()))? })
+        let threshold = threshold.ok_or_else(|| GateError::Form(text.to_owned()))?;
+        if let Some(least) = metric.least().filter(|&least| !(f64::from(least)..=1.0).contains(&threshold)) {
+            return Err(GateError::Range { gate: text.to_owned(), metric: metric.name(), least });
+        }
+        Ok(Self { metric, threshold })
     }
 }
 
@@ -284,6 +318,11 @@ mod tests {
         assert!(error("topp=1").starts_with("unknown metric `topp` in gate `topp=1`; known are top1, top5, "));
         assert!(error("top1").contains("metric=threshold"));
         assert!(error("top1=nan").contains("finite number"));
+        assert_eq!(error("top1=98"), "gate `top1=98`: top1 lies between 0 and 1; write top1=0.98 for 98 %");
+        assert!(
+            error("accuracy=-0.1").contains("between 0 and 1") && error("accuracy_drop=2").contains("between -1 and 1")
+        );
+        assert!("sqnr_db=98".parse::<Gate>().is_ok() && "accuracy_drop=-0.01".parse::<Gate>().is_ok());
         assert_eq!("top1=0.98".parse::<Gate>().unwrap().to_string(), "top1=0.98");
     }
 }

@@ -166,6 +166,24 @@ impl ComparisonResult {
     pub fn map(&self) -> Option<&TaskResult> {
         self.tasks.iter().find(|task| task.segmentation.is_some())
     }
+
+    /// A sentence for every output with NaN or infinities that are not the same on both sides: the numeric differences
+    /// leave them out.
+    pub fn non_finite_warnings(&self) -> Vec<String> {
+        let differing = self.non_finite.iter().filter(|(_, counts)| counts.differing > 0);
+        let sentence = |(output, counts): (&String, &NonFinite)| {
+            format!(
+                "output `{output}` has {} values that are NaN or infinite in one model and not in the other ({} NaN and {} \
+                 infinite in the reference, {} and {} in the target); SQNR and the other differences leave them out",
+                counts.differing,
+                counts.reference_nan,
+                counts.reference_infinite,
+                counts.target_nan,
+                counts.target_infinite
+            )
+        };
+        differing.map(sentence).collect()
+    }
 }
 
 /// Figures of an output that is a classification or a map.
