@@ -161,3 +161,68 @@ fn whole_chains_equal_pillow_and_numpy_to_the_last_bit() {
         }
     }
 }
+
+/// Ids, labels and notes of the data at `path`, as a model of one input of 8 × 8 takes them.
+fn listed(path: &Path) -> (Vec<(String, Option<u32>)>, Vec<String>) {
+    let shape = vec![Some(1), Some(3), Some(8), Some(8)];
+    let input = InputSpec { name: "x".to_owned(), element_type: Some(ElementType::F32), shape };
+    let preprocess = Preprocess { resize: Some(Extent::Exact([8, 8])), ..Preprocess::default() };
+    let collection = open(&DataOptions {
+        path,
+        labels: None,
+        classes: &BTreeMap::from([(7, "hen".to_owned())]),
+        inputs: &[input],
+        preprocess: Some(&preprocess),
+    })
+    .unwrap();
+    let dataset = &*collection.dataset;
+    let samples = (0..dataset.len()).map(|index| {
+        assert!(dataset.sample(index).is_ok(), "{}", dataset.id(index));
+        (dataset.id(index).to_owned(), dataset.label(index))
+    });
+    (samples.collect(), collection.notes)
+}
+
+fn write_picture(path: &Path) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    image::RgbImage::new(9, 9).save(path).unwrap();
+}
+
+#[test]
+fn lists_may_have_a_header_a_byte_order_mark_names_of_classes_and_paths_of_windows() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a.png", "in/b c.png"] {
+        write_picture(&folder.path().join(name));
+    }
+    let list = folder.path().join("list.txt");
+    for (text, second) in [
+        ("a.png,3\nin/b c.png,4\n", "in/b c.png"),
+        ("file,label\r\na.png,3\r\nin/b c.png,4\r\n", "in/b c.png"),
+        ("\u{feff}a.png 3\nin/b c.png 4\n", "in/b c.png"),
+        ("file,label,name\na.png,3,hen\nin/b c.png,4,cock\n", "in/b c.png"),
+        ("a.png\t3\nin\\b c.png\t4\n", "in\\b c.png"),
+    ] {
+        std::fs::write(&list, text).unwrap();
+        let expected = vec![("a.png".to_owned(), Some(3)), (second.to_owned(), Some(4))];
+        assert_eq!(listed(&list).0, expected, "{text}");
+    }
+    std::fs::write(&list, "a.png\nin/b c.png\n").unwrap();
+    assert!(listed(&list).0.iter().all(|(_, label)| label.is_none()));
+}
+
+#[test]
+fn class_folders_that_are_merely_counted_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["hen/a.png", "tench/b.png"] {
+        write_picture(&folder.path().join(name));
+    }
+    let (samples, notes) = listed(folder.path());
+    assert_eq!(samples.iter().map(|(_, label)| label.unwrap()).collect::<Vec<_>>(), [0, 1]);
+    assert!(notes[0].contains("`hen` being class 0 and `tench` class 1"), "{notes:?}");
+    assert!(notes[0].contains("since `tench` stands in no class list"), "{notes:?}");
+    std::fs::remove_dir_all(folder.path().join("tench")).unwrap();
+    write_picture(&folder.path().join("7/b.png"));
+    std::fs::rename(folder.path().join("hen"), folder.path().join("2")).unwrap();
+    let (samples, notes) = listed(folder.path());
+    assert_eq!((samples[0].1, samples[1].1, notes.len()), (Some(2), Some(7), 0));
+}

@@ -158,6 +158,7 @@ impl<'a> Job<'a> {
             ));
         }
         self.note_labels();
+        self.notes.extend(self.session.data.collection.notes.iter().cloned());
         if let Found::Measured(..) | Found::Assumed(_) | Found::BesideModel(_) = self.session.data.provenance {
             self.notes.push(format!("preprocessing: {}", self.session.data.provenance.describe()));
         }

@@ -262,6 +262,9 @@ impl Session {
             };
             open_data(&subject, &settings, &mut reference, &evaluate, control)?
         };
+        for note in &data.collection.notes {
+            printer.warn(note);
+        }
         match &data.provenance {
             Provenance::Given(_) | Provenance::None => {}
             other => {
@@ -381,11 +384,20 @@ impl Session {
 }
 
 fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data, PipelineError> {
+    if let Some(file) = &config.labels {
+        let reason = format!("random inputs have no right answers, so {} is of no use; leave it out", file.display());
+        return Err(PipelineError::Input(reason));
+    }
     let evaluation = if config.eval_samples == 0 { config.calib_samples } else { config.eval_samples };
     let count = config.calib_samples.saturating_add(evaluation);
     let dataset = RandomDataset::new(&subject.input_specs(), count, config.seed).map_err(PipelineError::Input)?;
-    let collection =
-        Collection { dataset: Box::new(dataset), passed_over: Vec::new(), names: BTreeMap::new(), label_source: None };
+    let collection = Collection {
+        dataset: Box::new(dataset),
+        passed_over: Vec::new(),
+        names: BTreeMap::new(),
+        label_source: None,
+        notes: Vec::new(),
+    };
     Ok(Data { collection, preprocess: None, provenance: Provenance::None })
 }
 

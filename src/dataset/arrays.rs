@@ -17,6 +17,8 @@ pub(super) struct ArrayDataset {
     labels: Vec<Option<u32>>,
     source: Source,
     inputs: Vec<InputSpec>,
+    /// How arrays were matched with inputs, where that is not by name or not all of them.
+    notes: Vec<String>,
 }
 
 enum Source {
@@ -36,6 +38,11 @@ impl ArrayDataset {
         } else {
             read_npz(path).map_err(array_error)?
         };
+        let mut notes: Vec<String> = match_note(path, &arrays, inputs).into_iter().collect();
+        if path.extension().is_some_and(|ending| ending == "npy") {
+            // It has no name.
+            notes.clear();
+        }
         let arrays = match_inputs(arrays, inputs).map_err(|reason| invalid(path, reason))?;
         // Without values, any number of samples takes no room in the file.
         if arrays.values().all(|tensor| tensor.values().view().is_empty()) {
@@ -50,13 +57,16 @@ impl ArrayDataset {
             return Err(invalid(path, format!("the first axis must count the samples alike; found {list}")));
         };
         let ids = (0..count).map(|index| format!("{index}")).collect();
-        Ok(Self::new(ids, Source::Stacked(arrays), inputs))
+        Ok(Self { notes, ..Self::new(ids, Source::Stacked(arrays), inputs) })
     }
 
     /// A folder of `.npz` files, one sample each.
     pub(super) fn files(folder: &Path, files: Vec<String>, inputs: &[InputSpec]) -> Self {
-        let paths = files.iter().map(|name| folder.join(name)).collect();
-        Self::new(files, Source::Files(paths), inputs)
+        let paths: Vec<PathBuf> = files.iter().map(|name| folder.join(name)).collect();
+        // The others are read when their turn comes; a first one that cannot be read is a bad sample then.
+        let first = paths.first().and_then(|path| Some((path, read_npz(path).ok()?)));
+        let notes = first.and_then(|(path, arrays)| match_note(path, &arrays, inputs)).into_iter().collect();
+        Self { notes, ..Self::new(files, Source::Files(paths), inputs) }
     }
 
     /// Polygraphy's `--save-inputs` JSON: a list of feed dictionaries whose arrays are base64 `.npy` files.
@@ -68,20 +78,29 @@ impl ArrayDataset {
             .as_array()
             .or_else(|| json.get("lst").and_then(Value::as_array))
             .ok_or_else(|| invalid(path, "a list of inputs is expected".to_owned()))?;
+        let mut notes = Vec::new();
         let feeds = list
             .iter()
             .enumerate()
             .map(|(index, feed)| {
                 let arrays = feed_arrays(feed).map_err(|reason| invalid(path, format!("entry {index}: {reason}")))?;
+                if index == 0 {
+                    notes.extend(match_note(path, &arrays, inputs));
+                }
                 match_inputs(arrays, inputs).map_err(|reason| invalid(path, format!("entry {index}: {reason}")))
             })
             .collect::<Result<Vec<_>, _>>()?;
         let ids = (0..feeds.len()).map(|index| format!("{index}")).collect();
-        Ok(Self::new(ids, Source::Listed(feeds), inputs))
+        Ok(Self { notes, ..Self::new(ids, Source::Listed(feeds), inputs) })
     }
 
     fn new(ids: Vec<String>, source: Source, inputs: &[InputSpec]) -> Self {
-        Self { labels: vec![None; ids.len()], ids, source, inputs: inputs.to_vec() }
+        Self { labels: vec![None; ids.len()], ids, source, inputs: inputs.to_vec(), notes: Vec::new() }
+    }
+
+    /// How arrays were matched with inputs, where that is not by name or not all of them.
+    pub(super) fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     pub(super) fn set_labels(&mut self, labels: Vec<Option<u32>>) {
@@ -119,6 +138,23 @@ fn match_inputs(mut arrays: TensorMap, inputs: &[InputSpec]) -> Result<TensorMap
         inputs.iter().map(|input| input.name.as_str()).filter(|name| !arrays.contains_key(*name)).collect();
     let found: Vec<&str> = arrays.keys().map(String::as_str).collect();
     Err(format!("the inputs `{}` are missing; the arrays are `{}`", missing.join("`, `"), found.join("`, `")))
+}
+
+/// What [`match_inputs`] does besides taking every array for the input of its name.
+fn match_note(path: &Path, arrays: &TensorMap, inputs: &[InputSpec]) -> Option<String> {
+    let is_input = |name: &String| inputs.iter().any(|input| input.name == *name);
+    let others: Vec<&str> = arrays.keys().filter(|name| !is_input(name)).map(String::as_str).collect();
+    match (inputs, &others[..]) {
+        ([], _) | (_, []) => None,
+        ([input], [other]) if arrays.len() == 1 => {
+            Some(format!("{}: its only array `{other}` is taken for the input `{}`", path.display(), input.name))
+        }
+        _ => Some(format!(
+            "{}: the model has no inputs of the names of the arrays `{}`, which are not used",
+            path.display(),
+            others.join("`, `")
+        )),
+    }
 }
 
 fn invalid(path: &Path, reason: String) -> DatasetError {
@@ -220,6 +256,24 @@ mod tests {
         assert_eq!(sample["b"], Tensor::from_f32(vec![], vec![6.0]).unwrap());
         let error = ArrayDataset::stacked(&path, &[spec("a"), spec("c")]).err().unwrap().to_string();
         assert!(error.contains("`c` are missing") && error.contains("`a`, `b`"), "{error}");
+    }
+
+    #[test]
+    fn arrays_that_are_not_used_or_go_by_another_name_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let stacked = |names: &[&str], inputs: &[&str]| {
+            let path = folder.path().join("x.npz");
+            let array = |name: &&str| ((*name).to_owned(), Tensor::from_f32(vec![2], vec![1.0, 2.0]).unwrap());
+            write_npz(&path, &names.iter().map(array).collect()).unwrap();
+            let inputs: Vec<InputSpec> = inputs.iter().map(|name| spec(name)).collect();
+            let of_folder = ArrayDataset::files(folder.path(), vec!["x.npz".to_owned()], &inputs);
+            let data = ArrayDataset::stacked(&path, &inputs).unwrap();
+            assert_eq!(data.notes(), of_folder.notes());
+            data.notes().join("; ")
+        };
+        assert_eq!(stacked(&["a", "b"], &["a", "b"]), "");
+        assert!(stacked(&["a", "label", "n"], &["a"]).contains("`label`, `n`, which are not used"));
+        assert!(stacked(&["pixels"], &["a"]).contains("its only array `pixels` is taken for the input `a`"));
     }
 
     #[test]

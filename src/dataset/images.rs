@@ -259,19 +259,29 @@ fn escape(name: &std::ffi::OsStr) -> String {
 }
 
 /// Labels from class folders: names that are all numbers are class indices, names in `classes` are looked up,
-/// otherwise folders count from 0 in their order.
-pub(super) fn folder_labels(listing: &Listing, classes: &BTreeMap<u32, String>) -> Vec<Option<u32>> {
+/// otherwise folders count from 0 in their order, and a sentence says so.
+pub(super) fn folder_labels(listing: &Listing, classes: &BTreeMap<u32, String>) -> (Vec<Option<u32>>, Option<String>) {
     let numbers: Option<BTreeMap<&str, u32>> =
         listing.classes.iter().map(|name| Some((name.as_str(), name.parse().ok()?))).collect();
     let by_name: BTreeMap<&str, u32> = classes.iter().map(|(&index, name)| (name.as_str(), index)).collect();
     let known = listing.classes.iter().all(|name| by_name.contains_key(name.as_str()));
+    let counted = (numbers.is_none() && !known).then(|| {
+        let (first, last) = (listing.classes.first().map_or("", String::as_str), listing.classes.len().saturating_sub(1));
+        let unknown = listing.classes.iter().find(|name| !classes.is_empty() && !by_name.contains_key(name.as_str()));
+        let unknown = unknown.map_or_else(String::new, |name| format!(", since `{name}` stands in no class list"));
+        format!(
+            "labels are the places of the class folders in the order of their names, `{first}` being class 0 and `{}` class \
+             {last}{unknown}; name the model's classes with --classes where it counts them otherwise",
+            listing.classes.last().map_or("", String::as_str)
+        )
+    });
     let indices = match numbers {
         Some(numbers) => numbers,
         None if known => by_name,
         None => listing.classes.iter().enumerate().map(|(index, name)| (name.as_str(), index as u32)).collect(),
     };
     let label = |id: &str| id.split_once('/').and_then(|(folder, _)| indices.get(folder).copied());
-    listing.files.iter().map(|(id, _)| label(id)).collect()
+    (listing.files.iter().map(|(id, _)| label(id)).collect(), counted)
 }
 
 #[cfg(test)]
@@ -302,7 +312,7 @@ mod tests {
         let listing = list(folder.path(), &["png"]).unwrap();
         let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
         assert_eq!(ids, ["10/a b.png", "2/c\nd.PNG"]);
-        assert_eq!(folder_labels(&listing, &BTreeMap::new()), [Some(10), Some(2)]);
+        assert_eq!(folder_labels(&listing, &BTreeMap::new()), (vec![Some(10), Some(2)], None));
         assert_eq!(listing.skipped.len(), 1);
     }
 

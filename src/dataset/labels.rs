@@ -79,16 +79,18 @@ impl Labels {
     }
 }
 
-fn is_header(file: &str, label: &str) -> bool {
+pub(super) fn is_header(file: &str, label: &str) -> bool {
     let known = ["file", "filename", "path", "image", "name", "id", "label", "class", "index", "target"];
     known.iter().any(|word| file.to_lowercase().contains(word)) || known.contains(&label.to_lowercase().as_str())
 }
 
-/// Rows with their line numbers; commas make it a CSV, otherwise the last word of a line is the label.
+/// Rows with their line numbers; commas, semicolons or tabs in the first line separate columns, otherwise the last word
+/// of a line is the label.
 pub(super) fn rows(text: &str, path: &Path) -> Result<Vec<(usize, Vec<String>)>, DatasetError> {
     let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
-    if first.contains(',') {
+    if let Some(&delimiter) = [b',', b';', b'\t'].iter().find(|&&delimiter| first.contains(char::from(delimiter))) {
         let mut reader = csv::ReaderBuilder::new()
+            .delimiter(delimiter)
             .has_headers(false)
             .flexible(true)
             .trim(csv::Trim::All)
@@ -161,7 +163,13 @@ mod tests {
 
     #[test]
     fn csv_with_and_without_header_and_plain_lines() {
-        for text in ["file,label,name\na.jpg,3,cat\nb/c.jpg,4\n", "a.jpg, 3,cat\nb/c.jpg,4", "a.jpg 3\nb/c.jpg\t4\n"] {
+        for text in [
+            "file,label,name\na.jpg,3,cat\nb/c.jpg,4\n",
+            "a.jpg, 3,cat\nb/c.jpg,4",
+            "a.jpg 3\nb/c.jpg\t4\n",
+            "file\tlabel\tname\na.jpg\t3\tcat\nb/c.jpg\t4\n",
+            "file;label;name\na.jpg;3;a, b\nb/c.jpg;4;\n",
+        ] {
             let labels = load(text).unwrap();
             assert_eq!(labels.assign(&["x/a.jpg", "b/c.jpg", "d.jpg"]).unwrap(), [Some(3), Some(4), None], "{text}");
         }

@@ -77,7 +77,10 @@ impl Masks {
         let found: Vec<Option<PathBuf>> = ids.iter().map(find).collect();
         if found.iter().all(Option::is_none) {
             let (mask, sample) = (self.by_name.keys().next().map_or("", String::as_str), ids.first().unwrap_or(&""));
-            let reason = format!("no mask has the name of a sample: there is `{mask}`, and the data has `{sample}`");
+            let reason = format!(
+                "no mask has the name of a sample: there is `{mask}`, and the data has `{sample}`; the columns of a list are \
+                 the sample, then its mask or class"
+            );
             return Err(DatasetError::Labels { path: self.path.clone(), reason });
         }
         Ok(found)

@@ -159,6 +159,8 @@ pub struct Collection {
     pub names: BTreeMap<u32, String>,
     /// Where labels come from; `None` without labels.
     pub label_source: Option<String>,
+    /// What the user should know about how the data are read.
+    pub notes: Vec<String>,
 }
 
 /// Endings of files that are read as images.
@@ -214,6 +216,10 @@ fn open_arrays(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     };
     let (mut names, mut label_source) = (BTreeMap::new(), None);
     if let Some(file) = options.labels {
+        if file.is_dir() {
+            let reason = "a folder of label masks goes with images, and the samples are arrays; give a file of classes";
+            return Err(DatasetError::Labels { path: file.to_owned(), reason: reason.to_owned() });
+        }
         let labels = labels::Labels::load(file, options.classes)?;
         let ids: Vec<&str> = (0..data.len()).map(|index| data.id(index)).collect();
         let assigned = labels.assign(&ids)?;
@@ -221,7 +227,8 @@ fn open_arrays(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         names = labels.names;
         label_source = Some(file.display().to_string());
     }
-    Ok(Collection { dataset: Box::new(data), passed_over, names, label_source })
+    let notes = data.notes().to_vec();
+    Ok(Collection { dataset: Box::new(data), passed_over, names, label_source, notes })
 }
 
 fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, DatasetError> {
@@ -230,7 +237,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     let input = images::ImageInput::of(options.inputs, preprocess.layout)?;
     let (listing, mut assigned) =
         if folder { (images::list(options.path, &IMAGE_ENDINGS)?, Vec::new()) } else { read_list(options.path)? };
-    let mut names = BTreeMap::new();
+    let (mut names, mut notes) = (BTreeMap::new(), Vec::new());
     let mut label_source = (!assigned.is_empty()).then(|| options.path.display().to_string());
     let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
     let mut masks = Vec::new();
@@ -244,7 +251,9 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         names = labels.names;
         label_source = Some(file.display().to_string());
     } else if listing.classes.len() > 1 && assigned.is_empty() {
-        assigned = images::folder_labels(&listing, options.classes);
+        let (labels, counted) = images::folder_labels(&listing, options.classes);
+        notes.extend(counted);
+        assigned = labels;
         for ((id, _), label) in listing.files.iter().zip(&assigned) {
             if let (Some((class, _)), Some(label)) = (id.split_once('/'), label) {
                 names.entry(*label).or_insert_with(|| class.to_owned());
@@ -265,7 +274,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         .into_iter()
         .filter(|skipped| Some(&skipped.sample) != labels_file.as_ref() && !is_text(&skipped.sample))
         .collect();
-    Ok(Collection { dataset: Box::new(dataset), passed_over, names, label_source })
+    Ok(Collection { dataset: Box::new(dataset), passed_over, names, label_source, notes })
 }
 
 fn is_text(name: &str) -> bool {
@@ -280,11 +289,22 @@ fn read_list(path: &Path) -> Result<(images::Listing, Vec<Option<u32>>), Dataset
         .map_err(|_| invalid("it is neither a folder nor a known file type nor a text list of images".to_owned()))?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut rows: Vec<(String, PathBuf, Option<u32>)> = Vec::new();
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        let labelled =
-            line.rsplit_once([',', ' ', '\t']).and_then(|(name, label)| Some((name, label.trim().parse().ok()?)));
-        let (name, label) = labelled.map_or((line, None), |(name, label)| (name.trim(), Some(label)));
-        rows.push((name.to_owned(), folder.join(name), label));
+    let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim).enumerate();
+    for (number, line) in lines.filter(|(_, line)| !line.is_empty()) {
+        let columns = line.rsplit_once([',', ' ', '\t']).map(|(name, label)| (name.trim(), label.trim()));
+        // `file,label`, or `file,label,name` as in a label file.
+        let named = line.split_once(',').and_then(|(name, rest)| Some((name.trim(), rest.split_once(',')?.0.trim())));
+        let labelled = columns.into_iter().chain(named).find_map(|(name, label)| Some((name, label.parse().ok()?)));
+        let (name, label) = labelled.map_or((line, None), |(name, label)| (name, Some(label)));
+        let mut file = folder.join(name);
+        if number == 0 && columns.is_some_and(|(name, label)| labels::is_header(name, label)) && !file.exists() {
+            continue;
+        }
+        // Written on Windows.
+        if name.contains('\\') && !file.exists() {
+            file = folder.join(name.replace('\\', "/"));
+        }
+        rows.push((name.to_owned(), file, label));
     }
     rows.sort();
     rows.dedup();

@@ -107,7 +107,14 @@ pub fn open_data(
         })
     };
     if settings.path.exists() && !holds_images(&settings.path) {
-        return Ok(Data { collection: open_with(None)?, preprocess: None, provenance: Provenance::None });
+        let mut collection = open_with(None)?;
+        if settings.preprocess.is_some() || settings.preset.is_some() || settings.preprocessor.is_some() {
+            let path = settings.path.display();
+            collection
+                .notes
+                .push(format!("{path} holds arrays, which are used as they are: the preprocessing is not applied"));
+        }
+        return Ok(Data { collection, preprocess: None, provenance: Provenance::None });
     }
     let layout = settings.preprocess.as_ref().and_then(|preprocess| preprocess.layout);
     let [height, width] = image_size(&inputs, layout)?;
