@@ -102,7 +102,7 @@ pub struct MethodArgs {
 /// Options that every command takes.
 #[derive(Clone, Debug, Default, Args)]
 pub struct GlobalArgs {
-    /// Say less: errors and results only
+    /// Say less: warnings, errors and results only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Say more: -v for what is done, -vv for the runtimes' own messages

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::{ExitStatus, INTERRUPTED, Printer};
+use super::{ExitStatus, INTERRUPTED, Printer, output::check_folders};
 use crate::{
     artifact::{ContentHash, Tool, write_atomic},
     backend::{
@@ -43,6 +43,7 @@ pub(super) fn build(printer: &Printer, args: &BuildArgs) -> anyhow::Result<ExitS
 
 /// Writes the engine and its sidecar, which is returned.
 pub(super) fn engine(printer: &Printer, args: &BuildArgs) -> anyhow::Result<EngineSidecar> {
+    check_folders([&*args.output])?;
     let library = require_library(args.tensorrt_dir.as_deref())?;
     let mut bound = BTreeMap::new();
     for shape in &args.shape {
@@ -132,7 +133,7 @@ impl Order<'_> {
 
 /// Inputs and outputs as the file declares them. ONNX Runtime is not asked: it runs fewer models than TensorRT builds
 /// (convolutions in BF16, for one).
-fn declared(model: &Model) -> (Vec<TensorInfo>, Vec<TensorInfo>) {
+pub(super) fn declared(model: &Model) -> (Vec<TensorInfo>, Vec<TensorInfo>) {
     let graph = model.graph();
     let weights: BTreeSet<&str> = graph.initializer.iter().map(TensorProto::name).collect();
     let inputs = graph.input.iter().filter(|input| !weights.contains(input.name()));

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::{
     ExitStatus, Printer,
-    settings::{Apply, Session, one_size, scheme},
+    output::check_folders,
+    settings::{Apply, Session, one_size, require_operators, scheme, warn_unmatched},
 };
 use crate::{
     calibrate::{CalibrationTable, Choice, DeviceUse, Histograms, Provenance, Shards, cache::CalibrationCache, tables},
@@ -65,15 +66,15 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     let shard = args.shard.as_deref().map(parse_shard).transpose()?;
+    let histogram_file = args.histograms.clone().unwrap_or_else(|| args.output.with_file_name("histograms.calib"));
+    check_folders([&*args.output, &histogram_file].into_iter().chain(args.cache.as_deref()))?;
     let session = Session::open(config, global.ort_library.as_deref(), printer)?;
     let config = &session.config;
     let scheme = scheme(config, Precision::Int8)?;
     let placement = session.subject.place(&scheme)?;
+    warn_unmatched(printer, config, &session.subject, &placement);
+    require_operators(&placement)?;
     let tensors = placement.tensors_to_observe();
-    anyhow::ensure!(
-        !tensors.is_empty(),
-        "nothing in this model is to be quantized; `calib quantize --explain` lists the rule that decided for every node"
-    );
     let indices = calibration_samples(&session);
     let provenance = Provenance {
         model_hash: session.subject.float.hash.clone(),
@@ -91,7 +92,6 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     bar.finish_and_clear();
     let observation = observation?;
     warn_halved(printer, "calibration", observation.device.and_then(|usage| usage.halved_to));
-    let histogram_file = args.histograms.clone().unwrap_or_else(|| args.output.with_file_name("histograms.calib"));
     observation.histograms.save(&histogram_file)?;
     let mut outcome = Outcome {
         table: None,

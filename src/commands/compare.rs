@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     ExitStatus, Printer,
     calibrate::warn_halved,
+    output::check_folders,
     settings::{Apply, Session, control, one_size},
     spec::{Spec, fill_from_sidecar},
 };
@@ -17,7 +18,7 @@ use crate::{
         tensorrt::{EngineSidecar, RunnerOptions, run_engine},
     },
     cli::{CompareArgs, GlobalArgs},
-    compare::{ComparisonResult, Gate, GateResult, SavedOutputs},
+    compare::{ComparisonResult, Gate, GateResult, SavedOutputs, Segmentation},
     config::RunConfig,
     onnx::Model,
     pipeline::{
@@ -77,6 +78,7 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
     let mut names = args.targets.clone();
     let mut config = RunConfig::default();
     one_size(&args.data, &args.runtime)?;
+    check_folders([&args.save_reference, &args.save_target].into_iter().flatten().map(PathBuf::as_path))?;
     args.data.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     args.outputs.apply(&mut config)?;
@@ -118,6 +120,9 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
     bar.finish_and_clear();
     let evaluation = evaluation?;
     warn_halved(printer, "the comparison", evaluation.halved_to);
+    for warning in session.label_warnings(&evaluation.reference) {
+        printer.warn(&warning);
+    }
     for (index, (outcome, result)) in outcomes.iter_mut().zip(evaluation.targets).enumerate() {
         // Gates are for what was asked for, not for what was added to explain it.
         outcome.take(result, if index < args.targets.len() { &gates } else { &[] });
@@ -246,6 +251,9 @@ fn describe(outcome: &Outcome) -> String {
                 output.name, output.cosine, output.max_abs, output.mean_abs, output.rel_l2
             ));
         }
+        for warning in result.non_finite_warnings() {
+            text.push_str(&format!("  {warning}\n"));
+        }
         for task in &result.tasks {
             if let Some(agreement) = &task.agreement {
                 text.push_str(&format!(
@@ -262,8 +270,8 @@ fn describe(outcome: &Outcome) -> String {
             if let (Some(target), Some(reference)) = (&task.accuracy, &task.reference_accuracy) {
                 let p = target.mcnemar_p.map_or_else(String::new, |p| format!(", McNemar p = {p:.3}"));
                 text.push_str(&format!(
-                    "  {}: accuracy top-1 {:.4} (reference {:.4}), top-5 {:.4} (reference {:.4}){p}\n",
-                    task.output, target.top1, reference.top1, target.top5, reference.top5
+                    "  {}: accuracy on {} labelled samples top-1 {:.4} (reference {:.4}), top-5 {:.4} (reference {:.4}){p}\n",
+                    task.output, target.samples, target.top1, reference.top1, target.top5, reference.top5
                 ));
             }
             if let Some(maps) = &task.segmentation {
@@ -271,6 +279,14 @@ fn describe(outcome: &Outcome) -> String {
                     "  {}: pixel agreement {:.4}, mean IoU {:.4}\n",
                     task.output, maps.pixel_agreement, maps.mean_iou
                 ));
+                let on_masks = |maps: &Segmentation| maps.pixel_accuracy.zip(maps.label_mean_iou);
+                let reference = task.reference_segmentation.as_ref().and_then(on_masks);
+                if let Some(((accuracy, iou), reference)) = on_masks(maps).zip(reference) {
+                    text.push_str(&format!(
+                        "  {}: on label masks pixel accuracy {accuracy:.4} (reference {:.4}), mean IoU {iou:.4} (reference {:.4})\n",
+                        task.output, reference.0, reference.1
+                    ));
+                }
             }
         }
         for gate in &target.gates {

@@ -14,7 +14,7 @@ use crate::{
     cli::InspectArgs,
     onnx::{
         Finding, Model, Severity, diagnose,
-        proto::{DimensionValue, TensorProto, TypeValue, ValueInfoProto},
+        proto::{DimensionValue, NodeProto, TensorProto, TypeValue, ValueInfoProto},
     },
     quantize::validate,
     report::{Report, summary},
@@ -109,7 +109,12 @@ fn model(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitStatus
         let mut lines = vec![
             format!("ONNX model {}", facts.path),
             format!("hash        {}", facts.hash),
-            format!("producer    {}, IR {}, opset {}", facts.producer, facts.ir_version, opsets.join(", ")),
+            format!(
+                "producer    {}, IR {}, opset {}",
+                if facts.producer.is_empty() { "not named" } else { &facts.producer },
+                facts.ir_version,
+                opsets.join(", ")
+            ),
             format!("inputs      {}", facts.inputs.join(", ")),
             format!("outputs     {}", facts.outputs.join(", ")),
             format!("parameters  {} ({:.2} MB)", facts.parameters, facts.weight_bytes as f64 / 1e6),
@@ -143,6 +148,13 @@ fn describe_value(value: &ValueInfoProto) -> String {
 fn check(printer: &Printer, path: &Path) -> anyhow::Result<ExitStatus> {
     let model = Model::load(path)?;
     let findings = validate(&model)?;
+    let is_qdq = |node: &NodeProto| matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear");
+    if !model.graph().node.iter().any(is_qdq) {
+        printer.warn(&format!(
+            "{} has no QuantizeLinear and no DequantizeLinear: there is nothing to check",
+            path.display()
+        ));
+    }
     printer.outcome(&findings, || {
         if findings.is_empty() {
             return format!("{}: every Q/DQ pair follows TensorRT's rules", path.display());

@@ -115,7 +115,7 @@ fn start_logging(global: &GlobalArgs, printer: &Printer) {
     let level = match global.verbose {
         // What ONNX Runtime logs as an error comes back as one, and is said once.
         0 => "error,ort=off",
-        1 => "warn",
+        1 => "warn,ort=off",
         2 => "info",
         _ => "debug",
     };

@@ -11,6 +11,18 @@ use anyhow::Context;
 
 use crate::{artifact::remove_unfinished, config::RunConfig};
 
+/// Refuses files that cannot be written for want of their folder, before any work is done.
+pub(super) fn check_folders<'p>(files: impl IntoIterator<Item = &'p Path>) -> anyhow::Result<()> {
+    for file in files {
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            anyhow::bail!("cannot write {}: there is no folder {}", file.display(), folder.display());
+        }
+        anyhow::ensure!(!file.is_dir(), "cannot write {}: it is a folder", file.display());
+    }
+    Ok(())
+}
+
 /// A folder for results, locked until this is dropped. The system takes the lock back when the process ends, however
 /// that happens, so a lock is never stale.
 #[derive(Debug)]
@@ -58,6 +70,16 @@ impl Deref for OutputFolder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_need_a_folder_to_lie_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |name: &str| check_folders([&*folder.path().join(name)]).map_err(|error| error.to_string());
+        check("a.json").unwrap();
+        check_folders([Path::new("a.json")]).unwrap();
+        assert!(check("none/a.json").unwrap_err().contains("there is no folder"));
+        assert!(check("").unwrap_err().contains("it is a folder"));
+    }
 
     #[test]
     fn one_at_a_time_and_no_litter() {

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::{
     ExitStatus, Printer,
-    settings::{Apply, quantize_options, scheme},
+    output::check_folders,
+    settings::{Apply, quantize_options, scheme, warn_unmatched},
 };
 use crate::{
     artifact::ContentHash,
@@ -23,6 +24,8 @@ use crate::{
 struct Outcome<'a> {
     model: &'a Path,
     precision: Precision,
+    /// Nodes that compute in the precision.
+    nodes: usize,
     quantized_nodes: usize,
     quantized_tensors: usize,
     kept_fp32: &'a [KeptFp32],
@@ -45,10 +48,19 @@ pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeAr
     let scheme = scheme(&config, precision)?;
     if args.explain {
         let placement = subject.place(&scheme)?;
+        warn_unmatched(printer, &config, &subject, &placement);
         printer.outcome(&placement.decisions, || explain(&placement))?;
         return Ok(ExitStatus::Passed);
     }
     let output = args.output.as_deref().context("no output was given; name it with -o FILE")?;
+    check_folders([output])?;
+    let is_same =
+        args.model.canonicalize().is_ok_and(|model| output.canonicalize().is_ok_and(|output| output == model));
+    anyhow::ensure!(
+        !is_same,
+        "{} would be written over the model it is made from; choose another -o",
+        output.display()
+    );
     let table = args.table.as_deref().map(|path| read_table(path, &subject)).transpose()?;
     anyhow::ensure!(
         table.is_some() || !precision.is_quantized(),
@@ -65,13 +77,12 @@ pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeAr
     if let Some(defects) = quantized.defects() {
         anyhow::bail!(defects);
     }
-    for pattern in &quantized.placement.unmatched_patterns {
-        printer.warn(&format!("the pattern `{pattern}` matches no node"));
-    }
+    warn_unmatched(printer, &config, &subject, &quantized.placement);
     quantized.model.save(output)?;
     let outcome = Outcome {
         model: output,
         precision,
+        nodes: quantized.placement.nodes_in(precision),
         quantized_nodes: quantized.placement.quantized_nodes(),
         quantized_tensors: quantized.placement.tensors_to_observe().len(),
         kept_fp32: &quantized.kept_fp32,
@@ -81,14 +92,13 @@ pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeAr
     printer.outcome(&outcome, || {
         let kept: Vec<String> =
             outcome.kept_fp32.iter().map(|kept| format!("\n  in FP32: {} ({})", kept.node, kept.reason)).collect();
-        format!(
-            "{}: {} nodes and {} activations in {precision}, {:.2} MB{}",
-            output.display(),
-            outcome.quantized_nodes,
-            outcome.quantized_tensors,
-            outcome.bytes as f64 / 1e6,
-            kept.join("")
-        )
+        let done = if precision.is_quantized() {
+            format!("{} nodes and {} activations", outcome.quantized_nodes, outcome.quantized_tensors)
+        } else {
+            format!("{} of {} nodes", outcome.nodes, quantized.placement.decisions.len())
+        };
+        let size = outcome.bytes as f64 / 1e6;
+        format!("{}: {done} in {precision}, {size:.2} MB{}", output.display(), kept.join(""))
     })?;
     Ok(ExitStatus::Passed)
 }

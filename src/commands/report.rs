@@ -26,7 +26,8 @@ pub(super) fn report(printer: &Printer, args: &ReportArgs) -> anyhow::Result<Exi
         Some("csv") => runs_table(&named).csv()?,
         Some("md") if named.len() == 1 => summary(named[0].report),
         Some("md") => runs_table(&named).markdown(),
-        _ => page,
+        Some("html" | "htm") => page,
+        _ => anyhow::bail!("{}: reports are written as .html, .md or .csv", args.output.display()),
     };
     write_atomic(&args.output, content.as_bytes())?;
     printer.result(&format!("report: {}", args.output.display()));

@@ -13,8 +13,8 @@ use super::{
     bench::counted,
     calibrate::warn_halved,
     check_interrupt,
-    output::OutputFolder,
-    settings::{Apply, Session, control, scheme},
+    output::{OutputFolder, check_folders},
+    settings::{Apply, Session, control, require_operators, scheme, warn_unmatched},
 };
 use crate::{
     backend::{Backend, BuildOptions, Runner},
@@ -43,6 +43,7 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
     config.validate()?;
     let gates = config.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?;
     engines::check(&config.tensorrt)?;
+    check_folders(args.summary.as_deref())?;
     let session = Session::open(config, global.ort_library.as_deref(), printer)?;
     times::check(&session)?;
     let out = OutputFolder::open(&session.config)?;
@@ -191,14 +192,13 @@ impl<'a> Job<'a> {
         // INT8 and FP8 observe the same tensors.
         let scheme = scheme(&session.config, Precision::Int8)?;
         let placement = session.subject.place(&scheme)?;
-        for pattern in &placement.unmatched_patterns {
-            self.printer.warn(&format!("the pattern `{pattern}` matches no node"));
-        }
+        warn_unmatched(self.printer, &session.config, &session.subject, &placement);
         let tensors = placement.tensors_to_observe();
-        anyhow::ensure!(
-            !tensors.is_empty() || !precisions.contains(&Precision::Int8),
-            "nothing in this model is to be quantized; `calib quantize --explain` lists the rule that decided for every node"
-        );
+        if precisions.contains(&Precision::Int8) {
+            require_operators(&placement).map_err(|error| {
+                anyhow::anyhow!("{error}; leave int8 and fp8 out of --precisions to compare the others")
+            })?;
+        }
         let provenance = Provenance {
             model_hash: session.subject.float.hash.clone(),
             data_hash: session.data_hash(&self.split.calibration),
@@ -302,9 +302,10 @@ impl<'a> Job<'a> {
         }
         let mut engines = self.engines(&targets)?;
         let evaluation = self.evaluate(&mut targets, &mut engines)?;
-        for hint in evaluation.reference.tasks.iter().filter_map(|task| task.label_hint.clone()) {
-            self.note(hint);
+        for warning in self.session.label_warnings(&evaluation.reference) {
+            self.note(warning);
         }
+        self.note_non_finite(&targets, &engines, &evaluation);
         check_interrupt()?;
         let layers = self.layers(&targets, calibrated.as_ref())?;
         check_interrupt()?;
@@ -321,6 +322,24 @@ impl<'a> Job<'a> {
             gates,
             created: SystemTime::now(),
         })
+    }
+
+    /// Says which precisions give NaN or infinities that the reference does not, which no figure of the table shows.
+    fn note_non_finite(&mut self, targets: &[Target], engines: &[engines::Engine], evaluation: &Evaluation) {
+        let ran =
+            targets.iter().filter(|target| target.runner.is_some()).map(|target| target.precision.name().to_owned());
+        let models = ran.zip(evaluation.targets.iter().map(|result| result.as_ref().ok()));
+        let engines = engines
+            .iter()
+            .map(|engine| (format!("{} · {}", engine.row.precision, engine.row.backend), engine.measured.as_ref()));
+        let warnings =
+            models.chain(engines).filter_map(|(name, result)| Some((name, result?))).flat_map(|(name, result)| {
+                let warnings = result.non_finite_warnings();
+                warnings.into_iter().map(move |warning| format!("{name}: {warning}"))
+            });
+        for warning in warnings.collect::<Vec<_>>() {
+            self.note(warning);
+        }
     }
 
     /// One pass of the reference, every target and every engine over the evaluation samples.

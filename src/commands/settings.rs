@@ -7,7 +7,7 @@ use anyhow::Context;
 use super::{INTERRUPTED, calibrate::warn_halved};
 use crate::{
     artifact::ContentHash,
-    backend::{ExecutionProvider, Runner, onnxruntime::OnnxRuntime},
+    backend::{ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     bench::Mode,
     bisect::{
         graphwise::{Graphwise, GraphwiseOptions, Side, TensorSite, graphwise, graphwise_on_device},
@@ -15,9 +15,9 @@ use crate::{
         operators::Pair,
     },
     cli::{DataArgs, MethodArgs, OutputArgs, RuntimeArgs, SchemeArgs},
-    compare::{CompareOptions, OutputKind},
+    compare::{CompareOptions, ComparisonResult, OutputKind},
     config::{ConfigError, RunConfig, parse_output_kind, parse_shape, parse_share},
-    dataset::{BadPolicy, Collection, PrefetchOptions, RandomDataset, data_hash},
+    dataset::{BadPolicy, Collection, Dataset, PrefetchOptions, RandomDataset, data_hash},
     onnx::Model,
     pipeline::{
         Control, PipelineError,
@@ -28,7 +28,7 @@ use crate::{
         model::Subject,
     },
     printer::Printer,
-    quantize::{Precision, PrecisionPlan, QuantizeOptions, SchemeOptions},
+    quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions},
 };
 
 /// Samples in one call when neither user nor model say, on the CPU and on a GPU.
@@ -190,6 +190,26 @@ pub(super) fn scheme(config: &RunConfig, precision: Precision) -> anyhow::Result
         plan,
         ..SchemeOptions::default()
     })
+}
+
+/// Says which patterns and operator types of a configuration match nothing in the model.
+pub(super) fn warn_unmatched(printer: &Printer, config: &RunConfig, subject: &Subject, placement: &Placement) {
+    for pattern in &placement.unmatched_patterns {
+        printer.warn(&format!("the pattern `{pattern}` matches no node"));
+    }
+    let known = |op_type: &str| subject.folded.graph().node.iter().any(|node| node.op_type() == op_type);
+    for op_type in config.op_types.iter().chain(&config.op_types_to_exclude).filter(|op_type| !known(op_type)) {
+        printer.warn(&format!("the model has no node of the operator type `{op_type}`"));
+    }
+}
+
+/// Refuses a placement that quantizes nothing.
+pub(super) fn require_operators(placement: &Placement) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !placement.tensors_to_observe().is_empty(),
+        "nothing in this model is to be quantized; `calib quantize --explain` lists the rule that decided for every node"
+    );
+    Ok(())
 }
 
 /// How a model of a precision is made; the high precision applies behind Q/DQ.
@@ -368,12 +388,44 @@ impl Session {
         }
     }
 
+    /// A gate that this model can be measured by.
+    pub(super) fn default_gate(&self) -> &'static str {
+        let is_classification = |output: &TensorInfo| {
+            let sample: Vec<usize> = output.shape.iter().skip(1).map(|extent| extent.unwrap_or(2)).collect();
+            let detected = || Some(OutputKind::detect(output.element_type?, &sample));
+            let kind = self.config.output_kind.get(&output.name).copied().or_else(detected);
+            kind == Some(OutputKind::Classification)
+        };
+        if self.reference.outputs().iter().any(is_classification) { "top1=0.99" } else { "sqnr_db=20" }
+    }
+
     /// The configuration with everything that was found out, to do the same again from anywhere.
     pub(super) fn repeatable(&self, out: &Path) -> RunConfig {
         let mut config = RunConfig { out: Some(out.to_owned()), ..self.config.clone() }.absolute();
         config.preprocess.clone_from(&self.data.preprocess);
         (config.preset, config.preprocessor) = (None, None);
         config
+    }
+
+    /// What is wrong with the labels: they look like another model's, or no output of this one is of their kind.
+    pub(super) fn label_warnings(&self, reference: &ComparisonResult) -> Vec<String> {
+        let mut warnings: Vec<String> = reference.tasks.iter().filter_map(|task| task.label_hint.clone()).collect();
+        let dataset = &*self.data.collection.dataset;
+        let Some(file) = &self.config.labels else { return warnings };
+        let mut unused = |any: bool, what: &str, kind: &str| {
+            if any {
+                warnings.push(format!(
+                    "{what} of {} are not used: no output of the model is a {kind} by its shape; --output-kind NAME=... says \
+                     which one is",
+                    file.display()
+                ));
+            }
+        };
+        let any = |has: fn(&dyn Dataset, usize) -> bool| (0..dataset.len()).any(|index| has(dataset, index));
+        let (is_map, is_classification) = (reference.map().is_some(), reference.classification().is_some());
+        unused(!is_map && any(|data, index| data.mask_file(index).is_some()), "the label masks", "map of classes");
+        unused(!is_classification && any(|data, index| data.label(index).is_some()), "the labels", "classification");
+        warnings
     }
 
     /// Hash over the calibration samples and their preprocessing.

@@ -14,15 +14,17 @@ pub(super) struct Suggest<'a> {
     pub(super) table: &'a Path,
     /// What nodes are lifted to.
     pub(super) lift: Precision,
+    /// The gate to recommend where the configuration has none.
+    pub(super) gate: &'a str,
 }
 
 impl Suggest<'_> {
     /// The beginnings of the commands.
     pub(super) fn commands(&self) -> Commands {
-        let Self { config, out, table, lift } = self;
+        let Self { config, out, table, lift, gate } = self;
         let file = |name: &str| word(&out.join(name).display().to_string());
         let table = word(&table.display().to_string());
-        let gate = config.gate.first().map_or("top1=0.99", String::as_str);
+        let gate = config.gate.first().map_or(*gate, String::as_str);
         let repeated = file("run.toml");
         let wider = word(&format!("{}-minmax", out.display()));
         let model = config.model.as_ref().map_or_else(String::new, |path| word(&path.display().to_string()));

@@ -112,4 +112,9 @@ impl Placement {
     pub fn quantized_nodes(&self) -> usize {
         self.decisions.iter().filter(|decision| decision.precision.is_quantized()).count()
     }
+
+    /// Number of nodes that compute in a precision.
+    pub fn nodes_in(&self, precision: Precision) -> usize {
+        self.decisions.iter().filter(|decision| decision.precision == precision).count()
+    }
 }

@@ -12,6 +12,7 @@ mod bisect;
 mod errors;
 mod example;
 mod real_model;
+mod said;
 mod segmentation;
 mod unusual_models;
 mod workflow;

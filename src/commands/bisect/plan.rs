@@ -8,6 +8,7 @@ use clap::Parser;
 use super::{subject::Bisection, text};
 use crate::{
     artifact::{ArtifactError, ContentHash},
+    backend::ExecutionProvider,
     bisect::{
         advice::about_search,
         cost::{Cost, macs, times},
@@ -19,8 +20,9 @@ use crate::{
         trials::{Progress, TrialLog},
     },
     cli::{Cli, Command},
-    commands::{ExitStatus, build, describe},
+    commands::{ExitStatus, build, describe, settings::control},
     compare::{CompareOptions, Gate},
+    pipeline::evaluation::{EvaluateOptions, evaluate},
 };
 
 impl Bisection<'_> {
@@ -37,6 +39,7 @@ impl Bisection<'_> {
         };
         let (search_on, check_on) = (part(true), part(false));
         let session = &self.session;
+        self.check_gates(gates, &search_on)?;
         let judge = JudgeOptions {
             gates: gates.to_vec(),
             compare: CompareOptions { max_flips: 0, ..session.compare_options() },
@@ -98,6 +101,25 @@ impl Bisection<'_> {
         });
         // A plan that only passes where it was searched is no answer.
         Ok(if found.passed() { ExitStatus::Passed } else { ExitStatus::GateFailed })
+    }
+
+    /// Refuses gates on what this model and its samples have not, before anything is searched.
+    fn check_gates(&self, gates: &[Gate], indices: &[usize]) -> anyhow::Result<()> {
+        let session = &self.session;
+        let dataset = &*session.data.collection.dataset;
+        let labelled = |index: &&usize| dataset.label(**index).is_some() || dataset.mask_file(**index).is_some();
+        let Some(&sample) = indices.iter().find(labelled).or(indices.first()) else { return Ok(()) };
+        let mut reference = session.subject.reference(session.runtime, ExecutionProvider::Cpu, session.threads)?;
+        let options = EvaluateOptions { batch: 1, policy: session.policy, compare: session.compare_options() };
+        let control = control(session.threads, &|_| {});
+        let evaluation = evaluate(&mut reference, &mut [], dataset, &[sample], &options, control)?;
+        for gate in gates {
+            let found = gate.evaluate(&evaluation.reference);
+            if let (None, false, Some(why)) = (found.value, found.passed, found.note) {
+                anyhow::bail!("no plan can pass the gate {gate}: {why}; gate what there is, as in sqnr_db=20");
+            }
+        }
+        Ok(())
     }
 
     /// The engine of `model.plan.onnx`, where TensorRT is at hand or asked for.

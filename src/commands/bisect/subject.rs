@@ -3,7 +3,7 @@
 use super::super::{
     INTERRUPTED, Printer,
     output::OutputFolder,
-    settings::{Session, quantize_options},
+    settings::{Session, quantize_options, require_operators},
     suggest::Suggest,
 };
 use crate::{
@@ -67,6 +67,9 @@ impl<'a> Bisection<'a> {
         write_atomic(&out.join("run.toml"), session.repeatable(&out).to_toml()?.as_bytes())?;
         let split = session.data.split(session.config.seed, session.config.calib_samples, 0);
         let options = quantize_options(&session.config, precision)?;
+        if precision.is_quantized() && args.target.is_none() {
+            require_operators(&session.subject.place(&options.scheme)?)?;
+        }
         // Tensors of something that was made elsewhere need no ranges.
         let elsewhere = args.target.is_some() && matches!(find, Find::First | Find::Tensors);
         let mut checkpoints = None;
@@ -116,7 +119,8 @@ impl<'a> Bisection<'a> {
 
     pub(super) fn commands(&self) -> Commands {
         let table = self.args.table.clone().unwrap_or_else(|| self.out.join("calibration.json"));
-        Suggest { config: &self.session.config, out: &self.out, table: &table, lift: self.lift }.commands()
+        let gate = self.session.default_gate();
+        Suggest { config: &self.session.config, out: &self.out, table: &table, lift: self.lift, gate }.commands()
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
         graphwise::{Graphwise, TensorDivergence},
         layerwise::LayerError,
         search::Outcome,
-        trials::{Phase, Progress},
+        trials::{Phase, Progress, Verdict},
     },
     compare::Gate,
 };
@@ -28,10 +28,7 @@ pub(super) fn trial(progress: Progress<'_>, gates: &[Gate]) -> String {
         Phase::Verify => "one put back",
         Phase::Curve => "for the curve",
     };
-    let values = gates.iter().map(|gate| {
-        let name = gate.metric.name();
-        trial.verdict.metrics.get(name).map_or_else(|| format!("{name} -"), |value| format!("{name} {value:.4}"))
-    });
+    let values = gates.iter().map(|gate| measured(gate, &trial.verdict));
     format!(
         "trial {:>3}  {:<17}  {:>4} lifted  {}  {}{}",
         progress.number,
@@ -41,6 +38,21 @@ pub(super) fn trial(progress: Progress<'_>, gates: &[Gate]) -> String {
         if trial.verdict.passed { "passed" } else { "failed" },
         if progress.replayed { " (known)" } else { "" }
     )
+}
+
+/// What a plan gives by the metric of a gate. No difference at all has no finite value of some metrics.
+fn measured(gate: &Gate, verdict: &Verdict) -> String {
+    let name = gate.metric.name();
+    match verdict.metrics.get(name) {
+        Some(value) => format!("{name} {value:.4}"),
+        None if verdict.passed => format!("{name} equal to the reference"),
+        None => format!("{name} -"),
+    }
+}
+
+/// A number of nodes, multiply-accumulates or milliseconds.
+fn cost(value: f64) -> String {
+    if value.fract() == 0.0 && value < 1e9 { format!("{value:.0}") } else { format!("{value:.4e}") }
 }
 
 /// Everything found.
@@ -78,17 +90,19 @@ pub(super) fn describe(findings: &Findings) -> String {
         report.sentences().iter().for_each(|sentence| text.push_str(&format!("{sentence}\n")));
     }
     if let Some(plan) = &findings.plan {
-        let _ = writeln!(text, "\nlifted  cost  score");
+        if !plan.curve.is_empty() {
+            let _ = writeln!(text, "\nlifted  {:<10}  score", "cost");
+        }
         for point in &plan.curve {
             let passed = if point.passed { "  passes" } else { "" };
-            let _ = writeln!(text, "{:>6}  {:<10.4e}  {:.4}{passed}", point.lifted, point.cost, point.score);
+            let _ = writeln!(text, "{:>6}  {:<10}  {:.4}{passed}", point.lifted, cost(point.cost), point.score);
         }
         if let Outcome::Found { trial, .. } = &plan.search.outcome {
             let names: Vec<&str> = trial.lifted.iter().map(String::as_str).collect();
             let _ = writeln!(text, "\nlift {} nodes: {}", names.len(), names.join(", "));
         }
         if let Some(check) = &plan.check {
-            let metrics: Vec<String> = check.metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+            let metrics: Vec<String> = plan.gates.iter().map(|gate| measured(gate, check)).collect();
             let verdict = if check.passed { "passes" } else { "does not pass" };
             let hint = if check.passed { "" } else { "; search on more with --samples, or with a stricter gate" };
             let _ = writeln!(

@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use super::{Calibrated, Job};
 use crate::{
-    artifact::{ContentHash, write_atomic, write_atomic_with},
+    artifact::{ArtifactError, ContentHash, write_atomic, write_atomic_with},
     calibrate::{CalibrationTable, Histograms, cache::CalibrationCache},
     commands::{ExitStatus, settings::quantize_options},
     onnx::Model,
@@ -28,8 +28,18 @@ impl Job<'_> {
     /// `calibration.json` and, for TensorRT 10 and older, `calibration.cache`.
     pub(super) fn save_table(&self, table: &CalibrationTable) -> anyhow::Result<()> {
         table.save(&self.out.join("calibration.json"))?;
-        CalibrationCache::from_table(table).save(&self.out.join("calibration.cache"))?;
-        Ok(())
+        let path = self.out.join("calibration.cache");
+        match CalibrationCache::from_table(table).save(&path) {
+            // Only TensorRT 10 and older need it.
+            Err(error @ ArtifactError::Format { .. }) => {
+                self.printer.warn(&format!("no calibration cache was written: {error}"));
+                match std::fs::remove_file(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+                    _ => Ok(()),
+                }
+            }
+            saved => Ok(saved?),
+        }
     }
 
     /// The model in a precision, and how many of its nodes run in it.

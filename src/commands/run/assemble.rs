@@ -97,6 +97,14 @@ impl Job<'_> {
         let mut skipped: Vec<SampleError> = self.session.data.collection.passed_over.clone();
         skipped.extend(found.calibrated.iter().flat_map(|calibrated| calibrated.skipped.clone()));
         skipped.extend(found.evaluation.summary.skipped);
+        skipped.sort_by(|a, b| a.sample.cmp(&b.sample));
+        skipped.dedup();
+        if let Some(SampleError { sample, reason }) = skipped.first() {
+            self.printer.warn(&format!(
+                "{} files or samples were not used, which the report lists with their reasons; the first: {sample}: {reason}",
+                skipped.len()
+            ));
+        }
         let layers = Self::layer_rows(&found.targets, found.calibrated.as_ref(), found.layers.as_ref());
         Ok(Report {
             format_version: REPORT_FORMAT_VERSION,
@@ -170,11 +178,9 @@ impl Job<'_> {
         }
     }
 
-    fn dataset_info(&self, mut skipped: Vec<SampleError>, evaluated: &[String]) -> DatasetInfo {
+    fn dataset_info(&self, skipped: Vec<SampleError>, evaluated: &[String]) -> DatasetInfo {
         let data = &self.session.data;
         let dataset = &*data.collection.dataset;
-        skipped.sort_by(|a, b| a.sample.cmp(&b.sample));
-        skipped.dedup();
         let bad: std::collections::BTreeSet<&str> = skipped.iter().map(|error| error.sample.as_str()).collect();
         let calibration: Vec<String> = self
             .split
@@ -310,6 +316,8 @@ pub(super) fn table(report: &Report) -> String {
     }
     table.set_header(header);
     let share = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{:.2} %", value * 100.0));
+    // Reasons are sentences: they stand under the table, each once.
+    let mut reasons: Vec<&str> = Vec::new();
     for row in &report.precisions {
         let worst = row.outputs.iter().filter_map(|output| output.sqnr_db).fold(f64::INFINITY, f64::min);
         let latency = row.latency_ms.as_ref().map_or_else(String::new, |latency| {
@@ -344,11 +352,16 @@ pub(super) fn table(report: &Report) -> String {
             cells[0].push_str(" (reference)");
         }
         if let Some(error) = &row.error {
-            cells[2] = format!("not run: {error}");
+            let number = reasons.iter().position(|reason| *reason == error.as_str()).unwrap_or_else(|| {
+                reasons.push(error);
+                reasons.len() - 1
+            });
+            cells[2] = format!("not run [{}]", number + 1);
         }
         table.add_row(cells);
     }
-    format!("{table}\n{}", report.verdict.sentence)
+    let notes: String = (1..).zip(&reasons).map(|(number, reason)| format!("[{number}] {reason}\n")).collect();
+    format!("{table}\n{notes}{}", report.verdict.sentence)
 }
 
 fn megabytes(bytes: u64) -> String {

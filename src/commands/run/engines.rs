@@ -17,7 +17,7 @@ use crate::{
         },
     },
     bench::{self, Mode, Protocol, SystemClock, Timing, slowdowns},
-    commands::build::Order,
+    commands::build::{Order, declared},
     compare::ComparisonResult,
     onnx::Model,
     pipeline::{
@@ -258,13 +258,18 @@ impl Job<'_> {
         model: &Path,
     ) -> anyhow::Result<(ArtifactFile, EngineSidecar)> {
         let session = &self.session;
-        let inputs = &session.subject.inputs;
+        // With --shape, the model as it was given is more open than the models made of it.
+        let inputs = if session.config.shape.is_empty() {
+            session.subject.inputs.clone()
+        } else {
+            declared(&Model::load(model)?).0
+        };
         let mut bound = session.config.shape.clone();
         if let Some(sample) = self.first_batch(session.subject.fixed_batch().unwrap_or(1)) {
             bound.extend(sample.into_iter().map(|(name, tensor)| (name, tensor.shape().to_vec())));
         }
         let options = EngineOptions {
-            profile: OptimizationProfile::for_batch(inputs, session.batch, &bound)?,
+            profile: OptimizationProfile::for_batch(&inputs, session.batch, &bound)?,
             compute_capabilities: match (library.flavour, gpu.map(|gpu| gpu.info().compute_capability)) {
                 (Flavour::TensorRt, _) => Vec::new(),
                 (Flavour::TensorRtRtx, Some((major, minor))) if rtx_runs_on((major, minor)) => {
@@ -284,7 +289,7 @@ impl Job<'_> {
             data: config.data,
             labels: config.labels,
             precision: Some(precision.to_owned()),
-            inputs: inputs.clone(),
+            inputs,
             outputs: session.subject.outputs.clone(),
             options,
         }

@@ -111,7 +111,9 @@ impl Job<'_> {
     /// What the figures suggest, with commands that work as they stand.
     pub(super) fn advice(&self, calibrated: Option<&Calibrated>, layers: Option<&Layers>) -> Vec<Advice> {
         let table = self.out.join("calibration.json");
-        let commands = Suggest { config: &self.session.config, out: &self.out, table: &table, lift: LIFT }.commands();
+        let gate = self.session.default_gate();
+        let commands =
+            Suggest { config: &self.session.config, out: &self.out, table: &table, lift: LIFT, gate }.commands();
         let mut found: Vec<advice::Advice> =
             calibrated.and_then(|found| method_advice(&found.chosen)).into_iter().collect();
         if let Some(layers) = layers {

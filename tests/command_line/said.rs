@@ -1,0 +1,229 @@
+//! What is left out, not used or not a number is said, in the terminal and in the report.
+
+use std::{fs, path::Path};
+
+use super::{calib, demo, demo_flags, error_of, json, python};
+
+/// `log.onnx` gives infinities where a product is negative; `shifted.onnx` gives them elsewhere. `grid.onnx` has an output
+/// that is neither scores nor a map, and a tensor with a line break in its name. `sum.onnx` has nothing to quantize.
+const MAKE: &str = r#"
+import sys
+import numpy as np, onnx
+from onnx import TensorProto, helper, numpy_helper
+folder = sys.argv[1]
+rng = np.random.default_rng(5)
+weight = rng.normal(size=(32, 32)).astype(np.float32)
+info = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+def save(name, nodes, output, *constants):
+    graph = helper.make_graph([helper.make_node(*node[:3], name=node[1][0] + node[0]) for node in nodes], "g",
+                              [info("x", ["n", 32])], [info("y", output)],
+                              [numpy_helper.from_array(value, name) for name, value in constants])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), f"{folder}/{name}.onnx")
+product = ("MatMul", ["x", "w"], ["p"])
+save("log", [product, ("Relu", ["p"], ["r"]), ("Log", ["r"], ["y"])], ["n", 32], ("w", weight))
+save("shifted", [product, ("Add", ["p", "one"], ["s"]), ("Relu", ["s"], ["r"]), ("Log", ["r"], ["y"])], ["n", 32],
+     ("w", weight), ("one", np.float32(1)))
+save("grid", [("MatMul", ["x", "w"], ["line\nbreak"]), ("MatMul", ["line\nbreak", "w"], ["q"]), ("Reshape", ["q", "to"], ["y"])],
+     ["n", 4, 8], ("w", weight), ("to", np.array([-1, 4, 8])))
+save("sum", [("Add", ["x", "x"], ["y"])], ["n", 32])
+x = rng.normal(size=(400, 32)).astype(np.float32)
+np.savez(f"{folder}/x.npz", x=x)
+np.savez(f"{folder}/more.npz", x=x, label=np.arange(400), note=x[:, :2])
+np.savez(f"{folder}/renamed.npz", pixels=x)
+np.savez(f"{folder}/other.npz", pixels=x, label=np.arange(400))
+"#;
+
+/// A folder with those files; `None`, with a message, where libraries are missing.
+fn made() -> Option<tempfile::TempDir> {
+    let folder = tempfile::tempdir().unwrap();
+    calib()?;
+    python(MAKE, &[folder.path()])?;
+    Some(folder)
+}
+
+/// Standard output and error of a command with this exit status.
+fn output(status: i32, command: &mut assert_cmd::Command) -> (String, String) {
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, error) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(status), "{out}{error}");
+    (out, error)
+}
+
+fn compare(folder: &Path, data: &str, more: &[&str]) -> assert_cmd::Command {
+    let mut command = calib().unwrap();
+    let file = |name: &str| folder.join(name);
+    command.arg("compare").arg("--ref").arg(file("log.onnx")).arg("--target").arg(file("shifted.onnx"));
+    command.arg("--data").arg(file(data)).args(more);
+    command
+}
+
+fn run(folder: &Path, model: &str, more: &[&str]) -> assert_cmd::Command {
+    let mut command = calib().unwrap();
+    command.arg("run").arg("--model").arg(folder.join(model)).arg("--data").arg(folder.join("x.npz"));
+    command.args(["--bench-seconds", "0", "--out"]).arg(folder.join("out")).args(more);
+    command
+}
+
+#[test]
+fn infinities_that_differ_are_told_beside_the_figures_that_leave_them_out() {
+    let Some(folder) = made() else { return };
+    let (out, _) = output(0, &mut compare(folder.path(), "x.npz", &[]));
+    assert!(
+        out.contains("output `y` has ") && out.contains("NaN or infinite in one model and not in the other"),
+        "{out}"
+    );
+    let (_, error) = output(0, &mut run(folder.path(), "log.onnx", &["--tensorrt", "off", "--precisions", "int8"]));
+    assert!(error.contains("warning: int8: output `y` has "), "{error}");
+    let report = json(&folder.path().join("out/report.json"));
+    let notes = report["notes"].as_array().unwrap();
+    assert!(notes.iter().any(|note| note.as_str().unwrap().starts_with("int8: output `y` has ")), "{notes:?}");
+}
+
+#[test]
+fn arrays_that_are_not_used_are_named() {
+    let Some(folder) = made() else { return };
+    let (_, error) = output(0, &mut compare(folder.path(), "more.npz", &[]));
+    assert!(error.contains("the arrays `label`, `note`, which are not used"), "{error}");
+    let (_, error) = output(0, &mut compare(folder.path(), "renamed.npz", &[]));
+    assert!(error.contains("its only array `pixels` is taken for the input `x`"), "{error}");
+    let error = error_of(&mut compare(folder.path(), "other.npz", &[]));
+    assert!(error.contains("the inputs `x` are missing; the arrays are `label`, `pixels`"), "{error}");
+    let (_, error) = output(0, &mut compare(folder.path(), "x.npz", &["--preset", "imagenet"]));
+    assert!(error.contains("the preprocessing is not applied"), "{error}");
+}
+
+#[test]
+fn labels_that_cannot_be_used_are_told() {
+    let Some(mut command) = calib() else { return };
+    let demo_compare = |command: &mut assert_cmd::Command, labels: &Path| {
+        command
+            .args(["compare", "--samples", "8", "--preset", "unit", "--ref", "ort", "--model"])
+            .arg(demo("demo.onnx"));
+        command.arg("--target").arg(demo("demo.onnx")).arg("--data").arg(demo("images")).arg("--labels").arg(labels);
+    };
+    // Pictures of one channel are read as masks.
+    let folder = tempfile::tempdir().unwrap();
+    let gray = [0x89, b'P', b'N', b'G'];
+    assert!(fs::read(demo("images/0000.png")).unwrap().starts_with(&gray));
+    demo_compare(&mut command, &demo("images"));
+    let text = String::from_utf8_lossy(&command.output().unwrap().stderr).into_owned();
+    assert!(
+        text.contains("the label masks of") && text.contains("no output of the model is a map of classes"),
+        "{text}"
+    );
+    let labels = folder.path().join("labels.csv");
+    let rows = fs::read_to_string(demo("labels.csv")).unwrap();
+    fs::write(&labels, rows.lines().skip(1).map(|row| row.replacen(',', ",9", 1) + "\n").collect::<String>()).unwrap();
+    let mut command = calib().unwrap();
+    demo_compare(&mut command, &labels);
+    let (out, error) = output(0, &mut command);
+    assert!(error.contains("8 of 8 labels lie beyond the model's 20 classes"), "{error}");
+    assert!(out.contains("accuracy on 8 labelled samples top-1 0.0000"), "{out}");
+    let mut random = calib().unwrap();
+    random.args(["run", "--random-data", "--model"]).arg(demo("demo.onnx")).arg("--labels").arg(demo("labels.csv"));
+    let error = error_of(random.arg("--out").arg(folder.path()));
+    assert!(error.contains("random inputs have no right answers"), "{error}");
+}
+
+#[test]
+fn what_did_not_run_stands_under_the_table() {
+    let Some(mut command) = calib() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    command.arg("run").args(demo_flags()).args(["--calib-samples", "8", "--eval-samples", "8", "--bench-seconds", "0"]);
+    command.args(["--precisions", "bf16,int8", "--out"]).arg(folder.path());
+    // What did not run passes no gate of the demo.
+    let (out, _) = output(1, &mut command);
+    let notes: Vec<&str> = out.lines().filter(|line| line.starts_with("[1] ")).collect();
+    assert!(out.contains("not run [1]") && notes.len() == 1, "{out}");
+    assert!(notes[0].contains("Could not find an implementation for Conv"), "{out}");
+    let mut table = out.lines().filter(|line| line.starts_with([' ', '─', '═']));
+    assert!(table.all(|line| line.chars().count() < 140), "{out}");
+}
+
+#[test]
+fn a_float_model_has_no_pairs_to_check_and_names_no_producer() {
+    let Some(folder) = made() else { return };
+    let model = folder.path().join("log.onnx");
+    let (out, _) = output(0, calib().unwrap().arg("inspect").arg(&model));
+    assert!(out.contains("producer    not named, IR 8, opset 17"), "{out}");
+    let (_, error) = output(0, calib().unwrap().args(["inspect", "--check"]).arg(&model));
+    assert!(error.contains("there is nothing to check"), "{error}");
+    let mut quantize = calib().unwrap();
+    quantize.args(["quantize", "--precision", "fp16", "--model"]).arg(&model);
+    let (out, _) = output(0, quantize.arg("-o").arg(folder.path().join("fp16.onnx")));
+    assert!(out.contains("fp16.onnx: 3 of 3 nodes in fp16"), "{out}");
+}
+
+#[test]
+fn a_bisection_that_has_nothing_to_find_or_to_judge_says_so() {
+    let Some(folder) = made() else { return };
+    let bisect = |model: &str, gate: &str| {
+        let mut command = calib().unwrap();
+        command.args(["bisect", "--tensorrt", "off", "--gate", gate, "--model"]).arg(folder.path().join(model));
+        command.arg("--data").arg(folder.path().join("x.npz")).arg("--out").arg(folder.path().join("bisect"));
+        command
+    };
+    let error = error_of(&mut bisect("grid.onnx", "top1=0.99"));
+    assert!(error.contains("no plan can pass the gate top1=0.99: no output is a classification"), "{error}");
+    let error = error_of(&mut bisect("sum.onnx", "sqnr_db=20"));
+    assert!(error.contains("nothing in this model is to be quantized"), "{error}");
+    let (out, _) = output(0, &mut bisect("grid.onnx", "sqnr_db=90"));
+    assert!(out.contains("lifted  cost        score\n     0  0           "), "{out}");
+    assert!(out.contains("the plan passes: sqnr_db equal to the reference"), "{out}");
+}
+
+/// The format has no line for such a name; nothing else needs the file.
+#[test]
+fn a_run_goes_on_without_the_cache_of_tensorrt_10() {
+    let Some(folder) = made() else { return };
+    let cache = folder.path().join("out/calibration.cache");
+    fs::create_dir(folder.path().join("out")).unwrap();
+    fs::write(&cache, "of another model").unwrap();
+    let more = ["--tensorrt", "off", "--precisions", "int8"];
+    let (_, error) = output(0, &mut run(folder.path(), "grid.onnx", &more));
+    assert!(error.contains("no calibration cache was written") && error.contains("line\\nbreak"), "{error}");
+    assert!(!cache.exists() && folder.path().join("out/report.html").exists());
+}
+
+/// `fp32` is built from the file as it was given, whose inputs `--shape` does not bind.
+#[test]
+fn engines_are_built_with_a_bound_batch() {
+    let Some(folder) = made() else { return };
+    let more = ["--precisions", "int8", "--shape", "x=4x32"];
+    let (_, error) = output(0, &mut run(folder.path(), "log.onnx", &more));
+    assert!(!error.contains("could not build"), "{error}");
+    if folder.path().join("out/engines").exists() {
+        assert!(folder.path().join("out/engines/fp32.plan").exists());
+    } else {
+        println!("skipped: no TensorRT");
+    }
+}
+
+#[test]
+fn files_that_cannot_or_must_not_be_written_are_refused_at_once() {
+    let Some(folder) = made() else { return };
+    let (model, data) = (folder.path().join("log.onnx"), folder.path().join("x.npz"));
+    let before = fs::read(&model).unwrap();
+    let mut quantize = calib().unwrap();
+    quantize.args(["quantize", "--precision", "fp16", "--model"]).arg(&model).arg("-o").arg(&model);
+    let error = error_of(&mut quantize);
+    assert!(error.contains("would be written over the model it is made from"), "{error}");
+    assert_eq!(fs::read(&model).unwrap(), before);
+    let mut calibrate = calib().unwrap();
+    calibrate.arg("calibrate").arg("--model").arg(&model).arg("--data").arg(&data);
+    let error = error_of(calibrate.arg("-o").arg(folder.path().join("none/table.json")));
+    assert!(error.contains("there is no folder") && error.contains("none"), "{error}");
+    let mut report = calib().unwrap();
+    report.arg("report").arg(super::root().join("reports/example")).arg("-o").arg(folder.path().join("report.pdf"));
+    let error = error_of(&mut report);
+    assert!(error.contains("reports are written as .html, .md or .csv"), "{error}");
+}
+
+#[test]
+fn operator_types_that_the_model_has_not_are_told() {
+    let Some(mut command) = calib() else { return };
+    command.args(["quantize", "--explain", "--op-types", "conv,Gemm", "--model"]).arg(demo("demo.onnx"));
+    let (_, error) = output(0, &mut command);
+    assert!(error.contains("no node of the operator type `conv`") && !error.contains("`Gemm`"), "{error}");
+}
