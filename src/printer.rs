@@ -3,12 +3,13 @@
 
 use std::{
     borrow::Cow,
+    fmt,
     io::{IsTerminal, Write},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 
 use crate::cli::{ColorChoice, GlobalArgs};
@@ -108,9 +109,13 @@ impl Printer {
         self.detail(what);
         let target = if self.progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(length), target);
-        let template = "{msg:<12} {bar:30} {pos}/{len} {per_sec:.0} eta {eta}";
+        // What follows a point in a template is a colour, not a precision.
+        let template = "{msg:<12} {bar:30} {pos}/{len} {rate} eta {eta}";
         if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
+            let rate = |state: &ProgressState, text: &mut dyn fmt::Write| {
+                let _ = text.write_str(&rate(state.per_sec()));
+            };
+            bar.set_style(style.with_key("rate", rate).progress_chars("=> "));
         }
         bar.set_message(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
@@ -125,6 +130,11 @@ impl Printer {
             eprintln!("{label}{text}");
         }
     }
+}
+
+/// Steps in a second: whole ones where there are many, with a digit where there are few.
+fn rate(per_second: f64) -> String {
+    if per_second < 10.0 { format!("{per_second:.1}/s") } else { format!("{per_second:.0}/s") }
 }
 
 /// Names from models and files, which may hold anything, must not drive the terminal: control characters other than
@@ -149,6 +159,11 @@ fn print_or_stop(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_are_short_and_never_nothing_for_a_slow_model() {
+        assert_eq!([0.25, 9.96, 10.2, 1234.5].map(rate), ["0.2/s", "10.0/s", "10/s", "1234/s"]);
+    }
 
     #[test]
     fn names_cannot_drive_the_terminal() {
