@@ -73,16 +73,25 @@ pub enum Command {
     Man,
 }
 
+/// Which outputs take part, and as what.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Outputs")]
+pub struct OutputKindArgs {
+    /// Kind of an output whose shape tells the wrong one: classification, map, map_channels_last, generic or ignored
+    #[arg(long, value_name = "NAME=KIND")]
+    pub output_kind: Vec<String>,
+}
+
 /// What outputs mean.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Outputs")]
 pub struct OutputArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub kinds: OutputKindArgs,
     /// Compare the best k classes too, for each of several k, e.g. 3,10
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub top_k: Vec<usize>,
-    /// Kind of an output whose shape tells the wrong one: classification, map, map_channels_last, generic or ignored
-    #[arg(long, value_name = "NAME=KIND")]
-    pub output_kind: Vec<String>,
     /// Class of label masks whose pixels take no part [default: 255]
     #[arg(long, value_name = "CLASS")]
     pub ignore_label: Option<u32>,
@@ -168,6 +177,9 @@ pub struct CalibrateArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub runtime: RuntimeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub kinds: OutputKindArgs,
 }
 
 /// `calib merge`.
@@ -198,6 +210,9 @@ pub struct MergeArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub runtime: RuntimeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub kinds: OutputKindArgs,
 }
 
 /// `calib quantize`.
@@ -391,6 +406,9 @@ pub struct BisectArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub runtime: RuntimeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub outputs: OutputArgs,
 }
 
 /// `calib inspect`.

@@ -93,11 +93,12 @@ pub struct LiftEffect {
 /// What lifting the worst nodes would give; `lift` is the higher precision's name.
 pub fn about_lift(effect: &LiftEffect, lift: &str, commands: &Commands) -> Advice {
     let [before, after] = effect.sqnr_db;
+    let after = if after == f64::INFINITY { "infinite".to_owned() } else { format!("{after:.1} dB") };
     let nodes: Vec<String> = effect.nodes.iter().map(|node| format!("`{node}`")).collect();
     Advice {
         importance: Importance::Info,
         text: format!(
-            "lifting {} to {lift} changes the SQNR of the outputs from {before:.1} to {after:.1} dB ({} samples); bisect \
+            "lifting {} to {lift} changes the SQNR of the outputs from {before:.1} to {after} ({} samples); bisect \
              finds the smallest set that passes a gate",
             listed(&nodes),
             effect.samples

@@ -110,6 +110,7 @@ fn configuration(args: &BisectArgs) -> anyhow::Result<RunConfig> {
     args.method.apply(&mut config)?;
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
+    args.outputs.apply(&mut config)?;
     config.model = args.model.clone().or(config.model);
     if let Some(target) = args.target.as_deref().map(Spec::parse).transpose()? {
         fill_from_sidecar(&mut config, &target)?;
@@ -139,5 +140,9 @@ fn layers(bisection: &Bisection<'_>, findings: &mut Findings) -> anyhow::Result<
         &session.output_noise_options(),
     )?;
     findings.advice = about_layers(&findings.layers, &findings.outputs, &bisection.commands());
+    if !bisection.options.scheme.precision.is_quantized() {
+        // The commands are about ranges and plans, which 16-bit floats have not.
+        findings.advice.iter_mut().for_each(|advice| advice.command = None);
+    }
     Ok(())
 }

@@ -65,6 +65,7 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     args.method.apply(&mut config)?;
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
+    args.kinds.apply(&mut config)?;
     let shard = args.shard.as_deref().map(parse_shard).transpose()?;
     let histogram_file = args.histograms.clone().unwrap_or_else(|| args.output.with_file_name("histograms.calib"));
     check_folders([&*args.output, &histogram_file].into_iter().chain(args.cache.as_deref()))?;
@@ -137,6 +138,7 @@ pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) ->
     args.method.apply(&mut config)?;
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
+    args.kinds.apply(&mut config)?;
     let table = if args.model.is_some() {
         choose_from(&merged, &Session::open(config, global.ort_library.as_deref(), printer)?)?
     } else {

@@ -14,7 +14,7 @@ use crate::{
         layerwise::{LayerError, LayerwiseOptions, OutputNoiseOptions, Samples, layerwise},
         operators::Pair,
     },
-    cli::{DataArgs, MethodArgs, OutputArgs, RuntimeArgs, SchemeArgs},
+    cli::{DataArgs, MethodArgs, OutputArgs, OutputKindArgs, RuntimeArgs, SchemeArgs},
     compare::{CompareOptions, ComparisonResult, OutputKind},
     config::{ConfigError, RunConfig, parse_output_kind, parse_shape, parse_share},
     dataset::{BadPolicy, Collection, Dataset, PrefetchOptions, RandomDataset, data_hash},
@@ -93,6 +93,12 @@ impl Apply for OutputArgs {
     fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
         set_list(&mut config.top_k, &self.top_k);
         set(&mut config.ignore_label, self.ignore_label.as_ref());
+        self.kinds.apply(config)
+    }
+}
+
+impl Apply for OutputKindArgs {
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
         for text in &self.output_kind {
             let (name, kind) = parse_output_kind(text)?;
             config.output_kind.insert(name, kind);

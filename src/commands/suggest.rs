@@ -14,6 +14,8 @@ pub(super) struct Suggest<'a> {
     pub(super) table: &'a Path,
     /// What nodes are lifted to.
     pub(super) lift: Precision,
+    /// What nodes are lifted from.
+    pub(super) precision: Precision,
     /// The gate to recommend where the configuration has none.
     pub(super) gate: &'a str,
 }
@@ -21,7 +23,7 @@ pub(super) struct Suggest<'a> {
 impl Suggest<'_> {
     /// The beginnings of the commands.
     pub(super) fn commands(&self) -> Commands {
-        let Self { config, out, table, lift, gate } = self;
+        let Self { config, out, table, lift, precision, gate } = self;
         let file = |name: &str| word(&out.join(name).display().to_string());
         let table = word(&table.display().to_string());
         let gate = config.gate.first().map_or(*gate, String::as_str);
@@ -44,10 +46,16 @@ impl Suggest<'_> {
         if config.high_precision != "fp32" {
             quantize.push_str(&format!(" --high-precision {}", config.high_precision));
         }
+        // INT8 is what the commands do without being told.
+        let (mut precisions, mut flag) = (String::new(), String::new());
+        if *precision != Precision::Int8 {
+            (precisions, flag) = (format!(" --precisions {precision}"), format!(" --precision {precision}"));
+        }
+        quantize.push_str(&flag);
         Commands {
-            run: format!("calib run --config {repeated} --method minmax --out {wider}"),
+            run: format!("calib run --config {repeated} --method minmax{precisions} --out {wider}"),
             bisect: format!(
-                "calib bisect --config {repeated} --table {table} --gate {gate} --lift {lift} --out {}",
+                "calib bisect --config {repeated} --table {table} --gate {gate} --lift {lift}{flag} --out {}",
                 word(&out.display().to_string())
             ),
             quantize,

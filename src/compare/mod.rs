@@ -267,7 +267,20 @@ pub enum CompareError {
     #[error("the kind of every output is `ignored`: nothing is left to compare; leave one out of --output-kind")]
     AllIgnored,
     /// Shapes differ.
-    #[error("output `{output}` has shape {reference:?} in the reference and {target:?} in the target")]
+    #[error(
+        "output `{output}` has shape {reference:?} in the reference and {target:?} in the target; where its shape depends on \
+         the data, as behind NonMaxSuppression, leave it out with --output-kind {output}=ignored"
+    )]
+    OutputShape {
+        /// The output.
+        output: String,
+        /// Its shape in the reference.
+        reference: Vec<usize>,
+        /// Its shape in the target.
+        target: Vec<usize>,
+    },
+    /// Shapes of a tensor within the models differ.
+    #[error("tensor `{output}` has shape {reference:?} in the reference and {target:?} in the target")]
     Shape {
         /// The output.
         output: String,

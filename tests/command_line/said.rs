@@ -5,7 +5,8 @@ use std::{fs, path::Path};
 use super::{calib, demo, demo_flags, error_of, json, python};
 
 /// `log.onnx` gives infinities where a product is negative; `shifted.onnx` gives them elsewhere. `grid.onnx` has an output
-/// that is neither scores nor a map, and a tensor with a line break in its name. `sum.onnx` has nothing to quantize.
+/// that is neither scores nor a map, and a tensor with a line break in its name. `sum.onnx` has nothing to quantize. How many rows
+/// `found` of `boxes.onnx` has depends on the data, as behind NonMaxSuppression.
 const MAKE: &str = r#"
 import sys
 import numpy as np, onnx
@@ -26,6 +27,12 @@ save("shifted", [product, ("Add", ["p", "one"], ["s"]), ("Relu", ["s"], ["r"]), 
 save("grid", [("MatMul", ["x", "w"], ["line\nbreak"]), ("MatMul", ["line\nbreak", "w"], ["q"]), ("Reshape", ["q", "to"], ["y"])],
      ["n", 4, 8], ("w", weight), ("to", np.array([-1, 4, 8])))
 save("sum", [("Add", ["x", "x"], ["y"])], ["n", 32])
+nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "product"), helper.make_node("Greater", ["y", "one"], ["over"], "over"),
+         helper.make_node("NonZero", ["over"], ["at"], "at"), helper.make_node("Transpose", ["at"], ["found"], "found")]
+graph = helper.make_graph(nodes, "g", [info("x", [1, 32])],
+                          [info("y", [1, 32]), helper.make_tensor_value_info("found", TensorProto.INT64, ["count", 2])],
+                          [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.float32(1), "one")])
+onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), f"{folder}/boxes.onnx")
 x = rng.normal(size=(400, 32)).astype(np.float32)
 np.savez(f"{folder}/x.npz", x=x)
 np.savez(f"{folder}/more.npz", x=x, label=np.arange(400), note=x[:, :2])
@@ -226,4 +233,49 @@ fn operator_types_that_the_model_has_not_are_told() {
     command.args(["quantize", "--explain", "--op-types", "conv,Gemm", "--model"]).arg(demo("demo.onnx"));
     let (_, error) = output(0, &mut command);
     assert!(error.contains("no node of the operator type `conv`") && !error.contains("`Gemm`"), "{error}");
+}
+
+/// Commands that are recommended are about the precision that was looked into; 16-bit floats have no table to name.
+#[test]
+fn what_a_bisection_recommends_is_of_its_precision() {
+    let Some(folder) = made() else { return };
+    let bisect = |precision: &str| {
+        let mut command = calib().unwrap();
+        command
+            .args(["bisect", "--find", "layers", "--precision", precision, "--model"])
+            .arg(folder.path().join("grid.onnx"));
+        command.arg("--data").arg(folder.path().join("x.npz")).arg("--out").arg(folder.path().join("bisect"));
+        output(0, &mut command).0
+    };
+    let fp8 = bisect("fp8");
+    let recommended: Vec<&str> = fp8.lines().filter(|line| line.starts_with("   calib bisect ")).collect();
+    assert!(!recommended.is_empty(), "{fp8}");
+    assert!(
+        recommended.iter().all(|line| line.contains("--gate sqnr_db=20") && line.contains("--precision fp8")),
+        "{fp8}"
+    );
+    assert!(!bisect("fp16").contains("   calib "), "{fp8}");
+}
+
+#[test]
+fn an_output_whose_shape_depends_on_the_data_can_be_left_out_everywhere() {
+    let Some(folder) = made() else { return };
+    let command = |name: &str, more: &[&str]| {
+        let mut command = calib().unwrap();
+        command.arg(name).arg("--model").arg(folder.path().join("boxes.onnx"));
+        command.arg("--data").arg(folder.path().join("x.npz")).args(more);
+        command
+    };
+    let table = folder.path().join("table.json");
+    let calibrate = ["-o", table.to_str().unwrap()];
+    let error = error_of(&mut command("calibrate", &calibrate));
+    assert!(error.contains("output `found` has shape") && error.contains("--output-kind found=ignored"), "{error}");
+    let ignored = ["--output-kind", "found=ignored"];
+    output(0, command("calibrate", &calibrate).args(ignored));
+    let out = folder.path().join("out");
+    let run = ["--tensorrt", "off", "--bench-seconds", "0", "--out", out.to_str().unwrap()];
+    let (text, _) = output(0, command("run", &run).args(ignored));
+    assert!(!text.contains("not run"), "{text}");
+    let bisect = ["--tensorrt", "off", "--gate", "sqnr_db=90", "--out", out.to_str().unwrap()];
+    output(0, command("bisect", &bisect).args(ignored));
 }

@@ -119,8 +119,9 @@ impl<'a> Bisection<'a> {
 
     pub(super) fn commands(&self) -> Commands {
         let table = self.args.table.clone().unwrap_or_else(|| self.out.join("calibration.json"));
+        let (config, out, precision) = (&self.session.config, &self.out, self.options.scheme.precision);
         let gate = self.session.default_gate();
-        Suggest { config: &self.session.config, out: &self.out, table: &table, lift: self.lift, gate }.commands()
+        Suggest { config, out, table: &table, lift: self.lift, precision, gate }.commands()
     }
 }
 

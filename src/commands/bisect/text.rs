@@ -134,15 +134,16 @@ fn layers(text: &mut String, findings: &Findings) {
     let mut worst: Vec<&LayerError> = findings.layers.iter().collect();
     worst.sort_by(|a, b| noise(b).total_cmp(&noise(a)));
     let width = worst.iter().take(SHOWN).map(|layer| layer.node.chars().count()).max().unwrap_or(4).max(4);
+    let kind = worst.iter().take(SHOWN).map(|layer| layer.op_type.len()).max().unwrap_or(10).max(10);
     let _ = writeln!(
         text,
-        "{:<width$}  {:<10}  {:>10}  {:>10}  {:>10}  {:>10}",
+        "{:<width$}  {:<kind$}  {:>10}  {:>10}  {:>10}  {:>10}",
         "node", "operator", "outputs dB", "local dB", "weights dB", "inputs dB"
     );
     for layer in worst.iter().take(SHOWN) {
         let _ = writeln!(
             text,
-            "{:<width$}  {:<10}  {:>10}  {:>10}  {:>10}  {:>10}",
+            "{:<width$}  {:<kind$}  {:>10}  {:>10}  {:>10}  {:>10}",
             layer.node,
             layer.op_type,
             output(layer).map_or_else(|| "-".to_owned(), |output| decibels(output.sqnr_db)),

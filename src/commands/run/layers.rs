@@ -13,6 +13,7 @@ use crate::{
     },
     calibrate::{CalibrationTable, Choice},
     commands::{INTERRUPTED, check_interrupt, settings::quantize_options, suggest::Suggest},
+    compare::CompareOptions,
     dataset::{BadPolicy, PrefetchOptions},
     pipeline::calibration::{Candidate, Chosen, worst_sqnr},
     quantize::{Precision, QuantizeOptions},
@@ -101,7 +102,8 @@ impl Job<'_> {
             precision: LIFT,
         };
         let float = Side { backend: &session.runtime, provider: ExecutionProvider::Cpu, model: &subject.float };
-        let judged = JudgeOptions { threads: session.threads, ..JudgeOptions::default() };
+        let compare = CompareOptions { max_flips: 0, ..session.compare_options() };
+        let judged = JudgeOptions { threads: session.threads, compare, ..JudgeOptions::default() };
         let mut judge = Judge::new(float, &session.runtime, samples, judged)?;
         let mut sqnr_db = |lifted: NodeSet| anyhow::Ok(worst_sqnr(&judge.compare(&start.model(&lifted)?)?));
         let sqnr_db = [sqnr_db(NodeSet::new())?, sqnr_db(nodes.iter().cloned().collect())?];
@@ -112,8 +114,15 @@ impl Job<'_> {
     pub(super) fn advice(&self, calibrated: Option<&Calibrated>, layers: Option<&Layers>) -> Vec<Advice> {
         let table = self.out.join("calibration.json");
         let gate = self.session.default_gate();
-        let commands =
-            Suggest { config: &self.session.config, out: &self.out, table: &table, lift: LIFT, gate }.commands();
+        let commands = Suggest {
+            config: &self.session.config,
+            out: &self.out,
+            table: &table,
+            lift: LIFT,
+            precision: Precision::Int8,
+            gate,
+        }
+        .commands();
         let mut found: Vec<advice::Advice> =
             calibrated.and_then(|found| method_advice(&found.chosen)).into_iter().collect();
         if let Some(layers) = layers {
