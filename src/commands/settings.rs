@@ -21,7 +21,7 @@ use crate::{
     onnx::Model,
     pipeline::{
         Control, PipelineError,
-        calibration::{Calibrator, ChooseOptions, ObserveOptions},
+        calibration::{Calibrator, ChooseOptions, ObserveOptions, judged_kinds},
         checkpoint::Checkpoints,
         data::{Data, DataSettings, Provenance, open_data},
         evaluation::{EvaluateOptions, class_names},
@@ -386,12 +386,9 @@ impl Session {
 
     /// How it is measured what operators do to the outputs.
     pub(super) fn output_noise_options(&self) -> OutputNoiseOptions {
-        let kinds = self.config.output_kind.iter().filter(|(_, kind)| **kind == OutputKind::Ignored);
-        OutputNoiseOptions {
-            threads: self.threads,
-            provider: self.provider,
-            ignored: kinds.map(|(name, _)| name.clone()).collect(),
-        }
+        let kinds = judged_kinds(&self.subject.outputs, &self.config.output_kind).into_iter();
+        let ignored = kinds.filter(|(_, kind)| *kind == OutputKind::Ignored).map(|(name, _)| name).collect();
+        OutputNoiseOptions { threads: self.threads, provider: self.provider, ignored }
     }
 
     /// A gate that this model can be measured by.

@@ -19,7 +19,7 @@ use crate::{
 
 mod choice;
 
-pub use choice::{Candidate, ChooseOptions, Chosen, worst_sqnr};
+pub use choice::{Candidate, ChooseOptions, Chosen, judged_kinds, worst_sqnr};
 
 /// Every n-th calibration sample is held out to measure methods on: with fewer, the choice is left to chance, while
 /// thresholds hardly change with the other half.

@@ -6,7 +6,7 @@ use super::{calib, demo, demo_flags, error_of, json, python};
 
 /// `log.onnx` gives infinities where a product is negative; `shifted.onnx` gives them elsewhere. `grid.onnx` has an output
 /// that is neither scores nor a map, and a tensor with a line break in its name. `sum.onnx` has nothing to quantize. How many rows
-/// `found` of `boxes.onnx` has depends on the data, as behind NonMaxSuppression.
+/// `found` of `boxes.onnx` and `indices.onnx` has depends on the data, as behind NonMaxSuppression.
 const MAKE: &str = r#"
 import sys
 import numpy as np, onnx
@@ -27,12 +27,14 @@ save("shifted", [product, ("Add", ["p", "one"], ["s"]), ("Relu", ["s"], ["r"]), 
 save("grid", [("MatMul", ["x", "w"], ["line\nbreak"]), ("MatMul", ["line\nbreak", "w"], ["q"]), ("Reshape", ["q", "to"], ["y"])],
      ["n", 4, 8], ("w", weight), ("to", np.array([-1, 4, 8])))
 save("sum", [("Add", ["x", "x"], ["y"])], ["n", 32])
-nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "product"), helper.make_node("Greater", ["y", "one"], ["over"], "over"),
-         helper.make_node("NonZero", ["over"], ["at"], "at"), helper.make_node("Transpose", ["at"], ["found"], "found")]
-graph = helper.make_graph(nodes, "g", [info("x", [1, 32])],
-                          [info("y", [1, 32]), helper.make_tensor_value_info("found", TensorProto.INT64, ["count", 2])],
-                          [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.float32(1), "one")])
-onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), f"{folder}/boxes.onnx")
+for name, kind in ("indices", TensorProto.INT64), ("boxes", TensorProto.FLOAT):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "product"), helper.make_node("Greater", ["y", "one"], ["over"], "over"),
+             helper.make_node("NonZero", ["over"], ["at"], "at"), helper.make_node("Transpose", ["at"], ["rows"], "rows"),
+             helper.make_node("Cast", ["rows"], ["found"], "found", to=kind)]
+    graph = helper.make_graph(nodes, "g", [info("x", [1, 32])],
+                              [info("y", [1, 32]), helper.make_tensor_value_info("found", kind, ["count", 2])],
+                              [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.float32(1), "one")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), f"{folder}/{name}.onnx")
 x = rng.normal(size=(400, 32)).astype(np.float32)
 np.savez(f"{folder}/x.npz", x=x)
 np.savez(f"{folder}/more.npz", x=x, label=np.arange(400), note=x[:, :2])
@@ -260,16 +262,19 @@ fn what_a_bisection_recommends_is_of_its_precision() {
 #[test]
 fn an_output_whose_shape_depends_on_the_data_can_be_left_out_everywhere() {
     let Some(folder) = made() else { return };
-    let command = |name: &str, more: &[&str]| {
+    let of = |model: &str, name: &str, more: &[&str]| {
         let mut command = calib().unwrap();
-        command.arg(name).arg("--model").arg(folder.path().join("boxes.onnx"));
+        command.arg(name).arg("--model").arg(folder.path().join(model));
         command.arg("--data").arg(folder.path().join("x.npz")).args(more);
         command
     };
+    let command = |name: &str, more: &[&str]| of("boxes.onnx", name, more);
     let table = folder.path().join("table.json");
     let calibrate = ["-o", table.to_str().unwrap()];
     let error = error_of(&mut command("calibrate", &calibrate));
     assert!(error.contains("output `found` has shape") && error.contains("--output-kind found=ignored"), "{error}");
+    // Indices take no part in the choice of a method beside an output of floats.
+    output(0, &mut of("indices.onnx", "calibrate", &calibrate));
     let ignored = ["--output-kind", "found=ignored"];
     output(0, command("calibrate", &calibrate).args(ignored));
     let out = folder.path().join("out");

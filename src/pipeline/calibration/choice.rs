@@ -1,23 +1,26 @@
 //! The choice of the method, and of bias corrections, by what whole models give on held-out samples.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Calibrator, Parts, hold_out};
 use crate::{
-    backend::{Backend, BuildOptions, Runner},
+    backend::{Backend, BuildOptions, Runner, TensorInfo},
     bisect::{
         bias::mean_errors,
         layerwise::{AnalysisError, Samples},
         operators::{OperatorError, Pair},
     },
     calibrate::{CalibrateError, CalibrationTable, Choice, Histograms, Method, tables},
-    compare::{CompareOptions, ComparisonResult},
+    compare::{CompareOptions, ComparisonResult, OutputKind},
     dataset::PrefetchOptions,
     pipeline::{
         Control, PipelineError,
         evaluation::{EvaluateOptions, Outputs, evaluate},
     },
     quantize::{Precision, QuantizeOptions, SchemeOptions, quantize},
+    tensor::ElementType,
 };
 
 /// Held-out samples that whole models are measured on, at most.
@@ -162,7 +165,11 @@ impl Calibrator<'_> {
         let evaluate_options = EvaluateOptions {
             batch: self.options.batch,
             policy: self.options.policy,
-            compare: CompareOptions { max_flips: 0, ..options.compare.clone() },
+            compare: CompareOptions {
+                max_flips: 0,
+                kinds: judged_kinds(&self.subject.outputs, &options.compare.kinds),
+                ..options.compare.clone()
+            },
         };
         let quiet = Control { progress: &|_| {}, checkpoints: None, ..self.control };
         let mut targets: Vec<&mut dyn Outputs> = runners.iter_mut().map(|runner| runner as &mut dyn Outputs).collect();
@@ -230,6 +237,19 @@ fn single(tables: Vec<CalibrationTable>) -> Result<CalibrationTable, PipelineErr
     tables.into_iter().next().ok_or_else(|| CalibrateError::NoData.into())
 }
 
+/// The kinds of outputs where closeness is judged: integers (indices, counts, flags) are `ignored` where other outputs
+/// tell more, unless their kind was given.
+pub fn judged_kinds(outputs: &[TensorInfo], given: &BTreeMap<String, OutputKind>) -> BTreeMap<String, OutputKind> {
+    let is_float = |output: &&TensorInfo| output.element_type.is_some_and(ElementType::is_float);
+    let mut kinds = given.clone();
+    if outputs.iter().filter(is_float).any(|output| given.get(&output.name) != Some(&OutputKind::Ignored)) {
+        for output in outputs.iter().filter(|output| !is_float(output)) {
+            kinds.entry(output.name.clone()).or_insert(OutputKind::Ignored);
+        }
+    }
+    kinds
+}
+
 /// Decibels by which something has to be better on `samples` samples to be taken for better: what few tell is mostly
 /// chance.
 fn margin(samples: usize) -> f64 {
@@ -261,6 +281,27 @@ pub fn worst_sqnr(result: &ComparisonResult) -> f64 {
 mod tests {
     use super::*;
     use crate::compare::OutputMetrics;
+
+    #[test]
+    fn integers_are_judged_only_where_there_is_nothing_else() {
+        use ElementType::{Bool, F32, I64};
+        let ignored = |outputs: &[(&str, ElementType)], given: &[(&str, OutputKind)]| {
+            let info = |&(name, element_type): &(&str, ElementType)| TensorInfo {
+                name: name.to_owned(),
+                element_type: Some(element_type),
+                shape: Vec::new(),
+            };
+            let given = given.iter().map(|&(name, kind)| (name.to_owned(), kind)).collect();
+            let kinds = judged_kinds(&outputs.iter().map(info).collect::<Vec<_>>(), &given).into_iter();
+            let names = kinds.filter(|(_, kind)| *kind == OutputKind::Ignored).map(|(name, _)| name);
+            names.collect::<Vec<_>>().join(" ")
+        };
+        let outputs = [("scores", F32), ("class", I64), ("valid", Bool)];
+        assert_eq!(ignored(&outputs, &[]), "class valid");
+        assert_eq!(ignored(&outputs, &[("class", OutputKind::Map)]), "valid");
+        assert_eq!(ignored(&outputs, &[("scores", OutputKind::Ignored)]), "scores");
+        assert_eq!(ignored(&outputs[1..], &[]), "");
+    }
 
     #[test]
     fn few_samples_must_tell_methods_clearly_apart_from_min_max() {
