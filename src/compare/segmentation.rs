@@ -148,12 +148,37 @@ impl Overlaps {
 /// Counts over samples: target against reference, and both against the label masks.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct MapCounts {
+    /// Classes that the model tells apart; `None` where its maps hold indices.
+    classes: Option<usize>,
     agreement: Overlaps,
     reference_labels: Overlaps,
     target_labels: Overlaps,
 }
 
 impl MapCounts {
+    /// No counts yet, for samples of this kind and shape.
+    pub fn of(kind: OutputKind, sample_shape: &[usize]) -> Self {
+        let classes = match (kind, sample_shape) {
+            (OutputKind::MapChannelsLast, &[.., c]) | (OutputKind::Map, &[c, _, _]) if c > 1 => Some(c),
+            _ => None,
+        };
+        Self { classes, ..Self::default() }
+    }
+
+    /// What is wrong with the label masks, if they hold classes that the model does not have.
+    pub fn hint(&self) -> Option<String> {
+        let (classes, labels) = (self.classes?, &self.reference_labels);
+        let beyond: u64 = labels.classes.iter().skip(classes).map(|counts| counts[1]).sum();
+        (beyond > 0).then(|| {
+            format!(
+                "{:.1} % of the labelled pixels have classes beyond the model's {classes}, up to {}, and count as wrong; \
+                 check that the masks hold this model's class indices, or leave a class out with --ignore-label",
+                100.0 * beyond as f64 / labels.pixels.max(1) as f64,
+                labels.classes.iter().rposition(|counts| counts[1] > 0).unwrap_or(classes)
+            )
+        })
+    }
+
     /// Counts a sample. Pixels whose mask is `ignored` take no part in the comparison with labels.
     pub fn push(
         &mut self,
@@ -203,6 +228,25 @@ mod tests {
 
     fn map(size: [usize; 2], classes: &[u32]) -> ClassMap {
         ClassMap { size, classes: classes.to_vec() }
+    }
+
+    #[test]
+    fn masks_with_classes_that_the_model_has_not_are_told() {
+        let map = |classes: &[u32]| ClassMap { size: [1, 4], classes: classes.to_vec() };
+        let hint = |kind, shape: &[usize], mask: &[u32]| {
+            let mut counts = MapCounts::of(kind, shape);
+            counts.push(&map(&[0, 1, 1, 0]), &map(&[0, 1, 1, 0]), Some(&map(mask)), Some(255)).unwrap();
+            counts.hint()
+        };
+        let said = hint(OutputKind::Map, &[2, 1, 4], &[0, 10, 20, 255]).unwrap();
+        assert!(
+            said.starts_with("66.7 % of the labelled pixels have classes beyond the model's 2, up to 20,"),
+            "{said}"
+        );
+        assert!(hint(OutputKind::MapChannelsLast, &[1, 4, 2], &[0, 1, 2, 0]).is_some());
+        assert_eq!(hint(OutputKind::Map, &[2, 1, 4], &[0, 1, 255, 255]), None);
+        // Maps of indices do not say how many classes there are.
+        assert_eq!(hint(OutputKind::Map, &[1, 1, 4], &[0, 9, 9, 9]), None);
     }
 
     #[test]
