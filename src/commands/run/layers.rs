@@ -13,7 +13,7 @@ use crate::{
     },
     calibrate::{CalibrationTable, Choice},
     commands::{INTERRUPTED, check_interrupt, settings::quantize_options, suggest::Suggest},
-    compare::CompareOptions,
+    compare::{CompareOptions, OutputKind},
     dataset::{BadPolicy, PrefetchOptions},
     pipeline::calibration::{Candidate, Chosen, worst_sqnr},
     quantize::{Precision, QuantizeOptions},
@@ -45,10 +45,11 @@ impl Job<'_> {
         let found = quantized.find_map(|target| Some((target.precision, target.model.as_ref()?)));
         let (Some((precision, model)), Some(calibrated)) = (found, calibrated) else { return Ok(None) };
         let session = &self.session;
-        let sites: Vec<_> = shared_tensors(&session.subject.folded, model)?
-            .into_iter()
-            .filter(|site| site.amax.is_some() || session.subject.outputs.iter().any(|info| info.name == site.tensor))
-            .collect();
+        let ignored = |name: &str| session.config.output_kind.get(name) == Some(&OutputKind::Ignored);
+        let is_output =
+            |name: &str| session.subject.outputs.iter().any(|info| info.name == *name && !ignored(&info.name));
+        let mut sites = shared_tensors(&session.subject.folded, model)?;
+        sites.retain(|site| site.amax.is_some() || is_output(&site.tensor));
         let batchable = session.subject.fixed_batch().is_none_or(|batch| batch == 1);
         if sites.is_empty() || !batchable {
             return Ok(None);
