@@ -25,7 +25,7 @@ pub use emulation::{emulation, is_low_precision};
 pub(crate) use gpu_runner::cut;
 pub use gpu_runner::{Filling, GpuRunner};
 pub use library::{LIBRARY_VARIABLE, LibrarySearch, Origin, Place, search};
-use ort::{environment::Environment, ep::ExecutionProvider as _};
+use ort::ep::ExecutionProvider as _;
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 pub(crate) use runner::check_inputs;
 
@@ -60,11 +60,6 @@ impl OnnxRuntime {
     pub fn check_cuda(&self, device: u32) -> Result<(), BackendError> {
         let options = BuildOptions { provider: ExecutionProvider::Cuda(device), ..BuildOptions::default() };
         session::builder(self.loaded, &options, None).map(drop)
-    }
-
-    /// What sessions are made in, for those who make their own beside these.
-    pub fn environment(&self) -> &Environment {
-        &self.loaded.environment
     }
 
     /// Branch, commit and compiler flags of the library.
