@@ -18,11 +18,12 @@ fn refused(model: &Path, extra: &[&str]) -> String {
 /// The same with `CALIB_TENSORRT_DIR`.
 fn refused_with_library(model: &Path, folder: &Path) -> String {
     let mut command = Command::cargo_bin("calib").unwrap();
-    command.env("CALIB_TENSORRT_DIR", folder).args(["build", "--model", text(model), "-o", "/dev/null/engine.plan"]);
+    let engine = model.with_extension("refused.plan");
+    command.env("CALIB_TENSORRT_DIR", folder).args(["build", "--model", text(model), "-o", text(&engine)]);
     let output = command.args(CAPABILITY).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{error}");
-    assert!(!error.contains("internal error"), "{error}");
+    assert!(!error.contains("internal error") && !engine.exists(), "{error}");
     error
 }
 
@@ -52,7 +53,8 @@ fn a_folder_that_is_named_holds_the_library_or_nothing_does() {
     symlink(runtime.join("libtensorrt_rtx.so.1"), lonely.join("libtensorrt_rtx.so.1")).unwrap();
     let error = refused_with_library(&model, &lonely);
     assert!(error.contains("only runs engines") && error.contains("libtensorrt_onnxparser_rtx.so.1"), "{error}");
-    let asked = ["build", "--model", text(&model), "-o", "/dev/null/e.plan", "--tensorrt-dir", text(&lonely)];
+    let engine = model.with_extension("refused.plan");
+    let asked = ["build", "--model", text(&model), "-o", text(&engine), "--tensorrt-dir", text(&lonely)];
     assert!(fails(&asked).contains("only runs engines"), "the flag is the same");
 
     let broken = library("broken");
