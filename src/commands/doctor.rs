@@ -146,7 +146,7 @@ fn describe(findings: &Findings) -> String {
         if let Some(library) = &found.library {
             let parser = if library.parser.is_some() { "" } else { ", runtime only: it cannot build engines" };
             let version = found.version.as_deref().unwrap_or("of unknown version");
-            let path = library.library.display();
+            let path = library.file.display();
             lines.push(format!("ok       {} {version}: {path}{parser}{compiled}", found.flavour));
             lines.extend(found.problem.iter().map(|problem| format!("         {problem}")));
         } else {

@@ -48,7 +48,7 @@ pub struct LibrarySearch {
     /// All places, in order, up to the one that is used.
     pub places: Vec<Place>,
     /// The library to load; `None` when a place that the user named holds none.
-    pub library: Option<PathBuf>,
+    pub file: Option<PathBuf>,
 }
 
 /// Searches for the library. A place that the user names is the only one that counts.
@@ -69,19 +69,19 @@ fn search_in(
     let named = option.map(|path| (Origin::Option, path.to_owned()));
     if let Some((origin, path)) = named.or_else(|| Some((Origin::Environment, variable?))) {
         let library = if path.is_dir() { library_in(&path) } else { Some(path.clone()).filter(|path| path.is_file()) };
-        return LibrarySearch { places: vec![Place { origin, path, found: library.is_some() }], library };
+        return LibrarySearch { places: vec![Place { origin, path, found: library.is_some() }], file: library };
     }
     let mut places = Vec::new();
     for path in runtime {
         let library = library_in(&path.join("onnxruntime"));
         places.push(Place { origin: Origin::Runtime, path, found: library.is_some() });
         if library.is_some() {
-            return LibrarySearch { places, library };
+            return LibrarySearch { places, file: library };
         }
     }
     let system = PathBuf::from(SYSTEM_NAME);
     places.push(Place { origin: Origin::System, path: system.clone(), found: true });
-    LibrarySearch { places, library: Some(system) }
+    LibrarySearch { places, file: Some(system) }
 }
 
 /// `libonnxruntime.so` or the highest `libonnxruntime.so.VERSION` of a folder.
@@ -116,7 +116,7 @@ pub(super) fn load(option: Option<&Path>) -> Result<&'static Loaded, BackendErro
     static LOADING: Mutex<()> = Mutex::new(());
     let _guard = LOADING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let search = search(option);
-    let Some(path) = search.library.clone() else {
+    let Some(path) = search.file.clone() else {
         return Err(BackendError::Library(missing(&search)));
     };
     if let Some(loaded) = LOADED.get() {
@@ -169,15 +169,15 @@ mod tests {
         let elsewhere = folder.path().join("elsewhere");
 
         let found = search_in(None, None, [elsewhere.clone(), runtime.clone()].into_iter());
-        assert_eq!(found.library.as_deref(), Some(&*newest));
+        assert_eq!(found.file.as_deref(), Some(&*newest));
         assert_eq!(found.places.iter().map(|place| place.found).collect::<Vec<_>>(), [false, true]);
 
         let named = search_in(Some(&elsewhere), Some(newest.clone()), [runtime.clone()].into_iter());
-        assert_eq!((named.library.clone(), named.places[0].origin), (None, Origin::Option));
+        assert_eq!((named.file.clone(), named.places[0].origin), (None, Origin::Option));
         assert!(missing(&named).contains("elsewhere; fetch it with `make setup`"));
         let variable = search_in(None, Some(libraries.clone()), std::iter::empty());
-        assert_eq!((variable.library.as_deref(), variable.places[0].origin), (Some(&*newest), Origin::Environment));
+        assert_eq!((variable.file.as_deref(), variable.places[0].origin), (Some(&*newest), Origin::Environment));
         let system = search_in(None, None, [elsewhere].into_iter());
-        assert_eq!(system.library.as_deref(), Some(Path::new("libonnxruntime.so")));
+        assert_eq!(system.file.as_deref(), Some(Path::new("libonnxruntime.so")));
     }
 }

@@ -98,7 +98,7 @@ pub struct Library {
     /// Which TensorRT.
     pub flavour: Flavour,
     /// The builder and runtime.
-    pub library: PathBuf,
+    pub file: PathBuf,
     /// The ONNX parser; absent beside a lean runtime, which only runs engines.
     pub parser: Option<PathBuf>,
 }
@@ -106,9 +106,9 @@ pub struct Library {
 impl Library {
     /// Loads the library and asks for its version, e.g. `1.7.1`. Needs no driver.
     pub fn version(&self) -> Result<String, TensorRtError> {
-        let failed = |reason: &str| TensorRtError::Load { path: self.library.clone(), reason: reason.to_owned() };
+        let failed = |reason: &str| TensorRtError::Load { path: self.file.clone(), reason: reason.to_owned() };
         let path =
-            CString::new(self.library.as_os_str().as_encoded_bytes()).map_err(|error| failed(&error.to_string()))?;
+            CString::new(self.file.as_os_str().as_encoded_bytes()).map_err(|error| failed(&error.to_string()))?;
         // SAFETY: `path` ends with a null byte; the library is one of the vendor's that `find_library` knows by name. It
         // stays open, so that no code is unloaded that something may still point to.
         let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
@@ -157,9 +157,9 @@ fn runtime_roots() -> Vec<PathBuf> {
 /// The first folder that holds the library of a flavour.
 pub fn find_library(flavour: Flavour, explicit: Option<&Path>) -> Option<Library> {
     searched_folders(flavour, explicit).into_iter().find_map(|folder| {
-        let library = flavour.library_names().iter().map(|name| folder.join(name)).find(|path| path.is_file())?;
+        let file = flavour.library_names().iter().map(|name| folder.join(name)).find(|path| path.is_file())?;
         let parser = Some(folder.join(flavour.parser_name())).filter(|path| path.is_file());
-        Some(Library { flavour, library, parser })
+        Some(Library { flavour, file, parser })
     })
 }
 
@@ -205,11 +205,11 @@ mod tests {
         assert_eq!(searched_folders(Flavour::TensorRt, Some(folder.path())), [folder.path()]);
         std::fs::write(folder.path().join("libnvinfer_lean.so.11"), b"").unwrap();
         let found = find_library(Flavour::TensorRt, Some(folder.path())).unwrap();
-        assert_eq!(found.library, folder.path().join("libnvinfer_lean.so.11"));
+        assert_eq!(found.file, folder.path().join("libnvinfer_lean.so.11"));
         assert_eq!(found.parser, None);
         std::fs::write(folder.path().join("libnvinfer.so.11"), b"").unwrap();
         std::fs::write(folder.path().join("libnvonnxparser.so.11"), b"").unwrap();
         let found = find_library(Flavour::TensorRt, Some(folder.path())).unwrap();
-        assert!(found.library.ends_with("libnvinfer.so.11") && found.parser.is_some());
+        assert!(found.file.ends_with("libnvinfer.so.11") && found.parser.is_some());
     }
 }

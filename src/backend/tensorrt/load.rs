@@ -9,9 +9,9 @@ pub(super) fn runtime(library: &Library) -> Result<(), TensorRtError> {
     let (version, major) = (library.version()?, library.flavour.major());
     if version.split('.').next() != Some(major) {
         let reason = format!("it calls itself version {version}; {} {major} is needed", library.flavour);
-        return Err(TensorRtError::Load { path: library.library.clone(), reason });
+        return Err(TensorRtError::Load { path: library.file.clone(), reason });
     }
-    trtx::dynamically_load_tensorrt(Some(library.library.as_os_str())).map_err(|e| failed(&library.library, &e))
+    trtx::dynamically_load_tensorrt(Some(library.file.as_os_str())).map_err(|e| failed(&library.file, &e))
 }
 
 /// Loads the library that runs engines, and the ONNX parser.
@@ -20,7 +20,7 @@ pub(super) fn builder(library: &Library) -> Result<(), TensorRtError> {
         flavour: library.flavour,
         reason: format!(
             "{} only runs engines; building needs the full library with its ONNX parser; {}",
-            library.library.display(),
+            library.file.display(),
             library.flavour.hint()
         ),
     })?;

@@ -41,7 +41,7 @@ pub(super) fn check(when: &str) -> anyhow::Result<()> {
     let asked = "--tensorrt require asks for engines that are built and run here; --tensorrt auto does what it can";
     let library = require_library(None).context(asked)?;
     if library.parser.is_none() {
-        anyhow::bail!("{asked}: {} has no ONNX parser beside it, so it builds nothing", library.library.display());
+        anyhow::bail!("{asked}: {} has no ONNX parser beside it, so it builds nothing", library.file.display());
     }
     let device = Device::open(0).context(asked)?;
     let (major, minor) = device.info().compute_capability;
