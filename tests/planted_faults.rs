@@ -317,7 +317,7 @@ fn the_smallest_plan_for_two_faults_is_these_two(bench: &Bench) {
     let indices: Vec<usize> = (CALIBRATION..CALIBRATION + 2 * COMPARED).collect();
     let judged =
         JudgeOptions { gates: vec![bench.site.gate.parse().unwrap()], threads: THREADS, ..JudgeOptions::default() };
-    let mut judge = Judge::new(bench.side(&subject.float), &bench.runtime, bench.samples(&indices), judged).unwrap();
+    let mut judge = Judge::new(bench.side(&subject.float), bench.samples(&indices), judged).unwrap();
     let search = SearchOptions { max_trials: 12, ..SearchOptions::default() };
     let found = smallest_plan(&mut judge, start, &candidates, search, &[], &mut |_| {}).unwrap();
     let Outcome::Found { trial, minimal: true } = &found.outcome else { panic!("{:?}", found.outcome) };

@@ -52,9 +52,18 @@ pub struct TensorDivergence {
 }
 
 impl TensorDivergence {
-    /// True when the target is further off than `sqnr_db`, or not finite where the reference is.
+    /// True when the target is further off than `sqnr_db`, not finite where the reference is, or of another shape.
     pub fn diverged(&self, sqnr_db: f64) -> bool {
-        self.difference.non_finite.differing > 0 || self.difference.sqnr_db.is_some_and(|found| found < sqnr_db)
+        self.off() < sqnr_db
+    }
+
+    /// SQNR in decibels; infinite without any error, and negative where values are not finite or shapes differ.
+    pub fn off(&self) -> f64 {
+        let TensorDifference { non_finite, shape_mismatch, sqnr_db, .. } = &self.difference;
+        if non_finite.differing > 0 || shape_mismatch.is_some() {
+            return f64::NEG_INFINITY;
+        }
+        sqnr_db.unwrap_or(f64::INFINITY)
     }
 }
 
@@ -74,6 +83,15 @@ impl Graphwise {
         let bad = |tensor: &&TensorDivergence| tensor.difference.non_finite.differing > 0;
         let first_non_finite = tensors.iter().find(bad).map(|tensor| tensor.site.node.clone());
         Self { tensors, first_non_finite, samples }
+    }
+
+    /// Sentences on the tensors whose figures are not of all samples.
+    pub fn notes(&self) -> Vec<String> {
+        let note = |TensorDivergence { site, difference }: &TensorDivergence| {
+            let mismatch = difference.shape_mismatch.as_ref()?;
+            Some(format!("tensor `{}` has {mismatch}: its figures leave such samples out", site.tensor))
+        };
+        self.tensors.iter().filter_map(note).collect()
     }
 }
 
@@ -160,8 +178,7 @@ fn quantizer_amax(target: &GraphView<'_>, tensor: &str) -> Option<f32> {
 /// Compares `sites` over `samples`.
 ///
 /// # Errors
-/// A model cannot be built or run, a sample cannot be read, a tensor has different shapes in both, or there are no
-/// samples.
+/// A model cannot be built or run, a sample cannot be read, or there are no samples.
 pub fn graphwise(
     reference: Side<'_>,
     target: Side<'_>,

@@ -9,7 +9,7 @@ use super::{
     trials::{NodeSet, Progress, Trial, Verdict},
 };
 use crate::{
-    backend::{Backend, BuildOptions, Runner, TensorInfo},
+    backend::{BackendError, BuildOptions, Runner, TensorInfo},
     calibrate::CalibrationTable,
     compare::{CompareOptions, Comparison, ComparisonResult, Direction, Gate, Sample},
     dataset::{Batch, PassError},
@@ -40,8 +40,8 @@ impl Default for JudgeOptions {
 
 /// Compares targets with one reference over the same samples.
 pub struct Judge<'a> {
-    /// What executes the targets.
-    backend: &'a dyn Backend,
+    /// What executes reference and targets.
+    side: Side<'a>,
     samples: Samples<'a>,
     options: JudgeOptions,
     reference: Box<dyn Runner>,
@@ -53,19 +53,13 @@ pub struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// Builds the reference; `backend` executes the targets.
+    /// Builds the reference; targets execute where it does.
     ///
     /// # Errors
-    /// The reference's backend refuses it.
-    pub fn new(
-        reference: Side<'_>,
-        backend: &'a dyn Backend,
-        samples: Samples<'a>,
-        options: JudgeOptions,
-    ) -> Result<Self, AnalysisError> {
-        let build = BuildOptions { threads: options.threads, provider: reference.provider, ..BuildOptions::default() };
-        let reference = reference.backend.build(reference.model, &build)?;
-        Ok(Self { backend, samples, options, reference, kept: Vec::new(), kept_bytes: 0, covered: 0 })
+    /// The backend refuses the reference.
+    pub fn new(side: Side<'a>, samples: Samples<'a>, options: JudgeOptions) -> Result<Self, AnalysisError> {
+        let reference = build(side, options.threads)?;
+        Ok(Self { side, samples, options, reference, kept: Vec::new(), kept_bytes: 0, covered: 0 })
     }
 
     /// All figures of a target.
@@ -73,8 +67,7 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// The target cannot be built or run, a sample cannot be read, or the outputs cannot be compared.
     pub fn compare(&mut self, target: &Model) -> Result<ComparisonResult, AnalysisError> {
-        let build = BuildOptions { threads: self.options.threads, ..BuildOptions::default() };
-        let mut target = self.backend.build(target, &build)?;
+        let mut target = build(Side { model: target, ..self.side }, self.options.threads)?;
         let names = |runner: &dyn Runner| runner.outputs().iter().map(|output| output.name.clone()).collect::<Vec<_>>();
         let mut comparison = Comparison::new(&names(&*self.reference), &names(&*target), self.options.compare.clone())?;
         let Self { samples, options, reference, kept, kept_bytes, covered, .. } = self;
@@ -127,6 +120,11 @@ impl<'a> Judge<'a> {
             metrics: metrics.collect(),
         })
     }
+}
+
+fn build(side: Side<'_>, threads: usize) -> Result<Box<dyn Runner>, BackendError> {
+    let options = BuildOptions { threads, provider: side.provider, ..BuildOptions::default() };
+    side.backend.build(side.model, &options)
 }
 
 fn bytes(tensors: &TensorMap) -> usize {

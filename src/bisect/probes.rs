@@ -127,7 +127,9 @@ impl Probes {
 
 fn same(a: &TensorDivergence, b: &TensorDivergence) -> bool {
     let finite = a.difference.non_finite.differing == b.difference.non_finite.differing;
+    let shaped = a.difference.shape_mismatch == b.difference.shape_mismatch;
     finite
+        && shaped
         && match (a.difference.sqnr_db, b.difference.sqnr_db) {
             (Some(a), Some(b)) => (a - b).abs() <= SAME_DB,
             (a, b) => a == b,

@@ -53,7 +53,7 @@ pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) 
     );
     anyhow::ensure!(
         find != Find::Plan || !["fp16", "bf16"].contains(&args.precision.as_str()),
-        "plans are judged in ONNX Runtime on the CPU, which computes 16-bit models in 32 bits; look into {} with --find \
+        "plans are judged in ONNX Runtime, which computes 16-bit models in 32 bits on the CPU; look into {} with --find \
          layers, tensors or first",
         args.precision
     );
@@ -87,6 +87,11 @@ pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) 
         Find::Layers => layers(&bisection, &mut findings)?,
         Find::Plan => {
             layers(&bisection, &mut findings)?;
+            // This search is what they recommend.
+            let search = bisection.commands().bisect;
+            for advice in &mut findings.advice {
+                advice.command.take_if(|command| *command == search);
+            }
             status = bisection.plan(&gates, &mut findings)?;
         }
     }

@@ -222,9 +222,7 @@ impl<'a> Job<'a> {
             .once("choice", || calibrator.choose(&observation.histograms, &self.split.calibration, &choose))?;
         self.save_table(&chosen.table)?;
         if session.config.method == "auto" && chosen.candidates.is_empty() {
-            let text = format!("too few calibration samples to measure methods on: {} was taken", chosen.choice);
-            self.printer.warn(&text);
-            self.notes.push(text);
+            self.note(format!("too few calibration samples to measure methods on: {} was taken", chosen.choice));
         }
         self.printer.note(&format!(
             "calibrated {} tensors on {} samples in {:.1} s, method {}",
@@ -308,6 +306,7 @@ impl<'a> Job<'a> {
         self.note_non_finite(&targets, &engines, &evaluation);
         check_interrupt()?;
         let layers = self.layers(&targets, calibrated.as_ref())?;
+        layers.iter().flat_map(|layers| layers.graphwise.notes()).for_each(|note| self.note(note));
         check_interrupt()?;
         let times = self.time(&mut targets)?;
         self.time_engines(&mut engines)?;

@@ -317,9 +317,14 @@ impl Session {
     }
 
     /// Samples in the batches that a GPU takes; on the CPU they stay as they are.
-    fn batched<'s>(&self, samples: Samples<'s>) -> Samples<'s> {
+    pub(super) fn batched<'s>(&self, samples: Samples<'s>) -> Samples<'s> {
         let batch = if self.gpu().is_some() { self.batch } else { samples.reading.batch };
         Samples { reading: PrefetchOptions { batch, ..samples.reading }, ..samples }
+    }
+
+    /// A model where the session executes.
+    pub(super) fn side<'s>(&'s self, model: &'s Model) -> Side<'s> {
+        Side { backend: &self.runtime, provider: self.provider, model }
     }
 
     /// The errors that operators make by themselves, where the session executes.
@@ -346,7 +351,6 @@ impl Session {
         samples: Samples<'_>,
     ) -> anyhow::Result<Graphwise> {
         let options = GraphwiseOptions { threads: self.threads, ..GraphwiseOptions::default() };
-        let side = |model| Side { backend: &self.runtime, provider: self.provider, model };
         if self.gpu().is_some() {
             let (samples, models) = (self.batched(samples), [reference, target]);
             let (found, halved_to) =
@@ -354,7 +358,7 @@ impl Session {
             warn_halved(printer, "the comparison of tensors", halved_to);
             return Ok(found);
         }
-        Ok(graphwise(side(reference), side(target), sites, samples, options)?)
+        Ok(graphwise(self.side(reference), self.side(target), sites, samples, options)?)
     }
 
     /// What observes the model over its samples.

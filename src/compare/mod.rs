@@ -279,16 +279,6 @@ pub enum CompareError {
         /// Its shape in the target.
         target: Vec<usize>,
     },
-    /// Shapes of a tensor within the models differ.
-    #[error("tensor `{output}` has shape {reference:?} in the reference and {target:?} in the target")]
-    Shape {
-        /// The output.
-        output: String,
-        /// Its shape in the reference.
-        reference: Vec<usize>,
-        /// Its shape in the target.
-        target: Vec<usize>,
-    },
     /// The GPU failed.
     #[error(transparent)]
     Cuda(#[from] CudaError),

@@ -17,7 +17,7 @@ use crate::{
         advice::{Advice, Importance},
         cost::Cost,
         findings::{Findings, PlanFindings},
-        graphwise::TensorDivergence,
+        graphwise::{Graphwise, TensorDivergence},
         layerwise::{ActivationError, LayerError, OutputNoise},
         probes::ProbeReport,
         search::Outcome,
@@ -42,7 +42,7 @@ pub fn bisection_html(findings: &Findings) -> Result<String, askama::Error> {
         layers: &layers,
         tensors: tensors(findings),
         first: first(findings),
-        probes: findings.probes.as_ref().map_or_else(Vec::new, ProbeReport::sentences),
+        looked: looked(findings),
         hints: findings.advice.iter().map(hint).collect(),
         seconds: format::seconds(findings.seconds),
     }
@@ -63,7 +63,7 @@ struct Page<'a> {
     layers: &'a Table,
     tensors: Table,
     first: Option<String>,
-    probes: Vec<String>,
+    looked: Vec<String>,
     hints: Vec<Hint<'a>>,
     seconds: String,
 }
@@ -302,14 +302,15 @@ fn tensors(findings: &Findings) -> Table {
     let row = |(i, tensor): (usize, &TensorDivergence)| {
         let TensorDivergence { site, difference } = tensor;
         let non_finite = difference.non_finite.differing as f64;
+        let compared = |cell: Cell| if difference.count > 0 { cell } else { Cell::missing() };
         vec![
             Cell::number(i as f64 + 1.0, (i + 1).to_string()),
             Cell::text(&site.tensor),
             Cell::text(&site.node),
             Cell::text(&site.op_type),
             sqnr(difference.sqnr_db),
-            Cell::number(difference.cosine, format!("{:.5}", difference.cosine)),
-            Cell::number(difference.max_abs, format::significant(difference.max_abs, 3)),
+            compared(Cell::number(difference.cosine, format!("{:.5}", difference.cosine))),
+            compared(Cell::number(difference.max_abs, format::significant(difference.max_abs, 3))),
             difference.saturated.map_or_else(Cell::missing, |share| Cell::number(share, format::small_share(share))),
             Cell::number(non_finite, format!("{non_finite:.0}")).tone(if non_finite > 0.0 {
                 Tone::Bad
@@ -324,6 +325,12 @@ fn tensors(findings: &Findings) -> Table {
     table
 }
 
+/// What one should know of how tensors were looked at.
+fn looked(findings: &Findings) -> Vec<String> {
+    let probes = findings.probes.iter().flat_map(ProbeReport::sentences);
+    probes.chain(findings.tensors.iter().flat_map(Graphwise::notes)).collect()
+}
+
 fn first(findings: &Findings) -> Option<String> {
     let first = findings.first.as_ref()?;
     let probes = format!("{} probes of {} tensors", first.probes, first.tensors.len());
@@ -332,10 +339,13 @@ fn first(findings: &Findings) -> Option<String> {
         Some(culprit) => {
             let difference = &culprit.divergence.difference;
             let sqnr_db = difference.sqnr_db.map_or_else(|| "not finite".to_owned(), format::decibels);
+            let found = match &difference.shape_mismatch {
+                Some(mismatch) => mismatch.to_string(),
+                None => format!("SQNR {sqnr_db} and {} values that are not finite", difference.non_finite.differing),
+            };
             format!(
-                "The first divergence is at `{}` ({}): its tensor `{}` has SQNR {sqnr_db} and {} values that are not finite, \
-                 while its inputs agree ({probes}).",
-                culprit.node, culprit.divergence.site.op_type, culprit.tensor, difference.non_finite.differing
+                "The first divergence is at `{}` ({}): its tensor `{}` has {found}, while its inputs agree ({probes}).",
+                culprit.node, culprit.divergence.site.op_type, culprit.tensor
             )
         }
     })

@@ -20,7 +20,7 @@ fn all_are_quantized_and_run() {
     }
     let mut models: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     models.retain(|path| path.extension().is_some_and(|ending| ending == "onnx"));
-    assert_eq!(models.len(), 19);
+    assert_eq!(models.len(), 20);
     for model in &models {
         let table = model.with_extension("json");
         let mut calibrate = calib().unwrap();
@@ -38,6 +38,7 @@ fn all_are_quantized_and_run() {
     assert!(script("check", folder.path()));
     control_flow_is_explained(&folder.path().join("control_flow.onnx"));
     lengths_vary_or_are_bound(folder.path());
+    a_selection_that_differs_is_told(folder.path());
 }
 
 fn control_flow_is_explained(model: &Path) {
@@ -51,6 +52,27 @@ fn control_flow_is_explained(model: &Path) {
     let expected =
         ["matrix_product", "no_kernel", "no_kernel", "has_subgraph", "has_subgraph", "has_subgraph", "matrix_product"];
     assert_eq!(nodes, expected);
+}
+
+/// Where the INT8 model selects other candidates, tensors behind have another shape: what can be compared is, and `first`
+/// names the node that selects.
+fn a_selection_that_differs_is_told(folder: &Path) {
+    let bisect = |find: &str| {
+        let mut bisect = calib().unwrap();
+        bisect.args(["bisect", "--threshold-db", "37", "--find", find, "--model"]).arg(folder.join("selection.onnx"));
+        bisect.arg("--data").arg(folder.join("selection.npz")).arg("--table").arg(folder.join("selection.json"));
+        let output = bisect.arg("--out").arg(folder.join(find)).assert().success();
+        let text = String::from_utf8_lossy(&output.get_output().stdout).into_owned();
+        (text, json(&folder.join(find).join("bisect.json")))
+    };
+    let (text, found) = bisect("tensors");
+    assert!(text.contains("tensor `kept` has shape [1, 1"), "{text}");
+    let tensors = found["tensors"]["tensors"].as_array().unwrap();
+    let mismatched: Vec<_> = tensors.iter().filter(|t| t["shape_mismatch"].is_object()).map(|t| &t["tensor"]).collect();
+    assert_eq!(mismatched, ["kept", "positive", "refined"]);
+    let (text, found) = bisect("first");
+    assert!(text.contains("first divergence: `compress` (Compress), tensor `kept`"), "{text}");
+    assert_eq!(found["first"]["culprit"]["inputs"], serde_json::json!({ "rows": null }));
 }
 
 /// Integer inputs of different lengths calibrate as they are; `--shape` makes a static model.

@@ -86,7 +86,7 @@ fn run(faults: &[&str], gate: &str, memory_bytes: usize) -> Option<SearchResult>
         candidates(&layers, &outputs, &BTreeMap::new()).into_iter().map(|(candidate, _)| candidate).collect();
     let options = JudgeOptions { memory_bytes, ..gates(gate) };
     let side = Side { backend: &runtime, provider: ExecutionProvider::Cpu, model: &float };
-    let mut judge = Judge::new(side, &runtime, samples, options).unwrap();
+    let mut judge = Judge::new(side, samples, options).unwrap();
     let search = SearchOptions { max_trials: 20, ..SearchOptions::default() };
     Some(smallest_plan(&mut judge, start, &candidates, search, &[], &mut |_| {}).unwrap())
 }

@@ -84,6 +84,7 @@ fn marks_that_change_the_outputs_are_told() {
             saturated: None,
             non_finite: NonFinite::default(),
             first_non_finite: None,
+            shape_mismatch: None,
         },
     };
     // The fault is in the fusion of `a` and `b`: it is gone when `a` is marked.

@@ -67,8 +67,8 @@ impl Bisection<'_> {
         };
         let options =
             SearchOptions { strategy: self.args.strategy.into(), max_trials: self.args.max_trials, curve: true };
-        let (reference, runtime) = (self.side(&session.subject.float), &session.runtime);
-        let mut searching = Judge::new(reference, runtime, self.samples(&search_on), judge.clone())?;
+        let reference = session.side(&session.subject.float);
+        let mut searching = Judge::new(reference, session.batched(self.samples(&search_on)), judge.clone())?;
         let search = smallest_plan(&mut searching, start, &candidates, options, &known, &mut progress)
             .context("the trials so far are kept; the same command goes on from there")?;
         drop(searching);
@@ -82,7 +82,7 @@ impl Bisection<'_> {
             model.save(&self.out.join("model.plan.onnx"))?;
             self.engine()?;
             if !check_on.is_empty() {
-                let mut judge = Judge::new(reference, runtime, self.samples(&check_on), judge)?;
+                let mut judge = Judge::new(reference, session.batched(self.samples(&check_on)), judge)?;
                 check = Some(judge.verdict(&model)?);
             }
         }

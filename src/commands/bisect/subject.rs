@@ -59,11 +59,6 @@ impl<'a> Bisection<'a> {
         );
         let session = Session::open(config, global.ort_library.as_deref(), printer)?;
         let out = OutputFolder::open(&session.config)?;
-        if session.gpu().is_some() && matches!(find, Find::Plan) {
-            printer.warn(
-                "plans are tried on the CPU; --provider applies to the calibration and to the errors of operators",
-            );
-        }
         write_atomic(&out.join("run.toml"), session.repeatable(&out).to_toml()?.as_bytes())?;
         let split = session.data.split(session.config.seed, session.config.calib_samples, 0);
         let options = quantize_options(&session.config, precision)?;

@@ -71,14 +71,16 @@ pub(super) fn describe(findings: &Findings) -> String {
             ),
             Some(culprit) => {
                 let difference = &culprit.divergence.difference;
+                let shapes = difference.shape_mismatch.as_ref().map(|mismatch| format!(", {mismatch}"));
                 writeln!(
                     text,
-                    "first divergence: `{}` ({}), tensor `{}`: SQNR {}, {} values not finite ({probes} probes)",
+                    "first divergence: `{}` ({}), tensor `{}`: SQNR {}, {} values not finite{} ({probes} probes)",
                     culprit.node,
                     culprit.divergence.site.op_type,
                     culprit.tensor,
                     decibels(difference.sqnr_db),
-                    difference.non_finite.differing
+                    difference.non_finite.differing,
+                    shapes.unwrap_or_default()
                 )
             }
         };
@@ -159,15 +161,11 @@ fn layers(text: &mut String, findings: &Findings) {
 
 /// The tensors that are furthest off, in the order of execution.
 fn tensors(text: &mut String, graphwise: &Graphwise) {
-    let off = |tensor: &TensorDivergence| match tensor.difference.non_finite.differing {
-        0 => tensor.difference.sqnr_db.unwrap_or(f64::INFINITY),
-        _ => f64::NEG_INFINITY,
-    };
-    let mut sqnr: Vec<f64> = graphwise.tensors.iter().map(off).collect();
+    let mut sqnr: Vec<f64> = graphwise.tensors.iter().map(TensorDivergence::off).collect();
     sqnr.sort_by(f64::total_cmp);
     let limit = sqnr.get(SHOWN - 1).copied().unwrap_or(f64::INFINITY);
     let _ = writeln!(text, "{:>8}  {:>8}  {:>9}  tensor", "SQNR dB", "cosine", "saturated");
-    for tensor in graphwise.tensors.iter().filter(|tensor| off(tensor) <= limit) {
+    for tensor in graphwise.tensors.iter().filter(|tensor| tensor.off() <= limit) {
         let _ = writeln!(
             text,
             "{:>8}  {:>8.5}  {:>9}  {}",
@@ -179,6 +177,7 @@ fn tensors(text: &mut String, graphwise: &Graphwise) {
     }
     let (count, samples) = (graphwise.tensors.len(), graphwise.samples);
     let _ = writeln!(text, "the furthest of {count} tensors over {samples} samples; bisect.json has all");
+    graphwise.notes().iter().for_each(|note| text.push_str(&format!("{note}\n")));
     if let Some(node) = &graphwise.first_non_finite {
         let _ = writeln!(text, "the first NaN or infinity comes from `{node}`");
     }

@@ -2,10 +2,9 @@
 
 use super::{Calibrated, Job, Target};
 use crate::{
-    backend::ExecutionProvider,
     bisect::{
         advice::{self, LiftEffect, Way, about_layers, about_lift, about_method, told},
-        graphwise::{Graphwise, Side, shared_tensors},
+        graphwise::{Graphwise, shared_tensors},
         layerwise::{LayerError, OutputNoise, Samples, output_noise, worst},
         lift::{Judge, JudgeOptions, Start},
         operators::Pair,
@@ -102,10 +101,9 @@ impl Job<'_> {
             quantize: options,
             precision: LIFT,
         };
-        let float = Side { backend: &session.runtime, provider: ExecutionProvider::Cpu, model: &subject.float };
         let compare = CompareOptions { max_flips: 0, ..session.compare_options() };
         let judged = JudgeOptions { threads: session.threads, compare, ..JudgeOptions::default() };
-        let mut judge = Judge::new(float, &session.runtime, samples, judged)?;
+        let mut judge = Judge::new(session.side(&subject.float), session.batched(samples), judged)?;
         let mut sqnr_db = |lifted: NodeSet| anyhow::Ok(worst_sqnr(&judge.compare(&start.model(&lifted)?)?));
         let sqnr_db = [sqnr_db(NodeSet::new())?, sqnr_db(nodes.iter().cloned().collect())?];
         Ok(Some(LiftEffect { nodes, sqnr_db, samples: samples.indices.len() }))
