@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::backend::Phases;
 
+/// Calls over which layers are timed.
+pub const LAYER_CALLS: usize = 20;
+
 /// Time of one inference call, in milliseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Latency {

@@ -25,24 +25,32 @@ fn slower(low: &Measurement, high: &Measurement, layers: Option<(&[LayerTime], &
         ratio.ratio,
         ratio.interval[0],
         ratio.interval[1],
-        layers.and_then(|(low, high)| reason(low, high)).unwrap_or_else(|| {
-            "the layers were not timed (calib bench --layer-times does), so the reason is not known".to_owned()
-        })
+        layers
+            .and_then(|(low, high)| reason(low, high))
+            .unwrap_or_else(|| "the times of its layers give no reason".to_owned())
     ))
 }
 
-/// The sentences about every low precision that is slower than a target before it under the same conditions. By a target's
-/// name `is_low` tells whether it is one, and `layers` gives its layer times where they were taken.
+/// A sentence about every target that is slower than one with more bits under the same conditions: the fastest of those. By a
+/// target's name `bits` tells its width, where that is known, and `layers` gives its layer times where they were taken.
 pub fn slowdowns<'a>(
     measurements: &[Measurement],
-    is_low: impl Fn(&str) -> bool,
+    bits: impl Fn(&str) -> Option<u32>,
     layers: impl Fn(&str) -> Option<&'a [LayerTime]>,
 ) -> Vec<String> {
     let conditions = |m: &Measurement| (m.times.batch, m.times.mode.threads);
-    let pairs =
-        measurements.iter().enumerate().flat_map(|(i, low)| measurements[..i].iter().map(move |high| (low, high)));
-    let alike = pairs.filter(|(low, high)| conditions(low) == conditions(high) && is_low(&low.times.name));
-    alike.filter_map(|(low, high)| slower(low, high, layers(&low.times.name).zip(layers(&high.times.name)))).collect()
+    let median_ms = |m: &Measurement| m.latency.as_ref().map_or(f64::INFINITY, |latency| latency.median);
+    let about = |low: &Measurement| {
+        let width = bits(&low.times.name)?;
+        let wider = |high: &&Measurement| bits(&high.times.name).is_some_and(|bits| bits > width);
+        let alike = measurements.iter().filter(|high| conditions(high) == conditions(low) && wider(high));
+        let said = alike.filter_map(|high| {
+            let layers = layers(&low.times.name).zip(layers(&high.times.name));
+            Some((median_ms(high), slower(low, high, layers)?))
+        });
+        Some(said.min_by(|(a, _), (b, _)| a.total_cmp(b))?.1)
+    };
+    measurements.iter().filter_map(about).collect()
 }
 
 /// Layers that only convert between precisions or layouts.
@@ -100,13 +108,22 @@ mod tests {
             text.starts_with("int8 is slower than fp16: 1.275 ms against 1.020 ms at batch 1 (0.80 times"),
             "{text}"
         );
-        assert!(text.contains("--layer-times"), "{text}");
+        assert!(text.ends_with("; the times of its layers give no reason"), "{text}");
         assert_eq!(slower(&fp16, &int8, None), None);
         assert_eq!(slower(&int8, &measurement("same", 1.25, Timing::Measured), None), None);
         assert_eq!(slower(&measurement("int8", 9.0, Timing::Emulated), &fp16, None), None);
-        let all = [measurement("fp32", 0.5, Timing::Measured), fp16, int8];
-        let said = |is_low: fn(&str) -> bool| slowdowns(&all, is_low, |_| None).len();
-        assert_eq!((said(|name| name != "fp32"), said(|name| name == "int8"), said(|_| false)), (3, 2, 0));
+        // Whatever the order, each against the fastest that is wider.
+        let all = [int8, measurement("fp32", 0.5, Timing::Measured), fp16];
+        let heads = |bits: fn(&str) -> Option<u32>| -> Vec<String> {
+            slowdowns(&all, bits, |_| None).iter().map(|text| text[..24].to_owned()).collect()
+        };
+        let bits = |name: &str| name.trim_start_matches(char::is_alphabetic).parse().ok();
+        assert_eq!(heads(bits), ["int8 is slower than fp32", "fp16 is slower than fp32"]);
+        assert_eq!(
+            heads(|name| (name != "fp32").then(|| if name == "int8" { 8 } else { 16 })),
+            ["int8 is slower than fp16"]
+        );
+        assert!(heads(|_| Some(32)).is_empty() && heads(|_| None).is_empty());
     }
 
     #[test]

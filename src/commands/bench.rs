@@ -15,21 +15,19 @@ use crate::{
     artifact::write_json,
     backend::{
         Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Runner,
-        onnxruntime::{emulation, is_low_precision},
+        onnxruntime::{emulation, lowest_bits},
         tensorrt::{EngineSidecar, RunnerOptions, run_engine},
     },
-    bench::{Measurement, Mode, Protocol, SystemClock, Target, Timing, profile_json, run, slowdowns},
+    bench::{LAYER_CALLS, Measurement, Mode, Protocol, SystemClock, Target, Timing, profile_json, run, slowdowns},
     cli::{BenchArgs, GlobalArgs},
     config::RunConfig,
     dataset::{BadPolicy, PrefetchOptions, prefetch},
     onnx::Model,
     pipeline::environment::environment,
+    quantize::Precision,
     report::Environment,
     tensor::TensorMap,
 };
-
-/// Calls over which layers are timed.
-const LAYER_CALLS: usize = 20;
 
 /// Operators with the number of their nodes, by target.
 type NodesByTarget = BTreeMap<String, BTreeMap<String, usize>>;
@@ -79,11 +77,11 @@ impl Subject {
         Ok(Self { name: name.to_owned(), kind, emulation })
     }
 
-    /// Quantized or in half precision.
-    fn is_low(&self) -> bool {
+    /// Bits of a value in its lowest precision, where that is known.
+    fn bits(&self) -> Option<u32> {
         match &self.kind {
-            Kind::Model(model, _) => is_low_precision(model),
-            Kind::Engine(_, sidecar, _) => sidecar.precision.as_deref().is_some_and(|precision| precision != "fp32"),
+            Kind::Model(model, _) => Some(lowest_bits(model)),
+            Kind::Engine(_, sidecar, _) => Some(sidecar.precision.as_deref()?.parse::<Precision>().ok()?.bits()),
         }
     }
 
@@ -143,19 +141,22 @@ pub(super) fn bench(printer: &Printer, global: &GlobalArgs, args: &BenchArgs) ->
     // Right behind the calls: clocks fall when nothing runs.
     let mut environment = environment(session.runtime, gpu(&specs));
     environment.libraries.extend(subjects.iter().filter_map(Subject::library));
+    let bits = |name: &str| subjects.iter().find(|subject| subject.name == name)?.bits();
+    let asked = args.layer_times || args.export_profile.is_some();
     let layers = match inputs.first() {
-        Some(inputs) if args.layer_times || args.export_profile.is_some() => {
+        // Why a low precision is slower, its layers tell.
+        Some(inputs) if asked || !slowdowns(&measurements, bits, |_| None).is_empty() => {
             layer_times(&session, &subjects, threads[0], inputs)?
         }
         _ => Vec::new(),
     };
     export(args, &measurements, &subjects, &layers)?;
+    let urgent = slowdowns(&measurements, bits, |name| {
+        layers.get(subjects.iter().position(|subject| subject.name == name)?).map(Vec::as_slice)
+    });
+    let layers = if asked { layers } else { Vec::new() };
     let outcome = Outcome {
-        urgent: slowdowns(
-            &measurements,
-            |name| subjects.iter().any(|subject| subject.name == name && subject.is_low()),
-            |name| layers.get(subjects.iter().position(|subject| subject.name == name)?).map(Vec::as_slice),
-        ),
+        urgent,
         environment,
         random_inputs: session.config.random_data,
         emulated: subjects.iter().filter_map(|subject| Some((subject.name.clone(), subject.emulation?))).collect(),

@@ -34,6 +34,15 @@ impl Precision {
         matches!(self, Self::Int8 | Self::Fp8)
     }
 
+    /// Bits of a value.
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::Fp32 => 32,
+            Self::Fp16 | Self::Bf16 => 16,
+            Self::Int8 | Self::Fp8 => 8,
+        }
+    }
+
     /// Lowercase name.
     pub fn name(self) -> &'static str {
         match self {

@@ -9,26 +9,32 @@ use crate::{
 
 /// Why the times of `model` say nothing about its precision on TensorRT; `None` when it runs in kernels of its own.
 pub fn emulation(model: &Model, provider: ExecutionProvider) -> Option<&'static str> {
-    let graph = model.graph();
-    if graph.node.iter().any(|node| matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear")) {
+    if has_operators(model, &["QuantizeLinear", "DequantizeLinear"]) {
         return Some("Q/DQ is imitated in float or by other kernels than TensorRT's");
     }
-    let types: Vec<i32> = graph.initializer.iter().map(TensorProto::data_type).collect();
-    let holds = |element_type: ElementType| types.contains(&element_type.onnx());
-    match provider {
-        ExecutionProvider::Cpu if holds(ElementType::F16) || holds(ElementType::Bf16) => {
-            Some("ONNX Runtime computes FP16 and BF16 on the CPU in float")
-        }
-        _ => None,
+    (provider == ExecutionProvider::Cpu && has_halves(model))
+        .then_some("ONNX Runtime computes FP16 and BF16 on the CPU in float")
+}
+
+/// Bits of a value in the lowest precision that a model computes in, or stands for: 8 when quantized, 16, or 32.
+pub fn lowest_bits(model: &Model) -> u32 {
+    let integer = ["DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"];
+    if has_operators(model, &["QuantizeLinear", "DequantizeLinear"]) || has_operators(model, &integer) {
+        8
+    } else if has_halves(model) {
+        16
+    } else {
+        32
     }
 }
 
-/// True for a model that computes in less than 32 bits, or stands for one that does: quantized, or in half precision.
-pub fn is_low_precision(model: &Model) -> bool {
-    let integer = |op_type: &str| {
-        ["DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"].contains(&op_type)
-    };
-    emulation(model, ExecutionProvider::Cpu).is_some() || model.graph().node.iter().any(|node| integer(node.op_type()))
+fn has_operators(model: &Model, op_types: &[&str]) -> bool {
+    model.graph().node.iter().any(|node| op_types.contains(&node.op_type()))
+}
+
+fn has_halves(model: &Model) -> bool {
+    let halves = [ElementType::F16, ElementType::Bf16].map(ElementType::onnx);
+    model.graph().initializer.iter().any(|weight| halves.contains(&TensorProto::data_type(weight)))
 }
 
 #[cfg(test)]
@@ -60,7 +66,8 @@ mod tests {
             let found = emulation(&model(op_type, element_type), provider);
             assert_eq!(found.is_some(), emulated, "{op_type} {element_type} {provider:?}: {found:?}");
         }
-        let low = |op_type, element_type| is_low_precision(&model(op_type, element_type));
-        assert!(!low("Conv", F32) && low("Conv", F16) && low("QuantizeLinear", F32) && low("MatMulInteger", F32));
+        let models = [("Conv", F32), ("Conv", F16), ("QuantizeLinear", F32), ("MatMulInteger", F32)];
+        let bits = models.map(|(op_type, element_type)| lowest_bits(&model(op_type, element_type)));
+        assert_eq!(bits, [32, 16, 8, 8]);
     }
 }

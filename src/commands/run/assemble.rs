@@ -8,7 +8,7 @@ use super::{Calibrated, Job, Target, layers::Layers};
 use crate::{
     artifact::Tool,
     backend::tensorrt::RunnerOptions,
-    bench::{Measurement, slowdowns},
+    bench::Measurement,
     compare::{ComparisonResult, Gate},
     dataset::{Preprocess, SampleError},
     pipeline::{environment::environment, evaluation::Evaluation},
@@ -91,9 +91,6 @@ impl Job<'_> {
             }
             precisions.push(engine.row);
         }
-        // What is slower in a lower precision is said first.
-        let mut notes = slowdowns(found.times.as_deref().unwrap_or_default(), |name| name != "fp32", |_| None);
-        notes.extend(self.notes.iter().cloned());
         let mut skipped: Vec<SampleError> = self.session.data.collection.passed_over.clone();
         skipped.extend(found.calibrated.iter().flat_map(|calibrated| calibrated.skipped.clone()));
         skipped.extend(found.evaluation.summary.skipped);
@@ -124,7 +121,7 @@ impl Job<'_> {
             layers_backend: (!layers.is_empty()).then(|| self.backend()),
             layers,
             advice: self.advice(found.calibrated.as_ref(), found.layers.as_ref()),
-            notes,
+            notes: self.notes.clone(),
             precisions,
         })
     }

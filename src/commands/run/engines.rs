@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::BTreeMap, path::Path};
 
 use anyhow::Context;
 
-use super::{Job, Target, artifacts::file_facts};
+use super::{Job, Target, artifacts::file_facts, times::bits};
 use crate::{
     backend::{
         BackendError, Runner,
@@ -16,7 +16,7 @@ use crate::{
             require_library, rtx_runs_on, run_engine,
         },
     },
-    bench::{self, Mode, Protocol, SystemClock, Timing, slowdowns},
+    bench::{self, LAYER_CALLS, Mode, Protocol, SystemClock, Timing, slowdowns},
     commands::build::{Order, declared},
     compare::ComparisonResult,
     onnx::Model,
@@ -29,9 +29,6 @@ use crate::{
 
 /// Compute capabilities that engines are built for where no GPU runs them (TensorRT-RTX).
 const WITHOUT_GPU: [&str; 3] = ["8.6", "8.9", "12.0"];
-
-/// Calls over which layers are timed.
-const LAYER_CALLS: usize = 20;
 
 /// What `--tensorrt require` asks for is known before any work is done.
 pub(super) fn check(when: &str) -> anyhow::Result<()> {
@@ -234,15 +231,14 @@ impl Job<'_> {
         let times = bench::run(&mut timed, Some("fp32"), &protocol, &SystemClock::default())?;
         drop(timed);
         drop(runners);
-        let is_low = |name: &str| name != "fp32";
-        if let (Some((_, inputs)), false) = (inputs.first(), slowdowns(&times, is_low, |_| None).is_empty()) {
+        if let (Some((_, inputs)), false) = (inputs.first(), slowdowns(&times, bits, |_| None).is_empty()) {
             let mut layers = BTreeMap::new();
             for engine in engines.iter_mut() {
                 if let Some(runner) = &mut engine.runner {
                     layers.extend(runner.layer_times(inputs, LAYER_CALLS)?.map(|l| (engine.row.precision.clone(), l)));
                 }
             }
-            self.notes.splice(0..0, slowdowns(&times, is_low, |name| layers.get(name).map(Vec::as_slice)));
+            self.notes.splice(0..0, slowdowns(&times, bits, |name| layers.get(name).map(Vec::as_slice)));
         }
         for engine in engines.iter_mut().filter(|engine| engine.runner.is_some()) {
             self.add_times(&mut engine.row, Some(&times));

@@ -1,16 +1,17 @@
 //! The speed part of a run: the reference and every target in interleaved rounds, at each batch size and thread count.
 
-use std::{cell::RefCell, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
 use super::{Job, Target};
 use crate::{
-    backend::{Backend, BackendError, BuildOptions, ExecutionProvider, Runner, onnxruntime::emulation},
-    bench::{self, Measurement, Protocol, SystemClock, Timing},
+    backend::{Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Runner, onnxruntime::emulation},
+    bench::{self, LAYER_CALLS, Measurement, Protocol, SystemClock, Timing, slowdowns},
     commands::{
         check_interrupt,
         settings::{Session, mode},
     },
     dataset::{BadPolicy, PrefetchOptions, prefetch},
+    quantize::Precision,
     tensor::TensorMap,
 };
 
@@ -90,7 +91,32 @@ impl Job<'_> {
             }));
         }
         let protocol = Protocol { duration: Duration::from_secs_f64(seconds), ..Protocol::default() };
-        Ok(Some(bench::run(&mut timed, Some("fp32"), &protocol, &SystemClock::default())?))
+        let times = bench::run(&mut timed, Some("fp32"), &protocol, &SystemClock::default())?;
+        drop(timed);
+        drop(runners);
+        if let (Some((_, inputs)), false) = (inputs.first(), slowdowns(&times, bits, |_| None).is_empty()) {
+            let layers = self.layer_times(targets, threads[0], inputs)?;
+            self.notes.splice(0..0, slowdowns(&times, bits, |name| layers.get(name).map(Vec::as_slice)));
+        }
+        Ok(Some(times))
+    }
+
+    /// The times of the layers of the reference and of every target, by the name of its precision.
+    fn layer_times(
+        &self,
+        targets: &[Target],
+        threads: usize,
+        inputs: &TensorMap,
+    ) -> anyhow::Result<BTreeMap<String, Vec<LayerTime>>> {
+        let (session, provider) = (&self.session, self.session.provider);
+        let options = BuildOptions { threads, provider, layer_times: true, ..BuildOptions::default() };
+        let models = targets.iter().filter_map(|target| Some((target.precision.name(), target.model.as_ref()?)));
+        let mut layers = BTreeMap::new();
+        for (name, model) in std::iter::once(("fp32", &session.subject.float)).chain(models) {
+            let times = session.runtime.build(model, &options)?.layer_times(inputs, LAYER_CALLS)?;
+            layers.extend(times.map(|times| (name.to_owned(), times)));
+        }
+        Ok(layers)
     }
 
     /// Batch sizes at which the latency is measured.
@@ -109,6 +135,11 @@ impl Job<'_> {
         let first = prefetch(dataset, &self.split.evaluation, options, |batches| batches.next()).0?;
         (first.ids.len() == batch).then_some(first.inputs)
     }
+}
+
+/// Bits of a value in a precision, by its name.
+pub(super) fn bits(precision: &str) -> Option<u32> {
+    Some(precision.parse::<Precision>().ok()?.bits())
 }
 
 fn timing(target: &Target, provider: ExecutionProvider) -> Timing {
