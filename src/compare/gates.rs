@@ -202,7 +202,7 @@ fn measure(metric: Metric, result: &ComparisonResult) -> Measured {
     let map = result.map().and_then(|task| task.segmentation.as_ref()).ok_or("no output is a map of classes");
     let no_masks = "no sample has a label mask";
     let worst = |of: fn(&OutputMetrics) -> f64| {
-        let values = result.outputs.iter().map(of);
+        let values = OutputMetrics::judged(&result.outputs).map(of);
         match metric.direction() {
             Direction::AtLeast => values.reduce(f64::min),
             Direction::AtMost => values.reduce(f64::max),
@@ -252,7 +252,15 @@ mod tests {
     }
 
     fn output(name: &str, sqnr_db: Option<f64>, max_abs: f64) -> OutputMetrics {
-        OutputMetrics { name: name.to_owned(), max_abs, mean_abs: 0.1, rel_l2: 0.01, cosine: 0.99, sqnr_db }
+        OutputMetrics {
+            name: name.to_owned(),
+            max_abs,
+            mean_abs: 0.1,
+            rel_l2: 0.01,
+            cosine: 0.99,
+            sqnr_db,
+            integers: false,
+        }
     }
 
     fn result() -> ComparisonResult {
@@ -286,6 +294,12 @@ mod tests {
         let (value, passed, _) = evaluate("accuracy_drop=0.02", &result);
         assert!(passed && (value.unwrap() - 0.01).abs() < 1e-12);
         assert!(!evaluate("accuracy_drop=0.005", &result).1);
+        // Integers do not count beside other outputs.
+        let mut indexed = result.clone();
+        indexed.outputs[2].integers = true;
+        assert_eq!(evaluate("sqnr_db=15", &indexed), (Some(18.0), true, None));
+        indexed.outputs.iter_mut().for_each(|output| output.integers = true);
+        assert_eq!(evaluate("sqnr_db=15", &indexed), (Some(14.5), false, None));
     }
 
     #[test]

@@ -146,6 +146,7 @@ impl PairSums {
             rel_l2: self.rel_l2(),
             cosine: self.cosine(),
             sqnr_db: self.sqnr_db(),
+            integers: false,
         }
     }
 }

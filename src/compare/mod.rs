@@ -42,6 +42,23 @@ pub struct OutputMetrics {
     pub cosine: f64,
     /// 10·log₁₀(Σr² / Σ(r - t)²), in decibels; absent when r and t are equal (infinite).
     pub sqnr_db: Option<f64>,
+    /// The values are integers or flags.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub integers: bool,
+}
+
+impl OutputMetrics {
+    /// Those of `outputs` that say how close two models are: integers (indices, counts, flags), whose differences mean
+    /// nothing, only where there is nothing else.
+    pub fn judged(outputs: &[Self]) -> impl Iterator<Item = &Self> {
+        let all = outputs.iter().all(|output| output.integers);
+        outputs.iter().filter(move |output| all || !output.integers)
+    }
+
+    /// The least SQNR of the outputs that are judged, in decibels: infinite where nothing differs.
+    pub fn worst_sqnr_db(outputs: &[Self]) -> Option<f64> {
+        Self::judged(outputs).map(|output| output.sqnr_db.unwrap_or(f64::INFINITY)).reduce(f64::min)
+    }
 }
 
 /// Shares of samples, each between 0 and 1, on which reference and target agree.

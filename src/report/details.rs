@@ -10,7 +10,7 @@ use super::{
 use crate::{
     bench::{Mode, Throughput},
     calibrate::Method,
-    compare::{Accuracy, FIVE},
+    compare::{Accuracy, FIVE, OutputMetrics},
 };
 
 /// A calibration method's name.
@@ -58,8 +58,7 @@ pub(super) fn candidates(report: &Report) -> Table {
                 None => [Cell::missing(), Cell::missing()],
             });
         }
-        let sqnr_db = candidate.outputs.iter().map(|o| o.sqnr_db.unwrap_or(f64::INFINITY)).reduce(f64::min);
-        row.push(sqnr_db.map_or_else(Cell::missing, decibels));
+        row.push(OutputMetrics::worst_sqnr_db(&candidate.outputs).map_or_else(Cell::missing, decibels));
         row.push(Cell::number(candidate.samples as f64, candidate.samples.to_string()));
         row
     };

@@ -4,7 +4,10 @@ use super::{
     Precision, Report, Speedup, Timing, format,
     table::{Cell, Column, Table, Tone},
 };
-use crate::{bench::SpeedUp, compare::Segmentation};
+use crate::{
+    bench::SpeedUp,
+    compare::{OutputMetrics, Segmentation},
+};
 
 /// A precision within its report.
 #[derive(Clone, Copy)]
@@ -38,7 +41,7 @@ impl<'a> Subject<'a> {
 
     /// The least SQNR over the outputs, in decibels: infinite where nothing differs.
     pub fn sqnr_db(self) -> Option<f64> {
-        self.precision.outputs.iter().map(|output| output.sqnr_db.unwrap_or(f64::INFINITY)).reduce(f64::min)
+        OutputMetrics::worst_sqnr_db(&self.precision.outputs)
     }
 
     /// Agreement of maps with the reference; the reference itself has none.

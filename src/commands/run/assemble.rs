@@ -9,7 +9,7 @@ use crate::{
     artifact::Tool,
     backend::tensorrt::RunnerOptions,
     bench::Measurement,
-    compare::{ComparisonResult, Gate},
+    compare::{ComparisonResult, Gate, OutputMetrics},
     dataset::{Preprocess, SampleError},
     pipeline::{environment::environment, evaluation::Evaluation},
     quantize::Precision as NumberFormat,
@@ -316,7 +316,7 @@ pub(super) fn table(report: &Report) -> String {
     // Reasons are sentences: they stand under the table, each once.
     let mut reasons: Vec<&str> = Vec::new();
     for row in &report.precisions {
-        let worst = row.outputs.iter().filter_map(|output| output.sqnr_db).fold(f64::INFINITY, f64::min);
+        let sqnr_db = OutputMetrics::worst_sqnr_db(&row.outputs).filter(|db| db.is_finite());
         let latency = row.latency_ms.as_ref().map_or_else(String::new, |latency| {
             let mark = if latency.timing == Timing::Emulated { " (emulated)" } else { "" };
             format!("{:.2}{mark}", latency.figures.median)
@@ -332,7 +332,7 @@ pub(super) fn table(report: &Report) -> String {
             share(row.agreement.as_ref().map(|agreement| agreement.top1)),
             share(row.agreement.as_ref().map(|agreement| agreement.top5_overlap)),
             share(row.accuracy.as_ref().map(|accuracy| accuracy.top1)),
-            if worst.is_finite() { format!("{worst:.1}") } else { String::new() },
+            sqnr_db.map_or_else(String::new, |db| format!("{db:.1}")),
             latency,
             size,
         ];

@@ -18,7 +18,7 @@ use crate::{
     },
     bench::{self, LAYER_CALLS, Mode, Protocol, SystemClock, Timing, slowdowns},
     commands::build::{Order, declared},
-    compare::ComparisonResult,
+    compare::{ComparisonResult, OutputMetrics},
     onnx::Model,
     pipeline::{
         PipelineError,
@@ -93,7 +93,7 @@ pub(super) fn pairs(models: &[&str], engines: &[Engine]) -> Vec<(usize, usize)> 
 /// What engines add to the error of their models, in sentences.
 pub(super) fn errors(models: &[&str], pairs: &[(usize, usize)], evaluation: &Evaluation) -> Vec<String> {
     let sqnr = |result: &ComparisonResult| {
-        let worst = result.outputs.iter().filter_map(|output| output.sqnr_db).reduce(f64::min);
+        let worst = OutputMetrics::worst_sqnr_db(&result.outputs).filter(|db| db.is_finite());
         worst.map_or_else(|| "no error".to_owned(), |db| format!("{db:.1} dB SQNR"))
     };
     let sentence = |(&(model, _), result): (&(usize, usize), &Result<ComparisonResult, PipelineError>)| {

@@ -13,7 +13,7 @@ use crate::{
         operators::{OperatorError, Pair},
     },
     calibrate::{CalibrateError, CalibrationTable, Choice, Histograms, Method, tables},
-    compare::{CompareOptions, ComparisonResult, OutputKind},
+    compare::{CompareOptions, ComparisonResult, OutputKind, OutputMetrics},
     dataset::PrefetchOptions,
     pipeline::{
         Control, PipelineError,
@@ -274,13 +274,12 @@ pub fn worst_sqnr(result: &ComparisonResult) -> f64 {
     if result.non_finite.values().any(|counts| counts.differing > 0) {
         return f64::NEG_INFINITY;
     }
-    result.outputs.iter().map(|output| output.sqnr_db.unwrap_or(f64::INFINITY)).fold(f64::INFINITY, f64::min)
+    OutputMetrics::worst_sqnr_db(&result.outputs).unwrap_or(f64::INFINITY)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::OutputMetrics;
 
     #[test]
     fn integers_are_judged_only_where_there_is_nothing_else() {
@@ -307,7 +306,8 @@ mod tests {
     fn few_samples_must_tell_methods_clearly_apart_from_min_max() {
         let candidate = |choice, bias_correction, sqnr_db| {
             let (name, [max_abs, mean_abs, rel_l2, cosine]) = ("y".to_owned(), [0.0; 4]);
-            let outputs = vec![OutputMetrics { name, max_abs, mean_abs, rel_l2, cosine, sqnr_db: Some(sqnr_db) }];
+            let sqnr_db = Some(sqnr_db);
+            let outputs = vec![OutputMetrics { name, max_abs, mean_abs, rel_l2, cosine, sqnr_db, integers: false }];
             let result = ComparisonResult { outputs, ..ComparisonResult::default() };
             Candidate { choice, bias_correction, result }
         };
