@@ -15,7 +15,7 @@ use crate::{
     dataset::{Batch, PassError},
     onnx::Model,
     quantize::{Precision, PrecisionPlan, QuantizeError, QuantizeOptions, quantize},
-    tensor::TensorMap,
+    tensor::{Tensor, TensorMap},
 };
 
 /// How a target is judged.
@@ -72,10 +72,8 @@ impl<'a> Judge<'a> {
         let mut comparison = Comparison::new(&names(&*self.reference), &names(&*target), self.options.compare.clone())?;
         let Self { samples, options, reference, kept, kept_bytes, covered, .. } = self;
         let mut push = |batch: &Batch, expected: &TensorMap| -> Result<(), AnalysisError> {
-            let label = |&index| samples.dataset.label(index);
-            let names = batch.ids.iter().zip(batch.indices.iter().map(label));
-            let names: Vec<Sample<'_>> = names.map(|(id, label)| Sample { id, label, mask: None }).collect();
-            Ok(comparison.push(&names, expected, &target.infer(&batch.inputs)?)?)
+            let samples = Sample::of_batch(&batch.ids, &batch.labels, &batch.masks);
+            Ok(comparison.push(&samples, expected, &target.infer(&batch.inputs)?)?)
         };
         for (batch, expected) in kept.iter() {
             if samples.reading.stop.load(Ordering::Relaxed) {
@@ -89,7 +87,8 @@ impl<'a> Judge<'a> {
             Samples { indices: rest, ..*samples }.for_each(|batch| {
                 let expected = reference.infer(&batch.inputs)?;
                 push(&batch, &expected)?;
-                let bytes = *kept_bytes + bytes(&batch.inputs) + bytes(&expected);
+                let tensors = batch.inputs.values().chain(expected.values()).chain(batch.masks.iter().flatten());
+                let bytes = *kept_bytes + tensors.map(bytes).sum::<usize>();
                 let last = batch.indices.last().and_then(|last| samples.indices.iter().position(|index| index == last));
                 full |= bytes > options.memory_bytes;
                 if let Some(last) = last.filter(|_| !full) {
@@ -127,8 +126,8 @@ fn build(side: Side<'_>, threads: usize) -> Result<Box<dyn Runner>, BackendError
     side.backend.build(side.model, &options)
 }
 
-fn bytes(tensors: &TensorMap) -> usize {
-    tensors.values().map(|tensor| tensor.values().view().len() * tensor.element_type().size()).sum()
+fn bytes(tensor: &Tensor) -> usize {
+    tensor.values().view().len() * tensor.element_type().size()
 }
 
 /// One candidate for each layer, with its operator type: what it sends to the outputs ranks it where that was measured;

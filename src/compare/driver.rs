@@ -57,6 +57,15 @@ pub struct Sample<'a> {
     pub mask: Option<&'a Tensor>,
 }
 
+impl<'a> Sample<'a> {
+    /// The samples of a batch.
+    pub fn of_batch(ids: &'a [String], labels: &[Option<u32>], masks: &'a [Option<Tensor>]) -> Vec<Self> {
+        let sample =
+            |((id, &label), mask): ((&'a String, _), &'a Option<Tensor>)| Self { id, label, mask: mask.as_ref() };
+        ids.iter().zip(labels).zip(masks).map(sample).collect()
+    }
+}
+
 /// Compares one target with the reference. Memory does not grow with the samples, apart from eight bytes for each that
 /// changed; the result does not depend on how samples are put into batches.
 ///

@@ -142,7 +142,10 @@ impl Dataset for ImageDataset {
 
     fn mask(&self, index: usize) -> Result<Option<Tensor>, SampleError> {
         let Some(file) = self.mask_file(index) else { return Ok(None) };
-        let bad = |reason: String| SampleError { sample: file.display().to_string(), reason };
+        let bad = |reason: String| SampleError {
+            sample: self.ids[index].clone(),
+            reason: format!("its mask {}: {reason}", file.display()),
+        };
         masks::read(&read_file(file).map_err(bad)?, &self.preprocess).map(Some).map_err(bad)
     }
 

@@ -21,6 +21,10 @@ pub struct Batch {
     pub ids: Vec<String>,
     /// The model's inputs, stacked along the first axis.
     pub inputs: TensorMap,
+    /// Right classes of the samples, where they are known.
+    pub labels: Vec<Option<u32>>,
+    /// Right classes of their pixels, where they are known.
+    pub masks: Vec<Option<Tensor>>,
     /// Samples in a whole batch; this one may have fewer.
     pub whole: usize,
     /// How many of the pass's samples are done with this batch: a pass over the others gives the batches after it.
@@ -101,7 +105,7 @@ pub fn prefetch<R>(
     std::thread::scope(|scope| {
         // A ticket allows one sample to be read; it comes back when that sample has been delivered in order.
         let (give_ticket, take_ticket) = bounded::<()>(window);
-        let (send, receive) = bounded::<(usize, Result<TensorMap, SampleError>)>(window);
+        let (send, receive) = bounded::<(usize, Result<Read, SampleError>)>(window);
         for _ in 0..window {
             let _ = give_ticket.send(());
         }
@@ -113,7 +117,8 @@ pub fn prefetch<R>(
                     let position = next.fetch_add(1, Ordering::Relaxed);
                     let Some(&index) = indices.get(position) else { break };
                     let started = Instant::now();
-                    let sample = catch_unwind(AssertUnwindSafe(|| dataset.sample(index))).unwrap_or_else(|_| {
+                    let read = || Ok((dataset.sample(index)?, dataset.mask(index)?));
+                    let sample = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
                         let reason = "reading it failed in a way that is a defect; please report the file".to_owned();
                         Err(SampleError { sample: dataset.id(index).to_owned(), reason })
                     });
@@ -145,16 +150,19 @@ pub fn prefetch<R>(
     })
 }
 
+/// Inputs of a sample, and its label mask.
+type Read = (TensorMap, Option<Tensor>);
+
 struct Batches<'a> {
     dataset: &'a dyn Dataset,
     indices: &'a [usize],
     options: PrefetchOptions<'a>,
-    receive: Receiver<(usize, Result<TensorMap, SampleError>)>,
+    receive: Receiver<(usize, Result<Read, SampleError>)>,
     give_ticket: crossbeam_channel::Sender<()>,
-    arrived: BTreeMap<usize, Result<TensorMap, SampleError>>,
+    arrived: BTreeMap<usize, Result<Read, SampleError>>,
     position: usize,
     /// The first sample of the next batch, when its shape did not fit the last one.
-    pending: Option<(usize, TensorMap)>,
+    pending: Option<(usize, Read)>,
     summary: PassSummary,
     /// Bad samples that batches have told.
     told: usize,
@@ -163,7 +171,7 @@ struct Batches<'a> {
 
 impl Batches<'_> {
     /// The next good sample with its index.
-    fn next_sample(&mut self) -> Option<(usize, TensorMap)> {
+    fn next_sample(&mut self) -> Option<(usize, Read)> {
         if let Some(pending) = self.pending.take() {
             return Some(pending);
         }
@@ -195,7 +203,7 @@ impl Batches<'_> {
             self.position += 1;
             let _ = self.give_ticket.try_send(());
             match sample {
-                Ok(inputs) => return Some((index, inputs)),
+                Ok(read) => return Some((index, read)),
                 Err(bad) => self.skip(bad),
             }
         }
@@ -226,25 +234,36 @@ impl Iterator for Batches<'_> {
     type Item = Batch;
 
     fn next(&mut self) -> Option<Batch> {
-        let mut indices = Vec::new();
+        let (mut indices, mut masks) = (Vec::new(), Vec::new());
         let mut samples: Vec<TensorMap> = Vec::new();
         while samples.len() < self.options.batch.max(1) {
-            let Some((index, inputs)) = self.next_sample() else { break };
+            let Some((index, (inputs, mask))) = self.next_sample() else { break };
             if samples.first().is_some_and(|first| !stackable(first, &inputs)) {
-                self.pending = Some((index, inputs));
+                self.pending = Some((index, (inputs, mask)));
                 break;
             }
             indices.push(index);
             samples.push(inputs);
+            masks.push(mask);
         }
         if samples.is_empty() || self.error.is_some() {
             return None;
         }
         let ids = indices.iter().map(|&index| self.dataset.id(index).to_owned()).collect();
+        let labels = indices.iter().map(|&index| self.dataset.label(index)).collect();
         let done = self.position - usize::from(self.pending.is_some());
         let skipped = self.summary.skipped[self.told..].to_vec();
         self.told = self.summary.skipped.len();
-        Some(Batch { indices, ids, inputs: stack(samples), whole: self.options.batch.max(1), done, skipped })
+        Some(Batch {
+            indices,
+            ids,
+            inputs: stack(samples),
+            labels,
+            masks,
+            whole: self.options.batch.max(1),
+            done,
+            skipped,
+        })
     }
 }
 
@@ -314,6 +333,14 @@ mod tests {
         fn label(&self, _index: usize) -> Option<u32> {
             None
         }
+        fn mask(&self, index: usize) -> Result<Option<Tensor>, SampleError> {
+            match index % self.bad {
+                1 if self.bad == 50 => {
+                    Err(SampleError { sample: self.ids[index].clone(), reason: "bad mask".to_owned() })
+                }
+                _ => Ok(Some(Tensor::from_f32(vec![1], vec![index as f32]).unwrap())),
+            }
+        }
         fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {
             assert_ne!(index, self.panics);
             if index.is_multiple_of(self.bad) && self.bad != usize::MAX {
@@ -365,6 +392,11 @@ mod tests {
         let (batches, summary) = run(&data, 8, 4, 0.1);
         assert_eq!(summary.unwrap().skipped.len(), 10);
         assert_eq!(batches.iter().map(|batch| batch.ids.len()).sum::<usize>(), 90);
+        let bad_masks = Numbers { bad: 50, ..Numbers::new(100) };
+        let (batches, summary) = run(&bad_masks, 1, 4, 0.1);
+        let reasons: Vec<String> = summary.unwrap().skipped.into_iter().map(|skipped| skipped.reason).collect();
+        assert_eq!(reasons, ["bad", "bad mask", "bad", "bad mask"]);
+        assert!(batches.iter().all(|batch| batch.masks[0].as_ref().unwrap().to_f32()[0] as usize == batch.indices[0]));
         let (_, summary) = run(&data, 8, 4, 0.05);
         assert!(matches!(summary, Err(PassError::TooManyBad { bad: 6, .. })), "{summary:?}");
     }

@@ -102,15 +102,7 @@ pub fn evaluate_pairs(
             }
             let first = state.position.ids.len();
             let expected = reference.give(&batch, &mut sent, first)?;
-            let masks = batch.indices.iter().map(|&index| dataset.mask(index)).collect::<Result<Vec<_>, _>>();
-            let masks = masks.map_err(|error| PipelineError::Input(error.to_string()))?;
-            let samples: Vec<Sample<'_>> = batch
-                .indices
-                .iter()
-                .zip(&batch.ids)
-                .zip(&masks)
-                .map(|((&index, id), mask)| Sample { id, label: dataset.label(index), mask: mask.as_ref() })
-                .collect();
+            let samples = Sample::of_batch(&batch.ids, &batch.labels, &batch.masks);
             differences.push(&mut state.own, &samples, &expected, &expected)?;
             let mut outputs: Vec<Option<Given>> = targets.iter().map(|_| None).collect();
             for ((target, comparison), output) in targets.iter_mut().zip(&mut state.targets).zip(&mut outputs) {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{calib, json, python};
+use super::{calib, error_of, json, python};
 
 /// Writes two models, eight pictures and their masks (a palette, 255 for unknown), and prints the figures of the second
 /// model against the first and of both against the masks.
@@ -132,4 +132,31 @@ fn a_run_judges_maps_by_masks_and_takes_kinds_from_its_configuration() {
     }
     let page = std::fs::read_to_string(out.join("report.html")).unwrap();
     assert!(page.contains("Label IoU") && page.contains("Intersection over union by class"));
+    plans_are_judged_by_masks(&config, folder.path());
+    a_mask_that_cannot_be_read_is_a_bad_sample(&config, folder.path());
+}
+
+fn plans_are_judged_by_masks(config: &Path, folder: &Path) {
+    let out = folder.join("plan");
+    let mut command = calib().unwrap();
+    command.arg("bisect").arg("--config").arg(config).args(arguments(folder)).arg("--out").arg(&out);
+    command.args(["--gate", "label_mean_iou=0.1"]).assert().success();
+    let trial = &json(&out.join("bisect.json"))["plan"]["search"]["trials"][0];
+    assert!(trial["verdict"]["metrics"]["label_mean_iou"].as_f64().unwrap() > 0.1, "{trial}");
+}
+
+fn a_mask_that_cannot_be_read_is_a_bad_sample(config: &Path, folder: &Path) {
+    std::fs::write(folder.join("masks/3.png"), "no picture").unwrap();
+    let run = |bad: &str| {
+        let mut command = calib().unwrap();
+        command.arg("run").arg("--config").arg(config).args(arguments(folder)).args(["--max-bad", bad]);
+        command.arg("--out").arg(folder.join(bad));
+        command
+    };
+    run("20%").assert().success();
+    let skipped = &json(&folder.join("20%/report.json"))["dataset"]["skipped"];
+    assert_eq!((skipped.as_array().unwrap().len(), skipped[0]["sample"].as_str()), (1, Some("3.png")), "{skipped}");
+    assert!(skipped[0]["reason"].as_str().unwrap().contains("its mask"), "{skipped}");
+    let error = error_of(&mut run("1%"));
+    assert!(error.contains("3.png: its mask") && error.contains("--max-bad"), "{error}");
 }
