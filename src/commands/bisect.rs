@@ -9,6 +9,7 @@ mod text;
 use std::time::Instant;
 
 use subject::Bisection;
+pub(super) use text::describe;
 
 use super::{
     ExitStatus, Printer,
@@ -100,7 +101,7 @@ pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) 
     let path = bisection.out.join("bisect.html");
     write_atomic(&path, bisection_html(&findings)?.as_bytes())?;
     bisection.checkpoints.map(Checkpoints::finish).transpose()?;
-    printer.outcome(&findings, || text::describe(&findings))?;
+    printer.outcome(&findings, || describe(&findings))?;
     printer.note(&format!("wrote {} in {:.1} s", path.display(), findings.seconds));
     Ok(status)
 }

@@ -1,4 +1,4 @@
-//! `calib inspect`: a model, table, calibration cache, histogram file, report or engine, described.
+//! `calib inspect`: a model, table, calibration cache, histogram file, report, plan, bisection or engine, described.
 
 mod engine;
 
@@ -10,13 +10,15 @@ use serde_json::{Value, json};
 
 use super::{ExitStatus, Printer};
 use crate::{
+    artifact::read_json,
+    bisect::findings::{FINDINGS_FORMAT_VERSION, Findings},
     calibrate::{CalibrationTable, Histograms, cache::CalibrationCache},
     cli::InspectArgs,
     onnx::{
         Finding, Model, Severity, diagnose,
         proto::{DimensionValue, NodeProto, TensorProto, TypeValue, ValueInfoProto},
     },
-    quantize::validate,
+    quantize::{Assignment, PrecisionPlan, Selector, validate},
     report::{Report, summary},
     tensor::ElementType,
 };
@@ -212,16 +214,34 @@ fn json_file(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitSt
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let value: Value =
         serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))?;
-    if value.get("tensors").is_some() && value.get("model_hash").is_some() {
+    if value.get("target").is_some() && value.get("seconds").is_some() {
+        let findings: Findings = read_json(path, "bisection", FINDINGS_FORMAT_VERSION)?;
+        printer.outcome(&findings, || super::bisect::describe(&findings))?;
+    } else if value.get("assignments").is_some() {
+        let plan = PrecisionPlan::read(path)?;
+        printer.outcome(&plan, || describe_plan(&plan))?;
+    } else if value.get("tensors").is_some() && value.get("model_hash").is_some() {
         let table = CalibrationTable::load(path)?;
         printer.outcome(&table, || describe_table(path, &table, all))?;
     } else if value.get("precisions").is_some() {
         let report = Report::read(path)?;
         printer.outcome(&report, || summary(&report))?;
     } else {
-        anyhow::bail!("{} is JSON, but neither a calibration table nor a report", path.display());
+        anyhow::bail!(
+            "{} is JSON, but no calibration table, report, precision plan or findings of a bisection",
+            path.display()
+        );
     }
     Ok(ExitStatus::Passed)
+}
+
+fn describe_plan(plan: &PrecisionPlan) -> String {
+    let default = plan.default.map_or_else(|| "decided by the rules".to_owned(), |default| default.to_string());
+    let line = |Assignment { nodes, precision }: &Assignment| match nodes {
+        Selector::Node(name) => format!("\n{precision}  node `{name}`"),
+        Selector::Pattern(pattern) => format!("\n{precision}  nodes that match `{pattern}`"),
+    };
+    format!("precision plan; nodes not named: {default}{}", plan.assignments.iter().map(line).collect::<String>())
 }
 
 fn describe_table(path: &Path, table: &CalibrationTable, all: bool) -> String {

@@ -301,7 +301,8 @@ pub enum CompareError {
     Cuda(#[from] CudaError),
     /// The leading extent is not the batch.
     #[error(
-        "output `{output}` of shape {shape:?} does not begin with the batch of {samples} samples; use a batch of 1"
+        "output `{output}` of shape {shape:?} does not begin with the batch of {samples} samples; use --batch 1, or, where it \
+         says nothing about the samples, leave it out with --output-kind {output}=ignored"
     )]
     Batch {
         /// The output.

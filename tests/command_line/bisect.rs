@@ -58,6 +58,13 @@ impl Demo {
         let code = output.status.code().unwrap();
         assert!(code < 2, "{said}");
         let found = json(&self.path(out).join("bisect.json"));
+        for (file, text) in [("bisect.json", Some(&output.stdout)), ("plan.json", None)] {
+            let path = self.path(out).join(file);
+            if path.exists() {
+                let again = calib().unwrap().arg("inspect").arg(path).output().unwrap();
+                assert!(again.status.success() && text.is_none_or(|text| *text == again.stdout), "{again:?}");
+            }
+        }
         let page = std::fs::read_to_string(self.path(out).join("bisect.html")).unwrap();
         let charts = page.matches("<svg ").count();
         assert!(charts >= 2 || !found["layers"].is_array(), "a chart in two widths: {charts}");

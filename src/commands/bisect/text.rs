@@ -56,7 +56,7 @@ fn cost(value: f64) -> String {
 }
 
 /// Everything found.
-pub(super) fn describe(findings: &Findings) -> String {
+pub(in crate::commands) fn describe(findings: &Findings) -> String {
     let mut text = String::new();
     if !findings.layers.is_empty() {
         layers(&mut text, findings);

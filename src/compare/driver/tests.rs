@@ -122,7 +122,7 @@ fn outputs_that_do_not_fit_are_named() {
     assert_eq!(push(1, &[5], &[5], generic), Ok(()), "a batch of one needs no batch extent");
     let error = push(1, &[1, 5], &[1, 5, 1], generic).unwrap_err();
     assert!(error.contains("[1, 5] in the reference and [1, 5, 1] in") && error.ends_with(" a=ignored"), "{error}");
-    assert!(push(2, &[6, 5], &[6, 5], generic).unwrap_err().contains("batch of 2 samples; use a batch of 1"));
+    assert!(push(2, &[6, 5], &[6, 5], generic).unwrap_err().contains("batch of 2 samples; use --batch 1"));
     assert!(push(1, &[1, 5], &[1, 5], OutputKind::Map).unwrap_err().contains("sample 7.jpg: a sample of shape [5]"));
     let error = push(1, &[1, 1, 2, 2], &[1, 1, 2, 2], OutputKind::Map).unwrap_err();
     assert!(error.contains("0.5 is no class index") && error.contains("`generic`"), "{error}");
