@@ -68,6 +68,7 @@ impl CalibrationCache {
             random_data: false,
             tensors: self.scales.iter().map(|(name, &scale)| (name.clone(), range(scale))).collect(),
             bias_corrections: BTreeMap::new(),
+            magnitudes: None,
         }
     }
 

@@ -205,6 +205,10 @@ pub struct CalibrationTable {
     /// float result minus that of the quantized one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bias_corrections: BTreeMap<String, Vec<f32>>,
+    /// Largest finite magnitudes of the other FP32 tensors, seen over a few samples; those below 1024 are left out. Absent
+    /// where they were not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub magnitudes: Option<BTreeMap<String, f32>>,
 }
 
 /// What was seen of one tensor and what was made of it.

@@ -64,6 +64,7 @@ pub fn tables(
         random_data: histograms.provenance.random_data,
         tensors: ranges.iter().map(|(name, ranges)| (name.clone(), ranges[i].clone())).collect(),
         bias_corrections: BTreeMap::new(),
+        magnitudes: None,
     };
     Ok(choices.iter().enumerate().map(table).collect())
 }

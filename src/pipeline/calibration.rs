@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod choice;
+mod magnitudes;
 
 pub use choice::{Candidate, ChooseOptions, Chosen, judged_kinds, worst_sqnr};
 

@@ -9,6 +9,7 @@ mod ranges;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use half::f16;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
@@ -208,7 +209,7 @@ impl Conversion<'_> {
         if self.target == ElementType::F16 {
             let constants = node.input.iter().filter_map(|tensor| view.initializer(tensor));
             let largest = constants.map(largest_magnitude).fold(0.0, f32::max);
-            if largest > half::f16::MAX.to_f32() {
+            if largest > f16::MAX.to_f32() {
                 return Some(Fp32Reason::Constant(largest));
             }
             let reached = tensors().filter_map(|tensor| known.magnitudes.get(tensor.as_str()));
@@ -464,9 +465,22 @@ fn to_half(constant: &Tensor, name: &str, target: ElementType) -> Result<TensorP
     let values = constant.view().to_f32();
     let values = match target {
         ElementType::Bf16 => Values::Bf16(values.iter().map(|&value| half::bf16::from_f32(value)).collect()),
-        _ => Values::F16(values.iter().map(|&value| half::f16::from_f32(value)).collect()),
+        _ => Values::F16(to_f16(&values)),
     };
     Ok(TensorProto::from_tensor(name, Tensor::new(constant.shape().to_vec(), values)?))
+}
+
+/// Rounds to the nearest. A constant of which nothing would be left, as of an epsilon that keeps a divisor from 0, becomes the
+/// smallest number that there is.
+fn to_f16(values: &[f32]) -> Vec<f16> {
+    let vanishes = |value: f32| value != 0.0 && f16::from_f32(value).to_f32() == 0.0;
+    let nothing_left = values.iter().all(|&value| value == 0.0 || vanishes(value));
+    let convert = |&value: &f32| match vanishes(value) {
+        true if nothing_left && value > 0.0 => f16::MIN_POSITIVE_SUBNORMAL,
+        true if nothing_left => -f16::MIN_POSITIVE_SUBNORMAL,
+        _ => f16::from_f32(value),
+    };
+    values.iter().map(convert).collect()
 }
 
 fn set_type(info: &mut ValueInfoProto, element_type: ElementType) {

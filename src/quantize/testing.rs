@@ -110,5 +110,6 @@ pub fn table(ranges: &[(&str, f32)]) -> CalibrationTable {
         random_data: false,
         tensors: ranges.iter().map(|&(name, amax)| (name.to_owned(), range(amax))).collect(),
         bias_corrections: BTreeMap::new(),
+        magnitudes: None,
     }
 }

@@ -20,7 +20,7 @@ fn all_are_quantized_and_run() {
     }
     let mut models: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     models.retain(|path| path.extension().is_some_and(|ending| ending == "onnx"));
-    assert_eq!(models.len(), 20);
+    assert_eq!(models.len(), 21);
     for model in &models {
         let table = model.with_extension("json");
         let mut calibrate = calib().unwrap();
@@ -37,6 +37,9 @@ fn all_are_quantized_and_run() {
     }
     assert!(script("check", folder.path()));
     control_flow_is_explained(&folder.path().join("control_flow.onnx"));
+    let magnitudes = &json(&folder.path().join("massive.json"))["magnitudes"];
+    let large: Vec<&String> = magnitudes.as_object().unwrap().keys().collect();
+    assert_eq!(large, ["centred", "guarded", "large", "squares", "variance"], "{magnitudes}");
     lengths_vary_or_are_bound(folder.path());
     a_selection_that_differs_is_told(folder.path());
 }

@@ -47,6 +47,7 @@ prop_compose! {
     fn table()(
         tensors in prop::collection::btree_map(".{0,12}", range(), 0..5),
         bias_corrections in prop::collection::btree_map(".{0,12}", prop::collection::vec(finite(), 0..9), 0..3),
+        magnitudes in prop::option::of(prop::collection::btree_map(".{0,12}", finite(), 0..3)),
         percentile in 0.0..100.0, samples in any::<u32>(), random_data in any::<bool>(), method in ".{0,12}",
     ) -> CalibrationTable {
         CalibrationTable {
@@ -54,7 +55,7 @@ prop_compose! {
             tool: Tool::current(),
             model_hash: ContentHash::of_bytes(b"m"),
             data_hash: ContentHash::of_bytes(b"d"),
-            method, percentile, samples: samples as usize, random_data, tensors, bias_corrections,
+            method, percentile, samples: samples as usize, random_data, tensors, bias_corrections, magnitudes,
         }
     }
 }

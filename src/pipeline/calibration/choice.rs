@@ -81,6 +81,7 @@ impl Calibrator<'_> {
     /// method of each tensor by itself, is fitted on part of the samples; the quantized models run over the held-out
     /// part and are ranked by how near their outputs are to the float model's (SQNR of the worst output). The best few
     /// are tried with corrected biases in the same way, and the best of all wins. Its thresholds come from all samples.
+    /// The table also tells which of the other tensors reach magnitudes that matter to FP16.
     pub fn choose(
         &self,
         histograms: &Histograms,
@@ -95,6 +96,7 @@ impl Calibrator<'_> {
         }
         let Ranked { tables, candidates, measured_on } = ranked;
         let (choice, table) = tables.into_iter().next().ok_or(CalibrateError::NoData)?;
+        let table = CalibrationTable { magnitudes: self.magnitudes(&table, &parts.fit)?, ..table };
         Ok(Chosen { table, choice, candidates, measured_on })
     }
 

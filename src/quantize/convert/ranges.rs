@@ -44,8 +44,9 @@ const TAMING: &[&str] = &[
 
 /// Largest magnitudes by tensor.
 ///
-/// A tensor that was not observed takes over what its inputs reached beyond `max_magnitude`, unless its operator tames it:
-/// between the observed inputs of two products there may be many that FP16 cannot hold.
+/// Where the table has no magnitudes of tensors without a range, such a tensor takes over what its inputs reached beyond
+/// `max_magnitude`, unless its operator tames it: between the observed inputs of two products there may be many that FP16
+/// cannot hold.
 pub(super) fn magnitudes<'t>(
     view: &GraphView<'t>,
     table: Option<&CalibrationTable>,
@@ -53,8 +54,10 @@ pub(super) fn magnitudes<'t>(
 ) -> BTreeMap<&'t str, f32> {
     let Some(table) = table else { return BTreeMap::new() };
     let observed = |tensor: &'t str| {
-        let range = table.tensors.get(before_quantization(view, tensor))?;
-        Some(range.min.abs().max(range.max.abs()))
+        let tensor = before_quantization(view, tensor);
+        let range = table.tensors.get(tensor).map(|range| range.min.abs().max(range.max.abs()));
+        let other = || Some(table.magnitudes.as_ref()?.get(tensor).copied().unwrap_or(0.0));
+        range.or_else(other)
     };
     let inputs = view.graph().input.iter().map(ValueInfoProto::name);
     let mut magnitudes: BTreeMap<&str, f32> = inputs.filter_map(|name| Some((name, observed(name)?))).collect();

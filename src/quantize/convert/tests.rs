@@ -1,4 +1,5 @@
 use crate::{
+    calibrate::CalibrationTable,
     onnx::{
         GraphView, Model,
         proto::{AttributeProto, GraphProto, NodeProto, TensorProto},
@@ -275,6 +276,33 @@ fn the_plan_lifts_single_nodes_to_16_bits() {
     options.scheme.plan.assign("y", Precision::Bf16);
     let error = quantize(&small().build(), &no_shapes(), Some(&table(&[])), &options).unwrap_err();
     assert!(error.to_string().contains("both asked for"), "{error}");
+}
+
+#[test]
+fn an_epsilon_does_not_vanish() {
+    let model = constant(small().op("Add", &["y", "e"], "z"), "e", Values::F32(vec![-1e-12, 0.0, 1e-9]));
+    let model = constant(model.op("Mul", &["z", "s"], "p"), "s", Values::F32(vec![1.0, 1e-9]));
+    let result = convert(model, &fp16(), &[]);
+    let value = |name: &str| {
+        let graph = result.model.graph();
+        graph.initializer.iter().find(|t| t.name() == name).unwrap().to_tensor().unwrap().to_f32()
+    };
+    let least = 2f32.powi(-24);
+    assert_eq!((value("e"), value("s")), (vec![-least, 0.0, least], vec![1.0, 0.0]));
+}
+
+#[test]
+fn magnitudes_that_were_measured_decide_instead_of_those_before() {
+    let model = || small().op("Mul", &["y", "w"], "z").op("Sub", &["z", "w"], "last");
+    let kept = |magnitudes: Option<&[(&str, f32)]>| {
+        let magnitudes = magnitudes.map(|known| known.iter().map(|&(name, value)| (name.to_owned(), value)).collect());
+        let table = CalibrationTable { magnitudes, ..table(&[("x", 1.0), ("m", 2e4)]) };
+        let result = quantize(&model().build(), &no_shapes(), Some(&table), &fp16()).unwrap();
+        reasons(&result).into_iter().map(|(node, _)| node).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(None), ["m", "y", "z", "last"], "each takes over what its input reached");
+    assert_eq!(kept(Some(&[])), ["m", "y"]);
+    assert_eq!(kept(Some(&[("last", 3e4)])), ["m", "y", "last"]);
 }
 
 #[test]
