@@ -7,6 +7,8 @@ use crate::{backend::LayerTime, stats::median};
 const CONVERSIONS_FROM: f64 = 0.10;
 /// Layers named as the reason.
 const NAMED: usize = 3;
+/// Share of the loss that these have to make.
+const NAMED_FROM: f64 = 0.25;
 
 /// The sentence when `low` is slower than `high`, both measured in the same rounds; `None` when it is not, when the
 /// difference is within the noise, or when one of both is emulated. Layer times of both make the reason.
@@ -26,7 +28,7 @@ fn slower(low: &Measurement, high: &Measurement, layers: Option<(&[LayerTime], &
         ratio.interval[0],
         ratio.interval[1],
         layers
-            .and_then(|(low, high)| reason(low, high))
+            .and_then(|(low, high)| reason(low, high, low_ms - high_ms))
             .unwrap_or_else(|| "the times of its layers give no reason".to_owned())
     ))
 }
@@ -59,14 +61,14 @@ fn converts(layer: &LayerTime) -> bool {
     words.iter().any(|word| layer.layer.to_lowercase().contains(word))
 }
 
-/// What the layer times of the slow and of the fast target say.
-fn reason(low: &[LayerTime], high: &[LayerTime]) -> Option<String> {
+/// What the layer times of the slow and of the fast target say of the `loss` in milliseconds.
+fn reason(low: &[LayerTime], high: &[LayerTime], loss: f64) -> Option<String> {
     let total: f64 = low.iter().map(|layer| layer.median_ms).sum();
     let share = low.iter().filter(|layer| converts(layer)).map(|layer| layer.median_ms).sum::<f64>() / total;
     if share >= CONVERSIONS_FROM {
         return Some(format!(
-            "likely because {:.0} % of its time goes into quantizing, dequantizing and changing layouts: quantize the \
-             layers between them too, or lift whole blocks",
+            "likely because {:.0} % of its time goes into changing types and layouts: give the layers between the same \
+             precision, or lift whole blocks",
             100.0 * share
         ));
     }
@@ -76,8 +78,9 @@ fn reason(low: &[LayerTime], high: &[LayerTime]) -> Option<String> {
     };
     let mut lost: Vec<(f64, String)> = low.iter().filter_map(lost).filter(|(ms, _)| *ms > 0.0).collect();
     lost.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let named: Vec<String> = lost.iter().take(NAMED).map(|(ms, name)| format!("`{name}` (+{ms:.3} ms)")).collect();
-    (!named.is_empty()).then(|| {
+    lost.truncate(NAMED);
+    let named: Vec<String> = lost.iter().map(|(ms, name)| format!("`{name}` (+{ms:.3} ms)")).collect();
+    (lost.iter().map(|(ms, _)| ms).sum::<f64>() > NAMED_FROM * loss).then(|| {
         format!("likely because these layers have slower kernels in the low precision: {}; lift them", named.join(", "))
     })
 }
@@ -133,9 +136,12 @@ mod tests {
         let slow = [layer("a", 0.4), layer("b", 0.6), layer("c", 0.11)];
         let text = slower(&int8, &fp16, Some((&slow, &fast))).unwrap();
         assert!(text.ends_with("`b` (+0.300 ms), `c` (+0.010 ms); lift them"), "{text}");
+        let alike = [layer("a", 0.4), layer("b", 0.31), layer("c", 0.11)];
+        let text = slower(&int8, &fp16, Some((&alike, &fast))).unwrap();
+        assert!(text.ends_with("give no reason"), "a hundredth of a millisecond explains no quarter: {text}");
         let mut converting = slow.to_vec();
         converting.push(layer("Reformatting CopyNode for Input Tensor 0 to b", 0.39));
         let text = slower(&int8, &fp16, Some((&converting, &fast))).unwrap();
-        assert!(text.contains("26 % of its time goes into quantizing"), "{text}");
+        assert!(text.contains("26 % of its time goes into changing types"), "{text}");
     }
 }

@@ -1,5 +1,5 @@
-//! A float model whose operators round to 16 bits: the counterpart that [`Pair`](super::operators::Pair) needs to
-//! measure what FP16 or BF16 does to each of them.
+//! A float model whose operators round to 16 bits: what FP16 or BF16 gives, where a runtime computes them in 32 bits and would
+//! not show an overflow, and the counterpart that [`Pair`](super::operators::Pair) needs to measure what they do to each operator.
 //!
 //! Every input and the result of an operator go through the 16-bit type and back, which is what a kernel that
 //! accumulates in 32 bits gives. What exceeds the type becomes infinite, as it does there.
@@ -45,11 +45,17 @@ const MOVERS: [&str; 25] = [
     "Unsqueeze",
 ];
 
-/// `model` with every computing operator rounding to `half`; `shapes` tells which tensors are `float32`.
+/// `model` with the computing operators that `rounds` takes, by the node's name, rounding to `half`; `shapes` tells which tensors
+/// are `float32`.
 ///
 /// # Errors
 /// A malformed graph.
-pub fn rounded(model: &Model, shapes: &BTreeMap<String, TensorInfo>, half: ElementType) -> Result<Model, GraphError> {
+pub fn rounded(
+    model: &Model,
+    shapes: &BTreeMap<String, TensorInfo>,
+    half: ElementType,
+    rounds: &dyn Fn(&str) -> bool,
+) -> Result<Model, GraphError> {
     let view = GraphView::new(model.graph())?;
     let constants = constants(&view);
     let is_float = |tensor: &str| match view.initializer(tensor) {
@@ -62,7 +68,7 @@ pub fn rounded(model: &Model, shapes: &BTreeMap<String, TensorInfo>, half: Eleme
         let mut node = view.node(id).clone();
         let result = node.output.first().cloned().unwrap_or_default();
         let computes = node.is_standard() && !MOVERS.contains(&node.op_type()) && node.subgraphs().next().is_none();
-        if !computes || !is_float(&result) || constants.contains(result.as_str()) {
+        if !computes || !is_float(&result) || constants.contains(result.as_str()) || !rounds(&node.label(id.0)) {
             nodes.push(node);
             continue;
         }

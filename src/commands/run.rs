@@ -99,6 +99,8 @@ struct Target {
     artifact: Option<crate::report::ArtifactFile>,
     quantized_nodes: Option<usize>,
     model: Option<crate::onnx::Model>,
+    /// What runs in its stead.
+    imitation: Option<crate::onnx::Model>,
     runner: Option<Box<dyn Runner>>,
     error: Option<String>,
 }
@@ -259,8 +261,15 @@ impl<'a> Job<'a> {
             .into_iter()
             .filter(|&precision| precision != Precision::Fp32)
             .map(|precision| {
-                let mut target =
-                    Target { precision, artifact: None, quantized_nodes: None, model: None, runner: None, error: None };
+                let mut target = Target {
+                    precision,
+                    artifact: None,
+                    quantized_nodes: None,
+                    model: None,
+                    imitation: None,
+                    runner: None,
+                    error: None,
+                };
                 if let Err(error) = self.fill(&mut target, calibrated) {
                     if is_about_the_disk(&error) {
                         return Err(error);
@@ -274,14 +283,14 @@ impl<'a> Job<'a> {
     }
 
     fn fill(&self, target: &mut Target, calibrated: Option<&Calibrated>) -> anyhow::Result<()> {
-        let (model, quantized_nodes) = self.make_model(target.precision, calibrated)?;
-        let artifact = self.save_model(&model, target.precision)?;
+        let quantized = self.make_model(target.precision, calibrated)?;
+        target.artifact = Some(self.save_model(&quantized.model, target.precision)?);
+        target.quantized_nodes = Some(quantized.placement.quantized_nodes());
+        target.imitation = self.imitation(&quantized, target.precision)?;
+        let model = target.model.insert(quantized.model);
         let build =
             BuildOptions { threads: self.session.threads, provider: self.session.provider, ..BuildOptions::default() };
-        target.artifact = Some(artifact);
-        target.quantized_nodes = Some(quantized_nodes);
-        target.runner = Some(self.session.runtime.build(&model, &build)?);
-        target.model = Some(model);
+        target.runner = Some(self.session.runtime.build(target.imitation.as_ref().unwrap_or(model), &build)?);
         Ok(())
     }
 
@@ -292,6 +301,14 @@ impl<'a> Job<'a> {
         mut targets: Vec<Target>,
         gates: &[Gate],
     ) -> anyhow::Result<crate::report::Report> {
+        let imitated: Vec<&str> =
+            targets.iter().filter(|target| target.imitation.is_some()).map(|target| target.precision.name()).collect();
+        if !imitated.is_empty() {
+            self.notes.push(format!(
+                "imitated on the CPU: {}; operators compute in 32 bits, and their inputs and results are rounded",
+                imitated.join(", ")
+            ));
+        }
         for target in &targets {
             if let Some(operators) = target.runner.as_ref().and_then(|runner| runner.in_float32()) {
                 let (precision, operators) = (target.precision, counted(operators));

@@ -8,14 +8,19 @@ use std::{
 use super::PipelineError;
 use crate::{
     backend::{Backend, BuildOptions, ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
+    bisect::{layerwise::AnalysisError, rounded::rounded},
     calibrate::CalibrationTable,
     dataset::InputSpec,
     onnx::{
         Finding, Model, Severity, diagnose,
         proto::{DimensionProto, DimensionValue, TypeValue},
     },
-    quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, place, quantize},
+    quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, place, quantize, with_opset},
+    tensor::ElementType,
 };
+
+/// Operator set from which `Cast` knows BF16.
+const CASTS_FROM: i64 = 13;
 
 /// A float model and what is known about it.
 pub struct Subject {
@@ -109,6 +114,17 @@ impl Subject {
         let quantized = make(&options)?;
         options.scheme.plan = PrecisionPlan { default: Some(Precision::Fp32), ..PrecisionPlan::default() };
         Ok((make(&options)?, quantized))
+    }
+
+    /// The folded model, and the same with the operators that `rounds` takes, by name, [`rounded`] to `half`.
+    pub fn rounded_pair(
+        &self,
+        half: ElementType,
+        rounds: &dyn Fn(&str) -> bool,
+    ) -> Result<(Model, Model), PipelineError> {
+        let float = with_opset(&self.folded, &self.shapes, CASTS_FROM)?;
+        let rounded = rounded(&float, &self.shapes, half, rounds).map_err(AnalysisError::from)?;
+        Ok((float, rounded))
     }
 
     /// A runner of the float model.

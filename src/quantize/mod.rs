@@ -222,6 +222,16 @@ pub fn quantize(
     Ok(Quantized { model, placement, kept_fp32, findings })
 }
 
+/// `model` with the default operator set raised to `opset`; a newer one stays.
+///
+/// # Errors
+/// Operators that cannot be raised.
+pub fn with_opset(model: &Model, shapes: &BTreeMap<String, TensorInfo>, opset: i64) -> Result<Model, QuantizeError> {
+    let mut raised = model.clone();
+    upgrade::raise_opset(&mut raised, opset, &facts::ranks(model.graph(), shapes))?;
+    Ok(raised)
+}
+
 /// The 16-bit type in use, if any.
 fn half_type(options: &QuantizeOptions) -> Result<Option<ElementType>, QuantizeError> {
     let assigned = options.scheme.plan.assignments.iter().map(|assignment| assignment.precision);

@@ -11,7 +11,10 @@ use std::path::Path;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::{ArtifactError, read_json, write_json};
+use crate::{
+    artifact::{ArtifactError, read_json, write_json},
+    tensor::ElementType,
+};
 
 /// Format version of [`PrecisionPlan`].
 pub const PLAN_FORMAT_VERSION: u32 = 1;
@@ -32,6 +35,15 @@ impl Precision {
     /// True for the precisions that need Q/DQ.
     pub fn is_quantized(self) -> bool {
         matches!(self, Self::Int8 | Self::Fp8)
+    }
+
+    /// The 16-bit type of FP16 and BF16.
+    pub fn half_type(self) -> Option<ElementType> {
+        match self {
+            Self::Fp16 => Some(ElementType::F16),
+            Self::Bf16 => Some(ElementType::Bf16),
+            _ => None,
+        }
     }
 
     /// Bits of a value.

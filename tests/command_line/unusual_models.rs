@@ -40,6 +40,7 @@ fn all_are_quantized_and_run() {
     let magnitudes = &json(&folder.path().join("massive.json"))["magnitudes"];
     let large: Vec<&String> = magnitudes.as_object().unwrap().keys().collect();
     assert_eq!(large, ["centred", "guarded", "large", "squares", "variance"], "{magnitudes}");
+    sixteen_bits_are_computed_as_such(folder.path());
     lengths_vary_or_are_bound(folder.path());
     a_selection_that_differs_is_told(folder.path());
 }
@@ -55,6 +56,53 @@ fn control_flow_is_explained(model: &Path) {
     let expected =
         ["matrix_product", "no_kernel", "no_kernel", "has_subgraph", "has_subgraph", "has_subgraph", "matrix_product"];
     assert_eq!(nodes, expected);
+}
+
+/// ONNX Runtime computes FP16 in 32 bits on the CPU, and BF16 not at all; the figures of a run are those of 16 bits.
+fn sixteen_bits_are_computed_as_such(folder: &Path) {
+    let report = |model: &str, out: &Path| {
+        let at = |ending: &str| folder.join(model).with_extension(ending);
+        let mut run = calib().unwrap();
+        run.arg("run").arg("--model").arg(at("onnx")).arg("--data").arg(at("npz")).arg("--out").arg(out);
+        run.args([
+            "--precisions",
+            "fp32,fp16,bf16",
+            "--calib-samples",
+            "6",
+            "--bench-seconds",
+            "0",
+            "--tensorrt",
+            "off",
+        ]);
+        run.assert().success();
+        json(&out.join("report.json"))
+    };
+    let sqnr_db = |report: &serde_json::Value, row: usize| {
+        let value = report["precisions"][row]["outputs"][0]["sqnr_db"].as_f64();
+        value.unwrap_or_else(|| panic!("{}", report["precisions"][row]))
+    };
+    // BF16 is younger than this operator set.
+    assert!(sqnr_db(&report("opset9", &folder.join("old_halves")), 2) > 40.0);
+    let out = folder.join("halves");
+    let report = report("massive", &out);
+    let sqnr_db = |row: usize| sqnr_db(&report, row);
+    let evaluator = "
+import json, sys, numpy as np
+from onnx.reference import ReferenceEvaluator
+folder, out = sys.argv[1:]
+data = np.load(folder + '/massive.npz')['x']
+exact, halved = (ReferenceEvaluator(path) for path in (folder + '/massive.onnx', out + '/model.fp16.onnx'))
+signal = noise = 0.0
+for sample in json.load(open(out + '/report.json'))['dataset']['evaluation']:
+    feed = {'x': data[int(sample)][None]}
+    r, t = (np.asarray(model.run(None, feed)[0], np.float64) for model in (exact, halved))
+    signal, noise = signal + (r * r).sum(), noise + ((r - t) ** 2).sum()
+print(10 * np.log10(signal / noise))";
+    let expected: f64 = python(evaluator, &[folder, &out]).unwrap().parse().unwrap();
+    assert!((sqnr_db(1) - expected).abs() < 0.5, "{} for {expected}", sqnr_db(1));
+    // Eight bits of mantissa instead of eleven.
+    assert!((sqnr_db(2) - (sqnr_db(1) - 18.0)).abs() < 3.0, "{} and {}", sqnr_db(1), sqnr_db(2));
+    assert!(report["notes"].to_string().contains("imitated on the CPU: fp16, bf16"), "{}", report["notes"]);
 }
 
 /// Where the INT8 model selects other candidates, tensors behind have another shape: what can be compared is, and `first`

@@ -9,7 +9,7 @@ use super::super::{
 use crate::{
     artifact::write_atomic,
     backend::ExecutionProvider,
-    bisect::{advice::Commands, graphwise::Side, layerwise::Samples, rounded::rounded},
+    bisect::{advice::Commands, graphwise::Side, layerwise::Samples},
     calibrate::{CalibrationTable, Provenance, Shards},
     cli::{BisectArgs, Find, GlobalArgs},
     config::RunConfig,
@@ -17,7 +17,6 @@ use crate::{
     onnx::Model,
     pipeline::{calibration::hold_out, checkpoint::Checkpoints},
     quantize::{Precision, QuantizeOptions},
-    tensor::ElementType,
 };
 
 /// A float model, its ranges, and the samples to judge on.
@@ -80,11 +79,8 @@ impl<'a> Bisection<'a> {
         } else {
             None
         };
-        let (float, quantized) = match (&table, half(precision)) {
-            (_, Some(half)) => {
-                let subject = &session.subject;
-                (subject.folded.clone(), rounded(&subject.folded, &subject.shapes, half)?)
-            }
+        let (float, quantized) = match (&table, precision.half_type()) {
+            (_, Some(half)) => session.subject.rounded_pair(half, &|_| true)?,
             (Some(table), None) => session.subject.analysis_pair(table, &options)?,
             (None, None) => (session.subject.folded.clone(), session.subject.folded.clone()),
         };
@@ -117,14 +113,6 @@ impl<'a> Bisection<'a> {
         let (config, out, precision) = (&self.session.config, &self.out, self.options.scheme.precision);
         let gate = self.session.default_gate();
         Suggest { config, out, table: &table, lift: self.lift, precision, gate }.commands()
-    }
-}
-
-fn half(precision: Precision) -> Option<ElementType> {
-    match precision {
-        Precision::Fp16 => Some(ElementType::F16),
-        Precision::Bf16 => Some(ElementType::Bf16),
-        _ => None,
     }
 }
 

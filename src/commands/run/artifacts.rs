@@ -1,16 +1,17 @@
 //! The files that a run leaves, each written as soon as its content is known.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use anyhow::Context;
 
 use super::{Calibrated, Job};
 use crate::{
     artifact::{ArtifactError, ContentHash, write_atomic, write_atomic_with},
+    backend::ExecutionProvider,
     calibrate::{CalibrationTable, Histograms, cache::CalibrationCache},
     commands::{ExitStatus, settings::quantize_options},
     onnx::Model,
-    quantize::{Precision, quantize},
+    quantize::{Precision, Quantized, quantize},
     report::{ArtifactFile, Report, html, junit, layers_csv, summary},
 };
 
@@ -42,12 +43,12 @@ impl Job<'_> {
         }
     }
 
-    /// The model in a precision, and how many of its nodes run in it.
+    /// The model in a precision.
     pub(super) fn make_model(
         &self,
         precision: Precision,
         calibrated: Option<&Calibrated>,
-    ) -> anyhow::Result<(Model, usize)> {
+    ) -> anyhow::Result<Quantized> {
         let subject = &self.session.subject;
         let table = calibrated.map(|calibrated| &calibrated.chosen.table);
         let options = quantize_options(&self.session.config, precision)?;
@@ -55,7 +56,17 @@ impl Job<'_> {
         if let Some(defects) = quantized.defects() {
             anyhow::bail!(defects);
         }
-        Ok((quantized.model, quantized.placement.quantized_nodes()))
+        Ok(quantized)
+    }
+
+    /// What computes a model in 16 bits where it has to be imitated: ONNX Runtime's CPU provider computes such models in 32 bits
+    /// (or not at all), and rounds and overflows nowhere in between.
+    pub(super) fn imitation(&self, quantized: &Quantized, precision: Precision) -> anyhow::Result<Option<Model>> {
+        let subject = &self.session.subject;
+        let half = precision.half_type().filter(|_| self.session.provider == ExecutionProvider::Cpu);
+        let kept: BTreeSet<&str> = quantized.kept_fp32.iter().map(|kept| kept.node.as_str()).collect();
+        let imitate = |half| subject.rounded_pair(half, &|node| !kept.contains(node));
+        Ok(half.map(imitate).transpose()?.map(|(_, rounded)| rounded))
     }
 
     /// `model.int8.onnx` and its like.

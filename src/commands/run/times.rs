@@ -58,7 +58,7 @@ impl Job<'_> {
             extra.push(("fp32".to_owned(), Timing::Measured, count, reference));
             let options = BuildOptions { threads: count, provider, ..BuildOptions::default() };
             for target in targets.iter().filter(|target| target.runner.is_some()) {
-                let Some(model) = &target.model else { continue };
+                let Some(model) = target.imitation.as_ref().or(target.model.as_ref()) else { continue };
                 let runner = session.runtime.build(model, &options)?;
                 extra.push((target.precision.to_string(), timing(target, provider), count, runner));
             }
