@@ -143,9 +143,10 @@ pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) ->
         choose_from(&merged, &Session::open(config, global.ort_library.as_deref(), printer)?)?
     } else {
         let choice: Choice = config.method.parse().map_err(anyhow::Error::msg)?;
-        if config.bias_correction != "off" {
-            printer.note("without --model and --data no bias is corrected, and `auto` judges tensors, not models");
-        }
+        printer.note(
+            "without --model and --data no bias is corrected, `auto` judges tensors, not models, and the magnitudes of tensors \
+             that are not quantized (for FP16) stay unknown",
+        );
         let table = tables(&merged, config.percentile, &[choice])?.into_iter().next();
         table.context("the histograms hold no tensors")?
     };

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     backend::{
         Backend, BuildOptions, ExecutionProvider,
+        onnxruntime::widens_halves,
         tensorrt::{EngineSidecar, RunnerOptions, run_engine},
     },
     cli::{CompareArgs, GlobalArgs},
@@ -102,12 +103,12 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
         session.data.split(session.config.seed, 0, samples).evaluation
     };
     let engine = RunnerOptions { runtime_cache: args.runtime_cache.clone(), ..RunnerOptions::default() };
-    let mut reference = Side::new(&reference_spec, &session, &engine, args.save_reference.as_deref())?;
+    let mut reference = Side::new(printer, &reference_spec, &session, &engine, args.save_reference.as_deref())?;
     let mut targets = Vec::new();
     let mut outcomes: Vec<TargetOutcome> = Vec::new();
     for (index, (spec, name)) in specs.iter().zip(&names).enumerate() {
         let save = args.save_target.as_deref().filter(|_| index == 0);
-        targets.push(Side::new(spec, &session, &engine, save).with_context(|| format!("target {name}"))?);
+        targets.push(Side::new(printer, spec, &session, &engine, save).with_context(|| format!("target {name}"))?);
         outcomes.push(TargetOutcome::new(name));
     }
     let options = EvaluateOptions { batch: session.batch, policy: session.policy, compare: session.compare_options() };
@@ -195,7 +196,13 @@ enum Side {
 }
 
 impl Side {
-    fn new(spec: &Spec, session: &Session, engine: &RunnerOptions, save: Option<&Path>) -> anyhow::Result<Self> {
+    fn new(
+        printer: &Printer,
+        spec: &Spec,
+        session: &Session,
+        engine: &RunnerOptions,
+        save: Option<&Path>,
+    ) -> anyhow::Result<Self> {
         let outputs: Box<dyn Outputs> = match spec {
             Spec::OnnxRuntime(file, provider) => {
                 let build = BuildOptions { threads: session.threads, provider: *provider, ..BuildOptions::default() };
@@ -203,6 +210,13 @@ impl Side {
                     Some(path) => Model::load(path)?,
                     None => session.subject.float.clone(),
                 };
+                if widens_halves(&model, *provider) {
+                    printer.warn(&format!(
+                        "{}: ONNX Runtime's CPU provider computes 16-bit numbers in 32 bits, so what they round and overflow on the \
+                         way does not show; `calib run` imitates it, and a GPU computes it (ort-cuda:FILE)",
+                        model.name()
+                    ));
+                }
                 Box::new(session.runtime.build(&model, &build)?)
             }
             Spec::Saved(path) => Box::new(SavedOutputs::open(path)?),

@@ -111,6 +111,10 @@ impl Subject {
             Ok::<_, PipelineError>(quantize(&self.folded, &self.shapes, Some(table), options)?.model)
         };
         let mut options = QuantizeOptions { high_precision: Precision::Fp32, ..options.clone() };
+        // Nodes that a plan lifts are in float, whichever: 16-bit types would differ in more than Q/DQ.
+        let plan = &mut options.scheme.plan;
+        let lifted = plan.assignments.iter_mut().map(|assignment| &mut assignment.precision).chain(&mut plan.default);
+        lifted.filter(|precision| precision.half_type().is_some()).for_each(|precision| *precision = Precision::Fp32);
         let quantized = make(&options)?;
         options.scheme.plan = PrecisionPlan { default: Some(Precision::Fp32), ..PrecisionPlan::default() };
         Ok((make(&options)?, quantized))

@@ -140,12 +140,15 @@ fn what_did_not_run_stands_under_the_table() {
     let Some(mut command) = calib() else { return };
     let folder = tempfile::tempdir().unwrap();
     command.arg("run").args(demo_flags()).args(["--calib-samples", "8", "--eval-samples", "8", "--bench-seconds", "0"]);
-    command.args(["--precisions", "bf16,int8", "--out"]).arg(folder.path());
+    // Two 16-bit types in one model are refused.
+    let plan = folder.path().join("plan.json");
+    fs::write(&plan, r#"{"format_version": 1, "assignments": [{"pattern": ".*fc", "precision": "fp16"}]}"#).unwrap();
+    command.args(["--precisions", "bf16,int8", "--plan"]).arg(&plan).arg("--out").arg(folder.path());
     // What did not run passes no gate of the demo.
     let (out, _) = output(1, &mut command);
     let notes: Vec<&str> = out.lines().filter(|line| line.starts_with("[1] ")).collect();
     assert!(out.contains("not run [1]") && notes.len() == 1, "{out}");
-    assert!(notes[0].contains("Could not find an implementation for Conv"), "{out}");
+    assert!(notes[0].contains("both asked for"), "{out}");
     let mut table = out.lines().filter(|line| line.starts_with([' ', '─', '═']));
     assert!(table.all(|line| line.chars().count() < 140), "{out}");
 }
@@ -162,6 +165,22 @@ fn a_float_model_has_no_pairs_to_check_and_names_no_producer() {
     quantize.args(["quantize", "--precision", "fp16", "--model"]).arg(&model);
     let (out, _) = output(0, quantize.arg("-o").arg(folder.path().join("fp16.onnx")));
     assert!(out.contains("fp16.onnx: 3 of 3 nodes in fp16"), "{out}");
+}
+
+#[test]
+fn sixteen_bits_that_are_computed_in_thirty_two_are_told() {
+    let Some(folder) = made() else { return };
+    let at = |name: &str| folder.path().join(name);
+    let mut quantize = calib().unwrap();
+    quantize.args(["quantize", "--precision", "fp16", "--model"]).arg(at("grid.onnx")).arg("-o").arg(at("halves.onnx"));
+    output(0, &mut quantize);
+    let compare = |target: &str| {
+        let mut compare = calib().unwrap();
+        compare.args(["compare", "--model"]).arg(at("grid.onnx")).arg("--data").arg(at("x.npz"));
+        output(0, compare.args(["--ref", "ort", "--target"]).arg(at(target))).1
+    };
+    assert!(compare("halves.onnx").contains("computes 16-bit numbers in 32 bits"));
+    assert!(!compare("grid.onnx").contains("16-bit"));
 }
 
 #[test]

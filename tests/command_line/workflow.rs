@@ -134,7 +134,9 @@ fn shards_join_to_the_table_of_a_single_run() {
     let plain = ["--method", "mse", "--bias-correction", "off"];
     calibrate("plain.json", "plain.calib", &plain);
     merge(&["3.calib", "1.calib", "2.calib"]).args(plain).assert().success();
-    assert_eq!(read("plain.json"), read("merged.json"));
+    let mut plain = json(&folder.path().join("plain.json"));
+    assert!(plain.as_object_mut().unwrap().remove("magnitudes").is_some(), "those need the model");
+    assert_eq!(plain, json(&folder.path().join("merged.json")));
     merge(&["1.calib", "3.calib"]).assert().code(2);
     merge(&["1.calib", "2.calib", "3.calib"]).args(data()).args(["--seed", "5"]).assert().code(2);
 }

@@ -12,8 +12,12 @@ pub fn emulation(model: &Model, provider: ExecutionProvider) -> Option<&'static 
     if has_operators(model, &["QuantizeLinear", "DequantizeLinear"]) {
         return Some("Q/DQ is imitated in float or by other kernels than TensorRT's");
     }
-    (provider == ExecutionProvider::Cpu && has_halves(model))
-        .then_some("ONNX Runtime computes FP16 and BF16 on the CPU in float")
+    widens_halves(model, provider).then_some("ONNX Runtime computes FP16 and BF16 on the CPU in float")
+}
+
+/// True where 16-bit numbers are computed in 32 bits: between operators nothing is rounded, and nothing overflows.
+pub fn widens_halves(model: &Model, provider: ExecutionProvider) -> bool {
+    provider == ExecutionProvider::Cpu && has_halves(model)
 }
 
 /// Bits of a value in the lowest precision that a model computes in, or stands for: 8 when quantized, 16, or 32.

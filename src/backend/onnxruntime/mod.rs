@@ -21,7 +21,7 @@ mod values;
 use std::path::Path;
 
 pub use device::{DeviceOutput, DeviceRunner};
-pub use emulation::{emulation, lowest_bits};
+pub use emulation::{emulation, lowest_bits, widens_halves};
 pub(crate) use gpu_runner::cut;
 pub use gpu_runner::{Filling, GpuRunner};
 pub use library::{LIBRARY_VARIABLE, LibrarySearch, Origin, Place, search};

@@ -40,7 +40,7 @@ impl Job<'_> {
     /// The error of every tensor of the INT8 model (or the first quantized one) against the float model, and the errors
     /// that its operators make by themselves.
     pub(super) fn layers(&self, targets: &[Target], calibrated: Option<&Calibrated>) -> anyhow::Result<Option<Layers>> {
-        let mut quantized = targets.iter().filter(|target| target.precision.is_quantized());
+        let mut quantized = targets.iter().filter(|target| target.precision.is_quantized() && target.runner.is_some());
         let found = quantized.find_map(|target| Some((target.precision, target.model.as_ref()?)));
         let (Some((precision, model)), Some(calibrated)) = (found, calibrated) else { return Ok(None) };
         let session = &self.session;
