@@ -227,7 +227,7 @@ pub fn graphwise_on_device(
             Ok([runner(reference)?, runner(target)?])
         };
         let first = both()?;
-        let (names, mut accumulator) = accumulator(first[0].outputs(), first[1].outputs(), sites);
+        let (names, mut accumulator) = accumulator(first[0].outputs(), &floats(first[1].outputs()), sites);
         let mut runners = Some(first);
         let send = |batch: &Batch, used| uploader.upload(&batch.inputs, None, used).ok();
         read = samples.for_each_sent(send, |batch, mut sent| {
@@ -262,19 +262,21 @@ pub fn graphwise_on_device(
 /// What both give as floating-point numbers, target's name and reference's, and what adds their differences up.
 fn accumulator(
     reference: &[TensorInfo],
-    target: &[TensorInfo],
+    given: &BTreeSet<String>,
     sites: &[TensorSite],
 ) -> (BTreeMap<String, String>, Accumulator) {
-    let floats = |outputs: &[TensorInfo]| -> BTreeSet<String> {
-        let floats = outputs.iter().filter(|output| output.element_type.is_some_and(ElementType::is_float));
-        floats.map(|output| output.name.clone()).collect()
-    };
-    let (known, given) = (floats(reference), floats(target));
+    let known = floats(reference);
     let both =
         sites.iter().map(|site| &site.tensor).filter(|tensor| known.contains(*tensor) && given.contains(*tensor));
     let names = both.map(|tensor| (tensor.clone(), tensor.clone())).collect();
     let thresholds = sites.iter().filter_map(|site| Some((site.tensor.clone(), site.amax?))).collect();
     (names, Accumulator::new(thresholds))
+}
+
+/// Names of the outputs that are floating-point numbers.
+fn floats(outputs: &[TensorInfo]) -> BTreeSet<String> {
+    let floats = outputs.iter().filter(|output| output.element_type.is_some_and(ElementType::is_float));
+    floats.map(|output| output.name.clone()).collect()
 }
 
 fn divergences(sites: &[TensorSite], accumulator: Accumulator) -> Vec<TensorDivergence> {
@@ -296,20 +298,11 @@ pub fn run(
     sites: &[TensorSite],
     samples: Samples<'_>,
 ) -> Result<Graphwise, AnalysisError> {
-    let floats = |runner: &dyn Runner| -> BTreeSet<String> {
-        let floats = runner.outputs().iter().filter(|output| output.element_type.is_some_and(ElementType::is_float));
-        floats.map(|output| output.name.clone()).collect()
-    };
-    let known = floats(reference);
     let given = match &target {
-        Source::Runner(target) => floats(&**target),
+        Source::Runner(target) => floats(target.outputs()),
         Source::Saved(saved) => saved.outputs().into_iter().collect(),
     };
-    let both =
-        sites.iter().map(|site| &site.tensor).filter(|tensor| known.contains(*tensor) && given.contains(*tensor));
-    let names: BTreeMap<String, String> = both.map(|tensor| (tensor.clone(), tensor.clone())).collect();
-    let thresholds = sites.iter().filter_map(|site| Some((site.tensor.clone(), site.amax?))).collect();
-    let mut accumulator = Accumulator::new(thresholds);
+    let (names, mut accumulator) = accumulator(reference.outputs(), &given, sites);
     let mut first = 0;
     let count = samples.for_each(|batch| {
         let ids: Vec<&str> = batch.ids.iter().map(String::as_str).collect();

@@ -89,7 +89,7 @@ impl Subject {
     fn library(&self) -> Option<(String, String)> {
         match &self.kind {
             Kind::Model(..) => None,
-            Kind::Engine(_, sidecar, _) => Some((sidecar.flavour.to_string(), sidecar.library_version.clone())),
+            Kind::Engine(_, sidecar, _) => Some((sidecar.flavour.to_string(), sidecar.tensorrt_version.clone())),
         }
     }
 

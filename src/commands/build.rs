@@ -35,7 +35,7 @@ pub(super) fn build(printer: &Printer, args: &BuildArgs) -> anyhow::Result<ExitS
             bytes as f64 / 1e6,
             sidecar.build_seconds,
             sidecar.flavour,
-            sidecar.library_version
+            sidecar.tensorrt_version
         )
     })?;
     Ok(ExitStatus::Passed)
@@ -68,13 +68,13 @@ pub(super) fn engine(printer: &Printer, args: &BuildArgs) -> anyhow::Result<Engi
     };
     let (reference, data, labels) = (args.reference.clone(), args.data.clone(), args.labels.clone());
     let precision = precision(&model);
-    Order { library: &library, model: &args.model, reference, data, labels, precision, inputs, outputs, options }
+    Order { tensorrt: &library, model: &args.model, reference, data, labels, precision, inputs, outputs, options }
         .write(printer, &args.output)
 }
 
 /// What an engine is to be built from, and what its sidecar is to tell.
 pub(super) struct Order<'a> {
-    pub(super) library: &'a Library,
+    pub(super) tensorrt: &'a Library,
     pub(super) model: &'a Path,
     pub(super) reference: Option<PathBuf>,
     pub(super) data: Option<PathBuf>,
@@ -97,7 +97,7 @@ impl Order<'_> {
             shown.set_position(step.done);
             !INTERRUPTED.load(std::sync::atomic::Ordering::Relaxed)
         };
-        let engine = build_engine(self.library, self.model, &self.options, step);
+        let engine = build_engine(self.tensorrt, self.model, &self.options, step);
         bar.finish_and_clear();
         super::check_interrupt()?;
         let engine = engine?;
@@ -111,8 +111,8 @@ impl Order<'_> {
             format_version: SIDECAR_FORMAT_VERSION,
             tool: Tool::current(),
             engine_hash: ContentHash::of_bytes(&engine.bytes),
-            flavour: self.library.flavour,
-            library_version: engine.library_version,
+            flavour: self.tensorrt.flavour,
+            tensorrt_version: engine.tensorrt_version,
             model: absolute(self.model.to_owned()),
             model_hash: model.hash,
             reference: self.reference.map(absolute),

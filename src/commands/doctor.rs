@@ -53,7 +53,7 @@ pub(super) fn doctor(printer: &Printer, global: &GlobalArgs) -> anyhow::Result<E
         calib: env!("CARGO_PKG_VERSION"),
         onnxruntime: OnnxRuntimeFindings {
             search: search(global.ort_library.as_deref()),
-            loaded: runtime.as_ref().ok().map(|runtime| runtime.library().display().to_string()),
+            loaded: runtime.as_ref().ok().map(|runtime| runtime.file().display().to_string()),
             cuda_provider: runtime.as_ref().is_ok_and(OnnxRuntime::has_cuda),
             cuda_error: runtime
                 .as_ref()
@@ -143,7 +143,7 @@ fn describe(findings: &Findings) -> String {
     }
     for found in &findings.tensorrt {
         let compiled = if found.compiled_in { "" } else { "; this program was built without it" };
-        if let Some(library) = &found.library {
+        if let TensorRtFindings { library: Some(library), .. } = found {
             let parser = if library.parser.is_some() { "" } else { ", runtime only: it cannot build engines" };
             let version = found.version.as_deref().unwrap_or("of unknown version");
             let path = library.file.display();

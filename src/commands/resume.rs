@@ -49,7 +49,7 @@ impl Session {
         config.gate.clear();
         let plan = self.config.plan.as_deref().map(ContentHash::of_file).transpose()?;
         let data = &self.data;
-        let runtime = (self.runtime.library(), self.runtime.build_info());
+        let runtime = (self.runtime.file(), self.runtime.build_info());
         let mut hasher = blake3::Hasher::new();
         let conditions =
             (Tool::current(), config, &self.subject.float.hash, plan, &data.preprocess, &data.collection.names);

@@ -70,7 +70,7 @@ fn cpu_temperature_c() -> Option<u32> {
 
 /// The version in the library's file name, or the name itself.
 fn library_version(runtime: OnnxRuntime) -> String {
-    let path = runtime.library();
+    let path = runtime.file();
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     name.split_once(".so.").map_or(name.clone(), |(_, version)| version.to_owned())

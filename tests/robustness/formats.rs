@@ -178,7 +178,7 @@ pub fn sidecar(folder: &Path) -> Vec<u8> {
         tool: Tool::current(),
         engine_hash: ContentHash::of_bytes(b"e"),
         flavour: Flavour::TensorRtRtx,
-        library_version: "1.2.3".to_owned(),
+        tensorrt_version: "1.2.3".to_owned(),
         model: "m.onnx".into(),
         model_hash: ContentHash::of_bytes(b"m"),
         reference: None,

@@ -167,7 +167,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let (valid, engine) = (formats::sidecar(folder.path()), folder.path().join("e.plan"));
         let mut sidecar: EngineSidecar = serde_json::from_slice(&valid).unwrap();
-        (sidecar.build_seconds, sidecar.library_version, sidecar.warnings) = (seconds, version, warnings);
+        (sidecar.build_seconds, sidecar.tensorrt_version, sidecar.warnings) = (seconds, version, warnings);
         sidecar.save(&engine).unwrap();
         prop_assert_eq!(EngineSidecar::load(&engine).unwrap(), sidecar);
     }

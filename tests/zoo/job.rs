@@ -62,7 +62,7 @@ pub struct Outcome {
 /// Where everything runs.
 pub struct Bench {
     pub runtime: OnnxRuntime,
-    pub library: Option<Library>,
+    pub tensorrt: Option<Library>,
     /// The folder of Python packages to check models with.
     pub python: Option<PathBuf>,
 }
@@ -102,7 +102,7 @@ impl Bench {
         let checked =
             quantized.and_then(|()| [&int8, &fp16].into_iter().try_for_each(|model| self.check(&float, model)));
         outcome.error = checked.err().map(|error| format!("{error:#}"));
-        if let Some(library) = &self.library {
+        if let Some(library) = &self.tensorrt {
             for (precision, path) in [("fp32", &float), ("int8", &int8), ("fp16", &fp16)] {
                 if path.exists() {
                     outcome.engines.insert(precision.to_owned(), build(library, entry, path));

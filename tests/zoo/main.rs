@@ -44,7 +44,7 @@ fn the_zoo_is_quantized() {
     let bench = match OnnxRuntime::load(None) {
         Ok(runtime) => Bench {
             runtime,
-            library: compiled_flavour().and_then(|flavour| find_library(flavour, None)),
+            tensorrt: compiled_flavour().and_then(|flavour| find_library(flavour, None)),
             python: python_packages(),
         },
         Err(error) => return eprintln!("skipped: {error}"),

@@ -47,7 +47,7 @@ impl OnnxRuntime {
     }
 
     /// The library in use.
-    pub fn library(&self) -> &Path {
+    pub fn file(&self) -> &Path {
         &self.loaded.path
     }
 

@@ -68,7 +68,7 @@ pub fn build_engine(
         seconds: started.elapsed().as_secs_f64(),
         warnings: log.messages(Severity::Warning),
         listing: log.listing(),
-        library_version: library.version()?,
+        tensorrt_version: library.version()?,
     })
 }
 

@@ -70,7 +70,7 @@ impl Flavour {
     }
 
     /// File names of the library, the best first.
-    fn library_names(self) -> &'static [&'static str] {
+    fn file_names(self) -> &'static [&'static str] {
         match self {
             Self::TensorRt => &["libnvinfer.so.11", "libnvinfer_lean.so.11"],
             Self::TensorRtRtx => &["libtensorrt_rtx.so.1"],
@@ -157,7 +157,7 @@ fn runtime_roots() -> Vec<PathBuf> {
 /// The first folder that holds the library of a flavour.
 pub fn find_library(flavour: Flavour, explicit: Option<&Path>) -> Option<Library> {
     searched_folders(flavour, explicit).into_iter().find_map(|folder| {
-        let file = flavour.library_names().iter().map(|name| folder.join(name)).find(|path| path.is_file())?;
+        let file = flavour.file_names().iter().map(|name| folder.join(name)).find(|path| path.is_file())?;
         let parser = Some(folder.join(flavour.parser_name())).filter(|path| path.is_file());
         Some(Library { flavour, file, parser })
     })
@@ -168,8 +168,7 @@ pub fn require_library(explicit: Option<&Path>) -> Result<Library, TensorRtError
     let flavour = compiled_flavour().ok_or(TensorRtError::NotCompiled)?;
     let searched = || {
         let folder = |folder: &PathBuf| {
-            let other =
-                flavour.other().library_names().iter().map(|name| folder.join(name)).find(|path| path.is_file());
+            let other = flavour.other().file_names().iter().map(|name| folder.join(name)).find(|path| path.is_file());
             let other = other.map(|path| {
                 let (name, make) =
                     (path.file_name().unwrap_or_default().display().to_string(), flavour.other().make_name());

@@ -180,7 +180,7 @@ pub struct Message {
 #[derive(Clone, Debug, Default)]
 pub struct RunnerOptions {
     /// Folder of TensorRT's libraries; absent for the usual places.
-    pub library: Option<PathBuf>,
+    pub search_in: Option<PathBuf>,
     /// Index of the GPU.
     pub device: u32,
     /// Record the computation once as a CUDA graph and replay it: takes the time of launching kernels away.
@@ -210,7 +210,7 @@ pub struct BuiltEngine {
     /// Warnings of the parser and the builder.
     pub warnings: Vec<String>,
     /// Version of the library.
-    pub library_version: String,
+    pub tensorrt_version: String,
     /// The builder's list of layers, where it printed one.
     pub listing: Option<String>,
 }
@@ -294,7 +294,7 @@ pub fn build_engine(
 /// Loads an engine and makes it run.
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 pub fn run_engine(engine: &Path, options: &RunnerOptions) -> Result<Box<dyn Runner>, TensorRtError> {
-    let library = require_library(options.library.as_deref())?;
+    let library = require_library(options.search_in.as_deref())?;
     let engine = Engine::load(&library, engine, options.device)?;
     Ok(Box::new(EngineRunner::new(engine, options)?))
 }
@@ -312,7 +312,7 @@ pub fn engine_layers(
     options: &RunnerOptions,
     op_types: &BTreeMap<String, String>,
 ) -> Result<EngineLayers, TensorRtError> {
-    let library = require_library(options.library.as_deref())?;
+    let library = require_library(options.search_in.as_deref())?;
     Engine::load(&library, engine, options.device)?.layers(op_types)
 }
 

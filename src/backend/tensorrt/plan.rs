@@ -151,7 +151,7 @@ impl Plan {
     /// Says when the library that is to run the engine is not the one that built it.
     pub fn check_version(&self, flavour: Flavour, library: &str) -> Result<(), TensorRtError> {
         let written = header_version(&self.bytes);
-        let engine = self.sidecar.as_ref().map(|sidecar| sidecar.library_version.clone()).or(written);
+        let engine = self.sidecar.as_ref().map(|sidecar| sidecar.tensorrt_version.clone()).or(written);
         let compatible = |engine: &str| {
             let version_compatible = self.sidecar.as_ref().is_some_and(|sidecar| sidecar.options.version_compatible);
             engine == library || (version_compatible && engine.split('.').next() == library.split('.').next())
@@ -253,7 +253,7 @@ mod tests {
             tool: Tool::current(),
             engine_hash: ContentHash::of_bytes(&plan(200)),
             flavour: Flavour::TensorRtRtx,
-            library_version: "1.7.1".to_owned(),
+            tensorrt_version: "1.7.1".to_owned(),
             model: "model.onnx".into(),
             model_hash: ContentHash::of_bytes(b""),
             reference: None,

@@ -25,7 +25,8 @@ pub struct EngineSidecar {
     /// TensorRT's flavour.
     pub flavour: Flavour,
     /// Version of its library.
-    pub library_version: String,
+    #[serde(rename = "library_version")]
+    pub tensorrt_version: String,
     /// The ONNX model it was built from.
     pub model: PathBuf,
     /// Hash of that model.

@@ -33,7 +33,7 @@ pub(super) struct EngineTarget {
 struct Origin {
     model: Model,
     options: EngineOptions,
-    library: Library,
+    tensorrt: Library,
 }
 
 impl EngineTarget {
@@ -108,7 +108,7 @@ impl Origin {
             path.display(),
             engine.display()
         );
-        Ok(Self { model, options: sidecar.options, library: require_library(None)? })
+        Ok(Self { model, options: sidecar.options, tensorrt: require_library(None)? })
     }
 
     /// An engine with `marked` tensors among its outputs, ready to run. Its files are gone when this returns.
@@ -116,7 +116,7 @@ impl Origin {
         let folder = tempfile::tempdir().context("no temporary folder")?;
         let (model, engine) = (folder.path().join("probe.onnx"), folder.path().join("probe.plan"));
         with_outputs(&self.model, marked).save(&model)?;
-        let built = build_engine(&self.library, &model, &self.options, |_| !INTERRUPTED.load(Ordering::Relaxed));
+        let built = build_engine(&self.tensorrt, &model, &self.options, |_| !INTERRUPTED.load(Ordering::Relaxed));
         crate::commands::check_interrupt()?;
         write_atomic(&engine, &built?.bytes)?;
         Ok(run_engine(&engine, &RunnerOptions::default())?)

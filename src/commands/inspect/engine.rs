@@ -72,7 +72,7 @@ fn describe(path: &Path, facts: &EngineFacts, all: bool) -> String {
     let mut lines = Vec::new();
     if let Some(sidecar) = &facts.sidecar {
         lines.extend([
-            format!("{} {} engine {}", sidecar.flavour, sidecar.library_version, path.display()),
+            format!("{} {} engine {}", sidecar.flavour, sidecar.tensorrt_version, path.display()),
             format!("model       {} ({})", sidecar.model.display(), sidecar.model_hash.short()),
             format!("precision   {}", sidecar.precision.as_deref().unwrap_or("as the model says")),
             format!("built in    {:.1} s", sidecar.build_seconds),

@@ -279,7 +279,7 @@ impl Job<'_> {
         let path = self.out.join(&name);
         let config = session.config.absolute();
         let sidecar = Order {
-            library,
+            tensorrt: library,
             model,
             reference: config.model,
             data: config.data,

@@ -32,10 +32,12 @@ impl Calibrator<'_> {
         if samples.is_empty() {
             return Ok(None);
         }
-        let is_float =
-            |name: &str| subject.shapes.get(name).is_some_and(|info| info.element_type == Some(ElementType::F32));
+        let is_wanted = |name: &str| {
+            let is_float = subject.shapes.get(name).is_some_and(|info| info.element_type == Some(ElementType::F32));
+            is_float && !table.tensors.contains_key(name)
+        };
         let made = subject.folded.graph().node.iter().flat_map(|node| &node.output);
-        let tensors: Vec<&String> = made.filter(|name| is_float(name) && !table.tensors.contains_key(*name)).collect();
+        let tensors: Vec<&String> = made.filter(|name| is_wanted(name)).collect();
         let outputs: BTreeSet<&str> = subject.outputs.iter().map(|info| info.name.as_str()).collect();
         let mut magnitudes: BTreeMap<String, f32> = BTreeMap::new();
         for tensors in tensors.chunks(TENSORS_PER_PASS) {
@@ -45,7 +47,7 @@ impl Calibrator<'_> {
             let build = BuildOptions { threads, extra_outputs, provider, ..BuildOptions::default() };
             let mut runner = self.runtime.build(&subject.folded, &build)?;
             let mut look = |name: &str, view: TensorView<'_>| {
-                if is_float(name) && !table.tensors.contains_key(name) {
+                if is_wanted(name) {
                     let values = view.to_f32();
                     let finite = values.iter().map(|value| value.abs()).filter(|value| value.is_finite());
                     let largest = finite.fold(0.0, f32::max);
