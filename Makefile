@@ -32,7 +32,7 @@ demo: build ## run the main job on the embedded model and images
 
 test: setup-test ## run every test
 	cargo test $(cargo_features)
-	cargo test --features tensorrt --lib backend::tensorrt # against the lean runtime of TensorRT 11
+	cargo test -p trtcalib --features tensorrt --lib backend::tensorrt # against the lean runtime of TensorRT 11
 
 test-gpu: setup ## run the tests that need an NVIDIA GPU
 	cargo test $(cargo_features) --test gpu -- --ignored --test-threads=1

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, hint::black_box, time::Instant};
 
-use calib::{
+use trtcalib::{
     artifact::ContentHash,
     calibrate::{Choice, Histograms, Method, Provenance, Shards, histogram::Histogram, tables},
     tensor::{TensorView, ValuesView},

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use calib::{
+use trtcalib::{
     artifact::ContentHash,
     backend::{Backend, BackendError, BuildOptions, Runner, onnxruntime::OnnxRuntime},
     calibrate::{Batch, Choice, Provenance, Shards, observe, tables},

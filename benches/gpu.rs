@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::Result;
-use calib::{
+use trtcalib::{
     artifact::ContentHash,
     backend::{
         Backend, BackendError, BuildOptions, ExecutionProvider,
@@ -238,7 +238,7 @@ fn calibration(subject: &Subject) -> Result<()> {
         Ok(median((0..200).map(|_| ms(&mut *work)).collect::<Result<Vec<_>>>()?))
     };
     let mut through = subject.runtime.build(&subject.model, &subject.options(false, false))?;
-    let one = calib::tensor::rows(&subject.inputs, subject.batch, 0..1).unwrap_or_default();
+    let one = trtcalib::tensor::rows(&subject.inputs, subject.batch, 0..1).unwrap_or_default();
     let one_staged = bare.upload(&uploader, &one, None, None)?;
     println!(
         "one sample: {:.2} ms with its input on the device, {:.2} ms from and to host memory",

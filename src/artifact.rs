@@ -21,7 +21,7 @@ pub struct Tool {
 impl Tool {
     /// This program.
     pub fn current() -> Self {
-        Self { name: env!("CARGO_PKG_NAME").to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
+        Self { name: "calib".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
     }
 }
 

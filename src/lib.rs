@@ -10,6 +10,7 @@ pub mod qparams;
 pub mod stats;
 pub mod tensor;
 
+pub mod analyse;
 pub mod backend;
 pub mod bench;
 pub mod bisect;
@@ -17,11 +18,8 @@ pub mod calibrate;
 pub mod compare;
 pub mod dataset;
 pub mod onnx;
-pub mod pipeline;
 pub mod quantize;
 pub mod report;
+pub mod session;
 
-pub mod cli;
-pub mod commands;
 pub mod config;
-pub mod printer;

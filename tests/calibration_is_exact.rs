@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use calib::{
+use trtcalib::{
     artifact::ContentHash,
     backend::{Backend, BuildOptions, onnxruntime::OnnxRuntime},
     calibrate::{Batch, CalibrationTable, Choice, Provenance, Shards, observe, tables},

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use calib::{
+use trtcalib::{
     dataset::{DataOptions, Extent, InputSpec, Interpolation, Preprocess, RgbImage, decode, open, resize},
     npz::{read_npy, read_npz},
     tensor::{ElementType, Tensor, Values},

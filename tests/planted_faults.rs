@@ -15,18 +15,20 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
-use calib::{
-    artifact::ContentHash,
-    backend::{Backend, BuildOptions, ExecutionProvider, onnxruntime::OnnxRuntime},
-    bisect::{
-        first::{FirstOptions, Scan, first_divergence},
-        graphwise::{Graphwise, GraphwiseOptions, Side, TensorDivergence, flow, graphwise, shared_tensors},
+use trtcalib::{
+    analyse::{
+        graphwise::{Graphwise, GraphwiseOptions, Side, TensorDivergence, graphwise, shared_tensors},
         layerwise::{
             AnalysisError, LayerError, LayerwiseOptions, OutputNoiseOptions, Samples, layerwise, output_noise, worst,
         },
-        lift::{Judge, JudgeOptions, Start, candidates, smallest_plan},
         operators::Pair,
         rounded::rounded,
+    },
+    artifact::ContentHash,
+    backend::{Backend, BuildOptions, ExecutionProvider, onnxruntime::OnnxRuntime},
+    bisect::{
+        first::{FirstOptions, Scan, first_divergence, flow},
+        lift::{Judge, JudgeOptions, Start, candidates, smallest_plan},
         search::{Outcome, SearchOptions},
     },
     calibrate::{CalibrationTable, Choice, Method, Provenance, Shards},
@@ -34,12 +36,12 @@ use calib::{
     config::RunConfig,
     dataset::{BadPolicy, Collection, DataOptions, PrefetchOptions, Preprocess, open},
     onnx::{GraphView, Model, proto::TensorProto},
-    pipeline::{
+    quantize::{Precision, PrecisionPlan, QuantizeOptions, quantize},
+    session::{
         Control,
         calibration::{Calibrator, ChooseOptions, ObserveOptions, Parts},
         model::Subject,
     },
-    quantize::{Precision, PrecisionPlan, QuantizeOptions, quantize},
     tensor::{ElementType, Tensor, Values},
 };
 

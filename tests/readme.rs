@@ -6,20 +6,18 @@ use std::{
 };
 
 use assert_cmd::Command;
-use calib::{
-    backend::{
-        onnxruntime::OnnxRuntime,
-        tensorrt::{Flavour, compiled_flavour},
-    },
-    cli::Cli,
-};
+use calib_cli::args::Cli;
 use clap::Parser;
+use trtcalib::backend::{
+    onnxruntime::OnnxRuntime,
+    tensorrt::{Flavour, compiled_flavour},
+};
 
 /// As many images as the commands of the README need.
 const IMAGES: usize = 48;
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the project holds cli/")
 }
 
 /// Commands in `sh` blocks and in inline code, in the order of the page; those that are cut short (`...`) are left out.

@@ -5,11 +5,11 @@
 
 use std::{fs, path::Path, process::Command};
 
-use calib::{
+use serde_json::{Value, json};
+use trtcalib::{
     bisect::findings::Findings,
     report::{Report, Run, bisection_html, html, runs_html},
 };
-use serde_json::{Value, json};
 
 /// Runs when it becomes markup or script anywhere.
 const HOSTILE: &str =

@@ -3,16 +3,18 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    advice::Advice,
-    cost::Cost,
     first::FirstDivergence,
-    graphwise::{Graphwise, TensorDivergence},
-    layerwise::{LayerError, OutputNoise},
     probes::ProbeReport,
     search::{CurvePoint, Outcome, SearchResult},
     trials::Verdict,
 };
 use crate::{
+    analyse::{
+        advice::Advice,
+        cost::Cost,
+        graphwise::{Graphwise, TensorDivergence},
+        layerwise::{LayerError, OutputNoise},
+    },
     artifact::{ContentHash, Tool},
     compare::Gate,
     quantize::Precision,

@@ -10,6 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::{
+    analyse::operators,
+    onnx::{GraphError, GraphView, Model},
+};
+
 /// A node and the tensors it reads and makes. Constants are left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowNode {
@@ -210,5 +215,30 @@ impl<'a, D: Clone, E> Finder<'a, D, E> {
     }
 }
 
+/// The reference's graph for [`first_divergence`](first_divergence): its nodes that depend on the
+/// inputs.
+///
+/// # Errors
+/// A malformed graph.
+pub fn flow(reference: &Model) -> Result<Flow, GraphError> {
+    let view = GraphView::new(reference.graph())?;
+    let constants = operators::constants(&view);
+    let varies = |tensor: &&String| !tensor.is_empty() && !constants.contains(tensor.as_str());
+    let node = |&id: &crate::onnx::NodeId| {
+        let node = view.node(id);
+        let captured: BTreeSet<&str> = node.subgraphs().flat_map(crate::onnx::captured).collect();
+        let captured = captured.into_iter().map(str::to_owned);
+        FlowNode {
+            name: node.label(id.0),
+            inputs: node.input.iter().cloned().chain(captured).filter(|tensor| varies(&tensor)).collect(),
+            outputs: node.output.iter().filter(varies).cloned().collect(),
+        }
+    };
+    let nodes = view.topological_order().iter().map(node).filter(|node| !node.outputs.is_empty()).collect();
+    Ok(Flow { nodes, outputs: view.graph().output.iter().map(|output| output.name().to_owned()).collect() })
+}
+
+#[cfg(test)]
+mod planted;
 #[cfg(test)]
 mod tests;

@@ -3,12 +3,14 @@
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use super::{
-    graphwise::Side,
-    layerwise::{AnalysisError, LayerError, OutputNoise, Samples},
     search::{Candidate, SearchOptions, SearchResult, search},
     trials::{NodeSet, Progress, Trial, Verdict},
 };
 use crate::{
+    analyse::{
+        graphwise::Side,
+        layerwise::{AnalysisError, LayerError, OutputNoise, Samples},
+    },
     backend::{BackendError, BuildOptions, Runner, TensorInfo},
     calibrate::CalibrationTable,
     compare::{CompareOptions, Comparison, ComparisonResult, Direction, Gate, Sample},

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::graphwise::{Graphwise, TensorDivergence, TensorSite};
+use crate::analyse::graphwise::{Graphwise, TensorDivergence, TensorSite};
 use crate::{
     onnx::{
         Model,

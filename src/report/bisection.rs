@@ -13,12 +13,14 @@ use super::{
     table::{Cell, Column, Table, Tone},
 };
 use crate::{
-    bisect::{
+    analyse::{
         advice::{Advice, Importance},
         cost::Cost,
-        findings::{Findings, PlanFindings},
         graphwise::{Graphwise, TensorDivergence},
         layerwise::{ActivationError, LayerError, OutputNoise},
+    },
+    bisect::{
+        findings::{Findings, PlanFindings},
         probes::ProbeReport,
         search::Outcome,
         trials::{Phase, Trial, Verdict},

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use calib::{
+use trtcalib::{
     onnx::{
         Model,
         proto::{AttributeProto, NodeProto, TensorProto},

@@ -23,7 +23,7 @@ use assert_cmd::Command;
 
 /// The project's folder.
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the project holds cli/")
 }
 
 /// A command of the binary under test; `None`, with a message, where the runtime libraries were not fetched.

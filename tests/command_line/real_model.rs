@@ -72,7 +72,7 @@ fn predictions_equal_those_of_python(model: &Path, photos: &Path, out: &Path) {
     let mut command = calib().unwrap();
     command.args(["compare", "--preset", "imagenet-lite", "--ref", "ort", "--target", "ort", "--save-reference"]);
     command.arg(&saved).arg("--model").arg(model).arg("--data").arg(photos).assert().success();
-    let logits = calib::npz::read_npz(&saved).unwrap().remove("logits").unwrap();
+    let logits = trtcalib::npz::read_npz(&saved).unwrap().remove("logits").unwrap();
     let classes = logits.shape()[1];
     let found: Vec<usize> = logits
         .to_f32()

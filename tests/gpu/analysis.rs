@@ -2,24 +2,24 @@
 
 use std::{collections::BTreeMap, sync::atomic::AtomicBool};
 
-use calib::{
-    artifact::ContentHash,
-    backend::{ExecutionProvider, onnxruntime::OnnxRuntime},
-    bisect::{
+use trtcalib::{
+    analyse::{
         graphwise::{Graphwise, GraphwiseOptions, graphwise_on_device, shared_tensors},
         layerwise::{LayerError, LayerwiseOptions, OutputNoiseOptions, Samples, layerwise, output_noise},
         operators::Pair,
     },
+    artifact::ContentHash,
+    backend::{ExecutionProvider, onnxruntime::OnnxRuntime},
     calibrate::{Choice, Method, Provenance, Shards},
     compare::CompareOptions,
     dataset::{BadPolicy, PrefetchOptions, RandomDataset},
     onnx::Model,
-    pipeline::{
+    quantize::{QuantizeOptions, SchemeOptions},
+    session::{
         Control,
         calibration::{Calibrator, ChooseOptions, ObserveOptions, hold_out},
         model::Subject,
     },
-    quantize::{QuantizeOptions, SchemeOptions},
 };
 
 use super::values::on_memory_left;

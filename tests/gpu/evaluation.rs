@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use calib::{
+use trtcalib::{
     artifact::ContentHash,
     backend::{
         Backend, BuildOptions, ExecutionProvider, Runner,
@@ -15,7 +15,7 @@ use calib::{
     calibrate::{Provenance, Shards},
     compare::{CompareOptions, Comparison, ComparisonResult, Sample},
     dataset::{BadPolicy, RandomDataset},
-    pipeline::{
+    session::{
         Control,
         calibration::{Calibrator, ObserveOptions, hold_out},
         checkpoint::Checkpoints,

@@ -1,6 +1,6 @@
 //! The CUDA layer against expected bytes.
 
-use calib::{
+use trtcalib::{
     backend::cuda::{CudaError, Device, Kernels, Source, Uploader, capture, device_count},
     tensor::{ElementType, TensorMap},
 };

@@ -1,11 +1,11 @@
 //! Counts of the GPU against those of the CPU, bit for bit.
 
-use calib::{
+use cudarc::driver::DevicePtr;
+use trtcalib::{
     backend::cuda::{CudaSlice, CudaStream, Device, DeviceView, MagnitudeCounter, NonFinite},
     calibrate::histogram::Histogram,
     tensor::{ElementType, Tensor},
 };
-use cudarc::driver::DevicePtr;
 
 use super::values::{KINDS, TYPES, kind, on_device, tensor};
 

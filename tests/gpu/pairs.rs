@@ -1,6 +1,6 @@
 //! Sums of differences and best classes against the CPU's.
 
-use calib::{
+use trtcalib::{
     backend::cuda::{Device, DeviceView, Pair, PairComparer},
     compare::PairSums,
     tensor::{ElementType, Tensor},
@@ -8,7 +8,7 @@ use calib::{
 
 use super::values::{KINDS, Random, TYPES, kind, on_device, tensor};
 
-fn total(pieces: &[calib::backend::cuda::PieceSums]) -> PairSums {
+fn total(pieces: &[trtcalib::backend::cuda::PieceSums]) -> PairSums {
     let mut total = PairSums::default();
     for piece in pieces {
         total.add(&PairSums::of_piece(piece));

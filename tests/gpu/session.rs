@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use calib::{
+use trtcalib::{
     artifact::ContentHash,
     backend::{
         Backend, BackendError, BuildOptions, ExecutionProvider, TensorInfo,
@@ -257,8 +257,8 @@ fn a_batch_that_does_not_fit_is_halved_and_nothing_is_lost() {
     drop(taken);
     assert!(usage.halved_to.is_some_and(|batch| batch < 2048), "{usage:?}");
     // Another batch may round otherwise, but loses no value.
-    let count = |histograms: &calib::calibrate::Histograms| -> Vec<u64> {
-        histograms.fit.values().map(calib::calibrate::histogram::Histogram::count).collect()
+    let count = |histograms: &trtcalib::calibrate::Histograms| -> Vec<u64> {
+        histograms.fit.values().map(trtcalib::calibrate::histogram::Histogram::count).collect()
     };
     assert_eq!((found.fit_samples, count(&found)), (2048, count(&expected)));
 }

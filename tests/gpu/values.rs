@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use calib::{
+use half::{bf16, f16};
+use trtcalib::{
     backend::cuda::{CudaSlice, CudaStream, Device},
     tensor::{ElementType, Tensor, Values},
 };
-use half::{bf16, f16};
 
 /// The types that kernels read.
 pub const TYPES: [ElementType; 4] = [ElementType::F32, ElementType::F16, ElementType::Bf16, ElementType::F64];

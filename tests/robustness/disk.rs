@@ -41,9 +41,9 @@ fn check_whole(folder: &Path) -> usize {
         files += 1;
         match path.extension().and_then(|ending| ending.to_str()) {
             Some("json") => drop(serde_json::from_slice::<serde_json::Value>(&bytes).expect(&name)),
-            Some("calib") => drop(calib::calibrate::Histograms::from_bytes(&bytes).expect(&name)),
-            Some("onnx") => drop(calib::onnx::Model::from_bytes(bytes).expect(&name)),
-            Some("toml") => drop(calib::config::RunConfig::load(&path).expect(&name)),
+            Some("calib") => drop(trtcalib::calibrate::Histograms::from_bytes(&bytes).expect(&name)),
+            Some("onnx") => drop(trtcalib::onnx::Model::from_bytes(bytes).expect(&name)),
+            Some("toml") => drop(trtcalib::config::RunConfig::load(&path).expect(&name)),
             _ => assert!(!bytes.is_empty(), "{name}"),
         }
     }

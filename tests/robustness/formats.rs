@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use calib::{
+use trtcalib::{
     artifact::{ContentHash, Tool},
     backend::{
         TensorInfo,
@@ -23,9 +23,9 @@ use calib::{
     dataset::{DataOptions, InputSpec, Preprocess, decode, load_classes, load_preprocessor, open},
     npz::{read_npy, read_npz, write_npz},
     onnx::{Model, Severity, diagnose, graph::GraphView},
-    pipeline::checkpoint::Checkpoints,
     quantize::{Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, place, quantize, validate},
     report::{Report, html, junit, layers_csv, summary},
+    session::checkpoint::Checkpoints,
     stats::SplitMix64,
     tensor::{ElementType, Tensor, TensorMap},
 };

@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use calib::{
+use serde_json::Value;
+use trtcalib::{
     npz::write_npz,
     tensor::{Tensor, TensorMap},
 };
-use serde_json::Value;
 
 use super::{calib, demo_run, models, root};
 
@@ -235,8 +235,8 @@ fn archives_that_unpack_to_far_more_are_refused_one_member_or_many() {
         archive.finish().unwrap();
         let packed = fs::metadata(&path).unwrap().len();
         assert!(packed < 2 << 20, "{packed}");
-        let read = calib::npz::read_npz(&path).unwrap_err().to_string();
-        let saved = calib::compare::SavedOutputs::open(&path).err().unwrap().to_string();
+        let read = trtcalib::npz::read_npz(&path).unwrap_err().to_string();
+        let saved = trtcalib::compare::SavedOutputs::open(&path).err().unwrap().to_string();
         let causes = format!("{read} {saved}");
         assert!(read.contains("refused as a bomb"), "{causes}");
     }

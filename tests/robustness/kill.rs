@@ -9,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use calib::{artifact::ContentHash, stats::SplitMix64};
 use serde_json::Value;
+use trtcalib::{artifact::ContentHash, stats::SplitMix64};
 
 use super::{calib, demo_run, root};
 

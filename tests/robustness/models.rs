@@ -1,6 +1,7 @@
 //! Models made by hand.
 
-use calib::{
+use prost::Message;
+use trtcalib::{
     onnx::proto::{
         AttributeProto, DimensionProto, DimensionValue, FunctionProto, GraphProto, ModelProto, NodeProto,
         OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
@@ -8,7 +9,6 @@ use calib::{
     },
     tensor::{Tensor, Values},
 };
-use prost::Message;
 
 /// A float tensor of the given extents; a negative one is dynamic.
 pub fn float(name: &str, dims: &[i64]) -> ValueInfoProto {

@@ -1,6 +1,6 @@
 //! Seeded damage: flipped bits, cuts, lies about lengths, fields swapped, text values replaced.
 
-use calib::stats::SplitMix64;
+use trtcalib::stats::SplitMix64;
 
 /// Integers that lengths and extents like to be wrong by.
 const EXTREMES: [u64; 8] = [0, 1, 0x7f, 0xff, 0xffff, 0x7fff_ffff, 0xffff_ffff, 0x7fff_ffff_ffff_ffff];

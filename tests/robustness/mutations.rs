@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use calib::{
+use trtcalib::{
     onnx::{Model, Severity, diagnose},
     stats::SplitMix64,
 };

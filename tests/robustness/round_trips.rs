@@ -3,7 +3,9 @@
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
-use calib::{
+use proptest::prelude::*;
+use serde_json::Value;
+use trtcalib::{
     artifact::{ContentHash, Tool},
     backend::tensorrt::EngineSidecar,
     bisect::trials::{Phase, Trial, TrialLog, Verdict, plan_hash},
@@ -12,14 +14,12 @@ use calib::{
     dataset::{DataOptions, Preprocess, load_classes, open},
     npz::{read_npz, write_npz},
     onnx::Model,
-    pipeline::checkpoint::Checkpoints,
     quantize::{Assignment, PLAN_FORMAT_VERSION, Precision, PrecisionPlan, Selector},
     report::Report,
+    session::checkpoint::Checkpoints,
     stats::SplitMix64,
     tensor::{Tensor, TensorMap, Values},
 };
-use proptest::prelude::*;
-use serde_json::Value;
 
 use super::{formats, models, mutate::damage_protobuf, root};
 

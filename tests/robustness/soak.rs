@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use calib::{
+use image::{ImageEncoder, RgbImage, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
+use trtcalib::{
     dataset::{DataOptions, InputSpec, Preprocess, open},
     stats::SplitMix64,
     tensor::ElementType,
 };
-use image::{ImageEncoder, RgbImage, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
 
 use super::{calib, root};
 

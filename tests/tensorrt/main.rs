@@ -14,21 +14,22 @@ use std::{
 };
 
 use assert_cmd::Command;
-use calib::{
+use serde_json::Value;
+use trtcalib::{
+    analyse::graphwise::shared_tensors,
     backend::{
         cuda::Device,
         tensorrt::{EngineLayers, EngineSidecar, EngineSummary, Flavour, NumberType, Plan, build_engine, find_library},
     },
-    bisect::{graphwise::shared_tensors, probes::with_outputs},
+    bisect::probes::with_outputs,
     onnx::Model,
 };
-use serde_json::Value;
 
 /// What engines are built for, since there is no GPU to ask.
 const CAPABILITY: [&str; 2] = ["--compute-capability", "8.9"];
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the project holds cli/")
 }
 
 /// False, with a message, where the libraries were not fetched.

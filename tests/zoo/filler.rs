@@ -1,10 +1,10 @@
 //! Gives the skeletons their seeded weights, bit for bit as `tests/fixtures/zoo/README.md` defines them.
 
-use calib::{
+use half::f16;
+use trtcalib::{
     onnx::proto::{GraphProto, TensorProto},
     tensor::{ElementType, Tensor, Values},
 };
-use half::f16;
 
 /// SplitMix64, counted up from the FNV-1a hash of a name.
 pub fn words(name: &str) -> impl Iterator<Item = u64> {

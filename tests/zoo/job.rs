@@ -10,7 +10,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use calib::{
+use serde::{Deserialize, Serialize};
+use trtcalib::{
     artifact::ContentHash,
     backend::{
         Backend, BuildOptions, ExecutionProvider,
@@ -20,16 +21,15 @@ use calib::{
     calibrate::{Choice, Method, Provenance, Shards, tables},
     compare::{CompareOptions, ComparisonResult},
     dataset::{BadPolicy, Dataset, SampleError},
-    pipeline::{
+    quantize::{Precision, QuantizeOptions, SchemeOptions, quantize},
+    session::{
         Control,
         calibration::{Calibrator, ChooseOptions, ObserveOptions, hold_out},
         evaluation::{EvaluateOptions, Outputs, evaluate},
         model::Subject,
     },
-    quantize::{Precision, QuantizeOptions, SchemeOptions, quantize},
     tensor::TensorMap,
 };
-use serde::{Deserialize, Serialize};
 
 use crate::samples::{CALIBRATION, EVALUATION, Entry};
 

@@ -13,11 +13,11 @@ mod table;
 
 use std::path::{Path, PathBuf};
 
-use calib::backend::{
+use job::Bench;
+use trtcalib::backend::{
     onnxruntime::OnnxRuntime,
     tensorrt::{compiled_flavour, find_library},
 };
-use job::Bench;
 
 /// One of each kind, all of them small.
 const FEW: &[&str] = &[

@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, io::Read, ops::Range, path::PathBuf};
 
-use calib::{
+use flate2::read::GzDecoder;
+use serde::Deserialize;
+use trtcalib::{
     onnx::Model,
     tensor::{Tensor, TensorMap, Values},
 };
-use flate2::read::GzDecoder;
-use serde::Deserialize;
 
 use crate::filler::{drawn, fill, words};
 

@@ -4,7 +4,7 @@
 //! Outputs are lent for the time of a call only, since the next call overwrites them:
 //!
 //! ```compile_fail
-//! # use calib::{backend::{tensorrt::EngineRunner, Runner}, tensor::{TensorMap, TensorView}};
+//! # use trtcalib::{backend::{tensorrt::EngineRunner, Runner}, tensor::{TensorMap, TensorView}};
 //! fn outputs_cannot_be_kept(runner: &mut EngineRunner, inputs: &TensorMap) {
 //!     let mut kept: Option<TensorView<'_>> = None;
 //!     runner.visit(inputs, &mut |_, view| { kept = Some(view); Ok(()) }).unwrap();

@@ -1,7 +1,7 @@
 //! An engine in memory: library → logger → runtime → engine, owned together.
 //!
 //! ```compile_fail
-//! # use calib::backend::tensorrt::{Engine, EngineRunner};
+//! # use trtcalib::backend::tensorrt::{Engine, EngineRunner};
 //! fn an_engine_that_runs_cannot_be_taken_apart(engine: Engine) {
 //!     let runner = EngineRunner::new(engine, &Default::default()).unwrap();
 //!     drop(engine);

@@ -2,16 +2,16 @@
 
 use super::*;
 use crate::{
-    artifact::{ContentHash, Tool},
-    backend::ExecutionProvider,
-    bisect::{
+    analyse::{
         cost::macs,
         fixture::{self, Data},
         graphwise::Side,
         layerwise::{LayerwiseOptions, OutputNoiseOptions, layerwise, output_noise},
         operators::Pair,
-        search::Outcome,
     },
+    artifact::{ContentHash, Tool},
+    backend::ExecutionProvider,
+    bisect::search::Outcome,
     calibrate::{Method, TABLE_FORMAT_VERSION, TensorRange},
     quantize::SchemeOptions,
 };

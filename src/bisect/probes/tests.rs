@@ -4,13 +4,13 @@ use std::convert::Infallible;
 
 use super::*;
 use crate::{
-    backend::{Backend, BuildOptions, ExecutionProvider, OptimizationLevel, onnxruntime::OnnxRuntime},
-    bisect::{
-        first::{FirstOptions, Scan, first_divergence},
+    analyse::{
         fixture::{self, Data},
-        graphwise::{Side, Source, flow, run, shared_tensors, sites_of},
+        graphwise::{Side, Source, run, shared_tensors, sites_of},
         layerwise::{AnalysisError, Samples},
     },
+    backend::{Backend, BuildOptions, ExecutionProvider, OptimizationLevel, onnxruntime::OnnxRuntime},
+    bisect::first::{FirstOptions, Scan, first_divergence, flow},
     compare::{NonFinite, graphwise::TensorDifference},
 };
 

@@ -1,0 +1,439 @@
+//! The command line: what can be typed. Every flag of a run is also a key of its configuration file.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+mod engines;
+mod options;
+
+pub use engines::{BenchArgs, BuildArgs};
+pub use options::{ColorChoice, DataArgs, GlobalArgs, MethodArgs, RuntimeArgs, SchemeArgs};
+
+/// INT8 calibration and precision validation for TensorRT.
+///
+/// Takes a float ONNX model and a folder of images and answers, with numbers a reviewer can trust: can this model
+/// run in INT8 (or FP16, BF16, FP8), what does it lose, where does it lose it, and what does it gain?
+#[derive(Debug, Parser)]
+#[command(name = "calib", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Exit status: 0 passed, 1 a gate failed, 2 error.")]
+pub struct Cli {
+    /// Options that every command takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// `compare`, installed as a program of its own: the same as `calib compare`.
+#[derive(Debug, Parser)]
+#[command(name = "compare", version, arg_required_else_help = true)]
+#[command(after_help = "Exit status: 0 passed, 1 a gate failed, 2 error.")]
+pub struct CompareCli {
+    /// Options that every command takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to compare.
+    #[command(flatten)]
+    pub compare: CompareArgs,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The whole job: calibrate, quantize, compare every precision, benchmark, report
+    Run(RunArgs),
+    /// Observe the ranges of activations; also writes the mergeable histograms
+    Calibrate(CalibrateArgs),
+    /// Join the histograms of several shards into the table of a single run
+    Merge(MergeArgs),
+    /// Write a model with explicit Q/DQ (INT8, FP8) or converted to FP16/BF16
+    Quantize(QuantizeArgs),
+    /// Build a TensorRT engine, with a sidecar that tells what it was built from
+    Build(BuildArgs),
+    /// Run the same inputs through a reference and one or several targets
+    Compare(CompareArgs),
+    /// Measure latency and throughput of several targets in interleaved rounds
+    Bench(BenchArgs),
+    /// Find the layers that diverge, and the smallest set to lift to a higher precision
+    Bisect(BisectArgs),
+    /// Describe a model, table, histogram file or report
+    Inspect(InspectArgs),
+    /// Render a report again, or one report over many runs (models × precisions)
+    Report(ReportArgs),
+    /// Say what was found on this machine, what it lacks and how to get it
+    Doctor,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// Which outputs take part, and as what.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Outputs")]
+pub struct OutputKindArgs {
+    /// Kind of an output whose shape tells the wrong one: classification, map, map_channels_last, generic or ignored
+    #[arg(long, value_name = "NAME=KIND")]
+    pub output_kind: Vec<String>,
+}
+
+/// What outputs mean.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Outputs")]
+pub struct OutputArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub kinds: OutputKindArgs,
+    /// Compare the best k classes too, for each of several k, e.g. 3,10
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub top_k: Vec<usize>,
+    /// Class of label masks whose pixels take no part [default: 255]
+    #[arg(long, value_name = "CLASS")]
+    pub ignore_label: Option<u32>,
+}
+
+/// `calib run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Float ONNX model
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Configuration file (TOML); flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Folder for everything that the run leaves [default: runs/MODEL]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Print the configuration that would run, and stop
+    #[arg(long)]
+    pub print_config: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub data: DataArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub method: MethodArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub scheme: SchemeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub runtime: RuntimeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub outputs: OutputArgs,
+    /// Evaluation samples; 0 for all that are not calibration samples [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Evaluation")]
+    pub eval_samples: Option<usize>,
+    /// Precisions to compare [default: fp32,fp16,int8]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Evaluation")]
+    pub precisions: Vec<String>,
+    /// Threshold on a metric, e.g. top1=0.98 (repeatable); failing one gives exit status 1
+    #[arg(long, value_name = "METRIC=VALUE", help_heading = "Evaluation")]
+    pub gate: Vec<String>,
+    /// Whether to build and run TensorRT engines: auto, off or require [default: auto]
+    #[arg(long, value_name = "WHEN", help_heading = "Runtime")]
+    pub tensorrt: Option<String>,
+    /// Seconds of latency measurement for each precision; 0 skips it [default: 2]
+    #[arg(long, value_name = "S", help_heading = "Evaluation")]
+    pub bench_seconds: Option<f64>,
+    /// Also write a Markdown summary for a pull request
+    #[arg(long, value_name = "FILE")]
+    pub summary: Option<PathBuf>,
+}
+
+/// `calib calibrate`.
+#[derive(Debug, Args)]
+pub struct CalibrateArgs {
+    /// Float ONNX model
+    #[arg(long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Table to write (JSON); histograms go beside it as `histograms.calib`
+    #[arg(short, long, value_name = "FILE", default_value = "calibration.json")]
+    pub output: PathBuf,
+    /// Histogram file to write [default: histograms.calib beside the table]
+    #[arg(long, value_name = "FILE")]
+    pub histograms: Option<PathBuf>,
+    /// TensorRT calibration cache to write as well (TensorRT 10 and older)
+    #[arg(long, value_name = "FILE")]
+    pub cache: Option<PathBuf>,
+    /// Observe only part i of n of the calibration samples; join the parts with `calib merge`
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub data: DataArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub method: MethodArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub scheme: SchemeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub runtime: RuntimeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub kinds: OutputKindArgs,
+}
+
+/// `calib merge`.
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// Histogram files of all shards
+    #[arg(required = true, value_name = "FILE")]
+    pub histograms: Vec<PathBuf>,
+    /// Table to write (JSON)
+    #[arg(short, long, value_name = "FILE", default_value = "calibration.json")]
+    pub output: PathBuf,
+    /// Joined histogram file to write as well
+    #[arg(long, value_name = "FILE")]
+    pub merged: Option<PathBuf>,
+    /// Float ONNX model; with it and the data of the shards the table is that of a single run. Without, thresholds come
+    /// from the histograms alone: `auto` takes the best method of each tensor, and no bias is corrected
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub data: DataArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub method: MethodArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub scheme: SchemeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub runtime: RuntimeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub kinds: OutputKindArgs,
+}
+
+/// `calib quantize`.
+#[derive(Debug, Args)]
+pub struct QuantizeArgs {
+    /// Float ONNX model
+    #[arg(long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Calibration table (JSON) or TensorRT calibration cache; not needed for fp16 and bf16
+    #[arg(long, value_name = "FILE")]
+    pub table: Option<PathBuf>,
+    /// Model to write
+    #[arg(short, long, value_name = "FILE", required_unless_present = "explain")]
+    pub output: Option<PathBuf>,
+    /// int8, fp8, fp16 or bf16
+    #[arg(long, value_name = "PRECISION", default_value = "int8")]
+    pub precision: String,
+    /// List for every node what is decided and which rule decides; write nothing
+    #[arg(long)]
+    pub explain: bool,
+    /// Also convert the model's float inputs and outputs to the high precision
+    #[arg(long)]
+    pub convert_io: bool,
+    /// Bind the shape of an input, as in calibration, e.g. input=1x3x224x224 (repeatable)
+    #[arg(long, value_name = "NAME=DIMS")]
+    pub shape: Vec<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub scheme: SchemeArgs,
+}
+
+/// `calib compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// What to compare with: ort, ort:FILE.onnx, FILE.onnx or FILE.npz
+    #[arg(long = "ref", value_name = "SPEC")]
+    pub reference: String,
+    /// What is compared (repeatable)
+    #[arg(long = "target", value_name = "SPEC", required = true)]
+    pub targets: Vec<String>,
+    /// Float ONNX model that `ort` stands for
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Evaluation samples; 0 for all [default: 0]
+    #[arg(long, value_name = "N")]
+    pub samples: Option<usize>,
+    /// Threshold on a metric, e.g. top1=0.98 (repeatable); failing one gives exit status 1
+    #[arg(long, value_name = "METRIC=VALUE")]
+    pub gate: Vec<String>,
+    /// Save the reference's outputs (.npz)
+    #[arg(long, value_name = "FILE")]
+    pub save_reference: Option<PathBuf>,
+    /// Save the first target's outputs (.npz)
+    #[arg(long, value_name = "FILE")]
+    pub save_target: Option<PathBuf>,
+    /// File that keeps the kernels which TensorRT-RTX compiles for this GPU; made where it is missing
+    #[arg(long, value_name = "FILE")]
+    pub runtime_cache: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub outputs: OutputArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub data: DataArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub runtime: RuntimeArgs,
+}
+
+/// What `calib bisect` looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Find {
+    /// The smallest set of nodes to lift that passes the gates
+    Plan,
+    /// The first node after which the target leaves the reference
+    First,
+    /// The error of every quantized operator, and where it comes from
+    Layers,
+    /// Every tensor of the target against the reference, and the first that is NaN or infinite
+    Tensors,
+}
+
+/// How `calib bisect` finds the number of nodes to lift.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SearchStrategy {
+    /// Doubling, then halving the gap
+    #[default]
+    Binary,
+    /// One more at a time
+    Linear,
+}
+
+/// What `calib bisect` counts as the cost of lifting a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LiftCost {
+    /// Each node the same
+    #[default]
+    Nodes,
+    /// Its multiply-accumulates
+    Macs,
+    /// The measured time of the float operator
+    Time,
+}
+
+impl From<SearchStrategy> for trtcalib::bisect::search::Strategy {
+    fn from(strategy: SearchStrategy) -> Self {
+        match strategy {
+            SearchStrategy::Binary => Self::Binary,
+            SearchStrategy::Linear => Self::Linear,
+        }
+    }
+}
+
+impl From<LiftCost> for trtcalib::analyse::cost::Cost {
+    fn from(cost: LiftCost) -> Self {
+        match cost {
+            LiftCost::Nodes => Self::Nodes,
+            LiftCost::Macs => Self::Macs,
+            LiftCost::Time => Self::Time,
+        }
+    }
+}
+
+/// `calib bisect`.
+#[derive(Debug, Args)]
+pub struct BisectArgs {
+    /// Float ONNX model
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Configuration file (TOML); flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Folder for plan.json, bisect.json, the trials and the model [default: runs/MODEL]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Calibration table; without one the ranges are calibrated first
+    #[arg(long, value_name = "FILE")]
+    pub table: Option<PathBuf>,
+    /// What to look for [default: plan with a gate, layers without]
+    #[arg(long, value_enum)]
+    pub find: Option<Find>,
+    /// Threshold on a metric that the plan must pass, e.g. top1=0.99 (repeatable)
+    #[arg(long, value_name = "METRIC=VALUE")]
+    pub gate: Vec<String>,
+    /// Precision to look into: int8, fp8, fp16 or bf16
+    #[arg(long, value_name = "PRECISION", default_value = "int8")]
+    pub precision: String,
+    /// Precision that nodes are lifted to: fp32, fp16 or bf16
+    #[arg(long, value_name = "PRECISION", default_value = "fp32")]
+    pub lift: String,
+    /// How the number of nodes to lift is found
+    #[arg(long, value_enum, default_value_t)]
+    pub strategy: SearchStrategy,
+    /// Lift nodes together: node, op-type, block, or a regular expression whose capture names the group
+    #[arg(long, value_name = "HOW", default_value = "node")]
+    pub group_by: String,
+    /// What lifting a node costs
+    #[arg(long, value_enum, default_value_t)]
+    pub cost: LiftCost,
+    /// Plans that may be tried
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub max_trials: usize,
+    /// Evaluation samples that plans are judged on (at most half; the others check the result) or tensors compared on
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub samples: usize,
+    /// What to look into instead of the model quantized here: ort:FILE.onnx or FILE.onnx, ort-cuda:FILE.onnx, trt:FILE.plan,
+    /// or FILE.npz with saved tensors (not with --find plan)
+    #[arg(long, value_name = "SPEC")]
+    pub target: Option<String>,
+    /// With an engine as the target: tensors that one probe marks as outputs, at most; each may undo a fusion
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub probe_tensors: usize,
+    /// With `--find first`: a tensor diverges below this SQNR in decibels, or with NaN or infinities
+    #[arg(long, value_name = "DB", default_value_t = 10.0, allow_negative_numbers = true)]
+    pub threshold_db: f64,
+    /// With `--find first`: look at every tensor, which also finds a divergence that heals on the way
+    #[arg(long)]
+    pub exhaustive: bool,
+    /// Whether to build the TensorRT engine of the plan: auto, off or require [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    pub tensorrt: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub data: DataArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub method: MethodArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub scheme: SchemeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub runtime: RuntimeArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub outputs: OutputArgs,
+}
+
+/// `calib inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Model, calibration table, TensorRT calibration cache, histogram file or report
+    pub file: PathBuf,
+    /// Check every Q/DQ pair of a model against TensorRT's rules; exit status 1 when one breaks them
+    #[arg(long)]
+    pub check: bool,
+    /// List every node or tensor
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `calib report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Output folders of `calib run`, or report.json files
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// File to write: .html, .csv or .md
+    #[arg(short, long, value_name = "FILE", default_value = "report.html")]
+    pub output: PathBuf,
+    /// Earlier runs to find regressions against (repeatable)
+    #[arg(long, value_name = "RUN")]
+    pub baseline: Vec<PathBuf>,
+}

@@ -1,0 +1,127 @@
+//! What `calib bench` prints: what must be known first, the conditions, latencies, throughputs, warnings.
+
+use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+
+use super::{Outcome, counted};
+use trtcalib::bench::{Measurement, Timing};
+
+pub(super) fn describe(outcome: &Outcome) -> String {
+    let mut text = String::new();
+    for line in &outcome.urgent {
+        text += &format!("{line}\n\n");
+    }
+    text += &conditions(outcome);
+    text += &format!("\nlatency of a call in milliseconds\n{}\n", latencies(&outcome.measurements));
+    text += &format!("\nthroughput in samples a second\n{}", throughputs(&outcome.measurements));
+    for (target, operators) in &outcome.in_float32 {
+        text += &format!("\n{target}: no kernel in its precision, so in FP32: {}", counted(operators));
+    }
+    for (target, reason) in &outcome.emulated {
+        text += &format!("\n{target} is emulated: {reason}; its times are no estimate of TensorRT's");
+    }
+    for measured in &outcome.measurements {
+        if let Some(phases) = measured.times.phases() {
+            text += &format!(
+                "\n{} (batch {}): host to device {:.3} ms, compute {:.3} ms, device to host {:.3} ms, enqueue {:.3} ms (medians)",
+                measured.times.name,
+                measured.times.batch,
+                phases.h2d_ms,
+                phases.compute_ms,
+                phases.d2h_ms,
+                phases.enqueue_ms
+            );
+        }
+    }
+    for (target, layers) in &outcome.layers {
+        text += &format!("\nlayers of {target}");
+        for layer in layers {
+            text += &format!("\n  {:>9.4} ms  {}", layer.median_ms, layer.layer);
+        }
+    }
+    for measured in &outcome.measurements {
+        for warning in &measured.warnings {
+            let times = &measured.times;
+            text += &format!(
+                "\nwarning: {} (batch {}, {} threads): {warning}",
+                times.name, times.batch, times.mode.threads
+            );
+        }
+    }
+    text
+}
+
+/// Machine, libraries, inputs, and the mode of every provider in use.
+fn conditions(outcome: &Outcome) -> String {
+    let machine = &outcome.environment;
+    let or_unknown =
+        |value: Option<u32>, unit: &str| value.map_or_else(|| "unknown".to_owned(), |v| format!("{v} {unit}"));
+    let (clock, heat) = (or_unknown(machine.cpu_mhz, "MHz"), or_unknown(machine.cpu_temperature_c, "°C"));
+    let mut text = format!("{}, {} cores, clock {clock}, temperature {heat}\n", machine.cpu_model, machine.cores);
+    if let Some(gpu) = &machine.gpu {
+        let (clock, heat) = (or_unknown(gpu.clock_mhz, "MHz"), or_unknown(gpu.temperature_c, "°C"));
+        text += &format!("{}, driver {}, clock {clock}, temperature {heat}\n", gpu.name, gpu.driver);
+    }
+    let libraries: Vec<String> = machine.libraries.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let inputs = if outcome.random_inputs { "random" } else { "real" };
+    text += &format!("{}, {} inputs, rounds interleaved over all targets\n", libraries.join(", "), inputs);
+    let mut modes: Vec<String> = outcome
+        .measurements
+        .iter()
+        .map(|measured| {
+            let mode = &measured.times.mode;
+            let transfers = if mode.transfers { "included" } else { "none" };
+            let graph = if mode.cuda_graph { "CUDA graph" } else { "no CUDA graph" };
+            format!("{}: transfers between host and device {transfers}, {graph}\n", mode.provider)
+        })
+        .collect();
+    modes.sort();
+    modes.dedup();
+    text + &modes.concat()
+}
+
+fn table(header: &[&str], first: [&str; 3], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY);
+    table.set_header(first.iter().chain(header));
+    table.add_rows(rows);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
+
+/// Target, batch and threads.
+fn head(measured: &Measurement) -> Vec<String> {
+    let times = &measured.times;
+    let mark = if times.timing == Timing::Emulated { " (emulated)" } else { "" };
+    vec![format!("{}{mark}", times.name), times.batch.to_string(), times.mode.threads.to_string()]
+}
+
+fn latencies(measurements: &[Measurement]) -> String {
+    let row = |measured: &Measurement| {
+        let l = measured.latency.as_ref()?;
+        let figures = [l.median, l.mean, l.std, l.jitter, l.p90, l.p95, l.p99, l.p99_uncertainty];
+        Some(
+            head(measured)
+                .into_iter()
+                .chain(figures.map(|ms| format!("{ms:.3}")))
+                .chain([l.count.to_string()])
+                .collect(),
+        )
+    };
+    let header = ["median", "mean", "std", "jitter", "p90", "p95", "p99", "± p99", "calls"];
+    table(&header, ["target", "batch", "threads"], measurements.iter().filter_map(row).collect())
+}
+
+fn throughputs(measurements: &[Measurement]) -> String {
+    let row = |measured: &Measurement| {
+        let t = measured.throughput.as_ref()?;
+        let figures = [t.median, t.mean, t.uncertainty, t.jitter].map(|fps| format!("{fps:.1}"));
+        let speed_up = measured.speed_up.map_or_else(String::new, |speed_up| {
+            format!("{:.2} [{:.2}, {:.2}]", speed_up.ratio, speed_up.interval[0], speed_up.interval[1])
+        });
+        Some(head(measured).into_iter().chain(figures).chain([speed_up]).collect())
+    };
+    let header = ["median", "mean", "± mean", "jitter", "speed-up"];
+    table(&header, ["target", "batch", "threads"], measurements.iter().filter_map(row).collect())
+}

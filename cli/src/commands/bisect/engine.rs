@@ -1,0 +1,124 @@
+//! An engine as the target: its outputs by running it, other tensors by engines built from the same model with a few more
+//! outputs.
+
+use std::{path::Path, sync::atomic::Ordering};
+
+use anyhow::Context;
+
+use super::subject::Bisection;
+use crate::commands::INTERRUPTED;
+use trtcalib::{
+    analyse::{
+        graphwise::{Graphwise, Source, TensorSite, run, shared_tensors, sites_of},
+        layerwise::Samples,
+    },
+    artifact::write_atomic,
+    backend::{
+        Runner,
+        tensorrt::{EngineOptions, EngineSidecar, Library, RunnerOptions, build_engine, require_library, run_engine},
+    },
+    bisect::probes::{ProbeReport, Probes, with_outputs},
+    onnx::Model,
+    tensor::ElementType,
+};
+
+/// An engine that runs, and what more of it can be built from.
+pub(super) struct EngineTarget {
+    runner: Box<dyn Runner>,
+    origin: Option<Origin>,
+    probes: Probes,
+}
+
+/// What an engine was built from.
+struct Origin {
+    model: Model,
+    options: EngineOptions,
+    tensorrt: Library,
+}
+
+impl EngineTarget {
+    pub(super) fn open(path: &Path, bisection: &Bisection<'_>) -> anyhow::Result<Self> {
+        let runner = run_engine(path, &RunnerOptions::default())?;
+        let origin = EngineSidecar::beside(path)?.map(|sidecar| Origin::of(path, sidecar)).transpose()?;
+        if origin.is_none() {
+            bisection.printer.warn(&format!(
+                "{} has no sidecar that names the model it was built from, so only its outputs can be looked at; \
+                 `calib build` writes one",
+                path.display()
+            ));
+        }
+        let outputs = runner.outputs().iter().map(|output| output.name.clone()).collect();
+        let probes = Probes::new(sites_of(&bisection.float, &outputs)?, bisection.args.probe_tensors);
+        Ok(Self { runner, origin, probes })
+    }
+
+    /// What can be looked at.
+    pub(super) fn sites(&self, bisection: &Bisection<'_>) -> anyhow::Result<Vec<TensorSite>> {
+        let Some(origin) = &self.origin else {
+            let outputs = self.runner.outputs().iter().map(|output| output.name.clone()).collect();
+            return Ok(sites_of(&bisection.float, &outputs)?);
+        };
+        let mut sites = shared_tensors(&bisection.float, &origin.model)?;
+        let shapes = &bisection.session.subject.shapes;
+        sites.retain(|site| {
+            shapes.get(&site.tensor).and_then(|info| info.element_type).is_some_and(ElementType::is_float)
+        });
+        Ok(sites)
+    }
+
+    /// Compares tensors of the engine with the float model's.
+    pub(super) fn look(
+        &mut self,
+        bisection: &Bisection<'_>,
+        sites: &[TensorSite],
+        samples: Samples<'_>,
+    ) -> anyhow::Result<Graphwise> {
+        let Self { runner, origin, probes } = self;
+        probes.look(sites, &mut |marked, sites| {
+            let tensors = sites.iter().map(|site| site.tensor.clone()).collect();
+            let mut float = bisection.side(&bisection.float).build(tensors, bisection.session.threads)?;
+            let mut probe = None;
+            let engine = match origin.as_ref().filter(|_| !marked.is_empty()) {
+                Some(origin) => {
+                    let what = format!("an engine that also gives {}", marked.join(", "));
+                    bisection.printer.detail(&format!("building {what}"));
+                    probe.insert(origin.engine(marked).context(what)?)
+                }
+                None => &mut *runner,
+            };
+            Ok(run(&mut *float, Source::Runner(&mut **engine), sites, samples)?)
+        })
+    }
+
+    /// What looking took.
+    pub(super) fn report(&self) -> ProbeReport {
+        self.probes.report().clone()
+    }
+}
+
+impl Origin {
+    fn of(engine: &Path, sidecar: EngineSidecar) -> anyhow::Result<Self> {
+        let path = &sidecar.model;
+        let model = Model::load(path).with_context(|| {
+            format!("the model that {} was built from cannot be read, so none of its tensors can be", engine.display())
+        })?;
+        anyhow::ensure!(
+            model.hash == sidecar.model_hash,
+            "{} is not what {} was built from: its hash is another; build the engine again",
+            path.display(),
+            engine.display()
+        );
+        Ok(Self { model, options: sidecar.options, tensorrt: require_library(None)? })
+    }
+
+    /// An engine with `marked` tensors among its outputs, ready to run. Its files are gone when this returns.
+    fn engine(&self, marked: &[String]) -> anyhow::Result<Box<dyn Runner>> {
+        let folder = tempfile::tempdir().context("no temporary folder")?;
+        let (model, engine) = (folder.path().join("probe.onnx"), folder.path().join("probe.plan"));
+        with_outputs(&self.model, marked).save(&model)?;
+        let built = build_engine(&self.tensorrt, &model, &self.options, |_| !INTERRUPTED.load(Ordering::Relaxed));
+        crate::commands::check_interrupt()?;
+        write_atomic(&engine, &built?.bytes)?;
+        Ok(run_engine(&engine, &RunnerOptions::default())?)
+    }
+}

@@ -1,0 +1,131 @@
+//! Every tensor of a target, and the first that diverges: of the model quantized here, of another one, of an
+//! engine, or saved.
+
+use super::{OUTPUT_SAMPLES, engine::EngineTarget, subject::Bisection};
+use crate::commands::spec::Spec;
+use trtcalib::{
+    analyse::{
+        graphwise::{
+            Graphwise, GraphwiseOptions, Side, Source, TensorDivergence, TensorSite, graphwise, run, shared_tensors,
+            sites_of,
+        },
+        layerwise::Samples,
+    },
+    backend::ExecutionProvider,
+    bisect::{
+        first::{FirstDivergence, FirstOptions, Scan, first_divergence, flow},
+        probes::ProbeReport,
+    },
+    compare::SavedOutputs,
+    onnx::Model,
+};
+
+/// What is compared with the float model.
+pub(super) enum Target {
+    /// A model that runs.
+    Model(Box<Model>, ExecutionProvider),
+    /// Tensors that were saved.
+    Saved(SavedOutputs),
+    /// A TensorRT engine.
+    Engine(Box<EngineTarget>),
+}
+
+/// Where the figures of a target come from.
+pub(super) struct Origin {
+    /// What looking took, where it took probes.
+    pub(super) probes: Option<ProbeReport>,
+    /// What computed the float model's tensors.
+    pub(super) backend: Option<String>,
+}
+
+impl Bisection<'_> {
+    /// What `--target` names, or else the model made here.
+    fn target(&self) -> anyhow::Result<Target> {
+        match self.args.target.as_deref().map(Spec::parse).transpose()? {
+            None => Ok(Target::Model(Box::new(self.quantized.clone()), self.session.provider)),
+            Some(Spec::OnnxRuntime(Some(path), provider)) => Ok(Target::Model(Box::new(Model::load(&path)?), provider)),
+            Some(Spec::OnnxRuntime(None, provider)) => Ok(Target::Model(Box::new(self.float.clone()), provider)),
+            Some(Spec::Saved(path)) => Ok(Target::Saved(SavedOutputs::open(&path)?)),
+            Some(Spec::Engine(path)) => Ok(Target::Engine(Box::new(EngineTarget::open(&path, self)?))),
+        }
+    }
+
+    /// The model whose operators are measured.
+    pub(super) fn quantized_target(&self) -> anyhow::Result<Model> {
+        match self.args.target.as_deref().map(Spec::parse).transpose()? {
+            None => Ok(self.quantized.clone()),
+            Some(Spec::OnnxRuntime(Some(path), ExecutionProvider::Cpu)) => Ok(Model::load(&path)?),
+            Some(_) => anyhow::bail!("--find layers takes a model as its target: a file ending in .onnx"),
+        }
+    }
+
+    fn sites(&self, target: &Target) -> anyhow::Result<Vec<TensorSite>> {
+        Ok(match target {
+            Target::Model(model, _) => shared_tensors(&self.float, model)?,
+            Target::Saved(saved) => sites_of(&self.float, &saved.outputs().into_iter().collect())?,
+            Target::Engine(engine) => engine.sites(self)?,
+        })
+    }
+
+    fn compare(&self, target: &mut Target, sites: &[TensorSite], samples: Samples<'_>) -> anyhow::Result<Graphwise> {
+        let options = GraphwiseOptions { threads: self.session.threads, ..GraphwiseOptions::default() };
+        let session = &self.session;
+        let float = self.side(&self.float);
+        let source = match target {
+            Target::Model(model, provider) if *provider == session.provider => {
+                return session.graphwise(self.printer, &self.float, model, sites, samples);
+            }
+            Target::Model(model, provider) => {
+                let float = Side { provider: session.provider, ..float };
+                let target = Side { backend: &session.runtime, provider: *provider, model };
+                return Ok(graphwise(float, target, sites, samples, options)?);
+            }
+            Target::Engine(engine) => return engine.look(self, sites, samples),
+            Target::Saved(saved) => Source::Saved(saved),
+        };
+        let tensors = sites.iter().map(|site| site.tensor.clone()).collect();
+        Ok(run(&mut *float.build(tensors, options.threads)?, source, sites, samples)?)
+    }
+
+    fn origin(&self, target: &Target) -> Origin {
+        let (probes, provider) = match target {
+            Target::Model(..) => (None, self.session.provider),
+            Target::Saved(_) => (None, ExecutionProvider::Cpu),
+            Target::Engine(engine) => (Some(engine.report()), ExecutionProvider::Cpu),
+        };
+        Origin { probes, backend: Some(provider.backend().to_owned()) }
+    }
+
+    /// Every tensor.
+    pub(super) fn tensors(&self) -> anyhow::Result<(Graphwise, Origin)> {
+        let mut target = self.target()?;
+        let sites = self.sites(&target)?;
+        anyhow::ensure!(!sites.is_empty(), "the target has no tensor whose name the float model knows");
+        let found = self.compare(&mut target, &sites, self.first_of(self.args.samples))?;
+        Ok((found, self.origin(&target)))
+    }
+
+    /// The first node that diverges.
+    pub(super) fn first(&self) -> anyhow::Result<(FirstDivergence<TensorDivergence>, Origin)> {
+        let mut target = self.target()?;
+        let sites = self.sites(&target)?;
+        let is_engine = matches!(target, Target::Engine(_));
+        let mut probe = |tensors: &[String]| {
+            let some: Vec<_> = sites.iter().filter(|site| tensors.contains(&site.tensor)).cloned().collect();
+            if some.is_empty() {
+                return Ok(std::collections::BTreeMap::new());
+            }
+            let found = self.compare(&mut target, &some, self.first_of(OUTPUT_SAMPLES))?;
+            self.printer.detail(&format!("probed {}", tensors.join(", ")));
+            Ok::<_, anyhow::Error>(found.tensors.into_iter().map(|t| (t.site.tensor.clone(), t)).collect())
+        };
+        let scan = if self.args.exhaustive { Scan::Exhaustive } else { Scan::Binary };
+        let mut options = FirstOptions { scan, ..FirstOptions::default() };
+        if is_engine {
+            options.tensors_per_probe = self.args.probe_tensors;
+        }
+        let diverged = |tensor: &TensorDivergence| tensor.diverged(self.args.threshold_db);
+        let found = first_divergence(&flow(&self.float)?, options, &diverged, &mut probe)?;
+        Ok((found, self.origin(&target)))
+    }
+}

@@ -1,0 +1,190 @@
+//! The findings for people.
+
+use std::fmt::Write;
+
+use trtcalib::{
+    analyse::{
+        advice::Importance,
+        graphwise::{Graphwise, TensorDivergence},
+        layerwise::LayerError,
+    },
+    bisect::{
+        findings::Findings,
+        search::Outcome,
+        trials::{Phase, Progress, Verdict},
+    },
+    compare::Gate,
+};
+
+/// Layers shown; the file has all.
+const SHOWN: usize = 20;
+
+/// One trial as it ends.
+pub(super) fn trial(progress: Progress<'_>, gates: &[Gate]) -> String {
+    let trial = progress.trial;
+    let why = match trial.phase {
+        Phase::Nothing => "nothing lifted",
+        Phase::Everything => "everything lifted",
+        Phase::Prefix => "the worst",
+        Phase::Shrink => "some put back",
+        Phase::Verify => "one put back",
+        Phase::Curve => "for the curve",
+    };
+    let values = gates.iter().map(|gate| measured(gate, &trial.verdict));
+    format!(
+        "trial {:>3}  {:<17}  {:>4} lifted  {}  {}{}",
+        progress.number,
+        why,
+        trial.lifted.len(),
+        values.collect::<Vec<_>>().join("  "),
+        if trial.verdict.passed { "passed" } else { "failed" },
+        if progress.replayed { " (known)" } else { "" }
+    )
+}
+
+/// What a plan gives by the metric of a gate. No difference at all has no finite value of some metrics.
+fn measured(gate: &Gate, verdict: &Verdict) -> String {
+    let name = gate.metric.name();
+    match verdict.metrics.get(name) {
+        Some(value) => format!("{name} {value:.4}"),
+        None if verdict.passed => format!("{name} equal to the reference"),
+        None => format!("{name} -"),
+    }
+}
+
+/// A number of nodes, multiply-accumulates or milliseconds.
+fn cost(value: f64) -> String {
+    if value.fract() == 0.0 && value < 1e9 { format!("{value:.0}") } else { format!("{value:.4e}") }
+}
+
+/// Everything found.
+pub(in crate::commands) fn describe(findings: &Findings) -> String {
+    let mut text = String::new();
+    if !findings.layers.is_empty() {
+        layers(&mut text, findings);
+    }
+    if let Some(first) = &findings.first {
+        let probes = first.probes;
+        let _ = match &first.culprit {
+            None => writeln!(
+                text,
+                "nothing probed is beyond the threshold ({probes} probes); raise --threshold-db, or look at every \
+                 tensor with --exhaustive"
+            ),
+            Some(culprit) => {
+                let difference = &culprit.divergence.difference;
+                let shapes = difference.shape_mismatch.as_ref().map(|mismatch| format!(", {mismatch}"));
+                writeln!(
+                    text,
+                    "first divergence: `{}` ({}), tensor `{}`: SQNR {}, {} values not finite{} ({probes} probes)",
+                    culprit.node,
+                    culprit.divergence.site.op_type,
+                    culprit.tensor,
+                    decibels(difference.sqnr_db),
+                    difference.non_finite.differing,
+                    shapes.unwrap_or_default()
+                )
+            }
+        };
+    }
+    if let Some(graphwise) = &findings.tensors {
+        tensors(&mut text, graphwise);
+    }
+    if let Some(report) = &findings.probes {
+        report.sentences().iter().for_each(|sentence| text.push_str(&format!("{sentence}\n")));
+    }
+    if let Some(plan) = &findings.plan {
+        if !plan.curve.is_empty() {
+            let _ = writeln!(text, "\nlifted  {:<10}  score", "cost");
+        }
+        for point in &plan.curve {
+            let passed = if point.passed { "  passes" } else { "" };
+            let _ = writeln!(text, "{:>6}  {:<10}  {:.4}{passed}", point.lifted, cost(point.cost), point.score);
+        }
+        if let Outcome::Found { trial, .. } = &plan.search.outcome {
+            let names: Vec<&str> = trial.lifted.iter().map(String::as_str).collect();
+            let _ = writeln!(text, "\nlift {} nodes: {}", names.len(), names.join(", "));
+        }
+        if let Some(check) = &plan.check {
+            let metrics: Vec<String> = plan.gates.iter().map(|gate| measured(gate, check)).collect();
+            let verdict = if check.passed { "passes" } else { "does not pass" };
+            let hint = if check.passed { "" } else { "; search on more with --samples, or with a stricter gate" };
+            let _ = writeln!(
+                text,
+                "on {} samples that were not used to find it, the plan {verdict}: {}{hint}",
+                plan.check_samples,
+                metrics.join(", ")
+            );
+        }
+    }
+    for advice in &findings.advice {
+        let mark = match advice.importance {
+            Importance::Problem => "!!",
+            Importance::Warning => "! ",
+            Importance::Info => "- ",
+        };
+        let _ = write!(text, "\n{mark} {}", advice.text);
+        if let Some(command) = &advice.command {
+            let _ = write!(text, "\n   {command}");
+        }
+    }
+    text
+}
+
+/// The layers that hurt most, by what reaches the outputs where that was measured.
+fn layers(text: &mut String, findings: &Findings) {
+    let output = |layer: &LayerError| findings.outputs.iter().find(|output| output.node == layer.node);
+    let noise = |layer: &LayerError| output(layer).map_or(0.0, |o| o.relative_noise.unwrap_or(f64::INFINITY));
+    let mut worst: Vec<&LayerError> = findings.layers.iter().collect();
+    worst.sort_by(|a, b| noise(b).total_cmp(&noise(a)));
+    let width = worst.iter().take(SHOWN).map(|layer| layer.node.chars().count()).max().unwrap_or(4).max(4);
+    let kind = worst.iter().take(SHOWN).map(|layer| layer.op_type.len()).max().unwrap_or(10).max(10);
+    let _ = writeln!(
+        text,
+        "{:<width$}  {:<kind$}  {:>10}  {:>10}  {:>10}  {:>10}",
+        "node", "operator", "outputs dB", "local dB", "weights dB", "inputs dB"
+    );
+    for layer in worst.iter().take(SHOWN) {
+        let _ = writeln!(
+            text,
+            "{:<width$}  {:<kind$}  {:>10}  {:>10}  {:>10}  {:>10}",
+            layer.node,
+            layer.op_type,
+            output(layer).map_or_else(|| "-".to_owned(), |output| decibels(output.sqnr_db)),
+            decibels(layer.layerwise_sqnr_db),
+            decibels(layer.weight_sqnr_db),
+            decibels(layer.activation_sqnr_db)
+        );
+    }
+    if worst.len() > SHOWN {
+        let _ = writeln!(text, "... and {} more in bisect.json", worst.len() - SHOWN);
+    }
+}
+
+/// The tensors that are furthest off, in the order of execution.
+fn tensors(text: &mut String, graphwise: &Graphwise) {
+    let mut sqnr: Vec<f64> = graphwise.tensors.iter().map(TensorDivergence::off).collect();
+    sqnr.sort_by(f64::total_cmp);
+    let limit = sqnr.get(SHOWN - 1).copied().unwrap_or(f64::INFINITY);
+    let _ = writeln!(text, "{:>8}  {:>8}  {:>9}  tensor", "SQNR dB", "cosine", "saturated");
+    for tensor in graphwise.tensors.iter().filter(|tensor| tensor.off() <= limit) {
+        let _ = writeln!(
+            text,
+            "{:>8}  {:>8.5}  {:>9}  {}",
+            decibels(tensor.difference.sqnr_db),
+            tensor.difference.cosine,
+            tensor.difference.saturated.map_or_else(|| "-".to_owned(), |share| format!("{:.3} %", 100.0 * share)),
+            tensor.site.tensor
+        );
+    }
+    let (count, samples) = (graphwise.tensors.len(), graphwise.samples);
+    let _ = writeln!(text, "the furthest of {count} tensors over {samples} samples; bisect.json has all");
+    graphwise.notes().iter().for_each(|note| text.push_str(&format!("{note}\n")));
+    if let Some(node) = &graphwise.first_non_finite {
+        let _ = writeln!(text, "the first NaN or infinity comes from `{node}`");
+    }
+}
+
+fn decibels(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"))
+}

@@ -1,0 +1,116 @@
+//! What stops a command early: Ctrl-C and SIGTERM within two seconds, and defects of this program.
+
+use std::{
+    backtrace::{Backtrace, BacktraceStatus},
+    panic::{AssertUnwindSafe, PanicHookInfo},
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use super::{ExitStatus, describe};
+use crate::printer::Printer;
+
+/// Set by Ctrl-C and SIGTERM; long loops look at it between batches.
+pub(super) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Time for loops to notice. After it the process ends wherever it is: in a long inference, say, or an engine's build.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// The user asked the program to stop.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// An error once the user asked the program to stop.
+pub fn check_interrupt() -> Result<(), Interrupted> {
+    if INTERRUPTED.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
+}
+
+/// Makes Ctrl-C, SIGTERM and SIGHUP end the command.
+pub(super) fn stop_on_signals(printer: &Printer, command: &'static str) {
+    let own = printer.clone();
+    let stop = move || {
+        // A second signal does not wait. Files are renamed into place, so nothing half-written is left in any case.
+        if !INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::thread::sleep(PATIENCE);
+        }
+        own.error(&interrupted(command));
+        // SAFETY: ends the process at once. Handlers that run at exit would pull the runtimes' memory from under the
+        // threads that still compute.
+        unsafe { libc::_exit(2) };
+    };
+    if let Err(error) = ctrlc::set_handler(stop) {
+        printer.warn(&format!("Ctrl-C will not stop cleanly: {error}"));
+    }
+}
+
+fn interrupted(command: &str) -> String {
+    match command {
+        "run" | "bisect" => "interrupted; what was done is kept, and the same command goes on from there".to_owned(),
+        _ => "interrupted".to_owned(),
+    }
+}
+
+/// Runs a command: 0 passed, 1 a gate failed, 2 an error, an interrupt, or a panic on any thread that ended it.
+pub(super) fn guarded(
+    printer: &Printer,
+    command: &'static str,
+    action: impl FnOnce() -> anyhow::Result<ExitStatus>,
+) -> ExitCode {
+    let own = printer.clone();
+    std::panic::set_hook(Box::new(move |panic| own.error(&internal_error(command, panic))));
+    match std::panic::catch_unwind(AssertUnwindSafe(action)) {
+        Ok(Ok(ExitStatus::Passed)) => ExitCode::SUCCESS,
+        Ok(Ok(ExitStatus::GateFailed)) => ExitCode::from(1),
+        Ok(Err(_)) if check_interrupt().is_err() => {
+            printer.error(&interrupted(command));
+            ExitCode::from(2)
+        }
+        Ok(Err(error)) => {
+            printer.error(&describe(&error));
+            ExitCode::from(2)
+        }
+        // The hook has said what happened.
+        Err(_) => ExitCode::from(2),
+    }
+}
+
+/// What a defect looks like to the user.
+fn internal_error(command: &str, panic: &PanicHookInfo<'_>) -> String {
+    let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    let what = panic.payload_as_str().unwrap_or("no message");
+    let thread = std::thread::current();
+    let backtrace = Backtrace::capture();
+    let trace = if backtrace.status() == BacktraceStatus::Captured { format!("\n{backtrace}") } else { String::new() };
+    format!(
+        "internal error in `calib {command}` while {}: {what} (at {place}, thread {}). This is a bug in calib {}: please \
+         report it with this message, the command and, if you may share it, the model{trace}",
+        Printer::activity(),
+        thread.name().unwrap_or("without a name"),
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::GlobalArgs;
+
+    #[test]
+    fn a_panic_on_any_thread_is_status_2() {
+        let printer = Printer::new(&GlobalArgs { quiet: true, ..GlobalArgs::default() });
+        let failed = |action: fn() -> anyhow::Result<ExitStatus>| {
+            assert_eq!(guarded(&printer, "test", action), ExitCode::from(2));
+        };
+        failed(|| panic!("on this thread"));
+        failed(|| std::thread::scope(|scope| scope.spawn(|| panic!("on a worker")).join()).map_err(|_| unreachable!()));
+        failed(|| {
+            use rayon::prelude::*;
+            (0..4).into_par_iter().for_each(|i| assert!(i < 2, "in a pool"));
+            Ok(ExitStatus::Passed)
+        });
+        failed(|| anyhow::bail!("an error"));
+        assert_eq!(guarded(&printer, "test", || Ok(ExitStatus::GateFailed)), ExitCode::from(1));
+    }
+}

@@ -1,0 +1,276 @@
+//! `calib inspect`: a model, table, calibration cache, histogram file, report, plan, bisection or engine, described.
+
+mod engine;
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::Context;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{ExitStatus, Printer};
+use crate::args::InspectArgs;
+use trtcalib::{
+    artifact::read_json,
+    bisect::findings::{FINDINGS_FORMAT_VERSION, Findings},
+    calibrate::{CalibrationTable, Histograms, cache::CalibrationCache},
+    onnx::{
+        Finding, Model, Severity, diagnose,
+        proto::{DimensionValue, NodeProto, TensorProto, TypeValue, ValueInfoProto},
+    },
+    quantize::{Assignment, PrecisionPlan, Selector, validate},
+    report::{Report, summary},
+    tensor::ElementType,
+};
+
+/// Describes a file by what is in it.
+pub(super) fn inspect(printer: &Printer, args: &InspectArgs) -> anyhow::Result<ExitStatus> {
+    let path = &args.file;
+    let start = first_bytes(path)?;
+    let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
+    match ending.as_str() {
+        "plan" | "engine" | "trt" => return engine::engine(printer, path, args.all),
+        _ if args.check => return check(printer, path),
+        _ => {}
+    }
+    if start.starts_with(b"TRT-") {
+        return cache(printer, path);
+    }
+    if start.starts_with(b"calibhst") {
+        return histograms(printer, path);
+    }
+    if start.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{') {
+        return json_file(printer, path, args.all);
+    }
+    model(printer, path, args.all)
+}
+
+fn first_bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    file.take(64).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
+    anyhow::ensure!(!bytes.is_empty(), "{} is empty", path.display());
+    Ok(bytes)
+}
+
+#[derive(Serialize)]
+struct ModelFacts {
+    path: String,
+    hash: String,
+    producer: String,
+    ir_version: i64,
+    opsets: BTreeMap<String, i64>,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+    parameters: u64,
+    weight_bytes: u64,
+    operators: BTreeMap<String, usize>,
+    findings: Vec<Finding>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nodes: Vec<[String; 2]>,
+}
+
+fn model(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitStatus> {
+    let model = Model::load(path)?;
+    let graph = model.graph();
+    let weights: std::collections::BTreeSet<&str> = graph.initializer.iter().map(TensorProto::name).collect();
+    let mut operators: BTreeMap<String, usize> = BTreeMap::new();
+    for node in &graph.node {
+        *operators.entry(node.op_type().to_owned()).or_default() += 1;
+    }
+    let count = |dims: &[i64]| dims.iter().map(|&dim| u64::try_from(dim).unwrap_or(0)).product::<u64>();
+    let bytes = |kind: i32| ElementType::from_onnx(kind).map_or(1, |kind| kind.size() as u64);
+    let facts = ModelFacts {
+        path: path.display().to_string(),
+        hash: model.hash.to_string(),
+        producer: format!("{} {}", model.proto.producer_name(), model.proto.producer_version()).trim().to_owned(),
+        ir_version: model.proto.ir_version(),
+        opsets: model.proto.opset_import.iter().map(|set| (set.domain().to_owned(), set.version())).collect(),
+        inputs: graph.input.iter().filter(|input| !weights.contains(input.name())).map(describe_value).collect(),
+        outputs: graph.output.iter().map(describe_value).collect(),
+        parameters: graph.initializer.iter().map(|tensor| count(&tensor.dims)).sum(),
+        weight_bytes: graph.initializer.iter().map(|tensor| count(&tensor.dims) * bytes(tensor.data_type())).sum(),
+        operators,
+        findings: diagnose(&model),
+        nodes: if all {
+            graph.node.iter().map(|node| [node.name().to_owned(), node.op_type().to_owned()]).collect()
+        } else {
+            Vec::new()
+        },
+    };
+    printer.outcome(&facts, || {
+        let opsets: Vec<String> = facts
+            .opsets
+            .iter()
+            .map(
+                |(domain, version)| if domain.is_empty() { version.to_string() } else { format!("{domain} {version}") },
+            )
+            .collect();
+        let operators: Vec<String> = facts.operators.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        let mut lines = vec![
+            format!("ONNX model {}", facts.path),
+            format!("hash        {}", facts.hash),
+            format!(
+                "producer    {}, IR {}, opset {}",
+                if facts.producer.is_empty() { "not named" } else { &facts.producer },
+                facts.ir_version,
+                opsets.join(", ")
+            ),
+            format!("inputs      {}", facts.inputs.join(", ")),
+            format!("outputs     {}", facts.outputs.join(", ")),
+            format!("parameters  {} ({:.2} MB)", facts.parameters, facts.weight_bytes as f64 / 1e6),
+            format!("operators   {}", operators.join(", ")),
+        ];
+        lines.extend(facts.findings.iter().map(ToString::to_string));
+        lines.extend(facts.nodes.iter().map(|[name, kind]| format!("  {kind:<24} {name}")));
+        lines.join("\n")
+    })?;
+    let broken = facts.findings.iter().any(|finding| finding.severity == Severity::Error);
+    anyhow::ensure!(!broken, "{} has errors, listed above", path.display());
+    Ok(ExitStatus::Passed)
+}
+
+/// `input: float32 [batch, 3, 224, 224]`.
+fn describe_value(value: &ValueInfoProto) -> String {
+    let Some(TypeValue::TensorType(tensor)) = value.r#type.as_ref().and_then(|kind| kind.value.as_ref()) else {
+        return format!("{}: no tensor", value.name());
+    };
+    let kind = ElementType::from_onnx(tensor.elem_type()).map_or("unknown type", ElementType::name);
+    let extent = |dim: &trtcalib::onnx::proto::DimensionProto| match &dim.value {
+        Some(DimensionValue::DimValue(extent)) => extent.to_string(),
+        Some(DimensionValue::DimParam(name)) => name.clone(),
+        None => "?".to_owned(),
+    };
+    let dims: Option<Vec<String>> = tensor.shape.as_ref().map(|shape| shape.dim.iter().map(extent).collect());
+    format!("{}: {kind} [{}]", value.name(), dims.map_or_else(|| "unknown rank".to_owned(), |dims| dims.join(", ")))
+}
+
+/// Every Q/DQ pair against TensorRT's rules.
+fn check(printer: &Printer, path: &Path) -> anyhow::Result<ExitStatus> {
+    let model = Model::load(path)?;
+    let findings = validate(&model)?;
+    let is_qdq = |node: &NodeProto| matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear");
+    if !model.graph().node.iter().any(is_qdq) {
+        printer.warn(&format!(
+            "{} has no QuantizeLinear and no DequantizeLinear: there is nothing to check",
+            path.display()
+        ));
+    }
+    printer.outcome(&findings, || {
+        if findings.is_empty() {
+            return format!("{}: every Q/DQ pair follows TensorRT's rules", path.display());
+        }
+        findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    })?;
+    Ok(if findings.is_empty() { ExitStatus::Passed } else { ExitStatus::GateFailed })
+}
+
+fn cache(printer: &Printer, path: &Path) -> anyhow::Result<ExitStatus> {
+    let cache = CalibrationCache::load(path)?;
+    let value = json!({"version": cache.version, "algorithm": cache.algorithm, "scales": cache.scales});
+    printer.outcome(&value, || {
+        let mut lines = vec![format!(
+            "TensorRT {} calibration cache {} ({}): amax",
+            cache.version,
+            path.display(),
+            cache.algorithm
+        )];
+        lines.extend(cache.scales.iter().map(|(name, scale)| format!("  {:>12.6}  {name}", scale * 127.0)));
+        lines.join("\n")
+    })?;
+    Ok(ExitStatus::Passed)
+}
+
+fn histograms(printer: &Printer, path: &Path) -> anyhow::Result<ExitStatus> {
+    let histograms = Histograms::load(path)?;
+    let names: std::collections::BTreeSet<&String> = histograms.fit.keys().chain(histograms.held_out.keys()).collect();
+    let tensors: BTreeMap<&str, Value> = names
+        .into_iter()
+        .map(|name| {
+            let parts = [histograms.fit.get(name), histograms.held_out.get(name)];
+            let count: u64 = parts.iter().flatten().map(|part| part.count()).sum();
+            let amax = parts.iter().flatten().map(|part| part.amax()).fold(0.0, f32::max);
+            (name.as_str(), json!({"count": count, "amax": amax}))
+        })
+        .collect();
+    let value = json!({"provenance": histograms.provenance, "samples": histograms.samples(), "tensors": tensors});
+    printer.outcome(&value, || {
+        let mut lines = vec![format!(
+            "histograms {} of model {}: {} tensors from {} samples",
+            path.display(),
+            histograms.provenance.model_hash.short(),
+            tensors.len(),
+            histograms.samples()
+        )];
+        lines.extend(tensors.iter().map(|(name, facts)| format!("  amax {:<14} {name}", facts["amax"])));
+        lines.join("\n")
+    })?;
+    Ok(ExitStatus::Passed)
+}
+
+/// A table, a report, or another JSON file of ours.
+fn json_file(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitStatus> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let value: Value =
+        serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))?;
+    if value.get("target").is_some() && value.get("seconds").is_some() {
+        let findings: Findings = read_json(path, "bisection", FINDINGS_FORMAT_VERSION)?;
+        printer.outcome(&findings, || super::bisect::describe(&findings))?;
+    } else if value.get("assignments").is_some() {
+        let plan = PrecisionPlan::read(path)?;
+        printer.outcome(&plan, || describe_plan(&plan))?;
+    } else if value.get("tensors").is_some() && value.get("model_hash").is_some() {
+        let table = CalibrationTable::load(path)?;
+        printer.outcome(&table, || describe_table(path, &table, all))?;
+    } else if value.get("precisions").is_some() {
+        let report = Report::read(path)?;
+        printer.outcome(&report, || summary(&report))?;
+    } else {
+        anyhow::bail!(
+            "{} is JSON, but no calibration table, report, precision plan or findings of a bisection",
+            path.display()
+        );
+    }
+    Ok(ExitStatus::Passed)
+}
+
+fn describe_plan(plan: &PrecisionPlan) -> String {
+    let default = plan.default.map_or_else(|| "decided by the rules".to_owned(), |default| default.to_string());
+    let line = |Assignment { nodes, precision }: &Assignment| match nodes {
+        Selector::Node(name) => format!("\n{precision}  node `{name}`"),
+        Selector::Pattern(pattern) => format!("\n{precision}  nodes that match `{pattern}`"),
+    };
+    format!("precision plan; nodes not named: {default}{}", plan.assignments.iter().map(line).collect::<String>())
+}
+
+fn describe_table(path: &Path, table: &CalibrationTable, all: bool) -> String {
+    let mut text = format!(
+        "calibration table {} of model {}: {} tensors from {} samples, method {}, biases of {} nodes corrected{}\n",
+        path.display(),
+        table.model_hash.short(),
+        table.tensors.len(),
+        table.samples,
+        table.method,
+        table.bias_corrections.len(),
+        if table.random_data { ", FROM RANDOM DATA" } else { "" }
+    );
+    let mut rows = comfy_table::Table::new();
+    rows.load_style(comfy_table::presets::NOTHING);
+    rows.set_header(["tensor", "min", "max", "amax", "method", "clipped"]);
+    for (name, range) in table.tensors.iter().take(if all { usize::MAX } else { 20 }) {
+        rows.add_row([
+            name.clone(),
+            format!("{:.4}", range.min),
+            format!("{:.4}", range.max),
+            format!("{:.4}", range.amax),
+            range.method.name().to_owned(),
+            format!("{:.4} %", range.clipped * 100.0),
+        ]);
+    }
+    text.push_str(&rows.to_string());
+    if !all && table.tensors.len() > 20 {
+        text.push_str(&format!("\n... and {} more; --all lists them", table.tensors.len() - 20));
+    }
+    text
+}

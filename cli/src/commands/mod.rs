@@ -1,0 +1,127 @@
+//! One file a subcommand: each turns flags into options, calls the library and prints what it returns.
+
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+
+use crate::{
+    args::{Cli, Command, GlobalArgs},
+    printer::Printer,
+};
+
+mod bench;
+mod bisect;
+mod build;
+mod calibrate;
+mod compare;
+mod doctor;
+mod guard;
+mod inspect;
+mod memory;
+mod output;
+mod quantize;
+mod report;
+mod resume;
+mod run;
+mod settings;
+mod spec;
+mod suggest;
+
+use guard::INTERRUPTED;
+pub use guard::{Interrupted, check_interrupt};
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Done; every gate passed.
+    Passed,
+    /// Done; a gate failed.
+    GateFailed,
+}
+
+/// Runs a command and reports how it ended: 0 passed, 1 a gate failed, 2 error.
+pub fn main(global: &GlobalArgs, command: Command) -> ExitCode {
+    let printer = Printer::new(global);
+    memory::share_one_heap();
+    start_logging(global, &printer);
+    let name = command_name(&command);
+    guard::stop_on_signals(&printer, name);
+    guard::guarded(&printer, name, || {
+        memory::limit(global.max_memory_mb)?;
+        dispatch(&printer, global, command)
+    })
+}
+
+fn dispatch(printer: &Printer, global: &GlobalArgs, command: Command) -> anyhow::Result<ExitStatus> {
+    match command {
+        Command::Doctor => doctor::doctor(printer, global),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "calib", &mut script);
+            printer.result(&String::from_utf8_lossy(&script));
+            Ok(ExitStatus::Passed)
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            printer.result(&String::from_utf8_lossy(&page));
+            Ok(ExitStatus::Passed)
+        }
+        Command::Run(args) => run::run(printer, global, &args),
+        Command::Calibrate(args) => calibrate::calibrate(printer, global, &args),
+        Command::Merge(args) => calibrate::merge(printer, global, &args),
+        Command::Quantize(args) => quantize::quantize(printer, global, &args),
+        Command::Build(args) => build::build(printer, &args),
+        Command::Compare(args) => compare::compare(printer, global, &args),
+        Command::Bench(args) => bench::bench(printer, global, &args),
+        Command::Inspect(args) => inspect::inspect(printer, &args),
+        Command::Report(args) => report::report(printer, &args),
+        Command::Bisect(args) => bisect::bisect(printer, global, &args),
+    }
+}
+
+fn command_name(command: &Command) -> &'static str {
+    match command {
+        Command::Run(_) => "run",
+        Command::Calibrate(_) => "calibrate",
+        Command::Merge(_) => "merge",
+        Command::Quantize(_) => "quantize",
+        Command::Bench(_) => "bench",
+        Command::Build(_) => "build",
+        Command::Compare(_) => "compare",
+        Command::Report(_) => "report",
+        Command::Bisect(_) => "bisect",
+        Command::Inspect(_) => "inspect",
+        Command::Doctor => "doctor",
+        Command::Completions { .. } => "completions",
+        Command::Man => "man",
+    }
+}
+
+/// An error with its causes, each said once.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+fn start_logging(global: &GlobalArgs, printer: &Printer) {
+    let level = match global.verbose {
+        // What ONNX Runtime logs as an error comes back as one, and is said once.
+        0 => "error,ort=off",
+        1 => "warn,ort=off",
+        2 => "info",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(if global.quiet { "off" } else { level }));
+    // A logger that someone else set up stays in force.
+    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = logger.with_ansi(printer.is_colored()).try_init();
+}

@@ -1,0 +1,75 @@
+//! Going on with a run that was stopped.
+
+use std::{
+    path::Path,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+
+use super::{Printer, settings::Session};
+use trtcalib::{
+    artifact::{ContentHash, Tool},
+    session::checkpoint::{Checkpoints, Found, INTERVAL},
+};
+
+/// Sets the seconds between two checkpoints of a stage.
+const INTERVAL_VARIABLE: &str = "CALIB_CHECKPOINT_SECONDS";
+
+impl Session {
+    /// The checkpoints of `command` in its output folder: of an earlier run if that had the same model, data and
+    /// options, otherwise empty ones.
+    pub(super) fn checkpoints(&self, printer: &Printer, out: &Path, command: &str) -> anyhow::Result<Checkpoints> {
+        let folder = out.join(format!("checkpoints-{command}"));
+        let interval = match std::env::var(INTERVAL_VARIABLE) {
+            Ok(text) => {
+                text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).with_context(|| {
+                    format!(
+                        "the environment variable {INTERVAL_VARIABLE} holds `{text}`, which is no number of seconds"
+                    )
+                })?
+            }
+            Err(_) => INTERVAL,
+        };
+        let (checkpoints, found) = Checkpoints::open(&folder, self.context()?, interval)?;
+        match found {
+            Found::Nothing => {}
+            Found::Same => printer.note("going on with the run that was stopped"),
+            Found::Other => printer
+                .warn("starting over: the run that was stopped here had another model, other data or other options"),
+        }
+        Ok(checkpoints)
+    }
+
+    /// Hash over everything that the results of stages depend on.
+    pub(super) fn context(&self) -> anyhow::Result<ContentHash> {
+        let mut config = self.config.absolute();
+        // These decide what becomes of results, not the results.
+        (config.out, config.bench_seconds) = (None, 0.0);
+        config.gate.clear();
+        let plan = self.config.plan.as_deref().map(ContentHash::of_file).transpose()?;
+        let data = &self.data;
+        let runtime = (self.runtime.file(), self.runtime.build_info());
+        let mut hasher = blake3::Hasher::new();
+        let conditions =
+            (Tool::current(), config, &self.subject.float.hash, plan, &data.preprocess, &data.collection.names);
+        serde_json::to_writer(&mut hasher, &conditions)?;
+        serde_json::to_writer(&mut hasher, &(self.threads, self.batch, runtime))?;
+        if let Some(file) = self.config.data.as_deref().filter(|path| path.is_file()) {
+            serde_json::to_writer(&mut hasher, &state_of(file))?;
+        }
+        let dataset = &*data.collection.dataset;
+        for index in 0..dataset.len() {
+            let files = [dataset.file(index), dataset.mask_file(index)].map(|file| file.map(state_of));
+            serde_json::to_writer(&mut hasher, &(dataset.id(index), dataset.label(index), files))?;
+        }
+        Ok(ContentHash::from(hasher))
+    }
+}
+
+/// Size and time of change of a file, in bytes and nanoseconds; `None` when it cannot be told.
+fn state_of(file: &Path) -> Option<(u64, u128)> {
+    let metadata = std::fs::metadata(file).ok()?;
+    let changed = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some((metadata.len(), changed.as_nanos()))
+}

@@ -1,0 +1,366 @@
+//! From what the stages found to one report.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use base64::Engine;
+
+use super::{Calibrated, Job, Target, layers::Layers};
+use trtcalib::{
+    artifact::Tool,
+    backend::tensorrt::RunnerOptions,
+    bench::Measurement,
+    compare::{ComparisonResult, Gate, OutputMetrics},
+    dataset::{Preprocess, SampleError},
+    quantize::Precision as NumberFormat,
+    report::{
+        Calibration, CandidateResult, DatasetInfo, Gate as GateRow, Histogram, Labels, LatencyMs, Layer, ModelInfo,
+        Precision, REPORT_FORMAT_VERSION, Report, SkippedSample, SpeedAt, Speedup, Timing, Verdict, rfc3339,
+    },
+    session::{environment::environment, evaluation::Evaluation},
+};
+
+/// Thumbnails in a report, at most.
+const MAX_THUMBNAILS: usize = 50;
+
+/// What the stages found.
+pub(super) struct Found<'a> {
+    pub(super) calibrated: Option<Calibrated>,
+    pub(super) targets: Vec<Target>,
+    pub(super) evaluation: Evaluation,
+    pub(super) layers: Option<Layers>,
+    pub(super) times: Option<Vec<Measurement>>,
+    pub(super) engines: Vec<super::engines::Engine>,
+    pub(super) gates: &'a [Gate],
+    pub(super) created: SystemTime,
+}
+
+impl Job<'_> {
+    pub(super) fn assemble(&self, found: Found<'_>) -> anyhow::Result<Report> {
+        let engines_run = found.engines.iter().any(|engine| engine.runner.is_some());
+        let gpu = self.session.gpu().or(engines_run.then_some(RunnerOptions::default().device));
+        let mut environment = environment(self.session.runtime, gpu);
+        environment.libraries.extend(self.tensorrt.clone());
+        let backend = self.backend();
+        let mut gates = Vec::new();
+        let mut reference = Precision::new("fp32", &backend).with_comparison(&found.evaluation.reference);
+        reference.reference = true;
+        (reference.agreement, reference.outputs, reference.tasks) = (None, Vec::new(), Vec::new());
+        // Against itself a map says nothing, against label masks it does.
+        reference.segmentation = reference.segmentation.filter(|map| map.label_mean_iou.is_some());
+        if let Some(accuracy) = &mut reference.accuracy {
+            accuracy.mcnemar_p = None;
+        }
+        self.add_times(&mut reference, found.times.as_deref());
+        let mut precisions = vec![reference];
+        let mut results = found.evaluation.targets.into_iter();
+        for target in &found.targets {
+            let name = target.precision.name();
+            let mut row = Precision::new(name, &backend);
+            row.artifact.clone_from(&target.artifact);
+            row.quantized_nodes = target.quantized_nodes.filter(|_| target.precision.is_quantized());
+            row.error.clone_from(&target.error);
+            let mut measured = ComparisonResult::default();
+            if target.error.is_none() {
+                match results.next() {
+                    Some(Ok(result)) => {
+                        row = row.with_comparison(&result);
+                        measured = result;
+                    }
+                    Some(Err(error)) => row.error = Some(error.to_string()),
+                    None => row.error = Some("it was not run".to_owned()),
+                }
+            }
+            if row.error.is_none() {
+                self.add_times(&mut row, found.times.as_deref());
+            }
+            gates.extend(found.gates.iter().map(|gate| GateRow {
+                precision: name.to_owned(),
+                backend: backend.clone(),
+                result: gate.evaluate(&measured),
+            }));
+            precisions.push(row);
+        }
+        for engine in found.engines {
+            // An engine that did not run says nothing about gates; its row tells why.
+            if let Some(measured) = &engine.measured {
+                gates.extend(found.gates.iter().map(|gate| GateRow {
+                    precision: engine.row.precision.clone(),
+                    backend: engine.row.backend.clone(),
+                    result: gate.evaluate(measured),
+                }));
+            }
+            precisions.push(engine.row);
+        }
+        let mut skipped: Vec<SampleError> = self.session.data.collection.passed_over.clone();
+        skipped.extend(found.calibrated.iter().flat_map(|calibrated| calibrated.skipped.clone()));
+        skipped.extend(found.evaluation.summary.skipped);
+        skipped.sort_by(|a, b| a.sample.cmp(&b.sample));
+        skipped.dedup();
+        if let Some(SampleError { sample, reason }) = skipped.first() {
+            self.printer.warn(&format!(
+                "{} files or samples were not used, which the report lists with their reasons; the first: {sample}: {reason}",
+                skipped.len()
+            ));
+        }
+        let layers = Self::layer_rows(&found.targets, found.calibrated.as_ref(), found.layers.as_ref());
+        Ok(Report {
+            format_version: REPORT_FORMAT_VERSION,
+            tool: Tool::current(),
+            created: rfc3339(found.created),
+            command: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
+            config: self.session.config.to_toml()?,
+            environment,
+            model: self.model_info(),
+            dataset: self.dataset_info(skipped, &found.evaluation.ids),
+            calibration: found
+                .calibrated
+                .as_ref()
+                .map(|calibrated| calibration(calibrated, self.session.config.percentile)),
+            verdict: Verdict::new(gates, &precisions),
+            thumbnails: self.thumbnails(&precisions),
+            layers_backend: (!layers.is_empty()).then(|| self.backend()),
+            layers,
+            advice: self.advice(found.calibrated.as_ref(), found.layers.as_ref()),
+            notes: self.notes.clone(),
+            precisions,
+        })
+    }
+
+    fn backend(&self) -> String {
+        self.session.provider.backend().to_owned()
+    }
+
+    /// The smallest batch size with the run's own threads is the row's latency; the others follow it.
+    pub(super) fn add_times(&self, row: &mut Precision, times: Option<&[Measurement]>) {
+        let against = format!("fp32 {}", row.backend);
+        let own = times.unwrap_or_default().iter().filter(|measured| measured.times.name == row.precision);
+        let mut own: Vec<&Measurement> = own.collect();
+        own.sort_by_key(|measured| measured.times.mode.threads != self.session.threads);
+        let mut speeds = own.into_iter().filter_map(|measured| {
+            let latency_ms = LatencyMs {
+                figures: measured.latency.clone()?,
+                timing: measured.times.timing,
+                mode: measured.times.mode.clone(),
+                warnings: measured.warnings.clone(),
+            };
+            let speedup = measured.speed_up.map(|figures| Speedup { against: against.clone(), figures });
+            Some(SpeedAt { latency_ms, throughput_fps: measured.throughput.clone(), speedup })
+        });
+        if let Some(SpeedAt { latency_ms, throughput_fps, speedup }) = speeds.next() {
+            (row.latency_ms, row.throughput_fps, row.speedup) = (Some(latency_ms), throughput_fps, speedup);
+        }
+        row.speed_at = speeds.collect();
+    }
+
+    fn model_info(&self) -> ModelInfo {
+        let subject = &self.session.subject;
+        let path = subject.float.path.clone().unwrap_or_default();
+        let graph = subject.float.graph();
+        let size = |dims: &[i64]| dims.iter().map(|&dim| u64::try_from(dim).unwrap_or(0)).product::<u64>();
+        let producer = &subject.float.proto;
+        ModelInfo {
+            path: path.display().to_string(),
+            hash: subject.float.hash.clone(),
+            bytes: std::fs::metadata(&path).map_or(0, |metadata| metadata.len()),
+            inputs: subject.inputs.clone(),
+            outputs: subject.outputs.clone(),
+            nodes: graph.node.len(),
+            parameters: graph.initializer.iter().map(|tensor| size(&tensor.dims)).sum(),
+            opset: subject.float.opset("").unwrap_or(0),
+            producer: producer
+                .producer_name
+                .as_ref()
+                .filter(|name| !name.is_empty())
+                .map(|name| format!("{name} {}", producer.producer_version()).trim().to_owned()),
+        }
+    }
+
+    fn dataset_info(&self, skipped: Vec<SampleError>, evaluated: &[String]) -> DatasetInfo {
+        let data = &self.session.data;
+        let dataset = &*data.collection.dataset;
+        let bad: std::collections::BTreeSet<&str> = skipped.iter().map(|error| error.sample.as_str()).collect();
+        let calibration: Vec<String> = self
+            .split
+            .calibration
+            .iter()
+            .map(|&index| dataset.id(index))
+            .filter(|id| !bad.contains(id))
+            .map(str::to_owned)
+            .collect();
+        let labels = data.collection.label_source.as_ref().map(|source| Labels {
+            source: source.clone(),
+            labelled: self
+                .split
+                .evaluation
+                .iter()
+                .filter(|&&index| dataset.label(index).is_some() || dataset.mask_file(index).is_some())
+                .count(),
+            names: data.collection.names.clone(),
+        });
+        DatasetInfo {
+            path: self
+                .session
+                .config
+                .data
+                .as_deref()
+                .map_or_else(|| "random".to_owned(), |path| path.display().to_string()),
+            hash: self.session.data_hash(&[&self.split.calibration[..], &self.split.evaluation[..]].concat()),
+            calibration,
+            evaluation: evaluated.to_vec(),
+            overlapping: self.split.overlapping,
+            skipped: skipped
+                .into_iter()
+                .map(|SampleError { sample, reason }| SkippedSample { sample, reason })
+                .collect(),
+            labels,
+            preprocess: data.preprocess.as_ref().map(Preprocess::describe),
+            random_data: self.session.config.random_data,
+        }
+    }
+
+    fn thumbnails(&self, precisions: &[Precision]) -> BTreeMap<String, String> {
+        let dataset = &*self.session.data.collection.dataset;
+        let by_id: BTreeMap<&str, usize> = (0..dataset.len()).map(|index| (dataset.id(index), index)).collect();
+        let mut thumbnails = BTreeMap::new();
+        for flip in precisions.iter().flat_map(|precision| &precision.flips) {
+            if thumbnails.len() >= MAX_THUMBNAILS || thumbnails.contains_key(&flip.sample) {
+                continue;
+            }
+            let picture = by_id.get(flip.sample.as_str()).and_then(|&index| dataset.thumbnail(index));
+            if let Some(bytes) = picture {
+                let encoded = base64::engine::general_purpose::STANDARD.encode(bytes);
+                thumbnails.insert(flip.sample.clone(), format!("data:image/jpeg;base64,{encoded}"));
+            }
+        }
+        thumbnails
+    }
+
+    /// One row for each quantized tensor and output, in the order of execution.
+    fn layer_rows(targets: &[Target], calibrated: Option<&Calibrated>, layers: Option<&Layers>) -> Vec<Layer> {
+        let (Some(calibrated), Some(layers)) = (calibrated, layers) else { return Vec::new() };
+        let quantized = targets.iter().find(|target| target.precision.is_quantized() && target.model.is_some());
+        let precision = quantized.map_or(NumberFormat::Int8, |target| target.precision);
+        let table = &calibrated.chosen.table;
+        let histograms = &calibrated.histograms;
+        layers
+            .graphwise
+            .tensors
+            .iter()
+            .map(|found| {
+                let site = &found.site;
+                let mut row = Layer::new(&site.node, &site.op_type, &site.tensor, precision.name());
+                row.graphwise_sqnr_db = found.difference.sqnr_db;
+                row.cosine = Some(found.difference.cosine);
+                // An operator's own error is measured behind its activation: at the tensor that is quantized next.
+                if let Some(local) = layers.local.iter().find(|local| local.tensor == site.tensor) {
+                    row.layerwise_sqnr_db = local.layerwise_sqnr_db;
+                    row.weight_sqnr_db = local.weight_sqnr_db;
+                }
+                if let Some(range) = table.tensors.get(&site.tensor) {
+                    let steps = if precision == NumberFormat::Fp8 { 448.0 } else { 127.0 };
+                    row = row.with_range(range, range.amax / steps);
+                }
+                let parts = [histograms.fit.get(&site.tensor), histograms.held_out.get(&site.tensor)];
+                let whole = parts.into_iter().flatten().fold(None, |whole, part| match whole {
+                    None => Some(part.clone()),
+                    Some(mut whole) => {
+                        trtcalib::calibrate::histogram::Histogram::merge(&mut whole, part);
+                        Some(whole)
+                    }
+                });
+                row.histogram = whole.map(|whole| Histogram::coarse(whole.bin_width(), whole.counts()));
+                row
+            })
+            .collect()
+    }
+}
+
+fn calibration(calibrated: &Calibrated, percentile: f64) -> Calibration {
+    let samples = calibrated.histograms.samples();
+    let chosen = &calibrated.chosen;
+    let corrected = !chosen.table.bias_corrections.is_empty();
+    Calibration {
+        method: chosen.choice.to_string(),
+        percentile,
+        samples,
+        seconds: calibrated.seconds,
+        images_per_second: if calibrated.seconds > 0.0 { samples as f64 / calibrated.seconds } else { 0.0 },
+        peak_rss_bytes: calibrated.peak_rss_bytes,
+        candidates: chosen
+            .candidates
+            .iter()
+            .map(|candidate| CandidateResult {
+                method: candidate.choice.to_string(),
+                bias_correction: candidate.bias_correction,
+                chosen: candidate.choice == chosen.choice && candidate.bias_correction == corrected,
+                samples: chosen.measured_on,
+                agreement: candidate.result.classification().and_then(|task| task.agreement.clone()),
+                outputs: candidate.result.outputs.clone(),
+            })
+            .collect(),
+    }
+}
+
+/// The table of precisions for a terminal.
+pub(super) fn table(report: &Report) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    let mut header =
+        vec!["precision", "backend", "top-1 agr.", "top-5 overlap", "top-1 acc.", "SQNR dB", "latency ms", "size"];
+    let maps = report.precisions.iter().any(|row| row.segmentation.is_some());
+    if maps {
+        header.extend(["pixel agr.", "mean IoU", "label IoU"]);
+    }
+    table.set_header(header);
+    let share = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{:.2} %", value * 100.0));
+    // Reasons are sentences: they stand under the table, each once.
+    let mut reasons: Vec<&str> = Vec::new();
+    for row in &report.precisions {
+        let sqnr_db = OutputMetrics::worst_sqnr_db(&row.outputs).filter(|db| db.is_finite());
+        let latency = row.latency_ms.as_ref().map_or_else(String::new, |latency| {
+            let mark = if latency.timing == Timing::Emulated { " (emulated)" } else { "" };
+            format!("{:.2}{mark}", latency.figures.median)
+        });
+        let size = match (&row.artifact, row.reference) {
+            (Some(artifact), _) => megabytes(artifact.bytes),
+            (None, true) => megabytes(report.model.bytes),
+            (None, false) => String::new(),
+        };
+        let mut cells = vec![
+            row.precision.clone(),
+            row.backend.clone(),
+            share(row.agreement.as_ref().map(|agreement| agreement.top1)),
+            share(row.agreement.as_ref().map(|agreement| agreement.top5_overlap)),
+            share(row.accuracy.as_ref().map(|accuracy| accuracy.top1)),
+            sqnr_db.map_or_else(String::new, |db| format!("{db:.1}")),
+            latency,
+            size,
+        ];
+        if maps {
+            let map = row.segmentation.as_ref();
+            let against_reference = map.filter(|_| !row.reference);
+            cells.extend([
+                share(against_reference.map(|map| map.pixel_agreement)),
+                share(against_reference.map(|map| map.mean_iou)),
+                share(map.and_then(|map| map.label_mean_iou)),
+            ]);
+        }
+        if row.reference {
+            cells[0].push_str(" (reference)");
+        }
+        if let Some(error) = &row.error {
+            let number = reasons.iter().position(|reason| *reason == error.as_str()).unwrap_or_else(|| {
+                reasons.push(error);
+                reasons.len() - 1
+            });
+            cells[2] = format!("not run [{}]", number + 1);
+        }
+        table.add_row(cells);
+    }
+    let notes: String = (1..).zip(&reasons).map(|(number, reason)| format!("[{number}] {reason}\n")).collect();
+    format!("{table}\n{notes}{}", report.verdict.sentence)
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.2} MB", bytes as f64 / 1e6)
+}

@@ -1,0 +1,303 @@
+//! TensorRT engines of a run: built wherever a library is found, one a precision, each with its sidecar; compared and
+//! timed where a GPU runs them.
+
+use std::{cell::RefCell, collections::BTreeMap, path::Path};
+
+use anyhow::Context;
+
+use super::{Job, Target, artifacts::file_facts, times::bits};
+use crate::commands::build::{Order, declared};
+use trtcalib::{
+    backend::{
+        BackendError, Runner,
+        cuda::{CudaError, Device},
+        tensorrt::{
+            EngineLayer, EngineOptions, EngineSidecar, Flavour, LayerKind, Library, OptimizationProfile,
+            RTX_CAPABILITIES, RunnerOptions, TensorRtError, compiled_flavour, engine_layers, find_library,
+            require_library, rtx_runs_on, run_engine,
+        },
+    },
+    bench::{self, LAYER_CALLS, Mode, Protocol, SystemClock, Timing, slowdowns},
+    compare::{ComparisonResult, OutputMetrics},
+    onnx::Model,
+    report::{ArtifactFile, EngineInside, Precision},
+    session::{
+        PipelineError,
+        evaluation::{Evaluation, Outputs},
+    },
+};
+
+/// Compute capabilities that engines are built for where no GPU runs them (TensorRT-RTX).
+const WITHOUT_GPU: [&str; 3] = ["8.6", "8.9", "12.0"];
+
+/// What `--tensorrt require` asks for is known before any work is done.
+pub(super) fn check(when: &str) -> anyhow::Result<()> {
+    if when != "require" {
+        return Ok(());
+    }
+    let asked = "--tensorrt require asks for engines that are built and run here; --tensorrt auto does what it can";
+    let library = require_library(None).context(asked)?;
+    if library.parser.is_none() {
+        anyhow::bail!("{asked}: {} has no ONNX parser beside it, so it builds nothing", library.file.display());
+    }
+    let device = Device::open(0).context(asked)?;
+    let (major, minor) = device.info().compute_capability;
+    if library.flavour == Flavour::TensorRtRtx && !rtx_runs_on((major, minor)) {
+        anyhow::bail!(
+            "{asked}: TensorRT-RTX runs on compute capability {RTX_CAPABILITIES}, and {} has {major}.{minor}; use TensorRT 11 \
+             (`make build TENSORRT=11`)",
+            device.info().name
+        );
+    }
+    Ok(())
+}
+
+/// An engine of a run.
+pub(super) struct Engine {
+    pub(super) row: Precision,
+    pub(super) runner: Option<Box<dyn Runner>>,
+    /// What it was measured to give; absent where it did not run.
+    pub(super) measured: Option<ComparisonResult>,
+}
+
+impl Engine {
+    pub(super) fn outputs(&mut self) -> Option<&mut dyn Outputs> {
+        self.runner.as_mut().map(|runner| runner as &mut dyn Outputs)
+    }
+
+    /// Takes over what a comparison with the reference found.
+    pub(super) fn take(&mut self, result: Result<ComparisonResult, PipelineError>) {
+        match result {
+            Ok(result) => {
+                self.row = self.row.clone().with_comparison(&result);
+                self.measured = Some(result);
+            }
+            Err(error) => {
+                self.row.error = Some(crate::commands::describe(&error.into()));
+                self.runner = None;
+            }
+        }
+    }
+}
+
+/// Every running engine with the model that it was built from, by their places among what runs: models first, then
+/// engines. `models` are the precisions of the models.
+pub(super) fn pairs(models: &[&str], engines: &[Engine]) -> Vec<(usize, usize)> {
+    let running = engines.iter().filter(|engine| engine.runner.is_some());
+    let place = |(index, engine): (usize, &Engine)| {
+        Some((models.iter().position(|name| *name == engine.row.precision)?, models.len() + index))
+    };
+    running.enumerate().filter_map(place).collect()
+}
+
+/// What engines add to the error of their models, in sentences.
+pub(super) fn errors(models: &[&str], pairs: &[(usize, usize)], evaluation: &Evaluation) -> Vec<String> {
+    let sqnr = |result: &ComparisonResult| {
+        let worst = OutputMetrics::worst_sqnr_db(&result.outputs).filter(|db| db.is_finite());
+        worst.map_or_else(|| "no error".to_owned(), |db| format!("{db:.1} dB SQNR"))
+    };
+    let sentence = |(&(model, _), result): (&(usize, usize), &Result<ComparisonResult, PipelineError>)| {
+        let quantization = sqnr(evaluation.targets[model].as_ref().ok()?);
+        let engine = sqnr(result.as_ref().ok()?);
+        let name = models[model];
+        Some(format!(
+            "{name}: the model itself has {quantization} in ONNX Runtime; its engine differs from that by {engine}"
+        ))
+    };
+    pairs.iter().zip(&evaluation.pairs).filter_map(sentence).collect()
+}
+
+/// The layers that the builder listed; where it listed none, those that the engine inspector tells.
+fn layers(engine: &Path, sidecar: EngineSidecar, runs: bool) -> anyhow::Result<Vec<EngineLayer>> {
+    if !sidecar.layers.is_empty() {
+        return Ok(sidecar.layers);
+    }
+    anyhow::ensure!(runs, "the builder listed none, and the engine inspector tells them only where the engine runs");
+    let operators = Model::load(&sidecar.model)?.op_types();
+    Ok(engine_layers(engine, &RunnerOptions::default(), &operators)?.layers)
+}
+
+/// Which layers of an engine in 8 bits multiply in another type after all.
+fn left_out(precision: &str, inside: &EngineInside) -> Option<String> {
+    if !["int8", "fp8"].contains(&precision) {
+        return None;
+    }
+    let multiply = || inside.layers.iter().filter(|layer| layer.kind == LayerKind::Compute);
+    let other = |layer: &&EngineLayer| !layer.precision.name().eq_ignore_ascii_case(precision);
+    let others: Vec<&EngineLayer> = multiply().filter(other).collect();
+    let first = others.first()?;
+    Some(format!(
+        "{precision}: {} of the {} layers that multiply in the engine do so in another type; the first, in {}, is `{}`",
+        others.len(),
+        multiply().count(),
+        first.precision.name(),
+        first.nodes.first().unwrap_or(&first.name)
+    ))
+}
+
+impl Job<'_> {
+    /// Builds the engines, and loads those that this machine can run. What fails is said in the engine's row.
+    pub(super) fn engines(&mut self, targets: &[Target]) -> anyhow::Result<Vec<Engine>> {
+        if self.session.config.tensorrt == "off" {
+            return Ok(Vec::new());
+        }
+        let found = compiled_flavour().and_then(|flavour| find_library(flavour, None));
+        let Some(library) = found.filter(|library| library.parser.is_some()) else {
+            let why =
+                if compiled_flavour().is_some() { "no library was found" } else { "this program was built without it" };
+            self.notes.push(format!("TensorRT: {why}, so no engines were built; `calib doctor` tells more"));
+            return Ok(Vec::new());
+        };
+        self.tensorrt = library.version().ok().map(|version| (library.flavour.to_string(), version));
+        let mut models = vec![("fp32", self.session.subject.float.path.clone())];
+        models.extend(targets.iter().filter_map(|target| {
+            let artifact = target.artifact.as_ref()?;
+            Some((target.precision.name(), Some(self.out.join(&artifact.path))))
+        }));
+        let folder = self.out.join("engines");
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        let gpu = Device::open(0);
+        let mut engines = Vec::new();
+        for (precision, model) in models {
+            crate::commands::check_interrupt()?;
+            let backend = library.flavour.to_string().to_lowercase();
+            let mut engine = Engine { row: Precision::new(precision, &backend), runner: None, measured: None };
+            let built = model
+                .context("the model has no file")
+                .and_then(|model| self.engine(&library, gpu.as_ref().ok(), precision, &model));
+            match built {
+                Ok((artifact, sidecar)) => {
+                    let path = self.out.join(&artifact.path);
+                    engine.row.artifact = Some(artifact);
+                    let runtime_cache = (library.flavour == Flavour::TensorRtRtx).then(|| folder.join("runtime.cache"));
+                    let options = RunnerOptions { runtime_cache, ..RunnerOptions::default() };
+                    match runnable(&gpu).and_then(|()| run_engine(&path, &options)) {
+                        Ok(runner) => engine.runner = Some(runner),
+                        Err(error) => engine.row.error = Some(format!("the engine was built, but not run: {error}")),
+                    }
+                    match layers(&path, sidecar, engine.runner.is_some()) {
+                        Ok(layers) => {
+                            let inside = EngineInside::new(layers);
+                            self.notes.extend(left_out(precision, &inside));
+                            engine.row.engine = Some(inside);
+                        }
+                        Err(why) => self.notes.push(format!("{precision}: the engine's layers are not known: {why:#}")),
+                    }
+                }
+                Err(error) if super::is_about_the_disk(&error) => return Err(error),
+                Err(error) => {
+                    let reason = crate::commands::describe(&error);
+                    self.printer.warn(&format!("{backend} could not build {precision}: {reason}"));
+                    engine.row.error = Some(reason);
+                }
+            }
+            engines.push(engine);
+        }
+        Ok(engines)
+    }
+
+    /// Latency of the engines, in interleaved rounds of their own: they share no device with the reference. What is slower
+    /// in a lower precision is noted first, with the reason that the layers give.
+    pub(super) fn time_engines(&mut self, engines: &mut [Engine]) -> anyhow::Result<()> {
+        let seconds = self.session.config.bench_seconds;
+        if seconds <= 0.0 {
+            return Ok(());
+        }
+        let batches = self.bench_batches();
+        let inputs: Vec<_> = batches.into_iter().filter_map(|batch| Some((batch, self.first_batch(batch)?))).collect();
+        let runners: Vec<_> = engines
+            .iter_mut()
+            .filter_map(|engine| {
+                let (name, backend) = (engine.row.precision.clone(), engine.row.backend.clone());
+                Some((name, backend, RefCell::new(engine.runner.as_mut()?)))
+            })
+            .collect();
+        let mut timed: Vec<bench::Target<'_, BackendError>> = Vec::new();
+        for (batch, inputs) in &inputs {
+            timed.extend(runners.iter().map(|(name, backend, runner)| bench::Target {
+                name: name.clone(),
+                batch: *batch,
+                lane: 0,
+                mode: Mode { provider: backend.clone(), threads: 1, transfers: true, cuda_graph: false },
+                timing: Timing::Measured,
+                call: Box::new(move || {
+                    let mut runner = runner.borrow_mut();
+                    runner.visit(inputs, &mut |_, _| Ok(crate::commands::check_interrupt()?))?;
+                    Ok(runner.phases())
+                }),
+            }));
+        }
+        let protocol = Protocol { duration: std::time::Duration::from_secs_f64(seconds), ..Protocol::default() };
+        let times = bench::run(&mut timed, Some("fp32"), &protocol, &SystemClock::default())?;
+        drop(timed);
+        drop(runners);
+        if let (Some((_, inputs)), false) = (inputs.first(), slowdowns(&times, bits, |_| None).is_empty()) {
+            let mut layers = BTreeMap::new();
+            for engine in engines.iter_mut() {
+                if let Some(runner) = &mut engine.runner {
+                    layers.extend(runner.layer_times(inputs, LAYER_CALLS)?.map(|l| (engine.row.precision.clone(), l)));
+                }
+            }
+            self.notes.splice(0..0, slowdowns(&times, bits, |name| layers.get(name).map(Vec::as_slice)));
+        }
+        for engine in engines.iter_mut().filter(|engine| engine.runner.is_some()) {
+            self.add_times(&mut engine.row, Some(&times));
+        }
+        Ok(())
+    }
+
+    fn engine(
+        &self,
+        library: &Library,
+        gpu: Option<&Device>,
+        precision: &str,
+        model: &Path,
+    ) -> anyhow::Result<(ArtifactFile, EngineSidecar)> {
+        let session = &self.session;
+        // With --shape, the model as it was given is more open than the models made of it.
+        let inputs = if session.config.shape.is_empty() {
+            session.subject.inputs.clone()
+        } else {
+            declared(&Model::load(model)?).0
+        };
+        let mut bound = session.config.shape.clone();
+        if let Some(sample) = self.first_batch(session.subject.fixed_batch().unwrap_or(1)) {
+            bound.extend(sample.into_iter().map(|(name, tensor)| (name, tensor.shape().to_vec())));
+        }
+        let options = EngineOptions {
+            profile: OptimizationProfile::for_batch(&inputs, session.batch, &bound)?,
+            compute_capabilities: match (library.flavour, gpu.map(|gpu| gpu.info().compute_capability)) {
+                (Flavour::TensorRt, _) => Vec::new(),
+                (Flavour::TensorRtRtx, Some((major, minor))) if rtx_runs_on((major, minor)) => {
+                    vec![format!("{major}.{minor}")]
+                }
+                (Flavour::TensorRtRtx, _) => WITHOUT_GPU.map(str::to_owned).into(),
+            },
+            ..EngineOptions::default()
+        };
+        let name = format!("engines/{precision}.plan");
+        let path = self.out.join(&name);
+        let config = session.config.absolute();
+        let sidecar = Order {
+            tensorrt: library,
+            model,
+            reference: config.model,
+            data: config.data,
+            labels: config.labels,
+            precision: Some(precision.to_owned()),
+            inputs,
+            outputs: session.subject.outputs.clone(),
+            options,
+        }
+        .write(self.printer, &path)?;
+        Ok((file_facts(&path, name)?, sidecar))
+    }
+}
+
+/// Without a GPU, the engine is not even read.
+fn runnable(gpu: &Result<Device, CudaError>) -> Result<(), TensorRtError> {
+    match gpu {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.clone().into()),
+    }
+}

@@ -1,0 +1,158 @@
+//! What happens inside the INT8 model: errors of tensors and operators, and what they suggest.
+
+use super::{Calibrated, Job, Target};
+use crate::commands::{INTERRUPTED, check_interrupt, settings::quantize_options, suggest::Suggest};
+use trtcalib::{
+    analyse::{
+        advice::{self, LiftEffect, Way, about_layers, about_lift, about_method, told},
+        graphwise::{Graphwise, shared_tensors},
+        layerwise::{LayerError, OutputNoise, Samples, output_noise, worst},
+        operators::Pair,
+    },
+    bisect::{
+        lift::{Judge, JudgeOptions, Start},
+        trials::NodeSet,
+    },
+    calibrate::{CalibrationTable, Choice},
+    compare::{CompareOptions, OutputKind},
+    dataset::{BadPolicy, PrefetchOptions},
+    quantize::{Precision, QuantizeOptions},
+    report::{Advice, AdviceLevel},
+    session::calibration::{Candidate, Chosen, worst_sqnr},
+};
+
+/// Evaluation samples on which tensors are compared one by one.
+const GRAPHWISE_SAMPLES: usize = 16;
+/// Samples and operators for which is measured what a single quantized operator does to the outputs.
+const OUTPUT_SAMPLES: usize = 4;
+const OUTPUT_OPERATORS: usize = 12;
+
+/// What nodes are lifted to when it is measured what that would give.
+const LIFT: Precision = Precision::Fp32;
+
+/// What looking into the layers found.
+pub(super) struct Layers {
+    pub(super) graphwise: Graphwise,
+    pub(super) local: Vec<LayerError>,
+    pub(super) outputs: Vec<OutputNoise>,
+    pub(super) lifted: Option<LiftEffect>,
+}
+
+impl Job<'_> {
+    /// The error of every tensor of the INT8 model (or the first quantized one) against the float model, and the errors
+    /// that its operators make by themselves.
+    pub(super) fn layers(&self, targets: &[Target], calibrated: Option<&Calibrated>) -> anyhow::Result<Option<Layers>> {
+        let mut quantized = targets.iter().filter(|target| target.precision.is_quantized() && target.runner.is_some());
+        let found = quantized.find_map(|target| Some((target.precision, target.model.as_ref()?)));
+        let (Some((precision, model)), Some(calibrated)) = (found, calibrated) else { return Ok(None) };
+        let session = &self.session;
+        let ignored = |name: &str| session.config.output_kind.get(name) == Some(&OutputKind::Ignored);
+        let is_output =
+            |name: &str| session.subject.outputs.iter().any(|info| info.name == *name && !ignored(&info.name));
+        let mut sites = shared_tensors(&session.subject.folded, model)?;
+        sites.retain(|site| site.amax.is_some() || is_output(&site.tensor));
+        let batchable = session.subject.fixed_batch().is_none_or(|batch| batch == 1);
+        if sites.is_empty() || !batchable {
+            return Ok(None);
+        }
+        let indices = &self.split.evaluation[..self.split.evaluation.len().min(GRAPHWISE_SAMPLES)];
+        let dataset = &*session.data.collection.dataset;
+        let readable: Vec<usize> = indices.iter().copied().filter(|&index| dataset.sample(index).is_ok()).collect();
+        if readable.is_empty() {
+            return Ok(None);
+        }
+        let policy = BadPolicy { max_share: 1.0, strict: false };
+        let reading = PrefetchOptions { batch: 1, threads: session.threads, policy, stop: &INTERRUPTED, skipped: &[] };
+        let samples = Samples { dataset, indices: &readable, reading };
+        let graphwise = session.graphwise(self.printer, &session.subject.folded, model, &sites, samples)?;
+        check_interrupt()?;
+        let options = quantize_options(&session.config, precision)?;
+        let (float, quantized) = session.subject.analysis_pair(&calibrated.chosen.table, &options)?;
+        let pair = Pair::new(&float, &quantized)?;
+        let local = session.layerwise(self.printer, &pair, samples)?;
+        let few = Samples { indices: &readable[..readable.len().min(OUTPUT_SAMPLES)], ..samples };
+        let outputs = output_noise(
+            &session.runtime,
+            &pair,
+            &worst(&local, OUTPUT_OPERATORS),
+            few,
+            &session.output_noise_options(),
+        )?;
+        check_interrupt()?;
+        let lifted = self.lift_effect(&options, &calibrated.chosen.table, told(&outputs), samples)?;
+        Ok(Some(Layers { graphwise, local, outputs, lifted }))
+    }
+
+    /// What lifting `nodes` does to the outputs.
+    fn lift_effect(
+        &self,
+        options: &QuantizeOptions,
+        table: &CalibrationTable,
+        nodes: Vec<String>,
+        samples: Samples<'_>,
+    ) -> anyhow::Result<Option<LiftEffect>> {
+        if nodes.is_empty() {
+            return Ok(None);
+        }
+        let session = &self.session;
+        let subject = &session.subject;
+        let start = Start {
+            model: &subject.folded,
+            shapes: &subject.shapes,
+            table: Some(table),
+            quantize: options,
+            precision: LIFT,
+        };
+        let compare = CompareOptions { max_flips: 0, ..session.compare_options() };
+        let judged = JudgeOptions { threads: session.threads, compare, ..JudgeOptions::default() };
+        let mut judge = Judge::new(session.side(&subject.float), session.batched(samples), judged)?;
+        let mut sqnr_db = |lifted: NodeSet| anyhow::Ok(worst_sqnr(&judge.compare(&start.model(&lifted)?)?));
+        let sqnr_db = [sqnr_db(NodeSet::new())?, sqnr_db(nodes.iter().cloned().collect())?];
+        Ok(Some(LiftEffect { nodes, sqnr_db, samples: samples.indices.len() }))
+    }
+
+    /// What the figures suggest, with commands that work as they stand.
+    pub(super) fn advice(&self, calibrated: Option<&Calibrated>, layers: Option<&Layers>) -> Vec<Advice> {
+        let table = self.out.join("calibration.json");
+        let gate = self.session.default_gate();
+        let commands = Suggest {
+            config: &self.session.config,
+            out: &self.out,
+            table: &table,
+            lift: LIFT,
+            precision: Precision::Int8,
+            gate,
+        }
+        .commands();
+        let mut found: Vec<advice::Advice> =
+            calibrated.and_then(|found| method_advice(&found.chosen)).into_iter().collect();
+        if let Some(layers) = layers {
+            found.extend(about_layers(&layers.local, &layers.outputs, &commands));
+            found.extend(layers.lifted.as_ref().map(|effect| about_lift(effect, LIFT.name(), &commands)));
+        }
+        let level = |importance| match importance {
+            advice::Importance::Info => AdviceLevel::Info,
+            advice::Importance::Warning => AdviceLevel::Warning,
+            advice::Importance::Problem => AdviceLevel::Problem,
+        };
+        let row =
+            |a: advice::Advice| Advice { level: level(a.importance), text: a.text, nodes: a.nodes, command: a.command };
+        found.into_iter().map(row).collect()
+    }
+}
+
+/// Which way to choose ranges won, where several were measured.
+fn method_advice(chosen: &Chosen) -> Option<advice::Advice> {
+    let corrected = !chosen.table.bias_corrections.is_empty();
+    let name = |choice: Choice, corrected| format!("{choice}{}", if corrected { " with corrected biases" } else { "" });
+    // The table in force with and without corrections is one way.
+    let measured = chosen
+        .candidates
+        .iter()
+        .filter(|candidate| candidate.choice != chosen.choice || candidate.bias_correction == corrected);
+    let way = |candidate: &Candidate| Way {
+        name: name(candidate.choice, candidate.bias_correction),
+        sqnr_db: worst_sqnr(&candidate.result),
+    };
+    about_method(&name(chosen.choice, corrected), &measured.map(way).collect::<Vec<_>>(), chosen.measured_on)
+}

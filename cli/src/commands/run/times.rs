@@ -1,0 +1,148 @@
+//! The speed part of a run: the reference and every target in interleaved rounds, at each batch size and thread count.
+
+use std::{cell::RefCell, collections::BTreeMap, time::Duration};
+
+use super::{Job, Target};
+use crate::commands::{
+    check_interrupt,
+    settings::{Session, mode},
+};
+use trtcalib::{
+    backend::{Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Runner, onnxruntime::emulation},
+    bench::{self, LAYER_CALLS, Measurement, Protocol, SystemClock, Timing, slowdowns},
+    dataset::{BadPolicy, PrefetchOptions, prefetch},
+    quantize::Precision,
+    tensor::TensorMap,
+};
+
+/// Batch sizes that the model cannot take are known before any work is done.
+pub(super) fn check(session: &Session) -> anyhow::Result<()> {
+    let Some(fixed) = session.subject.fixed_batch() else { return Ok(()) };
+    match session.config.bench_batch.iter().find(|&&batch| batch != fixed) {
+        Some(batch) => {
+            anyhow::bail!("latency at batch {batch} was asked for, but the model fixes its batch to {fixed}")
+        }
+        None => Ok(()),
+    }
+}
+
+impl Job<'_> {
+    /// Latencies of the reference, which is called `fp32`, and of every target, called by its precision.
+    pub(super) fn time(&mut self, targets: &mut [Target]) -> anyhow::Result<Option<Vec<Measurement>>> {
+        let config = &self.session.config;
+        let seconds = config.bench_seconds;
+        if seconds <= 0.0 {
+            return Ok(None);
+        }
+        let batches = self.bench_batches();
+        let threads = match &config.bench_threads[..] {
+            [] => vec![self.session.threads],
+            several => several.to_vec(),
+        };
+        let mut inputs = Vec::new();
+        for batch in batches {
+            match self.first_batch(batch) {
+                Some(first) => inputs.push((batch, first)),
+                None => self.note(format!(
+                    "latency at batch {batch} was not measured: the evaluation data does not begin with {batch} samples of \
+                     one shape"
+                )),
+            }
+        }
+        self.printer.detail("measuring latency");
+        let session = &mut self.session;
+        let provider = session.provider;
+        let mut extra: Vec<(String, Timing, usize, Box<dyn Runner>)> = Vec::new();
+        for &count in threads.iter().filter(|&&count| count != session.threads) {
+            let reference = session.subject.reference(session.runtime, provider, count)?;
+            extra.push(("fp32".to_owned(), Timing::Measured, count, reference));
+            let options = BuildOptions { threads: count, provider, ..BuildOptions::default() };
+            for target in targets.iter().filter(|target| target.runner.is_some()) {
+                let Some(model) = target.imitation.as_ref().or(target.model.as_ref()) else { continue };
+                let runner = session.runtime.build(model, &options)?;
+                extra.push((target.precision.to_string(), timing(target, provider), count, runner));
+            }
+        }
+        let mut runners = Vec::new();
+        if threads.contains(&session.threads) {
+            runners.push(("fp32".to_owned(), Timing::Measured, session.threads, RefCell::new(&mut session.reference)));
+            for target in targets.iter_mut() {
+                let (name, timing) = (target.precision.to_string(), timing(target, provider));
+                if let Some(runner) = &mut target.runner {
+                    runners.push((name, timing, session.threads, RefCell::new(runner)));
+                }
+            }
+        }
+        let extra =
+            extra.iter_mut().map(|(name, timing, count, runner)| (name.clone(), *timing, *count, RefCell::new(runner)));
+        runners.extend(extra);
+        let mut timed: Vec<bench::Target<'_, BackendError>> = Vec::new();
+        for (batch, inputs) in &inputs {
+            timed.extend(runners.iter().map(|(name, timing, threads, runner)| bench::Target {
+                name: name.clone(),
+                batch: *batch,
+                lane: *threads,
+                mode: mode(provider, *threads),
+                timing: *timing,
+                call: Box::new(move || {
+                    runner.borrow_mut().visit(inputs, &mut |_, _| Ok(check_interrupt()?))?;
+                    Ok(None)
+                }),
+            }));
+        }
+        let protocol = Protocol { duration: Duration::from_secs_f64(seconds), ..Protocol::default() };
+        let times = bench::run(&mut timed, Some("fp32"), &protocol, &SystemClock::default())?;
+        drop(timed);
+        drop(runners);
+        if let (Some((_, inputs)), false) = (inputs.first(), slowdowns(&times, bits, |_| None).is_empty()) {
+            let layers = self.layer_times(targets, threads[0], inputs)?;
+            self.notes.splice(0..0, slowdowns(&times, bits, |name| layers.get(name).map(Vec::as_slice)));
+        }
+        Ok(Some(times))
+    }
+
+    /// The times of the layers of the reference and of every target, by the name of its precision.
+    fn layer_times(
+        &self,
+        targets: &[Target],
+        threads: usize,
+        inputs: &TensorMap,
+    ) -> anyhow::Result<BTreeMap<String, Vec<LayerTime>>> {
+        let (session, provider) = (&self.session, self.session.provider);
+        let options = BuildOptions { threads, provider, layer_times: true, ..BuildOptions::default() };
+        let models = targets.iter().filter_map(|target| Some((target.precision.name(), target.model.as_ref()?)));
+        let mut layers = BTreeMap::new();
+        for (name, model) in std::iter::once(("fp32", &session.subject.float)).chain(models) {
+            let times = session.runtime.build(model, &options)?.layer_times(inputs, LAYER_CALLS)?;
+            layers.extend(times.map(|times| (name.to_owned(), times)));
+        }
+        Ok(layers)
+    }
+
+    /// Batch sizes at which the latency is measured.
+    pub(super) fn bench_batches(&self) -> Vec<usize> {
+        match &self.session.config.bench_batch[..] {
+            [] => vec![self.session.subject.fixed_batch().unwrap_or(1)],
+            several => several.to_vec(),
+        }
+    }
+
+    /// The first samples of the evaluation; `None` where there are too few of one shape.
+    pub(super) fn first_batch(&self, batch: usize) -> Option<TensorMap> {
+        let policy = BadPolicy { max_share: 1.0, strict: false };
+        let options = PrefetchOptions { batch, threads: 1, policy, stop: &crate::commands::INTERRUPTED, skipped: &[] };
+        let dataset = &*self.session.data.collection.dataset;
+        let first = prefetch(dataset, &self.split.evaluation, options, |batches| batches.next()).0?;
+        (first.ids.len() == batch).then_some(first.inputs)
+    }
+}
+
+/// Bits of a value in a precision, by its name.
+pub(super) fn bits(precision: &str) -> Option<u32> {
+    Some(precision.parse::<Precision>().ok()?.bits())
+}
+
+fn timing(target: &Target, provider: ExecutionProvider) -> Timing {
+    let emulated = target.model.as_ref().is_some_and(|model| emulation(model, provider).is_some());
+    if emulated { Timing::Emulated } else { Timing::Measured }
+}

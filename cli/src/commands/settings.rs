@@ -1,0 +1,469 @@
+//! From flags and a configuration file to one [`RunConfig`], and from that to the options of the stages.
+
+use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicBool};
+
+use anyhow::Context;
+
+use super::{INTERRUPTED, calibrate::warn_halved};
+use crate::{
+    args::{DataArgs, MethodArgs, OutputArgs, OutputKindArgs, RuntimeArgs, SchemeArgs},
+    printer::Printer,
+};
+use trtcalib::{
+    analyse::{
+        graphwise::{Graphwise, GraphwiseOptions, Side, TensorSite, graphwise, graphwise_on_device},
+        layerwise::{LayerError, LayerwiseOptions, OutputNoiseOptions, Samples, layerwise},
+        operators::Pair,
+    },
+    artifact::ContentHash,
+    backend::{ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
+    bench::Mode,
+    compare::{CompareOptions, ComparisonResult, OutputKind},
+    config::{ConfigError, RunConfig, parse_output_kind, parse_shape, parse_share},
+    dataset::{BadPolicy, Collection, Dataset, PrefetchOptions, RandomDataset, data_hash},
+    onnx::Model,
+    quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions},
+    session::{
+        Control, PipelineError,
+        calibration::{Calibrator, ChooseOptions, ObserveOptions, judged_kinds},
+        checkpoint::Checkpoints,
+        data::{Data, DataSettings, Provenance, open_data},
+        evaluation::{EvaluateOptions, class_names},
+        model::Subject,
+    },
+};
+
+/// Samples in one call when neither user nor model say, on the CPU and on a GPU.
+const DEFAULT_BATCH: usize = 8;
+const DEFAULT_CUDA_BATCH: usize = 64;
+
+/// Replaces `target` when a flag was given.
+fn set<T: Clone>(target: &mut T, flag: Option<&T>) {
+    if let Some(value) = flag {
+        *target = value.clone();
+    }
+}
+
+fn set_some<T: Clone>(target: &mut Option<T>, flag: Option<&T>) {
+    if flag.is_some() {
+        *target = flag.cloned();
+    }
+}
+
+fn set_list<T: Clone>(target: &mut Vec<T>, flags: &[T]) {
+    if !flags.is_empty() {
+        *target = flags.to_vec();
+    }
+}
+
+/// Groups of flags that win over the configuration.
+pub(super) trait Apply {
+    /// Puts the flags that were given into `config`.
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError>;
+}
+
+impl Apply for DataArgs {
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
+        set_some(&mut config.data, self.data.as_ref());
+        set_some(&mut config.labels, self.labels.as_ref());
+        set_some(&mut config.classes, self.classes.as_ref());
+        if self.preset.is_some() || self.preprocessor.is_some() {
+            // A preset on the command line replaces whatever the file says about preprocessing.
+            (config.preprocess, config.preset, config.preprocessor) = (None, None, None);
+        }
+        set_some(&mut config.preset, self.preset.as_ref());
+        set_some(&mut config.preprocessor, self.preprocessor.as_ref());
+        set_some(&mut config.batch, self.batch.iter().max());
+        if let [_, _, ..] = self.batch[..] {
+            config.bench_batch.clone_from(&self.batch);
+        }
+        set(&mut config.seed, self.seed.as_ref());
+        if let Some(share) = &self.max_bad {
+            config.max_bad = parse_share(share)?;
+        }
+        config.strict |= self.strict;
+        config.random_data |= self.random_data;
+        for shape in &self.shape {
+            let (name, extents) = parse_shape(shape)?;
+            config.shape.insert(name, extents);
+        }
+        Ok(())
+    }
+}
+
+impl Apply for OutputArgs {
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
+        set_list(&mut config.top_k, &self.top_k);
+        set(&mut config.ignore_label, self.ignore_label.as_ref());
+        self.kinds.apply(config)
+    }
+}
+
+impl Apply for OutputKindArgs {
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
+        for text in &self.output_kind {
+            let (name, kind) = parse_output_kind(text)?;
+            config.output_kind.insert(name, kind);
+        }
+        Ok(())
+    }
+}
+
+impl Apply for MethodArgs {
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
+        set(&mut config.calib_samples, self.calib_samples.as_ref());
+        set(&mut config.method, self.method.as_ref());
+        set(&mut config.percentile, self.percentile.as_ref());
+        set(&mut config.bias_correction, self.bias_correction.as_ref());
+        Ok(())
+    }
+}
+
+impl Apply for SchemeArgs {
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
+        set_list(&mut config.nodes_to_exclude, &self.nodes_to_exclude);
+        set_list(&mut config.nodes_to_include, &self.nodes_to_include);
+        set_list(&mut config.op_types, &self.op_types);
+        set_list(&mut config.op_types_to_exclude, &self.op_types_to_exclude);
+        set(&mut config.high_precision, self.high_precision.as_ref());
+        set_some(&mut config.plan, self.plan.as_ref());
+        Ok(())
+    }
+}
+
+impl Apply for RuntimeArgs {
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
+        set(&mut config.threads, self.threads.iter().max());
+        if let [_, _, ..] = self.threads[..] {
+            config.bench_threads.clone_from(&self.threads);
+        }
+        set(&mut config.provider, self.provider.as_ref());
+        Ok(())
+    }
+}
+
+/// Refuses several batch sizes and thread counts, for commands that measure no latency.
+pub(super) fn one_size(data: &DataArgs, runtime: &RuntimeArgs) -> Result<(), ConfigError> {
+    for (key, values) in [("batch", &data.batch), ("threads", &runtime.threads)] {
+        if values.len() > 1 {
+            let reason = "several values are for `run` and `bench`; give one".to_owned();
+            return Err(ConfigError::Value { key, reason });
+        }
+    }
+    Ok(())
+}
+
+/// `cpu`, `cuda`, `cuda:1`, `cuda-tf32`, `cuda-tf32:1`.
+pub(super) fn provider(text: &str) -> Result<ExecutionProvider, ConfigError> {
+    let invalid =
+        || ConfigError::Value { key: "provider", reason: format!("`{text}` is none of cpu, cuda[:N], cuda-tf32[:N]") };
+    let (name, index) = text.split_once(':').unwrap_or((text, "0"));
+    let index = index.parse().map_err(|_| invalid())?;
+    match name {
+        "cpu" if name == text => Ok(ExecutionProvider::Cpu),
+        "cuda" => Ok(ExecutionProvider::Cuda(index)),
+        "cuda-tf32" => Ok(ExecutionProvider::CudaTf32(index)),
+        _ => Err(invalid()),
+    }
+}
+
+fn compare_options(config: &RunConfig, names: &BTreeMap<u32, String>) -> CompareOptions {
+    CompareOptions {
+        kinds: config.output_kind.clone(),
+        top_k: config.top_k.clone(),
+        class_names: class_names(names),
+        ignored_label: Some(config.ignore_label),
+        ..CompareOptions::default()
+    }
+}
+
+/// How ONNX Runtime is called when its time is taken.
+pub(super) fn mode(provider: ExecutionProvider, threads: usize) -> Mode {
+    // Inputs and outputs lie in host memory, so every call on a GPU copies them.
+    Mode { provider: provider.backend().to_owned(), threads, transfers: provider.gpu().is_some(), cuda_graph: false }
+}
+
+/// The rules of a configuration for a quantized precision.
+pub(super) fn scheme(config: &RunConfig, precision: Precision) -> anyhow::Result<SchemeOptions> {
+    let plan = match &config.plan {
+        Some(path) => PrecisionPlan::read(path)?,
+        None => PrecisionPlan::default(),
+    };
+    Ok(SchemeOptions {
+        precision,
+        exclude: config.nodes_to_exclude.clone(),
+        include: config.nodes_to_include.clone(),
+        exclude_op_types: config.op_types_to_exclude.iter().cloned().collect(),
+        op_types: config.op_types.iter().cloned().collect(),
+        plan,
+        ..SchemeOptions::default()
+    })
+}
+
+/// Says which patterns and operator types of a configuration match nothing in the model.
+pub(super) fn warn_unmatched(printer: &Printer, config: &RunConfig, subject: &Subject, placement: &Placement) {
+    for pattern in &placement.unmatched_patterns {
+        printer.warn(&format!("the pattern `{pattern}` matches no node"));
+    }
+    let known = |op_type: &str| subject.folded.graph().node.iter().any(|node| node.op_type() == op_type);
+    for op_type in config.op_types.iter().chain(&config.op_types_to_exclude).filter(|op_type| !known(op_type)) {
+        printer.warn(&format!("the model has no node of the operator type `{op_type}`"));
+    }
+}
+
+/// Refuses a placement that quantizes nothing.
+pub(super) fn require_operators(placement: &Placement) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !placement.tensors_to_observe().is_empty(),
+        "nothing in this model is to be quantized; `calib quantize --explain` lists the rule that decided for every node"
+    );
+    Ok(())
+}
+
+/// How a model of a precision is made; the high precision applies behind Q/DQ.
+pub(super) fn quantize_options(config: &RunConfig, precision: Precision) -> anyhow::Result<QuantizeOptions> {
+    let high_precision: Precision = config.high_precision.parse().map_err(anyhow::Error::msg)?;
+    let high_precision = if precision.is_quantized() { high_precision } else { Precision::Fp32 };
+    Ok(QuantizeOptions { scheme: scheme(config, precision)?, high_precision, ..QuantizeOptions::default() })
+}
+
+/// The float model of a configuration, its data, and the options of the stages.
+pub(super) struct Session {
+    pub(super) config: RunConfig,
+    pub(super) runtime: OnnxRuntime,
+    pub(super) subject: Subject,
+    pub(super) reference: Box<dyn Runner>,
+    pub(super) data: Data,
+    pub(super) threads: usize,
+    pub(super) provider: ExecutionProvider,
+    pub(super) batch: usize,
+    pub(super) policy: BadPolicy,
+}
+
+impl Session {
+    /// Loads runtime, model and data.
+    pub(super) fn open(config: RunConfig, library: Option<&Path>, printer: &Printer) -> anyhow::Result<Self> {
+        config.validate()?;
+        let model = config.model.clone().context(
+            "no model was given; name one with --model FILE, or `model = \"...\"` in the file given with --config",
+        )?;
+        if config.data.is_none() && !config.random_data {
+            anyhow::bail!(
+                "no data was given; name it with --data PATH (images, .npz, ...). Ranges from random numbers say nothing \
+                 about accuracy, so they are used only with --random-data"
+            );
+        }
+        let runtime = OnnxRuntime::load(library)?;
+        let provider = provider(&config.provider)?;
+        let threads = match config.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            threads => threads,
+        };
+        printer.detail(&format!("reading {}", model.display()));
+        let subject = Subject::load(runtime, &model, &config.shape)?;
+        for finding in &subject.findings {
+            printer.warn(&format!("{}; {}", finding.message, finding.hint));
+        }
+        let mut reference = subject.reference(runtime, provider, threads)?;
+        let batch = match (config.batch, subject.fixed_batch()) {
+            (Some(asked), Some(fixed)) if asked != fixed => {
+                anyhow::bail!("--batch {asked} was asked for, but the model fixes its batch to {fixed}")
+            }
+            (asked, fixed) => {
+                let default = if provider.gpu().is_some() { DEFAULT_CUDA_BATCH } else { DEFAULT_BATCH };
+                asked.or(fixed).unwrap_or(default)
+            }
+        };
+        let policy = BadPolicy { max_share: config.max_bad, strict: config.strict };
+        let evaluate = EvaluateOptions { batch, policy, compare: compare_options(&config, &BTreeMap::new()) };
+        let control = Control { threads, stop: &INTERRUPTED, progress: &|_| {}, checkpoints: None };
+        let data = if config.random_data {
+            random_data(&config, &subject)?
+        } else {
+            let settings = DataSettings {
+                path: config.data.clone().unwrap_or_default(),
+                labels: config.labels.clone(),
+                classes: config.classes.clone(),
+                preprocess: config.preprocess.clone(),
+                preset: config.preset.clone(),
+                preprocessor: config.preprocessor.clone(),
+            };
+            open_data(&subject, &settings, &mut reference, &evaluate, control)?
+        };
+        for note in &data.collection.notes {
+            printer.warn(note);
+        }
+        match &data.provenance {
+            Provenance::Given(_) | Provenance::None => {}
+            other => {
+                printer.warn(&format!("preprocessing: {}; set --preset or [preprocess] to be sure", other.describe()));
+            }
+        }
+        Ok(Self { config, runtime, subject, reference, data, threads, provider, batch, policy })
+    }
+
+    /// Index of the GPU that executes, if one does.
+    pub(super) fn gpu(&self) -> Option<u32> {
+        self.provider.gpu()
+    }
+
+    /// Options of a pass over calibration samples.
+    pub(super) fn observe_options(&self) -> ObserveOptions {
+        let batch = if self.gpu().is_some() { self.batch } else { self.subject.fixed_batch().unwrap_or(1) };
+        ObserveOptions { batch, threads: self.threads, provider: self.provider, policy: self.policy }
+    }
+
+    /// How outputs are compared.
+    pub(super) fn compare_options(&self) -> CompareOptions {
+        compare_options(&self.config, &self.data.collection.names)
+    }
+
+    /// Samples in the batches that a GPU takes; on the CPU they stay as they are.
+    pub(super) fn batched<'s>(&self, samples: Samples<'s>) -> Samples<'s> {
+        let batch = if self.gpu().is_some() { self.batch } else { samples.reading.batch };
+        Samples { reading: PrefetchOptions { batch, ..samples.reading }, ..samples }
+    }
+
+    /// A model where the session executes.
+    pub(super) fn side<'s>(&'s self, model: &'s Model) -> Side<'s> {
+        Side { backend: &self.runtime, provider: self.provider, model }
+    }
+
+    /// The errors that operators make by themselves, where the session executes.
+    pub(super) fn layerwise(
+        &self,
+        printer: &Printer,
+        pair: &Pair<'_>,
+        samples: Samples<'_>,
+    ) -> anyhow::Result<Vec<LayerError>> {
+        let (threads, provider) = (self.threads, self.provider);
+        let options = LayerwiseOptions { threads, provider, ..LayerwiseOptions::default() };
+        let (found, halved_to) = layerwise(&self.runtime, pair, self.batched(samples), options)?;
+        warn_halved(printer, "the errors of operators", halved_to);
+        Ok(found)
+    }
+
+    /// Every tensor of `target` against the same of `reference`, where the session executes.
+    pub(super) fn graphwise(
+        &self,
+        printer: &Printer,
+        reference: &Model,
+        target: &Model,
+        sites: &[TensorSite],
+        samples: Samples<'_>,
+    ) -> anyhow::Result<Graphwise> {
+        let options = GraphwiseOptions { threads: self.threads, ..GraphwiseOptions::default() };
+        if self.gpu().is_some() {
+            let (samples, models) = (self.batched(samples), [reference, target]);
+            let (found, halved_to) =
+                graphwise_on_device(&self.runtime, self.provider, models, sites, samples, options)?;
+            warn_halved(printer, "the comparison of tensors", halved_to);
+            return Ok(found);
+        }
+        Ok(graphwise(self.side(reference), self.side(target), sites, samples, options)?)
+    }
+
+    /// What observes the model over its samples.
+    pub(super) fn calibrator<'a>(
+        &'a self,
+        options: &'a ObserveOptions,
+        progress: &'a (dyn Fn(usize) + Sync),
+        checkpoints: Option<&'a Checkpoints>,
+    ) -> Calibrator<'a> {
+        Calibrator {
+            runtime: self.runtime,
+            subject: &self.subject,
+            dataset: &*self.data.collection.dataset,
+            options,
+            control: Control { checkpoints, ..control(self.threads, progress) },
+        }
+    }
+
+    /// How the table is to be made of the histograms.
+    pub(super) fn choose_options(&self, scheme: &SchemeOptions) -> anyhow::Result<ChooseOptions> {
+        Ok(ChooseOptions {
+            choice: self.config.method.parse().map_err(anyhow::Error::msg)?,
+            percentile: self.config.percentile,
+            bias_correction: self.config.bias_correction != "off",
+            scheme: scheme.clone(),
+            compare: self.compare_options(),
+        })
+    }
+
+    /// How it is measured what operators do to the outputs.
+    pub(super) fn output_noise_options(&self) -> OutputNoiseOptions {
+        let kinds = judged_kinds(&self.subject.outputs, &self.config.output_kind).into_iter();
+        let ignored = kinds.filter(|(_, kind)| *kind == OutputKind::Ignored).map(|(name, _)| name).collect();
+        OutputNoiseOptions { threads: self.threads, provider: self.provider, ignored }
+    }
+
+    /// A gate that this model can be measured by.
+    pub(super) fn default_gate(&self) -> &'static str {
+        let is_classification = |output: &TensorInfo| {
+            let sample: Vec<usize> = output.shape.iter().skip(1).map(|extent| extent.unwrap_or(2)).collect();
+            let detected = || Some(OutputKind::detect(output.element_type?, &sample));
+            let kind = self.config.output_kind.get(&output.name).copied().or_else(detected);
+            kind == Some(OutputKind::Classification)
+        };
+        if self.reference.outputs().iter().any(is_classification) { "top1=0.99" } else { "sqnr_db=20" }
+    }
+
+    /// The configuration with everything that was found out, to do the same again from anywhere.
+    pub(super) fn repeatable(&self, out: &Path) -> RunConfig {
+        let mut config = RunConfig { out: Some(out.to_owned()), ..self.config.clone() }.absolute();
+        config.preprocess.clone_from(&self.data.preprocess);
+        (config.preset, config.preprocessor) = (None, None);
+        config
+    }
+
+    /// What is wrong with the labels: they look like another model's, or no output of this one is of their kind.
+    pub(super) fn label_warnings(&self, reference: &ComparisonResult) -> Vec<String> {
+        let mut warnings: Vec<String> = reference.tasks.iter().filter_map(|task| task.label_hint.clone()).collect();
+        let dataset = &*self.data.collection.dataset;
+        let Some(file) = &self.config.labels else { return warnings };
+        let mut unused = |any: bool, what: &str, kind: &str| {
+            if any {
+                warnings.push(format!(
+                    "{what} of {} are not used: no output of the model is a {kind} by its shape; --output-kind NAME=... says \
+                     which one is",
+                    file.display()
+                ));
+            }
+        };
+        let any = |has: fn(&dyn Dataset, usize) -> bool| (0..dataset.len()).any(|index| has(dataset, index));
+        let (is_map, is_classification) = (reference.map().is_some(), reference.classification().is_some());
+        unused(!is_map && any(|data, index| data.mask_file(index).is_some()), "the label masks", "map of classes");
+        unused(!is_classification && any(|data, index| data.label(index).is_some()), "the labels", "classification");
+        warnings
+    }
+
+    /// Hash over the calibration samples and their preprocessing.
+    pub(super) fn data_hash(&self, indices: &[usize]) -> ContentHash {
+        let ids = indices.iter().map(|&index| self.data.collection.dataset.id(index));
+        data_hash(ids, self.data.preprocess.as_ref())
+    }
+}
+
+fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data, PipelineError> {
+    if let Some(file) = &config.labels {
+        let reason = format!("random inputs have no right answers, so {} is of no use; leave it out", file.display());
+        return Err(PipelineError::Input(reason));
+    }
+    let evaluation = if config.eval_samples == 0 { config.calib_samples } else { config.eval_samples };
+    let count = config.calib_samples.saturating_add(evaluation);
+    let dataset = RandomDataset::new(&subject.input_specs(), count, config.seed).map_err(PipelineError::Input)?;
+    let collection = Collection {
+        dataset: Box::new(dataset),
+        passed_over: Vec::new(),
+        names: BTreeMap::new(),
+        label_source: None,
+        notes: Vec::new(),
+    };
+    Ok(Data { collection, preprocess: None, provenance: Provenance::None })
+}
+
+/// How a stage is controlled while `progress` counts samples.
+pub(super) fn control(threads: usize, progress: &(dyn Fn(usize) + Sync)) -> Control<'_> {
+    static STOP: &AtomicBool = &INTERRUPTED;
+    Control { threads, stop: STOP, progress, checkpoints: None }
+}

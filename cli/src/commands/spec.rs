@@ -1,0 +1,84 @@
+//! SPEC of the command line: what gives outputs.
+
+use std::path::{Path, PathBuf};
+
+use trtcalib::{
+    artifact::ArtifactError,
+    backend::{ExecutionProvider, tensorrt::EngineSidecar},
+    config::RunConfig,
+};
+
+/// What gives outputs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Spec {
+    /// ONNX Runtime; without a file, the float model.
+    OnnxRuntime(Option<PathBuf>, ExecutionProvider),
+    /// Outputs that were saved before.
+    Saved(PathBuf),
+    /// A TensorRT engine.
+    Engine(PathBuf),
+}
+
+impl Spec {
+    /// Reads a SPEC of the command line.
+    pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
+        let file = |rest: &str| (!rest.is_empty()).then(|| PathBuf::from(rest));
+        if text == "ort" || text.starts_with("ort:") {
+            return Ok(Self::OnnxRuntime(file(text.get(4..).unwrap_or("")), ExecutionProvider::Cpu));
+        }
+        for (name, provider) in
+            [("ort-cuda", ExecutionProvider::Cuda(0)), ("ort-cuda-tf32", ExecutionProvider::CudaTf32(0))]
+        {
+            if let Some(rest) = text.strip_prefix(name).filter(|rest| rest.is_empty() || rest.starts_with(':')) {
+                return Ok(Self::OnnxRuntime(file(rest.get(1..).unwrap_or("")), provider));
+            }
+        }
+        if let Some(engine) = text.strip_prefix("trt:") {
+            return Ok(Self::Engine(engine.into()));
+        }
+        let ending = Path::new(text).extension().map(|ending| ending.to_string_lossy().to_lowercase());
+        match ending.as_deref() {
+            Some("onnx") => Ok(Self::OnnxRuntime(Some(text.into()), ExecutionProvider::Cpu)),
+            Some("npz") => Ok(Self::Saved(text.into())),
+            Some("plan" | "engine" | "trt") => Ok(Self::Engine(text.into())),
+            _ => anyhow::bail!(
+                "`{text}` names nothing that can be run; use ort, ort:FILE.onnx, ort-cuda[:FILE.onnx], ort-cuda-tf32[:FILE.onnx], trt:FILE.plan, or a \
+                 file ending in .onnx, .npz, .plan, .engine or .trt"
+            ),
+        }
+    }
+}
+
+/// Takes model, data and labels from what `calib build` wrote beside an engine, where nothing else named them.
+pub(super) fn fill_from_sidecar(config: &mut RunConfig, spec: &Spec) -> Result<(), ArtifactError> {
+    let Spec::Engine(path) = spec else { return Ok(()) };
+    let Some(sidecar) = EngineSidecar::beside(path)? else { return Ok(()) };
+    let model = sidecar.reference.unwrap_or(sidecar.model);
+    config.model.get_or_insert(model);
+    config.data = config.data.take().or(sidecar.data);
+    config.labels = config.labels.take().or(sidecar.labels);
+    let batch = sidecar.inputs.first().and_then(|input| sidecar.options.profile.shapes.get(&input.name));
+    config.batch = config.batch.or(batch.and_then(|[_, opt, _]| opt.first().copied()));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specs_by_prefix_and_by_ending() {
+        let ort = |file: Option<&str>| Spec::OnnxRuntime(file.map(PathBuf::from), ExecutionProvider::Cpu);
+        assert_eq!(Spec::parse("ort").unwrap(), ort(None));
+        assert_eq!(Spec::parse("ort:a.onnx").unwrap(), ort(Some("a.onnx")));
+        assert_eq!(Spec::parse("dir/a.ONNX").unwrap(), ort(Some("dir/a.ONNX")));
+        assert_eq!(Spec::parse("ort-cuda").unwrap(), Spec::OnnxRuntime(None, ExecutionProvider::Cuda(0)));
+        let tf32 = Spec::parse("ort-cuda-tf32:a.onnx").unwrap();
+        assert_eq!(tf32, Spec::OnnxRuntime(Some("a.onnx".into()), ExecutionProvider::CudaTf32(0)));
+        assert!(Spec::parse("ort-cuda-fp8").is_err());
+        assert_eq!(Spec::parse("x.engine").unwrap(), Spec::Engine("x.engine".into()));
+        assert_eq!(Spec::parse("trt:x").unwrap(), Spec::Engine("x".into()));
+        assert_eq!(Spec::parse("x.npz").unwrap(), Spec::Saved("x.npz".into()));
+        assert!(Spec::parse("x.pb").unwrap_err().to_string().contains("`x.pb`"));
+    }
+}

@@ -1,0 +1,88 @@
+//! Commands to recommend: complete, so that they work when pasted into a shell.
+
+use std::path::Path;
+
+use trtcalib::{analyse::advice::Commands, config::RunConfig, quantize::Precision};
+
+/// What the commands are about.
+pub(super) struct Suggest<'a> {
+    /// The configuration in force.
+    pub(super) config: &'a RunConfig,
+    /// The output folder, which holds `run.toml`.
+    pub(super) out: &'a Path,
+    /// The calibration table.
+    pub(super) table: &'a Path,
+    /// What nodes are lifted to.
+    pub(super) lift: Precision,
+    /// What nodes are lifted from.
+    pub(super) precision: Precision,
+    /// The gate to recommend where the configuration has none.
+    pub(super) gate: &'a str,
+}
+
+impl Suggest<'_> {
+    /// The beginnings of the commands.
+    pub(super) fn commands(&self) -> Commands {
+        let Self { config, out, table, lift, precision, gate } = self;
+        let file = |name: &str| word(&out.join(name).display().to_string());
+        let table = word(&table.display().to_string());
+        let gate = config.gate.first().map_or(*gate, String::as_str);
+        let repeated = file("run.toml");
+        let wider = word(&format!("{}-minmax", out.display()));
+        let model = config.model.as_ref().map_or_else(String::new, |path| word(&path.display().to_string()));
+        let mut quantize = format!(
+            "calib quantize --model {model} --table {table} --plan {} -o {}",
+            file("plan.json"),
+            file("model.plan.onnx")
+        );
+        for (flag, values) in [
+            ("--nodes-to-exclude", &config.nodes_to_exclude),
+            ("--nodes-to-include", &config.nodes_to_include),
+            ("--op-types", &config.op_types),
+            ("--op-types-to-exclude", &config.op_types_to_exclude),
+        ] {
+            quantize.extend(values.iter().map(|value| format!(" {flag} {}", word(value))));
+        }
+        if config.high_precision != "fp32" {
+            quantize.push_str(&format!(" --high-precision {}", config.high_precision));
+        }
+        // INT8 is what the commands do without being told.
+        let (mut precisions, mut flag) = (String::new(), String::new());
+        if *precision != Precision::Int8 {
+            (precisions, flag) = (format!(" --precisions {precision}"), format!(" --precision {precision}"));
+        }
+        quantize.push_str(&flag);
+        Commands {
+            run: format!("calib run --config {repeated} --method minmax{precisions} --out {wider}"),
+            bisect: format!(
+                "calib bisect --config {repeated} --table {table} --gate {gate} --lift {lift}{flag} --out {}",
+                word(&out.display().to_string())
+            ),
+            quantize,
+        }
+    }
+}
+
+/// A word of a shell's command line, quoted where it must be.
+fn word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=,:+@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_a_shell() {
+        for text in ["a b", "it's", "$HOME", "plain/path-1.onnx", "", "/blocks/.*", "é"] {
+            let echoed = std::process::Command::new("sh").arg("-c").arg(format!("printf %s {}", word(text))).output();
+            assert_eq!(String::from_utf8_lossy(&echoed.unwrap().stdout), text);
+        }
+        assert_eq!(word("plain/path-1.onnx"), "plain/path-1.onnx");
+    }
+}

@@ -1,0 +1,173 @@
+//! What people and programs read: results on standard output, everything else on standard error.
+#![expect(clippy::print_stderr, reason = "the one place that prints")]
+
+use std::{
+    borrow::Cow,
+    fmt,
+    io::{IsTerminal, Write},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use serde::Serialize;
+
+use crate::args::{ColorChoice, GlobalArgs};
+
+/// What the program is doing, for the report of a defect.
+static ACTIVITY: Mutex<String> = Mutex::new(String::new());
+
+/// Prints by the wishes of the command line.
+#[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
+pub struct Printer {
+    quiet: bool,
+    verbose: u8,
+    json: bool,
+    progress: bool,
+    color: bool,
+}
+
+impl Printer {
+    /// A printer for the given options; honours `NO_COLOR`, and shows progress only on a terminal.
+    pub fn new(global: &GlobalArgs) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let color = match global.color {
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            ColorChoice::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        };
+        Self {
+            quiet: global.quiet,
+            verbose: global.verbose,
+            json: global.json,
+            progress: terminal && !global.no_progress && !global.quiet,
+            color,
+        }
+    }
+
+    /// True when the result is to be JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// True when standard error takes colours.
+    pub fn is_colored(&self) -> bool {
+        self.color
+    }
+
+    /// A result for people, on standard output; nothing with `--json`.
+    pub fn result(&self, text: &str) {
+        if !self.json {
+            print_or_stop(&harmless(text));
+        }
+    }
+
+    /// The result: `value` as JSON with `--json`, otherwise what `text` gives.
+    pub fn outcome<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> serde_json::Result<()> {
+        if self.json {
+            print_or_stop(&serde_json::to_string_pretty(value)?);
+        } else {
+            print_or_stop(&harmless(&text()));
+        }
+        Ok(())
+    }
+
+    /// What is being done; not with `--quiet`.
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            self.line("", "", text);
+        }
+    }
+
+    /// Details, with `-v`.
+    pub fn detail(&self, text: &str) {
+        text.clone_into(&mut ACTIVITY.lock().unwrap_or_else(PoisonError::into_inner));
+        if self.verbose > 0 {
+            self.line("", "", text);
+        }
+    }
+
+    /// What the program said last that it is doing.
+    pub fn activity() -> String {
+        let activity = ACTIVITY.lock().unwrap_or_else(PoisonError::into_inner);
+        if activity.is_empty() { "starting".to_owned() } else { activity.clone() }
+    }
+
+    /// Something the user should know before trusting the result.
+    pub fn warn(&self, text: &str) {
+        self.line("\x1b[33;1m", "warning: ", text);
+    }
+
+    /// Why the program stops.
+    pub fn error(&self, text: &str) {
+        self.line("\x1b[31;1m", "error: ", text);
+    }
+
+    /// A progress bar over `length` steps with rate and time left; hidden when there is no terminal.
+    pub fn progress(&self, length: u64, what: &str) -> ProgressBar {
+        self.detail(what);
+        let target = if self.progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(length), target);
+        // What follows a point in a template is a colour, not a precision.
+        let template = "{msg:<12} {bar:30} {pos}/{len} {rate} eta {eta}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            let rate = |state: &ProgressState, text: &mut dyn fmt::Write| {
+                let _ = text.write_str(&rate(state.per_sec()));
+            };
+            bar.set_style(style.with_key("rate", rate).progress_chars("=> "));
+        }
+        bar.set_message(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar
+    }
+
+    fn line(&self, style: &str, label: &str, text: &str) {
+        let text = harmless(text);
+        if self.color && !label.is_empty() {
+            eprintln!("{style}{label}\x1b[0m{text}");
+        } else {
+            eprintln!("{label}{text}");
+        }
+    }
+}
+
+/// Steps in a second: whole ones where there are many, with a digit where there are few.
+fn rate(per_second: f64) -> String {
+    if per_second < 10.0 { format!("{per_second:.1}/s") } else { format!("{per_second:.0}/s") }
+}
+
+/// Names from models and files, which may hold anything, must not drive the terminal: control characters other than
+/// ends of lines and tabs are shown as codes, and so is what reverses the direction of writing.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let drives = |c: char| {
+        c.is_control() && !matches!(c, '\n' | '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(drives) {
+        return Cow::Borrowed(text);
+    }
+    text.chars().map(|c| if drives(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
+}
+
+/// Prints a line; a reader that went away (`| head`) is no error.
+fn print_or_stop(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{}", text.trim_end_matches('\n'));
+    let _ = out.flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_short_and_never_nothing_for_a_slow_model() {
+        assert_eq!([0.25, 9.96, 10.2, 1234.5].map(rate), ["0.2/s", "10.0/s", "10/s", "1234/s"]);
+    }
+
+    #[test]
+    fn names_cannot_drive_the_terminal() {
+        assert_eq!(harmless("é\tplain\nlines"), "é\tplain\nlines");
+        assert_eq!(harmless("a\x1b[2Jb\r\u{9b}c\u{202e}d"), "a\\u{1b}[2Jb\\u{d}\\u{9b}c\\u{202e}d");
+    }
+}

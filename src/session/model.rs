@@ -1,0 +1,280 @@
+//! A float model, ready to be quantized: read, checked, folded, with the shapes of its tensors.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    path::Path,
+};
+
+use super::PipelineError;
+use crate::{
+    analyse::{layerwise::AnalysisError, rounded::rounded},
+    backend::{Backend, BuildOptions, ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
+    calibrate::CalibrationTable,
+    dataset::InputSpec,
+    onnx::{
+        Finding, Model, Severity, diagnose,
+        proto::{DimensionProto, DimensionValue, TypeValue},
+    },
+    quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, place, quantize, with_opset},
+    tensor::ElementType,
+};
+
+/// Operator set from which `Cast` knows BF16.
+const CASTS_FROM: i64 = 13;
+
+/// A float model and what is known about it.
+pub struct Subject {
+    /// As it was given, with bound shapes.
+    pub float: Model,
+    /// With batch norms and constants folded: what is quantized.
+    pub folded: Model,
+    /// What it takes.
+    pub inputs: Vec<TensorInfo>,
+    /// What it gives.
+    pub outputs: Vec<TensorInfo>,
+    /// Types and shapes of the tensors of the folded model.
+    pub shapes: BTreeMap<String, TensorInfo>,
+    /// What looks wrong with the model and does not keep it from running.
+    pub findings: Vec<Finding>,
+}
+
+impl Subject {
+    /// Reads a model, binds `shapes` to its inputs, folds it and infers shapes.
+    pub fn load(
+        runtime: OnnxRuntime,
+        path: &Path,
+        shapes: &BTreeMap<String, Vec<usize>>,
+    ) -> Result<Self, PipelineError> {
+        let mut float = Model::load(path)?;
+        let (errors, findings): (Vec<_>, Vec<_>) =
+            diagnose(&float).into_iter().partition(|finding| finding.severity == Severity::Error);
+        if !errors.is_empty() {
+            let list: Vec<String> = errors.iter().map(|f| format!("{}; {}", f.message, f.hint)).collect();
+            return Err(PipelineError::Input(format!(
+                "{} cannot be used: {}",
+                path.display(),
+                list.join("\n  also: ")
+            )));
+        }
+        bind_shapes(&mut float, shapes)?;
+        let folded = runtime.fold(&float)?;
+        let runner = runtime.build(&folded, &BuildOptions { threads: 1, ..BuildOptions::default() })?;
+        let (inputs, outputs) = (runner.inputs().to_vec(), runner.outputs().to_vec());
+        drop(runner);
+        let tensors: BTreeSet<String> = folded
+            .graph()
+            .node
+            .iter()
+            .flat_map(|node| node.output.iter().cloned())
+            .filter(|name| !name.is_empty())
+            .collect();
+        let tensors: Vec<String> = tensors.into_iter().collect();
+        let mut shapes = infer_shapes(runtime, &folded, &inputs, &tensors)?;
+        shapes.extend(inputs.iter().chain(&outputs).map(|info| (info.name.clone(), info.clone())));
+        Ok(Self { float, folded, inputs, outputs, shapes, findings })
+    }
+
+    /// What reading samples needs to know.
+    pub fn input_specs(&self) -> Vec<InputSpec> {
+        let spec = |info: &TensorInfo| InputSpec {
+            name: info.name.clone(),
+            element_type: info.element_type,
+            shape: info.shape.clone(),
+        };
+        self.inputs.iter().map(spec).collect()
+    }
+
+    /// The batch that the model fixes, if any. A sample is one whole call where the inputs do not agree on a batch axis
+    /// (scalars, or states whose first axis counts layers): that is a batch of 1.
+    pub fn fixed_batch(&self) -> Option<usize> {
+        let extents: BTreeSet<_> = self.inputs.iter().map(|input| input.shape.first().copied()).collect();
+        match Vec::from_iter(extents)[..] {
+            [Some(extent)] => extent,
+            [] => None,
+            _ => Some(1),
+        }
+    }
+
+    /// Where Q/DQ will go.
+    pub fn place(&self, scheme: &SchemeOptions) -> Result<Placement, PipelineError> {
+        Ok(place(&self.folded, &self.shapes, scheme)?)
+    }
+
+    /// The folded model as the quantizer leaves it with every node in float, and quantized: two models that differ in
+    /// Q/DQ alone, for looking into layers.
+    pub fn analysis_pair(
+        &self,
+        table: &CalibrationTable,
+        options: &QuantizeOptions,
+    ) -> Result<(Model, Model), PipelineError> {
+        let make = |options: &QuantizeOptions| {
+            Ok::<_, PipelineError>(quantize(&self.folded, &self.shapes, Some(table), options)?.model)
+        };
+        let mut options = QuantizeOptions { high_precision: Precision::Fp32, ..options.clone() };
+        // Nodes that a plan lifts are in float, whichever: 16-bit types would differ in more than Q/DQ.
+        let plan = &mut options.scheme.plan;
+        let lifted = plan.assignments.iter_mut().map(|assignment| &mut assignment.precision).chain(&mut plan.default);
+        lifted.filter(|precision| precision.half_type().is_some()).for_each(|precision| *precision = Precision::Fp32);
+        let quantized = make(&options)?;
+        options.scheme.plan = PrecisionPlan { default: Some(Precision::Fp32), ..PrecisionPlan::default() };
+        Ok((make(&options)?, quantized))
+    }
+
+    /// The folded model, and the same with the operators that `rounds` takes, by name, [`rounded`] to `half`.
+    pub fn rounded_pair(
+        &self,
+        half: ElementType,
+        rounds: &dyn Fn(&str) -> bool,
+    ) -> Result<(Model, Model), PipelineError> {
+        let float = with_opset(&self.folded, &self.shapes, CASTS_FROM)?;
+        let rounded = rounded(&float, &self.shapes, half, rounds).map_err(AnalysisError::from)?;
+        Ok((float, rounded))
+    }
+
+    /// A runner of the float model.
+    pub fn reference(
+        &self,
+        runtime: OnnxRuntime,
+        provider: ExecutionProvider,
+        threads: usize,
+    ) -> Result<Box<dyn Runner>, PipelineError> {
+        Ok(runtime.build(&self.float, &BuildOptions { threads, provider, ..BuildOptions::default() })?)
+    }
+}
+
+/// Batches that a free batch axis is tried with: large and different enough that an extent which is the same with both
+/// does not depend on the batch.
+const TRIED_BATCHES: [usize; 2] = [5, 11];
+
+/// Types and shapes of `tensors`. Extents that the model computes from a free batch (a Reshape by what Shape gives) are
+/// unknown to inference, though most of them do not depend on it: those have the same value with two different batches.
+fn infer_shapes(
+    runtime: OnnxRuntime,
+    folded: &Model,
+    inputs: &[TensorInfo],
+    tensors: &[String],
+) -> Result<BTreeMap<String, TensorInfo>, PipelineError> {
+    let mut infos = runtime.infer_shapes(folded, tensors)?;
+    let free: BTreeSet<&str> =
+        inputs.iter().filter(|input| input.shape.first() == Some(&None)).map(|input| input.name.as_str()).collect();
+    let open = |info: &TensorInfo| info.shape.is_empty() || info.shape.iter().skip(1).any(Option::is_none);
+    if free.is_empty() || tensors.iter().all(|name| infos.get(name).is_some_and(|info| !open(info))) {
+        return Ok(infos);
+    }
+    let with_batch = |batch: usize| {
+        let mut bound = folded.clone();
+        for input in bound.graph_mut().input.iter_mut().filter(|input| free.contains(input.name())) {
+            if let Some(TypeValue::TensorType(kind)) = input.r#type.as_mut().and_then(|kind| kind.value.as_mut())
+                && let Some(axis) = kind.shape.as_mut().and_then(|shape| shape.dim.first_mut())
+            {
+                axis.value = Some(DimensionValue::DimValue(batch as i64));
+            }
+        }
+        // Folding turns what is computed from shapes into constants, which inference then sees.
+        let bound = runtime.fold(&bound)?;
+        let left: HashSet<&str> = bound.graph().node.iter().flat_map(|node| &node.output).map(String::as_str).collect();
+        let tensors: Vec<String> = tensors.iter().filter(|name| left.contains(name.as_str())).cloned().collect();
+        runtime.infer_shapes(&bound, &tensors)
+    };
+    // A model that runs with other batches only keeps what is known without them.
+    let [Ok(few), Ok(many)] = TRIED_BATCHES.map(with_batch) else { return Ok(infos) };
+    for (name, few) in few {
+        let Some(many) = many.get(&name).filter(|many| many.shape.len() == few.shape.len()) else { continue };
+        let same = few.shape.iter().zip(&many.shape).map(|(few, many)| few.filter(|_| few == many));
+        let same: Vec<_> = same.collect();
+        infos.entry(name).and_modify(|info| info.shape.clone_from(&same)).or_insert(TensorInfo { shape: same, ..few });
+    }
+    Ok(infos)
+}
+
+/// Puts extents into the shapes of inputs.
+fn bind_shapes(model: &mut Model, shapes: &BTreeMap<String, Vec<usize>>) -> Result<(), PipelineError> {
+    let weights: BTreeSet<String> = model.graph().initializer.iter().filter_map(|tensor| tensor.name.clone()).collect();
+    for (name, extents) in shapes {
+        let names: Vec<String> = model.graph().input.iter().filter_map(|input| input.name.clone()).collect();
+        let input = model.graph_mut().input.iter_mut().find(|input| input.name() == name).ok_or_else(|| {
+            let inputs: Vec<&str> = names.iter().map(String::as_str).filter(|name| !weights.contains(*name)).collect();
+            PipelineError::Input(format!(
+                "--shape names the input `{name}`, which the model does not have (it has: `{}`)",
+                inputs.join("`, `")
+            ))
+        })?;
+        let shape = match input.r#type.as_mut().and_then(|kind| kind.value.as_mut()) {
+            Some(TypeValue::TensorType(tensor)) => tensor.shape.get_or_insert_default(),
+            _ => return Err(PipelineError::Input(format!("input `{name}` is no tensor; it takes no --shape"))),
+        };
+        if !shape.dim.is_empty() && shape.dim.len() != extents.len() {
+            return Err(PipelineError::Input(format!(
+                "--shape gives `{name}` {} extents, the model declares {}",
+                extents.len(),
+                shape.dim.len()
+            )));
+        }
+        for (axis, &extent) in extents.iter().enumerate() {
+            let declared = shape.dim.get(axis).and_then(|dim| dim.value.clone());
+            if let Some(DimensionValue::DimValue(fixed)) = declared
+                && fixed > 0
+                && fixed != extent as i64
+            {
+                return Err(PipelineError::Input(format!(
+                    "--shape gives axis {axis} of `{name}` the extent {extent}, the model fixes it to {fixed}"
+                )));
+            }
+        }
+        shape.dim = extents
+            .iter()
+            .map(|&extent| DimensionProto { value: Some(DimensionValue::DimValue(extent as i64)), denotation: None })
+            .collect();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        onnx::proto::{AttributeProto, NodeProto, TensorProto},
+        quantize::{Rule, testing::TestModel},
+        tensor::{Tensor, Values},
+    };
+
+    /// Attention with two heads over `length` positions, whose batch is free and found out by Shape.
+    fn attention(length: i64) -> TestModel {
+        let heads = |model: TestModel, name: &str, order: [i64; 4]| {
+            let split = format!("{name}_split");
+            let transpose = NodeProto::new("Transpose", name, &[&split], &[name]);
+            model.op("Reshape", &["x", "heads"], &split).node(transpose.with(AttributeProto::ints("perm", &order)))
+        };
+        let constant = |name: &str, values: &[i64]| {
+            TensorProto::from_tensor(name, Tensor::new(vec![values.len()], Values::I64(values.to_vec())).unwrap())
+        };
+        let mut model = TestModel::new(17).input("x", &[-1, length, 64]).output("y", &[-1, 2, -1, 32]);
+        model.graph_mut().initializer.extend([constant("first", &[0]), constant("rest", &[-1, 2, 32])]);
+        let model = model.op("Shape", &["x"], "shape").op("Gather", &["shape", "first"], "batch").node(
+            NodeProto::new("Concat", "heads", &["batch", "rest"], &["heads"]).with(AttributeProto::int("axis", 0)),
+        );
+        let model = heads(heads(heads(model, "q", [0, 2, 1, 3]), "k", [0, 2, 3, 1]), "v", [0, 2, 1, 3]);
+        model.op("MatMul", &["q", "k"], "scores").op("Softmax", &["scores"], "w").op("MatMul", &["w", "v"], "y")
+    }
+
+    #[test]
+    fn extents_that_do_not_depend_on_the_batch_are_known_without_binding_it() {
+        let Ok(runtime) = OnnxRuntime::load(None) else { return println!("skipped: no ONNX Runtime") };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("attention.onnx");
+        let load = |length: i64| {
+            attention(length).build().save(&path).unwrap();
+            Subject::load(runtime, &path, &BTreeMap::new()).unwrap()
+        };
+        let rules = |subject: &Subject| {
+            let placement = subject.place(&SchemeOptions::default()).unwrap();
+            placement.decisions.iter().filter(|d| d.op_type == "MatMul").map(|d| d.rule).collect::<Vec<_>>()
+        };
+        let fixed = load(48);
+        assert_eq!(fixed.shapes["scores"].shape, [None, Some(2), Some(48), Some(48)]);
+        assert_eq!(rules(&fixed), [Rule::Attention; 2]);
+        // Whether a free length stays within the limits of attention, nobody knows.
+
+        assert_eq!(rules(&load(-1)), [Rule::UnknownShape; 2]);
+    }
+}
