@@ -2,19 +2,15 @@
 //! the first divergence, and by the smallest plan. On the model that comes with the repository, and on
 //! EfficientNet-Lite0 with photos where they are at hand (`../shared`, or the folder in CALIB_SHARED).
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test fails by panicking and says why it skips"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::AtomicBool,
 };
 
+use calib_test_support::{Need, efficientnet, root};
 use trtcalib::{
     analyse::{
         graphwise::{Graphwise, GraphwiseOptions, Side, TensorDivergence, graphwise, shared_tensors},
@@ -96,13 +92,7 @@ struct Bench {
 
 impl Bench {
     fn open(model: &Path, data: &Path, preprocess: &Preprocess, site: &'static Site) -> Option<Self> {
-        let runtime = match OnnxRuntime::load(None) {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                println!("skipped: {error}");
-                return None;
-            }
-        };
+        let runtime = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None))?;
         let subject = Subject::load(runtime, model, &BTreeMap::new()).unwrap();
         let inputs = subject.input_specs();
         let options = DataOptions {
@@ -118,19 +108,13 @@ impl Bench {
     }
 
     fn demo() -> Option<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let config = RunConfig::load(&root.join("configs/demo.toml")).unwrap();
+        let config = RunConfig::load(&root().join("configs/demo.toml")).unwrap();
         Self::open(&config.model.unwrap(), &config.data.unwrap(), &config.preprocess.unwrap(), &DEMO)
     }
 
     fn efficientnet() -> Option<Self> {
-        let shared = std::env::var_os("CALIB_SHARED")
-            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+        let shared = efficientnet()?;
         let (model, data) = (shared.join("models/efficientnet_lite0.onnx"), shared.join("imagenet"));
-        if !model.is_file() || !data.is_dir() {
-            println!("skipped: {} does not hold the model and the photos", shared.display());
-            return None;
-        }
         Self::open(&model, &data, &Preprocess::preset("imagenet-lite", 224, 224).unwrap(), &EFFICIENTNET)
     }
 

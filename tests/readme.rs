@@ -1,24 +1,14 @@
 //! The commands in the README work as written, and those in `docs/` can be typed.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
-use assert_cmd::Command;
 use calib_cli::args::Cli;
+use calib_test_support::{Need, calib, root};
 use clap::Parser;
-use trtcalib::backend::{
-    onnxruntime::OnnxRuntime,
-    tensorrt::{Flavour, compiled_flavour},
-};
+use trtcalib::backend::tensorrt::{Flavour, compiled_flavour};
 
 /// As many images as the commands of the README need.
 const IMAGES: usize = 48;
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the project holds cli/")
-}
 
 /// Commands in `sh` blocks and in inline code, in the order of the page; those that are cut short (`...`) are left out.
 fn commands(page: &str) -> Vec<Vec<String>> {
@@ -59,8 +49,7 @@ fn every_command_in_the_pages_can_be_typed() {
 
 #[test]
 fn the_commands_of_the_readme_work() {
-    if let Err(error) = OnnxRuntime::load(None) {
-        eprintln!("skipped: {error}");
+    if calib().is_none() {
         return;
     }
     let page = fs::read_to_string(root().join("README.md")).unwrap();
@@ -82,11 +71,14 @@ fn the_commands_of_the_readme_work() {
     for command in commands(&page) {
         // Only TensorRT-RTX builds for a GPU that is not there.
         let buildable = compiled_flavour() == Some(Flavour::TensorRtRtx);
-        if command.contains(&"COMMAND".to_owned()) || (command[1] == "build" && !buildable) {
-            eprintln!("skipped: {}", command.join(" "));
+        if command[1] == "build" && !buildable {
+            Need::TensorRt.skip(command.join(" "));
             continue;
         }
-        let output = Command::cargo_bin("calib").unwrap().args(&command[1..]).current_dir(here).output().unwrap();
+        if command.contains(&"COMMAND".to_owned()) {
+            continue;
+        }
+        let output = calib().unwrap().args(&command[1..]).current_dir(here).output().unwrap();
         let message = String::from_utf8_lossy(&output.stderr);
         // The model that comes with the repository does not pass the gates that a user would set.
         let done = output.status.success() || (command[1] == "run" && output.status.code() == Some(1));

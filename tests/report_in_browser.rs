@@ -3,8 +3,9 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, process::Command};
 
+use calib_test_support::{Need, root};
 use serde_json::{Value, json};
 use trtcalib::{
     bisect::findings::Findings,
@@ -20,12 +21,14 @@ const QUESTIONS: &str = include_str!("report_in_browser.js");
 
 fn chromium() -> Option<&'static str> {
     let names = ["chromium", "chromium-browser", "google-chrome"];
-    names.into_iter().find(|name| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success()))
+    let found =
+        names.into_iter().find(|name| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success()));
+    Need::Browser.or_skip(found.ok_or("no Chromium found; install `chromium` to check the pages in a browser"))
 }
 
 /// The committed example with as many layers and samples as a page must bear, and with hostile names.
 fn large_and_hostile() -> Report {
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("reports/example/report.json");
+    let example = root().join("reports/example/report.json");
     let mut report = Report::read(&example).unwrap();
     let int8 = report.precisions.iter().position(|p| p.precision == "int8").unwrap();
     let (layers, flips) = (report.layers.clone(), report.precisions[int8].flips.clone());
@@ -102,10 +105,7 @@ fn ask(browser: &str, page: &str, width: u32) -> String {
 
 #[test]
 fn the_pages_work_and_nothing_foreign_runs() {
-    let Some(browser) = chromium() else {
-        println!("skipped: no Chromium found (install `chromium` to check the pages in a browser)");
-        return;
-    };
+    let Some(browser) = chromium() else { return };
     let report = large_and_hostile();
     let page = html(&report).unwrap();
     assert!(page.len() < 3_000_000, "{} bytes", page.len());
@@ -128,7 +128,7 @@ fn the_pages_work_and_nothing_foreign_runs() {
 #[test]
 fn a_page_that_misbehaves_is_caught() {
     let Some(browser) = chromium() else { return };
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("reports/example/report.json");
+    let example = root().join("reports/example/report.json");
     let page = html(&Report::read(&example).unwrap()).unwrap();
     // A sort that does nothing, and a foreign script.
     let broken = page.replace("item.parentNode.append(item)", "void item");

@@ -7,6 +7,8 @@
 
 use std::sync::atomic::AtomicBool;
 
+use calib_test_support::Need;
+
 use crate::{
     artifact::ContentHash,
     backend::onnxruntime::OnnxRuntime,
@@ -180,5 +182,5 @@ pub(crate) const READING: PrefetchOptions<'static> = PrefetchOptions {
 
 /// ONNX Runtime, where it is at hand.
 pub(crate) fn runtime() -> Option<OnnxRuntime> {
-    OnnxRuntime::load(None).map_err(|error| println!("skipped: {error}")).ok()
+    Need::OnnxRuntime.or_skip(OnnxRuntime::load(None))
 }

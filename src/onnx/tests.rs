@@ -1,11 +1,9 @@
 //! Tests that need whole models: reading, writing, external data.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use bytes::Bytes;
+use calib_test_support::shared;
 use prost::Message;
 
 use super::{
@@ -16,17 +14,6 @@ use super::{
     *,
 };
 use crate::tensor::{ElementType, Tensor, Values};
-
-/// A file of the shared test data; `None` (and a note) where it is not at hand.
-pub(crate) fn shared_file(name: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("CALIB_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let path = folder.join(name);
-    if !path.exists() {
-        println!("skipped: no {}", path.display());
-    }
-    path.exists().then_some(path)
-}
 
 /// A float tensor's declaration; negative extents stand for the dynamic axis `batch`.
 pub(crate) fn float_info(name: &str, dims: &[i64]) -> ValueInfoProto {
@@ -231,7 +218,7 @@ fn what_is_no_model_is_refused_with_the_reason() {
 
 #[test]
 fn a_real_model_survives_byte_for_byte() {
-    let Some(path) = shared_file("models/efficientnet_lite0.onnx") else { return };
+    let Some(path) = shared("models/efficientnet_lite0.onnx") else { return };
     let model = Model::load(&path).unwrap();
     assert_eq!(model.hash, ContentHash::of_file(&path).unwrap());
     let view = GraphView::new(model.graph()).unwrap();

@@ -1,6 +1,8 @@
 //! Quantized models in ONNX Runtime, against their float originals. Skipped with a note where the library is missing.
 
-use std::{collections::BTreeMap, path::Path, process::Command};
+use std::{collections::BTreeMap, path::Path};
+
+use calib_test_support::{Need, python, root, shared};
 
 use super::{Precision, QuantizeOptions, Quantized, SchemeOptions, place, quantize, testing, upgrade};
 use crate::{
@@ -14,7 +16,7 @@ use crate::{
 };
 
 fn runtime() -> Option<OnnxRuntime> {
-    OnnxRuntime::load(None).map_err(|error| println!("skipped: {error}")).ok()
+    Need::OnnxRuntime.or_skip(OnnxRuntime::load(None))
 }
 
 /// Values between -2 and 2 that look random.
@@ -83,24 +85,13 @@ fn check_with_python(model: &Model) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.onnx");
     model.save(&path).unwrap();
-    let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join(".runtime/python");
-    let python = |script: &str| {
-        let mut command = Command::new("python3");
-        command.env("PYTHONPATH", &packages).arg("-c").arg(script).arg(&path).output()
-    };
-    if !python("import onnx").is_ok_and(|output| output.status.success()) {
-        println!("skipped: no Python with the package `onnx`");
-        return;
-    }
-    let check = "import onnx, sys; onnx.checker.check_model(sys.argv[1], full_check=True)";
-    let output = python(check).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    python("import onnx, sys; onnx.checker.check_model(sys.argv[1], full_check=True)", &[&path]);
 }
 
 #[test]
 fn every_precision_of_the_demo_model_runs_and_stays_close() {
     let Some(runtime) = runtime() else { return };
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("calib_data/demo.onnx");
+    let path = root().join("calib_data/demo.onnx");
     let float = Model::load(&path).unwrap();
     let input = float.graph().input[0].name().to_owned();
     let runner = runtime.build(&float, &BuildOptions::default()).unwrap();
@@ -125,13 +116,7 @@ fn every_precision_of_the_demo_model_runs_and_stays_close() {
 #[test]
 fn efficientnet_lite0_shrinks_to_a_quarter() {
     let Some(runtime) = runtime() else { return };
-    let shared = std::env::var_os("CALIB_SHARED");
-    let shared = shared.map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), Into::into);
-    let path = shared.join("models/efficientnet_lite0.onnx");
-    if !path.exists() {
-        println!("skipped: {} is not there", path.display());
-        return;
-    }
+    let Some(path) = shared("models/efficientnet_lite0.onnx") else { return };
     let calibrated = calibrated(runtime, &path, "input", &[1, 3, 224, 224]);
     let result = quantized(&calibrated, Precision::Int8, Precision::Fp32);
     // 49 convolutions, 9 residual adds, the pooling and the classifier; shortcuts are inputs of convolutions as well.

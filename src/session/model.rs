@@ -231,6 +231,8 @@ fn bind_shapes(model: &mut Model, shapes: &BTreeMap<String, Vec<usize>>) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use calib_test_support::Need;
+
     use super::*;
     use crate::{
         onnx::proto::{AttributeProto, NodeProto, TensorProto},
@@ -259,7 +261,7 @@ mod tests {
 
     #[test]
     fn extents_that_do_not_depend_on_the_batch_are_known_without_binding_it() {
-        let Ok(runtime) = OnnxRuntime::load(None) else { return println!("skipped: no ONNX Runtime") };
+        let Some(runtime) = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("attention.onnx");
         let load = |length: i64| {

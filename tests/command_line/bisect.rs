@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use calib_test_support::calib_path;
 use serde_json::Value;
 
 use super::{calib, json, root};
@@ -96,7 +97,7 @@ fn an_interrupted_search_goes_on_and_ends_with_the_same_plan() {
         let log: Value = serde_json::from_str(&text).unwrap_or_default();
         log["trials"].as_array().map_or(0, Vec::len)
     };
-    let program = assert_cmd::cargo::cargo_bin("calib");
+    let program = calib_path();
     let mut child: Child = std::process::Command::new(program)
         .args(demo.arguments("parts", &GATE))
         .stdout(Stdio::null())
@@ -214,7 +215,7 @@ fn advised_commands_work_as_printed() {
     commands.dedup();
     assert!(commands.iter().any(|command| command.starts_with("calib quantize")), "{commands:?}");
     assert!(commands.iter().any(|command| command.starts_with("calib bisect")), "{commands:?}");
-    let program = assert_cmd::cargo::cargo_bin("calib");
+    let program = calib_path();
     let mut path = vec![program.parent().unwrap().to_owned()];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap()));
     for command in commands {

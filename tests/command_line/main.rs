@@ -1,11 +1,6 @@
 //! Drives the real binary: exit status, standard output, standard error and the files it leaves.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test fails by panicking and says why it skips"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod bench;
 mod bisect;
@@ -20,19 +15,11 @@ mod workflow;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use calib_test_support::{python, root};
 
-/// The project's folder.
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the project holds cli/")
-}
-
-/// A command of the binary under test; `None`, with a message, where the runtime libraries were not fetched.
+/// A command of the binary under test; `None` where the runtime libraries were not fetched.
 fn calib() -> Option<Command> {
-    if !root().join(".runtime/onnxruntime").is_dir() && std::env::var_os("ORT_DYLIB_PATH").is_none() {
-        println!("skipped: no ONNX Runtime; run `make setup`");
-        return None;
-    }
-    Some(Command::cargo_bin("calib").expect("cargo builds the binary"))
+    calib_test_support::calib().map(Command::from_std)
 }
 
 fn demo(file: &str) -> PathBuf {
@@ -57,22 +44,4 @@ fn error_of(command: &mut Command) -> String {
 fn json(path: &Path) -> serde_json::Value {
     let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_str(&text).expect("valid JSON")
-}
-
-/// Runs a Python script with the fetched packages; `None`, with a message, where they are missing.
-fn python(script: &str, arguments: &[&Path]) -> Option<String> {
-    let packages = root().join(".runtime/python");
-    if !packages.is_dir() {
-        println!("skipped: no Python packages; run `make test`");
-        return None;
-    }
-    let output = std::process::Command::new("python3")
-        .arg("-c")
-        .arg(script)
-        .args(arguments)
-        .env("PYTHONPATH", packages)
-        .output()
-        .expect("python3 runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

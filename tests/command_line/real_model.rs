@@ -1,17 +1,10 @@
 //! EfficientNet-Lite0 and 500 photos, where they are at hand (`../shared`, or the folder in CALIB_SHARED).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::{calib, json, python, root};
+use calib_test_support::efficientnet;
 
-fn shared() -> Option<PathBuf> {
-    let folder = std::env::var_os("CALIB_SHARED").map_or_else(|| root().join("../shared"), PathBuf::from);
-    let found = folder.join("models/efficientnet_lite0.onnx").is_file() && folder.join("imagenet").is_dir();
-    if !found {
-        println!("skipped: {} does not hold the model and the photos", folder.display());
-    }
-    found.then_some(folder)
-}
+use super::{calib, json, python};
 
 /// Arg-max of the float model by Pillow and onnxruntime, one `file class` line a photo.
 const PREDICTIONS: &str = r#"
@@ -36,7 +29,7 @@ for name in sorted(os.listdir(folder)):
 
 #[test]
 fn the_main_job_on_real_photos() {
-    let Some(shared) = shared() else { return };
+    let Some(shared) = efficientnet() else { return };
     let Some(mut command) = calib() else { return };
     let out = tempfile::tempdir().unwrap();
     let model = shared.join("models/efficientnet_lite0.onnx");

@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path};
 
+use calib_test_support::Need;
+
 use super::{calib, demo, demo_flags, error_of, json, python};
 
 /// `log.onnx` gives infinities where a product is negative; `shifted.onnx` gives them elsewhere. `grid.onnx` has an output
@@ -224,7 +226,7 @@ fn engines_are_built_with_a_bound_batch() {
     if folder.path().join("out/engines").exists() {
         assert!(folder.path().join("out/engines/fp32.plan").exists());
     } else {
-        println!("skipped: no TensorRT");
+        Need::TensorRt.skip("this program builds no engines");
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path, process::Command};
 
+use calib_test_support::Need;
+
 use super::{demo_run, root};
 
 /// A small file system in memory; unmounted when dropped. Only root can have one.
@@ -15,10 +17,7 @@ impl Tmpfs {
             .arg(folder.path())
             .output()
             .is_ok_and(|output| output.status.success());
-        if !mounted {
-            println!("skipped: no tmpfs can be mounted here");
-        }
-        mounted.then(|| Self(folder))
+        Need::Tmpfs.or_skip(if mounted { Ok(Self(folder)) } else { Err("no tmpfs can be mounted here") })
     }
 }
 

@@ -1,6 +1,6 @@
 //! What happens when something goes wrong: interrupts, kills, full disks, damaged and hostile files.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why it skips")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says what it did")]
 
 mod disk;
 mod formats;
@@ -16,22 +16,10 @@ mod soak;
 
 use std::{path::Path, process::Command};
 
+use calib_test_support::{calib, root};
+
 #[global_allocator]
 static ALLOCATOR: memory::Counting = memory::Counting;
-
-/// The project's folder.
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the project holds cli/")
-}
-
-/// A command of the binary under test; `None`, with a message, where the runtime libraries were not fetched.
-fn calib() -> Option<Command> {
-    if !root().join(".runtime/onnxruntime").is_dir() && std::env::var_os("ORT_DYLIB_PATH").is_none() {
-        println!("skipped: no ONNX Runtime; run `make setup`");
-        return None;
-    }
-    Some(Command::new(env!("CARGO_BIN_EXE_calib")))
-}
 
 /// A run of the embedded model and images into `out`, without timing and engines.
 fn demo_run(out: &Path) -> Option<Command> {

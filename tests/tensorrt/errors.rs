@@ -2,7 +2,6 @@
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 
-use assert_cmd::Command;
 use serde_json::Value;
 
 use super::{CAPABILITY, build, demo, fails, libraries, python, root, text};
@@ -17,7 +16,7 @@ fn refused(model: &Path, extra: &[&str]) -> String {
 
 /// The same with `CALIB_TENSORRT_DIR`.
 fn refused_with_library(model: &Path, folder: &Path) -> String {
-    let mut command = Command::cargo_bin("calib").unwrap();
+    let mut command = calib_test_support::calib().unwrap();
     let engine = model.with_extension("refused.plan");
     command.env("CALIB_TENSORRT_DIR", folder).args(["build", "--model", text(model), "-o", text(&engine)]);
     let output = command.args(CAPABILITY).output().unwrap();

@@ -2,7 +2,7 @@
 //! they cannot run.
 
 #![cfg(feature = "tensorrt-rtx")]
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking and says why it skips")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod errors;
 
@@ -13,7 +13,7 @@ use std::{
     process::Output,
 };
 
-use assert_cmd::Command;
+use calib_test_support::{Need, python, root};
 use serde_json::Value;
 use trtcalib::{
     analyse::graphwise::shared_tensors,
@@ -28,23 +28,14 @@ use trtcalib::{
 /// What engines are built for, since there is no GPU to ask.
 const CAPABILITY: [&str; 2] = ["--compute-capability", "8.9"];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the project holds cli/")
-}
-
 /// False, with a message, where the libraries were not fetched.
 fn libraries() -> bool {
-    let found = find_library(Flavour::TensorRtRtx, None).is_some()
-        && root().join(".runtime/onnxruntime").is_dir()
-        && root().join(".runtime/python").is_dir();
-    if !found {
-        println!("skipped: TensorRT-RTX, ONNX Runtime or Python packages are missing; run `make setup-test`");
-    }
-    found
+    let library = find_library(Flavour::TensorRtRtx, None).ok_or("no TensorRT-RTX; run `make setup-test`");
+    Need::TensorRt.or_skip(library).is_some() && calib_test_support::calib().is_some() && python("", &[]).is_some()
 }
 
 fn calib(arguments: &[&str]) -> Output {
-    let mut command = Command::cargo_bin("calib").unwrap();
+    let mut command = calib_test_support::calib().unwrap();
     command.current_dir(root()).args(arguments).output().unwrap()
 }
 
@@ -62,14 +53,6 @@ fn fails(arguments: &[&str]) -> String {
     assert_eq!(output.status.code(), Some(2), "calib {}: {error}", arguments.join(" "));
     assert!(!error.contains("internal error"), "{error}");
     error
-}
-
-/// Runs a script with the fetched packages; `arguments` reach it as `sys.argv[1:]`.
-fn python(script: &str, arguments: &[&Path]) {
-    let path = std::env::join_paths([root().join(".runtime/python"), root().join("scripts")]).unwrap();
-    let mut command = std::process::Command::new("python3");
-    let output = command.arg("-c").arg(script).args(arguments).env("PYTHONPATH", path).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn text(path: &Path) -> &str {

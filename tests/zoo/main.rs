@@ -13,6 +13,7 @@ mod table;
 
 use std::path::{Path, PathBuf};
 
+use calib_test_support::{Need, root};
 use job::Bench;
 use trtcalib::backend::{
     onnxruntime::OnnxRuntime,
@@ -35,27 +36,24 @@ const FEW: &[&str] = &[
 
 /// `.runtime/python`, where `onnx` is to be had.
 fn python_packages() -> Option<PathBuf> {
-    let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join(".runtime/python");
-    packages.join("onnx").is_dir().then_some(packages)
+    let packages = root().join(".runtime/python");
+    let found = packages.join("onnx").is_dir();
+    Need::Python.or_skip(if found { Ok(packages) } else { Err("`onnx` checks no model") })
 }
 
 #[test]
 fn the_zoo_is_quantized() {
-    let bench = match OnnxRuntime::load(None) {
-        Ok(runtime) => Bench {
-            runtime,
-            tensorrt: compiled_flavour().and_then(|flavour| find_library(flavour, None)),
-            python: python_packages(),
-        },
-        Err(error) => return eprintln!("skipped: {error}"),
-    };
+    let Some(runtime) = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
+    let library = compiled_flavour().and_then(|flavour| find_library(flavour, None));
+    let tensorrt = Need::TensorRt.or_skip(library.ok_or("no engines are built"));
+    let bench = Bench { runtime, tensorrt, python: python_packages() };
     let wanted = std::env::var("CALIB_ZOO").unwrap_or_default();
     let selected = |key: &str| match wanted.as_str() {
         "" => FEW.contains(&key),
         "all" => true,
         part => key.contains(part),
     };
-    let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/zoo");
+    let results = root().join("target/zoo");
     std::fs::create_dir_all(&results).unwrap();
     let mut outcomes = Vec::new();
     for entry in samples::zoo().into_iter().filter(|entry| selected(entry.key())) {

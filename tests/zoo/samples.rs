@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, io::Read, ops::Range, path::PathBuf};
 
+use calib_test_support::root;
 use flate2::read::GzDecoder;
 use serde::Deserialize;
 use trtcalib::{
@@ -32,7 +33,7 @@ pub struct Input {
 }
 
 fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/zoo")
+    root().join("tests/fixtures/zoo")
 }
 
 /// Every model, in the order of the list.

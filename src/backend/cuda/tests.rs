@@ -1,12 +1,13 @@
 //! What can be tested without a GPU; `tests/gpu` has the rest.
 
+use calib_test_support::Need;
+
 use super::*;
 
 #[test]
 fn a_machine_without_a_gpu_gets_an_error_that_says_what_to_do() {
     let Err(error) = Device::open(0) else {
-        println!("skipped: there is a GPU");
-        return;
+        return Need::NoGpu.skip("there is a GPU");
     };
     let hints = ["install", "check", "unset"];
     assert!(hints.iter().any(|hint| error.to_string().contains(hint)), "{error}");
@@ -23,8 +24,7 @@ fn errors_name_versions_and_indices() {
 
 #[test]
 fn every_kernel_compiles_for_every_architecture() {
-    if let Err(error) = load_compiler() {
-        println!("skipped: {error}");
+    if Need::Nvrtc.or_skip(load_compiler()).is_none() {
         return;
     }
     for source in [MAGNITUDES, PAIRS] {

@@ -1,5 +1,6 @@
 //! Tests on the real library; skipped with a note where it is not at hand.
 
+use calib_test_support::Need;
 use half::{bf16, f16};
 use prost::Message;
 
@@ -14,7 +15,7 @@ use crate::{
 };
 
 pub(super) fn runtime() -> Option<OnnxRuntime> {
-    OnnxRuntime::load(None).map_err(|error| println!("skipped: {error}")).ok()
+    Need::OnnxRuntime.or_skip(OnnxRuntime::load(None))
 }
 
 /// A model of one graph, opset 17.
@@ -154,8 +155,7 @@ fn a_refused_model_gives_the_message_of_the_library() {
 fn a_provider_that_is_not_there_is_an_error() {
     let Some(runtime) = runtime() else { return };
     if runtime.has_cuda() {
-        println!("skipped: this ONNX Runtime has CUDA");
-        return;
+        return Need::NoGpu.skip("this ONNX Runtime has CUDA");
     }
     let options = BuildOptions { provider: ExecutionProvider::Cuda(0), ..Default::default() };
     let error = runtime.build(&small_model(), &options).map(drop).unwrap_err();

@@ -150,23 +150,22 @@ fn diagnose(
 
 #[cfg(test)]
 mod tests {
+    use calib_test_support::Need;
+
     use super::*;
     use crate::backend::tensorrt::{Flavour, compiled_flavour, find_library};
 
     /// The runtime of the flavour under test: TensorRT-RTX, or the lean runtime of TensorRT 11.
     fn library() -> Option<Library> {
         let found = find_library(compiled_flavour().unwrap(), None);
-        if found.is_none() {
-            println!("skipped: no TensorRT library; run `make setup-test`");
-        }
-        found
+        Need::TensorRt.or_skip(found.ok_or("no TensorRT library; run `make setup-test`"))
     }
 
     #[test]
     fn without_a_driver_there_is_an_error_and_no_crash() {
         let Some(library) = library() else { return };
         if Device::open(0).is_ok() {
-            return;
+            return Need::NoGpu.skip("there is a GPU");
         }
         load::runtime(&library).unwrap();
         let turn = Turn::take();
