@@ -1,7 +1,7 @@
 //! Statistics of measured times and of counted successes. Intervals are 95 % unless stated; distributions come from
 //! `statrs`; nothing here depends on thread count or on any randomness but [`SplitMix64`] with a fixed seed.
 
-use statrs::distribution::{Binomial, ChiSquared, ContinuousCDF, DiscreteCDF, StudentsT};
+use statrs::distribution::{Binomial, ChiSquared, ContinuousCDF, DiscreteCDF, Normal, StudentsT};
 
 /// Two-sided 97.5 % point of the standard normal distribution.
 const Z_95: f64 = 1.959_963_984_540_054;
@@ -67,12 +67,21 @@ pub fn percentile_interval(ascending: &[f64], percent: f64) -> Option<[f64; 2]> 
 
 /// Wilson's 95 % score interval of a share; (0, 1) without trials.
 pub fn wilson(successes: u64, trials: u64) -> [f64; 2] {
+    wilson_with(successes, trials, Z_95)
+}
+
+/// Wilson's score interval of a share (successes, trials) at a confidence between 0 and 1; (0, 1) without trials.
+pub fn wilson_at((successes, trials): (u64, u64), confidence: f64) -> [f64; 2] {
+    wilson_with(successes, trials, Normal::standard().inverse_cdf(f64::midpoint(1.0, confidence)))
+}
+
+fn wilson_with(successes: u64, trials: u64, z: f64) -> [f64; 2] {
     if trials == 0 {
         return [0.0, 1.0];
     }
-    let (n, share, z2) = (trials as f64, successes as f64 / trials as f64, Z_95 * Z_95);
+    let (n, share, z2) = (trials as f64, successes as f64 / trials as f64, z * z);
     let centre = (share + z2 / (2.0 * n)) / (1.0 + z2 / n);
-    let half = Z_95 * (share * (1.0 - share) / n + z2 / (4.0 * n * n)).sqrt() / (1.0 + z2 / n);
+    let half = z * (share * (1.0 - share) / n + z2 / (4.0 * n * n)).sqrt() / (1.0 + z2 / n);
     // At the ends the formula gives exactly 0 and 1; rounding must not say otherwise.
     let low = if successes == 0 { 0.0 } else { (centre - half).max(0.0) };
     let high = if successes >= trials { 1.0 } else { (centre + half).min(1.0) };

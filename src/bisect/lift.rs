@@ -13,7 +13,7 @@ use crate::{
     },
     backend::{BackendError, BuildOptions, Runner, TensorInfo},
     calibrate::CalibrationTable,
-    compare::{CompareOptions, Comparison, ComparisonResult, Direction, Gate, Sample},
+    compare::{CompareOptions, Comparison, ComparisonResult, Direction, Footprint, Gate, Sample},
     dataset::{Batch, PassError},
     onnx::Model,
     quantize::{Precision, PrecisionPlan, QuantizeError, QuantizeOptions, quantize},
@@ -112,8 +112,9 @@ impl<'a> Judge<'a> {
     /// As [`Judge::compare`].
     pub fn verdict(&mut self, target: &Model) -> Result<Verdict, AnalysisError> {
         let result = self.compare(target)?;
-        let outcomes: Vec<_> = self.options.gates.iter().map(|gate| gate.evaluate(&result)).collect();
-        let metrics = outcomes.iter().filter_map(|outcome| Some((outcome.metric.name().to_owned(), outcome.value?)));
+        let outcomes: Vec<_> =
+            self.options.gates.iter().map(|gate| gate.evaluate(&result, &Footprint::default())).collect();
+        let metrics = outcomes.iter().filter_map(|outcome| Some((outcome.subject(), outcome.value?)));
         let sign = |direction| if direction == Direction::AtLeast { 1.0 } else { -1.0 };
         Ok(Verdict {
             passed: outcomes.iter().all(|outcome| outcome.passed),

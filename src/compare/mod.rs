@@ -15,7 +15,8 @@ mod segmentation;
 
 pub use agreement::{FIVE, TopK, top_k};
 pub use driver::{CompareOptions, Comparison, Sample};
-pub use gates::{Direction, Gate, GateError, GateResult, Metric};
+pub(crate) use gates::percent;
+pub use gates::{Direction, Footprint, Gate, GateError, GateResult, Metric, Needs};
 pub use kind::OutputKind;
 pub use metrics::PairSums;
 pub use saved::{OutputsWriter, SavedError, SavedOutputs};

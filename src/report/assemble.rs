@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use super::{EngineInside, Gate, Histogram, Layer, OutputTask, Precision, Verdict, format, metrics::title};
 use crate::{
     backend::tensorrt::{EngineLayer, EngineLayers},
+    bench::Timing,
     calibrate::TensorRange,
-    compare::{ComparisonResult, Direction, GateResult, Metric, TaskResult},
+    compare::{self, ComparisonResult, Direction, Footprint, GateResult, Metric, TaskResult, percent},
 };
 
 impl Precision {
@@ -69,6 +70,29 @@ impl OutputTask {
             top_k: task.top_k.clone(),
             accuracy: task.accuracy.clone(),
             segmentation: task.segmentation.clone(),
+        }
+    }
+}
+
+impl Precision {
+    /// The outcome of every gate that is for it.
+    pub fn judge(&self, gates: &[compare::Gate], measured: &ComparisonResult) -> Vec<Gate> {
+        let footprint = self.footprint();
+        let judged = gates.iter().filter(|gate| gate.is_for(&self.precision)).map(|gate| Gate {
+            precision: self.precision.clone(),
+            backend: self.backend.clone(),
+            result: gate.evaluate(measured, &footprint),
+        });
+        judged.collect()
+    }
+
+    /// What it costs. The time of an imitation says nothing about the precision.
+    fn footprint(&self) -> Footprint {
+        let measured = self.latency_ms.as_ref().filter(|latency| latency.timing == Timing::Measured);
+        Footprint {
+            latency_ms: measured.map(|latency| latency.figures.median),
+            latency_ratio: self.speedup.as_ref().map(|speedup| speedup.figures.ratio.recip()),
+            size_mb: self.artifact.as_ref().map(|artifact| artifact.bytes as f64 / 1e6),
         }
     }
 }
@@ -148,14 +172,15 @@ fn failures(failed: &[&Gate]) -> String {
         .iter()
         .take(3)
         .map(|gate| {
-            let GateResult { metric, direction, value, .. } = gate.result;
+            let GateResult { direction, value, .. } = gate.result;
+            let what = gate.result.subject();
             let subject = format!("{} on {}", gate.precision, gate.backend);
             if value.is_none() {
-                return format!("{subject} has no {} ({})", metric.name(), gate.result.shown());
+                return format!("{subject} has no {what} ({})", gate.result.shown());
             }
             let side = if direction == Direction::AtLeast { "at least" } else { "at most" };
             let (value, threshold) = (gate.result.shown(), gate.result.shown_threshold());
-            format!("{subject} has {} {value}, {side} {threshold} is asked for", metric.name())
+            format!("{subject} has {what} {value}, {side} {threshold} is asked for")
         })
         .collect();
     if failed.len() > 3 {
@@ -167,8 +192,9 @@ fn failures(failed: &[&Gate]) -> String {
 impl Gate {
     /// The condition as one reads it: `int8 tensorrt top1 ≥ 0.98`.
     pub fn condition(&self) -> String {
-        let GateResult { metric, threshold, .. } = self.result;
-        format!("{} {} {} {} {threshold}", self.precision, self.backend, metric.name(), self.result.symbol())
+        let GateResult { threshold, .. } = self.result;
+        let (subject, sign, level) = (self.result.subject(), self.result.symbol(), self.result.level());
+        format!("{} {} {subject} {sign} {threshold}{level}", self.precision, self.backend)
     }
 }
 
@@ -181,9 +207,23 @@ impl GateResult {
         }
     }
 
+    /// What was asked for: `≥ 98 %`, with the confidence where there is one.
+    pub fn asked(&self) -> String {
+        format!("{} {}{}", self.symbol(), self.shown_threshold(), self.level())
+    }
+
+    fn level(&self) -> String {
+        self.confidence.map_or_else(String::new, |level| format!(" at {} confidence", percent(level)))
+    }
+
     /// What was measured, or why there is no figure.
-    pub(super) fn shown(&self) -> String {
-        let value = self.value.map(|value| shown_beside(self.metric, value, self.threshold));
+    pub fn shown(&self) -> String {
+        let value = self.value.map(|value| {
+            let shown = shown_beside(self.metric, value, self.threshold);
+            let Some((bound, level)) = self.bound.zip(self.confidence) else { return shown };
+            let bound = shown_beside(self.metric, bound, self.threshold);
+            format!("{shown} (at {} confidence {bound} or more)", percent(level))
+        });
         value.or_else(|| self.note.clone()).unwrap_or_else(|| "not measured".to_owned())
     }
 
@@ -219,8 +259,8 @@ pub(super) fn figure(metric: Metric, value: f64) -> String {
 
 /// True for what is shown in percent.
 pub(super) fn is_share(metric: Metric) -> bool {
-    use Metric::{Cosine, MaxAbs, MeanAbs, RelL2, SqnrDb};
-    ![Cosine, MaxAbs, MeanAbs, RelL2, SqnrDb].contains(&metric)
+    use Metric::{LatencyMs, LatencyRatio, SizeMb};
+    !metric.is_numeric() && ![LatencyMs, LatencyRatio, SizeMb].contains(&metric)
 }
 
 #[cfg(test)]
@@ -228,7 +268,17 @@ mod tests {
     use super::*;
 
     fn gate(metric: Metric, threshold: f64, value: Option<f64>, passed: bool) -> Gate {
-        let result = GateResult { metric, direction: metric.direction(), threshold, value, passed, note: None };
+        let result = GateResult {
+            metric,
+            part: None,
+            direction: metric.direction(),
+            threshold,
+            confidence: None,
+            value,
+            bound: None,
+            passed,
+            note: None,
+        };
         Gate { precision: "int8".into(), backend: "tensorrt".into(), result }
     }
 
@@ -260,5 +310,9 @@ mod tests {
         assert_eq!(gate(Metric::SqnrDb, 24.0, Some(23.995_627_4), false).result.shown(), "23.996\u{a0}dB");
         let unmeasured = Verdict::new(vec![gate(Metric::Accuracy, 0.1, None, false)], &[]);
         assert_eq!(unmeasured.sentence, "1 of 1 gate failed: int8 on tensorrt has no accuracy (not measured).");
+        let mut bounded = gate(Metric::Top1, 0.98, Some(0.99), false);
+        (bounded.result.confidence, bounded.result.bound) = (Some(0.95), Some(0.961));
+        assert_eq!(bounded.condition(), "int8 tensorrt top1 ≥ 0.98 at 95% confidence");
+        assert_eq!(bounded.result.shown(), "99\u{a0}% (at 95% confidence 96.1\u{a0}% or more)");
     }
 }

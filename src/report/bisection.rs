@@ -92,7 +92,7 @@ fn beside(gate: &Gate, value: f64) -> String {
 }
 
 fn value(verdict: &Verdict, gate: &Gate) -> Option<f64> {
-    verdict.metrics.get(gate.metric.name()).copied()
+    verdict.metrics.get(&gate.subject()).copied()
 }
 
 /// `top1 99.0 % (at least 98.5 %)` for every gate.
@@ -100,7 +100,7 @@ fn measured(gates: &[Gate], verdict: &Verdict) -> String {
     let one = |gate: &Gate| {
         let side = if gate.metric.direction() == Direction::AtLeast { "at least" } else { "at most" };
         let value = value(verdict, gate).map_or_else(|| "not finite".to_owned(), |value| beside(gate, value));
-        format!("{} {value} ({side} {})", gate.metric.name(), figure(gate.metric, gate.threshold))
+        format!("{} {value} ({side} {})", gate.subject(), figure(gate.metric, gate.threshold))
     };
     gates.iter().map(one).collect::<Vec<_>>().join(", ")
 }

@@ -169,7 +169,10 @@ fn gates() -> Vec<Gate> {
         backend: "tensorrt".into(),
         result: GateResult {
             metric,
+            part: None,
             direction: metric.direction(),
+            confidence: None,
+            bound: None,
             threshold,
             value: Some(value),
             passed: value >= threshold,

@@ -19,7 +19,7 @@ use trtcalib::{
         onnxruntime::widens_halves,
         tensorrt::{EngineSidecar, RunnerOptions, run_engine},
     },
-    compare::{ComparisonResult, Gate, GateResult, SavedOutputs, Segmentation},
+    compare::{ComparisonResult, Footprint, Gate, GateResult, Needs, SavedOutputs, Segmentation},
     config::RunConfig,
     onnx::Model,
     session::{
@@ -60,10 +60,10 @@ impl TargetOutcome {
         Self { target: target.to_owned(), against: None, error: None, result: None, gates: Vec::new() }
     }
 
-    fn take(&mut self, result: Result<ComparisonResult, PipelineError>, gates: &[Gate]) {
+    fn take(&mut self, result: Result<ComparisonResult, PipelineError>, gates: &[Gate], footprint: Footprint) {
         match result {
             Ok(result) => {
-                self.gates = gates.iter().map(|gate| gate.evaluate(&result)).collect();
+                self.gates = gates.iter().map(|gate| gate.evaluate(&result, &footprint)).collect();
                 self.result = Some(result);
             }
             Err(error) => self.error = Some(super::describe(&error.into())),
@@ -74,6 +74,7 @@ impl TargetOutcome {
 /// Compares.
 pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs) -> anyhow::Result<ExitStatus> {
     let gates = args.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?;
+    check_gates(&gates)?;
     let reference_spec = Spec::parse(&args.reference)?;
     let mut specs = args.targets.iter().map(|target| Spec::parse(target)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut names = args.targets.clone();
@@ -126,13 +127,14 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
     }
     for (index, (outcome, result)) in outcomes.iter_mut().zip(evaluation.targets).enumerate() {
         // Gates are for what was asked for, not for what was added to explain it.
-        outcome.take(result, if index < args.targets.len() { &gates } else { &[] });
+        let gates = if index < args.targets.len() { &*gates } else { &[] };
+        outcome.take(result, gates, Footprint { size_mb: size_mb(&specs[index]), ..Footprint::default() });
     }
     let mut engine_errors = Vec::new();
     for (&(source, engine), result) in pairs.iter().zip(evaluation.pairs) {
         let mut outcome = TargetOutcome::new(&names[engine]);
         outcome.against = Some(names[source].clone());
-        outcome.take(result, &[]);
+        outcome.take(result, &[], Footprint::default());
         engine_errors.push(outcome);
     }
     for side in std::iter::once(reference).chain(targets) {
@@ -151,6 +153,28 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
     printer.outcome(&outcome, || describe(&outcome))?;
     anyhow::ensure!(failed.is_empty(), "a target could not be run: {}", failed.join("; "));
     Ok(if outcome.passed { ExitStatus::Passed } else { ExitStatus::GateFailed })
+}
+
+/// Size of the file that a target is read from.
+fn size_mb(spec: &Spec) -> Option<f64> {
+    let (Spec::OnnxRuntime(Some(path), _) | Spec::Engine(path)) = spec else { return None };
+    Some(std::fs::metadata(path).ok()?.len() as f64 / 1e6)
+}
+
+/// Refuses gates that cannot be tested here.
+fn check_gates(gates: &[Gate]) -> anyhow::Result<()> {
+    for gate in gates {
+        anyhow::ensure!(
+            gate.metric.needs() != Needs::Times,
+            "gate {gate}: compare measures no times; `calib run` judges them, and `calib bench` shows them"
+        );
+        anyhow::ensure!(
+            gate.precision.is_none(),
+            "gate {gate}: a target's precision is not known here; compare it by itself with {}, or use `calib run`",
+            Gate { precision: None, ..gate.clone() }
+        );
+    }
+    Ok(())
 }
 
 /// The model that tells inputs and data: the reference's file, or the engine's sidecar, or the first target's file.
@@ -304,9 +328,8 @@ fn describe(outcome: &Outcome) -> String {
             }
         }
         for gate in &target.gates {
-            let value = gate.value.map_or_else(|| gate.note.clone().unwrap_or_default(), |value| format!("{value:.4}"));
             let verdict = if gate.passed { "passed" } else { "FAILED" };
-            text.push_str(&format!("  gate {}={}: {verdict} ({value})\n", gate.metric.name(), gate.threshold));
+            text.push_str(&format!("  gate {} {}: {verdict} ({})\n", gate.subject(), gate.asked(), gate.shown()));
         }
     }
     text

@@ -25,7 +25,7 @@ use trtcalib::{
         search::{Candidate, SearchOptions},
         trials::{Progress, TrialLog},
     },
-    compare::{CompareOptions, Gate},
+    compare::{CompareOptions, Footprint, Gate},
     session::evaluation::{EvaluateOptions, evaluate},
 };
 
@@ -118,7 +118,7 @@ impl Bisection<'_> {
         let control = control(session.threads, &|_| {});
         let evaluation = evaluate(&mut reference, &mut [], dataset, &[sample], &options, control)?;
         for gate in gates {
-            let found = gate.evaluate(&evaluation.reference);
+            let found = gate.evaluate(&evaluation.reference, &Footprint::default());
             if let (None, false, Some(why)) = (found.value, found.passed, found.note) {
                 anyhow::bail!("no plan can pass the gate {gate}: {why}; gate what there is, as in sqnr_db=20");
             }

@@ -44,8 +44,8 @@ pub(super) fn trial(progress: Progress<'_>, gates: &[Gate]) -> String {
 
 /// What a plan gives by the metric of a gate. No difference at all has no finite value of some metrics.
 fn measured(gate: &Gate, verdict: &Verdict) -> String {
-    let name = gate.metric.name();
-    match verdict.metrics.get(name) {
+    let name = gate.subject();
+    match verdict.metrics.get(&name) {
         Some(value) => format!("{name} {value:.4}"),
         None if verdict.passed => format!("{name} equal to the reference"),
         None => format!("{name} -"),

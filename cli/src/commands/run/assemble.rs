@@ -13,8 +13,8 @@ use trtcalib::{
     dataset::{Preprocess, SampleError},
     quantize::Precision as NumberFormat,
     report::{
-        Calibration, CandidateResult, DatasetInfo, Gate as GateRow, Histogram, Labels, LatencyMs, Layer, ModelInfo,
-        Precision, REPORT_FORMAT_VERSION, Report, SkippedSample, SpeedAt, Speedup, Timing, Verdict, rfc3339,
+        Calibration, CandidateResult, DatasetInfo, Histogram, Labels, LatencyMs, Layer, ModelInfo, Precision,
+        REPORT_FORMAT_VERSION, Report, SkippedSample, SpeedAt, Speedup, Timing, Verdict, rfc3339,
     },
     session::{environment::environment, evaluation::Evaluation},
 };
@@ -73,21 +73,13 @@ impl Job<'_> {
             if row.error.is_none() {
                 self.add_times(&mut row, found.times.as_deref());
             }
-            gates.extend(found.gates.iter().map(|gate| GateRow {
-                precision: name.to_owned(),
-                backend: backend.clone(),
-                result: gate.evaluate(&measured),
-            }));
+            gates.extend(row.judge(found.gates, &measured));
             precisions.push(row);
         }
         for engine in found.engines {
             // An engine that did not run says nothing about gates; its row tells why.
             if let Some(measured) = &engine.measured {
-                gates.extend(found.gates.iter().map(|gate| GateRow {
-                    precision: engine.row.precision.clone(),
-                    backend: engine.row.backend.clone(),
-                    result: gate.evaluate(measured),
-                }));
+                gates.extend(engine.row.judge(found.gates, measured));
             }
             precisions.push(engine.row);
         }

@@ -1,0 +1,154 @@
+//! What a gate says about the figures of a target.
+
+use super::{Direction, Gate, GateResult, Metric, Needs, percent};
+use crate::{
+    compare::{ComparisonResult, OutputMetrics},
+    stats::wilson_at,
+};
+
+const NO_TIMES: &str = "no latency was measured that says anything about this precision";
+
+/// What a target costs, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Footprint {
+    /// Median latency.
+    pub latency_ms: Option<f64>,
+    /// Latency by that of FP32 on the same backend.
+    pub latency_ratio: Option<f64>,
+    /// Size of its file with external data, in 10^6 bytes.
+    pub size_mb: Option<f64>,
+}
+
+/// What a comparison says about a metric.
+enum Measured {
+    Value(f64),
+    /// No difference at all: an infinite SQNR.
+    Equal,
+    Missing(String),
+}
+
+impl Gate {
+    /// Tests the figures of a comparison, and of a model's time and size.
+    ///
+    /// A metric of numeric differences does not pass when NaN or infinities differ, which no such figure shows.
+    pub fn evaluate(&self, result: &ComparisonResult, footprint: &Footprint) -> GateResult {
+        let Self { metric, threshold, confidence, .. } = *self;
+        let direction = metric.direction();
+        let part = self.part.as_deref();
+        let outcome = |value, passed, note: Option<String>| GateResult {
+            metric,
+            part: self.part.clone(),
+            direction,
+            threshold,
+            confidence,
+            value,
+            bound: None,
+            passed,
+            note,
+        };
+        let concerns = |output: &str| metric.is_numeric() && part.is_none_or(|part| part == output);
+        let differing = result.non_finite.iter().find(|(output, counts)| concerns(output) && counts.differing > 0);
+        let note = differing.map(|(output, counts)| {
+            format!("output `{output}` differs in {} NaN or infinite values besides", counts.differing)
+        });
+        match measure(metric, part, result, footprint) {
+            Measured::Missing(why) => outcome(None, false, Some(why)),
+            Measured::Equal if note.is_some() => outcome(None, false, note),
+            Measured::Equal => outcome(None, true, Some("equal to the reference".to_owned())),
+            Measured::Value(value) => {
+                let bound = confidence.map(|level| wilson_at(share_of(value, metric, result), level)[0]);
+                let tested = bound.unwrap_or(value);
+                let within = match direction {
+                    Direction::AtLeast => tested >= threshold,
+                    Direction::AtMost => tested <= threshold,
+                };
+                GateResult { bound, ..outcome(Some(value), within && note.is_none(), note) }
+            }
+        }
+    }
+
+    /// Why so few samples cannot decide it: even if all of them agree (are right), the share among all that there are
+    /// may lie beyond the threshold. `samples` are those that count, for accuracy those with a label.
+    pub fn undecidable(&self, samples: usize) -> Option<String> {
+        let level = self.confidence.unwrap_or(0.95);
+        // Without a confidence, all of them is a clear wish.
+        if !self.metric.is_counted() || self.threshold >= 1.0 {
+            return None;
+        }
+        let lowest = |n: u64| wilson_at((n, n), level)[0];
+        let bound = lowest(samples as u64);
+        if bound >= self.threshold {
+            return None;
+        }
+        // With all n right, the bound is n / (n + z²).
+        let z2 = 1.0 / lowest(1) - 1.0;
+        let needed = (self.threshold * z2 / (1.0 - self.threshold)).ceil();
+        let outcome = if self.confidence.is_some() { "the gate cannot pass" } else { "passing shows little" };
+        Some(format!(
+            "{samples} samples cannot decide the gate {self}: even with all of them right the true share may be \
+             {bound:.3} (at {} confidence), so {outcome}; at least {needed} samples are needed",
+            percent(level)
+        ))
+    }
+}
+
+/// Successes and trials behind a share that counts samples.
+fn share_of(share: f64, metric: Metric, result: &ComparisonResult) -> (u64, u64) {
+    let task = result.classification();
+    let samples = match metric.needs() {
+        Needs::Labels => task.and_then(|task| task.accuracy.as_ref()).map(|accuracy| accuracy.samples),
+        _ => task.and_then(|task| task.agreement.as_ref()).map(|agreement| agreement.samples),
+    };
+    let samples = samples.unwrap_or(0) as u64;
+    ((share * samples as f64).round() as u64, samples)
+}
+
+fn measure(metric: Metric, part: Option<&str>, result: &ComparisonResult, footprint: &Footprint) -> Measured {
+    let classification = result.classification();
+    let agreement = classification.and_then(|task| task.agreement.as_ref()).ok_or("no output is a classification");
+    let accuracy = classification.and_then(|task| task.accuracy.as_ref()).ok_or("no sample has a label");
+    let reference = classification.and_then(|task| task.reference_accuracy.as_ref()).ok_or("no sample has a label");
+    let map = result.map().and_then(|task| task.segmentation.as_ref()).ok_or("no output is a map of classes");
+    let no_masks = "no sample has a label mask";
+    let worst = |of: fn(&OutputMetrics) -> f64| {
+        if let Some(part) = part {
+            let output = result.outputs.iter().find(|output| output.name == part);
+            return output.map(of).ok_or("no output that is compared has this name");
+        }
+        let values = OutputMetrics::judged(&result.outputs).map(of);
+        match metric.direction() {
+            Direction::AtLeast => values.reduce(f64::min),
+            Direction::AtMost => values.reduce(f64::max),
+        }
+        .ok_or("there are no outputs")
+    };
+    let value = match metric {
+        Metric::Top1 => agreement.map(|a| a.top1),
+        Metric::Top5 => agreement.map(|a| a.top5_overlap),
+        Metric::Top5Set => agreement.map(|a| a.top5_set),
+        Metric::RefTop1InTop5 => agreement.map(|a| a.ref_top1_in_top5),
+        Metric::Accuracy => accuracy.map(|a| a.top1),
+        Metric::AccuracyTop5 => accuracy.map(|a| a.top5),
+        Metric::AccuracyDrop => accuracy.and_then(|a| reference.map(|r| r.top1 - a.top1)),
+        Metric::SqnrDb => worst(|output| output.sqnr_db.unwrap_or(f64::INFINITY)),
+        Metric::Cosine => worst(|output| output.cosine),
+        Metric::RelL2 => worst(|output| output.rel_l2),
+        Metric::MaxAbs => worst(|output| output.max_abs),
+        Metric::MeanAbs => worst(|output| output.mean_abs),
+        Metric::PixelAgreement => map.map(|m| m.pixel_agreement),
+        Metric::MeanIou => map.map(|m| m.mean_iou),
+        Metric::PixelAccuracy => map.and_then(|m| m.pixel_accuracy.ok_or(no_masks)),
+        Metric::LabelMeanIou => map.and_then(|m| m.label_mean_iou.ok_or(no_masks)),
+        Metric::LatencyMs => footprint.latency_ms.ok_or(NO_TIMES),
+        Metric::LatencyRatio => footprint.latency_ratio.ok_or(NO_TIMES),
+        Metric::SizeMb => footprint.size_mb.ok_or("no file was made"),
+    };
+    match value {
+        _ if result.samples == 0 && !matches!(metric.needs(), Needs::Times | Needs::Size) => {
+            Measured::Missing("no sample was compared".to_owned())
+        }
+        Ok(value) if value == f64::INFINITY => Measured::Equal,
+        Ok(value) => Measured::Value(value),
+        Err(why) => Measured::Missing(why.to_owned()),
+    }
+}

@@ -1,0 +1,166 @@
+//! Reading gates and testing figures with them.
+
+use super::super::*;
+use super::*;
+
+fn accuracy(top1: f64) -> Accuracy {
+    Accuracy { top1, top1_interval: [0.0, 1.0], top5: 0.9, top5_interval: [0.0, 1.0], samples: 100, mcnemar_p: None }
+}
+
+fn output(name: &str, sqnr_db: Option<f64>, max_abs: f64) -> OutputMetrics {
+    OutputMetrics {
+        name: name.to_owned(),
+        max_abs,
+        mean_abs: 0.1,
+        rel_l2: 0.01,
+        cosine: 0.99,
+        sqnr_db,
+        integers: false,
+    }
+}
+
+fn result() -> ComparisonResult {
+    let mut task = TaskResult::new("a", OutputKind::Classification);
+    task.agreement = Some(Agreement {
+        top1: 0.98,
+        top1_interval: [0.9, 1.0],
+        top5_overlap: 0.94,
+        top5_set: 0.7,
+        ref_top1_in_top5: 1.0,
+        samples: 100,
+    });
+    (task.accuracy, task.reference_accuracy) = (Some(accuracy(0.74)), Some(accuracy(0.75)));
+    let outputs = vec![output("a", Some(18.0), 0.5), output("b", None, 0.0), output("c", Some(14.5), 0.25)];
+    ComparisonResult { samples: 100, outputs, tasks: vec![task], ..ComparisonResult::default() }
+}
+
+fn evaluate(gate: &str, result: &ComparisonResult) -> (Option<f64>, bool, Option<String>) {
+    let outcome = gate.parse::<Gate>().unwrap().evaluate(result, &Footprint::default());
+    (outcome.value, outcome.passed, outcome.note)
+}
+
+#[test]
+fn each_direction_includes_its_threshold() {
+    let result = result();
+    assert_eq!(evaluate("top1=0.98", &result), (Some(0.98), true, None));
+    assert_eq!(evaluate("top1=0.981", &result), (Some(0.98), false, None));
+    assert_eq!(evaluate(" max_abs = 0.5 ", &result), (Some(0.5), true, None));
+    assert_eq!(evaluate("max_abs=0.4", &result), (Some(0.5), false, None));
+    assert_eq!(evaluate("sqnr_db=15", &result), (Some(14.5), false, None));
+    let (value, passed, _) = evaluate("accuracy_drop=0.02", &result);
+    assert!(passed && (value.unwrap() - 0.01).abs() < 1e-12);
+    assert!(!evaluate("accuracy_drop=0.005", &result).1);
+    // Integers do not count beside other outputs.
+    let mut indexed = result.clone();
+    indexed.outputs[2].integers = true;
+    assert_eq!(evaluate("sqnr_db=15", &indexed), (Some(18.0), true, None));
+    indexed.outputs.iter_mut().for_each(|output| output.integers = true);
+    assert_eq!(evaluate("sqnr_db=15", &indexed), (Some(14.5), false, None));
+}
+
+#[test]
+fn what_was_not_measured_does_not_pass() {
+    let mut result = result();
+    assert_eq!(evaluate("mean_iou=0", &result), (None, false, Some("no output is a map of classes".to_owned())));
+    result.tasks[0].accuracy = None;
+    assert_eq!(evaluate("accuracy_drop=1", &result), (None, false, Some("no sample has a label".to_owned())));
+    assert_eq!(evaluate("top1=0", &ComparisonResult::default()).2.unwrap(), "no sample was compared");
+    result.outputs.truncate(1);
+    result.outputs[0].sqnr_db = None;
+    assert_eq!(evaluate("sqnr_db=99", &result), (None, true, Some("equal to the reference".to_owned())));
+}
+
+#[test]
+fn differing_nan_fails_numeric_gates_only() {
+    let mut result = result();
+    result.non_finite.insert("b".to_owned(), NonFinite { target_nan: 3, differing: 3, ..NonFinite::default() });
+    let (value, passed, note) = evaluate("cosine=0.5", &result);
+    assert_eq!((value, passed), (Some(0.99), false));
+    assert_eq!(note.unwrap(), "output `b` differs in 3 NaN or infinite values besides");
+    result.outputs.retain(|output| output.sqnr_db.is_none());
+    assert!(!evaluate("sqnr_db=5", &result).1);
+    assert!(evaluate("top1=0.5", &result).1);
+}
+
+#[test]
+fn gates_that_cannot_be_read_say_what_can() {
+    let error = |text: &str| text.parse::<Gate>().unwrap_err().to_string();
+    assert!(error("topp=1").starts_with("unknown metric `topp` in gate `topp=1`; known are top1, top5, "));
+    assert!(error("top1").contains("metric[[output]]=threshold"));
+    assert!(error("top1=nan").contains("finite number"));
+    assert_eq!(error("top1=98"), "gate `top1=98`: top1 lies between 0 and 1; write top1=0.98 for 98 %");
+    assert!(
+        error("accuracy=-0.1").contains("between 0 and 1") && error("accuracy_drop=2").contains("between -1 and 1")
+    );
+    assert!("sqnr_db=98".parse::<Gate>().is_ok() && "accuracy_drop=-0.01".parse::<Gate>().is_ok());
+    assert_eq!("top1=0.98".parse::<Gate>().unwrap().to_string(), "top1=0.98");
+}
+
+#[test]
+fn every_part_of_a_gate_is_read_and_written_back() {
+    let gate = |text: &str| text.parse::<Gate>().unwrap();
+    let plain = |metric, threshold| Gate { precision: None, metric, part: None, threshold, confidence: None };
+    assert_eq!(gate("top1>=0.98"), plain(Metric::Top1, 0.98));
+    assert_eq!(gate("latency_ratio <= 0.6"), plain(Metric::LatencyRatio, 0.6));
+    let int8 = Gate { precision: Some("int8".to_owned()), ..plain(Metric::Top1, 0.98) };
+    assert_eq!(gate("INT8: top1=0.98"), int8);
+    let bounded = Gate { confidence: Some(0.95), ..int8.clone() };
+    assert_eq!((gate("int8:top1>=0.98@95%"), gate("int8:top1=0.98@0.95")), (bounded.clone(), bounded));
+    // Names of tensors may hold every sign of the grammar.
+    let part = Gate { part: Some("a=b:c[0]".to_owned()), ..plain(Metric::SqnrDb, 15.0) };
+    assert_eq!(gate("sqnr_db[a=b:c[0]]=15"), part);
+    for text in ["top1=0.98", "int8:top1=0.98@99.9%", "fp16:sqnr_db[x]=15", "size_mb=12.5"] {
+        assert_eq!(gate(text).to_string(), text);
+    }
+    assert!(int8.is_for("int8") && !int8.is_for("fp16") && gate("top1=1").is_for("fp16"));
+    let error = |text: &str| text.parse::<Gate>().unwrap_err().to_string();
+    assert_eq!(error("max_abs>=0.5"), "gate `max_abs>=0.5`: of max_abs less is better; write max_abs<=0.5");
+    assert!(error("top1[x]=0.9").contains("no figure of a single output"));
+    assert!(error("sqnr_db=15@95%").contains("sqnr_db has no confidence interval; those of top1, "));
+    assert!(error("top1=1@95%").contains("no number of samples"));
+    assert!(error("top1=0.9@95").contains("write @95%") && error("top1=0.9@").contains("write @95%"));
+    assert!(error("sqnr_db[]=15").contains("not of the form") && error(":top1=0.9").contains("not of the form"));
+}
+
+#[test]
+fn a_confidence_tests_the_bound_of_the_interval() {
+    let result = result();
+    // Wilson's formula with the quantiles of Python's statistics.NormalDist.
+    for (level, lower) in [(0.95, 0.929_988_21), (0.9, 0.941_351_63), (0.99, 0.904_183_02)] {
+        let outcome = format!("top1=0.94@{level}").parse::<Gate>().unwrap().evaluate(&result, &Footprint::default());
+        assert!((outcome.bound.unwrap() - lower).abs() < 1e-6, "{outcome:?}");
+        assert_eq!((outcome.value, outcome.passed), (Some(0.98), lower >= 0.94));
+    }
+    assert!(evaluate("accuracy=0.64@95%", &result).1 && !evaluate("accuracy=0.65@95%", &result).1);
+}
+
+#[test]
+fn too_few_samples_are_said_to_decide_nothing() {
+    let undecidable = |gate: &str, samples| gate.parse::<Gate>().unwrap().undecidable(samples);
+    // 0.98 z² / 0.02 with z = 1.959964.
+    assert!(undecidable("top1=0.98@95%", 188).unwrap().ends_with("cannot pass; at least 189 samples are needed"));
+    assert_eq!(undecidable("top1=0.98@95%", 189), None);
+    assert!(
+        undecidable("top1=0.98", 20).unwrap().contains("may be 0.839 (at 95% confidence), so passing shows little")
+    );
+    assert_eq!((undecidable("top1=1", 5), undecidable("sqnr_db=20", 1)), (None, None));
+}
+
+#[test]
+fn one_output_time_and_size_are_tested_where_they_are_known() {
+    let mut result = result();
+    assert_eq!(evaluate("sqnr_db[a]=15", &result), (Some(18.0), true, None));
+    assert_eq!(evaluate("sqnr_db[c]=15", &result), (Some(14.5), false, None));
+    assert!(evaluate("sqnr_db[x]=15", &result).2.unwrap().contains("no output"));
+    // NaN of another output is not this one's.
+    result.non_finite.insert("c".to_owned(), NonFinite { differing: 3, ..NonFinite::default() });
+    assert!(evaluate("sqnr_db[a]=15", &result).1 && !evaluate("cosine[c]=0", &result).1);
+    assert!(evaluate("latency_ms=5", &result).2.unwrap().contains("no latency was measured"));
+    let footprint = Footprint { latency_ms: Some(4.0), latency_ratio: Some(0.7), size_mb: Some(5.0) };
+    let passes = |gate: &str| {
+        // Without samples, too: they are figures of the file.
+        gate.parse::<Gate>().unwrap().evaluate(&ComparisonResult::default(), &footprint).passed
+    };
+    assert!(passes("latency_ms=4") && passes("latency_ratio<=0.7") && passes("size_mb=5"));
+    assert!(!passes("latency_ms=3.9") && !passes("latency_ratio=0.5") && !passes("size_mb=4"));
+}
