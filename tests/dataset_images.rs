@@ -226,3 +226,26 @@ fn class_folders_that_are_merely_counted_are_told() {
     let (samples, notes) = listed(folder.path());
     assert_eq!((samples[0].1, samples[1].1, notes.len()), (Some(2), Some(7), 0));
 }
+
+/// Against `scripts/make_opencv_fixtures.py`.
+#[test]
+fn resizing_and_letterboxes_equal_opencv_to_the_last_bit() {
+    let arrays = read_npz(&folder().join("opencv.npz")).unwrap();
+    let mut checked = 0;
+    for name in ["source", "tall", "same", "dot"] {
+        let source = picture(&arrays[name]);
+        for (key, expected) in arrays.iter().filter(|(key, _)| key.starts_with(&format!("resize_{name}_"))) {
+            let expected = picture(expected);
+            let found = resize(&source, expected.width, expected.height, Interpolation::Opencv);
+            assert!(found == expected, "{key}");
+            checked += 1;
+        }
+        for preset in ["yolo", "yolox"] {
+            let preprocess = Preprocess::preset(preset, 64, 80).unwrap();
+            let found = sample(&source, ElementType::F32, [1, 3, 64, 80], &preprocess);
+            assert!(found == arrays[&format!("{preset}_{name}")], "{preset}_{name}");
+            checked += 1;
+        }
+    }
+    assert_eq!(checked, 4 * (11 + 2));
+}

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CompareError, ComparisonResult, FIVE, Flip, OutputKind, OutputMetrics, OutputPair, PairSums, TaskResult,
+    CompareError, ComparisonResult, FIVE, Flip, OutputKind, OutputMetrics, OutputPair, PairSums, Part, PartMetrics,
+    PartSums, TaskResult,
     accuracy::PairedCounts,
     agreement::{AgreementCounts, Best, Flips},
+    parts::by_scale,
     segmentation::{ClassMap, MapCounts},
 };
 use crate::tensor::{ElementType, Tensor, TensorMap, TensorView};
@@ -25,6 +27,9 @@ pub struct CompareOptions {
     pub class_names: Vec<String>,
     /// Class of mask pixels that take no part.
     pub ignored_label: Option<u32>,
+    /// Parts of outputs, where more is known of them than their size.
+    #[serde(default)]
+    pub parts: BTreeMap<String, Vec<Part>>,
 }
 
 impl Default for CompareOptions {
@@ -35,6 +40,7 @@ impl Default for CompareOptions {
             max_flips: 50,
             class_names: Vec::new(),
             ignored_label: Some(255),
+            parts: BTreeMap::new(),
         }
     }
 }
@@ -93,6 +99,7 @@ pub(super) struct Batch<'a> {
 pub(super) struct Output {
     pub pair: OutputPair,
     pub sums: PairSums,
+    pub parts: PartSums,
     integers: bool,
     /// `None` before the first sample.
     pub task: Option<Task>,
@@ -174,7 +181,7 @@ impl Comparison {
         let non_finite = self.outputs.iter().filter(|output| !output.sums.non_finite.is_empty());
         ComparisonResult {
             samples: self.samples as usize,
-            outputs: self.outputs.iter().map(Output::metrics).collect(),
+            outputs: self.outputs.iter().map(|output| output.metrics(&self.options)).collect(),
             non_finite: non_finite.map(|output| (output.pair.reference.clone(), output.sums.non_finite)).collect(),
             tasks: self.outputs.iter().filter_map(Output::result).collect(),
             pairs: self.outputs.into_iter().map(|output| output.pair).collect(),
@@ -228,11 +235,19 @@ pub(super) fn row<'a>(
 
 impl Output {
     fn new(pair: OutputPair) -> Self {
-        Self { pair, sums: PairSums::default(), integers: false, task: None }
+        Self { pair, sums: PairSums::default(), parts: PartSums::default(), integers: false, task: None }
     }
 
-    fn metrics(&self) -> OutputMetrics {
-        OutputMetrics { integers: self.integers, ..self.sums.metrics(&self.pair.reference) }
+    fn metrics(&self, options: &CompareOptions) -> OutputMetrics {
+        let name = &self.pair.reference;
+        let parts = options.parts.get(name).cloned().unwrap_or_else(|| by_scale(&self.parts));
+        let parts = self.parts.figures(&parts).iter().map(|(part, sums)| PartMetrics::new(part, sums)).collect();
+        OutputMetrics { integers: self.integers, parts, ..self.sums.metrics(name) }
+    }
+
+    /// Whether sums by part are needed of a sample, besides those of the whole.
+    pub(super) fn has_parts(&self, shape: &[usize]) -> bool {
+        !self.integers && !matches!(self.task, Some(Task::Classification(_))) && PartSums::suits(shape)
     }
 
     pub(super) fn push(
@@ -258,6 +273,9 @@ impl Output {
                 }
             };
             pushed.map_err(|reason| self.misfit(batch, index, reason))?;
+            if self.has_parts(r.shape) {
+                self.parts.push(r, t);
+            }
         }
         Ok(())
     }

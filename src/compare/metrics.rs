@@ -95,6 +95,17 @@ impl PairSums {
         }
     }
 
+    /// Adds a finite pair.
+    pub(super) fn push(&mut self, reference: f64, target: f64) {
+        let error = (reference - target).abs();
+        self.count += 1;
+        self.reference_squares += reference * reference;
+        self.target_squares += target * target;
+        self.error_squares += error * error;
+        self.error_sum += error;
+        self.error_max = self.error_max.max(error);
+    }
+
     /// Appends the sums of values that come later.
     pub fn add(&mut self, later: &Self) {
         self.count += later.count;
@@ -147,6 +158,7 @@ impl PairSums {
             cosine: self.cosine(),
             sqnr_db: self.sqnr_db(),
             integers: false,
+            parts: Vec::new(),
         }
     }
 }

@@ -4,12 +4,16 @@
 
 mod accuracy;
 mod agreement;
+pub mod average_precision;
+pub mod boxes;
 mod driver;
 mod gates;
 pub mod graphwise;
+pub mod heads;
 mod kind;
 mod metrics;
 mod on_device;
+mod parts;
 mod saved;
 mod segmentation;
 
@@ -19,6 +23,7 @@ pub(crate) use gates::percent;
 pub use gates::{Direction, Footprint, Gate, GateError, GateResult, Metric, Needs};
 pub use kind::OutputKind;
 pub use metrics::PairSums;
+pub use parts::{Part, PartSums, by_scale};
 pub use saved::{OutputsWriter, SavedError, SavedOutputs};
 pub use segmentation::ClassMap;
 
@@ -46,9 +51,117 @@ pub struct OutputMetrics {
     /// The values are integers or flags.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub integers: bool,
+    /// The same by part, where the output joins parts that mean something else or are of another size.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartMetrics>,
+}
+
+/// Differences of one part of an output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct PartMetrics {
+    /// `boxes`, `objectness`, `scores`, or positions along the axis where only the size of the values tells parts apart.
+    pub name: String,
+    /// Axis of a sample, without the batch.
+    pub axis: usize,
+    /// First position along it, and the position behind the last.
+    pub range: [usize; 2],
+    /// max |r - t|.
+    pub max_abs: f64,
+    /// mean |r - t|.
+    pub mean_abs: f64,
+    /// ‖r - t‖₂ / ‖r‖₂.
+    pub rel_l2: f64,
+    /// Cosine of the angle between r and t.
+    pub cosine: f64,
+    /// As [`OutputMetrics::sqnr_db`].
+    pub sqnr_db: Option<f64>,
+}
+
+impl PartMetrics {
+    fn new(part: &Part, sums: &PairSums) -> Self {
+        let OutputMetrics { name, max_abs, mean_abs, rel_l2, cosine, sqnr_db, .. } = sums.metrics(&part.name);
+        Self {
+            name,
+            axis: part.axis,
+            range: [part.range.start, part.range.end],
+            max_abs,
+            mean_abs,
+            rel_l2,
+            cosine,
+            sqnr_db,
+        }
+    }
+}
+
+/// Figures of an output, or of one of its parts.
+#[derive(Clone, Copy, Debug)]
+pub struct Figures<'a> {
+    /// The output.
+    pub output: &'a OutputMetrics,
+    /// The part; `None` for an output of one piece.
+    pub part: Option<&'a PartMetrics>,
+}
+
+impl Figures<'_> {
+    /// As [`OutputMetrics::max_abs`].
+    pub fn max_abs(&self) -> f64 {
+        self.part.map_or(self.output.max_abs, |part| part.max_abs)
+    }
+
+    /// As [`OutputMetrics::mean_abs`].
+    pub fn mean_abs(&self) -> f64 {
+        self.part.map_or(self.output.mean_abs, |part| part.mean_abs)
+    }
+
+    /// As [`OutputMetrics::rel_l2`].
+    pub fn rel_l2(&self) -> f64 {
+        self.part.map_or(self.output.rel_l2, |part| part.rel_l2)
+    }
+
+    /// As [`OutputMetrics::cosine`].
+    pub fn cosine(&self) -> f64 {
+        self.part.map_or(self.output.cosine, |part| part.cosine)
+    }
+
+    /// As [`OutputMetrics::sqnr_db`], but infinite where nothing differs.
+    pub fn sqnr_db(&self) -> f64 {
+        self.part.map_or(self.output.sqnr_db, |part| part.sqnr_db).unwrap_or(f64::INFINITY)
+    }
+
+    /// True for the output or part that a gate names: the output, the part, or `output/part`.
+    fn is(&self, name: &str) -> bool {
+        let part = self.part.map(|part| part.name.as_str());
+        self.output.name == name
+            || part == Some(name)
+            || part.is_some_and(|part| {
+                name.strip_suffix(part).and_then(|name| name.strip_suffix('/')) == Some(&self.output.name)
+            })
+    }
+}
+
+impl<'a> Figures<'a> {
+    /// The figures that count: those of every part of the outputs that are judged, or those of `name`, an output or part
+    /// of one; `None` where there is nothing of this name.
+    pub fn of(outputs: &'a [OutputMetrics], name: Option<&str>) -> Option<Vec<Self>> {
+        let Some(name) = name else { return Some(OutputMetrics::judged_parts(outputs).collect()) };
+        let named: Vec<Self> =
+            outputs.iter().flat_map(OutputMetrics::by_part).filter(|figures| figures.is(name)).collect();
+        (!named.is_empty()).then_some(named)
+    }
 }
 
 impl OutputMetrics {
+    /// The figures of every part of those outputs that are judged; an output without parts is one.
+    pub fn judged_parts(outputs: &[Self]) -> impl Iterator<Item = Figures<'_>> {
+        Self::judged(outputs).flat_map(Self::by_part)
+    }
+
+    /// The figures of its parts; its own without any.
+    fn by_part(&self) -> impl Iterator<Item = Figures<'_>> {
+        let whole = self.parts.is_empty().then_some(None);
+        whole.into_iter().chain(self.parts.iter().map(Some)).map(|part| Figures { output: self, part })
+    }
+
     /// Those of `outputs` that say how close two models are: integers (indices, counts, flags), whose differences mean
     /// nothing, only where there is nothing else.
     pub fn judged(outputs: &[Self]) -> impl Iterator<Item = &Self> {
@@ -56,9 +169,9 @@ impl OutputMetrics {
         outputs.iter().filter(move |output| all || !output.integers)
     }
 
-    /// The least SQNR of the outputs that are judged, in decibels: infinite where nothing differs.
+    /// The least SQNR of the outputs that are judged, and of their parts, in decibels: infinite where nothing differs.
     pub fn worst_sqnr_db(outputs: &[Self]) -> Option<f64> {
-        Self::judged(outputs).map(|output| output.sqnr_db.unwrap_or(f64::INFINITY)).reduce(f64::min)
+        Self::judged_parts(outputs).map(|figures| figures.sqnr_db()).reduce(f64::min)
     }
 }
 

@@ -1,5 +1,5 @@
-//! The comparison of outputs that lie on a GPU: sums and best classes are computed there. Maps of classes, and outputs
-//! that are no floating-point numbers, come to the host.
+//! The comparison of outputs that lie on a GPU: sums and best classes are computed there. Maps of classes, outputs
+//! that may join unlike parts, and those that are no floating-point numbers, come to the host.
 
 use super::{
     CompareError, Comparison, PairSums, Sample,
@@ -29,7 +29,8 @@ impl Comparison {
             if floats {
                 output.push_views(batch, r, t, comparer)?;
             }
-            if floats && !matches!(output.task, Some(Task::Map(_))) {
+            let parts = r.row(0, samples.len()).is_some_and(|sample| output.has_parts(sample.shape()));
+            if floats && !parts && !matches!(output.task, Some(Task::Map(_))) {
                 return Ok(());
             }
             let (reference, target) = match &mut host {
@@ -37,7 +38,7 @@ impl Comparison {
                 none => none.insert((reference.to_host()?, target.to_host()?)),
             };
             let (r, t) = (find(reference, &name, "reference")?.view(), find(target, &theirs, "target")?.view());
-            if floats { output.push_maps(batch, r, t) } else { output.push(batch, r, t) }
+            if floats { output.push_host(batch, r, t, parts) } else { output.push(batch, r, t) }
         })
     }
 }
@@ -91,12 +92,13 @@ impl Output {
         failed.map_or(Ok(()), |(index, reason)| Err(self.misfit(batch, index, reason)))
     }
 
-    /// Maps of classes, whose sums were added before.
-    fn push_maps(
+    /// Maps of classes and parts of outputs, whose sums as a whole were added before.
+    fn push_host(
         &mut self,
         batch: &Batch<'_>,
         reference: TensorView<'_>,
         target: TensorView<'_>,
+        parts: bool,
     ) -> Result<(), CompareError> {
         let count = batch.samples.len();
         for index in 0..count {
@@ -105,6 +107,9 @@ impl Output {
             if let Some(Task::Map(map)) = &mut self.task {
                 let pushed = map.push(batch, index, r, t);
                 pushed.map_err(|reason| self.misfit(batch, index, reason))?;
+            }
+            if parts {
+                self.parts.push(r, t);
             }
         }
         Ok(())

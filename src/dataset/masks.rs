@@ -9,6 +9,7 @@ use super::{
     DatasetError, ending,
     images::list,
     labels::rows,
+    letterbox::Letterbox,
     preprocess::Preprocess,
     resample::{Interpolation, RgbImage},
 };
@@ -99,7 +100,8 @@ pub(super) fn read(bytes: &[u8], preprocess: &Preprocess) -> Result<Tensor, Stri
             [low, high, 1]
         })
         .collect();
-    let geometry = Preprocess { interpolation: Interpolation::Nearest, ..preprocess.clone() };
+    let letterbox = preprocess.letterbox.map(|letterbox| Letterbox { pad: 0, ..letterbox });
+    let geometry = Preprocess { interpolation: Interpolation::Nearest, letterbox, ..preprocess.clone() };
     let shaped = geometry.shape_image(&RgbImage { width, height, data })?;
     let class = |pixel: &[u8; 3]| if pixel[2] == 1 { u16::from_le_bytes([pixel[0], pixel[1]]) } else { BEYOND };
     let values = shaped.data.as_chunks::<3>().0.iter().map(|pixel| i64::from(class(pixel))).collect();

@@ -1,4 +1,4 @@
-//! How a picture becomes a model's input: resize, centre crop, then `(x · scale − mean) / std` on 8-bit values.
+//! How a picture becomes a model's input: resize and centre crop, or a letterbox, then `(x · scale − mean) / std` on 8-bit values.
 //!
 //! The arithmetic of a value is done once for each of the 256 values of a channel: the product in double precision,
 //! rounded to `float32`; difference and quotient in `float32`; then rounded to the input's element type. With a scale
@@ -7,7 +7,10 @@
 use half::f16;
 use serde::{Deserialize, Serialize};
 
-use super::resample::{CropRounding, Interpolation, RgbImage, Window, pad, resize_window};
+use super::{
+    letterbox::{Letterbox, Place, Placement, SideRounding},
+    resample::{CropRounding, Interpolation, RgbImage, Window, pad, resize_window},
+};
 use crate::tensor::{ElementType, Tensor, Values};
 
 /// Largest `resize` and `crop`, and largest side of a model's input.
@@ -60,6 +63,9 @@ pub struct Preprocess {
     /// Centre crop after the resize; absent for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crop: Option<Extent>,
+    /// The whole picture in a frame, instead of `resize` and `crop`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub letterbox: Option<Letterbox>,
     /// Where a centre crop starts when the border is odd.
     pub crop_rounding: CropRounding,
     /// Factor on 8-bit values.
@@ -82,6 +88,7 @@ impl Default for Preprocess {
             resize: None,
             interpolation: Interpolation::Bilinear,
             crop: None,
+            letterbox: None,
             crop_rounding: CropRounding::HalfEven,
             scale: 1.0 / 255.0,
             mean: [0.0; 3],
@@ -93,8 +100,23 @@ impl Default for Preprocess {
 }
 
 /// Names of the presets, the most common first.
-pub const PRESETS: [&str; 8] =
-    ["imagenet", "imagenet-bicubic", "imagenet-lite", "imagenet-tf", "imagenet-caffe", "clip", "unit", "raw"];
+pub const PRESETS: [&str; 12] = [
+    "imagenet",
+    "imagenet-bicubic",
+    "imagenet-lite",
+    "imagenet-tf",
+    "imagenet-caffe",
+    "clip",
+    "unit",
+    "raw",
+    "yolo",
+    "yolox",
+    "nanodet",
+    "detr",
+];
+
+/// How many of [`PRESETS`] classifiers take.
+pub const CLASSIFIER_PRESETS: usize = 8;
 
 impl Preprocess {
     /// A preset for an input of `height × width` pixels; `None` for an unknown name.
@@ -109,6 +131,10 @@ impl Preprocess {
     /// | `clip` | short side to the input, bicubic, centre crop | (x/255 − mean) / std of CLIP |
     /// | `unit` | exactly the input, bilinear | x/255 |
     /// | `raw` | exactly the input, bilinear | x |
+    /// | `yolo` | centred letterbox, padded with 114, OpenCV's bilinear | x/255 (Ultralytics, YOLOv5 to YOLO26) |
+    /// | `yolox` | letterbox at the top left, padded with 114, OpenCV's bilinear | BGR, x |
+    /// | `nanodet` | centred letterbox, padded with 0, OpenCV's bilinear | BGR, (x − mean) / std of ImageNet in 0–255 |
+    /// | `detr` | exactly the input, bilinear | as `imagenet` (DETR, RF-DETR; RT-DETR and D-FINE take `unit`) |
     pub fn preset(name: &str, height: usize, width: usize) -> Option<Self> {
         let short = height.min(width);
         let enlarged = Some(Extent::One((short as f64 / 0.875).floor() as usize));
@@ -116,6 +142,10 @@ impl Preprocess {
         let exact = Self { resize: crop, ..Self::default() };
         let imagenet =
             Self { resize: enlarged, crop, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], ..Self::default() };
+        let letterbox = Letterbox { size: crop, ..Letterbox::default() };
+        let framed =
+            |letterbox| Self { letterbox: Some(letterbox), interpolation: Interpolation::Opencv, ..Self::default() };
+        let corner = Letterbox { place: Place::TopLeft, rounding: SideRounding::Down, ..letterbox };
         let bicubic = Self { interpolation: Interpolation::Bicubic, ..imagenet.clone() };
         Some(match name {
             "imagenet" => imagenet,
@@ -137,6 +167,16 @@ impl Preprocess {
             },
             "unit" => exact,
             "raw" => Self { scale: 1.0, ..exact },
+            "yolo" => framed(letterbox),
+            "yolox" => Self { scale: 1.0, channel_order: ChannelOrder::Bgr, ..framed(corner) },
+            "nanodet" => Self {
+                scale: 1.0,
+                mean: [123.675, 116.28, 103.53],
+                std: [58.395, 57.12, 57.375],
+                channel_order: ChannelOrder::Bgr,
+                ..framed(Letterbox { pad: 0, ..letterbox })
+            },
+            "detr" => Self { resize: exact.resize, crop: None, ..imagenet },
             _ => return None,
         })
     }
@@ -153,8 +193,15 @@ impl Preprocess {
             Some(Extent::Exact(extents)) => extents.iter().any(|&n| n > MAX_SIDE),
             None => false,
         };
-        if zero(self.resize) || zero(self.crop) || large(self.resize) || large(self.crop) {
-            return Err(format!("`resize` and `crop` must lie between 1 and {MAX_SIDE}"));
+        if self.letterbox.is_some_and(|letterbox| letterbox.size.is_none()) {
+            return Err("the letterbox needs a `size`, since the model's input has none of its own".to_owned());
+        }
+        let frame = self.letterbox.and_then(|letterbox| letterbox.size);
+        if [self.resize, self.crop, frame].into_iter().any(|extent| zero(extent) || large(extent)) {
+            return Err(format!("`resize`, `crop` and the letterbox's `size` must lie between 1 and {MAX_SIDE}"));
+        }
+        if self.letterbox.is_some() && (self.resize.is_some() || self.crop.is_some()) {
+            return Err("`letterbox` takes the place of `resize` and `crop`: leave one or the other out".to_owned());
         }
         if self.std.contains(&0.0) {
             return Err("`std` must not be 0".to_owned());
@@ -180,6 +227,12 @@ impl Preprocess {
             None => {}
         }
         steps.extend(self.crop.map(|crop| format!("centre crop {}", extent(crop))));
+        steps.extend(self.letterbox.map(|letterbox| {
+            let [height, width] = letterbox.frame();
+            let place = if letterbox.place == Place::Centre { "centred" } else { "top left" };
+            let filter = format!("{:?}", self.interpolation).to_lowercase();
+            format!("letterbox {height}×{width} ({filter}, {place}, padded with {})", letterbox.pad)
+        }));
         steps.push(format!("(x · {} − {:?}) / {:?}", self.scale, self.mean, self.std));
         if self.channel_order == ChannelOrder::Bgr {
             steps.push("bgr".to_owned());
@@ -189,21 +242,16 @@ impl Preprocess {
 
     /// Resizes and crops, computing only what the crop leaves; the error is a reason in words.
     pub fn shape_image(&self, image: &RgbImage) -> Result<RgbImage, String> {
-        let (width, height) = match self.resize {
-            None => (image.width, image.height),
-            Some(Extent::Exact([height, width])) => (width, height),
-            Some(Extent::One(short)) => short_side(image.width, image.height, short),
-        };
-        let (crop_width, crop_height) = match self.crop {
-            None => (width, height),
-            Some(Extent::One(side)) => (side, side),
-            Some(Extent::Exact([height, width])) => (width, height),
-        };
+        let ((width, height), (crop_width, crop_height)) = self.sides(image.width, image.height);
         if width.max(height) > MAX_EXTENT || crop_width.saturating_mul(crop_height) > MAX_RESULT {
             return Err(format!(
                 "{}×{} pixels are too long and thin to be resized to {width}×{height}",
                 image.width, image.height
             ));
+        }
+        if let Some(letterbox) = &self.letterbox {
+            let window = Window { columns: 0..width, rows: 0..height };
+            return Ok(letterbox.enclose(&resize_window(image, width, height, self.interpolation, &window)));
         }
         let taken = |outer: usize, inner: usize| {
             let start = self.crop_rounding.start(outer, inner);
@@ -212,6 +260,42 @@ impl Preprocess {
         let window = Window { columns: taken(width, crop_width), rows: taken(height, crop_height) };
         let part = resize_window(image, width, height, self.interpolation, &window);
         Ok(pad(part, crop_width, crop_height, self.crop_rounding))
+    }
+
+    /// Width and height of a picture after the resize, and after the crop or in its frame.
+    fn sides(&self, width: usize, height: usize) -> ((usize, usize), (usize, usize)) {
+        if let Some(letterbox) = &self.letterbox {
+            let [frame_height, frame_width] = letterbox.frame();
+            return (letterbox.resized(width, height), (frame_width, frame_height));
+        }
+        let resized = match self.resize {
+            None => (width, height),
+            Some(Extent::Exact([height, width])) => (width, height),
+            Some(Extent::One(short)) => short_side(width, height, short),
+        };
+        let cropped = match self.crop {
+            None => resized,
+            Some(Extent::One(side)) => (side, side),
+            Some(Extent::Exact([height, width])) => (width, height),
+        };
+        (resized, cropped)
+    }
+
+    /// Where a picture of `width × height` pixels lies in the model's input.
+    pub fn placement(&self, width: usize, height: usize) -> Placement {
+        if let Some(letterbox) = &self.letterbox {
+            return letterbox.placement(width, height);
+        }
+        let (resized, input) = self.sides(width, height);
+        let offset = |resized: usize, input: usize| {
+            self.crop_rounding.padding(input, resized) as f64 - self.crop_rounding.start(resized, input) as f64
+        };
+        Placement {
+            picture: [width, height],
+            input: [input.0, input.1],
+            scale: [resized.0 as f64 / width as f64, resized.1 as f64 / height as f64],
+            offset: [offset(resized.0, input.0), offset(resized.1, input.1)],
+        }
     }
 
     /// The tensor of a shaped image with a leading batch extent of 1, for an input of `channels` (1 or 3) channels; with
@@ -351,6 +435,22 @@ mod tests {
         let raw = Preprocess::preset("raw", 2, 2).unwrap();
         let tensor = raw.tensor(&gradient(2, 2), 3, Layout::Nhwc, ElementType::U8).unwrap();
         assert_eq!(tensor.values(), &Values::U8((0..12).collect()));
+    }
+
+    #[test]
+    fn a_crop_moves_the_picture() {
+        let preset = Preprocess::preset("imagenet", 224, 224).unwrap();
+        let placement = preset.placement(512, 256);
+        assert_eq!((placement.scale, placement.offset), ([1.0, 1.0], [-144.0, -16.0]));
+        let larger = Preprocess { crop: Some(Extent::One(300)), ..preset };
+        assert_eq!(larger.placement(256, 256).offset, [22.0, 22.0]);
+    }
+
+    #[test]
+    fn a_letterbox_excludes_a_crop() {
+        let mut yolo = Preprocess::preset("yolo", 32, 48).unwrap();
+        yolo.crop = Some(Extent::One(8));
+        assert!(yolo.check().unwrap_err().contains("leave one or the other out"));
     }
 
     #[test]

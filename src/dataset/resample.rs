@@ -43,6 +43,8 @@ pub enum Interpolation {
     Bicubic,
     /// Sinc windowed by sinc, three lobes.
     Lanczos,
+    /// Two pixels along each axis, without antialiasing: OpenCV's `INTER_LINEAR`.
+    Opencv,
 }
 
 impl Interpolation {
@@ -50,7 +52,7 @@ impl Interpolation {
         match self {
             Self::Nearest => 0.0,
             Self::Box => 0.5,
-            Self::Bilinear | Self::Hamming => 1.0,
+            Self::Bilinear | Self::Hamming | Self::Opencv => 1.0,
             Self::Bicubic => 2.0,
             Self::Lanczos => 3.0,
         }
@@ -61,7 +63,7 @@ impl Interpolation {
         match self {
             Self::Nearest => 0.0,
             Self::Box => f64::from(u8::from(x > -0.5 && x <= 0.5)),
-            Self::Bilinear => (1.0 - x.abs()).max(0.0),
+            Self::Bilinear | Self::Opencv => (1.0 - x.abs()).max(0.0),
             Self::Hamming => {
                 let x = x.abs();
                 if x == 0.0 {
@@ -157,6 +159,9 @@ pub(super) fn resize_window(
     let (same_width, same_height) = (width == image.width, height == image.height);
     if filter == Interpolation::Nearest || (same_width && same_height) {
         return nearest(image, width, height, window);
+    }
+    if filter == Interpolation::Opencv {
+        return super::opencv::resize_window(image, width, height, window);
     }
     let mut columns = taps(image.width, width, window.columns.clone(), filter);
     let mut rows = taps(image.height, height, window.rows.clone(), filter);
@@ -258,7 +263,8 @@ impl CropRounding {
         border / 2 + usize::from(self == Self::HalfEven && border % 4 == 3)
     }
 
-    fn padding(self, outer: usize, inner: usize) -> usize {
+    /// Positions before `inner` ones in the middle of `outer`.
+    pub(super) fn padding(self, outer: usize, inner: usize) -> usize {
         let border = outer.saturating_sub(inner);
         if self == Self::HalfEven { border / 2 } else { border.div_ceil(2) }
     }
@@ -317,7 +323,9 @@ mod tests {
     fn a_window_equals_the_crop_of_the_whole() {
         let pixels: Vec<u8> = (0..35u32 * 21 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         let source = RgbImage { width: 35, height: 21, data: pixels };
-        for interpolation in [Interpolation::Nearest, Interpolation::Bilinear, Interpolation::Lanczos] {
+        for interpolation in
+            [Interpolation::Nearest, Interpolation::Bilinear, Interpolation::Lanczos, Interpolation::Opencv]
+        {
             for (width, height) in [(17, 10), (50, 60), (35, 10), (20, 21), (33, 9)] {
                 let all = resize(&source, width, height, interpolation);
                 let window = Window { columns: 3..width - 4, rows: 2..height - 1 };

@@ -8,8 +8,8 @@ use super::{
     model::Subject,
 };
 use crate::dataset::{
-    Collection, DataOptions, DatasetError, Extent, PRESETS, Preprocess, Split, holds_images, image_size, load_classes,
-    load_preprocessor, open, split,
+    CLASSIFIER_PRESETS, Collection, DataOptions, DatasetError, Extent, PRESETS, Preprocess, Split, holds_images,
+    image_size, load_classes, load_preprocessor, open, split,
 };
 
 /// Labelled samples that presets are tried on when none is given.
@@ -128,7 +128,7 @@ pub fn open_data(
     let mut best: Option<(usize, &str)> = None;
     let mut tried = Vec::new();
     let mut samples = 0;
-    for name in PRESETS {
+    for &name in &PRESETS[..CLASSIFIER_PRESETS] {
         let preprocess = preset(name)?;
         let collection = open_with(Some(&preprocess))?;
         let dataset = &*collection.dataset;
@@ -163,7 +163,11 @@ fn stated(
     size: Option<(usize, usize)>,
 ) -> Result<Option<(Preprocess, Provenance)>, PipelineError> {
     if let Some(preprocess) = &settings.preprocess {
-        return Ok(Some((preprocess.clone(), Provenance::Given("[preprocess] of the configuration".to_owned()))));
+        let mut preprocess = preprocess.clone();
+        if let (Some(letterbox), Some((height, width))) = (&mut preprocess.letterbox, size) {
+            letterbox.size.get_or_insert(Extent::Exact([height, width]));
+        }
+        return Ok(Some((preprocess, Provenance::Given("[preprocess] of the configuration".to_owned()))));
     }
     if let Some(name) = &settings.preset {
         let (height, width) = size.unwrap_or((224, 224));

@@ -23,6 +23,13 @@ pub struct DataArgs {
     /// Hugging Face preprocessor_config.json to take the preprocessing from
     #[arg(long, value_name = "FILE")]
     pub preprocessor: Option<PathBuf>,
+    /// Resize the whole picture into the model's input as OpenCV does, at its centre or top left, and pad the rest: centre or
+    /// top-left (the presets yolo, yolox and nanodet do it too; other values in [preprocess])
+    #[arg(long, value_name = "PLACE", conflicts_with_all = ["preset", "preprocessor"])]
+    pub letterbox: Option<String>,
+    /// Value of the letterbox around the picture, 0 to 255 [default: 114]
+    #[arg(long, value_name = "N", requires = "letterbox")]
+    pub pad: Option<u8>,
     /// Samples in one inference call [default: 8, or the model's fixed batch]; `run` and `bench` measure the latency at
     /// each of several, e.g. 1,8,32
     #[arg(long, value_name = "N", value_delimiter = ',')]

@@ -20,7 +20,7 @@ use trtcalib::{
     bench::Mode,
     compare::{CompareOptions, ComparisonResult, OutputKind},
     config::{ConfigError, RunConfig, parse_output_kind, parse_shape, parse_share},
-    dataset::{BadPolicy, Collection, Dataset, PrefetchOptions, RandomDataset, data_hash},
+    dataset::{BadPolicy, Collection, Dataset, Interpolation, PrefetchOptions, RandomDataset, data_hash},
     onnx::Model,
     quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions},
     session::{
@@ -73,6 +73,14 @@ impl Apply for DataArgs {
         }
         set_some(&mut config.preset, self.preset.as_ref());
         set_some(&mut config.preprocessor, self.preprocessor.as_ref());
+        if let Some(place) = &self.letterbox {
+            let place = place.parse().map_err(|reason| ConfigError::Value { key: "letterbox", reason })?;
+            let preprocess = config.preprocess.get_or_insert_default();
+            (preprocess.resize, preprocess.crop, preprocess.interpolation) = (None, None, Interpolation::Opencv);
+            let letterbox = preprocess.letterbox.get_or_insert_default();
+            letterbox.place = place;
+            set(&mut letterbox.pad, self.pad.as_ref());
+        }
         set_some(&mut config.batch, self.batch.iter().max());
         if let [_, _, ..] = self.batch[..] {
             config.bench_batch.clone_from(&self.batch);

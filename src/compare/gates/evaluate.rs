@@ -2,7 +2,7 @@
 
 use super::{Direction, Gate, GateResult, Metric, Needs, percent};
 use crate::{
-    compare::{ComparisonResult, OutputMetrics},
+    compare::{ComparisonResult, Figures},
     stats::wilson_at,
 };
 
@@ -46,7 +46,10 @@ impl Gate {
             passed,
             note,
         };
-        let concerns = |output: &str| metric.is_numeric() && part.is_none_or(|part| part == output);
+        let concerned = Figures::of(&result.outputs, part).unwrap_or_default();
+        let concerns = |output: &str| {
+            metric.is_numeric() && (part.is_none() || concerned.iter().any(|figures| figures.output.name == output))
+        };
         let differing = result.non_finite.iter().find(|(output, counts)| concerns(output) && counts.differing > 0);
         let note = differing.map(|(output, counts)| {
             format!("output `{output}` differs in {} NaN or infinite values besides", counts.differing)
@@ -110,12 +113,17 @@ fn measure(metric: Metric, part: Option<&str>, result: &ComparisonResult, footpr
     let reference = classification.and_then(|task| task.reference_accuracy.as_ref()).ok_or("no sample has a label");
     let map = result.map().and_then(|task| task.segmentation.as_ref()).ok_or("no output is a map of classes");
     let no_masks = "no sample has a label mask";
-    let worst = |of: fn(&OutputMetrics) -> f64| {
-        if let Some(part) = part {
-            let output = result.outputs.iter().find(|output| output.name == part);
-            return output.map(of).ok_or("no output that is compared has this name");
-        }
-        let values = OutputMetrics::judged(&result.outputs).map(of);
+    let worst = || {
+        let value = |figures: Figures<'_>| match metric {
+            Metric::Cosine => figures.cosine(),
+            Metric::RelL2 => figures.rel_l2(),
+            Metric::MaxAbs => figures.max_abs(),
+            Metric::MeanAbs => figures.mean_abs(),
+            _ => figures.sqnr_db(),
+        };
+        let concerned = Figures::of(&result.outputs, part)
+            .ok_or("no output that is compared, and no part of one, has this name")?;
+        let values = concerned.into_iter().map(value);
         match metric.direction() {
             Direction::AtLeast => values.reduce(f64::min),
             Direction::AtMost => values.reduce(f64::max),
@@ -130,11 +138,7 @@ fn measure(metric: Metric, part: Option<&str>, result: &ComparisonResult, footpr
         Metric::Accuracy => accuracy.map(|a| a.top1),
         Metric::AccuracyTop5 => accuracy.map(|a| a.top5),
         Metric::AccuracyDrop => accuracy.and_then(|a| reference.map(|r| r.top1 - a.top1)),
-        Metric::SqnrDb => worst(|output| output.sqnr_db.unwrap_or(f64::INFINITY)),
-        Metric::Cosine => worst(|output| output.cosine),
-        Metric::RelL2 => worst(|output| output.rel_l2),
-        Metric::MaxAbs => worst(|output| output.max_abs),
-        Metric::MeanAbs => worst(|output| output.mean_abs),
+        Metric::SqnrDb | Metric::Cosine | Metric::RelL2 | Metric::MaxAbs | Metric::MeanAbs => worst(),
         Metric::PixelAgreement => map.map(|m| m.pixel_agreement),
         Metric::MeanIou => map.map(|m| m.mean_iou),
         Metric::PixelAccuracy => map.and_then(|m| m.pixel_accuracy.ok_or(no_masks)),

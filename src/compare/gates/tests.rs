@@ -16,6 +16,7 @@ fn output(name: &str, sqnr_db: Option<f64>, max_abs: f64) -> OutputMetrics {
         cosine: 0.99,
         sqnr_db,
         integers: false,
+        parts: Vec::new(),
     }
 }
 
@@ -163,4 +164,29 @@ fn one_output_time_and_size_are_tested_where_they_are_known() {
     };
     assert!(passes("latency_ms=4") && passes("latency_ratio<=0.7") && passes("size_mb=5"));
     assert!(!passes("latency_ms=3.9") && !passes("latency_ratio=0.5") && !passes("size_mb=4"));
+}
+
+#[test]
+fn the_worst_part_counts_and_parts_can_be_named() {
+    let mut result = result();
+    let part = |name: &str, sqnr_db| PartMetrics {
+        name: name.to_owned(),
+        axis: 0,
+        range: [0, 4],
+        max_abs: 2.0,
+        mean_abs: 0.1,
+        rel_l2: 0.1,
+        cosine: 0.9,
+        sqnr_db: Some(sqnr_db),
+    };
+    result.outputs[0].parts = vec![part("boxes", 30.0), part("scores", 2.0)];
+    assert_eq!(evaluate("sqnr_db=15", &result), (Some(2.0), false, None), "18 dB in all hide 2 dB on the scores");
+    assert_eq!(evaluate("sqnr_db[boxes]=15", &result), (Some(30.0), true, None));
+    assert_eq!(evaluate("sqnr_db[ a/scores ]=1", &result), (Some(2.0), true, None));
+    assert_eq!(evaluate("sqnr_db[a]=1", &result), (Some(2.0), true, None));
+    assert_eq!(evaluate("sqnr_db[c]=1", &result), (Some(14.5), true, None));
+    assert_eq!(evaluate("max_abs[boxes]=1", &result).0, Some(2.0));
+    let (value, passed, why) = evaluate("sqnr_db[score]=1", &result);
+    assert_eq!((value, passed), (None, false));
+    assert!(why.unwrap().contains("no part of one"));
 }

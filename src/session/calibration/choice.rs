@@ -271,7 +271,7 @@ fn ranking(candidates: &[Candidate], measured_on: usize) -> Vec<usize> {
     order
 }
 
-/// SQNR of the worst output in decibels; infinite when all are equal, minus infinite with NaN.
+/// SQNR of the worst output or part of one in decibels; infinite when all are equal, minus infinite with NaN.
 pub fn worst_sqnr(result: &ComparisonResult) -> f64 {
     if result.non_finite.values().any(|counts| counts.differing > 0) {
         return f64::NEG_INFINITY;
@@ -309,7 +309,8 @@ mod tests {
         let candidate = |choice, bias_correction, sqnr_db| {
             let (name, [max_abs, mean_abs, rel_l2, cosine]) = ("y".to_owned(), [0.0; 4]);
             let sqnr_db = Some(sqnr_db);
-            let outputs = vec![OutputMetrics { name, max_abs, mean_abs, rel_l2, cosine, sqnr_db, integers: false }];
+            let (integers, parts) = (false, Vec::new());
+            let outputs = vec![OutputMetrics { name, max_abs, mean_abs, rel_l2, cosine, sqnr_db, integers, parts }];
             let result = ComparisonResult { outputs, ..ComparisonResult::default() };
             Candidate { choice, bias_correction, result }
         };

@@ -1,0 +1,331 @@
+//! Which head a model has, by the names and shapes of its outputs.
+
+use std::collections::BTreeMap;
+
+use super::{BoxFormat, DetectionOptions, Head, HeadKind, Layout, Suppression};
+use crate::tensor::ElementType;
+
+/// Class counts of the data sets that detectors are mostly trained on.
+const USUAL_CLASSES: [usize; 9] = [20, 80, 90, 91, 365, 500, 601, 1203, 1204];
+/// Most boxes of heads that give the best only.
+const FEW: usize = 1500;
+
+/// Name, type and extents of an output; `None` for a dynamic extent.
+#[derive(Clone, Debug)]
+pub struct OutputShape {
+    /// Its name.
+    pub name: String,
+    /// Type of its elements, where known.
+    pub element_type: Option<ElementType>,
+    /// Extents, with the batch.
+    pub shape: Vec<Option<usize>>,
+}
+
+impl OutputShape {
+    fn is_integer(&self) -> bool {
+        self.element_type.is_some_and(|element_type| !element_type.is_float())
+    }
+
+    fn has(&self, words: &[&str]) -> bool {
+        let name = self.name.to_lowercase();
+        words.iter().any(|word| name.contains(word))
+    }
+}
+
+/// What else is known of the model.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Width and height of its input.
+    pub input: Option<[usize; 2]>,
+    /// Number of classes, from metadata, names or labels.
+    pub classes: Option<usize>,
+    /// The metadata say that it is a detector.
+    pub detector: bool,
+}
+
+/// Why a head cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    /// More than one head fits.
+    #[error(
+        "the outputs ({outputs}) fit more than one detection head: {}; set --head (or [detection] head) to one of them, or to none",
+        candidates.join(", ")
+    )]
+    Ambiguous {
+        /// The outputs in words.
+        outputs: String,
+        /// The heads.
+        candidates: Vec<String>,
+    },
+    /// The head that was asked for does not fit.
+    #[error("[detection] head = \"{head}\" does not fit the outputs ({outputs}): {reason}")]
+    Misfit {
+        /// The head.
+        head: &'static str,
+        /// The outputs in words.
+        outputs: String,
+        /// What it needs.
+        reason: String,
+    },
+}
+
+fn in_words(outputs: &[OutputShape]) -> String {
+    let extent = |extent: &Option<usize>| extent.map_or_else(|| "?".to_owned(), |n| n.to_string());
+    let one = |output: &OutputShape| {
+        format!("`{}` {}", output.name, output.shape.iter().map(extent).collect::<Vec<_>>().join("×"))
+    };
+    outputs.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// The head of a model with these outputs: the one that `options` name, or the one that fits. `None` for a model that
+/// looks like no detector.
+pub fn recognize(
+    outputs: &[OutputShape],
+    around: &Surroundings,
+    options: &DetectionOptions,
+) -> Result<Option<Head>, HeadError> {
+    let input = around.input.unwrap_or([0, 0]);
+    let head = |(kind, classes, outputs): (HeadKind, usize, Layout)| {
+        let iou = if kind == HeadKind::Detr { 1.0 } else { options.iou };
+        let suppression = Suppression { score: options.score, iou, most: options.most };
+        Head { kind, classes, input, suppression, confidence: options.confidence, outputs }
+    };
+    let misfit =
+        |kind: HeadKind, reason: String| HeadError::Misfit { head: kind.name(), outputs: in_words(outputs), reason };
+    match options.head {
+        Some(HeadKind::None) => Ok(None),
+        Some(HeadKind::Boxes) => {
+            named(outputs, options).map(head).map(Some).map_err(|why| misfit(HeadKind::Boxes, why))
+        }
+        Some(kind) => {
+            let mut fitting = candidates(outputs, around, true);
+            fitting.retain(|candidate| candidate.0 == kind);
+            let found = fitting.into_iter().next();
+            let why = || format!("expected is {}", expected(kind));
+            found.map(head).map(Some).ok_or_else(|| misfit(kind, why()))
+        }
+        None => {
+            let fitting = candidates(outputs, around, false);
+            if fitting.len() > 1 {
+                let candidates = fitting
+                    .iter()
+                    .map(|(kind, classes, _)| format!("{} with {classes} classes", kind.name()))
+                    .collect();
+                return Err(HeadError::Ambiguous { outputs: in_words(outputs), candidates });
+            }
+            Ok(fitting.into_iter().next().map(head))
+        }
+    }
+}
+
+fn expected(kind: HeadKind) -> &'static str {
+    match kind {
+        HeadKind::Yolov5 | HeadKind::Yolox => "one output of floats, [B, N, 5 + classes]",
+        HeadKind::Yolov8 => "one output of floats, [B, 4 + classes, N] or [B, N, 4 + classes]",
+        HeadKind::YoloEnd2end => "one output of floats, [B, N, 6]",
+        HeadKind::Nanodet => {
+            "[B, N, classes + 4·(distances)], or an output of classes and one of distances for every level"
+        }
+        HeadKind::Detr => "two outputs of floats, [B, Q, classes] and [B, Q, 4]",
+        HeadKind::Ssd | HeadKind::Torchvision => "boxes [.., N, 4], scores [.., N] and integer labels [.., N]",
+        HeadKind::Efficientnms => "number [B, 1], boxes [B, N, 4], scores [B, N] and classes [B, N]",
+        HeadKind::Boxes | HeadKind::None => "the names of outputs in `boxes`, `scores` and `classes`",
+    }
+}
+
+type Candidate = (HeadKind, usize, Layout);
+
+fn named(outputs: &[OutputShape], options: &DetectionOptions) -> Result<Candidate, String> {
+    let find = |key: &str, name: &Option<String>| {
+        let name = name.clone().ok_or_else(|| format!("`{key}` must name an output"))?;
+        let known = outputs.iter().find(|output| output.name == name);
+        known.ok_or_else(|| format!("`{key}` names `{name}`, which is no output"))
+    };
+    let (boxes, scores) = (find("boxes", &options.boxes)?, find("scores", &options.scores)?);
+    let classes = options.classes.as_ref().map(|_| find("classes", &options.classes)).transpose()?;
+    if boxes.shape.last().is_some_and(|extent| extent.is_some_and(|n| n != 4)) {
+        return Err(format!("`{}` does not end in four coordinates", boxes.name));
+    }
+    let by_class = if classes.is_some() { 0 } else { scores.shape.last().copied().flatten().unwrap_or(0) };
+    let layout = Layout::Separate {
+        boxes: boxes.name.clone(),
+        scores: scores.name.clone(),
+        classes: classes.map(|output| output.name.clone()),
+        count: None,
+        format: options.format,
+        shares: options.shares,
+    };
+    Ok((HeadKind::Boxes, by_class, layout))
+}
+
+/// Heads that fit; with `asked`, also those that nothing but the user's word speaks for.
+fn candidates(outputs: &[OutputShape], around: &Surroundings, asked: bool) -> Vec<Candidate> {
+    let floats: Vec<&OutputShape> = outputs.iter().filter(|output| !output.is_integer()).collect();
+    let mut found = Vec::new();
+    found.extend(chosen(outputs));
+    if found.is_empty() {
+        found.extend(levels(outputs));
+        found.extend(queries(&floats, asked));
+    }
+    if let (true, Some(first)) = (found.is_empty() || asked, floats.first()) {
+        // Prototypes of masks, or nothing, stand beside the one output of a YOLO.
+        let rank3 = floats.iter().filter(|output| output.shape.len() == 3).count();
+        if rank3 == 1 || asked {
+            let joined = floats.iter().find(|output| output.shape.len() == 3).unwrap_or(first);
+            let masks = floats.iter().find(|output| output.shape.len() == 4).and_then(|output| output.shape[1]);
+            found.extend(joined_in(joined, masks, around, asked));
+        }
+    }
+    found
+}
+
+/// Cells of the levels with these strides.
+fn cells(input: [usize; 2], strides: &[usize]) -> usize {
+    strides.iter().map(|stride| input[0].div_ceil(*stride) * input[1].div_ceil(*stride)).sum()
+}
+
+/// Heads with everything in one output.
+fn joined_in(output: &OutputShape, masks: Option<usize>, around: &Surroundings, asked: bool) -> Vec<Candidate> {
+    let &[_, a, b] = output.shape.as_slice() else { return Vec::new() };
+    let joined = |transposed| Layout::Joined { name: output.name.clone(), transposed };
+    let (Some(a), Some(b)) = (a, b) else {
+        // Without extents the metadata must say that it is a detector, and of how many classes.
+        let columns = [a, b].into_iter().flatten().next();
+        return match (around.classes, columns) {
+            (Some(classes), Some(n)) if (around.detector || asked) && n >= 4 + classes => {
+                vec![(HeadKind::Yolov8, classes, joined(a.is_some()))]
+            }
+            _ => Vec::new(),
+        };
+    };
+    let Some(input) = around.input else { return Vec::new() };
+    let three = cells(input, &[8, 16, 32]);
+    let four = cells(input, &[8, 16, 32, 64]);
+    let is_cells = |n: usize| n == three || n == four;
+    let mut found = Vec::new();
+    // Anchors in columns.
+    if (is_cells(b) || asked && b > a) && a >= 5 {
+        let classes =
+            around.classes.filter(|classes| 4 + classes <= a).unwrap_or(a - 4 - masks.unwrap_or(0).min(a - 5));
+        found.push((HeadKind::Yolov8, classes, joined(true)));
+    }
+    if b == 6 && a <= FEW && !is_cells(a) {
+        found.push((HeadKind::YoloEnd2end, 0, joined(false)));
+    }
+    // Three anchors a cell.
+    if (a == 3 * three || a == 3 * four || asked && a > b) && b >= 6 {
+        let extra = masks.unwrap_or(0).min(b - 6);
+        found.push((
+            HeadKind::Yolov5,
+            around.classes.filter(|classes| 5 + classes <= b).unwrap_or(b - 5 - extra),
+            joined(false),
+        ));
+    }
+    if is_cells(a) || asked && a > b {
+        let mut rows = Vec::new();
+        if b >= 6 {
+            rows.push((HeadKind::Yolox, b - 5));
+        }
+        if b >= 5 {
+            rows.push((HeadKind::Yolov8, b - 4));
+        }
+        // Distances of 8 values a side are NanoDet's; its four levels are hardly anyone else's.
+        if b > 32 && (a == four || asked) {
+            rows.push((HeadKind::Nanodet, b - 32));
+        }
+        let sure = |classes: usize| around.classes == Some(classes);
+        let usual = |classes: usize| USUAL_CLASSES.contains(&classes);
+        for fits in [&sure as &dyn Fn(usize) -> bool, &usual] {
+            if !asked && rows.iter().any(|row| fits(row.1)) {
+                rows.retain(|row| fits(row.1));
+                break;
+            }
+        }
+        found.extend(rows.into_iter().map(|(kind, classes)| (kind, classes, joined(false))));
+    }
+    found
+}
+
+/// Heads whose boxes were chosen in the model.
+fn chosen(outputs: &[OutputShape]) -> Option<Candidate> {
+    let boxes =
+        outputs.iter().find(|o| !o.is_integer() && o.shape.last() == Some(&Some(4)) && o.has(&["box", "det", "loc"]));
+    let boxes = boxes.or_else(|| outputs.iter().find(|o| !o.is_integer() && o.shape.last() == Some(&Some(4))))?;
+    let rank = boxes.shape.len();
+    if !(2..=3).contains(&rank) {
+        return None;
+    }
+    let flat: Vec<&OutputShape> = outputs.iter().filter(|o| o.shape.len() == rank - 1).collect();
+    let scores = flat
+        .iter()
+        .find(|o| o.has(&["score", "conf"]))
+        .or_else(|| flat.iter().find(|o| !o.is_integer() && !o.has(&["class", "label", "num", "count"])))?;
+    let classes = flat
+        .iter()
+        .find(|o| o.name != scores.name && o.has(&["class", "label", "cls"]))
+        .or_else(|| flat.iter().find(|o| o.name != scores.name && o.is_integer() && !o.has(&["num", "count"])))?;
+    let count = outputs.iter().find(|o| o.has(&["num", "count"]) && o.name != scores.name && o.name != classes.name);
+    let tensorflow = boxes.has(&["detection_boxes"]);
+    let kind = match (count, rank) {
+        _ if tensorflow => HeadKind::Ssd,
+        (Some(_), 3) => HeadKind::Efficientnms,
+        (_, 3) => HeadKind::Ssd,
+        _ => HeadKind::Torchvision,
+    };
+    let format = if tensorflow { BoxFormat::Yxyx } else { BoxFormat::Xyxy };
+    let (boxes, scores, classes) = (boxes.name.clone(), scores.name.clone(), Some(classes.name.clone()));
+    let (count, shares) = (count.map(|output| output.name.clone()), kind == HeadKind::Ssd);
+    Some((kind, 0, Layout::Separate { boxes, scores, classes, count, format, shares }))
+}
+
+/// Boxes and class scores of queries.
+fn queries(floats: &[&OutputShape], asked: bool) -> Option<Candidate> {
+    let pair = |boxes: &&OutputShape| {
+        let &[_, queries, Some(4)] = boxes.shape.as_slice() else { return None };
+        let scores = floats.iter().find(|o| {
+            o.name != boxes.name
+                && o.shape.len() == 3
+                && o.shape[1] == queries
+                && (o.shape[2] != Some(4) || o.has(&["logit"]))
+        })?;
+        let few = queries.is_none_or(|queries| queries <= FEW);
+        let told = boxes.has(&["box", "det"]) || scores.has(&["logit", "label", "score"]);
+        let classes = scores.shape[2].unwrap_or(0);
+        (asked || few && told).then(|| {
+            let (boxes, scores) = (boxes.name.clone(), scores.name.clone());
+            let (classes_output, count) = (None, None);
+            let format = BoxFormat::Cxcywh;
+            (
+                HeadKind::Detr,
+                classes,
+                Layout::Separate { boxes, scores, classes: classes_output, count, format, shares: true },
+            )
+        })
+    };
+    floats.iter().find_map(pair)
+}
+
+/// NanoDet with an output of classes and one of distances for every level, which name their stride.
+fn levels(outputs: &[OutputShape]) -> Option<Candidate> {
+    let mut by_stride: BTreeMap<usize, [Option<&OutputShape>; 2]> = BTreeMap::new();
+    for output in outputs {
+        let which = usize::from(output.has(&["dis", "reg", "box"]));
+        if which == 0 && !output.has(&["cls", "class"]) {
+            return None;
+        }
+        let digits = output.name.rsplit(|c: char| !c.is_ascii_digit()).find(|digits| !digits.is_empty());
+        let stride: usize = digits?.parse().ok().filter(|stride| [8, 16, 32, 64].contains(stride))?;
+        by_stride.entry(stride).or_default()[which] = Some(output);
+    }
+    let mut classes = 0;
+    let levels = by_stride.into_iter().map(|(stride, pair)| {
+        let [Some(scores), Some(sides)] = pair else { return None };
+        let (&[_, _, Some(count)], &[_, _, Some(n)]) = (scores.shape.as_slice(), sides.shape.as_slice()) else {
+            return None;
+        };
+        classes = count;
+        (n % 4 == 0).then(|| (scores.name.clone(), sides.name.clone(), stride))
+    });
+    let levels: Vec<_> = levels.collect::<Option<_>>()?;
+    (levels.len() > 1).then_some((HeadKind::Nanodet, classes, Layout::Levels(levels)))
+}

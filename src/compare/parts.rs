@@ -1,0 +1,231 @@
+//! Parts of an output: positions along one axis whose values mean something else, or are of another size, than the rest.
+//!
+//! A detector's output often joins boxes (0 to 640) and scores (0 to 1) along an axis. Any figure over all of its values
+//! is then a figure of the boxes, and the scores drown: 25 dB in all can hide 2 dB on the scores. So numeric differences
+//! are taken by part, and the worst part counts.
+//!
+//! Where a detection head is known, its meaning gives the parts. Otherwise [`by_scale`] splits by the size of the
+//! reference's values. [`PartSums`] keeps sums for every position, so that the split is made from all samples:
+//!
+//! ```
+//! use trtcalib::{compare::{PartSums, by_scale}, tensor::Tensor};
+//!
+//! // A sample [6, 2]: four rows of boxes, two of scores.
+//! let reference = Tensor::from_f32(vec![6, 2], vec![200.0, 90.0, 8.0, 80.0, 99.0, 70.0, 60.0, 9.0, 0.5, 0.1, 0.2, 0.9])?;
+//! let mut sums = PartSums::default();
+//! sums.push(reference.view(), reference.view());
+//! let parts: Vec<String> = by_scale(&sums).into_iter().map(|part| part.name).collect();
+//! assert_eq!(parts, ["0-3", "4-5"]);
+//! # Ok::<(), trtcalib::tensor::ShapeError>(())
+//! ```
+//!
+//! An objective over outputs sums a normalised error over [`PartSums::figures`]: the noise of each part over its signal.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::PairSums;
+use crate::tensor::TensorView;
+
+/// Longest axis that parts are looked for along.
+const LONGEST: usize = 2048;
+/// Doublings by which the magnitudes of two parts differ where nothing but their size is known.
+const DOUBLINGS: f64 = 3.0;
+
+/// Positions along one axis of a sample that belong together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// `boxes`, `objectness`, `scores`, or the positions (`0-3`) where only their size is known.
+    pub name: String,
+    /// The axis of a sample, without the batch.
+    pub axis: usize,
+    /// Positions along that axis.
+    pub range: Range<usize>,
+}
+
+impl Part {
+    /// A part by its positions.
+    pub fn new(name: &str, axis: usize, range: Range<usize>) -> Self {
+        Self { name: name.to_owned(), axis, range }
+    }
+
+    fn of_positions(axis: usize, range: Range<usize>) -> Self {
+        let name =
+            if range.len() == 1 { range.start.to_string() } else { format!("{}-{}", range.start, range.end - 1) };
+        Self { name, axis, range }
+    }
+
+    /// Ranges of the values of this part in a row-major sample of `shape`, in order.
+    pub fn spans(&self, shape: &[usize]) -> impl Iterator<Item = Range<usize>> + use<> {
+        let inner: usize = shape.iter().skip(self.axis + 1).product();
+        let outer: usize = shape.iter().take(self.axis).product();
+        let extent = shape.get(self.axis).copied().unwrap_or(0);
+        let (start, end) = (self.range.start.min(extent), self.range.end.min(extent));
+        (0..outer).map(move |row| (row * extent + start) * inner..(row * extent + end) * inner)
+    }
+}
+
+/// Sums of differences for every position along every axis that parts may lie along, over any number of samples.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PartSums {
+    axes: Vec<AxisSums>,
+    begun: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct AxisSums {
+    axis: usize,
+    positions: Vec<PairSums>,
+}
+
+impl PartSums {
+    /// True for samples (without the batch) that can have parts.
+    pub fn suits(shape: &[usize]) -> bool {
+        shape.iter().filter(|&&extent| extent > 1).count() >= 2 && shape.iter().any(|&n| (2..=LONGEST).contains(&n))
+    }
+
+    /// Adds a sample of equal shapes. Axes whose extent changes between samples have no parts. Pairs that are not finite
+    /// take no part.
+    pub fn push(&mut self, reference: TensorView<'_>, target: TensorView<'_>) {
+        let shape = reference.shape;
+        if !std::mem::replace(&mut self.begun, true) && Self::suits(shape) {
+            let suited = shape.iter().enumerate().filter(|(_, extent)| (2..=LONGEST).contains(*extent));
+            let sums = |(axis, &extent)| AxisSums { axis, positions: vec![PairSums::default(); extent] };
+            self.axes = suited.map(sums).collect();
+        }
+        self.axes.retain(|sums| shape.get(sums.axis) == Some(&sums.positions.len()));
+        if self.axes.is_empty() {
+            return;
+        }
+        let (r, t) = (reference.values.to_f64(), target.values.to_f64());
+        for AxisSums { axis, positions } in &mut self.axes {
+            let inner: usize = shape[*axis + 1..].iter().product::<usize>().max(1);
+            let extent = positions.len();
+            for (index, (r, t)) in r.chunks(inner).zip(t.chunks(inner)).enumerate() {
+                let sums = &mut positions[index % extent];
+                for (&r, &t) in r.iter().zip(t) {
+                    if r.is_finite() && t.is_finite() {
+                        sums.push(r, t);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The sums of every part, in the order given. Parts along an axis that has no sums are left out.
+    pub fn figures(&self, parts: &[Part]) -> Vec<(Part, PairSums)> {
+        let figure = |part: &Part| {
+            let sums = self.axes.iter().find(|sums| sums.axis == part.axis)?;
+            let mut total = PairSums::default();
+            sums.positions.get(part.range.clone())?.iter().for_each(|position| total.add(position));
+            Some((part.clone(), total))
+        };
+        parts.iter().filter_map(figure).collect()
+    }
+}
+
+/// The two parts of an output by the size of the reference's values; empty where it is of one piece.
+///
+/// Along the axis where that is clearest, the root mean squares of the first positions are all at least eight times
+/// those of the rest, or the other way round. Where large and small positions alternate, as with single large channels of
+/// a feature map, nothing is split.
+pub fn by_scale(sums: &PartSums) -> Vec<Part> {
+    let split = |sums: &AxisSums| {
+        let level = |position: &PairSums| {
+            0.5 * (position.reference_squares / position.count.max(1) as f64).max(f64::MIN_POSITIVE).log2()
+        };
+        let levels: Vec<f64> = sums.positions.iter().map(level).collect();
+        // Positions that are always zero count as small as the smallest.
+        let empty = 0.5 * f64::MIN_POSITIVE.log2();
+        let least = levels.iter().copied().filter(|&level| level > empty).reduce(f64::min)?;
+        let levels: Vec<f64> = levels.iter().map(|level| level.max(least)).collect();
+        let bounds = |levels: &[f64]| {
+            levels.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &x| (low.min(x), high.max(x)))
+        };
+        let gap = |at: usize| {
+            let ((low, high), (least, most)) = (bounds(&levels[..at]), bounds(&levels[at..]));
+            (low - most).max(least - high)
+        };
+        let (at, gap) = (1..levels.len()).map(|at| (at, gap(at))).max_by(|a, b| a.1.total_cmp(&b.1))?;
+        (gap >= DOUBLINGS).then_some((gap, sums.axis, at, levels.len()))
+    };
+    let best = sums.axes.iter().filter_map(split).max_by(|a, b| a.0.total_cmp(&b.0));
+    best.map_or_else(Vec::new, |(_, axis, at, end)| {
+        vec![Part::of_positions(axis, 0..at), Part::of_positions(axis, at..end)]
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Tensor;
+
+    fn sums(shape: &[usize], reference: &[f32], error: impl Fn(usize) -> f32) -> PartSums {
+        let target = reference.iter().enumerate().map(|(i, x)| x + error(i)).collect();
+        let [r, t] = [reference.to_vec(), target].map(|values| Tensor::from_f32(shape.to_vec(), values).unwrap());
+        let mut sums = PartSums::default();
+        sums.push(r.view(), t.view());
+        sums
+    }
+
+    /// `[channels, 3]` with the given magnitudes.
+    fn rows(levels: &[f32]) -> Vec<f32> {
+        levels.iter().flat_map(|&level| [level, -0.5 * level, 0.8 * level]).collect()
+    }
+
+    #[test]
+    fn scores_that_drown_in_boxes_are_a_part_of_their_own() {
+        let values = rows(&[200.0, 180.0, 50.0, 60.0, 0.9, 0.1, 0.3]);
+        // An error of 0.3 everywhere: 50 dB on boxes, 2 to 3 dB on scores.
+        let sums = sums(&[7, 3], &values, |_| 0.3);
+        let parts = by_scale(&sums);
+        assert_eq!(parts, [Part::new("0-3", 0, 0..4), Part::new("4-6", 0, 4..7)]);
+        let figures = sums.figures(&parts);
+        let expected = |range: Range<usize>| {
+            let signal: f32 = values[range.start * 3..range.end * 3].iter().map(|x| x * x).sum();
+            10.0 * f64::from(signal / (range.len() as f32 * 3.0 * 0.09)).log10()
+        };
+        for ((_, sums), range) in figures.iter().zip([0..4, 4..7]) {
+            assert!((sums.sqnr_db().unwrap() - expected(range)).abs() < 1e-4);
+        }
+        assert!(figures[0].1.sqnr_db().unwrap() > 40.0 && figures[1].1.sqnr_db().unwrap() < 5.0);
+    }
+
+    #[test]
+    fn the_axis_is_found_and_even_outputs_stay_whole() {
+        let columns: Vec<f32> = (0..5).flat_map(|i| [100.0 + i as f32, 90.0, 0.5, 0.2 * i as f32]).collect();
+        let parts = by_scale(&sums(&[5, 4], &columns, |_| 0.0));
+        assert_eq!(
+            parts.iter().map(|part| (part.axis, part.range.clone())).collect::<Vec<_>>(),
+            [(1, 0..2), (1, 2..4)]
+        );
+        assert!(by_scale(&sums(&[4, 3], &rows(&[1.0, 3.0, 7.0, 2.0]), |_| 0.0)).is_empty());
+        // Single large channels in the middle are no part.
+        assert!(by_scale(&sums(&[5, 3], &rows(&[1.0, 2.0, 400.0, 2.0, 1.0]), |_| 0.0)).is_empty());
+        // One channel in front is: background against the rest.
+        assert_eq!(by_scale(&sums(&[3, 3], &rows(&[90.0, 2.0, 1.0]), |_| 0.0))[0].name, "0");
+        assert!(by_scale(&sums(&[9], &[900.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], |_| 0.0)).is_empty());
+        // Zeros: a class that never occurs belongs to the small ones, and all zeros are of one piece.
+        assert_eq!(by_scale(&sums(&[4, 3], &rows(&[90.0, 80.0, 0.0, 1.0]), |_| 0.0))[1].name, "2-3");
+        assert!(by_scale(&sums(&[4, 3], &rows(&[0.0; 4]), |_| 0.0)).is_empty());
+    }
+
+    #[test]
+    fn spans_are_the_values_of_a_part() {
+        let part = Part::new("scores", 1, 2..4);
+        assert_eq!(part.spans(&[2, 5, 3]).collect::<Vec<_>>(), [6..12, 21..27]);
+        assert_eq!(Part::new("boxes", 0, 1..4).spans(&[6, 10]).map(|span| span.end).collect::<Vec<_>>(), [40]);
+    }
+
+    #[test]
+    fn an_axis_that_changes_has_no_parts() {
+        let mut sums = sums(&[2, 3], &rows(&[100.0, 1.0]), |_| 0.0);
+        let other = Tensor::from_f32(vec![2, 4], vec![0.0; 8]).unwrap();
+        sums.push(other.view(), other.view());
+        assert_eq!(by_scale(&sums).len(), 2, "along the other axis");
+        let other = Tensor::from_f32(vec![3, 3], vec![0.0; 9]).unwrap();
+        sums.push(other.view(), other.view());
+        assert!(by_scale(&sums).is_empty());
+    }
+}
