@@ -69,6 +69,7 @@ impl CalibrationCache {
             tensors: self.scales.iter().map(|(name, &scale)| (name.clone(), range(scale))).collect(),
             bias_corrections: BTreeMap::new(),
             magnitudes: None,
+            recovered: None,
         }
     }
 

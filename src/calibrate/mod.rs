@@ -23,6 +23,7 @@ mod kernel;
 pub mod mse;
 mod observe;
 pub mod percentile;
+mod recovered;
 #[cfg(test)]
 mod samples;
 mod table;
@@ -30,6 +31,7 @@ mod table;
 pub use device::{DeviceUse, observe_on_device};
 pub use histograms::{Histograms, Provenance, Shards};
 pub use observe::{Batch, Observing, check_complete, observe};
+pub use recovered::{DeployTo, Effort, Lifted, Recovered, RecoveryStep, Rounding, Shift, ShiftPolicy};
 pub use table::tables;
 
 /// Why tensors could not be calibrated, or a calibration not be used.
@@ -209,6 +211,9 @@ pub struct CalibrationTable {
     /// where they were not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub magnitudes: Option<BTreeMap<String, f32>>,
+    /// What recovery found beyond ranges; absent where it did not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovered: Option<Recovered>,
 }
 
 /// What was seen of one tensor and what was made of it.

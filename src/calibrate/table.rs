@@ -65,6 +65,7 @@ pub fn tables(
         tensors: ranges.iter().map(|(name, ranges)| (name.clone(), ranges[i].clone())).collect(),
         bias_corrections: BTreeMap::new(),
         magnitudes: None,
+        recovered: None,
     };
     Ok(choices.iter().enumerate().map(table).collect())
 }

@@ -60,7 +60,7 @@ pub(super) fn corrected(
 }
 
 /// Output channels of a node with a bias; `None` for other operators.
-fn channels(node: &NodeProto, weight: &TensorProto) -> Option<usize> {
+pub(super) fn channels(node: &NodeProto, weight: &TensorProto) -> Option<usize> {
     let extent = |axis: usize| weight.dims.get(axis).and_then(|&extent| usize::try_from(extent).ok());
     match node.op_type() {
         "Conv" => extent(0),

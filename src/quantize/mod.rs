@@ -11,6 +11,7 @@ mod placement;
 mod plan;
 mod qdq;
 mod scheme;
+mod shift;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -28,12 +29,13 @@ pub use convert::{Fp32Reason, KeptFp32};
 pub use placement::{ActivationEdge, Decision, Placement, Rule, WeightEdge};
 pub use plan::{Assignment, CompiledPlan, PLAN_FORMAT_VERSION, PatternError, Precision, PrecisionPlan, Selector};
 pub use scheme::place;
+pub use shift::{Shiftable, shiftable};
 pub use validate::{Finding, Severity, validate};
 
 use crate::{
     artifact::{ContentHash, Tool},
     backend::TensorInfo,
-    calibrate::CalibrationTable,
+    calibrate::{CalibrationTable, Method, Recovered, Shift, TensorRange},
     onnx::{
         GraphError, Model, TensorError,
         proto::{GraphProto, StringStringEntryProto, TensorProto},
@@ -170,6 +172,8 @@ impl Default for QuantizeOptions {
 pub struct Quantized {
     /// The model.
     pub model: Model,
+    /// The float model that Q/DQ were put into: what was given, around other centres where recovery found them.
+    pub float: Model,
     /// Where Q/DQ went, and the decision about every node.
     pub placement: Placement,
     /// Nodes that stayed in FP32 although the float part was converted.
@@ -206,9 +210,16 @@ pub fn quantize(
     let ranks = facts::ranks(model.graph(), shapes);
     let opset = needed_opset(&model, precision, half);
     upgrade::raise_opset(&mut model, opset, &ranks)?;
-    let mut placement = place(&model, shapes, &options.scheme)?;
+    let recovered = table.and_then(|table| table.recovered.as_ref()).filter(|_| precision == Precision::Int8);
+    let mut placement = place(&model, shapes, &scheme_with_lifted(options, recovered))?;
+    let shifts = match recovered {
+        Some(recovered) => shift::shift(model.graph_mut(), shapes, &mut placement, &recovered.shifts)?,
+        None => BTreeMap::new(),
+    };
+    let float = model.clone();
     if precision.is_quantized() {
         let table = table.ok_or(QuantizeError::NoTable)?;
+        let table = &with_shifts(table, shifts);
         let stored = weight_type(model.graph(), &placement)?;
         let types = ScaleTypes { stored, exact: half.unwrap_or(stored) };
         qdq::insert(model.graph_mut(), &placement, table, precision, types)?;
@@ -219,7 +230,36 @@ pub fn quantize(
     };
     record_provenance(&mut model, table, precision);
     let findings = validate(&model)?;
-    Ok(Quantized { model, placement, kept_fp32, findings })
+    Ok(Quantized { model, float, placement, kept_fp32, findings })
+}
+
+/// The scheme, with the nodes that recovery lifts in the high precision; what the plan says comes after that.
+fn scheme_with_lifted(options: &QuantizeOptions, recovered: Option<&Recovered>) -> SchemeOptions {
+    let mut scheme = options.scheme.clone();
+    if let Some(recovered) = recovered {
+        let mut lifted = PrecisionPlan::default();
+        recovered.lifted.iter().for_each(|lifted_node| lifted.assign(&lifted_node.node, options.high_precision));
+        scheme.plan.assignments.splice(0..0, lifted.assignments);
+    }
+    scheme
+}
+
+/// The table, with the ranges of shifted tensors.
+fn with_shifts(table: &CalibrationTable, shifts: BTreeMap<String, Shift>) -> CalibrationTable {
+    let mut table = table.clone();
+    for (tensor, shift) in shifts {
+        let range = TensorRange {
+            min: -shift.amax,
+            max: shift.amax,
+            count: 0,
+            amax: shift.amax,
+            method: Method::Mse,
+            candidates: BTreeMap::new(),
+            clipped: 0.0,
+        };
+        table.tensors.insert(tensor, range);
+    }
+    table
 }
 
 /// `model` with the default operator set raised to `opset`; a newer one stays.

@@ -111,5 +111,6 @@ pub fn table(ranges: &[(&str, f32)]) -> CalibrationTable {
         tensors: ranges.iter().map(|&(name, amax)| (name.to_owned(), range(amax))).collect(),
         bias_corrections: BTreeMap::new(),
         magnitudes: None,
+        recovered: None,
     }
 }

@@ -15,7 +15,7 @@ use crate::{
         Finding, Model, Severity, diagnose,
         proto::{DimensionProto, DimensionValue, TypeValue},
     },
-    quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, place, quantize, with_opset},
+    quantize::{Placement, Precision, QuantizeOptions, SchemeOptions, place, quantize, with_opset},
     tensor::ElementType,
 };
 
@@ -107,17 +107,13 @@ impl Subject {
         table: &CalibrationTable,
         options: &QuantizeOptions,
     ) -> Result<(Model, Model), PipelineError> {
-        let make = |options: &QuantizeOptions| {
-            Ok::<_, PipelineError>(quantize(&self.folded, &self.shapes, Some(table), options)?.model)
-        };
         let mut options = QuantizeOptions { high_precision: Precision::Fp32, ..options.clone() };
         // Nodes that a plan lifts are in float, whichever: 16-bit types would differ in more than Q/DQ.
         let plan = &mut options.scheme.plan;
         let lifted = plan.assignments.iter_mut().map(|assignment| &mut assignment.precision).chain(&mut plan.default);
         lifted.filter(|precision| precision.half_type().is_some()).for_each(|precision| *precision = Precision::Fp32);
-        let quantized = make(&options)?;
-        options.scheme.plan = PrecisionPlan { default: Some(Precision::Fp32), ..PrecisionPlan::default() };
-        Ok((make(&options)?, quantized))
+        let quantized = quantize(&self.folded, &self.shapes, Some(table), &options)?;
+        Ok((quantized.float, quantized.model))
     }
 
     /// The folded model, and the same with the operators that `rounds` takes, by name, [`rounded`] to `half`.

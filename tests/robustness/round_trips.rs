@@ -55,7 +55,7 @@ prop_compose! {
             tool: Tool::current(),
             model_hash: ContentHash::of_bytes(b"m"),
             data_hash: ContentHash::of_bytes(b"d"),
-            method, percentile, samples: samples as usize, random_data, tensors, bias_corrections, magnitudes,
+            method, percentile, samples: samples as usize, random_data, tensors, bias_corrections, magnitudes, recovered: None,
         }
     }
 }

@@ -1,0 +1,195 @@
+//! What recovery found: how INT8 comes nearer to float than ranges alone bring it.
+//!
+//! It stands in the calibration table, with the steps that made it, so that the table alone gives the same model again.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
+
+/// Declares an enum with one word a variant, as files and the command line write it.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident $what:literal { $($(#[$about:meta])* $variant:ident $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+        #[serde(rename_all = "lowercase")]
+        pub enum $name { $($(#[$about])* $variant,)* }
+
+        impl $name {
+            /// Every one, as it is written.
+            pub const NAMES: &[&str] = &[$($word,)*];
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$variant => $word,)* })
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = String;
+
+            fn from_str(name: &str) -> Result<Self, String> {
+                match name {
+                    $($word => Ok(Self::$variant),)*
+                    _ => Err(format!("`{name}` is no {}; use {}", $what, Self::NAMES.join(", "))),
+                }
+            }
+        }
+    };
+}
+
+words! {
+    /// How far recovery goes.
+    Effort "effort" {
+        /// Ranges, shifts and biases, on few samples.
+        Fast "fast",
+        /// Rounding of weights and lifting as well, every step measured on held-out samples.
+        #[default]
+        Default "default",
+        /// The same with more samples and larger layers.
+        Thorough "thorough",
+    }
+}
+
+words! {
+    /// Where the model will run, which decides what may be done to it.
+    DeployTo "runtime to deploy to" {
+        /// TensorRT-RTX, whose builder fuses a `Pad` in front of a quantized convolution.
+        #[default]
+        Rtx "rtx",
+        /// TensorRT: a `Pad` may become a layer of its own there, so none is added.
+        Tensorrt "tensorrt",
+    }
+}
+
+words! {
+    /// Which activations may be quantized around another centre than 0.
+    ShiftPolicy "way to shift" {
+        /// Those that all their consumers can take back.
+        #[default]
+        All "all",
+        /// Those of them that no padded convolution reads.
+        Unpadded "unpadded",
+        /// None.
+        Off "off",
+    }
+}
+
+impl DeployTo {
+    /// The shifts that cost no layer there.
+    pub fn shifts(self) -> ShiftPolicy {
+        match self {
+            Self::Rtx => ShiftPolicy::All,
+            Self::Tensorrt => ShiftPolicy::Unpadded,
+        }
+    }
+}
+
+/// What recovery gave.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Recovered {
+    /// How far it went.
+    pub effort: Effort,
+    /// The runtime that it was made for.
+    pub deploy_to: DeployTo,
+    /// Which activations it was allowed to shift.
+    pub shift: ShiftPolicy,
+    /// By tensor name, activations that are quantized around another centre than 0.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shifts: BTreeMap<String, Shift>,
+    /// By the name of a weight, where its codes differ from those of rounding to the nearest.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rounding: BTreeMap<String, Rounding>,
+    /// Nodes that stay in the high precision, those that gain most first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lifted: Vec<Lifted>,
+    /// What was tried, in order.
+    #[serde(default)]
+    pub steps: Vec<RecoveryStep>,
+}
+
+/// How an activation is quantized: `q = round((x - offset) / (amax / 127))`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Shift {
+    /// What is subtracted before quantization; the consumers take it back in their biases.
+    pub offset: f32,
+    /// Threshold of `|x - offset|`.
+    pub amax: f32,
+}
+
+/// A node that stays in the high precision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Lifted {
+    /// The node.
+    pub node: String,
+    /// Its share of the noise at the outputs, between 0 and 1.
+    pub noise: f64,
+    /// Its share of the model's multiply-accumulates, between 0 and 1.
+    pub macs: f64,
+}
+
+/// One step of recovery.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct RecoveryStep {
+    /// Which: `ranges`, `shift`, `biases`, `rounding` or `lifting`.
+    pub name: String,
+    /// Whether its result is in the table.
+    pub kept: bool,
+    /// Signal to noise of the outputs before it, in decibels, on held-out samples; absent without any.
+    pub before_db: Option<f64>,
+    /// The same with it.
+    pub after_db: Option<f64>,
+    /// Wall time.
+    pub seconds: f64,
+    /// What it changed, or why it was not kept, in words.
+    pub what: String,
+}
+
+/// Differences of codes from rounding to the nearest, between -8 and 7.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(transparent)]
+pub struct Rounding(String);
+
+impl Rounding {
+    /// Packs one difference a code, in the order of the weight; those beyond -8 and 7 are cut there.
+    pub fn new(differences: &[i8]) -> Self {
+        let nibble = |difference: i8| difference.clamp(-8, 7) as u8 & 0x0f;
+        let byte = |pair: &[i8]| nibble(pair[0]) | pair.get(1).map_or(0, |&second| nibble(second) << 4);
+        Self(STANDARD.encode(differences.chunks(2).map(byte).collect::<Vec<u8>>()))
+    }
+
+    /// One difference a code; `None` unless there are `count`.
+    pub fn differences(&self, count: usize) -> Option<Vec<i8>> {
+        let bytes = STANDARD.decode(&self.0).ok().filter(|bytes| bytes.len() == count.div_ceil(2))?;
+        // Shifted up and back down again, the upper bit of a nibble becomes its sign.
+        let both = bytes.into_iter().flat_map(|byte| [(byte << 4) as i8 >> 4, byte as i8 >> 4]);
+        Some(both.take(count).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_survive_packing() {
+        for differences in [vec![], vec![-8], vec![7, -1, 0, 1, -8, 3, -2]] {
+            let text = serde_json::to_string(&Rounding::new(&differences)).unwrap();
+            let read: Rounding = serde_json::from_str(&text).unwrap();
+            assert_eq!(read.differences(differences.len()).unwrap(), differences);
+            assert_eq!(read.differences(differences.len() + 2), None);
+        }
+        assert_eq!(Rounding::new(&[100, -100]).differences(2).unwrap(), [7, -8]);
+        assert_eq!(Rounding("no base64!".to_owned()).differences(7), None);
+    }
+
+    #[test]
+    fn words_are_read_as_they_are_written() {
+        assert_eq!("tensorrt".parse(), Ok(DeployTo::Tensorrt));
+        assert_eq!(Effort::Thorough.to_string().parse(), Ok(Effort::Thorough));
+        let refusal = "slow".parse::<Effort>().unwrap_err();
+        assert_eq!(refusal, "`slow` is no effort; use fast, default, thorough");
+        assert_eq!((DeployTo::Rtx.shifts(), DeployTo::Tensorrt.shifts()), (ShiftPolicy::All, ShiftPolicy::Unpadded));
+    }
+}
