@@ -47,7 +47,7 @@ pub fn shiftable(
     let tensors: BTreeSet<&str> = placement.activations.iter().map(|edge| edge.tensor.as_str()).collect();
     let found = tensors.into_iter().filter_map(|tensor| {
         let takers = takers(&facts, tensor)?;
-        let padded = takers.iter().any(|taker| taker.pads.is_some());
+        let padded = takers.iter().any(|taker| !taker.pads.is_empty());
         Some((tensor.to_owned(), if padded { Shiftable::Padded } else { Shiftable::Unpadded }))
     });
     Ok(found.collect())
@@ -60,8 +60,8 @@ struct Taker {
     bias: BiasSite,
     /// ΣW by output channel, times what the node multiplies its product with.
     sums: Vec<f32>,
-    /// What it pads at the begin and end of each axis of its input, if anything.
-    pads: Option<Vec<i64>>,
+    /// What it pads at the begin and end of each axis of its input; empty for nothing.
+    pads: Vec<i64>,
 }
 
 /// Input `input` of `node` holds a bias, perhaps none yet, that counts `beta` times.
@@ -99,7 +99,7 @@ fn taker(facts: &Facts<'_>, tensor: &str, Use { node: id, input }: Use) -> Optio
     };
     values.iter().enumerate().for_each(|(index, &value)| sums[channel(index)] += f64::from(value));
     let alpha = if node.op_type() == "Gemm" { node.attr_f("alpha").unwrap_or(1.0) } else { 1.0 };
-    let pads = if node.op_type() == "Conv" { pads(facts, tensor, node, &shape)? } else { None };
+    let pads = if node.op_type() == "Conv" { pads(facts, tensor, node, &shape)? } else { Vec::new() };
     Some(Taker { node: id, bias, sums: sums.into_iter().map(|sum| (sum * f64::from(alpha)) as f32).collect(), pads })
 }
 
@@ -137,9 +137,8 @@ fn values(view: &GraphView<'_>, site: &BiasSite) -> Option<Vec<f32>> {
     }
 }
 
-/// What a convolution pads, in the order of a `Pad` operator; an inner `None` for nothing, an outer one where that is not
-/// known.
-fn pads(facts: &Facts<'_>, tensor: &str, node: &NodeProto, weight: &[usize]) -> Option<Option<Vec<i64>>> {
+/// What a convolution pads, in the order of a `Pad` operator, empty for nothing; `None` where that is not known.
+fn pads(facts: &Facts<'_>, tensor: &str, node: &NodeProto, weight: &[usize]) -> Option<Vec<i64>> {
     let axes = weight.len().checked_sub(2)?;
     let ints = |name: &str, default: i64| node.attr_ints(name).map_or_else(|| vec![default; axes], <[i64]>::to_vec);
     let spatial: Vec<i64> = match node.attr_s("auto_pad").unwrap_or("NOTSET") {
@@ -166,7 +165,7 @@ fn pads(facts: &Facts<'_>, tensor: &str, node: &NodeProto, weight: &[usize]) -> 
     }
     let (begin, end) = spatial.split_at(axes);
     let all = [&[0, 0], begin, &[0, 0], end].concat();
-    Some(spatial.iter().any(|&pad| pad != 0).then_some(all))
+    Some(if spatial.iter().any(|&pad| pad != 0) { all } else { Vec::new() })
 }
 
 /// Shifts the quantized activations that `shifts` names, where all their consumers can take it back, and points the
@@ -237,19 +236,17 @@ impl Plan {
         self.made.insert(shifted.clone(), shift);
         let mut padded: BTreeMap<&[i64], String> = BTreeMap::new();
         for taker in takers {
-            let input = match &taker.pads {
-                None => shifted.clone(),
-                Some(pads) => match padded.get(&pads[..]) {
-                    Some(known) => known.clone(),
-                    None => {
-                        let new = self.pad(names, tensor, &shifted, pads, shift.offset, element_type)?;
-                        self.made.insert(new.clone(), shift);
-                        padded.insert(pads, new.clone());
-                        new
-                    }
-                },
+            let input = if taker.pads.is_empty() {
+                shifted.clone()
+            } else if let Some(known) = padded.get(&taker.pads[..]) {
+                known.clone()
+            } else {
+                let new = self.pad(names, tensor, &shifted, &taker.pads, shift.offset, element_type)?;
+                self.made.insert(new.clone(), shift);
+                padded.insert(&taker.pads, new.clone());
+                new
             };
-            if taker.pads.is_some() {
+            if !taker.pads.is_empty() {
                 self.unpadded.insert(taker.node.0);
             }
             self.inputs.insert((taker.node.0, 0), input);
