@@ -9,7 +9,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{compare::OutputKind, dataset::Preprocess};
+use crate::{
+    compare::{OutputKind, heads::DetectionOptions},
+    dataset::Preprocess,
+};
 
 /// Most threads; beyond it ONNX Runtime fails to start them and ends the process.
 const MAX_THREADS: usize = 1024;
@@ -99,6 +102,9 @@ pub struct RunConfig {
     /// Kind of outputs by name, where the shape tells the wrong one.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub output_kind: BTreeMap<String, OutputKind>,
+    /// The head of a detector and how its boxes are chosen.
+    #[serde(skip_serializing_if = "is_default")]
+    pub detection: DetectionOptions,
     /// Shapes bound to inputs, by name.
     pub shape: BTreeMap<String, Vec<usize>>,
     /// How a file becomes an input.
@@ -132,6 +138,7 @@ impl Default for RunConfig {
             plan: None,
             top_k: Vec::new(),
             output_kind: BTreeMap::new(),
+            detection: DetectionOptions::default(),
             ignore_label: 255,
             gate: Vec::new(),
             tensorrt: "auto".to_owned(),
@@ -147,6 +154,10 @@ impl Default for RunConfig {
             preprocess: None,
         }
     }
+}
+
+fn is_default(detection: &DetectionOptions) -> bool {
+    *detection == DetectionOptions::default()
 }
 
 /// A configuration that cannot be used.
@@ -259,6 +270,7 @@ impl RunConfig {
             let reason = format!("{} is no share between 0 and 1", self.max_bad);
             return Err(ConfigError::Value { key: "max_bad", reason });
         }
+        self.detection.check().map_err(|reason| ConfigError::Value { key: "detection", reason })?;
         if self.top_k.contains(&0) {
             return Err(ConfigError::Value { key: "top_k", reason: "every k must be at least 1".to_owned() });
         }

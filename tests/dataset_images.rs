@@ -137,6 +137,7 @@ fn sample(source: &RgbImage, element_type: ElementType, shape: [usize; 4], prepr
         path: folder.path(),
         labels: None,
         classes: &BTreeMap::new(),
+        category_ids: &[],
         inputs: &[input],
         preprocess: Some(preprocess),
     });
@@ -171,6 +172,7 @@ fn listed(path: &Path) -> (Vec<(String, Option<u32>)>, Vec<String>) {
         path,
         labels: None,
         classes: &BTreeMap::from([(7, "hen".to_owned())]),
+        category_ids: &[],
         inputs: &[input],
         preprocess: Some(&preprocess),
     })

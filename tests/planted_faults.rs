@@ -99,6 +99,7 @@ impl Bench {
             path: data,
             labels: None,
             classes: &BTreeMap::new(),
+            category_ids: &[],
             inputs: &inputs,
             preprocess: Some(preprocess),
         };

@@ -74,7 +74,7 @@ impl<'a> Judge<'a> {
         let mut comparison = Comparison::new(&names(&*self.reference), &names(&*target), self.options.compare.clone())?;
         let Self { samples, options, reference, kept, kept_bytes, covered, .. } = self;
         let mut push = |batch: &Batch, expected: &TensorMap| -> Result<(), AnalysisError> {
-            let samples = Sample::of_batch(&batch.ids, &batch.labels, &batch.masks);
+            let samples = Sample::of_batch(batch);
             Ok(comparison.push(&samples, expected, &target.infer(&batch.inputs)?)?)
         };
         for (batch, expected) in kept.iter() {

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::boxes::{Detection, overlap, sort_by_score};
+use crate::dataset::Truth;
 
 /// IoU thresholds 0.5, 0.55, ... 0.95.
 const THRESHOLDS: usize = 10;
@@ -17,19 +18,6 @@ const RECALLS: usize = 101;
 const MOST: usize = 100;
 /// Least and largest area of a label: any, small, medium, large.
 const AREAS: [[f64; 2]; 4] = [[0.0, 1e10], [0.0, 1024.0], [1024.0, 9216.0], [9216.0, 1e10]];
-
-/// One labelled box of a picture.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Truth {
-    /// `[x1, y1, x2, y2]` in pixels of the picture.
-    pub corners: [f32; 4],
-    /// Class index.
-    pub class: u32,
-    /// Area in square pixels by which it counts as small, medium or large: of the object's mask where that is known.
-    pub area: f64,
-    /// A region of many objects: boxes in it neither count nor cost.
-    pub crowd: bool,
-}
 
 /// A box in the order of scores, with its fate at every threshold and range of areas.
 #[derive(Clone, Copy, Debug)]

@@ -9,10 +9,15 @@ use super::{
     PartSums, TaskResult,
     accuracy::PairedCounts,
     agreement::{AgreementCounts, Best, Flips},
+    detection::Detections,
+    heads::Head,
     parts::by_scale,
     segmentation::{ClassMap, MapCounts},
 };
-use crate::tensor::{ElementType, Tensor, TensorMap, TensorView};
+use crate::{
+    dataset::Scene,
+    tensor::{ElementType, Tensor, TensorMap, TensorView},
+};
 
 /// What [`Comparison`] needs to know beyond the tensors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,6 +35,12 @@ pub struct CompareOptions {
     /// Parts of outputs, where more is known of them than their size.
     #[serde(default)]
     pub parts: BTreeMap<String, Vec<Part>>,
+    /// The head of a detector.
+    #[serde(default)]
+    pub head: Option<Head>,
+    /// Draws for the intervals of a detector's figures, at most; 0 for none.
+    #[serde(default)]
+    pub resamples: usize,
 }
 
 impl Default for CompareOptions {
@@ -41,11 +52,21 @@ impl Default for CompareOptions {
             class_names: Vec::new(),
             ignored_label: Some(255),
             parts: BTreeMap::new(),
+            head: None,
+            resamples: 1000,
         }
     }
 }
 
 impl CompareOptions {
+    /// The same for a detector with this head.
+    #[must_use]
+    pub fn with_head(mut self, head: Option<&Head>) -> Self {
+        self.parts.extend(head.into_iter().flat_map(Head::parts));
+        self.head = head.cloned();
+        self
+    }
+
     /// True for an output that takes part in nothing.
     pub fn ignores(&self, output: &str) -> bool {
         self.kinds.get(output) == Some(&OutputKind::Ignored)
@@ -61,14 +82,20 @@ pub struct Sample<'a> {
     pub label: Option<u32>,
     /// The right class of each pixel, [H, W], where it is known. Belongs to the first output that is a map.
     pub mask: Option<&'a Tensor>,
+    /// Where the picture lies in the input, and its labelled boxes, where they are known. Belongs to the detection head.
+    pub scene: Option<&'a Scene>,
 }
 
 impl<'a> Sample<'a> {
     /// The samples of a batch.
-    pub fn of_batch(ids: &'a [String], labels: &[Option<u32>], masks: &'a [Option<Tensor>]) -> Vec<Self> {
-        let sample =
-            |((id, &label), mask): ((&'a String, _), &'a Option<Tensor>)| Self { id, label, mask: mask.as_ref() };
-        ids.iter().zip(labels).zip(masks).map(sample).collect()
+    pub fn of_batch(batch: &'a crate::dataset::Batch) -> Vec<Self> {
+        let sample = |(index, id): (usize, &'a String)| Self {
+            id,
+            label: batch.labels.get(index).copied().flatten(),
+            mask: batch.masks.get(index).and_then(Option::as_ref),
+            scene: batch.scenes.get(index).and_then(Option::as_ref),
+        };
+        batch.ids.iter().enumerate().map(sample).collect()
     }
 }
 
@@ -82,6 +109,9 @@ pub struct Comparison {
     samples: u64,
     outputs: Vec<Output>,
     ignored_outputs: Vec<String>,
+    detections: Option<Detections>,
+    /// The outputs of a head that chose its boxes: place by place they cannot be compared.
+    chosen: Vec<OutputPair>,
 }
 
 /// What every output needs to know of a batch.
@@ -139,11 +169,18 @@ impl Comparison {
         }
         let ignored = |pair: &mut OutputPair| options.ignores(&pair.reference);
         ignored_outputs.extend(pairs.extract_if(.., ignored).map(|pair| pair.reference));
-        if pairs.is_empty() {
+        let there = |name: &str| pairs.iter().any(|pair| pair.reference == name);
+        let head = options.head.as_ref().filter(|head| head.outputs().into_iter().all(there)).cloned();
+        let mut chosen = Vec::new();
+        if let Some(head) = head.as_ref().filter(|head| head.is_chosen()) {
+            chosen.extend(pairs.extract_if(.., |pair| head.outputs().contains(&pair.reference.as_str())));
+        }
+        if pairs.is_empty() && chosen.is_empty() {
             return Err(CompareError::AllIgnored);
         }
         let outputs = pairs.into_iter().map(Output::new).collect();
-        Ok(Self { options, samples: 0, outputs, ignored_outputs })
+        let detections = head.map(Detections::new);
+        Ok(Self { options, samples: 0, outputs, ignored_outputs, detections, chosen })
     }
 
     /// Adds the outputs of a batch. After an error the comparison is of no more use.
@@ -157,7 +194,38 @@ impl Comparison {
             let r = find(reference, &output.pair.reference, "reference")?;
             let t = find(target, &output.pair.target, "target")?;
             output.push(batch, r.view(), t.view())
-        })
+        })?;
+        self.push_detections(samples, reference, target)
+    }
+
+    /// Whether it looks at outputs in host memory only.
+    pub(super) fn finds_boxes(&self) -> bool {
+        self.detections.is_some()
+    }
+
+    fn push_detections(
+        &mut self,
+        samples: &[Sample<'_>],
+        reference: &TensorMap,
+        target: &TensorMap,
+    ) -> Result<(), CompareError> {
+        let Some(detections) = &mut self.detections else { return Ok(()) };
+        let pairs: Vec<&OutputPair> = self.outputs.iter().map(|output| &output.pair).chain(&self.chosen).collect();
+        for (index, sample) in samples.iter().enumerate() {
+            let rows = |outputs, name: fn(&OutputPair) -> &String, side| {
+                let row = |pair: &&OutputPair| {
+                    let view = find(outputs, name(pair), side)?.view();
+                    Ok((pair.reference.clone(), row(view, &pair.reference, index, samples.len())?))
+                };
+                pairs.iter().map(row).collect::<Result<BTreeMap<String, TensorView<'_>>, CompareError>>()
+            };
+            let r = rows(reference, |pair| &pair.reference, "reference")?;
+            let t = rows(target, |pair| &pair.target, "target")?;
+            let pushed =
+                detections.push(sample.id, sample.scene, &|name| r.get(name).copied(), &|name| t.get(name).copied());
+            pushed.map_err(|reason| CompareError::Boxes { sample: sample.id.to_owned(), reason })?;
+        }
+        Ok(())
     }
 
     /// Adds a batch to every output in turn.
@@ -184,7 +252,10 @@ impl Comparison {
             outputs: self.outputs.iter().map(|output| output.metrics(&self.options)).collect(),
             non_finite: non_finite.map(|output| (output.pair.reference.clone(), output.sums.non_finite)).collect(),
             tasks: self.outputs.iter().filter_map(Output::result).collect(),
-            pairs: self.outputs.into_iter().map(|output| output.pair).collect(),
+            detection: self
+                .detections
+                .map(|detections| detections.finish(&self.options.class_names, self.options.resamples)),
+            pairs: self.outputs.into_iter().map(|output| output.pair).chain(self.chosen).collect(),
             ignored_outputs: self.ignored_outputs,
         }
     }

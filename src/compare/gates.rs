@@ -1,7 +1,7 @@
 //! Gates: thresholds on the figures of a target, written `[precision:]metric[[part]]=threshold[@confidence]`.
 //!
 //! `top1=0.98`, `top1>=0.98` (the same; a metric is bounded on one side only), `int8:top1=0.98` (for INT8 alone),
-//! `sqnr_db[boxes]=15` (one output alone), `top1>=0.98@95%` (the bound of the 95 % interval that lies towards failing).
+//! `sqnr_db[boxes]=15` (one output, or one part of an output, alone), `top1>=0.98@95%` (the bound of the 95 % interval that lies towards failing).
 
 mod evaluate;
 
@@ -49,15 +49,21 @@ metrics! {
     Accuracy "accuracy" AtLeast "top-1 accuracy on labelled samples";
     AccuracyTop5 "accuracy_top5" AtLeast "top-5 accuracy on labelled samples";
     AccuracyDrop "accuracy_drop" AtMost "top-1 accuracy of the reference less that of the target";
-    SqnrDb "sqnr_db" AtLeast "signal to quantization noise in decibels, of the worst output";
-    Cosine "cosine" AtLeast "cosine between reference and target, of the worst output";
-    RelL2 "rel_l2" AtMost "relative error in the 2-norm, of the worst output";
-    MaxAbs "max_abs" AtMost "largest absolute difference, of the worst output";
-    MeanAbs "mean_abs" AtMost "mean absolute difference, of the worst output";
+    SqnrDb "sqnr_db" AtLeast "signal to quantization noise in decibels, of the worst output or part of one";
+    Cosine "cosine" AtLeast "cosine between reference and target, of the worst output or part of one";
+    RelL2 "rel_l2" AtMost "relative error in the 2-norm, of the worst output or part of one";
+    MaxAbs "max_abs" AtMost "largest absolute difference, of the worst output or part of one";
+    MeanAbs "mean_abs" AtMost "mean absolute difference, of the worst output or part of one";
     PixelAgreement "pixel_agreement" AtLeast "share of pixels with the same class as the reference";
     MeanIou "mean_iou" AtLeast "mean intersection over union with the reference";
     PixelAccuracy "pixel_accuracy" AtLeast "share of pixels that match the label masks";
     LabelMeanIou "label_mean_iou" AtLeast "mean intersection over union with the label masks";
+    Map5095 "map50_95" AtLeast "mean average precision over IoU 0.5 to 0.95, on labelled boxes";
+    Map50 "map50" AtLeast "mean average precision at IoU 0.5, on labelled boxes";
+    Map5095Drop "map50_95_drop" AtMost "map50_95 of the reference less that of the target";
+    DetectionPrecision "detection_precision" AtLeast "share of the target's boxes that the reference has too";
+    DetectionRecall "detection_recall" AtLeast "share of the reference's boxes that the target has too";
+    DetectionIou "detection_iou" AtLeast "mean overlap of the boxes that reference and target have";
     LatencyMs "latency_ms" AtMost "median latency in milliseconds";
     LatencyRatio "latency_ratio" AtMost "latency by that of fp32 on the same backend";
     SizeMb "size_mb" AtMost "size of the model or engine in megabytes (10^6 bytes)";
@@ -72,6 +78,8 @@ pub enum Needs {
     Labels,
     /// Samples with label masks.
     Masks,
+    /// Samples with labelled boxes.
+    Boxes,
     /// A benchmark.
     Times,
     /// A file.
@@ -89,7 +97,7 @@ impl Metric {
             | Self::LatencyMs
             | Self::LatencyRatio
             | Self::SizeMb => None,
-            Self::Cosine | Self::AccuracyDrop => Some(-1),
+            Self::Cosine | Self::AccuracyDrop | Self::Map5095Drop => Some(-1),
             Self::Top1
             | Self::Top5
             | Self::Top5Set
@@ -99,7 +107,12 @@ impl Metric {
             | Self::PixelAgreement
             | Self::MeanIou
             | Self::PixelAccuracy
-            | Self::LabelMeanIou => Some(0),
+            | Self::LabelMeanIou
+            | Self::Map5095
+            | Self::Map50
+            | Self::DetectionPrecision
+            | Self::DetectionRecall
+            | Self::DetectionIou => Some(0),
         }
     }
 
@@ -118,6 +131,7 @@ impl Metric {
         match self {
             Self::Accuracy | Self::AccuracyTop5 | Self::AccuracyDrop => Needs::Labels,
             Self::PixelAccuracy | Self::LabelMeanIou => Needs::Masks,
+            Self::Map5095 | Self::Map50 | Self::Map5095Drop => Needs::Boxes,
             Self::LatencyMs | Self::LatencyRatio => Needs::Times,
             Self::SizeMb => Needs::Size,
             _ => Needs::Outputs,
@@ -208,7 +222,7 @@ pub struct Gate {
     pub precision: Option<String>,
     /// What is tested.
     pub metric: Metric,
-    /// The output that it is for; absent for the worst.
+    /// The output, the part of an output, or `output/part` that it is for; absent for the worst.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<String>,
     /// The least or the most allowed, by [`Metric::direction`].

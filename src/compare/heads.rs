@@ -143,6 +143,9 @@ pub struct DetectionOptions {
     pub most: usize,
     /// Score from which boxes count for the agreement with the reference.
     pub confidence: f32,
+    /// Category ids of classes 0, 1, ... in COCO's JSON; empty: the categories in the order of their ids, or by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub category_ids: Vec<u64>,
 }
 
 impl Default for DetectionOptions {
@@ -160,6 +163,7 @@ impl Default for DetectionOptions {
             iou,
             most,
             confidence: 0.25,
+            category_ids: Vec::new(),
         }
     }
 }

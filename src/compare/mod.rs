@@ -6,6 +6,7 @@ mod accuracy;
 mod agreement;
 pub mod average_precision;
 pub mod boxes;
+mod detection;
 mod driver;
 mod gates;
 pub mod graphwise;
@@ -18,6 +19,7 @@ mod saved;
 mod segmentation;
 
 pub use agreement::{FIVE, TopK, top_k};
+pub use detection::{ChangedPicture, DetectionAccuracy, DetectionAgreement, DetectionResult};
 pub use driver::{CompareOptions, Comparison, Sample};
 pub(crate) use gates::percent;
 pub use gates::{Direction, Footprint, Gate, GateError, GateResult, Metric, Needs};
@@ -156,6 +158,12 @@ impl OutputMetrics {
         Self::judged(outputs).flat_map(Self::by_part)
     }
 
+    /// Name of the part with the least SQNR, `output/part`; `None` where an output of one piece has it.
+    pub fn worst_part(outputs: &[Self]) -> Option<String> {
+        let worst = Self::judged_parts(outputs).min_by(|a, b| a.sqnr_db().total_cmp(&b.sqnr_db()))?;
+        worst.part.map(|part| format!("{}/{}", worst.output.name, part.name))
+    }
+
     /// The figures of its parts; its own without any.
     fn by_part(&self) -> impl Iterator<Item = Figures<'_>> {
         let whole = self.parts.is_empty().then_some(None);
@@ -280,6 +288,9 @@ pub struct ComparisonResult {
     /// Figures of the outputs that are classifications or maps, in the reference's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<TaskResult>,
+    /// Boxes of a detector.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detection: Option<DetectionResult>,
     /// Which output was compared with which.
     pub pairs: Vec<OutputPair>,
     /// Outputs that were not compared: the target's that the reference lacks, and those whose kind is `ignored`.
@@ -291,6 +302,17 @@ impl ComparisonResult {
     /// The first output that is a classification.
     pub fn classification(&self) -> Option<&TaskResult> {
         self.tasks.iter().find(|task| task.agreement.is_some())
+    }
+
+    /// How near the target is to the reference in decibels: the SQNR of the worst output or part of one, infinite where
+    /// nothing differs. Boxes that were chosen in the model have no such figure: there it is -10·log₁₀(1 - F1), in the
+    /// same direction.
+    pub fn closeness_db(&self) -> f64 {
+        match (&self.detection, OutputMetrics::worst_sqnr_db(&self.outputs)) {
+            (_, Some(sqnr_db)) => sqnr_db,
+            (Some(detection), None) => -10.0 * (1.0 - detection.agreement.f1()).log10(),
+            (None, None) => f64::INFINITY,
+        }
     }
 
     /// The first output that is a map.
@@ -425,6 +447,14 @@ pub enum CompareError {
         shape: Vec<usize>,
         /// Samples in the batch.
         samples: usize,
+    },
+    /// The values do not fit the detection head.
+    #[error("sample {sample}: {reason}; set [detection] head, or --head none for a model that is no detector")]
+    Boxes {
+        /// The sample.
+        sample: String,
+        /// What does not fit.
+        reason: String,
     },
     /// The values do not fit the output's kind.
     #[error("output `{output}`, sample {sample}: {reason}; set the output's kind to `generic` if it is something else")]

@@ -9,6 +9,7 @@ use std::{
 use super::{
     Dataset, DatasetError, InputSpec, SampleError,
     decode::decode,
+    label_boxes::{PictureBoxes, Scene},
     masks,
     preprocess::{Layout, MAX_SIDE, Preprocess, gray},
     resample::{Interpolation, RgbImage, resize},
@@ -17,8 +18,6 @@ use crate::tensor::{ElementType, Tensor, TensorMap};
 
 /// Largest image file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 30;
-/// Longer side of a thumbnail.
-const THUMBNAIL: usize = 96;
 
 /// Image files and how they become a model's input.
 pub(super) struct ImageDataset {
@@ -27,6 +26,8 @@ pub(super) struct ImageDataset {
     labels: Vec<Option<u32>>,
     /// Empty without any.
     masks: Vec<Option<PathBuf>>,
+    /// Empty without any.
+    boxes: Vec<Option<PictureBoxes>>,
     input: ImageInput,
     preprocess: Preprocess,
 }
@@ -91,7 +92,7 @@ impl ImageInput {
 impl ImageDataset {
     pub(super) fn new(files: Vec<(String, PathBuf)>, input: ImageInput, preprocess: Preprocess) -> Self {
         let (ids, files): (Vec<_>, Vec<_>) = files.into_iter().unzip();
-        Self { labels: vec![None; ids.len()], masks: Vec::new(), files, ids, input, preprocess }
+        Self { labels: vec![None; ids.len()], masks: Vec::new(), boxes: Vec::new(), files, ids, input, preprocess }
     }
 
     pub(super) fn set_labels(&mut self, labels: Vec<Option<u32>>) {
@@ -102,7 +103,11 @@ impl ImageDataset {
         self.masks = masks;
     }
 
-    fn picture(&self, index: usize) -> Result<RgbImage, SampleError> {
+    pub(super) fn set_boxes(&mut self, boxes: Vec<Option<PictureBoxes>>) {
+        self.boxes = boxes;
+    }
+
+    fn pixels(&self, index: usize) -> Result<RgbImage, SampleError> {
         let bad = |reason: String| SampleError { sample: self.ids[index].clone(), reason };
         decode(&read_file(&self.files[index]).map_err(bad)?).map_err(bad)
     }
@@ -150,8 +155,16 @@ impl Dataset for ImageDataset {
     }
 
     fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {
+        Ok(self.read(index)?.0)
+    }
+
+    fn has_boxes(&self, index: usize) -> bool {
+        self.boxes.get(index).is_some_and(Option::is_some)
+    }
+
+    fn read(&self, index: usize) -> Result<(TensorMap, Option<Scene>), SampleError> {
         let bad = |reason: String| SampleError { sample: self.ids[index].clone(), reason };
-        let mut picture = self.picture(index)?;
+        let mut picture = self.pixels(index)?;
         if self.input.channels == 1 {
             picture = gray(&picture);
         }
@@ -169,18 +182,21 @@ impl Dataset for ImageDataset {
             .preprocess
             .tensor(&shaped, input.channels, input.layout, input.element_type)
             .ok_or_else(|| bad(format!("an image cannot feed an input of type {}", input.element_type)))?;
-        Ok(TensorMap::from([(input.name.clone(), tensor)]))
+        let placement = self.preprocess.placement(picture.width, picture.height);
+        let boxes = self.boxes.get(index).and_then(Option::as_ref);
+        let truths = boxes.map(|boxes| boxes.of(picture.width, picture.height));
+        Ok((TensorMap::from([(input.name.clone(), tensor)]), Some(Scene { placement, truths })))
     }
 
     fn file(&self, index: usize) -> Option<&Path> {
         Some(&self.files[index])
     }
 
-    fn thumbnail(&self, index: usize) -> Option<Vec<u8>> {
-        let picture = self.picture(index).ok()?;
+    fn picture(&self, index: usize, side: usize) -> Option<Vec<u8>> {
+        let picture = self.pixels(index).ok()?;
         let long = picture.width.max(picture.height);
-        let side = |extent: usize| (extent * THUMBNAIL.min(long) / long).max(1);
-        let small = resize(&picture, side(picture.width), side(picture.height), Interpolation::Box);
+        let short = |extent: usize| (extent * side.min(long) / long).max(1);
+        let small = resize(&picture, short(picture.width), short(picture.height), Interpolation::Box);
         let mut bytes = Cursor::new(Vec::new());
         image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 75)
             .encode(&small.data, small.width as u32, small.height as u32, image::ExtendedColorType::Rgb8)

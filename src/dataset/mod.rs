@@ -1,13 +1,15 @@
 //! Where samples come from, and how a file becomes a model's input.
 //!
-//! [`open`] recognises a folder of images (flat or one folder a class), a list file, `.npy`, `.npz`, a folder of
-//! `.npz` files and Polygraphy's inputs JSON. [`split`] chooses samples by name, [`prefetch`] reads them ahead.
+//! [`open`] recognises a folder of images (flat or one folder a class), a list file, Ultralytics' `data.yaml`, `.npy`,
+//! `.npz`, a folder of `.npz` files and Polygraphy's inputs JSON. [`split`] chooses samples by name, [`prefetch`] reads them ahead.
 
 mod arrays;
+mod data_yaml;
 mod decode;
 mod huggingface;
 mod images;
 mod jpeg;
+mod label_boxes;
 mod labels;
 mod letterbox;
 mod masks;
@@ -25,6 +27,7 @@ use std::{
 
 pub use decode::{MAX_PIXELS, decode};
 pub use huggingface::load_preprocessor;
+pub use label_boxes::{Scene, Truth};
 pub use labels::load_classes;
 pub use letterbox::{Letterbox, Place, Placement, SideRounding};
 pub use prefetch::{BadPolicy, Batch, PassError, PassSummary, PrefetchOptions, prefetch};
@@ -113,16 +116,33 @@ pub trait Dataset: Sync {
     /// Reads one sample: every input of the model, each with a leading extent of 1 for the batch.
     fn sample(&self, index: usize) -> Result<TensorMap, SampleError>;
 
+    /// The same, and where the picture lies in the input with its labelled boxes; `None` for what is no picture.
+    fn read(&self, index: usize) -> Result<(TensorMap, Option<Scene>), SampleError> {
+        Ok((self.sample(index)?, None))
+    }
+
+    /// True where the boxes in the sample are known, also that there are none.
+    fn has_boxes(&self, index: usize) -> bool {
+        let _ = index;
+        false
+    }
+
     /// The file of the sample, where it has one of its own.
     fn file(&self, index: usize) -> Option<&Path> {
         let _ = index;
         None
     }
 
-    /// A small picture of the sample for people, as JPEG bytes; `None` when it is no picture.
-    fn thumbnail(&self, index: usize) -> Option<Vec<u8>> {
-        let _ = index;
+    /// A picture of the sample for people, its longer side at most `side` pixels, as JPEG bytes; `None` when it is no
+    /// picture.
+    fn picture(&self, index: usize, side: usize) -> Option<Vec<u8>> {
+        let _ = (index, side);
         None
+    }
+
+    /// A small picture of the sample for people.
+    fn thumbnail(&self, index: usize) -> Option<Vec<u8>> {
+        self.picture(index, THUMBNAIL)
     }
 }
 
@@ -142,10 +162,12 @@ pub struct InputSpec {
 pub struct DataOptions<'a> {
     /// Folder or file.
     pub path: &'a Path,
-    /// Label file, or folder of label masks; without one, class folders are labels.
+    /// Label file, or folder of label masks or of YOLO's text files; without one, class folders are labels.
     pub labels: Option<&'a Path>,
     /// Class names by index, where known.
     pub classes: &'a BTreeMap<u32, String>,
+    /// Category ids of classes 0, 1, ... in COCO's JSON, where they are not in order.
+    pub category_ids: &'a [u64],
     /// The model's inputs.
     pub inputs: &'a [InputSpec],
     /// Preprocessing of images; absent only for data that is no images.
@@ -164,7 +186,12 @@ pub struct Collection {
     pub label_source: Option<String>,
     /// What the user should know about how the data are read.
     pub notes: Vec<String>,
+    /// Names of the samples for training, which calibrate, where a `data.yaml` keeps them apart; empty otherwise.
+    pub training: Vec<String>,
 }
+
+/// Longer side of a thumbnail.
+const THUMBNAIL: usize = 96;
 
 /// Endings of files that are read as images.
 const IMAGE_ENDINGS: [&str; 8] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib"];
@@ -231,21 +258,45 @@ fn open_arrays(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         label_source = Some(file.display().to_string());
     }
     let notes = data.notes().to_vec();
-    Ok(Collection { dataset: Box::new(data), passed_over, names, label_source, notes })
+    Ok(Collection { dataset: Box::new(data), passed_over, names, label_source, notes, training: Vec::new() })
 }
 
 fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, DatasetError> {
     let preprocess = options.preprocess.cloned().unwrap_or_default();
     preprocess.check().map_err(DatasetError::Input)?;
     let input = images::ImageInput::of(options.inputs, preprocess.layout)?;
-    let (listing, mut assigned) =
-        if folder { (images::list(options.path, &IMAGE_ENDINGS)?, Vec::new()) } else { read_list(options.path)? };
+    let yaml = if data_yaml::is_yaml(options.path) { Some(data_yaml::DataYaml::open(options.path)?) } else { None };
+    let mut training = Vec::new();
+    let mut boxes = None;
+    let mut yaml_names = BTreeMap::new();
+    let (listing, mut assigned) = if let Some(data_yaml::DataYaml { files, labels, names, training: apart }) = yaml {
+        training = apart;
+        if options.labels.is_none() && !labels.is_empty() {
+            let known = if options.classes.is_empty() { &names } else { options.classes };
+            boxes = Some(label_boxes::BoxLabels::yolo(options.path, labels, known)?);
+        }
+        yaml_names = names;
+        (images::Listing { files, classes: Vec::new(), skipped: Vec::new() }, Vec::new())
+    } else if folder {
+        (images::list(options.path, &IMAGE_ENDINGS)?, Vec::new())
+    } else {
+        read_list(options.path)?
+    };
     let (mut names, mut notes) = (BTreeMap::new(), Vec::new());
     let mut label_source = (!assigned.is_empty()).then(|| options.path.display().to_string());
     let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
     let mut masks = Vec::new();
-    let mask_files = options.labels.map(masks::Masks::open).transpose()?.flatten();
-    if let (Some(files), false) = (&mask_files, ids.is_empty()) {
+    let mut scenes = Vec::new();
+    if let Some(path) = options.labels {
+        boxes = label_boxes::BoxLabels::open(path, options.classes, options.category_ids)?;
+    }
+    let mask_files = options.labels.filter(|_| boxes.is_none()).map(masks::Masks::open).transpose()?.flatten();
+    if let (Some(mut labels), false) = (boxes, ids.is_empty()) {
+        scenes = labels.assign(&ids)?;
+        notes.append(&mut labels.notes);
+        names = labels.names;
+        label_source = Some(options.labels.unwrap_or(options.path).display().to_string());
+    } else if let (Some(files), false) = (&mask_files, ids.is_empty()) {
         masks = files.assign(&ids)?;
         label_source = options.labels.map(|path| path.display().to_string());
     } else if let (Some(file), false) = (options.labels, ids.is_empty()) {
@@ -269,6 +320,10 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         dataset.set_labels(assigned);
     }
     dataset.set_masks(masks);
+    dataset.set_boxes(scenes);
+    for (class, name) in yaml_names {
+        names.entry(class).or_insert(name);
+    }
     // The label and class files of a data set often lie beside its images; they are no failed samples.
     let known = |path: Option<&Path>| path.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
     let labels_file = known(options.labels);
@@ -277,7 +332,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         .into_iter()
         .filter(|skipped| Some(&skipped.sample) != labels_file.as_ref() && !is_text(&skipped.sample))
         .collect();
-    Ok(Collection { dataset: Box::new(dataset), passed_over, names, label_source, notes })
+    Ok(Collection { dataset: Box::new(dataset), passed_over, names, label_source, notes, training })
 }
 
 fn is_text(name: &str) -> bool {

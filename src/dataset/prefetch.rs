@@ -9,7 +9,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, bounded};
 
-use super::{Dataset, SampleError};
+use super::{Dataset, SampleError, Scene};
 use crate::tensor::{Tensor, TensorMap};
 
 /// Samples that run together, in order.
@@ -25,6 +25,8 @@ pub struct Batch {
     pub labels: Vec<Option<u32>>,
     /// Right classes of their pixels, where they are known.
     pub masks: Vec<Option<Tensor>>,
+    /// Where the pictures lie in the inputs, with their labelled boxes.
+    pub scenes: Vec<Option<Scene>>,
     /// Samples in a whole batch; this one may have fewer.
     pub whole: usize,
     /// How many of the pass's samples are done with this batch: a pass over the others gives the batches after it.
@@ -117,7 +119,10 @@ pub fn prefetch<R>(
                     let position = next.fetch_add(1, Ordering::Relaxed);
                     let Some(&index) = indices.get(position) else { break };
                     let started = Instant::now();
-                    let read = || Ok((dataset.sample(index)?, dataset.mask(index)?));
+                    let read = || {
+                        let (inputs, scene) = dataset.read(index)?;
+                        Ok((inputs, (dataset.mask(index)?, scene)))
+                    };
                     let sample = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
                         let reason = "reading it failed in a way that is a defect; please report the file".to_owned();
                         Err(SampleError { sample: dataset.id(index).to_owned(), reason })
@@ -150,8 +155,8 @@ pub fn prefetch<R>(
     })
 }
 
-/// Inputs of a sample, and its label mask.
-type Read = (TensorMap, Option<Tensor>);
+/// Inputs of a sample, and its label mask and scene.
+type Read = (TensorMap, (Option<Tensor>, Option<Scene>));
 
 struct Batches<'a> {
     dataset: &'a dyn Dataset,
@@ -234,17 +239,18 @@ impl Iterator for Batches<'_> {
     type Item = Batch;
 
     fn next(&mut self) -> Option<Batch> {
-        let (mut indices, mut masks) = (Vec::new(), Vec::new());
+        let (mut indices, mut masks, mut scenes) = (Vec::new(), Vec::new(), Vec::new());
         let mut samples: Vec<TensorMap> = Vec::new();
         while samples.len() < self.options.batch.max(1) {
-            let Some((index, (inputs, mask))) = self.next_sample() else { break };
+            let Some((index, (inputs, (mask, scene)))) = self.next_sample() else { break };
             if samples.first().is_some_and(|first| !stackable(first, &inputs)) {
-                self.pending = Some((index, (inputs, mask)));
+                self.pending = Some((index, (inputs, (mask, scene))));
                 break;
             }
             indices.push(index);
             samples.push(inputs);
             masks.push(mask);
+            scenes.push(scene);
         }
         if samples.is_empty() || self.error.is_some() {
             return None;
@@ -260,6 +266,7 @@ impl Iterator for Batches<'_> {
             inputs: stack(samples),
             labels,
             masks,
+            scenes,
             whole: self.options.batch.max(1),
             done,
             skipped,

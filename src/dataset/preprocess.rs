@@ -181,6 +181,15 @@ impl Preprocess {
         })
     }
 
+    /// Height and width that pictures get whatever the model's input, where that is fixed.
+    pub fn frame(&self) -> Option<[usize; 2]> {
+        let extent = self.letterbox.map_or_else(|| self.crop.or(self.resize), |letterbox| letterbox.size)?;
+        match extent {
+            Extent::Exact(sides) => Some(sides),
+            Extent::One(side) => (self.letterbox.is_some() || self.crop.is_some()).then_some([side, side]),
+        }
+    }
+
     /// What cannot work, in words.
     pub fn check(&self) -> Result<(), String> {
         let zero = |extent: Option<Extent>| match extent {

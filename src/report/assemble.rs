@@ -22,6 +22,7 @@ impl Precision {
             agreement: None,
             accuracy: None,
             segmentation: None,
+            detection: None,
             tasks: Vec::new(),
             outputs: Vec::new(),
             latency_ms: None,
@@ -44,6 +45,7 @@ impl Precision {
             self.flips.clone_from(&task.flips);
             self.flips_total = task.flipped.len();
         }
+        self.detection.clone_from(&result.detection);
         self.segmentation = result.map().and_then(|task| task.segmentation.clone());
         if result.tasks.len() > 1 || result.tasks.iter().any(|task| !task.top_k.is_empty()) {
             self.tasks = result.tasks.iter().map(OutputTask::new).collect();

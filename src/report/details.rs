@@ -10,7 +10,7 @@ use super::{
 use crate::{
     bench::{Mode, Throughput},
     calibrate::Method,
-    compare::{Accuracy, FIVE, OutputMetrics},
+    compare::{Accuracy, FIVE, OutputMetrics, average_precision::ClassPrecision},
 };
 
 /// A calibration method's name.
@@ -89,9 +89,42 @@ pub(super) fn outputs(report: &Report) -> Table {
                 small(output.mean_abs),
                 small(output.max_abs),
             ]);
+            for part in &output.parts {
+                rows.push(vec![
+                    Cell::text(title(precision)),
+                    Cell::text(format!("{}/{}", output.name, part.name)),
+                    decibels(part.sqnr_db.unwrap_or(f64::INFINITY)),
+                    Cell::number(part.cosine, format!("{:.6}", part.cosine)),
+                    small(part.rel_l2),
+                    small(part.mean_abs),
+                    small(part.max_abs),
+                ]);
+            }
         }
     }
     Table { columns, rows }
+}
+
+/// Average precision class by class, of detectors with labelled boxes.
+pub(super) fn class_precision(report: &Report) -> Table {
+    let found = report.precisions.iter();
+    let found = found.filter_map(|p| Some((title(p), &p.detection.as_ref()?.accuracy.as_ref()?.per_class)));
+    let measures: Vec<(String, BTreeMap<u32, &ClassPrecision>)> =
+        found.map(|(name, classes)| (name, classes.iter().map(|class| (class.class, class)).collect())).collect();
+    let mut columns = vec![Column::text("Class", "class"), Column::number("Labels", "labels", "Labelled boxes")];
+    columns
+        .extend(measures.iter().map(|(name, _)| Column::number(name, name, "Average precision over IoU 0.5 to 0.95")));
+    let classes: BTreeMap<u32, &ClassPrecision> =
+        measures.iter().flat_map(|(_, classes)| classes.iter().map(|(&class, &found)| (class, found))).collect();
+    let row = |(class, first): (&u32, &&ClassPrecision)| {
+        let name = first.name.clone().unwrap_or_else(|| class.to_string());
+        let cell = |(_, classes): &(_, BTreeMap<u32, &ClassPrecision>)| {
+            classes.get(class).map_or_else(Cell::missing, |found| share(found.map50_95, 0))
+        };
+        let labels = Cell::number(first.labels as f64, first.labels.to_string());
+        [Cell::text(name), labels].into_iter().chain(measures.iter().map(cell)).collect()
+    };
+    Table { rows: classes.iter().map(row).collect(), columns }
 }
 
 /// Every latency and throughput with the conditions they were measured under.

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     bench::SpeedUp,
-    compare::{OutputMetrics, Segmentation},
+    compare::{DetectionAccuracy, DetectionAgreement, OutputMetrics, Segmentation},
 };
 
 /// A precision within its report.
@@ -49,16 +49,28 @@ impl<'a> Subject<'a> {
         self.precision.segmentation.as_ref().filter(|_| !self.precision.reference)
     }
 
+    /// Boxes against labels.
+    fn accuracy_of_boxes(self) -> Option<&'a DetectionAccuracy> {
+        self.precision.detection.as_ref()?.accuracy.as_ref()
+    }
+
+    /// Boxes against those of the reference; the reference itself has none.
+    fn agreement_of_boxes(self) -> Option<&'a DetectionAgreement> {
+        self.precision.detection.as_ref().filter(|_| !self.precision.reference).map(|d| &d.agreement)
+    }
+
     /// What the precision is worth, by one measure.
     pub fn quality(self, measure: Quality) -> Option<f64> {
         let own = match measure {
             Quality::Accuracy => self.precision.accuracy.as_ref().map(|a| a.top1),
+            Quality::Map => self.accuracy_of_boxes().and_then(|a| a.figures.map50_95),
+            Quality::Boxes => self.precision.detection.as_ref().map(|d| d.agreement.f1()),
             Quality::LabelMeanIou => self.precision.segmentation.as_ref().and_then(|s| s.label_mean_iou),
             Quality::Agreement => self.precision.agreement.as_ref().map(|a| a.top1),
             Quality::MeanIou => self.precision.segmentation.as_ref().map(|s| s.mean_iou),
             Quality::Sqnr => self.sqnr_db().filter(|db| db.is_finite()),
         };
-        let relative = matches!(measure, Quality::Agreement | Quality::MeanIou);
+        let relative = matches!(measure, Quality::Agreement | Quality::Boxes | Quality::MeanIou);
         own.or((relative && self.precision.reference).then_some(1.0))
     }
 
@@ -67,6 +79,7 @@ impl<'a> Subject<'a> {
         match measure {
             Quality::Accuracy => self.precision.accuracy.as_ref().map(|a| a.top1_interval),
             Quality::Agreement => self.precision.agreement.as_ref().map(|a| a.top1_interval),
+            Quality::Map => self.accuracy_of_boxes().and_then(|a| a.map50_95_interval),
             _ => None,
         }
     }
@@ -76,20 +89,25 @@ impl<'a> Subject<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Quality {
     Accuracy,
+    Map,
     LabelMeanIou,
     Agreement,
+    Boxes,
     MeanIou,
     Sqnr,
 }
 
 impl Quality {
     /// Every measure, the most telling first.
-    pub const ALL: [Self; 5] = [Self::Accuracy, Self::LabelMeanIou, Self::Agreement, Self::MeanIou, Self::Sqnr];
+    pub const ALL: [Self; 7] =
+        [Self::Accuracy, Self::Map, Self::LabelMeanIou, Self::Agreement, Self::Boxes, Self::MeanIou, Self::Sqnr];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Accuracy => "Top-1 accuracy",
+            Self::Map => "mAP 50-95",
+            Self::Boxes => "Agreement of boxes with the reference (F1)",
             Self::LabelMeanIou => "Mean IoU with the labels",
             Self::Agreement => "Top-1 agreement with the reference",
             Self::MeanIou => "Mean IoU with the reference",
@@ -108,7 +126,7 @@ impl Quality {
 type Figure = fn(Subject<'_>) -> Option<Cell>;
 
 /// Name, key, meaning and making of every column.
-const FIGURES: [(&str, &str, &str, Figure); 16] = [
+const FIGURES: [(&str, &str, &str, Figure); 21] = [
     (
         "Top-1 acc.",
         "accuracy_top1",
@@ -149,6 +167,41 @@ const FIGURES: [(&str, &str, &str, Figure); 16] = [
             Some(share(a.top5_overlap, a.samples))
         },
     ),
+    (
+        "mAP 50-95",
+        "detection_map50_95",
+        "COCO's mean average precision over IoU 0.5 to 0.95 on labelled boxes, with its 95 % interval",
+        |s| {
+            let accuracy = s.accuracy_of_boxes()?;
+            let cell = share(accuracy.figures.map50_95?, 0);
+            let interval = accuracy.map50_95_interval;
+            Some(interval.map_or(cell.clone(), |interval| cell.note(format::percent_interval(interval, 0))))
+        },
+    ),
+    ("mAP 50", "detection_map50", "The same at IoU 0.5", |s| Some(share(s.accuracy_of_boxes()?.figures.map50?, 0))),
+    (
+        "Boxes found",
+        "detection_recall",
+        "Share of the reference's boxes that this precision has too, at IoU 0.5, with its 95 % interval",
+        |s| {
+            let a = s.agreement_of_boxes()?;
+            let cell = share(a.recall, 0);
+            Some(a.recall_interval.map_or(cell.clone(), |interval| cell.note(format::percent_interval(interval, 0))))
+        },
+    ),
+    (
+        "Boxes right",
+        "detection_precision",
+        "Share of this precision's boxes that the reference has too, at IoU 0.5, with its 95 % interval",
+        |s| {
+            let a = s.agreement_of_boxes()?;
+            let cell = share(a.precision, 0);
+            Some(a.precision_interval.map_or(cell.clone(), |interval| cell.note(format::percent_interval(interval, 0))))
+        },
+    ),
+    ("Box IoU", "detection_mean_iou", "Mean overlap of the boxes that the reference has too", |s| {
+        Some(share(s.agreement_of_boxes()?.mean_iou?, 0))
+    }),
     ("Pixel acc.", "segmentation_pixel_accuracy", "Share of pixels that match the label masks", |s| {
         Some(share(s.precision.segmentation.as_ref()?.pixel_accuracy?, 0))
     }),
@@ -164,7 +217,13 @@ const FIGURES: [(&str, &str, &str, Figure); 16] = [
     ("Mean IoU", "segmentation_mean_iou", "Mean over classes of intersection over union with the reference", |s| {
         Some(share(s.map_against_reference()?.mean_iou, 0))
     }),
-    ("SQNR", "sqnr_db", "Least signal-to-quantization-noise ratio over the outputs", |s| Some(decibels(s.sqnr_db()?))),
+    ("SQNR", "sqnr_db", "Least signal-to-quantization-noise ratio over the outputs and their parts", |s| {
+        let cell = decibels(s.sqnr_db()?);
+        Some(match OutputMetrics::worst_part(&s.precision.outputs) {
+            Some(part) => cell.note(part),
+            None => cell,
+        })
+    }),
     ("Latency", "latency_median_ms", "Median time of one call; emulated precisions have none", |s| {
         let latency = s.precision.latency_ms.as_ref()?;
         let figures = &latency.figures;

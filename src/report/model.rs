@@ -14,7 +14,7 @@ use crate::{
     },
     bench::{Latency, Mode, SpeedUp, Throughput, Timing},
     calibrate::Method,
-    compare::{Accuracy, Agreement, Flip, GateResult, OutputKind, OutputMetrics, Segmentation, TopK},
+    compare::{Accuracy, Agreement, DetectionResult, Flip, GateResult, OutputKind, OutputMetrics, Segmentation, TopK},
 };
 
 /// Everything a run found.
@@ -261,6 +261,9 @@ pub struct Precision {
     /// Models whose output is a map of classes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segmentation: Option<Segmentation>,
+    /// Detectors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detection: Option<DetectionResult>,
     /// Every output that is a classification or a map, where there are several or further k were asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<OutputTask>,

@@ -1,6 +1,6 @@
 //! The samples of a run: which preprocessing, which samples calibrate, which evaluate.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{
     Control, PipelineError,
@@ -30,6 +30,14 @@ pub struct DataSettings {
     pub preset: Option<String>,
     /// Hugging Face `preprocessor_config.json`, if given.
     pub preprocessor: Option<PathBuf>,
+    /// Category ids of classes 0, 1, ... in COCO's JSON, if given.
+    pub category_ids: Vec<u64>,
+    /// The preset to assume for a detector, of which labels of classes tell nothing.
+    pub detector: Option<&'static str>,
+    /// Class names of the model's own, where none are given.
+    pub names: BTreeMap<u32, String>,
+    /// Height and width of the pictures, where the model's input leaves them open.
+    pub size: Option<[usize; 2]>,
 }
 
 /// How the preprocessing was found.
@@ -81,7 +89,24 @@ impl Data {
 
     /// Chooses calibration and evaluation samples.
     pub fn split(&self, seed: u64, calibration: usize, evaluation: usize) -> Split {
-        split(&self.ids(), seed, calibration, evaluation)
+        let ids = self.ids();
+        let training = &self.collection.training;
+        if training.is_empty() {
+            return split(&ids, seed, calibration, evaluation);
+        }
+        // A `data.yaml` that keeps training and validation apart decides what serves for what.
+        let (ours, others): (Vec<usize>, Vec<usize>) =
+            (0..ids.len()).partition(|&index| training.binary_search_by(|name| name.as_str().cmp(ids[index])).is_ok());
+        let choose = |from: &[usize], most: usize| -> Vec<usize> {
+            let names: Vec<&str> = from.iter().map(|&index| ids[index]).collect();
+            let chosen = split(&names, seed, 0, most).evaluation;
+            chosen.into_iter().map(|index| from[index]).collect()
+        };
+        Split {
+            calibration: if calibration == 0 { Vec::new() } else { choose(&ours, calibration) },
+            evaluation: choose(&others, evaluation),
+            overlapping: 0,
+        }
     }
 }
 
@@ -95,13 +120,14 @@ pub fn open_data(
     options: &EvaluateOptions,
     control: Control<'_>,
 ) -> Result<Data, PipelineError> {
-    let classes = settings.classes.as_deref().map(load_classes).transpose()?.unwrap_or_default();
+    let classes = settings.classes.as_deref().map(load_classes).transpose()?.unwrap_or_else(|| settings.names.clone());
     let inputs = subject.input_specs();
     let open_with = |preprocess: Option<&Preprocess>| {
         open(&DataOptions {
             path: &settings.path,
             labels: settings.labels.as_deref(),
             classes: &classes,
+            category_ids: &settings.category_ids,
             inputs: &inputs,
             preprocess,
         })
@@ -118,13 +144,18 @@ pub fn open_data(
     }
     let layout = settings.preprocess.as_ref().and_then(|preprocess| preprocess.layout);
     let [height, width] = image_size(&inputs, layout)?;
-    let size = height.zip(width);
+    let size = height.zip(width).or(settings.size.map(|[height, width]| (height, width)));
     if let Some((preprocess, provenance)) = stated(subject, settings, size)? {
         let collection = open_with(Some(&preprocess))?;
         return Ok(Data { collection, preprocess: Some(preprocess), provenance });
     }
     let (height, width) = size.unwrap_or((224, 224));
     let preset = |name: &str| Preprocess::preset(name, height, width).ok_or_else(|| unknown_preset(name));
+    if let Some(name) = settings.detector {
+        let preprocess = preset(name)?;
+        let collection = open_with(Some(&preprocess))?;
+        return Ok(Data { collection, preprocess: Some(preprocess), provenance: Provenance::Assumed(name.to_owned()) });
+    }
     let mut best: Option<(usize, &str)> = None;
     let mut tried = Vec::new();
     let mut samples = 0;

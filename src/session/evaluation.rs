@@ -102,7 +102,7 @@ pub fn evaluate_pairs(
             }
             let first = state.position.ids.len();
             let expected = reference.give(&batch, &mut sent, first)?;
-            let samples = Sample::of_batch(&batch.ids, &batch.labels, &batch.masks);
+            let samples = Sample::of_batch(&batch);
             differences.push(&mut state.own, &samples, &expected, &expected)?;
             let mut outputs: Vec<Option<Given>> = targets.iter().map(|_| None).collect();
             for ((target, comparison), output) in targets.iter_mut().zip(&mut state.targets).zip(&mut outputs) {

@@ -5,6 +5,7 @@
 pub mod calibration;
 pub mod checkpoint;
 pub mod data;
+pub mod detector;
 pub mod environment;
 pub mod evaluation;
 pub mod model;
@@ -17,7 +18,7 @@ use crate::{
     artifact::ArtifactError,
     backend::BackendError,
     calibrate::CalibrateError,
-    compare::{CompareError, SavedError},
+    compare::{CompareError, SavedError, heads::HeadError},
     dataset::{DatasetError, PassError},
     onnx::ModelError,
     quantize::QuantizeError,
@@ -41,6 +42,8 @@ pub enum PipelineError {
     Quantize(#[from] QuantizeError),
     #[error(transparent)]
     Compare(#[from] CompareError),
+    #[error(transparent)]
+    Head(#[from] HeadError),
     #[error(transparent)]
     Saved(#[from] SavedError),
     #[error(transparent)]

@@ -4,6 +4,7 @@
 
 mod bench;
 mod bisect;
+mod detection;
 mod errors;
 mod example;
 mod real_model;

@@ -81,7 +81,8 @@ fn outputs_are_compared_on_the_device_as_on_the_host() {
         let (host_r, host_t) = (r.to_host().unwrap(), t.to_host().unwrap());
         assert_eq!(host_r[&names[0]].shape()[0], count, "rows that filled the batch up must not stay");
         let ids: Vec<String> = (0..count).map(|sample| format!("{seed}.{sample}")).collect();
-        let samples: Vec<Sample<'_>> = ids.iter().map(|id| Sample { id, label: Some(1), mask: None }).collect();
+        let samples: Vec<Sample<'_>> =
+            ids.iter().map(|id| Sample { id, label: Some(1), mask: None, scene: None }).collect();
         on_device.push_on_device(&samples, &r, &t, &comparer).unwrap();
         on_host.push(&samples, &host_r, &host_t).unwrap();
     }

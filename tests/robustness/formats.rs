@@ -241,7 +241,8 @@ pub fn exact() -> Preprocess {
 fn samples(path: &Path, labels: Option<&Path>, preprocess: Option<&Preprocess>) -> Result<(), String> {
     let (classes, inputs) = (BTreeMap::new(), specs());
     let collection =
-        open(&DataOptions { path, labels, classes: &classes, inputs: &inputs, preprocess }).map_err(text)?;
+        open(&DataOptions { path, labels, classes: &classes, category_ids: &[], inputs: &inputs, preprocess })
+            .map_err(text)?;
     for index in 0..collection.dataset.len().min(2) {
         let _ = collection.dataset.label(index);
         collection.dataset.sample(index).map_err(text)?;

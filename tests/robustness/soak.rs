@@ -86,6 +86,7 @@ fn soak_50_000_files_are_listed_in_seconds() {
         path: folder.path(),
         labels: None,
         classes: &classes,
+        category_ids: &[],
         inputs: &inputs,
         preprocess: Some(&preprocess),
     };

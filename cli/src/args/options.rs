@@ -8,12 +8,17 @@ use clap::{Args, ValueEnum};
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Data")]
 pub struct DataArgs {
-    /// Folder of images (flat or one folder a class), list file, .npy/.npz, or Polygraphy inputs JSON
+    /// Folder of images (flat or one folder a class), list file, Ultralytics' data.yaml, .npy/.npz, or Polygraphy inputs JSON
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
-    /// Labels: CSV `file,label[,name]` or lines `name label`; for maps a folder of PNG masks or a list `file,mask.png`
+    /// Labels: CSV `file,label[,name]` or lines `name label`; for maps a folder of PNG masks or a list `file,mask.png`; for
+    /// boxes COCO's instances JSON or a folder of YOLO's .txt files
     #[arg(long, value_name = "PATH")]
     pub labels: Option<PathBuf>,
+    /// Detection head: yolov5, yolov8, yolo-end2end, yolox, nanodet, detr, ssd, torchvision, efficientnms, boxes (with
+    /// [detection] in the configuration) or none [default: recognized]
+    #[arg(long, value_name = "NAME")]
+    pub head: Option<String>,
     /// Class names, one a line in the order of the classes
     #[arg(long, value_name = "FILE")]
     pub classes: Option<PathBuf>,

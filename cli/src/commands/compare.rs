@@ -19,7 +19,9 @@ use trtcalib::{
         onnxruntime::widens_halves,
         tensorrt::{EngineSidecar, RunnerOptions, run_engine},
     },
-    compare::{ComparisonResult, Footprint, Gate, GateResult, Needs, SavedOutputs, Segmentation},
+    compare::{
+        ComparisonResult, DetectionResult, Footprint, Gate, GateResult, Needs, PartMetrics, SavedOutputs, Segmentation,
+    },
     config::RunConfig,
     onnx::Model,
     session::{
@@ -292,6 +294,16 @@ fn describe(outcome: &Outcome) -> String {
         for warning in result.non_finite_warnings() {
             text.push_str(&format!("  {warning}\n"));
         }
+        if let Some(detection) = &result.detection {
+            text.push_str(&detection_text(detection));
+        }
+        for output in result.outputs.iter().filter(|output| !output.parts.is_empty()) {
+            let part = |part: &PartMetrics| {
+                format!("{} {}", part.name, part.sqnr_db.map_or_else(|| "equal".to_owned(), |db| format!("{db:.1} dB")))
+            };
+            let parts: Vec<String> = output.parts.iter().map(part).collect();
+            text.push_str(&format!("  {}: SQNR by part: {}\n", output.name, parts.join(", ")));
+        }
         for task in &result.tasks {
             if let Some(agreement) = &task.agreement {
                 text.push_str(&format!(
@@ -331,6 +343,41 @@ fn describe(outcome: &Outcome) -> String {
             let verdict = if gate.passed { "passed" } else { "FAILED" };
             text.push_str(&format!("  gate {} {}: {verdict} ({})\n", gate.subject(), gate.asked(), gate.shown()));
         }
+    }
+    text
+}
+
+/// Boxes against the reference's and against labels.
+fn detection_text(detection: &DetectionResult) -> String {
+    let a = &detection.agreement;
+    let bounds =
+        |interval: Option<[f64; 2]>| interval.map_or_else(String::new, |[low, high]| format!(" [{low:.4}, {high:.4}]"));
+    let mean = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
+    let mut text = format!(
+        "  boxes by {}: at confidence {} and IoU 0.5 precision {:.4}{}, recall {:.4}{}, mean IoU {}, score shift {}; {} lost, \
+         {} gained, {} in common\n",
+        detection.head,
+        a.confidence,
+        a.precision,
+        bounds(a.precision_interval),
+        a.recall,
+        bounds(a.recall_interval),
+        mean(a.mean_iou),
+        mean(a.score_shift),
+        a.lost,
+        a.gained,
+        a.common
+    );
+    if let Some(accuracy) = &detection.accuracy {
+        text.push_str(&format!(
+            "  boxes against labels of {} pictures: mAP 50-95 {}{} (reference {}, drop{}), mAP 50 {}\n",
+            accuracy.labelled_pictures,
+            mean(accuracy.figures.map50_95),
+            bounds(accuracy.map50_95_interval),
+            mean(detection.reference_map50_95),
+            bounds(detection.map50_95_drop_interval),
+            mean(accuracy.figures.map50)
+        ));
     }
     text
 }

@@ -171,7 +171,9 @@ impl<'a> Job<'a> {
     fn note_labels(&mut self) {
         let collection = &self.session.data.collection;
         let dataset = &*collection.dataset;
-        let is_unlabelled = |index: usize| dataset.label(index).is_none() && dataset.mask_file(index).is_none();
+        let is_unlabelled = |index: usize| {
+            dataset.label(index).is_none() && dataset.mask_file(index).is_none() && !dataset.has_boxes(index)
+        };
         let mut unlabelled = self.split.evaluation.iter().filter(|&&index| is_unlabelled(index));
         if let (Some(&first), Some(_)) = (unlabelled.next(), &collection.label_source) {
             let text = format!(

@@ -18,9 +18,12 @@ use trtcalib::{
     artifact::ContentHash,
     backend::{ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     bench::Mode,
-    compare::{CompareOptions, ComparisonResult, OutputKind},
+    compare::{CompareOptions, ComparisonResult, OutputKind, heads::Head},
     config::{ConfigError, RunConfig, parse_output_kind, parse_shape, parse_share},
-    dataset::{BadPolicy, Collection, Dataset, Interpolation, PrefetchOptions, RandomDataset, data_hash},
+    dataset::{
+        BadPolicy, Collection, Dataset, Interpolation, PrefetchOptions, Preprocess, RandomDataset, data_hash,
+        image_size, load_classes,
+    },
     onnx::Model,
     quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions},
     session::{
@@ -28,6 +31,7 @@ use trtcalib::{
         calibration::{Calibrator, ChooseOptions, ObserveOptions, judged_kinds},
         checkpoint::Checkpoints,
         data::{Data, DataSettings, Provenance, open_data},
+        detector::{Exported, head, usual_preset},
         evaluation::{EvaluateOptions, class_names},
         model::Subject,
     },
@@ -73,6 +77,10 @@ impl Apply for DataArgs {
         }
         set_some(&mut config.preset, self.preset.as_ref());
         set_some(&mut config.preprocessor, self.preprocessor.as_ref());
+        if let Some(head) = &self.head {
+            let head = head.parse().map_err(|reason| ConfigError::Value { key: "head", reason })?;
+            config.detection.head = Some(head);
+        }
         if let Some(place) = &self.letterbox {
             let place = place.parse().map_err(|reason| ConfigError::Value { key: "letterbox", reason })?;
             let preprocess = config.preprocess.get_or_insert_default();
@@ -246,6 +254,8 @@ pub(super) struct Session {
     pub(super) provider: ExecutionProvider,
     pub(super) batch: usize,
     pub(super) policy: BadPolicy,
+    /// The head, where the model is a detector.
+    pub(super) head: Option<Head>,
 }
 
 impl Session {
@@ -283,23 +293,53 @@ impl Session {
             }
         };
         let policy = BadPolicy { max_share: config.max_bad, strict: config.strict };
+        let exported = Exported::of(&subject.float);
+        let inputs = subject.input_specs();
+        let layout = config.preprocess.as_ref().and_then(|preprocess| preprocess.layout);
+        let frame = config.preprocess.as_ref().and_then(Preprocess::frame);
+        let size = image_size(&inputs, layout).ok().and_then(|[height, width]| Some([height?, width?])).or(frame);
+        let classes = config.classes.as_deref().map(load_classes).transpose()?;
+        let head = head(&subject, &exported, size, classes.map(|names| names.len()), &config.detection)?;
+        if let Some(not_judged) = exported.not_judged() {
+            printer.warn(not_judged);
+        }
         let evaluate = EvaluateOptions { batch, policy, compare: compare_options(&config, &BTreeMap::new()) };
         let control = Control { threads, stop: &INTERRUPTED, progress: &|_| {}, checkpoints: None };
         let data = if config.random_data {
             random_data(&config, &subject)?
         } else {
-            let settings = DataSettings {
+            let mut settings = DataSettings {
                 path: config.data.clone().unwrap_or_default(),
                 labels: config.labels.clone(),
                 classes: config.classes.clone(),
                 preprocess: config.preprocess.clone(),
                 preset: config.preset.clone(),
                 preprocessor: config.preprocessor.clone(),
+                category_ids: config.detection.category_ids.clone(),
+                detector: None,
+                names: exported.names.clone(),
+                size: exported.size,
+            };
+            settings.detector = match (&head, exported.is_detector()) {
+                (_, true) => Some("yolo"),
+                (Some(head), false) => Some(usual_preset(head)),
+                (None, false) => None,
             };
             open_data(&subject, &settings, &mut reference, &evaluate, control)?
         };
         for note in &data.collection.notes {
             printer.warn(note);
+        }
+        if let (Some(head), Some(preprocess)) = (&head, &data.preprocess)
+            && preprocess.crop.is_some()
+        {
+            printer.warn(&format!(
+                "this model looks like a detector ({}), and its pictures are cropped as a classifier's are ({}): boxes at \
+                 their borders are lost; --preset {} is usual for it",
+                head.describe(),
+                preprocess.describe(),
+                usual_preset(head)
+            ));
         }
         match &data.provenance {
             Provenance::Given(_) | Provenance::None => {}
@@ -307,7 +347,7 @@ impl Session {
                 printer.warn(&format!("preprocessing: {}; set --preset or [preprocess] to be sure", other.describe()));
             }
         }
-        Ok(Self { config, runtime, subject, reference, data, threads, provider, batch, policy })
+        Ok(Self { config, runtime, subject, reference, data, threads, provider, batch, policy, head })
     }
 
     /// Index of the GPU that executes, if one does.
@@ -323,7 +363,7 @@ impl Session {
 
     /// How outputs are compared.
     pub(super) fn compare_options(&self) -> CompareOptions {
-        compare_options(&self.config, &self.data.collection.names)
+        compare_options(&self.config, &self.data.collection.names).with_head(self.head.as_ref())
     }
 
     /// Samples in the batches that a GPU takes; on the CPU they stay as they are.
@@ -413,7 +453,13 @@ impl Session {
             let kind = self.config.output_kind.get(&output.name).copied().or_else(detected);
             kind == Some(OutputKind::Classification)
         };
-        if self.reference.outputs().iter().any(is_classification) { "top1=0.99" } else { "sqnr_db=20" }
+        if self.head.is_some() {
+            "detection_recall=0.9"
+        } else if self.reference.outputs().iter().any(is_classification) {
+            "top1=0.99"
+        } else {
+            "sqnr_db=20"
+        }
     }
 
     /// The configuration with everything that was found out, to do the same again from anywhere.
@@ -441,6 +487,11 @@ impl Session {
         let any = |has: fn(&dyn Dataset, usize) -> bool| (0..dataset.len()).any(|index| has(dataset, index));
         let (is_map, is_classification) = (reference.map().is_some(), reference.classification().is_some());
         unused(!is_map && any(|data, index| data.mask_file(index).is_some()), "the label masks", "map of classes");
+        unused(
+            reference.detection.is_none() && any(|data, index| data.has_boxes(index)),
+            "the labelled boxes",
+            "detection head that is known (--head)",
+        );
         unused(!is_classification && any(|data, index| data.label(index).is_some()), "the labels", "classification");
         warnings
     }
@@ -466,6 +517,7 @@ fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data, PipelineEr
         names: BTreeMap::new(),
         label_source: None,
         notes: Vec::new(),
+        training: Vec::new(),
     };
     Ok(Data { collection, preprocess: None, provenance: Provenance::None })
 }

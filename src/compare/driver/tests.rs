@@ -33,8 +33,12 @@ fn compare(total: usize, batch: usize, written: bool) -> ComparisonResult {
     let ids: Vec<String> = (0..total).map(|i| format!("{i}.jpg")).collect();
     for start in (0..total).step_by(batch) {
         let range = start..(start + batch).min(total);
-        let sample =
-            |i: usize| Sample { id: &ids[i], label: (!i.is_multiple_of(3)).then_some(i as u32 % 12), mask: None };
+        let sample = |i: usize| Sample {
+            id: &ids[i],
+            label: (!i.is_multiple_of(3)).then_some(i as u32 % 12),
+            mask: None,
+            scene: None,
+        };
         let samples: Vec<Sample<'_>> = range.clone().map(sample).collect();
         comparison.push(&samples, &outputs(range.clone(), 0.0), &outputs(range, 0.05)).unwrap();
         if written {
@@ -110,7 +114,7 @@ fn outputs_are_paired_by_name_or_else_by_position() {
 
 #[test]
 fn outputs_that_do_not_fit_are_named() {
-    let sample = Sample { id: "7.jpg", label: None, mask: None };
+    let sample = Sample { id: "7.jpg", label: None, mask: None, scene: None };
     let push = |samples: usize, r: &[usize], t: &[usize], kind| {
         let tensor = |shape: &[usize]| Tensor::from_f32(shape.to_vec(), vec![0.5; shape.iter().product()]).unwrap();
         let options = CompareOptions { kinds: BTreeMap::from([("a".to_owned(), kind)]), ..CompareOptions::default() };

@@ -113,6 +113,9 @@ fn measure(metric: Metric, part: Option<&str>, result: &ComparisonResult, footpr
     let reference = classification.and_then(|task| task.reference_accuracy.as_ref()).ok_or("no sample has a label");
     let map = result.map().and_then(|task| task.segmentation.as_ref()).ok_or("no output is a map of classes");
     let no_masks = "no sample has a label mask";
+    let detection = result.detection.as_ref().ok_or("the model has no detection head that is known");
+    let boxes = detection.and_then(|d| d.accuracy.as_ref().map(|a| a.figures).ok_or("no sample has labelled boxes"));
+    let no_map = "no labelled box is of a class that counts";
     let worst = || {
         let value = |figures: Figures<'_>| match metric {
             Metric::Cosine => figures.cosine(),
@@ -143,6 +146,17 @@ fn measure(metric: Metric, part: Option<&str>, result: &ComparisonResult, footpr
         Metric::MeanIou => map.map(|m| m.mean_iou),
         Metric::PixelAccuracy => map.and_then(|m| m.pixel_accuracy.ok_or(no_masks)),
         Metric::LabelMeanIou => map.and_then(|m| m.label_mean_iou.ok_or(no_masks)),
+        Metric::Map5095 => boxes.and_then(|figures| figures.map50_95.ok_or(no_map)),
+        Metric::Map50 => boxes.and_then(|figures| figures.map50.ok_or(no_map)),
+        Metric::Map5095Drop => boxes.and_then(|figures| {
+            let reference = detection?.reference_map50_95.ok_or(no_map)?;
+            Ok(reference - figures.map50_95.ok_or(no_map)?)
+        }),
+        Metric::DetectionPrecision => detection.map(|d| d.agreement.precision),
+        Metric::DetectionRecall => detection.map(|d| d.agreement.recall),
+        Metric::DetectionIou => {
+            detection.and_then(|d| d.agreement.mean_iou.ok_or("reference and target have no box in common"))
+        }
         Metric::LatencyMs => footprint.latency_ms.ok_or(NO_TIMES),
         Metric::LatencyRatio => footprint.latency_ratio.ok_or(NO_TIMES),
         Metric::SizeMb => footprint.size_mb.ok_or("no file was made"),

@@ -190,3 +190,54 @@ fn the_worst_part_counts_and_parts_can_be_named() {
     assert_eq!((value, passed), (None, false));
     assert!(why.unwrap().contains("no part of one"));
 }
+
+#[test]
+fn detectors_are_gated_by_boxes() {
+    let mut result = result();
+    let note = |result: &ComparisonResult, gate: &str| evaluate(gate, result).2.unwrap();
+    assert_eq!(note(&result, "detection_recall=0.5"), "the model has no detection head that is known");
+    let agreement = DetectionAgreement {
+        confidence: 0.25,
+        precision: 0.8,
+        precision_interval: None,
+        recall: 0.6,
+        recall_interval: None,
+        precision_75: 0.7,
+        recall_75: 0.5,
+        mean_iou: Some(0.9),
+        score_shift: None,
+        lost: 4,
+        gained: 2,
+        common: 6,
+        pictures: 9,
+    };
+    let detection = DetectionResult {
+        head: "yolox".to_owned(),
+        accuracy: None,
+        reference_map50_95: Some(0.5),
+        map50_95_drop_interval: None,
+        agreement,
+        changed: Vec::new(),
+    };
+    result.detection = Some(detection);
+    assert_eq!(evaluate("detection_recall=0.6", &result), (Some(0.6), true, None));
+    assert_eq!(evaluate("detection_precision=0.81", &result), (Some(0.8), false, None));
+    assert_eq!(evaluate("detection_iou=0.9", &result), (Some(0.9), true, None));
+    assert_eq!(note(&result, "map50_95=0.1"), "no sample has labelled boxes");
+    let figures = average_precision::CocoFigures {
+        map50_95: Some(0.4),
+        map50: Some(0.7),
+        ..average_precision::CocoFigures::default()
+    };
+    result.detection.as_mut().unwrap().accuracy = Some(DetectionAccuracy {
+        labelled_pictures: 9,
+        figures,
+        map50_95_interval: None,
+        per_class: Vec::new(),
+        confidence: average_precision::ConfidenceCurve::default(),
+    });
+    assert_eq!(evaluate("map50=0.7", &result), (Some(0.7), true, None));
+    let (drop, passed, _) = evaluate("map50_95_drop=0.05", &result);
+    assert!(!passed && (drop.unwrap() - 0.1).abs() < 1e-12);
+    assert!(evaluate("map50_95_drop=0.11", &result).1);
+}

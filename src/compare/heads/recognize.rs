@@ -289,7 +289,8 @@ fn queries(floats: &[&OutputShape], asked: bool) -> Option<Candidate> {
                 && (o.shape[2] != Some(4) || o.has(&["logit"]))
         })?;
         let few = queries.is_none_or(|queries| queries <= FEW);
-        let told = boxes.has(&["box", "det"]) || scores.has(&["logit", "label", "score"]);
+        // Boxes and scores alone could be anyone's, and would have to be suppressed.
+        let told = boxes.has(&["pred_box", "dets"]) || scores.has(&["logit"]);
         let classes = scores.shape[2].unwrap_or(0);
         (asked || few && told).then(|| {
             let (boxes, scores) = (boxes.name.clone(), scores.name.clone());

@@ -4,6 +4,7 @@
 //! and our own style sheet and script are inserted as they are. The page's content security policy allows no
 //! connection and no script but ours.
 
+mod boxes;
 mod facts;
 mod layers;
 mod samples;
@@ -12,7 +13,7 @@ use askama::Template;
 
 use super::{
     AdviceLevel, Report, charts,
-    details::{candidates, class_iou, outputs, tasks, timings, warnings},
+    details::{candidates, class_iou, class_precision, outputs, tasks, timings, warnings},
     engines, format,
     metrics::{Quality, Subject, precisions, title},
     table::Table,
@@ -97,6 +98,8 @@ struct Page<'a> {
     timings: Table,
     warnings: Vec<String>,
     class_iou: Table,
+    class_precision: Table,
+    boxes: boxes::Boxes<'a>,
     errors: Vec<(String, &'a str)>,
     scatter: Chart,
     legend: Vec<(usize, String)>,
@@ -135,6 +138,8 @@ impl<'a> Page<'a> {
             timings: timings(report),
             warnings: warnings(report),
             class_iou: class_iou(report),
+            class_precision: class_precision(report),
+            boxes: boxes::Boxes::new(report),
             errors: report.precisions.iter().filter_map(|p| Some((title(p), p.error.as_deref()?))).collect(),
             scatter,
             legend,

@@ -152,7 +152,7 @@ fn answers<'a>(scored: &'a [Scored], flip: &Flip, against_reference: bool) -> Ve
 }
 
 /// True for an inline picture and nothing else: a report from elsewhere may hold any text here.
-fn is_picture(uri: &str) -> bool {
+pub(super) fn is_picture(uri: &str) -> bool {
     let data = ["jpeg", "png", "webp"].iter().find_map(|kind| uri.strip_prefix(&format!("data:image/{kind};base64,")));
     data.is_some_and(|data| data.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b)))
 }

@@ -13,7 +13,7 @@ use crate::{
     },
     backend::{Backend, BuildOptions, Runner, TensorInfo},
     calibrate::{CalibrateError, CalibrationTable, Choice, Histograms, Method, tables},
-    compare::{CompareOptions, ComparisonResult, OutputKind, OutputMetrics},
+    compare::{CompareOptions, ComparisonResult, OutputKind},
     dataset::PrefetchOptions,
     quantize::{Precision, QuantizeOptions, SchemeOptions, quantize},
     session::{
@@ -169,6 +169,7 @@ impl Calibrator<'_> {
             policy: self.options.policy,
             compare: CompareOptions {
                 max_flips: 0,
+                resamples: 0,
                 kinds: judged_kinds(&self.subject.outputs, &options.compare.kinds),
                 ..options.compare.clone()
             },
@@ -276,12 +277,13 @@ pub fn worst_sqnr(result: &ComparisonResult) -> f64 {
     if result.non_finite.values().any(|counts| counts.differing > 0) {
         return f64::NEG_INFINITY;
     }
-    OutputMetrics::worst_sqnr_db(&result.outputs).unwrap_or(f64::INFINITY)
+    result.closeness_db()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::OutputMetrics;
 
     #[test]
     fn integers_are_judged_only_where_there_is_nothing_else() {

@@ -46,7 +46,7 @@ impl Bisection<'_> {
         self.check_gates(gates, &search_on)?;
         let judge = JudgeOptions {
             gates: gates.to_vec(),
-            compare: CompareOptions { max_flips: 0, ..session.compare_options() },
+            compare: CompareOptions { max_flips: 0, resamples: 0, ..session.compare_options() },
             threads: session.threads,
             ..JudgeOptions::default()
         };
@@ -111,7 +111,9 @@ impl Bisection<'_> {
     fn check_gates(&self, gates: &[Gate], indices: &[usize]) -> anyhow::Result<()> {
         let session = &self.session;
         let dataset = &*session.data.collection.dataset;
-        let labelled = |index: &&usize| dataset.label(**index).is_some() || dataset.mask_file(**index).is_some();
+        let labelled = |index: &&usize| {
+            dataset.label(**index).is_some() || dataset.mask_file(**index).is_some() || dataset.has_boxes(**index)
+        };
         let Some(&sample) = indices.iter().find(labelled).or(indices.first()) else { return Ok(()) };
         let mut reference = session.subject.reference(session.runtime, ExecutionProvider::Cpu, session.threads)?;
         let options = EvaluateOptions { batch: 1, policy: session.policy, compare: session.compare_options() };

@@ -19,6 +19,8 @@ use trtcalib::{
     session::{environment::environment, evaluation::Evaluation},
 };
 
+/// Longer side of a picture on which boxes are drawn.
+const DRAWN_SIDE: usize = 480;
 /// Thumbnails in a report, at most.
 const MAX_THUMBNAILS: usize = 50;
 
@@ -46,6 +48,9 @@ impl Job<'_> {
         reference.reference = true;
         (reference.agreement, reference.outputs, reference.tasks) = (None, Vec::new(), Vec::new());
         // Against itself a map says nothing, against label masks it does.
+        if let Some(detection) = &mut reference.detection {
+            detection.changed.clear();
+        }
         reference.segmentation = reference.segmentation.filter(|map| map.label_mean_iou.is_some());
         if let Some(accuracy) = &mut reference.accuracy {
             accuracy.mcnemar_p = None;
@@ -185,7 +190,9 @@ impl Job<'_> {
                 .split
                 .evaluation
                 .iter()
-                .filter(|&&index| dataset.label(index).is_some() || dataset.mask_file(index).is_some())
+                .filter(|&&index| {
+                    dataset.label(index).is_some() || dataset.mask_file(index).is_some() || dataset.has_boxes(index)
+                })
                 .count(),
             names: data.collection.names.clone(),
         });
@@ -220,8 +227,14 @@ impl Job<'_> {
             }
             let picture = by_id.get(flip.sample.as_str()).and_then(|&index| dataset.thumbnail(index));
             if let Some(bytes) = picture {
-                let encoded = base64::engine::general_purpose::STANDARD.encode(bytes);
-                thumbnails.insert(flip.sample.clone(), format!("data:image/jpeg;base64,{encoded}"));
+                thumbnails.insert(flip.sample.clone(), data_uri(&bytes));
+            }
+        }
+        for changed in precisions.iter().filter_map(|precision| precision.detection.as_ref()).flat_map(|d| &d.changed) {
+            if thumbnails.len() < MAX_THUMBNAILS && !thumbnails.contains_key(&changed.sample) {
+                let index = by_id.get(changed.sample.as_str());
+                let picture = index.and_then(|&index| dataset.picture(index, DRAWN_SIDE));
+                thumbnails.extend(picture.map(|bytes| (changed.sample.clone(), data_uri(&bytes))));
             }
         }
         thumbnails
@@ -303,6 +316,12 @@ pub(super) fn table(report: &Report) -> String {
     if maps {
         header.extend(["pixel agr.", "mean IoU", "label IoU"]);
     }
+    let detects = report.precisions.iter().any(|row| row.detection.is_some());
+    if detects {
+        // No classification: these columns would be empty.
+        header.drain(2..5);
+        header.extend(["mAP 50-95", "mAP 50", "boxes found", "boxes right", "box IoU"]);
+    }
     table.set_header(header);
     let share = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{:.2} %", value * 100.0));
     // Reasons are sentences: they stand under the table, each once.
@@ -337,6 +356,19 @@ pub(super) fn table(report: &Report) -> String {
                 share(map.and_then(|map| map.label_mean_iou)),
             ]);
         }
+        if detects {
+            cells.drain(2..5);
+            let figures = row.detection.as_ref().and_then(|d| d.accuracy.as_ref()).map(|accuracy| accuracy.figures);
+            let agreement = row.detection.as_ref().map(|d| &d.agreement).filter(|_| !row.reference);
+            let map = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.4}"));
+            cells.extend([
+                map(figures.and_then(|figures| figures.map50_95)),
+                map(figures.and_then(|figures| figures.map50)),
+                share(agreement.map(|agreement| agreement.recall)),
+                share(agreement.map(|agreement| agreement.precision)),
+                share(agreement.and_then(|agreement| agreement.mean_iou)),
+            ]);
+        }
         if row.reference {
             cells[0].push_str(" (reference)");
         }
@@ -351,6 +383,10 @@ pub(super) fn table(report: &Report) -> String {
     }
     let notes: String = (1..).zip(&reasons).map(|(number, reason)| format!("[{number}] {reason}\n")).collect();
     format!("{table}\n{notes}{}", report.verdict.sentence)
+}
+
+fn data_uri(jpeg: &[u8]) -> String {
+    format!("data:image/jpeg;base64,{}", base64::engine::general_purpose::STANDARD.encode(jpeg))
 }
 
 fn megabytes(bytes: u64) -> String {

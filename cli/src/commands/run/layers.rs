@@ -103,7 +103,7 @@ impl Job<'_> {
             quantize: options,
             precision: LIFT,
         };
-        let compare = CompareOptions { max_flips: 0, ..session.compare_options() };
+        let compare = CompareOptions { max_flips: 0, resamples: 0, ..session.compare_options() };
         let judged = JudgeOptions { threads: session.threads, compare, ..JudgeOptions::default() };
         let mut judge = Judge::new(session.side(&subject.float), session.batched(samples), judged)?;
         let mut sqnr_db = |lifted: NodeSet| anyhow::Ok(worst_sqnr(&judge.compare(&start.model(&lifted)?)?));

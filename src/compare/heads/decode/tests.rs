@@ -235,6 +235,9 @@ fn other_models_have_no_head() {
     assert_eq!(model.head().unwrap().unwrap().kind, HeadKind::Yolox, "80 classes are usual, 81 are not");
     model.options.head = Some(HeadKind::None);
     assert_eq!(model.head().unwrap(), None);
+    // Boxes and scores by names that anyone uses.
+    let [a, b] = [4, 3].map(|columns| tensor(&[20, columns], vec![0.5; 20 * columns]));
+    assert_eq!(Model::new(vec![("boxes", a), ("scores", b)]).head().unwrap(), None);
     let (a, b) = (tensor(&[5], vec![0.0; 5]), Tensor::new(vec![5], Values::I64(vec![0; 5])).unwrap());
     assert_eq!(b.element_type(), ElementType::I64);
     assert_eq!(Model::new(vec![("scores", a), ("labels", b)]).head().unwrap(), None);

@@ -1,0 +1,183 @@
+//! Ultralytics' `data.yaml`: where the pictures for training and for validation lie, their labels, and class names.
+//!
+//! Labels lie where `images` in a picture's path becomes `labels`, with the ending `.txt`.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use super::{DatasetError, IMAGE_ENDINGS, ending, images::list, labels::read_text};
+
+/// Largest file that is read.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// What a `data.yaml` says.
+#[derive(Debug)]
+pub(super) struct DataYaml {
+    /// Pictures by name within the data set, sorted.
+    pub(super) files: Vec<(String, PathBuf)>,
+    /// Label files of those that have one, by the picture's name with the ending `txt`.
+    pub(super) labels: Vec<(String, PathBuf)>,
+    /// Class names.
+    pub(super) names: BTreeMap<u32, String>,
+    /// Names of the pictures for training, which calibrate; empty where they are also the ones for validation.
+    pub(super) training: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    path: Option<String>,
+    train: Option<Paths>,
+    val: Option<Paths>,
+    test: Option<Paths>,
+    names: Option<Names>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Paths {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Names {
+    List(Vec<String>),
+    Map(BTreeMap<u32, String>),
+}
+
+impl Paths {
+    fn list(&self) -> &[String] {
+        match self {
+            Self::One(path) => std::slice::from_ref(path),
+            Self::Many(paths) => paths,
+        }
+    }
+}
+
+/// True for a file of this kind, by its ending.
+pub(super) fn is_yaml(path: &Path) -> bool {
+    matches!(ending(path).as_str(), "yaml" | "yml")
+}
+
+impl DataYaml {
+    /// Reads the file and lists the pictures of `train` and of `val` (of `test`, where there is no `val`).
+    pub(super) fn open(path: &Path) -> Result<Self, DatasetError> {
+        let invalid = |reason: String| DatasetError::Format { path: path.to_owned(), reason };
+        let size =
+            std::fs::metadata(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?.len();
+        if size > MAX_BYTES {
+            return Err(invalid(format!("{size} bytes are more than the limit of {MAX_BYTES}")));
+        }
+        let text = read_text(path)?;
+        let raw: Raw =
+            serde_saphyr::from_str(&text).map_err(|error| invalid(format!("it is no data.yaml: {error}")))?;
+        let beside = path.parent().unwrap_or(Path::new(""));
+        let root = raw.path.as_deref().map_or_else(|| beside.to_owned(), |root| beside.join(root));
+        let collect = |paths: Option<&Paths>| {
+            let mut files = BTreeMap::new();
+            for entry in paths.into_iter().flat_map(Paths::list) {
+                pictures(path, &root, entry, &mut files)?;
+            }
+            Ok::<_, DatasetError>(files)
+        };
+        let training = collect(raw.train.as_ref())?;
+        let judged = collect(raw.val.as_ref().or(raw.test.as_ref()))?;
+        let all: BTreeMap<String, PathBuf> = training.clone().into_iter().chain(judged.clone()).collect();
+        if all.is_empty() {
+            return Err(invalid("neither `train` nor `val` leads to any picture".to_owned()));
+        }
+        let apart = !judged.is_empty() && training.keys().all(|name| !judged.contains_key(name));
+        let training = if apart { training.into_keys().collect() } else { Vec::new() };
+        let labels = all.iter().filter_map(|(name, file)| {
+            let label = label_of(file)?;
+            let name = Path::new(name).with_extension("txt").to_string_lossy().into_owned();
+            label.is_file().then_some((name, label))
+        });
+        let labels = labels.collect();
+        let names = match raw.names {
+            None => BTreeMap::new(),
+            Some(Names::Map(names)) => names,
+            Some(Names::List(names)) => names.into_iter().enumerate().map(|(i, name)| (i as u32, name)).collect(),
+        };
+        Ok(Self { files: all.into_iter().collect(), labels, names, training })
+    }
+}
+
+/// Adds the pictures of a folder, with all folders in it, or of a list file.
+fn pictures(yaml: &Path, root: &Path, entry: &str, files: &mut BTreeMap<String, PathBuf>) -> Result<(), DatasetError> {
+    let at = root.join(entry);
+    let invalid = |reason: String| DatasetError::Format { path: yaml.to_owned(), reason };
+    let name = |file: &Path| file.strip_prefix(root).unwrap_or(file).to_string_lossy().replace('\\', "/");
+    if at.is_dir() {
+        for (_, file) in list(&at, &IMAGE_ENDINGS)?.files {
+            files.insert(name(&file), file);
+        }
+        return Ok(());
+    }
+    if ending(&at) != "txt" || !at.is_file() {
+        return Err(invalid(format!("`{entry}` is neither a folder nor a list of pictures under {}", root.display())));
+    }
+    let beside = at.parent().unwrap_or(Path::new("")).to_owned();
+    for line in read_text(&at)?.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        // `./` starts at the list's folder, as Ultralytics reads it; others do too, or at the root.
+        let file = [beside.join(line), root.join(line)].into_iter().find(|file| file.is_file());
+        let file = file.ok_or_else(|| invalid(format!("`{line}`, which {entry} lists, does not exist")))?;
+        let file: PathBuf = file.components().collect();
+        files.insert(name(&file), file);
+    }
+    Ok(())
+}
+
+/// The label file of a picture: the last folder `images` of its path becomes `labels`.
+fn label_of(picture: &Path) -> Option<PathBuf> {
+    let parts: Vec<_> = picture.components().collect();
+    let at = parts.iter().rposition(|part| part.as_os_str() == "images")?;
+    let mut label: PathBuf = parts[..at].iter().collect();
+    label.push("labels");
+    label.extend(&parts[at + 1..]);
+    Some(label.with_extension("txt"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_lists_names_and_labels() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        write("set/images/train/a.jpg", "");
+        write("set/images/train/b.jpg", "");
+        write("set/labels/train/a.txt", "0 0.5 0.5 0.1 0.1");
+        write("set/images/val/c.png", "");
+        write("set/val.txt", "./images/val/c.png\n");
+        let yaml = write("data.yaml", "path: set\ntrain: [images/train]\nval: val.txt\nnames: [cat, dog]\nnc: 2\n");
+        let data = DataYaml::open(&yaml).unwrap();
+        let names: Vec<&str> = data.files.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["images/train/a.jpg", "images/train/b.jpg", "images/val/c.png"]);
+        assert_eq!(data.labels.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["images/train/a.txt"]);
+        assert_eq!((data.names[&1].as_str(), data.training.len()), ("dog", 2));
+        let same = write("same.yaml", "path: set\ntrain: images/train\nval: images/train\nnames: {0: cat, 7: dog}\n");
+        let data = DataYaml::open(&same).unwrap();
+        assert_eq!((data.files.len(), data.training.len(), data.names[&7].as_str()), (2, 0, "dog"));
+        for (text, reason) in [
+            ("train: nowhere\n", "`nowhere` is neither a folder nor a list"),
+            ("names: [a]\n", "neither `train` nor `val`"),
+            ("train: {a: b}\n", "it is no data.yaml"),
+            ("a: &a [x, x]\nb: &b [*a, *a, *a]\ntrain: [*b, *b\n", "it is no data.yaml"),
+        ] {
+            let error = DataYaml::open(&write("bad.yaml", text)).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+}
