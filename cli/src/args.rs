@@ -317,6 +317,17 @@ pub enum LiftCost {
     Time,
 }
 
+impl From<Find> for trtcalib::session::Find {
+    fn from(find: Find) -> Self {
+        match find {
+            Find::Plan => Self::Plan,
+            Find::First => Self::First,
+            Find::Layers => Self::Layers,
+            Find::Tensors => Self::Tensors,
+        }
+    }
+}
+
 impl From<SearchStrategy> for trtcalib::bisect::search::Strategy {
     fn from(strategy: SearchStrategy) -> Self {
         match strategy {

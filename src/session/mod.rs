@@ -1,26 +1,72 @@
 //! The stages of a run put together: prepare a model, open its data, observe, choose thresholds, compare, time.
 //!
-//! Every stage takes plain options and returns a plain result; none prints. `commands` puts them in order.
+//! [`Session::open`] resolves a configuration once; the stages are its methods. None prints: a [`Host`] hears what happens
+//! as [`Event`]s, and warnings and notes are kept for the report.
 
+/// Returns an error about what was given, with a formatted message.
+macro_rules! bail {
+    ($($message:tt)*) => {
+        return Err($crate::session::PipelineError::Input(format!($($message)*)))
+    };
+}
+
+/// The same unless a condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)*) => {
+        if !$condition {
+            bail!($($message)*);
+        }
+    };
+}
+
+mod benchmark;
+mod bisect;
 pub mod calibration;
 pub mod checkpoint;
+mod comparison;
 pub mod data;
 pub mod detector;
+mod engine;
 pub mod environment;
 pub mod evaluation;
+mod events;
+mod folder;
 pub mod model;
+mod opened;
 mod outputs;
+mod ranges;
+mod resume;
+mod run;
+mod suggest;
+mod target;
+
+pub use benchmark::{BenchOptions, BenchOutcome, counted};
+pub use bisect::{BisectOptions, BisectOutcome, Find};
+pub use comparison::{CompareOutcome, CompareRequest, TargetOutcome};
+pub use engine::{EngineOrder, declared};
+pub use events::{Event, Host, Interrupted, Sink};
+pub use folder::{OutputFolder, check_folders};
+pub use opened::{Session, quantize_options, scheme, unmatched};
+pub use ranges::{CalibrateOptions, Calibrated, Shard};
+pub use run::{RunOutcome, check_tensorrt};
+pub use target::{Spec, fill_from_sidecar};
 
 use std::sync::atomic::AtomicBool;
 
 use crate::{
-    analyse::layerwise::AnalysisError,
+    analyse::{layerwise::AnalysisError, operators::OperatorError},
     artifact::ArtifactError,
-    backend::BackendError,
+    backend::{
+        BackendError,
+        cuda::CudaError,
+        tensorrt::{InspectorError, TensorRtError},
+    },
+    bench::BenchError,
     calibrate::CalibrateError,
-    compare::{CompareError, SavedError, heads::HeadError},
+    compare::{CompareError, GateError, SavedError, heads::HeadError},
+    config::ConfigError,
     dataset::{DatasetError, PassError},
-    onnx::ModelError,
+    onnx::{GraphError, ModelError},
     quantize::QuantizeError,
 };
 
@@ -50,8 +96,86 @@ pub enum PipelineError {
     Analysis(#[from] AnalysisError),
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    #[error(transparent)]
+    Engine(#[from] TensorRtError),
+    #[error(transparent)]
+    Inspector(#[from] InspectorError),
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    #[error(transparent)]
+    Bench(#[from] BenchError<BackendError>),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error("a result cannot be written out")]
+    Render(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("{0}")]
     Input(String),
+    #[error("{what}")]
+    Within { what: String, source: Box<PipelineError> },
+}
+
+impl PipelineError {
+    /// What is wrong with what was given.
+    pub(crate) fn input(reason: impl Into<String>) -> Self {
+        Self::Input(reason.into())
+    }
+
+    pub(crate) fn render(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Render(Box::new(error))
+    }
+
+    /// True when an error is about the disk and not about a model.
+    fn is_about_the_disk(&self) -> bool {
+        chain(self).any(<dyn std::error::Error>::is::<std::io::Error>)
+    }
+}
+
+impl From<OperatorError> for PipelineError {
+    fn from(error: OperatorError) -> Self {
+        Self::Analysis(error.into())
+    }
+}
+
+impl From<CudaError> for PipelineError {
+    fn from(error: CudaError) -> Self {
+        Self::Backend(error.into())
+    }
+}
+
+/// Says what was being done when something failed.
+pub(crate) trait Within<T> {
+    fn within(self, what: impl FnOnce() -> String) -> Result<T, PipelineError>;
+}
+
+impl<T, E: Into<PipelineError>> Within<T> for Result<T, E> {
+    fn within(self, what: impl FnOnce() -> String) -> Result<T, PipelineError> {
+        self.map_err(|error| PipelineError::Within { what: what(), source: Box::new(error.into()) })
+    }
+}
+
+fn chain<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+/// An error with its causes, each said once.
+pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in chain(error).skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// What all stages need to know of the machine and the user's patience.

@@ -6,20 +6,23 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::{
-    ExitStatus, Printer,
-    output::check_folders,
-    settings::{Apply, Session, one_size, require_operators, scheme, warn_unmatched},
+    ExitStatus, Printer, host,
+    settings::{Apply, one_size},
 };
 use crate::args::{CalibrateArgs, GlobalArgs, MergeArgs};
 use trtcalib::{
-    calibrate::{CalibrationTable, Choice, DeviceUse, Histograms, Provenance, Shards, cache::CalibrationCache, tables},
-    config::{ConfigError, RunConfig},
+    calibrate::{CalibrationTable, Choice, DeviceUse, Histograms, cache::CalibrationCache, tables},
+    config::RunConfig,
+    dataset::SampleError,
     quantize::Precision,
-    session::{calibration::hold_out, environment::peak_rss_bytes},
+    session::{CalibrateOptions, Session, Shard, check_folders, environment::peak_rss_bytes},
 };
 
+/// What the tensors are observed for. FP8 quantizes the same.
+const PRECISION: Precision = Precision::Int8;
+
 /// What was written, for `--json`.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Outcome<'a> {
     table: Option<&'a Path>,
     histograms: Option<&'a Path>,
@@ -32,6 +35,15 @@ struct Outcome<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<GpuOutcome>,
     skipped: Vec<String>,
+}
+
+impl Outcome<'_> {
+    fn take(&mut self, histograms: &Histograms, seconds: f64, gpu: Option<DeviceUse>, skipped: &[SampleError]) {
+        (self.tensors, self.samples, self.seconds) = (histograms.fit.len(), histograms.samples(), seconds);
+        self.images_per_second = histograms.samples() as f64 / seconds.max(1e-9);
+        self.gpu = gpu.map(GpuOutcome::from);
+        self.skipped = skipped.iter().map(ToString::to_string).collect();
+    }
 }
 
 /// What the GPU did during the pass.
@@ -66,63 +78,28 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     args.kinds.apply(&mut config)?;
-    let shard = args.shard.as_deref().map(parse_shard).transpose()?;
+    let shard = args.shard.as_deref().map(str::parse::<Shard>).transpose()?;
     let histogram_file = args.histograms.clone().unwrap_or_else(|| args.output.with_file_name("histograms.calib"));
     check_folders([&*args.output, &histogram_file].into_iter().chain(args.cache.as_deref()))?;
-    let session = Session::open(config, global.ort_library.as_deref(), printer)?;
-    let config = &session.config;
-    let scheme = scheme(config, Precision::Int8)?;
-    let placement = session.subject.place(&scheme)?;
-    warn_unmatched(printer, config, &session.subject, &placement);
-    require_operators(&placement)?;
-    let tensors = placement.tensors_to_observe();
-    let indices = calibration_samples(&session);
-    let provenance = Provenance {
-        model_hash: session.subject.float.hash.clone(),
-        data_hash: session.data_hash(&indices),
-        random_data: config.random_data,
-        shards: shard.as_ref().map_or_else(Shards::whole, |shard| shard.shards.clone()),
-    };
-    let whole = hold_out(&indices);
-    let observed = shard.as_ref().map_or_else(|| whole.clone(), |shard| whole.shard(shard.index, shard.count));
-    let bar = printer.progress(observed.len() as u64, "calibrating");
-    let progress = |samples: usize| bar.inc(samples as u64);
-    let options = session.observe_options();
-    let calibrator = session.calibrator(&options, &progress, None);
-    let observation = calibrator.observe(&tensors, &observed, &provenance);
-    bar.finish_and_clear();
-    let observation = observation?;
-    warn_halved(printer, "calibration", observation.device.and_then(|usage| usage.halved_to));
-    observation.histograms.save(&histogram_file)?;
-    let mut outcome = Outcome {
-        table: None,
-        histograms: Some(&histogram_file),
-        method: None,
-        tensors: tensors.len(),
-        samples: observation.histograms.samples(),
-        seconds: observation.seconds,
-        images_per_second: observation.histograms.samples() as f64 / observation.seconds.max(1e-9),
-        peak_rss_bytes: peak_rss_bytes(),
-        gpu: observation.device.map(GpuOutcome::from),
-        skipped: observation.summary.skipped.iter().map(ToString::to_string).collect(),
-    };
-    if shard.is_none() {
-        let chosen = calibrator.choose(&observation.histograms, &indices, &session.choose_options(&scheme)?)?;
-        write_table(&chosen.table, &args.output, args.cache.as_deref())?;
+    let session = Session::open(config, global.ort_library.as_deref(), &host(printer))?;
+    session.require_operators(PRECISION)?;
+    let mut outcome = Outcome { histograms: Some(&histogram_file), ..Outcome::default() };
+    if let Some(shard) = &shard {
+        let observed = session.observe(PRECISION, &session.calibration_samples(), Some(shard), None)?;
+        observed.histograms.save(&histogram_file)?;
+        outcome.take(&observed.histograms, observed.seconds, observed.device, &observed.summary.skipped);
+        outcome.peak_rss_bytes = peak_rss_bytes();
+    } else {
+        let options = CalibrateOptions { histograms: Some(&histogram_file), ..CalibrateOptions::default() };
+        let calibrated = session.calibrate(PRECISION, options)?;
+        write_table(&calibrated.chosen.table, &args.output, args.cache.as_deref())?;
+        outcome.take(&calibrated.histograms, calibrated.seconds, calibrated.device, &calibrated.skipped);
+        outcome.peak_rss_bytes = calibrated.peak_rss_bytes;
         outcome.table = Some(&args.output);
-        outcome.method = Some(chosen.choice.to_string());
+        outcome.method = Some(calibrated.chosen.choice.to_string());
     }
     printer.outcome(&outcome, || describe(&outcome))?;
     Ok(ExitStatus::Passed)
-}
-
-/// All samples, up to the number asked for, calibrate here: nothing is evaluated.
-fn calibration_samples(session: &Session) -> Vec<usize> {
-    let (config, count) = (&session.config, session.data.collection.dataset.len());
-    if config.calib_samples >= count {
-        return (0..count).collect();
-    }
-    session.data.split(config.seed, config.calib_samples, 0).calibration
 }
 
 /// Joins the histograms of shards; with model and data the table is that of a single run, bit for bit.
@@ -140,7 +117,7 @@ pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) ->
     args.runtime.apply(&mut config)?;
     args.kinds.apply(&mut config)?;
     let table = if args.model.is_some() {
-        choose_from(&merged, &Session::open(config, global.ort_library.as_deref(), printer)?)?
+        Session::open(config, global.ort_library.as_deref(), &host(printer))?.choose_from_shards(&merged)?
     } else {
         let choice: Choice = config.method.parse().map_err(anyhow::Error::msg)?;
         printer.note(
@@ -160,33 +137,13 @@ pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) ->
         method: Some(table.method.clone()),
         tensors: table.tensors.len(),
         samples: merged.samples(),
-        seconds: 0.0,
-        images_per_second: 0.0,
         peak_rss_bytes: peak_rss_bytes(),
-        gpu: None,
-        skipped: Vec::new(),
+        ..Outcome::default()
     };
     printer.outcome(&outcome, || {
         format!("{}: {} tensors from {} samples", args.output.display(), outcome.tensors, outcome.samples)
     })?;
     Ok(ExitStatus::Passed)
-}
-
-/// Chooses as a single run over the samples of all shards would.
-fn choose_from(merged: &Histograms, session: &Session) -> anyhow::Result<CalibrationTable> {
-    let indices = calibration_samples(session);
-    let made_for = &merged.provenance;
-    anyhow::ensure!(
-        made_for.model_hash == session.subject.float.hash,
-        "the histograms were made for another model; give the one that the shards observed"
-    );
-    anyhow::ensure!(
-        made_for.data_hash == session.data_hash(&indices) && made_for.random_data == session.config.random_data,
-        "the histograms were made from other samples; give the data, preprocessing, seed and number of samples of the shards"
-    );
-    let options = session.observe_options();
-    let choose = session.choose_options(&scheme(&session.config, Precision::Int8)?)?;
-    Ok(session.calibrator(&options, &|_| {}, None).choose(merged, &indices, &choose)?.table)
 }
 
 fn write_table(table: &CalibrationTable, path: &Path, cache: Option<&Path>) -> anyhow::Result<()> {
@@ -195,13 +152,6 @@ fn write_table(table: &CalibrationTable, path: &Path, cache: Option<&Path>) -> a
         CalibrationCache::from_table(table).save(cache)?;
     }
     Ok(())
-}
-
-/// Says that the GPU's memory was too small for the batch.
-pub(super) fn warn_halved(printer: &Printer, what: &str, halved_to: Option<usize>) {
-    if let Some(batch) = halved_to {
-        printer.warn(&format!("the GPU ran out of memory; {what} went on with batches of {batch}"));
-    }
 }
 
 fn describe(outcome: &Outcome<'_>) -> String {
@@ -230,31 +180,4 @@ fn describe(outcome: &Outcome<'_>) -> String {
         text.push_str(&format!("\nskipped {skipped}"));
     }
     text
-}
-
-/// Part i of n, counted from 1.
-struct Shard {
-    index: usize,
-    count: usize,
-    shards: Shards,
-}
-
-fn parse_shard(text: &str) -> Result<Shard, ConfigError> {
-    let invalid = || ConfigError::Value { key: "shard", reason: format!("`{text}` does not read like 2/8") };
-    let (index, count) = text.split_once('/').ok_or_else(invalid)?;
-    let (index, count): (u32, u32) = (index.parse().map_err(|_| invalid())?, count.parse().map_err(|_| invalid())?);
-    let zero_based = index.checked_sub(1).ok_or_else(invalid)?;
-    let shards = Shards::one(zero_based, count).ok_or_else(invalid)?;
-    Ok(Shard { index: zero_based as usize, count: count as usize, shards })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shards_count_from_one() {
-        assert!(parse_shard("1/4").is_ok_and(|shard| (shard.index, shard.count) == (0, 4)));
-        assert!(parse_shard("0/4").is_err() && parse_shard("5/4").is_err() && parse_shard("1").is_err());
-    }
 }

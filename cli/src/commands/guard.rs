@@ -4,28 +4,22 @@ use std::{
     backtrace::{Backtrace, BacktraceStatus},
     panic::{AssertUnwindSafe, PanicHookInfo},
     process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use super::{ExitStatus, describe};
+use super::ExitStatus;
 use crate::printer::Printer;
+use trtcalib::session::describe;
 
 /// Set by Ctrl-C and SIGTERM; long loops look at it between batches.
-pub(super) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+pub(super) static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// Time for loops to notice. After it the process ends wherever it is: in a long inference, say, or an engine's build.
 const PATIENCE: Duration = Duration::from_millis(1500);
-
-/// The user asked the program to stop.
-#[derive(Debug, thiserror::Error)]
-#[error("interrupted")]
-pub struct Interrupted;
-
-/// An error once the user asked the program to stop.
-pub fn check_interrupt() -> Result<(), Interrupted> {
-    if INTERRUPTED.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
-}
 
 /// Makes Ctrl-C, SIGTERM and SIGHUP end the command.
 pub(super) fn stop_on_signals(printer: &Printer, command: &'static str) {
@@ -63,12 +57,12 @@ pub(super) fn guarded(
     match std::panic::catch_unwind(AssertUnwindSafe(action)) {
         Ok(Ok(ExitStatus::Passed)) => ExitCode::SUCCESS,
         Ok(Ok(ExitStatus::GateFailed)) => ExitCode::from(1),
-        Ok(Err(_)) if check_interrupt().is_err() => {
+        Ok(Err(_)) if INTERRUPTED.load(Ordering::Relaxed) => {
             printer.error(&interrupted(command));
             ExitCode::from(2)
         }
         Ok(Err(error)) => {
-            printer.error(&describe(&error));
+            printer.error(&describe(error.as_ref()));
             ExitCode::from(2)
         }
         // The hook has said what happened.

@@ -216,7 +216,7 @@ fn json_file(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitSt
         serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))?;
     if value.get("target").is_some() && value.get("seconds").is_some() {
         let findings: Findings = read_json(path, "bisection", FINDINGS_FORMAT_VERSION)?;
-        printer.outcome(&findings, || super::bisect::describe(&findings))?;
+        printer.outcome(&findings, || super::bisect::text::describe(&findings))?;
     } else if value.get("assignments").is_some() {
         let plan = PrecisionPlan::read(path)?;
         printer.outcome(&plan, || describe_plan(&plan))?;

@@ -1,13 +1,18 @@
 //! One file a subcommand: each turns flags into options, calls the library and prints what it returns.
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use clap::CommandFactory;
+use indicatif::ProgressBar;
 
 use crate::{
     args::{Cli, Command, GlobalArgs},
     printer::Printer,
 };
+use trtcalib::session::{Event, Host};
 
 mod bench;
 mod bisect;
@@ -18,17 +23,12 @@ mod doctor;
 mod guard;
 mod inspect;
 mod memory;
-mod output;
 mod quantize;
 mod report;
-mod resume;
 mod run;
 mod settings;
-mod spec;
-mod suggest;
 
 use guard::INTERRUPTED;
-pub use guard::{Interrupted, check_interrupt};
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,17 +98,36 @@ fn command_name(command: &Command) -> &'static str {
     }
 }
 
-/// An error with its causes, each said once.
-fn describe(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1) {
-        let cause = cause.to_string();
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
+/// What a session is run by here: its events are printed, and Ctrl-C stops it.
+fn host(printer: &Printer) -> Host {
+    let printer = printer.clone();
+    let bar: Mutex<Option<(String, ProgressBar)>> = Mutex::new(None);
+    let show = move |event: Event<'_>| match event {
+        Event::Progress { what, done, total } => {
+            let mut shown = bar.lock().unwrap_or_else(PoisonError::into_inner);
+            if shown.as_ref().is_none_or(|(name, _)| name != what) {
+                clear(&mut shown);
+                *shown = Some((what.to_owned(), printer.progress(total, what)));
+            }
+            if let Some((_, bar)) = &*shown {
+                bar.set_length(total);
+                bar.set_position(done);
+            }
         }
+        Event::Finished { .. } => clear(&mut bar.lock().unwrap_or_else(PoisonError::into_inner)),
+        Event::Warning(text) => printer.warn(text),
+        Event::Info(text) => printer.note(text),
+        Event::Trial { progress, gates } => printer.note(&bisect::text::trial(progress, gates)),
+        Event::Note(text) | Event::Detail(text) => printer.detail(text),
+        _ => {}
+    };
+    Host::new(show, Arc::clone(&INTERRUPTED))
+}
+
+fn clear(shown: &mut Option<(String, ProgressBar)>) {
+    if let Some((_, bar)) = shown.take() {
+        bar.finish_and_clear();
     }
-    text
 }
 
 fn start_logging(global: &GlobalArgs, printer: &Printer) {

@@ -5,11 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::Serialize;
 
-use super::{
-    ExitStatus, Printer,
-    output::check_folders,
-    settings::{Apply, quantize_options, scheme, warn_unmatched},
-};
+use super::{ExitStatus, Printer, settings::Apply};
 use crate::args::{GlobalArgs, QuantizeArgs};
 use trtcalib::{
     artifact::ContentHash,
@@ -17,7 +13,7 @@ use trtcalib::{
     calibrate::{CalibrationTable, cache::CalibrationCache},
     config::{RunConfig, parse_shape},
     quantize::{Decision, KeptFp32, Placement, Precision, quantize as quantize_model},
-    session::model::Subject,
+    session::{check_folders, model::Subject, quantize_options, scheme, unmatched},
 };
 
 #[derive(Serialize)]
@@ -48,7 +44,9 @@ pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeAr
     let scheme = scheme(&config, precision)?;
     if args.explain {
         let placement = subject.place(&scheme)?;
-        warn_unmatched(printer, &config, &subject, &placement);
+        for warning in unmatched(&config, &subject, &placement) {
+            printer.warn(&warning);
+        }
         printer.outcome(&placement.decisions, || explain(&placement))?;
         return Ok(ExitStatus::Passed);
     }
@@ -77,7 +75,9 @@ pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeAr
     if let Some(defects) = quantized.defects() {
         anyhow::bail!(defects);
     }
-    warn_unmatched(printer, &config, &subject, &quantized.placement);
+    for warning in unmatched(&config, &subject, &quantized.placement) {
+        printer.warn(&warning);
+    }
     quantized.model.save(output)?;
     let outcome = Outcome {
         model: output,

@@ -1,36 +1,13 @@
 //! `calib run`: the whole job. Calibrate, quantize, compare every precision with the reference, time, report.
 
-mod artifacts;
-mod assemble;
-mod engines;
-mod layers;
-mod times;
-
-use std::time::SystemTime;
-
-use super::{
-    ExitStatus, Printer,
-    bench::counted,
-    calibrate::warn_halved,
-    check_interrupt,
-    output::{OutputFolder, check_folders},
-    settings::{Apply, Session, control, require_operators, scheme, warn_unmatched},
-};
+use super::{ExitStatus, Printer, host, settings::Apply};
 use crate::args::{GlobalArgs, RunArgs};
 use trtcalib::{
-    backend::{Backend, BuildOptions, Runner},
-    calibrate::{Histograms, Provenance, Shards},
-    compare::Gate,
+    artifact::write_atomic,
+    compare::{Gate, OutputMetrics},
     config::RunConfig,
-    dataset::Split,
-    quantize::Precision,
-    session::{
-        Control,
-        calibration::{Chosen, hold_out},
-        checkpoint::Checkpoints,
-        data::Provenance as Found,
-        evaluation::{EvaluateOptions, Evaluation, Outputs, evaluate_pairs},
-    },
+    report::{Report, Timing, summary},
+    session::{RunOutcome, Session, check_folders, check_tensorrt},
 };
 
 /// Does the job.
@@ -41,20 +18,20 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
         return Ok(ExitStatus::Passed);
     }
     config.validate()?;
-    let gates = config.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?;
-    engines::check(&config.tensorrt)?;
+    for gate in &config.gate {
+        gate.parse::<Gate>()?;
+    }
+    check_tensorrt(&config.tensorrt)?;
     check_folders(args.summary.as_deref())?;
-    let session = Session::open(config, global.ort_library.as_deref(), printer)?;
-    times::check(&session)?;
-    let out = OutputFolder::open(&session.config)?;
-    let mut job = Job::new(printer, session, out)?;
-    job.write_config()?;
-    let calibrated = job.calibrate()?;
-    let targets = job.targets(calibrated.as_ref())?;
-    let report = job.measure(calibrated, targets, &gates)?;
-    let status = job.write_report(&report, args.summary.as_deref())?;
-    job.checkpoints.finish()?;
-    Ok(status)
+    let command = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let mut session = Session::open(config, global.ort_library.as_deref(), &host(printer))?;
+    let RunOutcome { report, out } = session.run(command)?;
+    if let Some(path) = &args.summary {
+        write_atomic(path, summary(&report).as_bytes())?;
+    }
+    let page = out.join("report.html");
+    printer.outcome(&report, || format!("{}\n\nreport: {}", table(&report), page.display()))?;
+    Ok(if report.verdict.passed { ExitStatus::Passed } else { ExitStatus::GateFailed })
 }
 
 /// The configuration file, and the flags over it.
@@ -92,310 +69,85 @@ fn configuration(args: &RunArgs) -> anyhow::Result<RunConfig> {
     Ok(config)
 }
 
-/// A precision that is to be compared with the reference.
-struct Target {
-    precision: Precision,
-    /// The model's file within the output folder.
-    artifact: Option<trtcalib::report::ArtifactFile>,
-    quantized_nodes: Option<usize>,
-    model: Option<trtcalib::onnx::Model>,
-    /// What runs in its stead.
-    imitation: Option<trtcalib::onnx::Model>,
-    runner: Option<Box<dyn Runner>>,
-    error: Option<String>,
-}
-
-/// Ranges and how they were found.
-struct Calibrated {
-    histograms: Histograms,
-    chosen: Chosen,
-    seconds: f64,
-    peak_rss_bytes: u64,
-    skipped: Vec<trtcalib::dataset::SampleError>,
-}
-
-/// True when an error is about the disk and not about a model.
-fn is_about_the_disk(error: &anyhow::Error) -> bool {
-    error.chain().any(<dyn std::error::Error>::is::<std::io::Error>)
-}
-
-/// A run in progress.
-struct Job<'a> {
-    printer: &'a Printer,
-    session: Session,
-    out: OutputFolder,
-    checkpoints: Checkpoints,
-    split: Split,
-    notes: Vec<String>,
-    /// TensorRT and its version, where engines are built.
-    tensorrt: Option<(String, String)>,
-}
-
-impl<'a> Job<'a> {
-    fn new(printer: &'a Printer, session: Session, out: OutputFolder) -> anyhow::Result<Self> {
-        let checkpoints = session.checkpoints(printer, &out, "run")?;
-        let config = &session.config;
-        let split = session.data.split(config.seed, config.calib_samples, config.eval_samples);
-        let mut job = Self { printer, split, session, out, checkpoints, notes: Vec::new(), tensorrt: None };
-        job.note_data();
-        Ok(job)
+/// The table of precisions for a terminal.
+fn table(report: &Report) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    let mut header =
+        vec!["precision", "backend", "top-1 agr.", "top-5 overlap", "top-1 acc.", "SQNR dB", "latency ms", "size"];
+    let maps = report.precisions.iter().any(|row| row.segmentation.is_some());
+    if maps {
+        header.extend(["pixel agr.", "mean IoU", "label IoU"]);
     }
-
-    fn note(&mut self, text: String) {
-        self.printer.warn(&text);
-        self.notes.push(text);
+    let detects = report.precisions.iter().any(|row| row.detection.is_some());
+    if detects {
+        // No classification: these columns would be empty.
+        header.drain(2..5);
+        header.extend(["mAP 50-95", "mAP 50", "boxes found", "boxes right", "box IoU"]);
     }
-
-    fn note_data(&mut self) {
-        let config = &self.session.config;
-        let (calibration, evaluation) = (self.split.calibration.len(), self.split.evaluation.len());
-        if config.random_data {
-            self.note("the inputs are random: no figure says anything about the model's accuracy".to_owned());
-        }
-        if self.split.overlapping > 0 {
-            self.note(format!("{} samples calibrate and evaluate, since there are no others", self.split.overlapping));
-        } else if calibration < self.session.config.calib_samples {
-            self.note(format!(
-                "the data set is small: {calibration} samples calibrate (fewer than the {} asked for), {evaluation} evaluate",
-                self.session.config.calib_samples
-            ));
-        }
-        self.note_labels();
-        self.notes.extend(self.session.data.collection.notes.iter().cloned());
-        if let Found::Measured(..) | Found::Assumed(_) | Found::BesideModel(_) = self.session.data.provenance {
-            self.notes.push(format!("preprocessing: {}", self.session.data.provenance.describe()));
-        }
-    }
-
-    /// Says how many of the samples to evaluate have no label, where there are labels.
-    fn note_labels(&mut self) {
-        let collection = &self.session.data.collection;
-        let dataset = &*collection.dataset;
-        let is_unlabelled = |index: usize| {
-            dataset.label(index).is_none() && dataset.mask_file(index).is_none() && !dataset.has_boxes(index)
+    table.set_header(header);
+    let share = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{:.2} %", value * 100.0));
+    // Reasons are sentences: they stand under the table, each once.
+    let mut reasons: Vec<&str> = Vec::new();
+    for row in &report.precisions {
+        let sqnr_db = OutputMetrics::worst_sqnr_db(&row.outputs).filter(|db| db.is_finite());
+        let latency = row.latency_ms.as_ref().map_or_else(String::new, |latency| {
+            let mark = if latency.timing == Timing::Emulated { " (emulated)" } else { "" };
+            format!("{:.2}{mark}", latency.figures.median)
+        });
+        let size = match (&row.artifact, row.reference) {
+            (Some(artifact), _) => megabytes(artifact.bytes),
+            (None, true) => megabytes(report.model.bytes),
+            (None, false) => String::new(),
         };
-        let mut unlabelled = self.split.evaluation.iter().filter(|&&index| is_unlabelled(index));
-        if let (Some(&first), Some(_)) = (unlabelled.next(), &collection.label_source) {
-            let text = format!(
-                "{} of {} evaluation samples have no label and do not count for accuracy; the first is {}",
-                unlabelled.count() + 1,
-                self.split.evaluation.len(),
-                dataset.id(first)
-            );
-            self.note(text);
+        let mut cells = vec![
+            row.precision.clone(),
+            row.backend.clone(),
+            share(row.agreement.as_ref().map(|agreement| agreement.top1)),
+            share(row.agreement.as_ref().map(|agreement| agreement.top5_overlap)),
+            share(row.accuracy.as_ref().map(|accuracy| accuracy.top1)),
+            sqnr_db.map_or_else(String::new, |db| format!("{db:.1}")),
+            latency,
+            size,
+        ];
+        if maps {
+            let map = row.segmentation.as_ref();
+            let against_reference = map.filter(|_| !row.reference);
+            cells.extend([
+                share(against_reference.map(|map| map.pixel_agreement)),
+                share(against_reference.map(|map| map.mean_iou)),
+                share(map.and_then(|map| map.label_mean_iou)),
+            ]);
         }
-    }
-
-    /// Observes ranges and chooses thresholds, when a precision needs them.
-    fn calibrate(&mut self) -> anyhow::Result<Option<Calibrated>> {
-        let precisions = self.precisions()?;
-        if precisions.iter().all(|&precision| precision == Precision::Fp32) {
-            return Ok(None);
+        if detects {
+            cells.drain(2..5);
+            let figures = row.detection.as_ref().and_then(|d| d.accuracy.as_ref()).map(|accuracy| accuracy.figures);
+            let agreement = row.detection.as_ref().map(|d| &d.agreement).filter(|_| !row.reference);
+            let map = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.4}"));
+            cells.extend([
+                map(figures.and_then(|figures| figures.map50_95)),
+                map(figures.and_then(|figures| figures.map50)),
+                share(agreement.map(|agreement| agreement.recall)),
+                share(agreement.map(|agreement| agreement.precision)),
+                share(agreement.and_then(|agreement| agreement.mean_iou)),
+            ]);
         }
-        let session = &self.session;
-        // INT8 and FP8 observe the same tensors.
-        let scheme = scheme(&session.config, Precision::Int8)?;
-        let placement = session.subject.place(&scheme)?;
-        warn_unmatched(self.printer, &session.config, &session.subject, &placement);
-        let tensors = placement.tensors_to_observe();
-        if precisions.contains(&Precision::Int8) {
-            require_operators(&placement).map_err(|error| {
-                anyhow::anyhow!("{error}; leave int8 and fp8 out of --precisions to compare the others")
-            })?;
+        if row.reference {
+            cells[0].push_str(" (reference)");
         }
-        let provenance = Provenance {
-            model_hash: session.subject.float.hash.clone(),
-            data_hash: session.data_hash(&self.split.calibration),
-            random_data: session.config.random_data,
-            shards: Shards::whole(),
-        };
-        let bar = self.printer.progress(self.split.calibration.len() as u64, "calibrating");
-        let progress = |samples: usize| bar.inc(samples as u64);
-        let options = session.observe_options();
-        let calibrator = session.calibrator(&options, &progress, Some(&self.checkpoints));
-        let observation = calibrator.observe(&tensors, &hold_out(&self.split.calibration), &provenance);
-        bar.finish_and_clear();
-        let observation = observation?;
-        warn_halved(self.printer, "calibration", observation.device.and_then(|usage| usage.halved_to));
-        let peak_rss_bytes = trtcalib::session::environment::peak_rss_bytes();
-        self.save_histograms(&observation.histograms)?;
-        check_interrupt()?;
-        let choose = session.choose_options(&scheme)?;
-        let chosen = self
-            .checkpoints
-            .once("choice", || calibrator.choose(&observation.histograms, &self.split.calibration, &choose))?;
-        self.save_table(&chosen.table)?;
-        if session.config.method == "auto" && chosen.candidates.is_empty() {
-            self.note(format!("too few calibration samples to measure methods on: {} was taken", chosen.choice));
-        }
-        self.printer.note(&format!(
-            "calibrated {} tensors on {} samples in {:.1} s, method {}",
-            chosen.table.tensors.len(),
-            observation.histograms.samples(),
-            observation.seconds,
-            chosen.choice
-        ));
-        Ok(Some(Calibrated {
-            histograms: observation.histograms,
-            chosen,
-            seconds: observation.seconds,
-            peak_rss_bytes,
-            skipped: observation.summary.skipped,
-        }))
-    }
-
-    fn precisions(&self) -> anyhow::Result<Vec<Precision>> {
-        let mut precisions = Vec::new();
-        for name in &self.session.config.precisions {
-            let precision: Precision = name.parse().map_err(anyhow::Error::msg)?;
-            if !precisions.contains(&precision) {
-                precisions.push(precision);
-            }
-        }
-        Ok(precisions)
-    }
-
-    /// Makes the model of every precision but the reference's. What cannot be made is reported; what cannot be written
-    /// ends the run.
-    fn targets(&self, calibrated: Option<&Calibrated>) -> anyhow::Result<Vec<Target>> {
-        let precisions = self.precisions().unwrap_or_default();
-        precisions
-            .into_iter()
-            .filter(|&precision| precision != Precision::Fp32)
-            .map(|precision| {
-                let mut target = Target {
-                    precision,
-                    artifact: None,
-                    quantized_nodes: None,
-                    model: None,
-                    imitation: None,
-                    runner: None,
-                    error: None,
-                };
-                if let Err(error) = self.fill(&mut target, calibrated) {
-                    if is_about_the_disk(&error) {
-                        return Err(error);
-                    }
-                    self.printer.warn(&format!("{precision} cannot run: {}", super::describe(&error)));
-                    target.error = Some(super::describe(&error));
-                }
-                Ok(target)
-            })
-            .collect()
-    }
-
-    fn fill(&self, target: &mut Target, calibrated: Option<&Calibrated>) -> anyhow::Result<()> {
-        let quantized = self.make_model(target.precision, calibrated)?;
-        target.artifact = Some(self.save_model(&quantized.model, target.precision)?);
-        target.quantized_nodes = Some(quantized.placement.quantized_nodes());
-        target.imitation = self.imitation(&quantized, target.precision)?;
-        let model = target.model.insert(quantized.model);
-        let build =
-            BuildOptions { threads: self.session.threads, provider: self.session.provider, ..BuildOptions::default() };
-        target.runner = Some(self.session.runtime.build(target.imitation.as_ref().unwrap_or(model), &build)?);
-        Ok(())
-    }
-
-    /// Compares, looks into the layers, times, and puts the report together.
-    fn measure(
-        &mut self,
-        calibrated: Option<Calibrated>,
-        mut targets: Vec<Target>,
-        gates: &[Gate],
-    ) -> anyhow::Result<trtcalib::report::Report> {
-        let imitated: Vec<&str> =
-            targets.iter().filter(|target| target.imitation.is_some()).map(|target| target.precision.name()).collect();
-        if !imitated.is_empty() {
-            self.notes.push(format!(
-                "imitated on the CPU: {}; operators compute in 32 bits, and their inputs and results are rounded",
-                imitated.join(", ")
-            ));
-        }
-        for target in &targets {
-            if let Some(operators) = target.runner.as_ref().and_then(|runner| runner.in_float32()) {
-                let (precision, operators) = (target.precision, counted(operators));
-                self.note(format!("{precision}: ONNX Runtime has no kernel for {operators}, which compute in fp32"));
-            }
-        }
-        let mut engines = self.engines(&targets)?;
-        let evaluation = self.evaluate(&mut targets, &mut engines)?;
-        for warning in self.session.label_warnings(&evaluation.reference) {
-            self.note(warning);
-        }
-        self.note_non_finite(&targets, &engines, &evaluation);
-        check_interrupt()?;
-        let layers = self.layers(&targets, calibrated.as_ref())?;
-        layers.iter().flat_map(|layers| layers.graphwise.notes()).for_each(|note| self.note(note));
-        check_interrupt()?;
-        let times = self.time(&mut targets)?;
-        self.time_engines(&mut engines)?;
-        check_interrupt()?;
-        self.assemble(assemble::Found {
-            calibrated,
-            targets,
-            evaluation,
-            layers,
-            times,
-            engines,
-            gates,
-            created: SystemTime::now(),
-        })
-    }
-
-    /// Says which precisions give NaN or infinities that the reference does not, which no figure of the table shows.
-    fn note_non_finite(&mut self, targets: &[Target], engines: &[engines::Engine], evaluation: &Evaluation) {
-        let ran =
-            targets.iter().filter(|target| target.runner.is_some()).map(|target| target.precision.name().to_owned());
-        let models = ran.zip(evaluation.targets.iter().map(|result| result.as_ref().ok()));
-        let engines = engines
-            .iter()
-            .map(|engine| (format!("{} · {}", engine.row.precision, engine.row.backend), engine.measured.as_ref()));
-        let warnings =
-            models.chain(engines).filter_map(|(name, result)| Some((name, result?))).flat_map(|(name, result)| {
-                let warnings = result.non_finite_warnings();
-                warnings.into_iter().map(move |warning| format!("{name}: {warning}"))
+        if let Some(error) = &row.error {
+            let number = reasons.iter().position(|reason| *reason == error.as_str()).unwrap_or_else(|| {
+                reasons.push(error);
+                reasons.len() - 1
             });
-        for warning in warnings.collect::<Vec<_>>() {
-            self.note(warning);
+            cells[2] = format!("not run [{}]", number + 1);
         }
+        table.add_row(cells);
     }
+    let notes: String = (1..).zip(&reasons).map(|(number, reason)| format!("[{number}] {reason}\n")).collect();
+    format!("{table}\n{notes}{}", report.verdict.sentence)
+}
 
-    /// One pass of the reference, every target and every engine over the evaluation samples.
-    fn evaluate(&mut self, targets: &mut [Target], engines: &mut [engines::Engine]) -> anyhow::Result<Evaluation> {
-        let session = &mut self.session;
-        let options =
-            EvaluateOptions { batch: session.batch, policy: session.policy, compare: session.compare_options() };
-        let ran = targets.iter().filter(|target| target.runner.is_some());
-        let names: Vec<&str> = ran.map(|target| target.precision.name()).collect();
-        let mut runners: Vec<&mut dyn Outputs> = targets
-            .iter_mut()
-            .filter_map(|target| target.runner.as_mut())
-            .map(|runner| runner as &mut dyn Outputs)
-            .collect();
-        let models = runners.len();
-        let pairs = engines::pairs(&names, engines);
-        runners.extend(engines.iter_mut().filter_map(engines::Engine::outputs));
-        // An engine that is built again is not the same engine, so what another one gave is of no use.
-        let checkpoints = Some(&self.checkpoints).filter(|_| runners.len() == models);
-        let bar = self.printer.progress(self.split.evaluation.len() as u64, "comparing");
-        let progress = |samples: usize| bar.inc(samples as u64);
-        let evaluation = evaluate_pairs(
-            &mut session.reference,
-            &mut runners,
-            &pairs,
-            &*session.data.collection.dataset,
-            &self.split.evaluation,
-            &options,
-            Control { checkpoints, ..control(session.threads, &progress) },
-        );
-        bar.finish_and_clear();
-        let mut evaluation = evaluation?;
-        warn_halved(self.printer, "the comparison", evaluation.halved_to);
-        self.notes.extend(engines::errors(&names, &pairs, &evaluation));
-        let measured = evaluation.targets.split_off(models);
-        for (engine, result) in engines.iter_mut().filter(|engine| engine.runner.is_some()).zip(measured) {
-            engine.take(result);
-        }
-        Ok(evaluation)
-    }
+fn megabytes(bytes: u64) -> String {
+    format!("{:.2} MB", bytes as f64 / 1e6)
 }

@@ -2,10 +2,12 @@
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
 
-use super::{Outcome, counted};
-use trtcalib::bench::{Measurement, Timing};
+use trtcalib::{
+    bench::{Measurement, Timing},
+    session::{BenchOutcome, counted},
+};
 
-pub(super) fn describe(outcome: &Outcome) -> String {
+pub(super) fn describe(outcome: &BenchOutcome) -> String {
     let mut text = String::new();
     for line in &outcome.urgent {
         text += &format!("{line}\n\n");
@@ -51,7 +53,7 @@ pub(super) fn describe(outcome: &Outcome) -> String {
 }
 
 /// Machine, libraries, inputs, and the mode of every provider in use.
-fn conditions(outcome: &Outcome) -> String {
+fn conditions(outcome: &BenchOutcome) -> String {
     let machine = &outcome.environment;
     let or_unknown =
         |value: Option<u32>, unit: &str| value.map_or_else(|| "unknown".to_owned(), |v| format!("{v} {unit}"));

@@ -20,7 +20,7 @@ use trtcalib::{
 const SHOWN: usize = 20;
 
 /// One trial as it ends.
-pub(super) fn trial(progress: Progress<'_>, gates: &[Gate]) -> String {
+pub(in crate::commands) fn trial(progress: Progress<'_>, gates: &[Gate]) -> String {
     let trial = progress.trial;
     let why = match trial.phase {
         Phase::Nothing => "nothing lifted",

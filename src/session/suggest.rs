@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use trtcalib::{analyse::advice::Commands, config::RunConfig, quantize::Precision};
+use crate::{analyse::advice::Commands, config::RunConfig, quantize::Precision};
 
 /// What the commands are about.
 pub(super) struct Suggest<'a> {

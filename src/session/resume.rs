@@ -5,13 +5,11 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use anyhow::Context;
-
-use super::{Printer, settings::Session};
-use trtcalib::{
-    artifact::{ContentHash, Tool},
-    session::checkpoint::{Checkpoints, Found, INTERVAL},
+use super::{
+    PipelineError, Session,
+    checkpoint::{Checkpoints, Found, INTERVAL},
 };
+use crate::artifact::{ContentHash, Tool};
 
 /// Sets the seconds between two checkpoints of a stage.
 const INTERVAL_VARIABLE: &str = "CALIB_CHECKPOINT_SECONDS";
@@ -19,14 +17,18 @@ const INTERVAL_VARIABLE: &str = "CALIB_CHECKPOINT_SECONDS";
 impl Session {
     /// The checkpoints of `command` in its output folder: of an earlier run if that had the same model, data and
     /// options, otherwise empty ones.
-    pub(super) fn checkpoints(&self, printer: &Printer, out: &Path, command: &str) -> anyhow::Result<Checkpoints> {
+    /// `None` for samples of a caller's own.
+    pub(super) fn checkpoints(&self, out: &Path, command: &str) -> Result<Option<Checkpoints>, PipelineError> {
+        if self.own_data {
+            return Ok(None);
+        }
         let folder = out.join(format!("checkpoints-{command}"));
         let interval = match std::env::var(INTERVAL_VARIABLE) {
             Ok(text) => {
-                text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).with_context(|| {
-                    format!(
+                text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {
+                    PipelineError::Input(format!(
                         "the environment variable {INTERVAL_VARIABLE} holds `{text}`, which is no number of seconds"
-                    )
+                    ))
                 })?
             }
             Err(_) => INTERVAL,
@@ -34,15 +36,16 @@ impl Session {
         let (checkpoints, found) = Checkpoints::open(&folder, self.context()?, interval)?;
         match found {
             Found::Nothing => {}
-            Found::Same => printer.note("going on with the run that was stopped"),
-            Found::Other => printer
-                .warn("starting over: the run that was stopped here had another model, other data or other options"),
+            Found::Same => self.host.info("going on with the run that was stopped"),
+            Found::Other => self
+                .host
+                .info("starting over: the run that was stopped here had another model, other data or other options"),
         }
-        Ok(checkpoints)
+        Ok(Some(checkpoints))
     }
 
     /// Hash over everything that the results of stages depend on.
-    pub(super) fn context(&self) -> anyhow::Result<ContentHash> {
+    pub(super) fn context(&self) -> Result<ContentHash, PipelineError> {
         let mut config = self.config.absolute();
         // These decide what becomes of results, not the results.
         (config.out, config.bench_seconds) = (None, 0.0);
@@ -53,15 +56,16 @@ impl Session {
         let mut hasher = blake3::Hasher::new();
         let conditions =
             (Tool::current(), config, &self.subject.float.hash, plan, &data.preprocess, &data.collection.names);
-        serde_json::to_writer(&mut hasher, &conditions)?;
-        serde_json::to_writer(&mut hasher, &(self.threads, self.batch, runtime))?;
+        serde_json::to_writer(&mut hasher, &conditions).map_err(PipelineError::render)?;
+        serde_json::to_writer(&mut hasher, &(self.threads, self.batch, runtime)).map_err(PipelineError::render)?;
         if let Some(file) = self.config.data.as_deref().filter(|path| path.is_file()) {
-            serde_json::to_writer(&mut hasher, &state_of(file))?;
+            serde_json::to_writer(&mut hasher, &state_of(file)).map_err(PipelineError::render)?;
         }
         let dataset = &*data.collection.dataset;
         for index in 0..dataset.len() {
             let files = [dataset.file(index), dataset.mask_file(index)].map(|file| file.map(state_of));
-            serde_json::to_writer(&mut hasher, &(dataset.id(index), dataset.label(index), files))?;
+            serde_json::to_writer(&mut hasher, &(dataset.id(index), dataset.label(index), files))
+                .map_err(PipelineError::render)?;
         }
         Ok(ContentHash::from(hasher))
     }

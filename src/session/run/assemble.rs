@@ -5,18 +5,18 @@ use std::{collections::BTreeMap, time::SystemTime};
 use base64::Engine;
 
 use super::{Calibrated, Job, Target, layers::Layers};
-use trtcalib::{
+use crate::{
     artifact::Tool,
     backend::tensorrt::RunnerOptions,
     bench::Measurement,
-    compare::{ComparisonResult, Gate, OutputMetrics},
+    compare::{ComparisonResult, Gate},
     dataset::{Preprocess, SampleError},
     quantize::Precision as NumberFormat,
     report::{
         Calibration, CandidateResult, DatasetInfo, Histogram, Labels, LatencyMs, Layer, ModelInfo, Precision,
-        REPORT_FORMAT_VERSION, Report, SkippedSample, SpeedAt, Speedup, Timing, Verdict, rfc3339,
+        REPORT_FORMAT_VERSION, Report, SkippedSample, SpeedAt, Speedup, Verdict, rfc3339,
     },
-    session::{environment::environment, evaluation::Evaluation},
+    session::{PipelineError, environment::environment, evaluation::Evaluation},
 };
 
 /// Longer side of a picture on which boxes are drawn.
@@ -37,7 +37,7 @@ pub(super) struct Found<'a> {
 }
 
 impl Job<'_> {
-    pub(super) fn assemble(&self, found: Found<'_>) -> anyhow::Result<Report> {
+    pub(super) fn assemble(&self, found: Found<'_>) -> Result<Report, PipelineError> {
         let engines_run = found.engines.iter().any(|engine| engine.runner.is_some());
         let gpu = self.session.gpu().or(engines_run.then_some(RunnerOptions::default().device));
         let mut environment = environment(self.session.runtime, gpu);
@@ -94,7 +94,7 @@ impl Job<'_> {
         skipped.sort_by(|a, b| a.sample.cmp(&b.sample));
         skipped.dedup();
         if let Some(SampleError { sample, reason }) = skipped.first() {
-            self.printer.warn(&format!(
+            self.session.host.warn(&format!(
                 "{} files or samples were not used, which the report lists with their reasons; the first: {sample}: {reason}",
                 skipped.len()
             ));
@@ -104,8 +104,8 @@ impl Job<'_> {
             format_version: REPORT_FORMAT_VERSION,
             tool: Tool::current(),
             created: rfc3339(found.created),
-            command: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
-            config: self.session.config.to_toml()?,
+            command: self.command.clone(),
+            config: self.session.config.to_toml().map_err(PipelineError::render)?,
             environment,
             model: self.model_info(),
             dataset: self.dataset_info(skipped, &found.evaluation.ids),
@@ -118,7 +118,7 @@ impl Job<'_> {
             layers_backend: (!layers.is_empty()).then(|| self.backend()),
             layers,
             advice: self.advice(found.calibrated.as_ref(), found.layers.as_ref()),
-            notes: self.notes.clone(),
+            notes: self.session.host.notes(),
             precisions,
         })
     }
@@ -196,13 +196,14 @@ impl Job<'_> {
                 .count(),
             names: data.collection.names.clone(),
         });
+        let without_a_path = if self.session.own_data { "given by the program" } else { "random" };
         DatasetInfo {
             path: self
                 .session
                 .config
                 .data
                 .as_deref()
-                .map_or_else(|| "random".to_owned(), |path| path.display().to_string()),
+                .map_or_else(|| without_a_path.to_owned(), |path| path.display().to_string()),
             hash: self.session.data_hash(&[&self.split.calibration[..], &self.split.evaluation[..]].concat()),
             calibration,
             evaluation: evaluated.to_vec(),
@@ -269,7 +270,7 @@ impl Job<'_> {
                 let whole = parts.into_iter().flatten().fold(None, |whole, part| match whole {
                     None => Some(part.clone()),
                     Some(mut whole) => {
-                        trtcalib::calibrate::histogram::Histogram::merge(&mut whole, part);
+                        crate::calibrate::histogram::Histogram::merge(&mut whole, part);
                         Some(whole)
                     }
                 });
@@ -306,89 +307,6 @@ fn calibration(calibrated: &Calibrated, percentile: f64) -> Calibration {
     }
 }
 
-/// The table of precisions for a terminal.
-pub(super) fn table(report: &Report) -> String {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    let mut header =
-        vec!["precision", "backend", "top-1 agr.", "top-5 overlap", "top-1 acc.", "SQNR dB", "latency ms", "size"];
-    let maps = report.precisions.iter().any(|row| row.segmentation.is_some());
-    if maps {
-        header.extend(["pixel agr.", "mean IoU", "label IoU"]);
-    }
-    let detects = report.precisions.iter().any(|row| row.detection.is_some());
-    if detects {
-        // No classification: these columns would be empty.
-        header.drain(2..5);
-        header.extend(["mAP 50-95", "mAP 50", "boxes found", "boxes right", "box IoU"]);
-    }
-    table.set_header(header);
-    let share = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{:.2} %", value * 100.0));
-    // Reasons are sentences: they stand under the table, each once.
-    let mut reasons: Vec<&str> = Vec::new();
-    for row in &report.precisions {
-        let sqnr_db = OutputMetrics::worst_sqnr_db(&row.outputs).filter(|db| db.is_finite());
-        let latency = row.latency_ms.as_ref().map_or_else(String::new, |latency| {
-            let mark = if latency.timing == Timing::Emulated { " (emulated)" } else { "" };
-            format!("{:.2}{mark}", latency.figures.median)
-        });
-        let size = match (&row.artifact, row.reference) {
-            (Some(artifact), _) => megabytes(artifact.bytes),
-            (None, true) => megabytes(report.model.bytes),
-            (None, false) => String::new(),
-        };
-        let mut cells = vec![
-            row.precision.clone(),
-            row.backend.clone(),
-            share(row.agreement.as_ref().map(|agreement| agreement.top1)),
-            share(row.agreement.as_ref().map(|agreement| agreement.top5_overlap)),
-            share(row.accuracy.as_ref().map(|accuracy| accuracy.top1)),
-            sqnr_db.map_or_else(String::new, |db| format!("{db:.1}")),
-            latency,
-            size,
-        ];
-        if maps {
-            let map = row.segmentation.as_ref();
-            let against_reference = map.filter(|_| !row.reference);
-            cells.extend([
-                share(against_reference.map(|map| map.pixel_agreement)),
-                share(against_reference.map(|map| map.mean_iou)),
-                share(map.and_then(|map| map.label_mean_iou)),
-            ]);
-        }
-        if detects {
-            cells.drain(2..5);
-            let figures = row.detection.as_ref().and_then(|d| d.accuracy.as_ref()).map(|accuracy| accuracy.figures);
-            let agreement = row.detection.as_ref().map(|d| &d.agreement).filter(|_| !row.reference);
-            let map = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.4}"));
-            cells.extend([
-                map(figures.and_then(|figures| figures.map50_95)),
-                map(figures.and_then(|figures| figures.map50)),
-                share(agreement.map(|agreement| agreement.recall)),
-                share(agreement.map(|agreement| agreement.precision)),
-                share(agreement.and_then(|agreement| agreement.mean_iou)),
-            ]);
-        }
-        if row.reference {
-            cells[0].push_str(" (reference)");
-        }
-        if let Some(error) = &row.error {
-            let number = reasons.iter().position(|reason| *reason == error.as_str()).unwrap_or_else(|| {
-                reasons.push(error);
-                reasons.len() - 1
-            });
-            cells[2] = format!("not run [{}]", number + 1);
-        }
-        table.add_row(cells);
-    }
-    let notes: String = (1..).zip(&reasons).map(|(number, reason)| format!("[{number}] {reason}\n")).collect();
-    format!("{table}\n{notes}{}", report.verdict.sentence)
-}
-
 fn data_uri(jpeg: &[u8]) -> String {
     format!("data:image/jpeg;base64,{}", base64::engine::general_purpose::STANDARD.encode(jpeg))
-}
-
-fn megabytes(bytes: u64) -> String {
-    format!("{:.2} MB", bytes as f64 / 1e6)
 }

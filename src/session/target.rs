@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use trtcalib::{
+use super::PipelineError;
+use crate::{
     artifact::ArtifactError,
     backend::{ExecutionProvider, tensorrt::EngineSidecar},
     config::RunConfig,
@@ -10,7 +11,7 @@ use trtcalib::{
 
 /// What gives outputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Spec {
+pub enum Spec {
     /// ONNX Runtime; without a file, the float model.
     OnnxRuntime(Option<PathBuf>, ExecutionProvider),
     /// Outputs that were saved before.
@@ -20,8 +21,11 @@ pub(super) enum Spec {
 }
 
 impl Spec {
-    /// Reads a SPEC of the command line.
-    pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
+    /// Reads a SPEC: `ort`, `ort:FILE.onnx`, `ort-cuda[:FILE.onnx]`, `trt:FILE.plan` and their like, or a file by its ending.
+    ///
+    /// # Errors
+    /// It reads like none of these.
+    pub fn parse(text: &str) -> Result<Self, PipelineError> {
         let file = |rest: &str| (!rest.is_empty()).then(|| PathBuf::from(rest));
         if text == "ort" || text.starts_with("ort:") {
             return Ok(Self::OnnxRuntime(file(text.get(4..).unwrap_or("")), ExecutionProvider::Cpu));
@@ -41,7 +45,7 @@ impl Spec {
             Some("onnx") => Ok(Self::OnnxRuntime(Some(text.into()), ExecutionProvider::Cpu)),
             Some("npz") => Ok(Self::Saved(text.into())),
             Some("plan" | "engine" | "trt") => Ok(Self::Engine(text.into())),
-            _ => anyhow::bail!(
+            _ => bail!(
                 "`{text}` names nothing that can be run; use ort, ort:FILE.onnx, ort-cuda[:FILE.onnx], ort-cuda-tf32[:FILE.onnx], trt:FILE.plan, or a \
                  file ending in .onnx, .npz, .plan, .engine or .trt"
             ),
@@ -50,7 +54,10 @@ impl Spec {
 }
 
 /// Takes model, data and labels from what `calib build` wrote beside an engine, where nothing else named them.
-pub(super) fn fill_from_sidecar(config: &mut RunConfig, spec: &Spec) -> Result<(), ArtifactError> {
+///
+/// # Errors
+/// The sidecar cannot be read.
+pub fn fill_from_sidecar(config: &mut RunConfig, spec: &Spec) -> Result<(), ArtifactError> {
     let Spec::Engine(path) = spec else { return Ok(()) };
     let Some(sidecar) = EngineSidecar::beside(path)? else { return Ok(()) };
     let model = sidecar.reference.unwrap_or(sidecar.model);

@@ -1,8 +1,7 @@
 //! What happens inside the INT8 model: errors of tensors and operators, and what they suggest.
 
 use super::{Calibrated, Job, Target};
-use crate::commands::{INTERRUPTED, check_interrupt, settings::quantize_options, suggest::Suggest};
-use trtcalib::{
+use crate::{
     analyse::{
         advice::{self, LiftEffect, Way, about_layers, about_lift, about_method, told},
         graphwise::{Graphwise, shared_tensors},
@@ -18,7 +17,12 @@ use trtcalib::{
     dataset::{BadPolicy, PrefetchOptions},
     quantize::{Precision, QuantizeOptions},
     report::{Advice, AdviceLevel},
-    session::calibration::{Candidate, Chosen, worst_sqnr},
+    session::{
+        PipelineError,
+        calibration::{Candidate, Chosen, worst_sqnr},
+        quantize_options,
+        suggest::Suggest,
+    },
 };
 
 /// Evaluation samples on which tensors are compared one by one.
@@ -41,7 +45,11 @@ pub(super) struct Layers {
 impl Job<'_> {
     /// The error of every tensor of the INT8 model (or the first quantized one) against the float model, and the errors
     /// that its operators make by themselves.
-    pub(super) fn layers(&self, targets: &[Target], calibrated: Option<&Calibrated>) -> anyhow::Result<Option<Layers>> {
+    pub(super) fn layers(
+        &self,
+        targets: &[Target],
+        calibrated: Option<&Calibrated>,
+    ) -> Result<Option<Layers>, PipelineError> {
         let mut quantized = targets.iter().filter(|target| target.precision.is_quantized() && target.runner.is_some());
         let found = quantized.find_map(|target| Some((target.precision, target.model.as_ref()?)));
         let (Some((precision, model)), Some(calibrated)) = (found, calibrated) else { return Ok(None) };
@@ -62,14 +70,15 @@ impl Job<'_> {
             return Ok(None);
         }
         let policy = BadPolicy { max_share: 1.0, strict: false };
-        let reading = PrefetchOptions { batch: 1, threads: session.threads, policy, stop: &INTERRUPTED, skipped: &[] };
+        let reading =
+            PrefetchOptions { batch: 1, threads: session.threads, policy, stop: session.host.stop(), skipped: &[] };
         let samples = Samples { dataset, indices: &readable, reading };
-        let graphwise = session.graphwise(self.printer, &session.subject.folded, model, &sites, samples)?;
-        check_interrupt()?;
+        let graphwise = session.graphwise(&session.subject.folded, model, &sites, samples)?;
+        session.host.check()?;
         let options = quantize_options(&session.config, precision)?;
         let (float, quantized) = session.subject.analysis_pair(&calibrated.chosen.table, &options)?;
         let pair = Pair::new(&float, &quantized)?;
-        let local = session.layerwise(self.printer, &pair, samples)?;
+        let local = session.layerwise(&pair, samples)?;
         let few = Samples { indices: &readable[..readable.len().min(OUTPUT_SAMPLES)], ..samples };
         let outputs = output_noise(
             &session.runtime,
@@ -78,7 +87,7 @@ impl Job<'_> {
             few,
             &session.output_noise_options(),
         )?;
-        check_interrupt()?;
+        session.host.check()?;
         let lifted = self.lift_effect(&options, &calibrated.chosen.table, told(&outputs), samples)?;
         Ok(Some(Layers { graphwise, local, outputs, lifted }))
     }
@@ -90,7 +99,7 @@ impl Job<'_> {
         table: &CalibrationTable,
         nodes: Vec<String>,
         samples: Samples<'_>,
-    ) -> anyhow::Result<Option<LiftEffect>> {
+    ) -> Result<Option<LiftEffect>, PipelineError> {
         if nodes.is_empty() {
             return Ok(None);
         }
@@ -106,7 +115,7 @@ impl Job<'_> {
         let compare = CompareOptions { max_flips: 0, resamples: 0, ..session.compare_options() };
         let judged = JudgeOptions { threads: session.threads, compare, ..JudgeOptions::default() };
         let mut judge = Judge::new(session.side(&subject.float), session.batched(samples), judged)?;
-        let mut sqnr_db = |lifted: NodeSet| anyhow::Ok(worst_sqnr(&judge.compare(&start.model(&lifted)?)?));
+        let mut sqnr_db = |lifted: NodeSet| Ok::<_, PipelineError>(worst_sqnr(&judge.compare(&start.model(&lifted)?)?));
         let sqnr_db = [sqnr_db(NodeSet::new())?, sqnr_db(nodes.iter().cloned().collect())?];
         Ok(Some(LiftEffect { nodes, sqnr_db, samples: samples.indices.len() }))
     }

@@ -1,13 +1,10 @@
 //! An engine as the target: its outputs by running it, other tensors by engines built from the same model with a few more
 //! outputs.
 
-use std::{path::Path, sync::atomic::Ordering};
-
-use anyhow::Context;
+use std::path::Path;
 
 use super::subject::Bisection;
-use crate::commands::INTERRUPTED;
-use trtcalib::{
+use crate::{
     analyse::{
         graphwise::{Graphwise, Source, TensorSite, run, shared_tensors, sites_of},
         layerwise::Samples,
@@ -19,6 +16,7 @@ use trtcalib::{
     },
     bisect::probes::{ProbeReport, Probes, with_outputs},
     onnx::Model,
+    session::{Host, PipelineError, Within},
     tensor::ElementType,
 };
 
@@ -37,11 +35,11 @@ struct Origin {
 }
 
 impl EngineTarget {
-    pub(super) fn open(path: &Path, bisection: &Bisection<'_>) -> anyhow::Result<Self> {
+    pub(super) fn open(path: &Path, bisection: &Bisection<'_>) -> Result<Self, PipelineError> {
         let runner = run_engine(path, &RunnerOptions::default())?;
         let origin = EngineSidecar::beside(path)?.map(|sidecar| Origin::of(path, sidecar)).transpose()?;
         if origin.is_none() {
-            bisection.printer.warn(&format!(
+            bisection.session.host.warn(&format!(
                 "{} has no sidecar that names the model it was built from, so only its outputs can be looked at; \
                  `calib build` writes one",
                 path.display()
@@ -53,7 +51,7 @@ impl EngineTarget {
     }
 
     /// What can be looked at.
-    pub(super) fn sites(&self, bisection: &Bisection<'_>) -> anyhow::Result<Vec<TensorSite>> {
+    pub(super) fn sites(&self, bisection: &Bisection<'_>) -> Result<Vec<TensorSite>, PipelineError> {
         let Some(origin) = &self.origin else {
             let outputs = self.runner.outputs().iter().map(|output| output.name.clone()).collect();
             return Ok(sites_of(&bisection.float, &outputs)?);
@@ -72,7 +70,7 @@ impl EngineTarget {
         bisection: &Bisection<'_>,
         sites: &[TensorSite],
         samples: Samples<'_>,
-    ) -> anyhow::Result<Graphwise> {
+    ) -> Result<Graphwise, PipelineError> {
         let Self { runner, origin, probes } = self;
         probes.look(sites, &mut |marked, sites| {
             let tensors = sites.iter().map(|site| site.tensor.clone()).collect();
@@ -81,8 +79,8 @@ impl EngineTarget {
             let engine = match origin.as_ref().filter(|_| !marked.is_empty()) {
                 Some(origin) => {
                     let what = format!("an engine that also gives {}", marked.join(", "));
-                    bisection.printer.detail(&format!("building {what}"));
-                    probe.insert(origin.engine(marked).context(what)?)
+                    bisection.session.host.detail(&format!("building {what}"));
+                    probe.insert(origin.engine(marked, &bisection.session.host).within(|| what)?)
                 }
                 None => &mut *runner,
             };
@@ -97,12 +95,12 @@ impl EngineTarget {
 }
 
 impl Origin {
-    fn of(engine: &Path, sidecar: EngineSidecar) -> anyhow::Result<Self> {
+    fn of(engine: &Path, sidecar: EngineSidecar) -> Result<Self, PipelineError> {
         let path = &sidecar.model;
-        let model = Model::load(path).with_context(|| {
+        let model = Model::load(path).within(|| {
             format!("the model that {} was built from cannot be read, so none of its tensors can be", engine.display())
         })?;
-        anyhow::ensure!(
+        ensure!(
             model.hash == sidecar.model_hash,
             "{} is not what {} was built from: its hash is another; build the engine again",
             path.display(),
@@ -112,12 +110,15 @@ impl Origin {
     }
 
     /// An engine with `marked` tensors among its outputs, ready to run. Its files are gone when this returns.
-    fn engine(&self, marked: &[String]) -> anyhow::Result<Box<dyn Runner>> {
-        let folder = tempfile::tempdir().context("no temporary folder")?;
+    fn engine(&self, marked: &[String], host: &Host) -> Result<Box<dyn Runner>, PipelineError> {
+        let folder = tempfile::tempdir().within(|| "no temporary folder".to_owned())?;
         let (model, engine) = (folder.path().join("probe.onnx"), folder.path().join("probe.plan"));
         with_outputs(&self.model, marked).save(&model)?;
-        let built = build_engine(&self.tensorrt, &model, &self.options, |_| !INTERRUPTED.load(Ordering::Relaxed));
-        crate::commands::check_interrupt()?;
+        let built = {
+            let host = host.clone();
+            build_engine(&self.tensorrt, &model, &self.options, move |_| host.check().is_ok())
+        };
+        host.check()?;
         write_atomic(&engine, &built?.bytes)?;
         Ok(run_engine(&engine, &RunnerOptions::default())?)
     }

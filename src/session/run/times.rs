@@ -3,32 +3,29 @@
 use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
 use super::{Job, Target};
-use crate::commands::{
-    check_interrupt,
-    settings::{Session, mode},
-};
-use trtcalib::{
+use crate::{
     backend::{Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Runner, onnxruntime::emulation},
     bench::{self, LAYER_CALLS, Measurement, Protocol, SystemClock, Timing, slowdowns},
     dataset::{BadPolicy, PrefetchOptions, prefetch},
     quantize::Precision,
+    session::{PipelineError, Session, opened::mode},
     tensor::TensorMap,
 };
 
 /// Batch sizes that the model cannot take are known before any work is done.
-pub(super) fn check(session: &Session) -> anyhow::Result<()> {
+pub(super) fn check(session: &Session) -> Result<(), PipelineError> {
     let Some(fixed) = session.subject.fixed_batch() else { return Ok(()) };
     match session.config.bench_batch.iter().find(|&&batch| batch != fixed) {
-        Some(batch) => {
-            anyhow::bail!("latency at batch {batch} was asked for, but the model fixes its batch to {fixed}")
-        }
+        Some(batch) => Err(PipelineError::Input(format!(
+            "latency at batch {batch} was asked for, but the model fixes its batch to {fixed}"
+        ))),
         None => Ok(()),
     }
 }
 
 impl Job<'_> {
     /// Latencies of the reference, which is called `fp32`, and of every target, called by its precision.
-    pub(super) fn time(&mut self, targets: &mut [Target]) -> anyhow::Result<Option<Vec<Measurement>>> {
+    pub(super) fn time(&mut self, targets: &mut [Target]) -> Result<Option<Vec<Measurement>>, PipelineError> {
         let config = &self.session.config;
         let seconds = config.bench_seconds;
         if seconds <= 0.0 {
@@ -43,14 +40,15 @@ impl Job<'_> {
         for batch in batches {
             match self.first_batch(batch) {
                 Some(first) => inputs.push((batch, first)),
-                None => self.note(format!(
+                None => self.session.host.warn(&format!(
                     "latency at batch {batch} was not measured: the evaluation data does not begin with {batch} samples of \
                      one shape"
                 )),
             }
         }
-        self.printer.detail("measuring latency");
-        let session = &mut self.session;
+        self.session.host.detail("measuring latency");
+        let session = &mut *self.session;
+        let host = session.host.clone();
         let provider = session.provider;
         let mut extra: Vec<(String, Timing, usize, Box<dyn Runner>)> = Vec::new();
         for &count in threads.iter().filter(|&&count| count != session.threads) {
@@ -84,8 +82,8 @@ impl Job<'_> {
                 lane: *threads,
                 mode: mode(provider, *threads),
                 timing: *timing,
-                call: Box::new(move || {
-                    runner.borrow_mut().visit(inputs, &mut |_, _| Ok(check_interrupt()?))?;
+                call: Box::new(|| {
+                    runner.borrow_mut().visit(inputs, &mut |_, _| Ok(host.check()?))?;
                     Ok(None)
                 }),
             }));
@@ -96,7 +94,7 @@ impl Job<'_> {
         drop(runners);
         if let (Some((_, inputs)), false) = (inputs.first(), slowdowns(&times, bits, |_| None).is_empty()) {
             let layers = self.layer_times(targets, threads[0], inputs)?;
-            self.notes.splice(0..0, slowdowns(&times, bits, |name| layers.get(name).map(Vec::as_slice)));
+            host.note_first(slowdowns(&times, bits, |name| layers.get(name).map(Vec::as_slice)));
         }
         Ok(Some(times))
     }
@@ -107,7 +105,7 @@ impl Job<'_> {
         targets: &[Target],
         threads: usize,
         inputs: &TensorMap,
-    ) -> anyhow::Result<BTreeMap<String, Vec<LayerTime>>> {
+    ) -> Result<BTreeMap<String, Vec<LayerTime>>, PipelineError> {
         let (session, provider) = (&self.session, self.session.provider);
         let options = BuildOptions { threads, provider, layer_times: true, ..BuildOptions::default() };
         let models = targets.iter().filter_map(|target| Some((target.precision.name(), target.model.as_ref()?)));
@@ -130,7 +128,7 @@ impl Job<'_> {
     /// The first samples of the evaluation; `None` where there are too few of one shape.
     pub(super) fn first_batch(&self, batch: usize) -> Option<TensorMap> {
         let policy = BadPolicy { max_share: 1.0, strict: false };
-        let options = PrefetchOptions { batch, threads: 1, policy, stop: &crate::commands::INTERRUPTED, skipped: &[] };
+        let options = PrefetchOptions { batch, threads: 1, policy, stop: self.session.host.stop(), skipped: &[] };
         let dataset = &*self.session.data.collection.dataset;
         let first = prefetch(dataset, &self.split.evaluation, options, |batches| batches.next()).0?;
         (first.ids.len() == batch).then_some(first.inputs)

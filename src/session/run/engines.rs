@@ -3,11 +3,8 @@
 
 use std::{cell::RefCell, collections::BTreeMap, path::Path};
 
-use anyhow::Context;
-
 use super::{Job, Target, artifacts::file_facts, times::bits};
-use crate::commands::build::{Order, declared};
-use trtcalib::{
+use crate::{
     backend::{
         BackendError, Runner,
         cuda::{CudaError, Device},
@@ -22,7 +19,7 @@ use trtcalib::{
     onnx::Model,
     report::{ArtifactFile, EngineInside, Precision},
     session::{
-        PipelineError,
+        EngineOrder, PipelineError, Within, declared, describe,
         evaluation::{Evaluation, Outputs},
     },
 };
@@ -31,23 +28,27 @@ use trtcalib::{
 const WITHOUT_GPU: [&str; 3] = ["8.6", "8.9", "12.0"];
 
 /// What `--tensorrt require` asks for is known before any work is done.
-pub(super) fn check(when: &str) -> anyhow::Result<()> {
+///
+/// # Errors
+/// TensorRT or a GPU that runs its engines is missing.
+pub fn check(when: &str) -> Result<(), PipelineError> {
     if when != "require" {
         return Ok(());
     }
     let asked = "--tensorrt require asks for engines that are built and run here; --tensorrt auto does what it can";
-    let library = require_library(None).context(asked)?;
+    let library = require_library(None).within(|| asked.to_owned())?;
     if library.parser.is_none() {
-        anyhow::bail!("{asked}: {} has no ONNX parser beside it, so it builds nothing", library.file.display());
+        let file = library.file.display();
+        bail!("{asked}: {file} has no ONNX parser beside it, so it builds nothing");
     }
-    let device = Device::open(0).context(asked)?;
+    let device = Device::open(0).within(|| asked.to_owned())?;
     let (major, minor) = device.info().compute_capability;
     if library.flavour == Flavour::TensorRtRtx && !rtx_runs_on((major, minor)) {
-        anyhow::bail!(
+        return Err(PipelineError::Input(format!(
             "{asked}: TensorRT-RTX runs on compute capability {RTX_CAPABILITIES}, and {} has {major}.{minor}; use TensorRT 11 \
              (`make build TENSORRT=11`)",
             device.info().name
-        );
+        )));
     }
     Ok(())
 }
@@ -73,7 +74,7 @@ impl Engine {
                 self.measured = Some(result);
             }
             Err(error) => {
-                self.row.error = Some(crate::commands::describe(&error.into()));
+                self.row.error = Some(describe(&error));
                 self.runner = None;
             }
         }
@@ -108,11 +109,13 @@ pub(super) fn errors(models: &[&str], pairs: &[(usize, usize)], evaluation: &Eva
 }
 
 /// The layers that the builder listed; where it listed none, those that the engine inspector tells.
-fn layers(engine: &Path, sidecar: EngineSidecar, runs: bool) -> anyhow::Result<Vec<EngineLayer>> {
+fn layers(engine: &Path, sidecar: EngineSidecar, runs: bool) -> Result<Vec<EngineLayer>, PipelineError> {
     if !sidecar.layers.is_empty() {
         return Ok(sidecar.layers);
     }
-    anyhow::ensure!(runs, "the builder listed none, and the engine inspector tells them only where the engine runs");
+    if !runs {
+        bail!("the builder listed none, and the engine inspector tells them only where the engine runs");
+    }
     let operators = Model::load(&sidecar.model)?.op_types();
     Ok(engine_layers(engine, &RunnerOptions::default(), &operators)?.layers)
 }
@@ -137,7 +140,7 @@ fn left_out(precision: &str, inside: &EngineInside) -> Option<String> {
 
 impl Job<'_> {
     /// Builds the engines, and loads those that this machine can run. What fails is said in the engine's row.
-    pub(super) fn engines(&mut self, targets: &[Target]) -> anyhow::Result<Vec<Engine>> {
+    pub(super) fn engines(&mut self, targets: &[Target]) -> Result<Vec<Engine>, PipelineError> {
         if self.session.config.tensorrt == "off" {
             return Ok(Vec::new());
         }
@@ -145,7 +148,7 @@ impl Job<'_> {
         let Some(library) = found.filter(|library| library.parser.is_some()) else {
             let why =
                 if compiled_flavour().is_some() { "no library was found" } else { "this program was built without it" };
-            self.notes.push(format!("TensorRT: {why}, so no engines were built; `calib doctor` tells more"));
+            self.session.host.note(&format!("TensorRT: {why}, so no engines were built; `calib doctor` tells more"));
             return Ok(Vec::new());
         };
         self.tensorrt = library.version().ok().map(|version| (library.flavour.to_string(), version));
@@ -155,15 +158,15 @@ impl Job<'_> {
             Some((target.precision.name(), Some(self.out.join(&artifact.path))))
         }));
         let folder = self.out.join("engines");
-        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        std::fs::create_dir_all(&folder).within(|| format!("cannot make the folder {}", folder.display()))?;
         let gpu = Device::open(0);
         let mut engines = Vec::new();
         for (precision, model) in models {
-            crate::commands::check_interrupt()?;
+            self.session.host.check()?;
             let backend = library.flavour.to_string().to_lowercase();
             let mut engine = Engine { row: Precision::new(precision, &backend), runner: None, measured: None };
             let built = model
-                .context("the model has no file")
+                .ok_or_else(|| PipelineError::input("the model has no file"))
                 .and_then(|model| self.engine(&library, gpu.as_ref().ok(), precision, &model));
             match built {
                 Ok((artifact, sidecar)) => {
@@ -178,16 +181,21 @@ impl Job<'_> {
                     match layers(&path, sidecar, engine.runner.is_some()) {
                         Ok(layers) => {
                             let inside = EngineInside::new(layers);
-                            self.notes.extend(left_out(precision, &inside));
+                            if let Some(note) = left_out(precision, &inside) {
+                                self.session.host.note(&note);
+                            }
                             engine.row.engine = Some(inside);
                         }
-                        Err(why) => self.notes.push(format!("{precision}: the engine's layers are not known: {why:#}")),
+                        Err(why) => {
+                            let why = describe(&why);
+                            self.session.host.note(&format!("{precision}: the engine's layers are not known: {why}"));
+                        }
                     }
                 }
-                Err(error) if super::is_about_the_disk(&error) => return Err(error),
+                Err(error) if error.is_about_the_disk() => return Err(error),
                 Err(error) => {
-                    let reason = crate::commands::describe(&error);
-                    self.printer.warn(&format!("{backend} could not build {precision}: {reason}"));
+                    let reason = describe(&error);
+                    self.session.host.warn(&format!("{backend} could not build {precision}: {reason}"));
                     engine.row.error = Some(reason);
                 }
             }
@@ -198,13 +206,14 @@ impl Job<'_> {
 
     /// Latency of the engines, in interleaved rounds of their own: they share no device with the reference. What is slower
     /// in a lower precision is noted first, with the reason that the layers give.
-    pub(super) fn time_engines(&mut self, engines: &mut [Engine]) -> anyhow::Result<()> {
+    pub(super) fn time_engines(&mut self, engines: &mut [Engine]) -> Result<(), PipelineError> {
         let seconds = self.session.config.bench_seconds;
         if seconds <= 0.0 {
             return Ok(());
         }
         let batches = self.bench_batches();
         let inputs: Vec<_> = batches.into_iter().filter_map(|batch| Some((batch, self.first_batch(batch)?))).collect();
+        let host = self.session.host.clone();
         let runners: Vec<_> = engines
             .iter_mut()
             .filter_map(|engine| {
@@ -220,9 +229,9 @@ impl Job<'_> {
                 lane: 0,
                 mode: Mode { provider: backend.clone(), threads: 1, transfers: true, cuda_graph: false },
                 timing: Timing::Measured,
-                call: Box::new(move || {
+                call: Box::new(|| {
                     let mut runner = runner.borrow_mut();
-                    runner.visit(inputs, &mut |_, _| Ok(crate::commands::check_interrupt()?))?;
+                    runner.visit(inputs, &mut |_, _| Ok(host.check()?))?;
                     Ok(runner.phases())
                 }),
             }));
@@ -238,7 +247,7 @@ impl Job<'_> {
                     layers.extend(runner.layer_times(inputs, LAYER_CALLS)?.map(|l| (engine.row.precision.clone(), l)));
                 }
             }
-            self.notes.splice(0..0, slowdowns(&times, bits, |name| layers.get(name).map(Vec::as_slice)));
+            host.note_first(slowdowns(&times, bits, |name| layers.get(name).map(Vec::as_slice)));
         }
         for engine in engines.iter_mut().filter(|engine| engine.runner.is_some()) {
             self.add_times(&mut engine.row, Some(&times));
@@ -252,7 +261,7 @@ impl Job<'_> {
         gpu: Option<&Device>,
         precision: &str,
         model: &Path,
-    ) -> anyhow::Result<(ArtifactFile, EngineSidecar)> {
+    ) -> Result<(ArtifactFile, EngineSidecar), PipelineError> {
         let session = &self.session;
         // With --shape, the model as it was given is more open than the models made of it.
         let inputs = if session.config.shape.is_empty() {
@@ -278,9 +287,9 @@ impl Job<'_> {
         let name = format!("engines/{precision}.plan");
         let path = self.out.join(&name);
         let config = session.config.absolute();
-        let sidecar = Order {
-            tensorrt: library,
-            model,
+        let sidecar = EngineOrder {
+            tensorrt: library.clone(),
+            model: model.to_owned(),
             reference: config.model,
             data: config.data,
             labels: config.labels,
@@ -289,7 +298,7 @@ impl Job<'_> {
             outputs: session.subject.outputs.clone(),
             options,
         }
-        .write(self.printer, &path)?;
+        .write(&session.host, &path)?;
         Ok((file_facts(&path, name)?, sidecar))
     }
 }

@@ -2,8 +2,7 @@
 //! engine, or saved.
 
 use super::{OUTPUT_SAMPLES, engine::EngineTarget, subject::Bisection};
-use crate::commands::spec::Spec;
-use trtcalib::{
+use crate::{
     analyse::{
         graphwise::{
             Graphwise, GraphwiseOptions, Side, Source, TensorDivergence, TensorSite, graphwise, run, shared_tensors,
@@ -18,6 +17,7 @@ use trtcalib::{
     },
     compare::SavedOutputs,
     onnx::Model,
+    session::{PipelineError, Spec},
 };
 
 /// What is compared with the float model.
@@ -40,7 +40,7 @@ pub(super) struct Origin {
 
 impl Bisection<'_> {
     /// What `--target` names, or else the model made here.
-    fn target(&self) -> anyhow::Result<Target> {
+    fn target(&self) -> Result<Target, PipelineError> {
         match self.args.target.as_deref().map(Spec::parse).transpose()? {
             None => Ok(Target::Model(Box::new(self.quantized.clone()), self.session.provider)),
             Some(Spec::OnnxRuntime(Some(path), provider)) => Ok(Target::Model(Box::new(Model::load(&path)?), provider)),
@@ -51,15 +51,15 @@ impl Bisection<'_> {
     }
 
     /// The model whose operators are measured.
-    pub(super) fn quantized_target(&self) -> anyhow::Result<Model> {
+    pub(super) fn quantized_target(&self) -> Result<Model, PipelineError> {
         match self.args.target.as_deref().map(Spec::parse).transpose()? {
             None => Ok(self.quantized.clone()),
             Some(Spec::OnnxRuntime(Some(path), ExecutionProvider::Cpu)) => Ok(Model::load(&path)?),
-            Some(_) => anyhow::bail!("--find layers takes a model as its target: a file ending in .onnx"),
+            Some(_) => bail!("--find layers takes a model as its target: a file ending in .onnx"),
         }
     }
 
-    fn sites(&self, target: &Target) -> anyhow::Result<Vec<TensorSite>> {
+    fn sites(&self, target: &Target) -> Result<Vec<TensorSite>, PipelineError> {
         Ok(match target {
             Target::Model(model, _) => shared_tensors(&self.float, model)?,
             Target::Saved(saved) => sites_of(&self.float, &saved.outputs().into_iter().collect())?,
@@ -67,13 +67,18 @@ impl Bisection<'_> {
         })
     }
 
-    fn compare(&self, target: &mut Target, sites: &[TensorSite], samples: Samples<'_>) -> anyhow::Result<Graphwise> {
+    fn compare(
+        &self,
+        target: &mut Target,
+        sites: &[TensorSite],
+        samples: Samples<'_>,
+    ) -> Result<Graphwise, PipelineError> {
         let options = GraphwiseOptions { threads: self.session.threads, ..GraphwiseOptions::default() };
-        let session = &self.session;
+        let session = self.session;
         let float = self.side(&self.float);
         let source = match target {
             Target::Model(model, provider) if *provider == session.provider => {
-                return session.graphwise(self.printer, &self.float, model, sites, samples);
+                return session.graphwise(&self.float, model, sites, samples);
             }
             Target::Model(model, provider) => {
                 let float = Side { provider: session.provider, ..float };
@@ -97,16 +102,16 @@ impl Bisection<'_> {
     }
 
     /// Every tensor.
-    pub(super) fn tensors(&self) -> anyhow::Result<(Graphwise, Origin)> {
+    pub(super) fn tensors(&self) -> Result<(Graphwise, Origin), PipelineError> {
         let mut target = self.target()?;
         let sites = self.sites(&target)?;
-        anyhow::ensure!(!sites.is_empty(), "the target has no tensor whose name the float model knows");
+        ensure!(!sites.is_empty(), "the target has no tensor whose name the float model knows");
         let found = self.compare(&mut target, &sites, self.first_of(self.args.samples))?;
         Ok((found, self.origin(&target)))
     }
 
     /// The first node that diverges.
-    pub(super) fn first(&self) -> anyhow::Result<(FirstDivergence<TensorDivergence>, Origin)> {
+    pub(super) fn first(&self) -> Result<(FirstDivergence<TensorDivergence>, Origin), PipelineError> {
         let mut target = self.target()?;
         let sites = self.sites(&target)?;
         let is_engine = matches!(target, Target::Engine(_));
@@ -116,8 +121,8 @@ impl Bisection<'_> {
                 return Ok(std::collections::BTreeMap::new());
             }
             let found = self.compare(&mut target, &some, self.first_of(OUTPUT_SAMPLES))?;
-            self.printer.detail(&format!("probed {}", tensors.join(", ")));
-            Ok::<_, anyhow::Error>(found.tensors.into_iter().map(|t| (t.site.tensor.clone(), t)).collect())
+            self.session.host.detail(&format!("probed {}", tensors.join(", ")));
+            Ok::<_, PipelineError>(found.tensors.into_iter().map(|t| (t.site.tensor.clone(), t)).collect())
         };
         let scan = if self.args.exhaustive { Scan::Exhaustive } else { Scan::Binary };
         let mut options = FirstOptions { scan, ..FirstOptions::default() };

@@ -7,18 +7,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
-
-use trtcalib::{artifact::remove_unfinished, config::RunConfig};
+use super::{PipelineError, Within};
+use crate::{artifact::remove_unfinished, config::RunConfig};
 
 /// Refuses files that cannot be written for want of their folder, before any work is done.
-pub(super) fn check_folders<'p>(files: impl IntoIterator<Item = &'p Path>) -> anyhow::Result<()> {
+pub fn check_folders<'p>(files: impl IntoIterator<Item = &'p Path>) -> Result<(), PipelineError> {
     for file in files {
         let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
         if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-            anyhow::bail!("cannot write {}: there is no folder {}", file.display(), folder.display());
+            bail!("cannot write {}: there is no folder {}", file.display(), folder.display());
         }
-        anyhow::ensure!(!file.is_dir(), "cannot write {}: it is a folder", file.display());
+        if file.is_dir() {
+            bail!("cannot write {}: it is a folder", file.display());
+        }
     }
     Ok(())
 }
@@ -26,7 +27,7 @@ pub(super) fn check_folders<'p>(files: impl IntoIterator<Item = &'p Path>) -> an
 /// A folder for results, locked until this is dropped. The system takes the lock back when the process ends, however
 /// that happens, so a lock is never stale.
 #[derive(Debug)]
-pub(super) struct OutputFolder {
+pub struct OutputFolder {
     path: PathBuf,
     _lock: File,
 }
@@ -34,23 +35,25 @@ pub(super) struct OutputFolder {
 impl OutputFolder {
     /// Makes and locks the folder of a configuration: `out`, or `runs/<model>`. What a killed process was writing there
     /// is removed.
-    pub(super) fn open(config: &RunConfig) -> anyhow::Result<Self> {
+    pub fn open(config: &RunConfig) -> Result<Self, PipelineError> {
         let path = config.out.clone().unwrap_or_else(|| {
             let model = config.model.as_deref().and_then(|path| path.file_stem()).unwrap_or("model".as_ref());
             PathBuf::from("runs").join(model)
         });
-        std::fs::create_dir_all(&path).with_context(|| format!("cannot make the output folder {}", path.display()))?;
+        std::fs::create_dir_all(&path).within(|| format!("cannot make the output folder {}", path.display()))?;
         let lock_path = path.join(".lock");
         let cannot_lock = || format!("cannot lock {}", lock_path.display());
-        let lock = File::create(&lock_path).with_context(cannot_lock)?;
+        let lock = File::create(&lock_path).within(cannot_lock)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                anyhow::bail!("another run is writing into {}; wait for it or choose another --out", path.display())
+                let path = path.display();
+                let reason = format!("another run is writing into {path}; wait for it or choose another --out");
+                return Err(PipelineError::Input(reason));
             }
             // Some network file systems know no locks; one run at a time is then up to the user.
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(error)) => return Err(error).with_context(cannot_lock),
+            Err(TryLockError::Error(error)) => return Err(error).within(cannot_lock),
         }
         for folder in [path.clone(), path.join("engines")] {
             remove_unfinished(&folder)?;

@@ -1,0 +1,313 @@
+//! Latency and throughput of several targets, measured in interleaved rounds.
+
+use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, time::Duration};
+
+use serde::Serialize;
+
+use super::{PipelineError, Session, Spec, environment::environment, opened::mode};
+use crate::{
+    backend::{
+        Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Runner,
+        onnxruntime::{emulation, lowest_bits},
+        tensorrt::{EngineSidecar, RunnerOptions, run_engine},
+    },
+    bench::{LAYER_CALLS, Measurement, Mode, Protocol, SystemClock, Target, Timing, run, slowdowns},
+    config::RunConfig,
+    dataset::{BadPolicy, PrefetchOptions, prefetch},
+    onnx::Model,
+    quantize::Precision,
+    report::Environment,
+    tensor::TensorMap,
+};
+
+/// Options of [`Session::bench`].
+#[derive(Clone, Debug)]
+pub struct BenchOptions {
+    /// What is measured, as [`Spec`] reads it; the first is the base of speed-ups.
+    pub specs: Vec<String>,
+    /// Batch sizes.
+    pub batches: Vec<usize>,
+    /// Thread counts of ONNX Runtime; empty: the session's.
+    pub threads: Vec<usize>,
+    /// Least seconds of measurement for each target.
+    pub seconds: f64,
+    /// Least number of rounds.
+    pub rounds: usize,
+    /// Whether to tell the times of layers too; they are taken in any case where a low precision is slower.
+    pub layer_times: bool,
+    /// File that keeps the kernels which TensorRT-RTX compiles for this GPU.
+    pub runtime_cache: Option<PathBuf>,
+    /// Record engines once as CUDA graphs and replay them.
+    pub cuda_graph: bool,
+}
+
+impl Default for BenchOptions {
+    fn default() -> Self {
+        Self {
+            specs: vec!["ort".to_owned()],
+            batches: vec![1],
+            threads: Vec::new(),
+            seconds: 3.0,
+            rounds: 10,
+            layer_times: false,
+            runtime_cache: None,
+            cuda_graph: false,
+        }
+    }
+}
+
+/// Operators with the number of their nodes, by target.
+pub type NodesByTarget = BTreeMap<String, BTreeMap<String, usize>>;
+
+/// What a measurement found.
+#[derive(Serialize)]
+pub struct BenchOutcome {
+    /// What must be known first: a low precision that is slower than a higher one.
+    pub urgent: Vec<String>,
+    /// The machine.
+    pub environment: Environment,
+    /// Whether the inputs are random.
+    pub random_inputs: bool,
+    /// Why the times of a target say nothing about its precision.
+    pub emulated: BTreeMap<String, &'static str>,
+    /// Nodes of a target that compute in FP32 because the runtime has no kernel for them in its precision.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub in_float32: NodesByTarget,
+    /// All times.
+    pub measurements: Vec<Measurement>,
+    /// Times of the layers by target, if asked for; empty where a backend takes none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<(String, Vec<LayerTime>)>,
+}
+
+/// What is measured.
+struct Subject {
+    name: String,
+    kind: Kind,
+    emulation: Option<&'static str>,
+}
+
+enum Kind {
+    Model(Box<Model>, ExecutionProvider),
+    Engine(PathBuf, Box<EngineSidecar>, RunnerOptions),
+}
+
+impl Subject {
+    fn new(spec: &Spec, name: &str, session: &Session, engine: &RunnerOptions) -> Result<Self, PipelineError> {
+        let kind = match spec {
+            Spec::OnnxRuntime(Some(path), provider) => Kind::Model(Box::new(Model::load(path)?), *provider),
+            Spec::OnnxRuntime(None, provider) => Kind::Model(Box::new(session.subject.float.clone()), *provider),
+            Spec::Engine(path) => Kind::Engine(path.clone(), Box::new(EngineSidecar::load(path)?), engine.clone()),
+            Spec::Saved(_) => bail!("`{name}` holds saved outputs; they take no time that could be measured"),
+        };
+        let emulation = match &kind {
+            Kind::Model(model, provider) => emulation(model, *provider),
+            Kind::Engine(..) => None,
+        };
+        Ok(Self { name: name.to_owned(), kind, emulation })
+    }
+
+    /// Bits of a value in its lowest precision, where that is known.
+    fn bits(&self) -> Option<u32> {
+        match &self.kind {
+            Kind::Model(model, _) => Some(lowest_bits(model)),
+            Kind::Engine(_, sidecar, _) => Some(sidecar.precision.as_deref()?.parse::<Precision>().ok()?.bits()),
+        }
+    }
+
+    /// TensorRT and its version, for an engine.
+    fn library(&self) -> Option<(String, String)> {
+        match &self.kind {
+            Kind::Model(..) => None,
+            Kind::Engine(_, sidecar, _) => Some((sidecar.flavour.to_string(), sidecar.tensorrt_version.clone())),
+        }
+    }
+
+    fn mode(&self, threads: usize) -> Mode {
+        match &self.kind {
+            Kind::Model(_, provider) => mode(*provider, threads),
+            Kind::Engine(_, sidecar, options) => Mode {
+                provider: sidecar.flavour.to_string().to_lowercase(),
+                threads: 1,
+                transfers: true,
+                cuda_graph: options.cuda_graph,
+            },
+        }
+    }
+
+    fn build(&self, session: &Session, threads: usize, layer_times: bool) -> Result<Box<dyn Runner>, PipelineError> {
+        Ok(match &self.kind {
+            Kind::Model(model, provider) => {
+                let options = BuildOptions { threads, provider: *provider, layer_times, ..BuildOptions::default() };
+                session.runtime.build(model, &options)?
+            }
+            Kind::Engine(path, _, options) => run_engine(path, options)?,
+        })
+    }
+}
+
+impl BenchOptions {
+    fn specs(&self) -> Result<Vec<Spec>, PipelineError> {
+        self.specs.iter().map(|spec| Spec::parse(spec)).collect()
+    }
+
+    /// Takes the model from what is measured where `config` names none, and random inputs where it names no data.
+    ///
+    /// # Errors
+    /// Something that is measured cannot be read.
+    pub fn complete(&self, config: &mut RunConfig) -> Result<(), PipelineError> {
+        ensure!(!self.batches.contains(&0), "--batch 0 holds no samples; give sizes of 1 or more");
+        config.batch = None;
+        for spec in self.specs()? {
+            let file = match spec {
+                Spec::OnnxRuntime(path, _) => path,
+                Spec::Engine(path) => {
+                    ensure!(path.exists(), "there is no engine {}; `calib build` makes one", path.display());
+                    EngineSidecar::beside(&path)?.map(|sidecar| sidecar.reference.unwrap_or(sidecar.model))
+                }
+                Spec::Saved(_) => None,
+            };
+            config.model = config.model.take().or(file);
+        }
+        config.random_data |= config.data.is_none();
+        config.calib_samples = self.batches.iter().copied().max().unwrap_or(1);
+        Ok(())
+    }
+}
+
+impl Session {
+    /// Measures.
+    ///
+    /// # Errors
+    /// Something cannot be opened or run, the data holds too few samples of one shape, or the host stopped it.
+    pub fn bench(&self, options: &BenchOptions) -> Result<BenchOutcome, PipelineError> {
+        let specs = options.specs()?;
+        let mut threads = if options.threads.is_empty() { vec![self.threads] } else { options.threads.clone() };
+        threads.sort_unstable();
+        threads.dedup();
+        ensure!(!threads.contains(&0), "--threads 0 runs nothing; give counts of 1 or more");
+        let batches = &options.batches;
+        let inputs = batches.iter().map(|&batch| first_batch(self, batch)).collect::<Result<Vec<_>, _>>()?;
+        let (cuda_graph, runtime_cache) = (options.cuda_graph, options.runtime_cache.clone());
+        let engine = RunnerOptions { cuda_graph, runtime_cache, ..RunnerOptions::default() };
+        let named = specs.iter().zip(&options.specs);
+        let subjects = named.map(|(spec, name)| Subject::new(spec, name, self, &engine));
+        let subjects = subjects.collect::<Result<Vec<_>, _>>()?;
+        let (measurements, in_float32) = measure(self, &subjects, &threads, &inputs, options)?;
+        // Right behind the calls: clocks fall when nothing runs.
+        let mut environment = environment(self.runtime, gpu(&specs));
+        environment.libraries.extend(subjects.iter().filter_map(Subject::library));
+        let bits = |name: &str| subjects.iter().find(|subject| subject.name == name)?.bits();
+        let asked = options.layer_times;
+        let layers = match inputs.first() {
+            // Why a low precision is slower, its layers tell.
+            Some(inputs) if asked || !slowdowns(&measurements, bits, |_| None).is_empty() => {
+                layer_times(self, &subjects, threads[0], inputs)?
+            }
+            _ => Vec::new(),
+        };
+        let urgent = slowdowns(&measurements, bits, |name| {
+            layers.get(subjects.iter().position(|subject| subject.name == name)?).map(Vec::as_slice)
+        });
+        let layers = if asked { layers } else { Vec::new() };
+        Ok(BenchOutcome {
+            urgent,
+            environment,
+            random_inputs: self.config.random_data,
+            emulated: subjects.iter().filter_map(|subject| Some((subject.name.clone(), subject.emulation?))).collect(),
+            in_float32,
+            layers: subjects.iter().map(|subject| subject.name.clone()).zip(layers).collect(),
+            measurements,
+        })
+    }
+}
+
+/// Operators with the number of their nodes, in words.
+pub fn counted(operators: &BTreeMap<String, usize>) -> String {
+    let nodes = |(op_type, count): (&String, &usize)| format!("{count} {op_type}");
+    operators.iter().map(nodes).collect::<Vec<_>>().join(", ")
+}
+
+/// Index of the GPU that is measured.
+fn gpu(specs: &[Spec]) -> Option<u32> {
+    specs.iter().find_map(|spec| match spec {
+        Spec::OnnxRuntime(_, provider) => provider.gpu(),
+        Spec::Engine(_) => Some(RunnerOptions::default().device),
+        Spec::Saved(_) => None,
+    })
+}
+
+/// Every target at every batch size with every number of threads; the first target is the base of the speed-ups.
+fn measure(
+    session: &Session,
+    subjects: &[Subject],
+    threads: &[usize],
+    inputs: &[TensorMap],
+    args: &BenchOptions,
+) -> Result<(Vec<Measurement>, NodesByTarget), PipelineError> {
+    // Batch sizes share a runner: the cells lend it to one call at a time.
+    let mut runners = Vec::new();
+    for (lane, &threads) in threads.iter().enumerate() {
+        for subject in subjects {
+            // The number of threads is nothing to an engine: it is measured once.
+            if lane == 0 || matches!(subject.kind, Kind::Model(..)) {
+                runners.push((subject, lane, threads, RefCell::new(subject.build(session, threads, false)?)));
+            }
+        }
+    }
+    let widened = runners
+        .iter()
+        .filter_map(|(subject, .., runner)| Some((subject.name.clone(), runner.borrow().in_float32()?.clone())));
+    let widened = widened.collect();
+    let mut targets: Vec<Target<'_, BackendError>> = Vec::new();
+    for (&batch, inputs) in args.batches.iter().zip(inputs) {
+        for (subject, lane, threads, runner) in &runners {
+            targets.push(Target {
+                name: subject.name.clone(),
+                batch,
+                lane: *lane,
+                mode: subject.mode(*threads),
+                timing: if subject.emulation.is_some() { Timing::Emulated } else { Timing::Measured },
+                call: Box::new(move || {
+                    let mut runner = runner.borrow_mut();
+                    runner.visit(inputs, &mut |_, _| Ok(session.host.check()?))?;
+                    Ok(runner.phases())
+                }),
+            });
+        }
+    }
+    let duration = Duration::from_secs_f64(args.seconds);
+    let protocol = Protocol { duration, rounds: args.rounds, ..Protocol::default() };
+    let first = args.specs.first().map(String::as_str);
+    Ok((run(&mut targets, first, &protocol, &SystemClock::default())?, widened))
+}
+
+/// The times of every target's layers, at the first batch size and thread count.
+fn layer_times(
+    session: &Session,
+    subjects: &[Subject],
+    threads: usize,
+    inputs: &TensorMap,
+) -> Result<Vec<Vec<LayerTime>>, PipelineError> {
+    let times = |subject: &Subject| {
+        let mut runner = subject.build(session, threads, true)?;
+        Ok(runner.layer_times(inputs, LAYER_CALLS)?.unwrap_or_default())
+    };
+    subjects.iter().map(times).collect()
+}
+
+fn first_batch(session: &Session, batch: usize) -> Result<TensorMap, PipelineError> {
+    if let Some(fixed) = session.subject.fixed_batch() {
+        ensure!(fixed == batch, "--batch {batch} was asked for, but the model fixes its batch to {fixed}");
+    }
+    let dataset = &*session.data.collection.dataset;
+    let indices: Vec<usize> = (0..dataset.len()).collect();
+    let policy = BadPolicy { max_share: 1.0, strict: false };
+    let options = PrefetchOptions { batch, threads: session.threads, policy, stop: session.host.stop(), skipped: &[] };
+    let (first, pass) = prefetch(dataset, &indices, options, |batches| batches.next());
+    pass?;
+    let first = first.filter(|first| first.ids.len() == batch);
+    let first =
+        first.ok_or_else(|| PipelineError::Input(format!("the data does not hold {batch} samples of one shape")))?;
+    Ok(first.inputs)
+}

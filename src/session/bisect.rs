@@ -1,0 +1,224 @@
+//! A bisection: which layers diverge and why, the first of them, and the smallest set worth saving.
+
+mod engine;
+mod look;
+mod plan;
+mod subject;
+
+use std::{path::PathBuf, time::Instant};
+
+use subject::Bisection;
+
+use super::{PipelineError, Session, checkpoint::Checkpoints};
+use crate::{
+    analyse::{
+        advice::about_layers,
+        cost::Cost,
+        layerwise::{output_noise, worst},
+        operators::Pair,
+    },
+    artifact::{Tool, write_atomic, write_json},
+    bisect::{
+        findings::{FINDINGS_FORMAT_VERSION, Findings},
+        search::Strategy,
+    },
+    compare::Gate,
+    config::RunConfig,
+    quantize::Precision,
+    report::bisection_html,
+};
+
+/// Samples that local errors are measured on.
+const LAYER_SAMPLES: usize = 16;
+/// Samples that the effect of single operators on the outputs is measured on.
+const OUTPUT_SAMPLES: usize = 8;
+/// Operators whose effect on the outputs is measured; the others are ranked by their local errors.
+const OUTPUT_OPERATORS: usize = 64;
+
+/// What a bisection looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Find {
+    /// The smallest set of nodes to lift that passes the gates.
+    Plan,
+    /// The first node after which the target leaves the reference.
+    First,
+    /// The error of every quantized operator, and where it comes from.
+    Layers,
+    /// Every tensor of the target against the reference, and the first that is NaN or infinite.
+    Tensors,
+}
+
+/// Options of [`Session::bisect`].
+#[derive(Clone, Debug)]
+pub struct BisectOptions {
+    /// What to look for; without, a plan where there are gates, else layers.
+    pub find: Option<Find>,
+    /// Calibration table; without one the ranges are calibrated first.
+    pub table: Option<PathBuf>,
+    /// Precision to look into.
+    pub precision: Precision,
+    /// Precision that nodes are lifted to.
+    pub lift: Precision,
+    /// How the number of nodes to lift is found.
+    pub strategy: Strategy,
+    /// How nodes are lifted together: `node`, `op-type`, `block`, or a regular expression whose capture names the group.
+    pub group_by: String,
+    /// What lifting a node costs.
+    pub cost: Cost,
+    /// Plans that may be tried.
+    pub max_trials: usize,
+    /// Evaluation samples that plans are judged on (at most half; the others check the result) or tensors compared on.
+    pub samples: usize,
+    /// What to look into instead of the model quantized here, as [`Spec`](super::Spec) reads it; not for a plan.
+    pub target: Option<String>,
+    /// Tensors that one probe of an engine marks as outputs, at most.
+    pub probe_tensors: usize,
+    /// With [`Find::First`], a tensor diverges below this SQNR in decibels.
+    pub threshold_db: f64,
+    /// With [`Find::First`], whether every tensor is looked at.
+    pub exhaustive: bool,
+}
+
+impl Default for BisectOptions {
+    fn default() -> Self {
+        Self {
+            find: None,
+            table: None,
+            precision: Precision::Int8,
+            lift: Precision::Fp32,
+            strategy: Strategy::default(),
+            group_by: "node".to_owned(),
+            cost: Cost::default(),
+            max_trials: 64,
+            samples: 200,
+            target: None,
+            probe_tensors: 4,
+            threshold_db: 10.0,
+            exhaustive: false,
+        }
+    }
+}
+
+/// What a bisection found.
+pub struct BisectOutcome {
+    /// All of it.
+    pub findings: Findings,
+    /// Folder that holds `bisect.json`, `bisect.html`, the plan and its model.
+    pub out: PathBuf,
+    /// False where a plan was looked for and none passes the gates.
+    pub passed: bool,
+}
+
+impl BisectOptions {
+    /// What is looked for under `config`; tells before anything is opened what does not fit together.
+    ///
+    /// # Errors
+    /// Options contradict each other or the gates of `config`.
+    pub fn check(&self, config: &RunConfig) -> Result<Find, PipelineError> {
+        let gates = &config.gate;
+        let Self { precision, lift, target, .. } = self;
+        let find = self.find.unwrap_or(if gates.is_empty() { Find::Layers } else { Find::Plan });
+        let is_plan = find == Find::Plan;
+        ensure!(!is_plan || !gates.is_empty(), "a plan needs a gate to pass; name one, as in --gate top1=0.99");
+        ensure!(
+            !is_plan || target.is_none(),
+            "a plan is searched for the model that is quantized here; leave out --target, or look into it with --find layers"
+        );
+        ensure!(
+            !is_plan || precision.half_type().is_none(),
+            "plans are judged in ONNX Runtime, which computes 16-bit models in 32 bits on the CPU; look into {precision} with \
+             --find layers, tensors or first"
+        );
+        ensure!(*precision != Precision::Fp32, "--precision takes int8, fp8, fp16 or bf16");
+        ensure!(!lift.is_quantized(), "--lift takes fp32, fp16 or bf16, not {lift}");
+        ensure!(
+            precision.is_quantized() || *lift == Precision::Fp32,
+            "nodes of a model in {precision} can only be lifted to fp32"
+        );
+        Ok(find)
+    }
+}
+
+impl Session {
+    /// Looks into the model in a lower precision, or into something else that was made of it, and leaves what it finds in
+    /// the output folder.
+    ///
+    /// # Errors
+    /// Options do not fit together, a gate cannot be measured on this model, something cannot be run or written, or the
+    /// host stopped it.
+    pub fn bisect(&self, options: &BisectOptions) -> Result<BisectOutcome, PipelineError> {
+        let started = Instant::now();
+        let gates = self.config.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?;
+        let find = options.check(&self.config)?;
+        let bisection = Bisection::open(self, options, find)?;
+        let mut findings = Findings {
+            format_version: FINDINGS_FORMAT_VERSION,
+            tool: Tool::current(),
+            model: self.config.model.as_deref().map_or_else(String::new, |path| path.display().to_string()),
+            model_hash: self.subject.float.hash.clone(),
+            target: options.target.clone().unwrap_or_else(|| options.precision.to_string()),
+            backend: None,
+            layers: Vec::new(),
+            outputs: Vec::new(),
+            first: None,
+            tensors: None,
+            probes: None,
+            plan: None,
+            advice: Vec::new(),
+            seconds: 0.0,
+        };
+        let mut passed = true;
+        match find {
+            Find::First => {
+                let (first, source) = bisection.first()?;
+                (findings.first, findings.probes, findings.backend) = (Some(first), source.probes, source.backend);
+            }
+            Find::Tensors => {
+                let (tensors, source) = bisection.tensors()?;
+                (findings.tensors, findings.probes, findings.backend) = (Some(tensors), source.probes, source.backend);
+            }
+            Find::Layers => layers(&bisection, &mut findings)?,
+            Find::Plan => {
+                layers(&bisection, &mut findings)?;
+                // This search is what they recommend.
+                let search = bisection.commands().bisect;
+                for advice in &mut findings.advice {
+                    advice.command.take_if(|command| *command == search);
+                }
+                passed = bisection.plan(&gates, &mut findings)?;
+            }
+        }
+        findings.seconds = started.elapsed().as_secs_f64();
+        let (data, page) = (bisection.out.join("bisect.json"), bisection.out.join("bisect.html"));
+        write_json(&data, &findings)?;
+        write_atomic(&page, bisection_html(&findings).map_err(PipelineError::render)?.as_bytes())?;
+        self.host.wrote(&data);
+        self.host.wrote(&page);
+        bisection.checkpoints.map(Checkpoints::finish).transpose()?;
+        Ok(BisectOutcome { findings, out: bisection.out.to_path_buf(), passed })
+    }
+}
+
+/// Local errors, their effect on the outputs, and what to say about them.
+fn layers(bisection: &Bisection<'_>, findings: &mut Findings) -> Result<(), PipelineError> {
+    let quantized = bisection.quantized_target()?;
+    let pair = Pair::new(&bisection.float, &quantized)?;
+    bisection.session.host.info(&format!("measuring {} operators", pair.operators.len()));
+    let session = bisection.session;
+    findings.backend = Some(session.provider.backend().to_owned());
+    findings.layers = session.layerwise(&pair, bisection.first_of(LAYER_SAMPLES))?;
+    let nodes = worst(&findings.layers, OUTPUT_OPERATORS);
+    findings.outputs = output_noise(
+        &session.runtime,
+        &pair,
+        &nodes,
+        bisection.first_of(OUTPUT_SAMPLES),
+        &session.output_noise_options(),
+    )?;
+    findings.advice = about_layers(&findings.layers, &findings.outputs, &bisection.commands());
+    if !bisection.options.scheme.precision.is_quantized() {
+        // The commands are about ranges and plans, which 16-bit floats have not.
+        findings.advice.iter_mut().for_each(|advice| advice.command = None);
+    }
+    Ok(())
+}

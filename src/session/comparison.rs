@@ -1,0 +1,289 @@
+//! A comparison: the same samples through a reference and one or several targets.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{
+    PipelineError, Session, Spec, Within, describe,
+    evaluation::{EvaluateOptions, Outputs, Recorder, evaluate_pairs},
+    target::fill_from_sidecar,
+};
+use crate::{
+    backend::{
+        Backend, BuildOptions, ExecutionProvider,
+        onnxruntime::widens_halves,
+        tensorrt::{EngineSidecar, RunnerOptions, run_engine},
+    },
+    compare::{ComparisonResult, Footprint, Gate, GateResult, Needs, SavedOutputs},
+    config::RunConfig,
+    onnx::Model,
+};
+
+/// What is compared, and with what.
+#[derive(Clone, Debug, Default)]
+pub struct CompareRequest {
+    /// What to compare with, as [`Spec`] reads it.
+    pub reference: String,
+    /// What is compared, as [`Spec`] reads it.
+    pub targets: Vec<String>,
+    /// Samples; 0 for all.
+    pub samples: usize,
+    /// Thresholds for every target.
+    pub gates: Vec<Gate>,
+    /// File (`.npz`) for the reference's outputs.
+    pub save_reference: Option<PathBuf>,
+    /// File (`.npz`) for the first target's outputs.
+    pub save_target: Option<PathBuf>,
+    /// File that keeps the kernels which TensorRT-RTX compiles for this GPU.
+    pub runtime_cache: Option<PathBuf>,
+}
+
+/// The outcome for one target.
+#[derive(Debug, Serialize)]
+pub struct TargetOutcome {
+    /// Name of the target.
+    pub target: String,
+    /// What it is compared with, where that is not the reference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub against: Option<String>,
+    /// Why it was not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// All figures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<ComparisonResult>,
+    /// The gates, with what was measured.
+    pub gates: Vec<GateResult>,
+}
+
+/// What a comparison found.
+#[derive(Debug, Serialize)]
+pub struct CompareOutcome {
+    /// Whether every target ran and passed every gate.
+    pub passed: bool,
+    /// Name of the reference.
+    pub reference: String,
+    /// Samples that were compared.
+    pub samples: usize,
+    /// Samples that could not be read, with the reasons.
+    pub skipped: Vec<String>,
+    /// What was asked for, and the models that engines among them were built from.
+    pub targets: Vec<TargetOutcome>,
+    /// Engines against the models that they were built from, in ONNX Runtime: what the engine adds to the error of
+    /// quantization.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub engine_errors: Vec<TargetOutcome>,
+}
+
+impl TargetOutcome {
+    fn new(target: &str) -> Self {
+        Self { target: target.to_owned(), against: None, error: None, result: None, gates: Vec::new() }
+    }
+
+    fn take(&mut self, result: Result<ComparisonResult, PipelineError>, gates: &[Gate], footprint: Footprint) {
+        match result {
+            Ok(result) => {
+                self.gates = gates.iter().map(|gate| gate.evaluate(&result, &footprint)).collect();
+                self.result = Some(result);
+            }
+            Err(error) => self.error = Some(describe(&error)),
+        }
+    }
+}
+
+impl CompareRequest {
+    fn specs(&self) -> Result<(Spec, Vec<Spec>), PipelineError> {
+        let targets = self.targets.iter().map(|target| Spec::parse(target)).collect::<Result<_, _>>()?;
+        Ok((Spec::parse(&self.reference)?, targets))
+    }
+
+    /// Takes model, data and labels from what is compared, where `config` does not name them.
+    ///
+    /// # Errors
+    /// Something that is compared cannot be read, or nothing tells the float model.
+    pub fn complete(&self, config: &mut RunConfig) -> Result<(), PipelineError> {
+        check_gates(&self.gates)?;
+        let (reference, targets) = self.specs()?;
+        config.model = config.model.take().or_else(|| float_model(&reference, &targets));
+        for spec in [&reference].into_iter().chain(&targets) {
+            fill_from_sidecar(config, spec)?;
+            let Spec::Engine(path) = spec else { continue };
+            ensure!(path.exists(), "there is no engine {}; `calib build` makes one", path.display());
+        }
+        ensure!(
+            config.model.is_some(),
+            "which float model `ort` stands for is not known; name it with --model FILE, or write --ref ort:FILE.onnx"
+        );
+        Ok(())
+    }
+}
+
+impl Session {
+    /// Compares targets with a reference over the session's samples. Engines that were built from a quantized model are
+    /// compared with that model in ONNX Runtime as well.
+    ///
+    /// # Errors
+    /// Something cannot be opened, or the reference cannot be run; a target that cannot is told in its outcome.
+    pub fn compare(&self, request: &CompareRequest) -> Result<CompareOutcome, PipelineError> {
+        let (reference_spec, mut specs) = request.specs()?;
+        let mut names = request.targets.clone();
+        let pairs = add_sources(&mut specs, &mut names, self.config.model.as_deref())?;
+        let count = self.dataset().len();
+        let indices: Vec<usize> = if request.samples == 0 || request.samples >= count {
+            (0..count).collect()
+        } else {
+            self.data.split(self.config.seed, 0, request.samples).evaluation
+        };
+        let engine = RunnerOptions { runtime_cache: request.runtime_cache.clone(), ..RunnerOptions::default() };
+        let mut reference = Side::new(&reference_spec, self, &engine, request.save_reference.as_deref())?;
+        let mut targets = Vec::new();
+        let mut outcomes: Vec<TargetOutcome> = Vec::new();
+        for (index, (spec, name)) in specs.iter().zip(&names).enumerate() {
+            let save = request.save_target.as_deref().filter(|_| index == 0);
+            targets.push(Side::new(spec, self, &engine, save).within(|| format!("target {name}"))?);
+            outcomes.push(TargetOutcome::new(name));
+        }
+        let options = EvaluateOptions { batch: self.batch, policy: self.policy, compare: self.compare_options() };
+        let work = self.host.begin("comparing", indices.len());
+        let progress = |samples: usize| work.advance(samples);
+        let control = self.control(&progress);
+        let mut sides: Vec<&mut dyn Outputs> = targets.iter_mut().map(Side::outputs).collect();
+        let dataset = self.dataset();
+        let evaluation = evaluate_pairs(reference.outputs(), &mut sides, &pairs, dataset, &indices, &options, control)?;
+        drop(work);
+        self.warn_halved("the comparison", evaluation.halved_to);
+        self.label_warnings(&evaluation.reference).iter().for_each(|warning| self.host.warn(warning));
+        for (index, (outcome, result)) in outcomes.iter_mut().zip(evaluation.targets).enumerate() {
+            // Gates are for what was asked for, not for what was added to explain it.
+            let gates = if index < request.targets.len() { &*request.gates } else { &[] };
+            outcome.take(result, gates, Footprint { size_mb: size_mb(&specs[index]), ..Footprint::default() });
+        }
+        let mut engine_errors = Vec::new();
+        for (&(source, engine), result) in pairs.iter().zip(evaluation.pairs) {
+            let mut outcome = TargetOutcome::new(&names[engine]);
+            outcome.against = Some(names[source].clone());
+            outcome.take(result, &[], Footprint::default());
+            engine_errors.push(outcome);
+        }
+        for side in std::iter::once(reference).chain(targets) {
+            side.finish()?;
+        }
+        let passed = |outcome: &TargetOutcome| outcome.error.is_none() && outcome.gates.iter().all(|gate| gate.passed);
+        Ok(CompareOutcome {
+            passed: outcomes.iter().all(passed),
+            reference: request.reference.clone(),
+            samples: evaluation.ids.len(),
+            skipped: evaluation.summary.skipped.iter().map(ToString::to_string).collect(),
+            targets: outcomes,
+            engine_errors,
+        })
+    }
+}
+
+/// Size of the file that a target is read from.
+fn size_mb(spec: &Spec) -> Option<f64> {
+    let (Spec::OnnxRuntime(Some(path), _) | Spec::Engine(path)) = spec else { return None };
+    Some(std::fs::metadata(path).ok()?.len() as f64 / 1e6)
+}
+
+/// Refuses gates that cannot be tested here.
+fn check_gates(gates: &[Gate]) -> Result<(), PipelineError> {
+    for gate in gates {
+        ensure!(
+            gate.metric.needs() != Needs::Times,
+            "gate {gate}: compare measures no times; `calib run` judges them, and `calib bench` shows them"
+        );
+        ensure!(
+            gate.precision.is_none(),
+            "gate {gate}: a target's precision is not known here; compare it by itself with {}, or use `calib run`",
+            Gate { precision: None, ..gate.clone() }
+        );
+    }
+    Ok(())
+}
+
+/// The model that tells inputs and data: the reference's file, or the engine's sidecar, or the first target's file.
+fn float_model(reference: &Spec, targets: &[Spec]) -> Option<PathBuf> {
+    let file = |spec: &Spec| match spec {
+        Spec::OnnxRuntime(path, _) => path.clone(),
+        Spec::Saved(_) | Spec::Engine(_) => None,
+    };
+    file(reference).or_else(|| {
+        if *reference == Spec::OnnxRuntime(None, ExecutionProvider::Cpu) { None } else { targets.iter().find_map(file) }
+    })
+}
+
+/// Adds the Q/DQ model of every engine that was built from one, to be run by ONNX Runtime: the error of quantization
+/// without the engine's own. Gives the pairs of both.
+fn add_sources(
+    specs: &mut Vec<Spec>,
+    names: &mut Vec<String>,
+    float: Option<&Path>,
+) -> Result<Vec<(usize, usize)>, PipelineError> {
+    let mut pairs = Vec::new();
+    for engine in 0..specs.len() {
+        let Spec::Engine(path) = &specs[engine] else { continue };
+        let Some(sidecar) = EngineSidecar::beside(path)? else { continue };
+        if float == Some(&sidecar.model) || sidecar.reference.is_none() || !sidecar.model.exists() {
+            continue;
+        }
+        let source = Spec::OnnxRuntime(Some(sidecar.model.clone()), ExecutionProvider::Cpu);
+        let index = specs.iter().position(|spec| *spec == source).unwrap_or_else(|| {
+            names.push(format!("ort:{}", sidecar.model.display()));
+            specs.push(source);
+            specs.len() - 1
+        });
+        pairs.push((index, engine));
+    }
+    Ok(pairs)
+}
+
+/// What gives outputs, and where they are saved on the way.
+enum Side {
+    Plain(Box<dyn Outputs>),
+    Recorded(Recorder, PathBuf),
+}
+
+impl Side {
+    fn new(spec: &Spec, session: &Session, engine: &RunnerOptions, save: Option<&Path>) -> Result<Self, PipelineError> {
+        let outputs: Box<dyn Outputs> = match spec {
+            Spec::OnnxRuntime(file, provider) => {
+                let build = BuildOptions { threads: session.threads, provider: *provider, ..BuildOptions::default() };
+                let model = match file {
+                    Some(path) => Model::load(path)?,
+                    None => session.subject.float.clone(),
+                };
+                if widens_halves(&model, *provider) {
+                    session.host.warn(&format!(
+                        "{}: ONNX Runtime's CPU provider computes 16-bit numbers in 32 bits, so what they round and overflow on the \
+                         way does not show; `calib run` imitates it, and a GPU computes it (ort-cuda:FILE)",
+                        model.name()
+                    ));
+                }
+                Box::new(session.runtime.build(&model, &build)?)
+            }
+            Spec::Saved(path) => Box::new(SavedOutputs::open(path)?),
+            Spec::Engine(path) => Box::new(run_engine(path, engine)?),
+        };
+        match save {
+            Some(path) => Ok(Self::Recorded(Recorder::new(outputs)?, path.to_owned())),
+            None => Ok(Self::Plain(outputs)),
+        }
+    }
+
+    fn outputs(&mut self) -> &mut dyn Outputs {
+        match self {
+            Self::Plain(outputs) => &mut **outputs,
+            Self::Recorded(recorder, _) => recorder,
+        }
+    }
+
+    /// Writes what was recorded.
+    fn finish(self) -> Result<(), PipelineError> {
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Recorded(recorder, path) => Ok(recorder.finish(&path)?),
+        }
+    }
+}

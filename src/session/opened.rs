@@ -1,0 +1,480 @@
+//! A session: a configuration resolved once, its model and data opened, and what its stages share.
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::{
+    Control, Host, PipelineError,
+    calibration::{Calibrator, ChooseOptions, ObserveOptions, judged_kinds},
+    checkpoint::Checkpoints,
+    data::{Data, DataSettings, Provenance, open_data},
+    detector::{Exported, head, usual_preset},
+    evaluation::{EvaluateOptions, class_names},
+    model::Subject,
+};
+use crate::{
+    analyse::{
+        graphwise::{Graphwise, GraphwiseOptions, Side, TensorSite, graphwise, graphwise_on_device},
+        layerwise::{LayerError, LayerwiseOptions, OutputNoiseOptions, Samples, layerwise},
+        operators::Pair,
+    },
+    artifact::ContentHash,
+    backend::{ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
+    bench::Mode,
+    compare::{CompareOptions, ComparisonResult, OutputKind, heads::Head},
+    config::{ConfigError, RunConfig},
+    dataset::{
+        BadPolicy, Collection, Dataset, PrefetchOptions, Preprocess, RandomDataset, Split, data_hash, image_size,
+        load_classes,
+    },
+    onnx::Model,
+    quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions},
+};
+
+/// Samples in one call when neither user nor model say, on the CPU and on a GPU.
+const DEFAULT_BATCH: usize = 8;
+const DEFAULT_CUDA_BATCH: usize = 64;
+
+/// `cpu`, `cuda`, `cuda:1`, `cuda-tf32`, `cuda-tf32:1`.
+pub(super) fn provider(text: &str) -> Result<ExecutionProvider, ConfigError> {
+    let invalid =
+        || ConfigError::Value { key: "provider", reason: format!("`{text}` is none of cpu, cuda[:N], cuda-tf32[:N]") };
+    let (name, index) = text.split_once(':').unwrap_or((text, "0"));
+    let index = index.parse().map_err(|_| invalid())?;
+    match name {
+        "cpu" if name == text => Ok(ExecutionProvider::Cpu),
+        "cuda" => Ok(ExecutionProvider::Cuda(index)),
+        "cuda-tf32" => Ok(ExecutionProvider::CudaTf32(index)),
+        _ => Err(invalid()),
+    }
+}
+
+fn compare_options(config: &RunConfig, names: &BTreeMap<u32, String>) -> CompareOptions {
+    CompareOptions {
+        kinds: config.output_kind.clone(),
+        top_k: config.top_k.clone(),
+        class_names: class_names(names),
+        ignored_label: Some(config.ignore_label),
+        ..CompareOptions::default()
+    }
+}
+
+/// How ONNX Runtime is called when its time is taken.
+pub(super) fn mode(provider: ExecutionProvider, threads: usize) -> Mode {
+    // Inputs and outputs lie in host memory, so every call on a GPU copies them.
+    Mode { provider: provider.backend().to_owned(), threads, transfers: provider.gpu().is_some(), cuda_graph: false }
+}
+
+/// The rules of a configuration for a quantized precision.
+pub fn scheme(config: &RunConfig, precision: Precision) -> Result<SchemeOptions, PipelineError> {
+    let plan = match &config.plan {
+        Some(path) => PrecisionPlan::read(path)?,
+        None => PrecisionPlan::default(),
+    };
+    Ok(SchemeOptions {
+        precision,
+        exclude: config.nodes_to_exclude.clone(),
+        include: config.nodes_to_include.clone(),
+        exclude_op_types: config.op_types_to_exclude.iter().cloned().collect(),
+        op_types: config.op_types.iter().cloned().collect(),
+        plan,
+        ..SchemeOptions::default()
+    })
+}
+
+/// How a model of a precision is made; the high precision applies behind Q/DQ.
+pub fn quantize_options(config: &RunConfig, precision: Precision) -> Result<QuantizeOptions, PipelineError> {
+    let high_precision: Precision = config.high_precision.parse().map_err(PipelineError::Input)?;
+    let high_precision = if precision.is_quantized() { high_precision } else { Precision::Fp32 };
+    Ok(QuantizeOptions { scheme: scheme(config, precision)?, high_precision, ..QuantizeOptions::default() })
+}
+
+/// The float model of a configuration, its data, and the options of the stages.
+pub struct Session {
+    /// Who runs it.
+    pub host: Host,
+    pub(super) config: RunConfig,
+    pub(super) runtime: OnnxRuntime,
+    pub(super) subject: Subject,
+    pub(super) reference: Box<dyn Runner>,
+    pub(super) data: Data,
+    pub(super) threads: usize,
+    pub(super) provider: ExecutionProvider,
+    pub(super) batch: usize,
+    pub(super) policy: BadPolicy,
+    /// The head, where the model is a detector.
+    pub(super) head: Option<Head>,
+    /// True when the samples are a caller's own, which cannot be told apart from other ones of the same names.
+    pub(super) own_data: bool,
+}
+
+impl Session {
+    /// Loads runtime, model and data. ONNX Runtime is looked for where [`search`](crate::backend::onnxruntime::search)
+    /// says, unless `library` names it.
+    ///
+    /// # Errors
+    /// The configuration names no model or no data, or what it names cannot be used.
+    pub fn open(config: RunConfig, library: Option<&Path>, host: &Host) -> Result<Self, PipelineError> {
+        if config.data.is_none() && !config.random_data {
+            return Err(PipelineError::input(
+                "no data was given; name it with --data PATH (images, .npz, ...). Ranges from random numbers say nothing \
+                 about accuracy, so they are used only with --random-data",
+            ));
+        }
+        Self::opened(config, None, library, host)
+    }
+
+    /// The same with samples of the caller's own instead of `config.data`; each must have a name that no other has. They
+    /// are taken as they are: no preprocessing is applied. What is done is not kept for another run to go on with.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn with_dataset(
+        config: RunConfig,
+        dataset: Box<dyn Dataset>,
+        library: Option<&Path>,
+        host: &Host,
+    ) -> Result<Self, PipelineError> {
+        let config = RunConfig { data: None, labels: None, random_data: false, ..config };
+        Self::opened(config, Some(dataset), library, host)
+    }
+
+    fn opened(
+        config: RunConfig,
+        dataset: Option<Box<dyn Dataset>>,
+        library: Option<&Path>,
+        host: &Host,
+    ) -> Result<Self, PipelineError> {
+        let host = host.afresh();
+        config.validate()?;
+        let Some(model) = config.model.clone() else {
+            bail!(
+                "no model was given; name one with --model FILE, or `model = \"...\"` in the file given with --config"
+            );
+        };
+        let runtime = OnnxRuntime::load(library)?;
+        let provider = provider(&config.provider)?;
+        let threads = match config.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            threads => threads,
+        };
+        host.detail(&format!("reading {}", model.display()));
+        let subject = Subject::load(runtime, &model, &config.shape)?;
+        for finding in &subject.findings {
+            host.warn(&format!("{}; {}", finding.message, finding.hint));
+        }
+        let mut reference = subject.reference(runtime, provider, threads)?;
+        let batch = match (config.batch, subject.fixed_batch()) {
+            (Some(asked), Some(fixed)) if asked != fixed => {
+                bail!("--batch {asked} was asked for, but the model fixes its batch to {fixed}");
+            }
+            (asked, fixed) => {
+                let default = if provider.gpu().is_some() { DEFAULT_CUDA_BATCH } else { DEFAULT_BATCH };
+                asked.or(fixed).unwrap_or(default)
+            }
+        };
+        let policy = BadPolicy { max_share: config.max_bad, strict: config.strict };
+        let exported = Exported::of(&subject.float);
+        let inputs = subject.input_specs();
+        let layout = config.preprocess.as_ref().and_then(|preprocess| preprocess.layout);
+        let frame = config.preprocess.as_ref().and_then(Preprocess::frame);
+        let size = image_size(&inputs, layout).ok().and_then(|[height, width]| Some([height?, width?])).or(frame);
+        let classes = config.classes.as_deref().map(load_classes).transpose()?;
+        let head = head(&subject, &exported, size, classes.map(|names| names.len()), &config.detection)?;
+        if let Some(not_judged) = exported.not_judged() {
+            host.warn(not_judged);
+        }
+        let own_data = dataset.is_some();
+        let data = if let Some(dataset) = dataset {
+            own_samples(&config, dataset)?
+        } else if config.random_data {
+            random_data(&config, &subject)?
+        } else {
+            let mut settings = DataSettings {
+                path: config.data.clone().unwrap_or_default(),
+                labels: config.labels.clone(),
+                classes: config.classes.clone(),
+                preprocess: config.preprocess.clone(),
+                preset: config.preset.clone(),
+                preprocessor: config.preprocessor.clone(),
+                category_ids: config.detection.category_ids.clone(),
+                detector: None,
+                names: exported.names.clone(),
+                size: exported.size,
+            };
+            settings.detector = match (&head, exported.is_detector()) {
+                (_, true) => Some("yolo"),
+                (Some(head), false) => Some(usual_preset(head)),
+                (None, false) => None,
+            };
+
+            let evaluate = EvaluateOptions { batch, policy, compare: compare_options(&config, &BTreeMap::new()) };
+            let control = Control { threads, stop: host.stop(), progress: &|_| {}, checkpoints: None };
+            open_data(&subject, &settings, &mut reference, &evaluate, control)?
+        };
+        for note in &data.collection.notes {
+            host.warn(note);
+        }
+        if let (Some(head), Some(preprocess)) = (&head, &data.preprocess)
+            && preprocess.crop.is_some()
+        {
+            host.warn(&format!(
+                "this model looks like a detector ({}), and its pictures are cropped as a classifier's are ({}): boxes at \
+                 their borders are lost; --preset {} is usual for it",
+                head.describe(),
+                preprocess.describe(),
+                usual_preset(head)
+            ));
+        }
+        match &data.provenance {
+            Provenance::Given(_) | Provenance::None => {}
+            other => {
+                host.warn(&format!("preprocessing: {}; set --preset or [preprocess] to be sure", other.describe()));
+            }
+        }
+        Ok(Self { host, config, runtime, subject, reference, data, threads, provider, batch, policy, own_data, head })
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
+    /// The float model.
+    pub fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    /// The samples.
+    pub fn dataset(&self) -> &dyn Dataset {
+        &*self.data.collection.dataset
+    }
+
+    /// ONNX Runtime, which executes.
+    pub fn runtime(&self) -> OnnxRuntime {
+        self.runtime
+    }
+
+    /// Threads of ONNX Runtime.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Which samples calibrate and which evaluate.
+    pub fn split(&self) -> Split {
+        self.data.split(self.config.seed, self.config.calib_samples, self.config.eval_samples)
+    }
+
+    /// How a stage is controlled while `progress` counts samples.
+    pub(super) fn control<'c>(&'c self, progress: &'c (dyn Fn(usize) + Sync)) -> Control<'c> {
+        Control { threads: self.threads, stop: self.host.stop(), progress, checkpoints: None }
+    }
+
+    /// Says that the GPU's memory was too small for the batch.
+    pub(super) fn warn_halved(&self, what: &str, halved_to: Option<usize>) {
+        if let Some(batch) = halved_to {
+            self.host.warn(&format!("the GPU ran out of memory; {what} went on with batches of {batch}"));
+        }
+    }
+
+    /// Says which patterns and operator types of the configuration match nothing in the model.
+    pub(super) fn warn_unmatched(&self, placement: &Placement) {
+        for warning in unmatched(&self.config, &self.subject, placement) {
+            self.host.warn(&warning);
+        }
+    }
+
+    /// Index of the GPU that executes, if one does.
+    pub(super) fn gpu(&self) -> Option<u32> {
+        self.provider.gpu()
+    }
+
+    /// Options of a pass over calibration samples.
+    pub(super) fn observe_options(&self) -> ObserveOptions {
+        let batch = if self.gpu().is_some() { self.batch } else { self.subject.fixed_batch().unwrap_or(1) };
+        ObserveOptions { batch, threads: self.threads, provider: self.provider, policy: self.policy }
+    }
+
+    /// How outputs are compared.
+    pub(super) fn compare_options(&self) -> CompareOptions {
+        compare_options(&self.config, &self.data.collection.names).with_head(self.head.as_ref())
+    }
+
+    /// Samples in the batches that a GPU takes; on the CPU they stay as they are.
+    pub(super) fn batched<'s>(&self, samples: Samples<'s>) -> Samples<'s> {
+        let batch = if self.gpu().is_some() { self.batch } else { samples.reading.batch };
+        Samples { reading: PrefetchOptions { batch, ..samples.reading }, ..samples }
+    }
+
+    /// A model where the session executes.
+    pub(super) fn side<'s>(&'s self, model: &'s Model) -> Side<'s> {
+        Side { backend: &self.runtime, provider: self.provider, model }
+    }
+
+    /// The errors that operators make by themselves, where the session executes.
+    pub(super) fn layerwise(&self, pair: &Pair<'_>, samples: Samples<'_>) -> Result<Vec<LayerError>, PipelineError> {
+        let (threads, provider) = (self.threads, self.provider);
+        let options = LayerwiseOptions { threads, provider, ..LayerwiseOptions::default() };
+        let (found, halved_to) = layerwise(&self.runtime, pair, self.batched(samples), options)?;
+        self.warn_halved("the errors of operators", halved_to);
+        Ok(found)
+    }
+
+    /// Every tensor of `target` against the same of `reference`, where the session executes.
+    pub(super) fn graphwise(
+        &self,
+        reference: &Model,
+        target: &Model,
+        sites: &[TensorSite],
+        samples: Samples<'_>,
+    ) -> Result<Graphwise, PipelineError> {
+        let options = GraphwiseOptions { threads: self.threads, ..GraphwiseOptions::default() };
+        if self.gpu().is_some() {
+            let (samples, models) = (self.batched(samples), [reference, target]);
+            let (found, halved_to) =
+                graphwise_on_device(&self.runtime, self.provider, models, sites, samples, options)?;
+            self.warn_halved("the comparison of tensors", halved_to);
+            return Ok(found);
+        }
+        Ok(graphwise(self.side(reference), self.side(target), sites, samples, options)?)
+    }
+
+    /// What observes the model over its samples.
+    pub(super) fn calibrator<'a>(
+        &'a self,
+        options: &'a ObserveOptions,
+        progress: &'a (dyn Fn(usize) + Sync),
+        checkpoints: Option<&'a Checkpoints>,
+    ) -> Calibrator<'a> {
+        Calibrator {
+            runtime: self.runtime,
+            subject: &self.subject,
+            dataset: &*self.data.collection.dataset,
+            options,
+            control: Control { checkpoints, ..self.control(progress) },
+        }
+    }
+
+    /// How the table is to be made of the histograms.
+    pub(super) fn choose_options(&self, scheme: &SchemeOptions) -> Result<ChooseOptions, PipelineError> {
+        Ok(ChooseOptions {
+            choice: self.config.method.parse().map_err(PipelineError::Input)?,
+            percentile: self.config.percentile,
+            bias_correction: self.config.bias_correction != "off",
+            scheme: scheme.clone(),
+            compare: self.compare_options(),
+        })
+    }
+
+    /// How it is measured what operators do to the outputs.
+    pub(super) fn output_noise_options(&self) -> OutputNoiseOptions {
+        let kinds = judged_kinds(&self.subject.outputs, &self.config.output_kind).into_iter();
+        let ignored = kinds.filter(|(_, kind)| *kind == OutputKind::Ignored).map(|(name, _)| name).collect();
+        OutputNoiseOptions { threads: self.threads, provider: self.provider, ignored }
+    }
+
+    /// A gate that this model can be measured by.
+    pub(super) fn default_gate(&self) -> &'static str {
+        let is_classification = |output: &TensorInfo| {
+            let sample: Vec<usize> = output.shape.iter().skip(1).map(|extent| extent.unwrap_or(2)).collect();
+            let detected = || Some(OutputKind::detect(output.element_type?, &sample));
+            let kind = self.config.output_kind.get(&output.name).copied().or_else(detected);
+            kind == Some(OutputKind::Classification)
+        };
+        if self.head.is_some() {
+            "detection_recall=0.9"
+        } else if self.reference.outputs().iter().any(is_classification) {
+            "top1=0.99"
+        } else {
+            "sqnr_db=20"
+        }
+    }
+
+    /// The configuration with everything that was found out, to do the same again from anywhere.
+    pub(super) fn repeatable(&self, out: &Path) -> RunConfig {
+        let mut config = RunConfig { out: Some(out.to_owned()), ..self.config.clone() }.absolute();
+        config.preprocess.clone_from(&self.data.preprocess);
+        (config.preset, config.preprocessor) = (None, None);
+        config
+    }
+
+    /// What is wrong with the labels: they look like another model's, or no output of this one is of their kind.
+    pub(super) fn label_warnings(&self, reference: &ComparisonResult) -> Vec<String> {
+        let mut warnings: Vec<String> = reference.tasks.iter().filter_map(|task| task.label_hint.clone()).collect();
+        let dataset = &*self.data.collection.dataset;
+        let Some(file) = &self.config.labels else { return warnings };
+        let mut unused = |any: bool, what: &str, kind: &str| {
+            if any {
+                warnings.push(format!(
+                    "{what} of {} are not used: no output of the model is a {kind} by its shape; --output-kind NAME=... says \
+                     which one is",
+                    file.display()
+                ));
+            }
+        };
+        let any = |has: fn(&dyn Dataset, usize) -> bool| (0..dataset.len()).any(|index| has(dataset, index));
+        let (is_map, is_classification) = (reference.map().is_some(), reference.classification().is_some());
+        unused(!is_map && any(|data, index| data.mask_file(index).is_some()), "the label masks", "map of classes");
+        unused(
+            reference.detection.is_none() && any(|data, index| data.has_boxes(index)),
+            "the labelled boxes",
+            "detection head that is known (--head)",
+        );
+        unused(!is_classification && any(|data, index| data.label(index).is_some()), "the labels", "classification");
+        warnings
+    }
+
+    /// Hash over the calibration samples and their preprocessing.
+    pub(super) fn data_hash(&self, indices: &[usize]) -> ContentHash {
+        let ids = indices.iter().map(|&index| self.data.collection.dataset.id(index));
+        data_hash(ids, self.data.preprocess.as_ref())
+    }
+}
+
+/// Patterns and operator types of a configuration that match nothing in the model, in sentences.
+pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -> Vec<String> {
+    let patterns =
+        placement.unmatched_patterns.iter().map(|pattern| format!("the pattern `{pattern}` matches no node"));
+    let known = |op_type: &str| subject.folded.graph().node.iter().any(|node| node.op_type() == op_type);
+    let types = config.op_types.iter().chain(&config.op_types_to_exclude).filter(|op_type| !known(op_type));
+    let types = types.map(|op_type| format!("the model has no node of the operator type `{op_type}`"));
+    patterns.chain(types).collect()
+}
+
+/// Refuses a placement that quantizes nothing.
+pub(super) fn require_operators(placement: &Placement) -> Result<(), PipelineError> {
+    if placement.tensors_to_observe().is_empty() {
+        bail!(
+            "nothing in this model is to be quantized; `calib quantize --explain` lists the rule that decided for every node"
+        );
+    }
+    Ok(())
+}
+
+/// A caller's own samples.
+fn own_samples(config: &RunConfig, dataset: Box<dyn Dataset>) -> Result<Data, PipelineError> {
+    let names = config.classes.as_deref().map(load_classes).transpose()?.unwrap_or_default();
+    let has_labels = (0..dataset.len()).any(|index| dataset.label(index).is_some());
+    let label_source = has_labels.then(|| "the program that gave the samples".to_owned());
+    let collection =
+        Collection { dataset, passed_over: Vec::new(), names, label_source, notes: Vec::new(), training: Vec::new() };
+    Ok(Data { collection, preprocess: None, provenance: Provenance::None })
+}
+
+fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data, PipelineError> {
+    if let Some(file) = &config.labels {
+        let reason = format!("random inputs have no right answers, so {} is of no use; leave it out", file.display());
+        return Err(PipelineError::Input(reason));
+    }
+    let evaluation = if config.eval_samples == 0 { config.calib_samples } else { config.eval_samples };
+    let count = config.calib_samples.saturating_add(evaluation);
+    let dataset = RandomDataset::new(&subject.input_specs(), count, config.seed).map_err(PipelineError::Input)?;
+    let collection = Collection {
+        dataset: Box::new(dataset),
+        passed_over: Vec::new(),
+        names: BTreeMap::new(),
+        label_source: None,
+        notes: Vec::new(),
+        training: Vec::new(),
+    };
+    Ok(Data { collection, preprocess: None, provenance: Provenance::None })
+}

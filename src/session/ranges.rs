@@ -1,0 +1,202 @@
+//! Ranges of a session's model: observe its calibration samples, then choose how thresholds are made of the counts.
+
+use std::{path::Path, str::FromStr};
+
+use super::{
+    PipelineError, Session,
+    calibration::{Chosen, Observation, hold_out},
+    checkpoint::Checkpoints,
+    environment::peak_rss_bytes,
+    opened::{require_operators, scheme},
+};
+use crate::{
+    calibrate::{CalibrationTable, DeviceUse, Histograms, Provenance, Shards},
+    config::ConfigError,
+    dataset::SampleError,
+    quantize::Precision,
+};
+
+/// Part `index` (from 0) of `count` parts of the calibration samples. Reads as `1/4`, counted from 1.
+#[derive(Clone, Debug)]
+pub struct Shard {
+    index: usize,
+    count: usize,
+    shards: Shards,
+}
+
+impl FromStr for Shard {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let invalid = || ConfigError::Value { key: "shard", reason: format!("`{text}` does not read like 2/8") };
+        let (index, count) = text.split_once('/').ok_or_else(invalid)?;
+        let (index, count): (u32, u32) = (index.parse().map_err(|_| invalid())?, count.parse().map_err(|_| invalid())?);
+        let zero_based = index.checked_sub(1).ok_or_else(invalid)?;
+        let shards = Shards::one(zero_based, count).ok_or_else(invalid)?;
+        Ok(Self { index: zero_based as usize, count: count as usize, shards })
+    }
+}
+
+/// What [`Session::calibrate`] works on and leaves on the way.
+#[derive(Clone, Copy, Default)]
+pub struct CalibrateOptions<'a> {
+    /// Samples; without, [`Session::calibration_samples`].
+    pub samples: Option<&'a [usize]>,
+    /// File that the histograms are written to as soon as they are known.
+    pub histograms: Option<&'a Path>,
+    /// Where it is kept what is done, to go on with after a stop.
+    pub checkpoints: Option<&'a Checkpoints>,
+}
+
+/// Ranges and how they were found.
+pub struct Calibrated {
+    /// The counts.
+    pub histograms: Histograms,
+    /// The table, and what else was tried.
+    pub chosen: Chosen,
+    /// Wall time of the pass over the samples.
+    pub seconds: f64,
+    /// Largest resident memory up to the end of that pass.
+    pub peak_rss_bytes: u64,
+    /// Samples that could not be read.
+    pub skipped: Vec<SampleError>,
+    /// What the GPU was doing, where one observed.
+    pub device: Option<DeviceUse>,
+}
+
+impl Session {
+    /// All samples, up to the number asked for, where nothing is evaluated.
+    pub fn calibration_samples(&self) -> Vec<usize> {
+        let count = self.dataset().len();
+        if self.config.calib_samples >= count {
+            return (0..count).collect();
+        }
+        self.data.split(self.config.seed, self.config.calib_samples, 0).calibration
+    }
+
+    /// Refuses a configuration by which nothing of the model is quantized to `precision`.
+    ///
+    /// # Errors
+    /// There is nothing to quantize, or the configuration's plan or patterns cannot be used.
+    pub fn require_operators(&self, precision: Precision) -> Result<(), PipelineError> {
+        require_operators(&self.subject.place(&scheme(&self.config, precision)?)?)
+    }
+
+    /// Counts the values of every tensor that `precision` quantizes over the calibration samples among `samples`, or over
+    /// one shard of them. INT8 and FP8 observe the same tensors.
+    ///
+    /// # Errors
+    /// The model cannot be run, too many samples cannot be read, or the host stopped it.
+    pub fn observe(
+        &self,
+        precision: Precision,
+        samples: &[usize],
+        shard: Option<&Shard>,
+        checkpoints: Option<&Checkpoints>,
+    ) -> Result<Observation, PipelineError> {
+        let placement = self.subject.place(&scheme(&self.config, precision)?)?;
+        self.warn_unmatched(&placement);
+        let provenance = Provenance {
+            model_hash: self.subject.float.hash.clone(),
+            data_hash: self.data_hash(samples),
+            random_data: self.config.random_data,
+            shards: shard.map_or_else(Shards::whole, |shard| shard.shards.clone()),
+        };
+        let whole = hold_out(samples);
+        let parts = shard.map_or_else(|| whole.clone(), |shard| whole.shard(shard.index, shard.count));
+        let work = self.host.begin("calibrating", parts.len());
+        let progress = |samples: usize| work.advance(samples);
+        let options = self.observe_options();
+        let calibrator = self.calibrator(&options, &progress, checkpoints);
+        let observation = calibrator.observe(&placement.tensors_to_observe(), &parts, &provenance)?;
+        drop(work);
+        self.warn_halved("calibration", observation.device.and_then(|usage| usage.halved_to));
+        Ok(observation)
+    }
+
+    /// Makes the table of histograms over `samples`: every method tried on held-out ones, where the configuration leaves
+    /// the choice.
+    ///
+    /// # Errors
+    /// As [`Session::observe`].
+    pub fn choose(
+        &self,
+        precision: Precision,
+        histograms: &Histograms,
+        samples: &[usize],
+        checkpoints: Option<&Checkpoints>,
+    ) -> Result<Chosen, PipelineError> {
+        let choose = self.choose_options(&scheme(&self.config, precision)?)?;
+        let options = self.observe_options();
+        let calibrator = self.calibrator(&options, &|_| {}, None);
+        let make = || calibrator.choose(histograms, samples, &choose);
+        let chosen = match checkpoints {
+            Some(checkpoints) => checkpoints.once("choice", make)?,
+            None => make()?,
+        };
+        if self.config.method == "auto" && chosen.candidates.is_empty() {
+            self.host.note(&format!("too few calibration samples to measure methods on: {} was taken", chosen.choice));
+        }
+        Ok(chosen)
+    }
+
+    /// Observes and chooses.
+    ///
+    /// # Errors
+    /// As [`Session::observe`]; the histograms cannot be written.
+    pub fn calibrate(&self, precision: Precision, options: CalibrateOptions<'_>) -> Result<Calibrated, PipelineError> {
+        let all;
+        let samples = if let Some(samples) = options.samples {
+            samples
+        } else {
+            all = self.calibration_samples();
+            &all
+        };
+        let Observation { histograms, summary, seconds, device } =
+            self.observe(precision, samples, None, options.checkpoints)?;
+        let peak_rss_bytes = peak_rss_bytes();
+        if let Some(path) = options.histograms {
+            histograms.save(path)?;
+            self.host.wrote(path);
+        }
+        self.host.check()?;
+        let chosen = self.choose(precision, &histograms, samples, options.checkpoints)?;
+        self.host.info(&format!(
+            "calibrated {} tensors on {} samples in {seconds:.1} s, method {}",
+            chosen.table.tensors.len(),
+            histograms.samples(),
+            chosen.choice
+        ));
+        Ok(Calibrated { histograms, chosen, seconds, peak_rss_bytes, skipped: summary.skipped, device })
+    }
+
+    /// The table of a single run over all samples, from the joined histograms of its shards.
+    ///
+    /// # Errors
+    /// The histograms are of another model or of other samples.
+    pub fn choose_from_shards(&self, merged: &Histograms) -> Result<CalibrationTable, PipelineError> {
+        let samples = self.calibration_samples();
+        let made_for = &merged.provenance;
+        if made_for.model_hash != self.subject.float.hash {
+            bail!("the histograms were made for another model; give the one that the shards observed");
+        }
+        if made_for.data_hash != self.data_hash(&samples) || made_for.random_data != self.config.random_data {
+            return Err(PipelineError::input(
+                "the histograms were made from other samples; give the data, preprocessing, seed and number of samples of \
+                 the shards",
+            ));
+        }
+        Ok(self.choose(Precision::Int8, merged, &samples, None)?.table)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_count_from_one() {
+        assert!("1/4".parse::<Shard>().is_ok_and(|shard| (shard.index, shard.count) == (0, 4)));
+        assert!(["0/4", "5/4", "1"].iter().all(|text| text.parse::<Shard>().is_err()));
+    }
+}

@@ -1,0 +1,317 @@
+//! `calib run`: the whole job. Calibrate, quantize, compare every precision with the reference, time, report.
+
+mod artifacts;
+mod assemble;
+mod engines;
+mod layers;
+mod times;
+
+pub use engines::check as check_tensorrt;
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use super::{
+    CalibrateOptions, Calibrated, Control, OutputFolder, PipelineError, Session,
+    benchmark::counted,
+    checkpoint::Checkpoints,
+    describe,
+    evaluation::{EvaluateOptions, Evaluation, Outputs, evaluate_pairs},
+};
+use crate::{
+    backend::{Backend, BuildOptions, Runner},
+    compare::Gate,
+    dataset::Split,
+    quantize::Precision,
+    report::Report,
+};
+
+/// What a run made.
+pub struct RunOutcome {
+    /// All figures.
+    pub report: Report,
+    /// Folder that holds the report and every other file.
+    pub out: PathBuf,
+}
+
+impl Session {
+    /// The whole job: calibrates, quantizes, compares every precision with the reference, times, and leaves all of it in
+    /// the output folder. `command` is what stands in the report as what was called.
+    ///
+    /// # Errors
+    /// A value of the configuration cannot be used, the reference cannot be run, a file cannot be written, or the host
+    /// stopped it. A precision that cannot be made or run is no error: the report says so.
+    pub fn run(&mut self, command: Vec<String>) -> Result<RunOutcome, PipelineError> {
+        let gates = self.config.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?;
+        check_tensorrt(&self.config.tensorrt)?;
+        times::check(self)?;
+        let out = OutputFolder::open(&self.config)?;
+        let mut job = Job::new(self, out, command)?;
+        job.write_config()?;
+        let calibrated = job.calibrate()?;
+        let targets = job.targets(calibrated.as_ref())?;
+        let report = job.measure(calibrated, targets, &gates)?;
+        job.write_report(&report)?;
+        job.checkpoints.map(Checkpoints::finish).transpose()?;
+        Ok(RunOutcome { report, out: job.out.to_path_buf() })
+    }
+}
+
+/// A precision that is to be compared with the reference.
+struct Target {
+    precision: Precision,
+    /// The model's file within the output folder.
+    artifact: Option<crate::report::ArtifactFile>,
+    quantized_nodes: Option<usize>,
+    model: Option<crate::onnx::Model>,
+    /// What runs in its stead.
+    imitation: Option<crate::onnx::Model>,
+    runner: Option<Box<dyn Runner>>,
+    error: Option<String>,
+}
+
+/// A run in progress.
+struct Job<'a> {
+    session: &'a mut Session,
+    out: OutputFolder,
+    command: Vec<String>,
+    checkpoints: Option<Checkpoints>,
+    split: Split,
+    /// TensorRT and its version, where engines are built.
+    tensorrt: Option<(String, String)>,
+}
+
+impl<'a> Job<'a> {
+    fn new(session: &'a mut Session, out: OutputFolder, command: Vec<String>) -> Result<Self, PipelineError> {
+        let checkpoints = session.checkpoints(&out, "run")?;
+        let split = session.split();
+        let job = Self { split, session, out, command, checkpoints, tensorrt: None };
+        job.note_data();
+        Ok(job)
+    }
+
+    fn note_data(&self) {
+        let config = &self.session.config;
+        let (calibration, evaluation) = (self.split.calibration.len(), self.split.evaluation.len());
+        if config.random_data {
+            self.session.host.warn("the inputs are random: no figure says anything about the model's accuracy");
+        }
+        if self.split.overlapping > 0 {
+            self.session
+                .host
+                .warn(&format!("{} samples calibrate and evaluate, since there are no others", self.split.overlapping));
+        } else if calibration < self.session.config.calib_samples {
+            self.session.host.warn(&format!(
+                "the data set is small: {calibration} samples calibrate (fewer than the {} asked for), {evaluation} evaluate",
+                self.session.config.calib_samples
+            ));
+        }
+        self.note_labels();
+    }
+
+    /// Says how many of the samples to evaluate have no label, where there are labels.
+    fn note_labels(&self) {
+        let collection = &self.session.data.collection;
+        let dataset = &*collection.dataset;
+        let is_unlabelled = |index: usize| {
+            dataset.label(index).is_none() && dataset.mask_file(index).is_none() && !dataset.has_boxes(index)
+        };
+        let mut unlabelled = self.split.evaluation.iter().filter(|&&index| is_unlabelled(index));
+        if let (Some(&first), Some(_)) = (unlabelled.next(), &collection.label_source) {
+            let text = format!(
+                "{} of {} evaluation samples have no label and do not count for accuracy; the first is {}",
+                unlabelled.count() + 1,
+                self.split.evaluation.len(),
+                dataset.id(first)
+            );
+            self.session.host.warn(&text);
+        }
+    }
+
+    /// Observes ranges and chooses thresholds, when a precision needs them.
+    fn calibrate(&self) -> Result<Option<Calibrated>, PipelineError> {
+        let precisions = self.precisions()?;
+        if precisions.iter().all(|&precision| precision == Precision::Fp32) {
+            return Ok(None);
+        }
+        // INT8 and FP8 observe the same tensors.
+        if precisions.contains(&Precision::Int8) {
+            self.session.require_operators(Precision::Int8).map_err(|error| {
+                PipelineError::Input(format!("{error}; leave int8 and fp8 out of --precisions to compare the others"))
+            })?;
+        }
+        let histograms = self.out.join("histograms.calib");
+        let options = CalibrateOptions {
+            samples: Some(&self.split.calibration),
+            histograms: Some(&histograms),
+            checkpoints: self.checkpoints.as_ref(),
+        };
+        let calibrated = self.session.calibrate(Precision::Int8, options)?;
+        self.save_table(&calibrated.chosen.table)?;
+        Ok(Some(calibrated))
+    }
+
+    fn precisions(&self) -> Result<Vec<Precision>, PipelineError> {
+        let mut precisions = Vec::new();
+        for name in &self.session.config.precisions {
+            let precision: Precision = name.parse().map_err(PipelineError::Input)?;
+            if !precisions.contains(&precision) {
+                precisions.push(precision);
+            }
+        }
+        Ok(precisions)
+    }
+
+    /// Makes the model of every precision but the reference's. What cannot be made is reported; what cannot be written
+    /// ends the run.
+    fn targets(&self, calibrated: Option<&Calibrated>) -> Result<Vec<Target>, PipelineError> {
+        let precisions = self.precisions().unwrap_or_default();
+        precisions
+            .into_iter()
+            .filter(|&precision| precision != Precision::Fp32)
+            .map(|precision| {
+                let mut target = Target {
+                    precision,
+                    artifact: None,
+                    quantized_nodes: None,
+                    model: None,
+                    imitation: None,
+                    runner: None,
+                    error: None,
+                };
+                if let Err(error) = self.fill(&mut target, calibrated) {
+                    if error.is_about_the_disk() {
+                        return Err(error);
+                    }
+                    self.session.host.warn(&format!("{precision} cannot run: {}", describe(&error)));
+                    target.error = Some(describe(&error));
+                }
+                Ok(target)
+            })
+            .collect()
+    }
+
+    fn fill(&self, target: &mut Target, calibrated: Option<&Calibrated>) -> Result<(), PipelineError> {
+        let quantized = self.make_model(target.precision, calibrated)?;
+        target.artifact = Some(self.save_model(&quantized.model, target.precision)?);
+        target.quantized_nodes = Some(quantized.placement.quantized_nodes());
+        target.imitation = self.imitation(&quantized, target.precision)?;
+        let model = target.model.insert(quantized.model);
+        let build =
+            BuildOptions { threads: self.session.threads, provider: self.session.provider, ..BuildOptions::default() };
+        target.runner = Some(self.session.runtime.build(target.imitation.as_ref().unwrap_or(model), &build)?);
+        Ok(())
+    }
+
+    /// Compares, looks into the layers, times, and puts the report together.
+    fn measure(
+        &mut self,
+        calibrated: Option<Calibrated>,
+        mut targets: Vec<Target>,
+        gates: &[Gate],
+    ) -> Result<Report, PipelineError> {
+        let imitated: Vec<&str> =
+            targets.iter().filter(|target| target.imitation.is_some()).map(|target| target.precision.name()).collect();
+        if !imitated.is_empty() {
+            self.session.host.note(&format!(
+                "imitated on the CPU: {}; operators compute in 32 bits, and their inputs and results are rounded",
+                imitated.join(", ")
+            ));
+        }
+        for target in &targets {
+            if let Some(operators) = target.runner.as_ref().and_then(|runner| runner.in_float32()) {
+                let (precision, operators) = (target.precision, counted(operators));
+                self.session
+                    .host
+                    .warn(&format!("{precision}: ONNX Runtime has no kernel for {operators}, which compute in fp32"));
+            }
+        }
+        let mut engines = self.engines(&targets)?;
+        let evaluation = self.evaluate(&mut targets, &mut engines)?;
+        for warning in self.session.label_warnings(&evaluation.reference) {
+            self.session.host.warn(&warning);
+        }
+        self.note_non_finite(&targets, &engines, &evaluation);
+        self.session.host.check()?;
+        let layers = self.layers(&targets, calibrated.as_ref())?;
+        layers.iter().flat_map(|layers| layers.graphwise.notes()).for_each(|note| self.session.host.warn(&note));
+        self.session.host.check()?;
+        let times = self.time(&mut targets)?;
+        self.time_engines(&mut engines)?;
+        self.session.host.check()?;
+        self.assemble(assemble::Found {
+            calibrated,
+            targets,
+            evaluation,
+            layers,
+            times,
+            engines,
+            gates,
+            created: SystemTime::now(),
+        })
+    }
+
+    /// Says which precisions give NaN or infinities that the reference does not, which no figure of the table shows.
+    fn note_non_finite(&self, targets: &[Target], engines: &[engines::Engine], evaluation: &Evaluation) {
+        let ran =
+            targets.iter().filter(|target| target.runner.is_some()).map(|target| target.precision.name().to_owned());
+        let models = ran.zip(evaluation.targets.iter().map(|result| result.as_ref().ok()));
+        let engines = engines
+            .iter()
+            .map(|engine| (format!("{} · {}", engine.row.precision, engine.row.backend), engine.measured.as_ref()));
+        let warnings =
+            models.chain(engines).filter_map(|(name, result)| Some((name, result?))).flat_map(|(name, result)| {
+                let warnings = result.non_finite_warnings();
+                warnings.into_iter().map(move |warning| format!("{name}: {warning}"))
+            });
+        for warning in warnings.collect::<Vec<_>>() {
+            self.session.host.warn(&warning);
+        }
+    }
+
+    /// One pass of the reference, every target and every engine over the evaluation samples.
+    fn evaluate(
+        &mut self,
+        targets: &mut [Target],
+        engines: &mut [engines::Engine],
+    ) -> Result<Evaluation, PipelineError> {
+        let session = &mut *self.session;
+        let options =
+            EvaluateOptions { batch: session.batch, policy: session.policy, compare: session.compare_options() };
+        let ran = targets.iter().filter(|target| target.runner.is_some());
+        let names: Vec<&str> = ran.map(|target| target.precision.name()).collect();
+        let mut runners: Vec<&mut dyn Outputs> = targets
+            .iter_mut()
+            .filter_map(|target| target.runner.as_mut())
+            .map(|runner| runner as &mut dyn Outputs)
+            .collect();
+        let models = runners.len();
+        let pairs = engines::pairs(&names, engines);
+        runners.extend(engines.iter_mut().filter_map(engines::Engine::outputs));
+        // An engine that is built again is not the same engine, so what another one gave is of no use.
+        let checkpoints = self.checkpoints.as_ref().filter(|_| runners.len() == models);
+        let host = session.host.clone();
+        let work = host.begin("comparing", self.split.evaluation.len());
+        let progress = |samples: usize| work.advance(samples);
+        let evaluation = evaluate_pairs(
+            &mut session.reference,
+            &mut runners,
+            &pairs,
+            &*session.data.collection.dataset,
+            &self.split.evaluation,
+            &options,
+            Control { threads: session.threads, stop: host.stop(), progress: &progress, checkpoints },
+        );
+        drop(work);
+        let mut evaluation = evaluation?;
+        session.warn_halved("the comparison", evaluation.halved_to);
+        for note in engines::errors(&names, &pairs, &evaluation) {
+            host.note(&note);
+        }
+        let measured = evaluation.targets.split_off(models);
+        for (engine, result) in engines.iter_mut().filter(|engine| engine.runner.is_some()).zip(measured) {
+            engine.take(result);
+        }
+        Ok(evaluation)
+    }
+}
