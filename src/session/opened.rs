@@ -114,12 +114,6 @@ impl Session {
     /// # Errors
     /// The configuration names no model or no data, or what it names cannot be used.
     pub fn open(config: RunConfig, library: Option<&Path>, host: &Host) -> Result<Self, PipelineError> {
-        if config.data.is_none() && !config.random_data {
-            return Err(PipelineError::input(
-                "no data was given; name it with --data PATH (images, .npz, ...). Ranges from random numbers say nothing \
-                 about accuracy, so they are used only with --random-data",
-            ));
-        }
         Self::opened(config, None, library, host)
     }
 
@@ -151,6 +145,12 @@ impl Session {
                 "no model was given; name one with --model FILE, or `model = \"...\"` in the file given with --config"
             );
         };
+        if dataset.is_none() && config.data.is_none() && !config.random_data {
+            return Err(PipelineError::input(
+                "no data was given; name it with --data PATH (images, .npz, ...). Ranges from random numbers say nothing \
+                 about accuracy, so they are used only with --random-data",
+            ));
+        }
         let runtime = OnnxRuntime::load(library)?;
         let provider = provider(&config.provider)?;
         let threads = match config.threads {
