@@ -231,7 +231,7 @@ impl Session {
                 host.warn(&format!("preprocessing: {}; set --preset or [preprocess] to be sure", other.describe()));
             }
         }
-        Ok(Self { host, config, runtime, subject, reference, data, threads, provider, batch, policy, own_data, head })
+        Ok(Self { host, config, runtime, subject, reference, data, threads, provider, batch, policy, head, own_data })
     }
 
     /// The configuration in force.
