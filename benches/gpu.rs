@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Instant,
 };
 
@@ -17,13 +17,15 @@ use anyhow::Result;
 use trtcalib::{
     artifact::ContentHash,
     backend::{
-        Backend, BackendError, BuildOptions, ExecutionProvider,
+        Backend, BackendError, BuildOptions, ExecutionProvider, Inputs,
         cuda::{CudaError, CudaStream, Device, DeviceView, MagnitudeCounter, Pair, PairComparer, Staged, Uploader},
         onnxruntime::{DeviceRunner, OnnxRuntime},
     },
-    calibrate::{Batch, Provenance, Shards, observe, observe_on_device},
+    calibrate::{Batch, Histograms, Observing, Provenance, Shards, observe},
     compare::graphwise::Graphwise,
+    dataset::{BadPolicy, Dataset, PrefetchOptions, SampleError},
     onnx::Model,
+    pass::{Ran, Samples},
     quantize::{SchemeOptions, place},
     tensor::{ElementType, Tensor, TensorMap},
 };
@@ -163,7 +165,7 @@ impl Subject {
     }
 
     fn runner(&self, stream: &Arc<CudaStream>, returning: bool, tf32: bool) -> Result<DeviceRunner> {
-        Ok(self.runtime.build_on_device(&self.model, &self.options(returning, tf32), &self.device, stream)?)
+        Ok(self.runtime.build_on_stream(&self.model, &self.options(returning, tf32), &self.device, stream)?)
     }
 
     fn batches(&self, count: usize) -> impl Iterator<Item = Batch> {
@@ -181,6 +183,30 @@ impl Subject {
 
     fn rate(&self, ms: f64) -> f64 {
         self.batch as f64 / ms * 1e3
+    }
+}
+
+/// One sample, over and over.
+struct Repeated {
+    inputs: TensorMap,
+    ids: Vec<String>,
+}
+
+impl Dataset for Repeated {
+    fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    fn id(&self, index: usize) -> &str {
+        &self.ids[index]
+    }
+
+    fn label(&self, _: usize) -> Option<u32> {
+        None
+    }
+
+    fn sample(&self, _: usize) -> Result<TensorMap, SampleError> {
+        Ok(self.inputs.clone())
     }
 }
 
@@ -262,11 +288,16 @@ fn calibration(subject: &Subject) -> Result<()> {
     let host_ms = host_s / few as f64;
     let copy_ms = ms(|| Ok(host.visit(&subject.inputs, &mut |_, _| Ok(()))?))?;
     let many = 64;
-    let mut usage = None;
+    let mut observed = subject.runtime.build(&subject.model, &subject.options(true, false))?;
+    let dataset = Repeated { inputs: one, ids: (0..many * batch).map(|index| index.to_string()).collect() };
+    let indices: Vec<usize> = (0..dataset.len()).collect();
+    let (policy, stop) = (BadPolicy { max_share: 0.0, strict: true }, AtomicBool::new(false));
+    let reading = PrefetchOptions { batch, threads: 4, policy, stop: &stop, skipped: &[] };
+    let samples = Samples { dataset: &dataset, indices: &indices, reading };
+    let mut counts = Observing::new(&*observed, &subject.tensors, Histograms::new(subject.provenance()))?;
+    let mut ran = Ran::default();
     let device_ms = ms(|| {
-        let batches = subject.batches(many);
-        usage =
-            Some(observe_on_device(&mut returning, &subject.tensors, subject.provenance(), subject.batch, batches)?.1);
+        ran = samples.run(&mut [&mut observed], &mut counts)?;
         Ok(())
     })? / many as f64;
     println!(
@@ -274,11 +305,10 @@ fn calibration(subject: &Subject) -> Result<()> {
         subject.rate(host_ms)
     );
     println!("counting on the device is {:.0} times as fast", host_ms / counted_ms);
-    let utilisation = usage.map_or(0.0, |usage| usage.utilisation());
     println!(
-        "`observe_on_device`, inputs uploaded: {device_ms:.2} ms, {:.0} images/s, GPU busy {:.0} %, {:.0} times the host way",
+        "a whole pass, inputs read and uploaded: {device_ms:.2} ms, {:.0} images/s, GPU busy {:.0} %, {:.0} times the host way",
         subject.rate(device_ms),
-        utilisation * 100.0,
+        ran.utilisation() * 100.0,
         host_ms / device_ms
     );
     Ok(())
@@ -288,7 +318,9 @@ fn comparison(subject: &Subject) -> Result<()> {
     let stream = subject.device.stream()?;
     let (mut float, mut tf32) = (subject.runner(&stream, true, false)?, subject.runner(&stream, true, true)?);
     let uploader = Uploader::new(&subject.device)?;
-    let comparer = PairComparer::new(&subject.device, &stream)?;
+    let shown = |tf32| subject.runtime.build(&subject.model, &subject.options(true, tf32));
+    let (mut float_shown, mut tf32_shown) = (shown(false)?, shown(true)?);
+    let inputs = Inputs::plain(&subject.inputs);
     let staged = float.upload(&uploader, &subject.inputs, None, None)?;
     let names: BTreeMap<String, String> =
         subject.options(true, false).extra_outputs.into_iter().map(|name| (name.clone(), name)).collect();
@@ -301,7 +333,13 @@ fn comparison(subject: &Subject) -> Result<()> {
             float.run(&staged, |_| finished(&stream))?;
             Ok(tf32.run(&staged, |_| finished(&stream))?)
         })?;
-        let with = ms(|| Ok(graphwise.run_batch_on_device(&ids, &staged, &mut float, &mut tf32, &comparer, &names)?))?;
+        let with = ms(|| {
+            Ok(float_shown.show(inputs, &mut |reference| {
+                Ok(tf32_shown.show(inputs, &mut |target| {
+                    Ok(graphwise.push(&ids, &reference.outputs, &target.outputs, &names)?)
+                })?)
+            })?)
+        })?;
         if round >= 3 {
             floor.push(both);
             compared.push(with);
@@ -313,7 +351,12 @@ fn comparison(subject: &Subject) -> Result<()> {
     let (mut float, mut tf32) = (build(false)?, build(true)?);
     let host_ms = median(
         (0..3)
-            .map(|_| ms(|| Ok(host.run_batch(&ids, &subject.inputs, &mut *float, &mut *tf32, &names)?)))
+            .map(|_| {
+                ms(|| {
+                    let (reference, target) = (float.infer(&subject.inputs)?, tf32.infer(&subject.inputs)?);
+                    Ok(host.push(&ids, &reference, &target, &names)?)
+                })
+            })
             .collect::<Result<Vec<_>>>()?,
     );
     println!(

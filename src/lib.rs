@@ -18,6 +18,7 @@ pub mod calibrate;
 pub mod compare;
 pub mod dataset;
 pub mod onnx;
+pub mod pass;
 pub mod quantize;
 pub mod report;
 pub mod session;

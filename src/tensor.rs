@@ -28,6 +28,24 @@ pub fn part(tensors: &TensorMap, samples: usize, range: Range<usize>) -> Option<
     if range == (0..samples) { Some(Cow::Borrowed(tensors)) } else { rows(tensors, samples, range).map(Cow::Owned) }
 }
 
+/// Tensors of fewer than `rows` rows with their last row repeated up to as many; others stay as they are.
+pub fn filled(tensors: &TensorMap, rows: usize) -> TensorMap {
+    let fill = |(name, tensor): (&String, &Tensor)| {
+        let Tensor { mut shape, mut values } = tensor.clone();
+        if let Some(extent) = shape.first_mut().filter(|extent| (1..rows).contains(*extent)) {
+            let all = tensor.values.view();
+            let last = all.slice(all.len() - all.len() / *extent..all.len());
+            for _ in *extent..rows {
+                // The same type, so this cannot fail.
+                let _same_type = values.extend(last);
+            }
+            *extent = rows;
+        }
+        (name.clone(), Tensor { shape, values })
+    };
+    tensors.iter().map(fill).collect()
+}
+
 macro_rules! element_types {
     ($($variant:ident $ty:ty, $name:literal, $onnx:literal;)*) => {
         /// Type of one element, named as in ONNX and NumPy.

@@ -153,7 +153,7 @@ impl Bench {
         let sites = shared_tensors(float, target).unwrap();
         let indices: Vec<usize> = (CALIBRATION..CALIBRATION + COMPARED).collect();
         let options = GraphwiseOptions { threads: THREADS, ..GraphwiseOptions::default() };
-        graphwise(self.side(float), self.side(target), &sites, self.samples(&indices), options).unwrap()
+        graphwise(self.side(float), self.side(target), &sites, self.samples(&indices), options).unwrap().0
     }
 
     /// The first tensor beyond the threshold, by its node.
@@ -169,7 +169,7 @@ impl Bench {
             let some: Vec<_> = sites.iter().filter(|site| tensors.contains(&site.tensor)).cloned().collect();
             let samples = self.samples(&[CALIBRATION]);
             let options = GraphwiseOptions { threads: THREADS, ..GraphwiseOptions::default() };
-            let found = graphwise(self.side(float), self.side(target), &some, samples, options)?;
+            let found = graphwise(self.side(float), self.side(target), &some, samples, options)?.0;
             Ok::<_, AnalysisError>(found.tensors.into_iter().map(|t| (t.site.tensor.clone(), t)).collect())
         };
         let options = FirstOptions { scan, ..FirstOptions::default() };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    layerwise::{AnalysisError, Samples, plain},
+    layerwise::{AnalysisError, Samples, plain, some},
     operators::Pair,
     twins::{Figure, Measure, measure_shifts},
 };
@@ -34,10 +34,11 @@ pub fn mean_errors(
         }
         let mut runner = backend.build(&model, &plain(threads))?;
         let mut sums: BTreeMap<usize, Option<Vec<i128>>> = BTreeMap::new();
-        let count = samples.for_each(|batch| {
-            let weight = batch.ids.len() as i128;
-            runner.visit(&batch.inputs, &mut |name, view| {
-                if let Some(&Figure::Shift { operator }) = figures.get(name) {
+        let ran = some(samples.each_sum(&mut *runner, |part, outputs| {
+            let weight = part.ids.len() as i128;
+            outputs.on_host(|outputs| {
+                for (name, view) in outputs {
+                    let Some(&Figure::Shift { operator }) = figures.get(*name) else { continue };
                     let values = view.to_f32();
                     let sum = sums.entry(operator).or_insert_with(|| Some(vec![0; values.len()]));
                     let fits = values.iter().all(|value| value.is_finite() && value.abs() < 1e9);
@@ -50,13 +51,12 @@ pub fn mean_errors(
                         _ => *sum = None,
                     }
                 }
-                Ok(())
-            })?;
-            Ok(())
-        })?;
+                Ok::<_, AnalysisError>(())
+            })
+        })?)?;
         for (operator, sum) in sums {
             if let Some(sum) = sum {
-                let mean = |sum: i128| (sum as f64 * UNIT / count as f64) as f32;
+                let mean = |sum: i128| (sum as f64 * UNIT / ran.samples as f64) as f32;
                 means.insert(pair.operators[operator].node.clone(), sum.into_iter().map(mean).collect());
             }
         }

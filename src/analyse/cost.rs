@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Instant};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    layerwise::{AnalysisError, Samples, plain},
+    layerwise::{AnalysisError, Samples, plain, some},
     operators::{Operator, Pair},
 };
 use crate::{
@@ -49,13 +49,17 @@ pub fn macs(
     let extra_outputs = (0..pair.operators.len()).filter_map(|index| result(index).cloned()).collect();
     let mut runner = backend.build(pair.model, &BuildOptions { extra_outputs, ..plain(0) })?;
     let mut sizes = BTreeMap::new();
-    samples.for_each(|batch| {
-        runner.visit(&batch.inputs, &mut |name, view| {
-            sizes.insert(name.to_owned(), view.values.len() as f64 / batch.ids.len() as f64);
-            Ok(())
-        })?;
-        Ok(())
-    })?;
+    some(samples.each(&mut *runner, |part, outputs| {
+        outputs.on_host(|outputs| {
+            for (name, view) in outputs {
+                // What does not begin with the samples holds those of the whole batch.
+                let rows = view.shape.first().filter(|&&extent| extent == part.ids.len());
+                let rows = rows.copied().unwrap_or(part.ids.len() + part.copies - 1);
+                sizes.insert((*name).to_owned(), view.values.len() as f64 / rows as f64);
+            }
+            Ok::<_, AnalysisError>(())
+        })
+    })?)?;
     let cost = |index: usize| {
         let operator = &pair.operators[index];
         let node = pair.float.node(operator.float);
@@ -89,11 +93,11 @@ pub fn times(
     let mut activations = TensorMap::new();
     let extra_outputs = pair.operators.iter().flat_map(|operator| varying(pair, operator)).collect();
     let mut runner = backend.build(pair.model, &BuildOptions { extra_outputs, ..plain(threads) })?;
-    samples.for_each(|batch| {
-        activations = runner.infer(&batch.inputs)?;
-        activations.extend(batch.inputs);
-        Ok(())
-    })?;
+    some(samples.each(&mut *runner, |part, outputs| {
+        activations = outputs.to_host()?;
+        activations.extend(part.inputs.clone());
+        Ok::<_, AnalysisError>(())
+    })?)?;
     drop(runner);
     let mut times = BTreeMap::new();
     for operator in &pair.operators {

@@ -4,24 +4,25 @@
 //! sums. Memory is that of one sample's tensors, whatever the number of samples. The target may also be a file with
 //! saved tensors.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::layerwise::{AnalysisError, Samples, plain};
+use super::layerwise::{AnalysisError, Samples, plain, some};
 use crate::{
     backend::{
-        Backend, BackendError, BuildOptions, ExecutionProvider, Runner, TensorInfo,
-        cuda::{CudaError, Device, PairComparer, Uploader, in_parts},
-        onnxruntime::{DeviceRunner, OnnxRuntime},
+        Accelerator, Backend, BackendError, BuildOptions, ExecutionProvider, Given, Inputs, Runner, Show, TensorInfo,
     },
     compare::{
-        SavedOutputs,
+        CompareError, SavedOutputs,
         graphwise::{Graphwise as Accumulator, TensorDifference},
     },
-    dataset::Batch,
     onnx::{GraphError, GraphView, Model},
-    tensor::{ElementType, part},
+    pass::{Consumer, Outputs, Part, Ran, Running, Taking},
+    tensor::ElementType,
 };
 
 /// A tensor that both models make, by the reference's node.
@@ -172,7 +173,8 @@ fn quantizer_amax(target: &GraphView<'_>, tensor: &str) -> Option<f32> {
     super::operators::quantizer_range(target, quantize).map(|[_, high]| high)
 }
 
-/// Compares `sites` over `samples`.
+/// Compares `sites` over `samples`, on the GPU where both run there. Batches that do not fit into memory are halved; also
+/// tells to which size, if that was so.
 ///
 /// # Errors
 /// A model cannot be built or run, a sample cannot be read, or there are no samples.
@@ -182,78 +184,20 @@ pub fn graphwise(
     sites: &[TensorSite],
     samples: Samples<'_>,
     options: GraphwiseOptions,
-) -> Result<Graphwise, AnalysisError> {
+) -> Result<(Graphwise, Option<usize>), AnalysisError> {
     let mut tensors = Vec::with_capacity(sites.len());
-    let mut read = 0;
+    let (mut read, mut fitting_batch) = (0, None);
     for sites in sites.chunks(options.tensors_per_pass.max(1)) {
         let names: Vec<String> = sites.iter().map(|site| site.tensor.clone()).collect();
-        let mut reference = reference.build(names.clone(), options.threads)?;
-        let mut target = target.build(names, options.threads)?;
-        let found = run(&mut *reference, Source::Runner(&mut *target), sites, samples)?;
-        tensors.extend(found.tensors);
-        read = found.samples;
+        let mut reference = Rebuilt::new(|| reference.build(names.clone(), options.threads))?;
+        let mut target = Rebuilt::new(|| target.build(names.clone(), options.threads))?;
+        let outputs = [reference.runner()?.outputs().to_vec(), target.runner()?.outputs().to_vec()];
+        let (found, ran) = run_through(&mut reference, &outputs[0], &mut target, &floats(&outputs[1]), sites, samples)?;
+        tensors.extend(found);
+        read = ran.samples;
+        fitting_batch = fitting_batch.into_iter().chain(ran.fitting_batch).min();
     }
-    Ok(Graphwise::new(tensors, read))
-}
-
-/// [`graphwise`] on a GPU, which no tensor leaves. Batches that do not fit into its memory are halved; also tells to which
-/// size, if that was so.
-///
-/// # Errors
-/// As [`graphwise`].
-pub fn graphwise_on_device(
-    runtime: &OnnxRuntime,
-    provider: ExecutionProvider,
-    [reference, target]: [&Model; 2],
-    sites: &[TensorSite],
-    samples: Samples<'_>,
-    options: GraphwiseOptions,
-) -> Result<(Graphwise, Option<usize>), AnalysisError> {
-    let cuda = |error: CudaError| BackendError::from(error);
-    let device = &Device::open(provider.gpu().unwrap_or_default()).map_err(cuda)?;
-    let stream = device.stream().map_err(cuda)?;
-    let (comparer, uploader) =
-        (PairComparer::new(device, &stream).map_err(cuda)?, Uploader::new(device).map_err(cuda)?);
-    let mut tensors = Vec::with_capacity(sites.len());
-    let (mut read, mut most) = (0, usize::MAX);
-    for sites in sites.chunks(options.tensors_per_pass.max(1)) {
-        let extra_outputs = sites.iter().map(|site| site.tensor.clone()).collect();
-        let build = BuildOptions { extra_outputs, provider, ..plain(options.threads) };
-        let both = || -> Result<[DeviceRunner; 2], BackendError> {
-            let runner = |model| runtime.build_on_device(model, &build, device, &stream);
-            Ok([runner(reference)?, runner(target)?])
-        };
-        let first = both()?;
-        let (names, mut accumulator) = accumulator(first[0].outputs(), &floats(first[1].outputs()), sites);
-        let mut runners = Some(first);
-        let send = |batch: &Batch, used| uploader.upload(&batch.inputs, None, used).ok();
-        read = samples.for_each_sent(send, |batch, mut sent| {
-            let ids: Vec<&str> = batch.ids.iter().map(String::as_str).collect();
-            in_parts(&mut most, ids.len(), BackendError::is_out_of_memory, |range, _| {
-                let [reference, target] = match &mut runners {
-                    Some(runners) => runners,
-                    none => none.insert(both()?),
-                };
-                let inputs = part(&batch.inputs, ids.len(), range.clone()).ok_or(CudaError::OutOfMemory)?;
-                reference.check(&inputs, None)?;
-                let staged = match sent.take().filter(|sent| sent.is_like(device, &inputs, None)) {
-                    Some(sent) => sent,
-                    None => uploader.upload(&inputs, None, None)?,
-                };
-                let ids = &ids[range];
-                let ran = accumulator.run_batch_on_device(ids, &staged, reference, target, &comparer, &names);
-                if ran.is_err() {
-                    // A session keeps the memory that it has taken: what one took, the other would lack.
-                    runners = None;
-                }
-                sent = Some(staged).filter(|_| ids.len() == batch.ids.len() && ran.is_ok());
-                ran
-            })?;
-            Ok(sent)
-        })?;
-        tensors.extend(divergences(sites, accumulator));
-    }
-    Ok((Graphwise::new(tensors, read), Some(most).filter(|&most| most < usize::MAX)))
+    Ok((Graphwise::new(tensors, read), fitting_batch))
 }
 
 /// What both give as floating-point numbers, target's name and reference's, and what adds their differences up.
@@ -291,32 +235,104 @@ fn divergences(sites: &[TensorSite], accumulator: Accumulator) -> Vec<TensorDive
 /// As [`graphwise`]; a sample is missing in a file.
 pub fn run(
     reference: &mut dyn Runner,
-    mut target: Source<'_>,
+    target: Source<'_>,
     sites: &[TensorSite],
     samples: Samples<'_>,
 ) -> Result<Graphwise, AnalysisError> {
-    let given = match &target {
-        Source::Runner(target) => floats(target.outputs()),
-        Source::Saved(saved) => saved.outputs().into_iter().collect(),
-    };
-    let (names, mut accumulator) = accumulator(reference.outputs(), &given, sites);
-    let mut first = 0;
-    let count = samples.for_each(|batch| {
-        let ids: Vec<&str> = batch.ids.iter().map(String::as_str).collect();
-        match &mut target {
-            Source::Runner(target) => accumulator.run_batch(&ids, &batch.inputs, reference, &mut **target, &names)?,
-            Source::Saved(saved) => {
-                let tensors = saved.batch(first, &ids)?;
-                reference.visit(&batch.inputs, &mut |name, view| match tensors.get(name) {
-                    Some(tensor) if names.contains_key(name) => Ok(accumulator.add(name, &ids, view, tensor.view())?),
-                    _ => Ok(()),
-                })?;
-            }
+    let made = reference.outputs().to_vec();
+    let reference = &mut Running(reference);
+    let (found, ran) = match target {
+        Source::Runner(target) => {
+            let given = floats(target.outputs());
+            run_through(reference, &made, &mut Running(target), &given, sites, samples)?
         }
-        first += ids.len();
+        Source::Saved(mut saved) => {
+            let given = saved.outputs().into_iter().collect();
+            run_through(reference, &made, &mut saved, &given, sites, samples)?
+        }
+    };
+    Ok(Graphwise::new(found, ran.samples))
+}
+
+/// One pass of both; `made` are the reference's outputs, `given` the names of the target's that count.
+fn run_through(
+    reference: &mut dyn Outputs,
+    made: &[TensorInfo],
+    target: &mut dyn Outputs,
+    given: &BTreeSet<String>,
+    sites: &[TensorSite],
+    samples: Samples<'_>,
+) -> Result<(Vec<TensorDivergence>, Ran), AnalysisError> {
+    let (names, accumulator) = accumulator(made, given, sites);
+    let mut differences = Differences { names, accumulator };
+    let ran = some(samples.run(&mut [reference, target], &mut differences)?)?;
+    Ok((divergences(sites, differences.accumulator), ran))
+}
+
+/// Adds up what tensors differ by.
+struct Differences {
+    /// Names in the target, and in the reference.
+    names: BTreeMap<String, String>,
+    accumulator: Accumulator,
+}
+
+impl Consumer for Differences {
+    type Error = AnalysisError;
+
+    fn take(&mut self, part: &Part<'_>, given: &[Option<&Given<'_>>]) -> Result<(), AnalysisError> {
+        if let [Some(reference), Some(target)] = given {
+            self.accumulator.push(&part.names(), &reference.outputs, &target.outputs, &self.names)?;
+        }
         Ok(())
-    })?;
-    Ok(Graphwise::new(divergences(sites, accumulator), count))
+    }
+
+    /// The device adds up in one go, or not at all.
+    fn may_repeat(&self, error: &AnalysisError) -> bool {
+        matches!(error, AnalysisError::Compare(CompareError::Backend(error)) if error.is_out_of_memory())
+    }
+}
+
+/// A runner that is built again where it gave its memory up: a session keeps the memory that it has taken, and what one
+/// took, another would lack.
+struct Rebuilt<F> {
+    build: F,
+    runner: Option<Box<dyn Runner>>,
+}
+
+impl<F: Fn() -> Result<Box<dyn Runner>, BackendError>> Rebuilt<F> {
+    fn new(build: F) -> Result<Self, BackendError> {
+        let runner = Some(build()?);
+        Ok(Self { build, runner })
+    }
+
+    fn runner(&mut self) -> Result<&mut Box<dyn Runner>, BackendError> {
+        match &mut self.runner {
+            Some(runner) => Ok(runner),
+            none => Ok(none.insert((self.build)()?)),
+        }
+    }
+}
+
+impl<F: Fn() -> Result<Box<dyn Runner>, BackendError>> Outputs for Rebuilt<F> {
+    fn names(&self) -> Vec<String> {
+        self.runner.as_ref().map_or_else(Vec::new, Outputs::names)
+    }
+
+    fn give(&mut self, part: &Part<'_>, inputs: Inputs<'_>, show: &mut Show<'_>) -> Result<(), BackendError> {
+        self.runner()?.give(part, inputs, show)
+    }
+
+    fn taking(&self) -> Taking {
+        self.runner.as_ref().map_or_else(Taking::default, Outputs::taking)
+    }
+
+    fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {
+        self.runner.as_ref()?.accelerator()
+    }
+
+    fn release(&mut self) {
+        self.runner = None;
+    }
 }
 
 #[cfg(test)]

@@ -14,16 +14,16 @@ use super::{
     twins::{self, ActivationFigure, Figure, Twin},
 };
 use crate::{
-    backend::{
-        Backend, BackendError, BuildOptions, ExecutionProvider, OptimizationLevel,
-        cuda::{CudaError, in_parts, send_ahead},
-    },
+    backend::{Backend, BackendError, BuildOptions, ExecutionProvider, OptimizationLevel},
     compare::{CompareError, SavedError},
-    dataset::{Batch, Dataset, PassError, PrefetchOptions, prefetch},
+    dataset::PassError,
     onnx::{GraphError, Model},
+    pass::{Part, Ran},
     quantize::QuantizeError,
-    tensor::{TensorMap, part},
+    tensor::TensorMap,
 };
+
+pub use crate::pass::Samples;
 
 /// Why an analysis could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -52,54 +52,6 @@ pub enum AnalysisError {
     /// There is nothing to measure on.
     #[error("no samples to measure on; give at least one")]
     NoSamples,
-}
-
-/// Samples to measure on.
-#[derive(Clone, Copy)]
-pub struct Samples<'a> {
-    /// Where they are.
-    pub dataset: &'a dyn Dataset,
-    /// Which of them.
-    pub indices: &'a [usize],
-    /// How they are read. Batches above 1 only need more memory.
-    pub reading: PrefetchOptions<'a>,
-}
-
-impl Samples<'_> {
-    /// Shows every batch to `each`; returns the number of samples.
-    pub(crate) fn for_each(
-        self,
-        mut each: impl FnMut(Batch) -> Result<(), AnalysisError>,
-    ) -> Result<usize, AnalysisError> {
-        self.pass(|batches| {
-            for batch in batches {
-                each(batch)?;
-            }
-            Ok(())
-        })
-    }
-
-    /// The same, with inputs that are sent ahead: see [`send_ahead`].
-    pub(super) fn for_each_sent<S: Send>(
-        self,
-        send: impl FnMut(&Batch, Option<S>) -> Option<S> + Send,
-        each: impl FnMut(Batch, Option<S>) -> Result<Option<S>, AnalysisError>,
-    ) -> Result<usize, AnalysisError> {
-        self.pass(|batches| send_ahead(batches, send, each).map(drop))
-    }
-
-    fn pass(
-        self,
-        consume: impl FnOnce(&mut (dyn Iterator<Item = Batch> + Send)) -> Result<(), AnalysisError>,
-    ) -> Result<usize, AnalysisError> {
-        let mut count = 0;
-        let (outcome, summary) = prefetch(self.dataset, self.indices, self.reading, |batches| {
-            consume(&mut batches.inspect(|batch| count += batch.ids.len()))
-        });
-        outcome?;
-        summary?;
-        if count == 0 { Err(AnalysisError::NoSamples) } else { Ok(count) }
-    }
 }
 
 /// Options of [`layerwise`].
@@ -199,7 +151,7 @@ pub fn layerwise(
     options: LayerwiseOptions,
 ) -> Result<(Vec<LayerError>, Option<usize>), AnalysisError> {
     let step = options.operators_per_pass.max(1);
-    let mut most = usize::MAX;
+    let mut fitting_batch = None;
     let mut layers = Vec::with_capacity(pair.operators.len());
     for start in (0..pair.operators.len()).step_by(step) {
         let operators = start..(start + step).min(pair.operators.len());
@@ -207,21 +159,25 @@ pub fn layerwise(
         let build = BuildOptions { provider: options.provider, ..plain(options.threads) };
         let mut runner = backend.build(&model, &build)?;
         let mut totals = Totals::default();
-        let count = samples.for_each(|batch| {
-            let samples = batch.ids.len();
-            Ok(in_parts(&mut most, samples, BackendError::is_out_of_memory, |range, _| {
-                let inputs = part(&batch.inputs, samples, range.clone()).ok_or(CudaError::OutOfMemory)?;
-                runner.visit(&inputs, &mut |name, view| {
-                    if let Some(figure) = figures.get(name) {
-                        totals.add(figure, &view.to_f32(), range.len());
+        let ran = some(samples.each_sum(&mut *runner, |part, outputs| {
+            outputs.on_host(|outputs| {
+                for (name, view) in outputs {
+                    if let Some(figure) = figures.get(*name) {
+                        totals.add(figure, &view.to_f32(), part);
                     }
-                    Ok(())
-                })
-            })?)
-        })?;
-        layers.extend(operators.map(|index| layer(pair, index, &totals, count)));
+                }
+                Ok::<_, AnalysisError>(())
+            })
+        })?)?;
+        layers.extend(operators.map(|index| layer(pair, index, &totals, ran.samples)));
+        fitting_batch = fitting_batch.into_iter().chain(ran.fitting_batch).min();
     }
-    Ok((layers, Some(most).filter(|&most| most < usize::MAX)))
+    Ok((layers, fitting_batch))
+}
+
+/// A pass that had samples.
+pub(crate) fn some(ran: Ran) -> Result<Ran, AnalysisError> {
+    if ran.samples == 0 { Err(AnalysisError::NoSamples) } else { Ok(ran) }
 }
 
 /// Fake quantization as it stands in the graph: fusing Q/DQ into integer kernels would round elsewhere.
@@ -234,10 +190,11 @@ pub(super) fn plain(threads: usize) -> BuildOptions {
 struct Totals(BTreeMap<Figure, Vec<f64>>);
 
 impl Totals {
-    fn add(&mut self, figure: &Figure, values: &[f32], samples: usize) {
+    /// Adds the figures of a part: sums over all rows that ran, means over them, and peaks.
+    fn add(&mut self, figure: &Figure, values: &[f32], part: &Part<'_>) {
         let peak = matches!(figure, Figure::Activation { figure: ActivationFigure::Peak, .. });
         let share = matches!(figure, Figure::Activation { figure: ActivationFigure::Saturated, .. });
-        let weight = if share { samples as f64 } else { 1.0 };
+        let weight = if share { part.ids.len() as f64 } else { 1.0 / part.copies as f64 };
         let total = match self.0.get_mut(figure) {
             Some(total) => total,
             None => self.0.entry(figure.clone()).or_default(),
@@ -386,15 +343,16 @@ pub fn output_noise(
     let build = BuildOptions { provider: options.provider, ..plain(options.threads) };
     let mut reference = backend.build(pair.model, &build)?;
     let mut expected = Vec::new();
-    samples.for_each(|batch| {
-        let mut outputs = reference.infer(&batch.inputs)?;
+    some(samples.each(&mut *reference, |_, outputs| {
+        let mut outputs = outputs.to_host()?;
         outputs.retain(|name, _| !options.ignored.contains(name));
-        expected.push((batch.inputs, outputs));
-        Ok(())
-    })?;
+        expected.push(outputs);
+        Ok::<_, AnalysisError>(())
+    })?)?;
     drop(reference);
     let measure = |node: &String| {
-        let relative = relative_noise(backend, &pair.graft(&BTreeSet::from([node.clone()])), &build, &expected)?;
+        let model = pair.graft(&BTreeSet::from([node.clone()]));
+        let relative = relative_noise(backend, &model, &build, samples, &expected)?;
         let sqnr_db = relative.and_then(|relative| sqnr_db(1.0, relative));
         Ok(OutputNoise { node: node.clone(), relative_noise: relative, sqnr_db })
     };
@@ -405,23 +363,28 @@ fn relative_noise(
     backend: &dyn Backend,
     model: &Model,
     build: &BuildOptions,
-    expected: &[(TensorMap, TensorMap)],
+    samples: Samples<'_>,
+    expected: &[TensorMap],
 ) -> Result<Option<f64>, AnalysisError> {
     let mut runner = backend.build(model, build)?;
     let mut powers: BTreeMap<String, [f64; 2]> = BTreeMap::new();
-    for (inputs, outputs) in expected {
-        runner.visit(inputs, &mut |name, view| {
-            if let Some(reference) = outputs.get(name).filter(|tensor| tensor.element_type().is_float()) {
-                let power = powers.entry(name.to_owned()).or_default();
-                for (&r, &t) in reference.view().to_f32().iter().zip(view.to_f32().iter()) {
-                    let (r, t) = (f64::from(r), f64::from(t));
-                    power[0] += r * r;
-                    power[1] += (r - t) * (r - t);
+    let mut expected = expected.iter();
+    samples.each(&mut *runner, |_, outputs| {
+        let Some(expected) = expected.next() else { return Ok(()) };
+        outputs.on_host(|outputs| {
+            for (name, view) in outputs {
+                if let Some(reference) = expected.get(*name).filter(|tensor| tensor.element_type().is_float()) {
+                    let power = powers.entry((*name).to_owned()).or_default();
+                    for (&r, &t) in reference.view().to_f32().iter().zip(view.to_f32().iter()) {
+                        let (r, t) = (f64::from(r), f64::from(t));
+                        power[0] += r * r;
+                        power[1] += (r - t) * (r - t);
+                    }
                 }
             }
-            Ok(())
-        })?;
-    }
+            Ok::<_, AnalysisError>(())
+        })
+    })?;
     let sum: f64 = powers.values().map(|[signal, noise]| noise / signal.max(f64::MIN_POSITIVE)).sum();
     Ok(finite(sum / powers.len().max(1) as f64))
 }

@@ -4,10 +4,15 @@
 
 pub mod cuda;
 pub mod onnxruntime;
+mod place;
 pub mod tensorrt;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
+pub use place::{
+    Accelerator, BINS, Counter, DeviceView, Given, Inputs, MIN_EXPONENT, Magnitudes, NonFinite, Pair, PieceSums, Sent,
+    Show, Tensors,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -245,8 +250,16 @@ pub trait Runner: Send {
         None
     }
 
-    /// The runner as one whose outputs can stay on a GPU, where it is one.
-    fn on_gpu(&mut self) -> Option<&mut onnxruntime::GpuRunner> {
+    /// Runs once and shows inputs and outputs together where they lie: in host memory, or on [`Self::accelerator`].
+    fn show(&mut self, inputs: Inputs<'_>, show: &mut Show<'_>) -> Result<(), BackendError> {
+        let filled = inputs.filled();
+        self.visit_all(&filled, &mut |outputs| {
+            show(&Given { inputs: Tensors::from(&*filled), outputs: Tensors::Host(outputs.to_vec()) })
+        })
+    }
+
+    /// The device that outputs are left on, if they are.
+    fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {
         None
     }
 

@@ -1,6 +1,6 @@
 //! The search for the smallest plan on real models: what judges a plan and what ranks the candidates.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     search::{Candidate, SearchOptions, SearchResult, search},
@@ -9,13 +9,13 @@ use super::{
 use crate::{
     analyse::{
         graphwise::Side,
-        layerwise::{AnalysisError, LayerError, OutputNoise, Samples},
+        layerwise::{AnalysisError, LayerError, OutputNoise, Samples, some},
     },
-    backend::{BackendError, BuildOptions, Runner, TensorInfo},
+    backend::{Accelerator, BackendError, BuildOptions, Given, Inputs, Runner, Show, TensorInfo},
     calibrate::CalibrationTable,
     compare::{CompareOptions, Comparison, ComparisonResult, Direction, Footprint, Gate, Sample},
-    dataset::{Batch, PassError},
     onnx::Model,
+    pass::{Consumer, Outputs, Part, Taking},
     quantize::{Precision, PrecisionPlan, QuantizeError, QuantizeOptions, quantize},
     tensor::{Tensor, TensorMap},
 };
@@ -29,8 +29,7 @@ pub struct JudgeOptions {
     pub compare: CompareOptions,
     /// Threads inside an operator; 0 for all cores.
     pub threads: usize,
-    /// Samples and the reference's outputs are kept in memory up to this size; beyond it they are made again in every
-    /// trial.
+    /// The reference's outputs are kept in memory up to this size; beyond it they are made again in every trial.
     pub memory_bytes: usize,
 }
 
@@ -46,12 +45,7 @@ pub struct Judge<'a> {
     side: Side<'a>,
     samples: Samples<'a>,
     options: JudgeOptions,
-    reference: Box<dyn Runner>,
-    /// The first batches and the reference's outputs for them.
-    kept: Vec<(Batch, TensorMap)>,
-    kept_bytes: usize,
-    /// How many of the indices those batches cover; the others are read again each time.
-    covered: usize,
+    reference: Remembered,
 }
 
 impl<'a> Judge<'a> {
@@ -60,50 +54,20 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// The backend refuses the reference.
     pub fn new(side: Side<'a>, samples: Samples<'a>, options: JudgeOptions) -> Result<Self, AnalysisError> {
-        let reference = build(side, options.threads)?;
-        Ok(Self { side, samples, options, reference, kept: Vec::new(), kept_bytes: 0, covered: 0 })
+        let reference = Remembered::new(build(side, options.threads)?, options.memory_bytes);
+        Ok(Self { side, samples, options, reference })
     }
 
-    /// All figures of a target.
+    /// All figures of a target. Batches that do not fit into memory are halved.
     ///
     /// # Errors
     /// The target cannot be built or run, a sample cannot be read, or the outputs cannot be compared.
     pub fn compare(&mut self, target: &Model) -> Result<ComparisonResult, AnalysisError> {
         let mut target = build(Side { model: target, ..self.side }, self.options.threads)?;
-        let names = |runner: &dyn Runner| runner.outputs().iter().map(|output| output.name.clone()).collect::<Vec<_>>();
-        let mut comparison = Comparison::new(&names(&*self.reference), &names(&*target), self.options.compare.clone())?;
-        let Self { samples, options, reference, kept, kept_bytes, covered, .. } = self;
-        let mut push = |batch: &Batch, expected: &TensorMap| -> Result<(), AnalysisError> {
-            let samples = Sample::of_batch(batch);
-            Ok(comparison.push(&samples, expected, &target.infer(&batch.inputs)?)?)
-        };
-        for (batch, expected) in kept.iter() {
-            if samples.reading.stop.load(Ordering::Relaxed) {
-                return Err(PassError::Stopped.into());
-            }
-            push(batch, expected)?;
-        }
-        let rest = &samples.indices[*covered..];
-        if !rest.is_empty() || kept.is_empty() {
-            let mut full = *covered > 0;
-            Samples { indices: rest, ..*samples }.for_each(|batch| {
-                let expected = reference.infer(&batch.inputs)?;
-                push(&batch, &expected)?;
-                let tensors = batch.inputs.values().chain(expected.values()).chain(batch.masks.iter().flatten());
-                let bytes = *kept_bytes + tensors.map(bytes).sum::<usize>();
-                let last = batch.indices.last().and_then(|last| samples.indices.iter().position(|index| index == last));
-                full |= bytes > options.memory_bytes;
-                if let Some(last) = last.filter(|_| !full) {
-                    (*kept_bytes, *covered) = (bytes, last + 1);
-                    kept.push((batch, expected));
-                }
-                Ok(())
-            })?;
-            if !full {
-                *covered = samples.indices.len();
-            }
-        }
-        Ok(comparison.finish())
+        let names = [self.reference.names(), target.names()];
+        let mut trial = Trying(Comparison::new(&names[0], &names[1], self.options.compare.clone())?);
+        some(self.samples.run(&mut [&mut self.reference, &mut target], &mut trial)?)?;
+        Ok(trial.0.finish())
     }
 
     /// The verdict of the gates on a target. The score is the first gate's value, negated where less is better.
@@ -127,6 +91,70 @@ impl<'a> Judge<'a> {
 fn build(side: Side<'_>, threads: usize) -> Result<Box<dyn Runner>, BackendError> {
     let options = BuildOptions { threads, provider: side.provider, ..BuildOptions::default() };
     side.backend.build(side.model, &options)
+}
+
+/// One trial.
+struct Trying(Comparison);
+
+impl Consumer for Trying {
+    type Error = AnalysisError;
+
+    fn take(&mut self, part: &Part<'_>, given: &[Option<&Given<'_>>]) -> Result<(), AnalysisError> {
+        if let [Some(reference), Some(target)] = given {
+            let samples = Sample::of_part(part);
+            self.0.push(&samples, &reference.outputs, &target.outputs)?;
+        }
+        Ok(())
+    }
+}
+
+/// A runner whose outputs are kept in host memory up to a size, by the samples they belong to.
+struct Remembered {
+    runner: Box<dyn Runner>,
+    kept: BTreeMap<(Vec<usize>, Option<usize>), TensorMap>,
+    /// Bytes that may still be kept.
+    room: usize,
+}
+
+impl Remembered {
+    fn new(runner: Box<dyn Runner>, room: usize) -> Self {
+        Self { runner, kept: BTreeMap::new(), room }
+    }
+}
+
+impl Outputs for Remembered {
+    fn names(&self) -> Vec<String> {
+        self.runner.names()
+    }
+
+    fn give(&mut self, part: &Part<'_>, inputs: Inputs<'_>, show: &mut Show<'_>) -> Result<(), BackendError> {
+        let Self { runner, kept, room } = self;
+        let key = (part.indices.to_vec(), inputs.rows);
+        if let Some(outputs) = kept.get(&key) {
+            let given = Given { inputs: part.inputs.into(), outputs: outputs.into() };
+            return show(&given).map_err(BackendError::Visitor);
+        }
+        let mut made = None;
+        runner.show(inputs, &mut |given| {
+            // The same figures whether they are kept or not: they are compared in host memory.
+            let outputs = &*made.insert(given.outputs.to_host()?);
+            show(&Given { inputs: given.inputs.clone(), outputs: outputs.into() })
+        })?;
+        let size = made.iter().flat_map(TensorMap::values).map(bytes).sum();
+        if let (Some(outputs), Some(rest)) = (made, room.checked_sub(size)) {
+            kept.insert(key, outputs);
+            *room = rest;
+        }
+        Ok(())
+    }
+
+    fn taking(&self) -> Taking {
+        self.runner.taking()
+    }
+
+    fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {
+        self.runner.accelerator()
+    }
 }
 
 fn bytes(tensor: &Tensor) -> usize {

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     artifact::{ArtifactError, ContentHash, Tool},
     backend::BackendError,
+    dataset::PassError,
     tensor::ElementType,
 };
 
 pub mod cache;
-mod device;
 pub mod entropy;
 pub mod histogram;
 mod histograms;
@@ -28,7 +28,6 @@ mod recovered;
 mod samples;
 mod table;
 
-pub use device::{DeviceUse, observe_on_device};
 pub use histograms::{Histograms, Provenance, Shards};
 pub use observe::{Batch, Observing, check_complete, observe};
 pub use recovered::{DeployTo, Effort, Lifted, Recovered, RecoveryStep, Rounding, Shift, ShiftPolicy};
@@ -40,6 +39,9 @@ pub enum CalibrateError {
     /// The model could not be run.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// Too many samples cannot be read, or the user stopped.
+    #[error(transparent)]
+    Pass(#[from] PassError),
     /// A file could not be read or written.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),

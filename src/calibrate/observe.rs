@@ -6,10 +6,11 @@ use rayon::prelude::*;
 
 use super::{
     CalibrateError, Histograms, Provenance,
-    histogram::{Histogram, NonFinite, ObserveError},
+    histogram::{self, Histogram, NonFinite, ObserveError},
 };
 use crate::{
-    backend::{BackendError, Runner},
+    backend::{self, Accelerator, BackendError, Counter, DeviceView, Given, Inputs, Magnitudes, Runner, Tensors},
+    pass::{Consumer, Part},
     tensor::{TensorMap, TensorView},
 };
 
@@ -23,68 +24,216 @@ pub struct Batch {
     pub held_out: bool,
 }
 
-/// Counts the magnitudes of tensors while a runner runs, in place in the runner's buffers.
+/// Counts the magnitudes of tensors where a runner left them: in host memory, or on a device, which they never leave.
 pub struct Observing<'a> {
-    runner: &'a mut dyn Runner,
     tensors: &'a BTreeSet<String>,
     inputs: BTreeSet<String>,
+    histograms: Histograms,
+    held_out: bool,
+    there: Option<There>,
 }
 
+/// What a device has counted and not told yet.
+struct There {
+    counter: Box<dyn Counter>,
+    /// Numbers of the tensors that it has seen.
+    seen: BTreeSet<usize>,
+    samples: usize,
+}
+
+// Both count in the same bins.
+const _: () = assert!(histogram::BINS == backend::BINS && histogram::MIN_EXPONENT == backend::MIN_EXPONENT);
+
 impl<'a> Observing<'a> {
-    /// Each of `tensors` must be an input or an output of the runner.
-    pub fn new(runner: &'a mut dyn Runner, tensors: &'a BTreeSet<String>) -> Result<Self, CalibrateError> {
+    /// Goes on with `histograms`. Each of `tensors` must be an input or an output of the runner.
+    ///
+    /// # Errors
+    /// One of them is neither.
+    pub fn new(
+        runner: &dyn Runner,
+        tensors: &'a BTreeSet<String>,
+        histograms: Histograms,
+    ) -> Result<Self, CalibrateError> {
         let inputs: BTreeSet<String> = runner.inputs().iter().map(|info| info.name.clone()).collect();
         let available = |name: &str| inputs.contains(name) || runner.outputs().iter().any(|info| info.name == name);
         match tensors.iter().find(|name| !available(name)) {
             Some(tensor) => Err(CalibrateError::NoSuchTensor { tensor: tensor.clone() }),
-            None => Ok(Self { runner, tensors, inputs }),
+            None => Ok(Self { tensors, inputs, histograms, held_out: false, there: None }),
         }
     }
 
-    /// Runs a batch and adds its counts, all tensors side by side on the current rayon pool. Fails on the first value
-    /// that is not finite, naming tensor and sample; what was counted is then of no more use.
-    pub fn push(&mut self, histograms: &mut Histograms, batch: &Batch) -> Result<(), CalibrateError> {
-        let Histograms { fit, held_out, fit_samples, held_out_samples, .. } = histograms;
-        let (part, samples) = if batch.held_out { (held_out, held_out_samples) } else { (fit, fit_samples) };
-        let Self { runner, tensors, inputs } = self;
-        let mut count = |outputs: &[(&str, TensorView<'_>)]| {
-            let given = batch.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view()));
-            // A tensor that is both counts as input.
-            let made = outputs.iter().copied().filter(|(name, _)| !inputs.contains(*name));
-            let views: BTreeMap<&str, TensorView<'_>> =
-                given.chain(made).filter(|(name, _)| tensors.contains(*name)).collect();
-            for name in views.keys().filter(|name| !part.contains_key(**name)).collect::<Vec<_>>() {
-                part.insert((*name).to_owned(), Histogram::default());
-            }
-            let work: Vec<_> =
-                part.iter_mut().filter_map(|(name, counts)| Some((name, counts, *views.get(name.as_str())?))).collect();
-            let count = |(name, counts, view): (&String, &mut Histogram, TensorView<'_>)| {
-                let counted = counts.observe(view).map_err(|error| locate(error, name, view.shape, &batch.ids));
-                counted.map_err(|error| (!inputs.contains(name), error))
-            };
-            let failed: Vec<_> = work.into_par_iter().with_max_len(1).filter_map(|work| count(work).err()).collect();
-            // What is wrong with an input is the cause of the rest.
-            let first = failed.into_iter().min_by_key(|(made, _)| *made);
-            first.map_or(Ok(()), |(_, error)| Err(error.into()))
-        };
-        runner.visit_all(&batch.inputs, &mut count).map_err(unwrap_visitor)?;
-        *samples += batch.ids.len();
+    /// Whether the samples that follow are kept from fitting.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn hold_out(&mut self, held_out: bool) -> Result<(), CalibrateError> {
+        if self.held_out != held_out {
+            self.collect()?;
+            self.held_out = held_out;
+        }
         Ok(())
+    }
+
+    /// The counts so far; those of a device come from there.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn histograms(&mut self) -> Result<&Histograms, CalibrateError> {
+        self.collect()?;
+        Ok(&self.histograms)
+    }
+
+    /// The counts, checked by [`check_complete`].
+    ///
+    /// # Errors
+    /// The device fails; there was no sample; a tensor was never seen.
+    pub fn finish(mut self) -> Result<Histograms, CalibrateError> {
+        self.collect()?;
+        check_complete(&self.histograms, self.tensors)?;
+        Ok(self.histograms)
+    }
+
+    fn collect(&mut self) -> Result<(), CalibrateError> {
+        let Some(There { counter, seen, samples }) = self.there.take() else { return Ok(()) };
+        let mut found = BTreeMap::new();
+        for (number, (name, magnitudes)) in self.tensors.iter().zip(counter.finish()?).enumerate() {
+            if seen.contains(&number) {
+                found.insert(name.clone(), histogram_of(magnitudes)?);
+            }
+        }
+        let mut counted = Histograms::new(self.histograms.provenance.clone());
+        if self.held_out {
+            (counted.held_out, counted.held_out_samples) = (found, samples);
+        } else {
+            (counted.fit, counted.fit_samples) = (found, samples);
+        }
+        self.histograms.add(counted);
+        Ok(())
+    }
+
+    /// Adds the counts of a batch, all tensors side by side on the current rayon pool or on the device. Fails on the first
+    /// value that is not finite, naming tensor and sample; what was counted is then of no more use.
+    ///
+    /// # Errors
+    /// Such a value, a tensor of other than floating-point numbers, or a failure of the device.
+    pub fn push(&mut self, ids: &[String], given: &Given<'_>) -> Result<(), CalibrateError> {
+        match (&given.inputs, &given.outputs) {
+            (Tensors::Device(device, inputs), Tensors::Device(_, outputs)) => {
+                let views = wanted(self.tensors, &self.inputs, inputs, outputs);
+                self.count_there(ids, *device, &views)
+            }
+            (inputs, outputs) => {
+                inputs.on_host(|inputs| outputs.on_host(|outputs| self.count_here(ids, inputs, outputs)))
+            }
+        }
+    }
+
+    fn count_here(
+        &mut self,
+        ids: &[String],
+        given: &[(&str, TensorView<'_>)],
+        made: &[(&str, TensorView<'_>)],
+    ) -> Result<(), CalibrateError> {
+        let Self { tensors, inputs, histograms, held_out, .. } = self;
+        let Histograms { fit, held_out: kept, fit_samples, held_out_samples, .. } = histograms;
+        let (part, samples) = if *held_out { (kept, held_out_samples) } else { (fit, fit_samples) };
+        let views = wanted(tensors, inputs, given, made);
+        for name in views.keys().filter(|name| !part.contains_key(**name)).collect::<Vec<_>>() {
+            part.insert((*name).to_owned(), Histogram::default());
+        }
+        let work: Vec<_> =
+            part.iter_mut().filter_map(|(name, counts)| Some((name, counts, *views.get(name.as_str())?))).collect();
+        let count = |(name, counts, view): (&String, &mut Histogram, TensorView<'_>)| {
+            let counted = counts.observe(view).map_err(|error| locate(error, name, view.shape, ids));
+            counted.map_err(|error| (!inputs.contains(name), error))
+        };
+        let failed: Vec<_> = work.into_par_iter().with_max_len(1).filter_map(|work| count(work).err()).collect();
+        *samples += ids.len();
+        // What is wrong with an input is the cause of the rest.
+        let first = failed.into_iter().min_by_key(|(made, _)| *made);
+        first.map_or(Ok(()), |(_, error)| Err(error))
+    }
+
+    fn count_there(
+        &mut self,
+        ids: &[String],
+        device: &dyn Accelerator,
+        views: &BTreeMap<&str, DeviceView<'_>>,
+    ) -> Result<(), CalibrateError> {
+        let numbers = self.tensors.iter().enumerate();
+        let mut numbered = Vec::with_capacity(views.len());
+        for (number, name, view) in numbers.filter_map(|(n, name)| Some((n, name, *views.get(name.as_str())?))) {
+            if !view.element_type().is_float() {
+                return Err(locate(ObserveError::NotFloat(view.element_type()), name, view.shape(), ids));
+            }
+            numbered.push((number, view));
+        }
+        let there = match &mut self.there {
+            Some(there) => there,
+            none => {
+                let counter = device.counter(self.tensors.len())?;
+                none.insert(There { counter, seen: BTreeSet::new(), samples: 0 })
+            }
+        };
+        let bad = there.counter.count(&numbered)?;
+        there.seen.extend(numbered.iter().map(|(number, _)| *number));
+        there.samples += ids.len();
+        let Some(bad) = bad else { return Ok(()) };
+        let name = self.tensors.iter().nth(bad.tensor).map_or("", String::as_str);
+        let shape = views.get(name).map_or(&[][..], DeviceView::shape);
+        Err(locate(ObserveError::NonFinite(NonFinite { index: bad.index as usize }), name, shape, ids))
     }
 }
 
-/// Runs every batch in one go: [`Observing`] from beginning to end.
+impl Consumer for Observing<'_> {
+    type Error = CalibrateError;
+
+    fn take(&mut self, part: &Part<'_>, given: &[Option<&Given<'_>>]) -> Result<(), CalibrateError> {
+        given.iter().flatten().try_for_each(|given| self.push(part.ids, given))
+    }
+
+    /// A count that finds no memory counts nothing.
+    fn may_repeat(&self, error: &CalibrateError) -> bool {
+        matches!(error, CalibrateError::Backend(error) if error.is_out_of_memory())
+    }
+}
+
+/// Those of `tensors` that were given or made, by name; a tensor that is both counts as input.
+fn wanted<'v, V: Copy>(
+    tensors: &BTreeSet<String>,
+    inputs: &BTreeSet<String>,
+    given: &[(&'v str, V)],
+    made: &[(&'v str, V)],
+) -> BTreeMap<&'v str, V> {
+    let made = made.iter().filter(|(name, _)| !inputs.contains(*name));
+    given.iter().chain(made).copied().filter(|(name, _)| tensors.contains(*name)).collect()
+}
+
+fn histogram_of(Magnitudes { counts, zeros, min, max }: Magnitudes) -> Result<Histogram, CalibrateError> {
+    let failed = |reason| BackendError::Run {
+        runtime: "counting on the device",
+        reason: format!("its counts are wrong: {reason}"),
+    };
+    Ok(Histogram::from_parts(counts, zeros, min, max).map_err(failed)?)
+}
+
+/// Runs every batch in one go, as it is: [`Observing`] from beginning to end, for samples that come from anywhere.
+///
+/// # Errors
+/// The model cannot be run, and as [`Observing::push`] and [`Observing::finish`].
 pub fn observe(
     runner: &mut dyn Runner,
     tensors: &BTreeSet<String>,
     provenance: Provenance,
     batches: impl IntoIterator<Item = Batch>,
 ) -> Result<Histograms, CalibrateError> {
-    let mut histograms = Histograms::new(provenance);
-    let mut observing = Observing::new(runner, tensors)?;
-    batches.into_iter().try_for_each(|batch| observing.push(&mut histograms, &batch))?;
-    check_complete(&histograms, tensors)?;
-    Ok(histograms)
+    let mut observing = Observing::new(runner, tensors, Histograms::new(provenance))?;
+    for Batch { ids, inputs, held_out } in batches {
+        observing.hold_out(held_out)?;
+        let push = &mut |given: &Given<'_>| Ok(observing.push(&ids, given)?);
+        runner.show(Inputs::plain(&inputs), push).map_err(unwrap_visitor)?;
+    }
+    observing.finish()
 }
 
 /// Checks that there were samples and that every one of `tensors` was seen.
@@ -100,7 +249,7 @@ pub fn check_complete(histograms: &Histograms, tensors: &BTreeSet<String>) -> Re
 }
 
 /// Names the tensor and the sample that an error is about.
-pub(super) fn locate(error: ObserveError, tensor: &str, shape: &[usize], ids: &[String]) -> CalibrateError {
+fn locate(error: ObserveError, tensor: &str, shape: &[usize], ids: &[String]) -> CalibrateError {
     let tensor = tensor.to_owned();
     match error {
         ObserveError::NotFloat(element_type) => CalibrateError::NotFloat { tensor, element_type },

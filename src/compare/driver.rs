@@ -15,8 +15,10 @@ use super::{
     segmentation::{ClassMap, MapCounts},
 };
 use crate::{
+    backend::Tensors,
     dataset::Scene,
-    tensor::{ElementType, Tensor, TensorMap, TensorView},
+    pass,
+    tensor::{ElementType, Tensor, TensorView},
 };
 
 /// What [`Comparison`] needs to know beyond the tensors.
@@ -87,15 +89,15 @@ pub struct Sample<'a> {
 }
 
 impl<'a> Sample<'a> {
-    /// The samples of a batch.
-    pub fn of_batch(batch: &'a crate::dataset::Batch) -> Vec<Self> {
+    /// The samples of a part of a pass.
+    pub fn of_part(part: &pass::Part<'a>) -> Vec<Self> {
         let sample = |(index, id): (usize, &'a String)| Self {
             id,
-            label: batch.labels.get(index).copied().flatten(),
-            mask: batch.masks.get(index).and_then(Option::as_ref),
-            scene: batch.scenes.get(index).and_then(Option::as_ref),
+            label: part.labels.get(index).copied().flatten(),
+            mask: part.masks.get(index).and_then(Option::as_ref),
+            scene: part.scenes.get(index).and_then(Option::as_ref),
         };
-        batch.ids.iter().enumerate().map(sample).collect()
+        part.ids.iter().enumerate().map(sample).collect()
     }
 }
 
@@ -183,22 +185,34 @@ impl Comparison {
         Ok(Self { options, samples: 0, outputs, ignored_outputs, detections, chosen })
     }
 
-    /// Adds the outputs of a batch. After an error the comparison is of no more use.
-    pub fn push(
+    /// Adds the outputs of a batch, on the device where both lie on the same. After an error the comparison is of no more
+    /// use.
+    pub fn push<'a>(
         &mut self,
         samples: &[Sample<'_>],
-        reference: &TensorMap,
-        target: &TensorMap,
+        reference: impl Into<Tensors<'a>>,
+        target: impl Into<Tensors<'a>>,
     ) -> Result<(), CompareError> {
-        self.push_batch(samples, |output, batch| {
-            let r = find(reference, &output.pair.reference, "reference")?;
-            let t = find(target, &output.pair.target, "target")?;
-            output.push(batch, r.view(), t.view())
-        })?;
-        self.push_detections(samples, reference, target)
+        let (reference, target) = (reference.into(), target.into());
+        if let (Tensors::Device(device, reference), Tensors::Device(other, target)) = (&reference, &target)
+            && device.index() == other.index()
+            && !self.finds_boxes()
+        {
+            return self.push_there(samples, *device, [reference, target]);
+        }
+        reference.on_host(|reference| {
+            target.on_host(|target| {
+                self.push_batch(samples, |output, batch| {
+                    let r = find(reference, &output.pair.reference, "reference")?;
+                    let t = find(target, &output.pair.target, "target")?;
+                    output.push(batch, r, t)
+                })?;
+                self.push_detections(samples, reference, target)
+            })
+        })
     }
 
-    /// Whether it looks at outputs in host memory only.
+    /// Whether it looks at outputs in host memory only: heads are decoded there.
     pub(super) fn finds_boxes(&self) -> bool {
         self.detections.is_some()
     }
@@ -206,15 +220,15 @@ impl Comparison {
     fn push_detections(
         &mut self,
         samples: &[Sample<'_>],
-        reference: &TensorMap,
-        target: &TensorMap,
+        reference: &[(&str, TensorView<'_>)],
+        target: &[(&str, TensorView<'_>)],
     ) -> Result<(), CompareError> {
         let Some(detections) = &mut self.detections else { return Ok(()) };
         let pairs: Vec<&OutputPair> = self.outputs.iter().map(|output| &output.pair).chain(&self.chosen).collect();
         for (index, sample) in samples.iter().enumerate() {
             let rows = |outputs, name: fn(&OutputPair) -> &String, side| {
                 let row = |pair: &&OutputPair| {
-                    let view = find(outputs, name(pair), side)?.view();
+                    let view = find(outputs, name(pair), side)?;
                     Ok((pair.reference.clone(), row(view, &pair.reference, index, samples.len())?))
                 };
                 pairs.iter().map(row).collect::<Result<BTreeMap<String, TensorView<'_>>, CompareError>>()
@@ -279,11 +293,12 @@ fn pair_outputs(reference: &[String], target: &[String]) -> Result<(Vec<OutputPa
     Ok((pairs, ignored))
 }
 
-pub(super) fn find<'a>(outputs: &'a TensorMap, name: &str, side: &'static str) -> Result<&'a Tensor, CompareError> {
-    outputs.get(name).ok_or_else(|| CompareError::MissingOutput {
+pub(super) fn find<T: Copy>(outputs: &[(&str, T)], name: &str, side: &'static str) -> Result<T, CompareError> {
+    let found = outputs.iter().find(|(found, _)| *found == name).map(|(_, view)| *view);
+    found.ok_or_else(|| CompareError::MissingOutput {
         side,
         name: name.to_owned(),
-        available: outputs.keys().cloned().collect::<Vec<_>>().join(", "),
+        available: outputs.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
     })
 }
 

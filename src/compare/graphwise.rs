@@ -8,14 +8,13 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::{CompareError, NonFinite, PairSums, driver::row};
+use super::{
+    CompareError, NonFinite, PairSums,
+    driver::{find, row},
+};
 use crate::{
-    backend::{
-        BackendError, Runner,
-        cuda::{DeviceView, Pair, PairComparer, Staged},
-        onnxruntime::{DeviceOutput, DeviceRunner},
-    },
-    tensor::{TensorMap, TensorView},
+    backend::{Accelerator, DeviceView, Pair, Tensors},
+    tensor::TensorView,
 };
 
 /// Difference of one tensor between the float and the quantized run, over all samples.
@@ -95,7 +94,7 @@ impl Graphwise {
         for (index, sample) in samples.iter().enumerate() {
             let r = row(reference, tensor, index, samples.len())?;
             let t = row(target, tensor, index, samples.len())?;
-            self.push(tensor, sample, &PairSums::of(r.values, t.values, threshold));
+            self.push_sums(tensor, sample, &PairSums::of(r.values, t.values, threshold));
         }
         Ok(())
     }
@@ -118,7 +117,7 @@ impl Graphwise {
         same
     }
 
-    fn push(&mut self, tensor: &str, sample: &str, sums: &PairSums) {
+    fn push_sums(&mut self, tensor: &str, sample: &str, sums: &PairSums) {
         let state = self.tensors.entry(tensor.to_owned()).or_default();
         if state.first_non_finite.is_none() && !sums.non_finite.is_empty() {
             state.first_non_finite = Some(sample.to_owned());
@@ -126,80 +125,68 @@ impl Graphwise {
         state.sums.add(sums);
     }
 
-    /// Runs both models on a batch and adds the tensors in `names`, which gives the name in the float model by the name
-    /// in the quantized one. The float tensors are held during the quantized run, whose tensors are read in place.
-    pub fn run_batch(
+    /// Adds what both runs gave for a batch of samples: the tensors in `names`, which gives the name in the float model by the
+    /// name in the quantized one. They are compared on the device where both lie on the same.
+    ///
+    /// # Errors
+    /// A tensor is missing or is no batch of the samples, or the device fails.
+    pub fn push<'a>(
         &mut self,
         samples: &[&str],
-        inputs: &TensorMap,
-        reference: &mut dyn Runner,
-        target: &mut dyn Runner,
+        reference: impl Into<Tensors<'a>>,
+        target: impl Into<Tensors<'a>>,
         names: &BTreeMap<String, String>,
-    ) -> Result<(), BackendError> {
-        let float = reference.infer(inputs)?;
-        let mut added = 0;
-        target.visit(inputs, &mut |name, view| {
-            if let Some(tensor) = names.get(name) {
-                let reference =
-                    float.get(tensor).ok_or_else(|| missing("reference", tensor, float.keys().map(String::as_str)))?;
-                self.add(tensor, samples, reference.view(), view)?;
-                added += 1;
-            }
-            Ok(())
-        })?;
-        let outputs = target.outputs();
-        match names.keys().find(|&name| !outputs.iter().any(|output| output.name == *name)) {
-            Some(name) if added < names.len() => {
-                let error = missing("target", name, outputs.iter().map(|output| output.name.as_str()));
-                Err(BackendError::Visitor(Box::new(error)))
-            }
-            _ => Ok(()),
+    ) -> Result<(), CompareError> {
+        let (reference, target) = (reference.into(), target.into());
+        if let (Tensors::Device(device, reference), Tensors::Device(other, target)) = (&reference, &target)
+            && device.index() == other.index()
+        {
+            return self.push_there(samples, *device, [reference, target], names);
         }
-    }
-
-    /// Like [`Self::run_batch`], with both models and all their tensors on one GPU and one stream.
-    pub fn run_batch_on_device(
-        &mut self,
-        samples: &[&str],
-        inputs: &Staged,
-        reference: &mut DeviceRunner,
-        target: &mut DeviceRunner,
-        comparer: &PairComparer,
-        names: &BTreeMap<String, String>,
-    ) -> Result<(), BackendError> {
-        let refused = |error: CompareError| BackendError::Visitor(Box::new(error));
-        let count = samples.len();
-        reference.run(inputs, |float| {
-            target.run(inputs, |quantized| {
-                let mut pairs = Vec::with_capacity(names.len() * count);
-                let mut places = Vec::with_capacity(pairs.capacity());
+        reference.on_host(|reference| {
+            target.on_host(|target| {
                 for (theirs, tensor) in names {
-                    let r = named(float, "reference", tensor).map_err(refused)?;
-                    let t = named(quantized, "target", theirs).map_err(refused)?;
-                    if !self.same_shape(tensor, samples, r.shape(), t.shape()) {
-                        continue;
-                    }
-                    for (index, sample) in samples.iter().enumerate() {
-                        let rows = r.row(index, count).zip(t.row(index, count)).ok_or_else(|| {
-                            let shape = r.shape().to_vec();
-                            refused(CompareError::Batch { output: tensor.clone(), shape, samples: count })
-                        });
-                        let (reference, target) = rows?;
-                        pairs.push(Pair { reference, target, threshold: self.threshold(tensor) });
-                        places.push((tensor, sample));
-                    }
-                }
-                let sums = comparer.sum(&pairs)?;
-                for ((tensor, sample), pieces) in places.into_iter().zip(sums) {
-                    let mut total = PairSums::default();
-                    for piece in &pieces {
-                        total.add(&PairSums::of_piece(piece));
-                    }
-                    self.push(tensor, sample, &total);
+                    let (r, t) = (find(reference, tensor, "reference")?, find(target, theirs, "target")?);
+                    self.add(tensor, samples, r, t)?;
                 }
                 Ok(())
             })
         })
+    }
+
+    fn push_there(
+        &mut self,
+        samples: &[&str],
+        device: &dyn Accelerator,
+        [float, quantized]: [&[(&str, DeviceView<'_>)]; 2],
+        names: &BTreeMap<String, String>,
+    ) -> Result<(), CompareError> {
+        let count = samples.len();
+        let mut pairs = Vec::with_capacity(names.len() * count);
+        let mut places = Vec::with_capacity(pairs.capacity());
+        for (theirs, tensor) in names {
+            let (r, t) = (find(float, tensor, "reference")?, find(quantized, theirs, "target")?);
+            if !self.same_shape(tensor, samples, r.shape(), t.shape()) {
+                continue;
+            }
+            for (index, sample) in samples.iter().enumerate() {
+                let rows = r.row(index, count).zip(t.row(index, count)).ok_or_else(|| {
+                    let shape = r.shape().to_vec();
+                    CompareError::Batch { output: tensor.clone(), shape, samples: count }
+                });
+                let (reference, target) = rows?;
+                pairs.push(Pair { reference, target, threshold: self.threshold(tensor) });
+                places.push((tensor, sample));
+            }
+        }
+        for ((tensor, sample), pieces) in places.into_iter().zip(device.sums(&pairs)?) {
+            let mut total = PairSums::default();
+            for piece in &pieces {
+                total.add(&PairSums::of_piece(piece));
+            }
+            self.push_sums(tensor, sample, &total);
+        }
+        Ok(())
     }
 
     /// The figures by tensor.
@@ -223,48 +210,14 @@ impl Graphwise {
     }
 }
 
-fn named<'a>(views: &[DeviceOutput<'a>], side: &'static str, name: &str) -> Result<DeviceView<'a>, CompareError> {
-    let found = views.iter().find(|(found, _)| *found == name).map(|(_, view)| *view);
-    found.ok_or_else(|| missing(side, name, views.iter().map(|(name, _)| *name)))
-}
-
-fn missing<'a>(side: &'static str, name: &str, available: impl Iterator<Item = &'a str>) -> CompareError {
-    let available = available.collect::<Vec<_>>().join(", ");
-    CompareError::MissingOutput { side, name: name.to_owned(), available }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        backend::{TensorInfo, Visit},
-        tensor::Tensor,
-    };
+    use crate::tensor::{Tensor, TensorMap};
 
-    /// Gives what it was made with, whatever the input.
-    struct Fixed(Vec<TensorInfo>, TensorMap);
-
-    impl Fixed {
-        fn new(outputs: &[(&str, &[f32])]) -> Self {
-            let info = |name: &str| TensorInfo { name: name.to_owned(), element_type: None, shape: vec![] };
-            let tensor = |v: &[f32]| Tensor::from_f32(vec![2, v.len() / 2], v.to_vec()).unwrap();
-            Self(
-                outputs.iter().map(|(name, _)| info(name)).collect(),
-                outputs.iter().map(|(name, v)| ((*name).to_owned(), tensor(v))).collect(),
-            )
-        }
-    }
-
-    impl Runner for Fixed {
-        fn inputs(&self) -> &[TensorInfo] {
-            &[]
-        }
-        fn outputs(&self) -> &[TensorInfo] {
-            &self.0
-        }
-        fn visit(&mut self, _: &TensorMap, visit: &mut Visit<'_>) -> Result<(), BackendError> {
-            self.1.iter().try_for_each(|(name, tensor)| visit(name, tensor.view())).map_err(BackendError::Visitor)
-        }
+    fn fixed(outputs: &[(&str, &[f32])]) -> TensorMap {
+        let tensor = |v: &[f32]| Tensor::from_f32(vec![2, v.len() / 2], v.to_vec()).unwrap();
+        outputs.iter().map(|(name, v)| ((*name).to_owned(), tensor(v))).collect()
     }
 
     fn names(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -273,13 +226,12 @@ mod tests {
 
     #[test]
     fn tensors_are_matched_by_their_float_name_and_summed_over_batches() {
-        let mut float = Fixed::new(&[("a", &[1.0, 2.0, -3.0, 4.0]), ("b", &[1.0, 1.0])]);
-        let mut quantized =
-            Fixed::new(&[("a_dq", &[1.0, 2.0, -3.0, 3.0]), ("b", &[f32::INFINITY, 1.0]), ("c", &[0.0; 2])]);
+        let float = fixed(&[("a", &[1.0, 2.0, -3.0, 4.0]), ("b", &[1.0, 1.0])]);
+        let quantized = fixed(&[("a_dq", &[1.0, 2.0, -3.0, 3.0]), ("b", &[f32::INFINITY, 1.0]), ("c", &[0.0; 2])]);
         let pairs = names(&[("a_dq", "a"), ("b", "b")]);
         let mut graphwise = Graphwise::new(BTreeMap::from([("a".to_owned(), 2.5)]));
         for samples in [["0", "1"], ["2", "3"]] {
-            graphwise.run_batch(&samples, &TensorMap::new(), &mut float, &mut quantized, &pairs).unwrap();
+            graphwise.push(&samples, &float, &quantized, &pairs).unwrap();
         }
         let differences = graphwise.finish();
         let a = &differences["a"];
@@ -296,12 +248,11 @@ mod tests {
 
     #[test]
     fn a_tensor_whose_shape_differs_is_compared_where_it_does_not() {
-        let mut reference = Fixed::new(&[("a", &[1.0; 4])]);
+        let reference = fixed(&[("a", &[1.0; 4])]);
         let (alike, longer): (&[f32], &[f32]) = (&[0.5; 4], &[2.0; 6]);
         let mut graphwise = Graphwise::default();
         for (samples, values) in [(["0", "1"], alike), (["2", "3"], longer), (["4", "5"], longer)] {
-            let (inputs, mut target) = (TensorMap::new(), Fixed::new(&[("a", values)]));
-            graphwise.run_batch(&samples, &inputs, &mut reference, &mut target, &names(&[("a", "a")])).unwrap();
+            graphwise.push(&samples, &reference, &fixed(&[("a", values)]), &names(&[("a", "a")])).unwrap();
         }
         let a = &graphwise.finish()["a"];
         assert_eq!((a.count, a.max_abs), (4, 0.5));
@@ -314,9 +265,8 @@ mod tests {
     #[test]
     fn a_tensor_that_is_missing_is_named() {
         let run = |float: &[(&str, &[f32])], pairs: &[(&str, &str)]| {
-            let (mut float, mut quantized) = (Fixed::new(float), Fixed::new(&[("q", &[0.0; 4])]));
-            let mut graphwise = Graphwise::default();
-            let result = graphwise.run_batch(&["0", "1"], &TensorMap::new(), &mut float, &mut quantized, &names(pairs));
+            let (float, quantized) = (fixed(float), fixed(&[("q", &[0.0; 4])]));
+            let result = Graphwise::default().push(&["0", "1"], &float, &quantized, &names(pairs));
             result.unwrap_err().to_string()
         };
         assert!(run(&[("a", &[0.0; 4])], &[("q", "b")]).contains("the reference has no output `b` (it has: a)"));

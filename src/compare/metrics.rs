@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{NonFinite, OutputMetrics};
-use crate::{backend::cuda::PieceSums, tensor::ValuesView};
+use crate::{backend::PieceSums, tensor::ValuesView};
 
 /// Values summed at a time: small enough for the first-level cache, large enough to hide the bookkeeping.
 const BLOCK: usize = 4096;

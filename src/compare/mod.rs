@@ -7,13 +7,13 @@ mod agreement;
 pub mod average_precision;
 pub mod boxes;
 mod detection;
+mod device;
 mod driver;
 mod gates;
 pub mod graphwise;
 pub mod heads;
 mod kind;
 mod metrics;
-mod on_device;
 mod parts;
 mod saved;
 mod segmentation;
@@ -33,7 +33,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::cuda::CudaError;
+use crate::backend::BackendError;
 
 /// Differences between reference and target of one output, over all its values in all samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -434,7 +434,7 @@ pub enum CompareError {
     },
     /// The GPU failed.
     #[error(transparent)]
-    Cuda(#[from] CudaError),
+    Backend(#[from] BackendError),
     /// The leading extent is not the batch.
     #[error(
         "output `{output}` of shape {shape:?} does not begin with the batch of {samples} samples; use --batch 1, or, where it \

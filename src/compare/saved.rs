@@ -12,7 +12,9 @@ use std::{
 
 use crate::{
     artifact::{ArtifactError, write_atomic_with},
+    backend::{BackendError, Given, Inputs, Show},
     npz::{Archive, Array, ArrayError, start_array, stored, write_values},
+    pass::{Outputs, Part},
     tensor::{ElementType, Tensor, TensorMap},
 };
 
@@ -123,6 +125,28 @@ impl SavedOutputs {
             outputs.insert(name.clone(), Tensor::new(shape, values).map_err(io::Error::other)?);
         }
         Ok(outputs)
+    }
+}
+
+impl Outputs for SavedOutputs {
+    fn names(&self) -> Vec<String> {
+        self.outputs()
+    }
+
+    fn give(&mut self, part: &Part<'_>, inputs: Inputs<'_>, show: &mut Show<'_>) -> Result<(), BackendError> {
+        Outputs::give(&mut &*self, part, inputs, show)
+    }
+}
+
+impl Outputs for &SavedOutputs {
+    fn names(&self) -> Vec<String> {
+        self.outputs()
+    }
+
+    fn give(&mut self, part: &Part<'_>, _inputs: Inputs<'_>, show: &mut Show<'_>) -> Result<(), BackendError> {
+        let refused = |error: SavedError| BackendError::Visitor(Box::new(error));
+        let tensors = self.batch(part.first, &part.names()).map_err(refused)?;
+        show(&Given { inputs: part.inputs.into(), outputs: (&tensors).into() }).map_err(BackendError::Visitor)
     }
 }
 

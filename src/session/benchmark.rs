@@ -13,8 +13,9 @@ use crate::{
     },
     bench::{LAYER_CALLS, Measurement, Mode, Protocol, SystemClock, Target, Timing, run, slowdowns},
     config::RunConfig,
-    dataset::{BadPolicy, PrefetchOptions, prefetch},
+    dataset::{BadPolicy, PrefetchOptions},
     onnx::Model,
+    pass::Samples,
     quantize::Precision,
     report::Environment,
     tensor::TensorMap,
@@ -303,10 +304,8 @@ fn first_batch(session: &Session, batch: usize) -> Result<TensorMap, PipelineErr
     let dataset = &*session.data.collection.dataset;
     let indices: Vec<usize> = (0..dataset.len()).collect();
     let policy = BadPolicy { max_share: 1.0, strict: false };
-    let options = PrefetchOptions { batch, threads: session.threads, policy, stop: session.host.stop(), skipped: &[] };
-    let (first, pass) = prefetch(dataset, &indices, options, |batches| batches.next());
-    pass?;
-    let first = first.filter(|first| first.ids.len() == batch);
+    let reading = PrefetchOptions { batch, threads: session.threads, policy, stop: session.host.stop(), skipped: &[] };
+    let first = Samples { dataset, indices: &indices, reading }.first(batch)?;
     let first =
         first.ok_or_else(|| PipelineError::Input(format!("the data does not hold {batch} samples of one shape")))?;
     Ok(first.inputs)

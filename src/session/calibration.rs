@@ -6,15 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Control, PipelineError, checkpoint::Checkpoints, model::Subject};
 use crate::{
-    backend::{
-        Backend, BackendError, BuildOptions, ExecutionProvider, Runner,
-        cuda::Device,
-        onnxruntime::{DeviceRunner, OnnxRuntime},
-    },
-    calibrate::{
-        self, CalibrateError, DeviceUse, Histograms, Observing, Provenance, check_complete, observe_on_device,
-    },
-    dataset::{BadPolicy, Dataset, PassError, PassSummary, PrefetchOptions, SampleError, prefetch},
+    backend::{Backend, BuildOptions, ExecutionProvider, Given, onnxruntime::OnnxRuntime},
+    calibrate::{CalibrateError, Histograms, Observing, Provenance},
+    dataset::{BadPolicy, Dataset, PassError, PrefetchOptions, SampleError},
+    pass::{self, Consumer, Part, Ran, Samples},
 };
 
 mod choice;
@@ -33,20 +28,12 @@ const STAGE: &str = "calibration";
 struct Position {
     /// 0: fitting samples, 1: held-out samples, 2: done.
     part: usize,
-    /// Samples of the part that are done.
-    done: usize,
-    /// Bad samples of the part.
-    skipped: Vec<SampleError>,
+    /// Where that part stands.
+    at: pass::Position,
     /// Bad samples of the parts before.
     of_parts: Vec<SampleError>,
     /// Time spent.
     seconds: f64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Moment {
-    Now,
-    WhenDue,
 }
 
 /// Options of a [`Calibrator`].
@@ -67,12 +54,10 @@ pub struct ObserveOptions {
 pub struct Observation {
     /// The counts.
     pub histograms: Histograms,
-    /// What reading was like.
-    pub summary: PassSummary,
+    /// What the pass was like.
+    pub ran: Ran,
     /// Wall time, reading included.
     pub seconds: f64,
-    /// What the GPU was doing, where one observed.
-    pub device: Option<DeviceUse>,
 }
 
 /// Calibration samples, in two parts.
@@ -128,25 +113,48 @@ pub struct Calibrator<'a> {
     pub control: Control<'a>,
 }
 
-/// What runs the model that is observed.
-enum Observer {
-    /// Activations are counted in host memory.
-    Host(Box<dyn Runner>),
-    /// They never leave the GPU.
-    Device(Box<DeviceRunner>),
+/// Counts activations and keeps the counts.
+struct Keeping<'a, 'o> {
+    observing: Observing<'o>,
+    calibrator: &'a Calibrator<'a>,
+    at: Position,
+    started: Instant,
+    /// Time spent before.
+    earlier: f64,
+}
+
+impl Keeping<'_, '_> {
+    fn keep(&mut self) -> Result<(), PipelineError> {
+        self.at.seconds = self.earlier + self.started.elapsed().as_secs_f64();
+        let Some(checkpoints) = self.calibrator.control.checkpoints else { return Ok(()) };
+        let bytes = self.observing.histograms()?.to_bytes();
+        let bytes = bytes.map_err(|error| PipelineError::Input(error.to_string()))?;
+        Ok(checkpoints.save(STAGE, &self.at, &bytes)?)
+    }
+}
+
+impl Consumer for Keeping<'_, '_> {
+    type Error = PipelineError;
+
+    fn take(&mut self, part: &Part<'_>, given: &[Option<&Given<'_>>]) -> Result<(), PipelineError> {
+        Ok(self.observing.take(part, given)?)
+    }
+
+    fn done(&mut self, at: &pass::Position) -> Result<(), PipelineError> {
+        // Counts come from a device only when they are kept.
+        if self.calibrator.control.checkpoints.is_some_and(Checkpoints::is_due) {
+            self.at.at = at.clone();
+            self.keep()?;
+        }
+        Ok(())
+    }
+
+    fn may_repeat(&self, error: &PipelineError) -> bool {
+        matches!(error, PipelineError::Calibrate(error) if self.observing.may_repeat(error))
+    }
 }
 
 impl Calibrator<'_> {
-    fn runner(&self, build: &BuildOptions) -> Result<Observer, PipelineError> {
-        let Some(index) = self.options.provider.gpu() else {
-            return Ok(Observer::Host(self.runtime.build(&self.subject.folded, build)?));
-        };
-        let device = Device::open(index).map_err(BackendError::from)?;
-        let stream = device.stream().map_err(BackendError::from)?;
-        let runner = self.runtime.build_on_device(&self.subject.folded, build, &device, &stream)?;
-        Ok(Observer::Device(Box::new(runner)))
-    }
-
     /// Observes `tensors` of the folded model over the calibration samples.
     pub fn observe(
         &self,
@@ -167,97 +175,42 @@ impl Calibrator<'_> {
             extra_outputs,
             ..BuildOptions::default()
         };
-        let mut runner = self.runner(&build)?;
-        // A sample that is repeated to fill a batch would be counted twice, so only whole batches run.
-        let fixed = self.subject.fixed_batch().unwrap_or(1).max(1);
-        let whole = |part: &[usize]| part.len() / fixed * fixed;
-        if whole(&parts.fit) == 0 && fixed > 1 {
-            let (batch, samples) = (self.options.batch, parts.fit.len());
-            let reason =
-                format!("the model fixes its batch to {batch}, and there are only {samples} samples to calibrate on");
-            return Err(PipelineError::Input(reason));
-        }
-        let started = Instant::now();
-        let (mut at, mut histograms) = self.resume(provenance)?;
-        let earlier_seconds = at.seconds;
-        let mut summary = PassSummary::default();
-        let mut device = None;
-        for (index, part) in [&parts.fit, &parts.held_out].into_iter().enumerate().skip(at.part) {
-            let part = &part[..whole(part)];
-            let (begin, known) = (at.done, at.skipped.clone());
-            let rest = part.get(begin..).unwrap_or_default();
-            let held_out = index == 1;
-            let (observed, pass) = prefetch(self.dataset, rest, self.reading(&known), |batches| match &mut runner {
-                Observer::Host(runner) => {
-                    let mut observing = Observing::new(&mut **runner, tensors)?;
-                    for batch in batches {
-                        (self.control.progress)(batch.ids.len());
-                        at.done = begin + batch.done;
-                        at.seconds = earlier_seconds + started.elapsed().as_secs_f64();
-                        at.skipped.extend(batch.skipped);
-                        let batch = calibrate::Batch { ids: batch.ids, inputs: batch.inputs, held_out };
-                        observing.push(&mut histograms, &batch)?;
-                        self.keep(&at, &histograms, Moment::WhenDue)?;
-                    }
-                    Ok::<_, PipelineError>(None)
-                }
-                // Counts come from the device only when they are kept.
-                Observer::Device(runner) => {
-                    let mut used = None;
-                    loop {
-                        let begun = at.done;
-                        let until_due = std::iter::from_fn(|| {
-                            let is_due = self.control.checkpoints.is_some_and(Checkpoints::is_due);
-                            let batch = if at.done > begun && is_due { None } else { batches.next() }?;
-                            (self.control.progress)(batch.ids.len());
-                            at.done = begin + batch.done;
-                            at.skipped.extend(batch.skipped);
-                            Some(calibrate::Batch { ids: batch.ids, inputs: batch.inputs, held_out })
-                        });
-                        let whole = self.options.batch;
-                        match observe_on_device(runner, tensors, provenance.clone(), whole, until_due) {
-                            Ok((found, usage)) => {
-                                histograms.add(found);
-                                used.get_or_insert_with(DeviceUse::default).add(usage);
-                            }
-                            Err(CalibrateError::NoData) => return Ok(used),
-                            Err(error) => return Err(error.into()),
-                        }
-                        at.seconds = earlier_seconds + started.elapsed().as_secs_f64();
-                        self.keep(&at, &histograms, Moment::WhenDue)?;
-                    }
-                }
-            });
-            if matches!(pass, Err(PassError::Stopped)) && observed.is_ok() {
-                self.keep(&at, &histograms, Moment::Now)?;
+        let mut runner = self.runtime.build(&self.subject.folded, &build)?;
+        let (at, histograms) = self.resume(provenance)?;
+        let observing = Observing::new(&*runner, tensors, histograms)?;
+        let earlier = at.seconds;
+        let mut keeping = Keeping { observing, calibrator: self, at, started: Instant::now(), earlier };
+        let mut total = Ran::default();
+        for (index, part) in [&parts.fit, &parts.held_out].into_iter().enumerate().skip(keeping.at.part) {
+            keeping.observing.hold_out(index == 1)?;
+            let samples = Samples { dataset: self.dataset, indices: part, reading: self.reading() };
+            let mut at = keeping.at.at.clone();
+            let ran = samples.go_on(&mut at, self.control.progress, &mut [&mut runner], &mut keeping);
+            keeping.at.at = at;
+            if matches!(ran, Err(PipelineError::Pass(PassError::Stopped))) {
+                keeping.keep()?;
             }
-            // Why the samples ended early says more than that there were none.
-            let pass = pass?;
-            if let Some(usage) = observed? {
-                device.get_or_insert_with(DeviceUse::default).add(usage);
-            }
-            if index == 0 && histograms.fit_samples == 0 && !part.is_empty() {
+            total.add(ran?);
+            if index == 0 && keeping.observing.histograms()?.fit_samples == 0 && !part.is_empty() {
                 return Err(CalibrateError::NoData.into());
             }
-            at.of_parts.extend(pass.skipped);
-            (at.part, at.done, at.skipped) = (index + 1, 0, Vec::new());
-            summary.waited += pass.waited;
-            summary.reading += pass.reading;
+            let done = std::mem::take(&mut keeping.at.at);
+            keeping.at.of_parts.extend(done.skipped);
+            keeping.at.part = index + 1;
         }
-        check_complete(&histograms, tensors)?;
-        at.seconds = earlier_seconds + started.elapsed().as_secs_f64();
-        self.keep(&at, &histograms, Moment::Now)?;
-        summary.skipped = at.of_parts;
-        Ok(Observation { histograms, summary, seconds: at.seconds, device })
+        keeping.keep()?;
+        let Keeping { observing, at, .. } = keeping;
+        total.summary.skipped = at.of_parts;
+        Ok(Observation { histograms: observing.finish()?, ran: total, seconds: at.seconds })
     }
 
-    fn reading<'b>(&'b self, skipped: &'b [SampleError]) -> PrefetchOptions<'b> {
+    fn reading(&self) -> PrefetchOptions<'_> {
         PrefetchOptions {
             batch: self.options.batch,
             threads: self.control.threads,
             policy: self.options.policy,
             stop: self.control.stop,
-            skipped,
+            skipped: &[],
         }
     }
 
@@ -271,16 +224,6 @@ impl Calibrator<'_> {
             .map_err(|reason| PipelineError::Input(format!("the checkpoint of calibration is damaged: {reason}")))?;
         (self.control.progress)(histograms.samples());
         Ok((at, histograms))
-    }
-
-    fn keep(&self, at: &Position, histograms: &Histograms, moment: Moment) -> Result<(), PipelineError> {
-        match self.control.checkpoints {
-            Some(checkpoints) if moment == Moment::Now || checkpoints.is_due() => {
-                let bytes = histograms.to_bytes().map_err(|error| PipelineError::Input(error.to_string()))?;
-                Ok(checkpoints.save(STAGE, at, &bytes)?)
-            }
-            _ => Ok(()),
-        }
     }
 }
 

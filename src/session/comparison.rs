@@ -152,7 +152,7 @@ impl Session {
         let dataset = self.dataset();
         let evaluation = evaluate_pairs(reference.outputs(), &mut sides, &pairs, dataset, &indices, &options, control)?;
         drop(work);
-        self.warn_halved("the comparison", evaluation.halved_to);
+        self.warn_halved("the comparison", evaluation.fitting_batch);
         self.label_warnings(&evaluation.reference).iter().for_each(|warning| self.host.warn(warning));
         for (index, (outcome, result)) in outcomes.iter_mut().zip(evaluation.targets).enumerate() {
             // Gates are for what was asked for, not for what was added to explain it.

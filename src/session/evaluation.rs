@@ -1,18 +1,17 @@
 //! The same samples through a reference and any number of targets, batch by batch.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::outputs::{Given, Outputs, Recorder, Sender};
+pub use super::outputs::Recorder;
 use super::{Control, PipelineError, checkpoint::Checkpoints};
+pub use crate::pass::Outputs;
 use crate::{
-    backend::{
-        BackendError,
-        cuda::{PairComparer, Staged, send_ahead},
-    },
+    backend::{BackendError, Given},
     compare::{CompareOptions, Comparison, ComparisonResult, Sample},
-    dataset::{BadPolicy, Batch, Dataset, PassError, PassSummary, PrefetchOptions, SampleError, prefetch},
+    dataset::{BadPolicy, Dataset, PassError, PassSummary, PrefetchOptions},
+    pass::{self, Consumer, Part, Ran, Samples},
 };
 
 /// Options of [`evaluate`].
@@ -38,8 +37,8 @@ pub struct Evaluation {
     pub summary: PassSummary,
     /// Names of the samples compared, in order.
     pub ids: Vec<String>,
-    /// The batch that the GPU was cut down to for lack of memory, if it was.
-    pub halved_to: Option<usize>,
+    /// The batch that had to be cut down to for lack of memory, if it was.
+    pub fitting_batch: Option<usize>,
 }
 
 /// Compares targets with a reference over the samples `indices`.
@@ -81,110 +80,92 @@ pub fn evaluate_pairs(
         state.resume(checkpoints)?;
         (control.progress)(state.position.ids.len());
     }
-    let (begin, known) = (state.position.done, state.position.skipped.clone());
-    let rest = indices.get(begin..).unwrap_or_default();
     let reading = PrefetchOptions {
         batch: options.batch,
         threads: control.threads,
         policy: options.policy,
         stop: control.stop,
-        skipped: &known,
+        skipped: &[],
     };
-    let mut differences = Differences::default();
-    let sender = reference.sender().or_else(|| targets.iter_mut().find_map(|target| target.sender()));
-    let mut stopped = false;
-    let (outcome, summary) = prefetch(dataset, rest, reading, |batches| {
-        let mut compare = |mut batch: Batch, mut sent: Option<Staged>| {
-            // Batches that were sent ahead may be there still.
-            stopped |= control.stop.load(Ordering::Relaxed);
-            if stopped {
-                return Ok(sent);
-            }
-            let first = state.position.ids.len();
-            let expected = reference.give(&batch, &mut sent, first)?;
-            let samples = Sample::of_batch(&batch);
-            differences.push(&mut state.own, &samples, &expected, &expected)?;
-            let mut outputs: Vec<Option<Given>> = targets.iter().map(|_| None).collect();
-            for ((target, comparison), output) in targets.iter_mut().zip(&mut state.targets).zip(&mut outputs) {
-                push(comparison, |running| {
-                    let given = target.give(&batch, &mut sent, first)?;
-                    differences.push(running, &samples, &expected, &given)?;
-                    *output = Some(given);
-                    Ok(())
-                });
-            }
-            for (&(a, b), comparison) in pairs.iter().zip(&mut state.pairs) {
-                push(comparison, |running| match (&outputs[a], &outputs[b]) {
-                    (Some(a), Some(b)) => differences.push(running, &samples, a, b),
-                    _ => Err(PipelineError::Input("one of both targets could not be run".to_owned())),
-                });
-            }
-            (control.progress)(batch.ids.len());
-            state.position.done = begin + batch.done;
-            state.position.ids.append(&mut batch.ids);
-            state.position.skipped.append(&mut batch.skipped);
-            if let Some(checkpoints) = control.checkpoints.filter(|checkpoints| checkpoints.is_due())
-                && state.failures() == failures
-            {
-                state.save(checkpoints)?;
-            }
-            Ok::<_, PipelineError>(sent)
-        };
-        if let Some(sender) = &sender {
-            return send_ahead(batches, |batch, used| sender.send(batch, used), compare).map(drop);
-        }
-        for batch in batches {
-            compare(batch, None)?;
-        }
-        Ok(())
-    });
-    outcome?;
-    let summary = if stopped { Err(PassError::Stopped) } else { summary };
-    if let Some(checkpoints) = control.checkpoints
-        && state.failures() == failures
-        && matches!(summary, Ok(_) | Err(PassError::Stopped))
-    {
-        state.save(checkpoints)?;
+    let mut at = std::mem::take(&mut state.position.at);
+    let mut sources: Vec<&mut dyn Outputs> = Vec::with_capacity(1 + targets.len());
+    sources.push(reference);
+    sources.extend(targets.iter_mut().map(|target| &mut **target as &mut dyn Outputs));
+    let mut evaluating = Evaluating { state, pairs, failures, checkpoints: control.checkpoints };
+    let samples = Samples { dataset, indices, reading };
+    let ran = samples.go_on(&mut at, control.progress, &mut sources, &mut evaluating);
+    if matches!(ran, Ok(_) | Err(PipelineError::Pass(PassError::Stopped))) {
+        evaluating.save(&at)?;
     }
-    let summary = summary?;
-    let halved = reference.halved_to().into_iter().chain(targets.iter_mut().filter_map(|target| target.halved_to()));
-    let halved_to = halved.min();
+    let Ran { summary, fitting_batch, .. } = ran?;
     let finish = |comparisons: Vec<Result<Comparison, PipelineError>>| {
         comparisons.into_iter().map(|comparison| comparison.map(Comparison::finish)).collect()
     };
-    let State { position, own, targets, pairs } = state;
+    let State { position, own, targets, pairs } = evaluating.state;
     let (reference, targets, pairs) = (own.finish(), finish(targets), finish(pairs));
-    Ok(Evaluation { reference, targets, pairs, summary, ids: position.ids, halved_to })
+    Ok(Evaluation { reference, targets, pairs, summary, ids: position.ids, fitting_batch })
 }
 
-/// What compares outputs on a GPU, once it is needed.
-#[derive(Default)]
-struct Differences {
-    on_gpu: Option<PairComparer>,
+/// Compares what the sources of one pass give: the reference, then the targets.
+struct Evaluating<'a> {
+    state: State,
+    pairs: &'a [(usize, usize)],
+    /// Targets that had failed before there was a checkpoint.
+    failures: usize,
+    checkpoints: Option<&'a Checkpoints>,
 }
 
-impl Differences {
-    /// Adds a batch to a comparison: on the GPU where both sides were left there.
-    fn push(
-        &mut self,
-        comparison: &mut Comparison,
-        samples: &[Sample<'_>],
-        reference: &Given,
-        target: &Given,
-    ) -> Result<(), PipelineError> {
-        let both = reference.device().zip(target.device());
-        let Some((reference, target)) = both.filter(|(a, b)| a.device().info().index == b.device().info().index) else {
-            return Ok(comparison.push(samples, reference.host()?, target.host()?)?);
-        };
-        let comparer = match &mut self.on_gpu {
-            Some(comparer) => comparer,
-            none => {
-                let device = reference.device();
-                let stream = device.stream().map_err(BackendError::from)?;
-                none.insert(PairComparer::new(device, &stream).map_err(BackendError::from)?)
+impl Evaluating<'_> {
+    fn save(&mut self, at: &pass::Position) -> Result<(), PipelineError> {
+        match self.checkpoints {
+            Some(checkpoints) if self.state.failures() == self.failures => {
+                self.state.position.at = at.clone();
+                self.state.save(checkpoints)
             }
-        };
-        Ok(comparison.push_on_device(samples, reference, target, comparer)?)
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Consumer for Evaluating<'_> {
+    type Error = PipelineError;
+
+    fn take(&mut self, part: &Part<'_>, given: &[Option<&Given<'_>>]) -> Result<(), PipelineError> {
+        let State { position, own, targets, pairs } = &mut self.state;
+        let Some((Some(expected), given)) = given.split_first() else { return Ok(()) };
+        let samples = Sample::of_part(part);
+        own.push(&samples, &expected.outputs, &expected.outputs)?;
+        for (comparison, given) in targets.iter_mut().zip(given) {
+            if let Some(given) = given {
+                push(comparison, |running| Ok(running.push(&samples, &expected.outputs, &given.outputs)?));
+            }
+        }
+        for (&(a, b), comparison) in self.pairs.iter().zip(pairs) {
+            push(comparison, |running| match (given[a], given[b], &targets[a], &targets[b]) {
+                (Some(a), Some(b), Ok(_), Ok(_)) => Ok(running.push(&samples, &a.outputs, &b.outputs)?),
+                _ => Err(PipelineError::Input("one of both targets could not be run".to_owned())),
+            });
+        }
+        position.ids.extend_from_slice(part.ids);
+        Ok(())
+    }
+
+    fn done(&mut self, at: &pass::Position) -> Result<(), PipelineError> {
+        if self.checkpoints.is_some_and(Checkpoints::is_due) { self.save(at) } else { Ok(()) }
+    }
+
+    fn wants(&self, source: usize) -> bool {
+        source.checked_sub(1).is_none_or(|target| self.state.targets[target].is_ok())
+    }
+
+    fn failed(&mut self, source: usize, error: BackendError) -> Result<(), PipelineError> {
+        match source.checked_sub(1) {
+            None => Err(error.into()),
+            Some(target) => {
+                self.state.targets[target] = Err(error.into());
+                Ok(())
+            }
+        }
     }
 }
 
@@ -201,11 +182,8 @@ struct State {
 
 #[derive(Default, Serialize, Deserialize)]
 struct Position {
-    /// Samples that are done, bad ones included.
-    done: usize,
-    /// The bad ones.
-    skipped: Vec<SampleError>,
-    /// Names of the others.
+    at: pass::Position,
+    /// Names of the good samples.
     ids: Vec<String>,
 }
 
@@ -262,6 +240,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        backend::{Inputs, Show},
         dataset::{InputSpec, RandomDataset},
         tensor::{Tensor, TensorMap},
     };
@@ -280,11 +259,12 @@ mod tests {
             vec!["y".to_owned()]
         }
 
-        fn give(&mut self, batch: &Batch, _sent: &mut Option<Staged>, _first: usize) -> Result<Given, PipelineError> {
-            let factor = self.0.ok_or_else(|| PipelineError::Input("it does not run".to_owned()))?;
-            let x = &batch.inputs["x"];
+        fn give(&mut self, part: &Part<'_>, _: Inputs<'_>, show: &mut Show<'_>) -> Result<(), BackendError> {
+            let factor = self.0.ok_or_else(|| BackendError::Library("it does not run".to_owned()))?;
+            let x = &part.inputs["x"];
             let values = x.to_f32().iter().map(|value| value * factor).collect();
-            Ok(TensorMap::from([("y".to_owned(), Tensor::from_f32(x.shape().to_vec(), values).unwrap())]).into())
+            let outputs = TensorMap::from([("y".to_owned(), Tensor::from_f32(x.shape().to_vec(), values).unwrap())]);
+            show(&Given { inputs: part.inputs.into(), outputs: (&outputs).into() }).map_err(BackendError::Visitor)
         }
     }
 

@@ -37,6 +37,8 @@ mod outputs;
 mod ranges;
 mod resume;
 mod run;
+#[cfg(test)]
+mod same_figures;
 mod suggest;
 mod target;
 

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     analyse::{
-        graphwise::{Graphwise, GraphwiseOptions, Side, TensorSite, graphwise, graphwise_on_device},
+        graphwise::{Graphwise, GraphwiseOptions, Side, TensorSite, graphwise},
         layerwise::{LayerError, LayerwiseOptions, OutputNoiseOptions, Samples, layerwise},
         operators::Pair,
     },
@@ -270,8 +270,8 @@ impl Session {
     }
 
     /// Says that the GPU's memory was too small for the batch.
-    pub(super) fn warn_halved(&self, what: &str, halved_to: Option<usize>) {
-        if let Some(batch) = halved_to {
+    pub(super) fn warn_halved(&self, what: &str, fitting_batch: Option<usize>) {
+        if let Some(batch) = fitting_batch {
             self.host.warn(&format!("the GPU ran out of memory; {what} went on with batches of {batch}"));
         }
     }
@@ -314,8 +314,8 @@ impl Session {
     pub(super) fn layerwise(&self, pair: &Pair<'_>, samples: Samples<'_>) -> Result<Vec<LayerError>, PipelineError> {
         let (threads, provider) = (self.threads, self.provider);
         let options = LayerwiseOptions { threads, provider, ..LayerwiseOptions::default() };
-        let (found, halved_to) = layerwise(&self.runtime, pair, self.batched(samples), options)?;
-        self.warn_halved("the errors of operators", halved_to);
+        let (found, fitting_batch) = layerwise(&self.runtime, pair, self.batched(samples), options)?;
+        self.warn_halved("the errors of operators", fitting_batch);
         Ok(found)
     }
 
@@ -328,14 +328,10 @@ impl Session {
         samples: Samples<'_>,
     ) -> Result<Graphwise, PipelineError> {
         let options = GraphwiseOptions { threads: self.threads, ..GraphwiseOptions::default() };
-        if self.gpu().is_some() {
-            let (samples, models) = (self.batched(samples), [reference, target]);
-            let (found, halved_to) =
-                graphwise_on_device(&self.runtime, self.provider, models, sites, samples, options)?;
-            self.warn_halved("the comparison of tensors", halved_to);
-            return Ok(found);
-        }
-        Ok(graphwise(self.side(reference), self.side(target), sites, samples, options)?)
+        let sides = [self.side(reference), self.side(target)];
+        let (found, fitting_batch) = graphwise(sides[0], sides[1], sites, self.batched(samples), options)?;
+        self.warn_halved("the comparison of tensors", fitting_batch);
+        Ok(found)
     }
 
     /// What observes the model over its samples.

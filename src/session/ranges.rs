@@ -10,9 +10,10 @@ use super::{
     opened::{require_operators, scheme},
 };
 use crate::{
-    calibrate::{CalibrationTable, DeviceUse, Histograms, Provenance, Shards},
+    calibrate::{CalibrationTable, Histograms, Provenance, Shards},
     config::ConfigError,
     dataset::SampleError,
+    pass::Ran,
     quantize::Precision,
 };
 
@@ -60,8 +61,8 @@ pub struct Calibrated {
     pub peak_rss_bytes: u64,
     /// Samples that could not be read.
     pub skipped: Vec<SampleError>,
-    /// What the GPU was doing, where one observed.
-    pub device: Option<DeviceUse>,
+    /// What the pass was like that observed.
+    pub ran: Ran,
 }
 
 impl Session {
@@ -110,7 +111,7 @@ impl Session {
         let calibrator = self.calibrator(&options, &progress, checkpoints);
         let observation = calibrator.observe(&placement.tensors_to_observe(), &parts, &provenance)?;
         drop(work);
-        self.warn_halved("calibration", observation.device.and_then(|usage| usage.halved_to));
+        self.warn_halved("calibration", observation.ran.fitting_batch);
         Ok(observation)
     }
 
@@ -152,8 +153,7 @@ impl Session {
             all = self.calibration_samples();
             &all
         };
-        let Observation { histograms, summary, seconds, device } =
-            self.observe(precision, samples, None, options.checkpoints)?;
+        let Observation { histograms, ran, seconds } = self.observe(precision, samples, None, options.checkpoints)?;
         let peak_rss_bytes = peak_rss_bytes();
         if let Some(path) = options.histograms {
             histograms.save(path)?;
@@ -167,7 +167,8 @@ impl Session {
             histograms.samples(),
             chosen.choice
         ));
-        Ok(Calibrated { histograms, chosen, seconds, peak_rss_bytes, skipped: summary.skipped, device })
+        let skipped = ran.summary.skipped.clone();
+        Ok(Calibrated { histograms, chosen, seconds, peak_rss_bytes, skipped, ran })
     }
 
     /// The table of a single run over all samples, from the joined histograms of its shards.

@@ -304,7 +304,7 @@ impl<'a> Job<'a> {
         );
         drop(work);
         let mut evaluation = evaluation?;
-        session.warn_halved("the comparison", evaluation.halved_to);
+        session.warn_halved("the comparison", evaluation.fitting_batch);
         for note in engines::errors(&names, &pairs, &evaluation) {
             host.note(&note);
         }

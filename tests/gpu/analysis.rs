@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::atomic::AtomicBool};
 
 use trtcalib::{
     analyse::{
-        graphwise::{Graphwise, GraphwiseOptions, graphwise_on_device, shared_tensors},
+        graphwise::{Graphwise, GraphwiseOptions, Side, graphwise, shared_tensors},
         layerwise::{LayerError, LayerwiseOptions, OutputNoiseOptions, Samples, layerwise, output_noise},
         operators::Pair,
     },
@@ -81,8 +81,9 @@ impl Fixture {
 
     fn tensors(&self, batch: usize) -> (Graphwise, Option<usize>) {
         let sites = shared_tensors(&self.float, &self.quantized).unwrap();
-        let (models, options) = ([&self.float, &self.quantized], GraphwiseOptions::default());
-        graphwise_on_device(&self.runtime, GPU, models, &sites, self.samples(batch), options).unwrap()
+        let side = |model| Side { backend: &self.runtime, provider: GPU, model };
+        let (float, quantized) = (side(&self.float), side(&self.quantized));
+        graphwise(float, quantized, &sites, self.samples(batch), GraphwiseOptions::default()).unwrap()
     }
 }
 
@@ -129,8 +130,8 @@ fn errors_of_operators_on_the_device_are_those_of_the_cpu() {
     let (expected, _) = fixture.layers(ExecutionProvider::Cpu, 1);
     assert!(expected.len() > 20 && expected.iter().all(|layer| layer.layerwise_sqnr_db.is_some()), "{expected:?}");
     for batch in [1, 64] {
-        let (found, halved_to) = fixture.layers(GPU, batch);
-        assert_eq!(halved_to, None);
+        let (found, fitting_batch) = fixture.layers(GPU, batch);
+        assert_eq!(fitting_batch, None);
         assert_same(&found, &expected);
     }
     let pair = Pair::new(&fixture.float, &fixture.quantized).unwrap();
@@ -150,17 +151,17 @@ fn errors_of_operators_on_the_device_are_those_of_the_cpu() {
 fn analyses_that_do_not_fit_go_on_in_halves() {
     const BATCH: usize = 2048;
     let fixture = Fixture::new(BATCH + 7);
-    let (tensors, halved_to) = fixture.tensors(BATCH);
-    assert!(halved_to.is_none() && tensors.tensors.len() > 40, "{halved_to:?}");
-    let (layers, halved_to) = fixture.layers(GPU, BATCH);
-    assert_eq!(halved_to, None);
+    let (tensors, fitting_batch) = fixture.tensors(BATCH);
+    assert!(fitting_batch.is_none() && tensors.tensors.len() > 40, "{fitting_batch:?}");
+    let (layers, fitting_batch) = fixture.layers(GPU, BATCH);
+    assert_eq!(fitting_batch, None);
     // Every sample takes more than 3 MB.
     let taken = on_memory_left(1 << 30);
-    let (found, tensors_halved_to) = fixture.tensors(BATCH);
-    let (found_layers, layers_halved_to) = fixture.layers(GPU, BATCH);
+    let (found, tensors_fitting_batch) = fixture.tensors(BATCH);
+    let (found_layers, layers_fitting_batch) = fixture.layers(GPU, BATCH);
     drop(taken);
-    assert!(tensors_halved_to.is_some_and(|batch| batch < BATCH), "{tensors_halved_to:?}");
-    assert!(layers_halved_to.is_some_and(|batch| batch < BATCH), "{layers_halved_to:?}");
+    assert!(tensors_fitting_batch.is_some_and(|batch| batch < BATCH), "{tensors_fitting_batch:?}");
+    assert!(layers_fitting_batch.is_some_and(|batch| batch < BATCH), "{layers_fitting_batch:?}");
     assert_eq!((found.samples, found.tensors.len()), (BATCH + 7, tensors.tensors.len()));
     for (found, expected) in found.tensors.iter().zip(&tensors.tensors) {
         let (node, found) = (&expected.site.node, &found.difference);

@@ -7,11 +7,7 @@ use std::{
 
 use trtcalib::{
     artifact::ContentHash,
-    backend::{
-        Backend, BuildOptions, ExecutionProvider, Runner,
-        cuda::{Device, PairComparer},
-        onnxruntime::OnnxRuntime,
-    },
+    backend::{Backend, BuildOptions, ExecutionProvider, Inputs, Runner, Tensors, onnxruntime::OnnxRuntime},
     calibrate::{Provenance, Shards},
     compare::{CompareOptions, Comparison, ComparisonResult, Sample},
     dataset::{BadPolicy, RandomDataset},
@@ -61,8 +57,6 @@ fn outputs_are_compared_on_the_device_as_on_the_host() {
     let (runtime, subject) = subject();
     let mut runners = [ExecutionProvider::Cuda(0), ExecutionProvider::CudaTf32(0)]
         .map(|provider| runner(runtime, &subject, provider));
-    let device = Device::open(0).unwrap();
-    let comparer = PairComparer::new(&device, &device.stream().unwrap()).unwrap();
     let names: Vec<String> = subject.outputs.iter().map(|info| info.name.clone()).collect();
     let options = CompareOptions { top_k: vec![3], ..CompareOptions::default() };
     let comparison = || Comparison::new(&names, &names, options.clone()).unwrap();
@@ -72,19 +66,22 @@ fn outputs_are_compared_on_the_device_as_on_the_host() {
         let shape: Vec<usize> = std::iter::once(count).chain(input.shape[1..].iter().map(|d| d.unwrap())).collect();
         let values = kind("normal", shape.iter().product(), seed as u64);
         let inputs = TensorMap::from([(input.name.clone(), Tensor::from_f32(shape, values).unwrap())]);
-        let [reference, target] = &mut runners;
-        let [r, t] = [reference, target].map(|runner| {
-            let gpu = runner.on_gpu().unwrap();
-            assert_eq!(gpu.filling().rows(count, 8), Some(8));
-            gpu.infer_on_device(&inputs, count, Some(8), None).unwrap()
-        });
-        let (host_r, host_t) = (r.to_host().unwrap(), t.to_host().unwrap());
-        assert_eq!(host_r[&names[0]].shape()[0], count, "rows that filled the batch up must not stay");
         let ids: Vec<String> = (0..count).map(|sample| format!("{seed}.{sample}")).collect();
         let samples: Vec<Sample<'_>> =
             ids.iter().map(|id| Sample { id, label: Some(1), mask: None, scene: None }).collect();
-        on_device.push_on_device(&samples, &r, &t, &comparer).unwrap();
-        on_host.push(&samples, &host_r, &host_t).unwrap();
+        let [reference, target] = &mut runners;
+        let inputs = Inputs::plain(&inputs);
+        let (mut r, mut t) = (TensorMap::new(), TensorMap::new());
+        let both = reference.show(inputs, &mut |reference| {
+            Ok(target.show(inputs, &mut |target| {
+                assert!(matches!(target.outputs, Tensors::Device(..)));
+                (r, t) = (reference.outputs.to_host()?, target.outputs.to_host()?);
+                Ok(on_device.push(&samples, &reference.outputs, &target.outputs)?)
+            })?)
+        });
+        both.unwrap();
+        assert_eq!(r[&names[0]].shape()[0], count);
+        on_host.push(&samples, &r, &t).unwrap();
     }
     let (found, expected) = (on_device.finish(), on_host.finish());
     assert!(expected.outputs[0].sqnr_db.is_some(), "TF32 must differ from FP32");
@@ -104,16 +101,16 @@ fn evaluated(samples: usize, batch: usize, memory: Option<usize>) -> (Comparison
     let control = Control { threads: 2, stop: &AtomicBool::new(false), progress: &|_| {}, checkpoints: None };
     let indices: Vec<usize> = (0..samples).collect();
     let mut found = evaluate(&mut reference, &mut targets, &dataset, &indices, &options, control).unwrap();
-    (found.targets.remove(0).unwrap(), found.halved_to)
+    (found.targets.remove(0).unwrap(), found.fitting_batch)
 }
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn a_comparison_that_does_not_fit_goes_on_in_halves() {
-    let (expected, halved_to) = evaluated(3000, 2048, None);
-    assert_eq!((expected.samples, halved_to), (3000, None));
-    let (found, halved_to) = evaluated(3000, 2048, Some(1 << 30));
-    assert!(halved_to.is_some_and(|batch| batch < 2048), "{halved_to:?}");
+    let (expected, fitting_batch) = evaluated(3000, 2048, None);
+    assert_eq!((expected.samples, fitting_batch), (3000, None));
+    let (found, fitting_batch) = evaluated(3000, 2048, Some(1 << 30));
+    assert!(fitting_batch.is_some_and(|batch| batch < 2048), "{fitting_batch:?}");
     assert_eq!((found.samples, found.outputs.len()), (3000, expected.outputs.len()));
     let (a, b) = (found.outputs[0].sqnr_db.unwrap(), expected.outputs[0].sqnr_db.unwrap());
     // What TF32 rounds away depends on the kernels, and those on the batch.

@@ -1,17 +1,22 @@
 //! ONNX Runtime with its activations left on the GPU.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::AtomicBool,
+};
 
 use trtcalib::{
     artifact::ContentHash,
     backend::{
-        Backend, BackendError, BuildOptions, ExecutionProvider, TensorInfo,
-        cuda::{Device, PairComparer, Uploader},
+        Backend, BackendError, BuildOptions, ExecutionProvider, Inputs, Runner, TensorInfo,
+        cuda::{Device, Uploader},
         onnxruntime::{DeviceRunner, OnnxRuntime},
     },
-    calibrate::{Batch, CalibrateError, Provenance, Shards, observe, observe_on_device},
+    calibrate::{Batch, CalibrateError, Histograms, Observing, Provenance, Shards, observe},
     compare::graphwise::Graphwise,
+    dataset::{BadPolicy, Dataset, PrefetchOptions, SampleError},
     onnx::Model,
+    pass::{Ran, Samples},
     tensor::{ElementType, Tensor, TensorMap, rows},
 };
 
@@ -54,9 +59,13 @@ impl Fixture {
         }
     }
 
+    fn runner(&self) -> Box<dyn Runner> {
+        self.runtime.build(&self.model, &self.options(false)).unwrap()
+    }
+
     fn on_device(&self, tf32: bool) -> DeviceRunner {
         let stream = self.device.stream().unwrap();
-        self.runtime.build_on_device(&self.model, &self.options(tf32), &self.device, &stream).unwrap()
+        self.runtime.build_on_stream(&self.model, &self.options(tf32), &self.device, &stream).unwrap()
     }
 
     fn batch(&self, samples: usize, seed: u64) -> TensorMap {
@@ -75,6 +84,62 @@ impl Fixture {
         };
         [16, 16, 7, 16, 1].into_iter().enumerate().map(batch).collect()
     }
+}
+
+/// The samples of batches, one by one.
+struct Rows(Vec<(String, TensorMap)>);
+
+impl Rows {
+    fn of(batches: &[Batch], held_out: bool) -> Self {
+        let chosen = batches.iter().filter(|batch| batch.held_out == held_out);
+        let row = |batch: &Batch, index: usize| {
+            let inputs = rows(&batch.inputs, batch.ids.len(), index..index + 1);
+            (batch.ids[index].clone(), inputs.unwrap_or_else(|| batch.inputs.clone()))
+        };
+        Self(chosen.flat_map(|batch| (0..batch.ids.len()).map(|index| row(batch, index)).collect::<Vec<_>>()).collect())
+    }
+}
+
+impl Dataset for Rows {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn id(&self, index: usize) -> &str {
+        &self.0[index].0
+    }
+
+    fn label(&self, _: usize) -> Option<u32> {
+        None
+    }
+
+    fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {
+        Ok(self.0[index].1.clone())
+    }
+}
+
+/// Counts on the device what a model gives for the samples of `batches`, put together to batches of `whole` in the order
+/// that `order` makes of them.
+fn observed(
+    runner: &mut Box<dyn Runner>,
+    tensors: &BTreeSet<String>,
+    batches: &[Batch],
+    whole: usize,
+    order: impl Fn(&mut Vec<usize>),
+) -> Result<(Histograms, Ran), CalibrateError> {
+    let mut observing = Observing::new(&**runner, tensors, Histograms::new(provenance()))?;
+    let mut total = Ran::default();
+    for held_out in [false, true] {
+        observing.hold_out(held_out)?;
+        let dataset = Rows::of(batches, held_out);
+        let mut indices: Vec<usize> = (0..dataset.len()).collect();
+        order(&mut indices);
+        let (policy, stop) = (BadPolicy { max_share: 0.0, strict: true }, AtomicBool::new(false));
+        let reading = PrefetchOptions { batch: whole, threads: 2, policy, stop: &stop, skipped: &[] };
+        let samples = Samples { dataset: &dataset, indices: &indices, reading };
+        total.add(samples.run(&mut [runner], &mut observing)?);
+    }
+    Ok((observing.finish()?, total))
 }
 
 fn provenance() -> Provenance {
@@ -136,45 +201,38 @@ fn histograms_made_on_the_device_are_those_made_on_the_host() {
     // The same batches, but nothing fills them up here.
     let batches = || fixture.batches().into_iter().filter(|batch| batch.ids.len() == WHOLE);
     let expected = observe(&mut *host, &fixture.tensors, provenance(), batches()).unwrap();
-    let mut device = fixture.on_device(false);
-    let (found, usage) = observe_on_device(&mut device, &fixture.tensors, provenance(), WHOLE, batches()).unwrap();
+    let batches: Vec<Batch> = batches().collect();
+    let (found, ran) = observed(&mut fixture.runner(), &fixture.tensors, &batches, WHOLE, |_| {}).unwrap();
     assert_eq!((found.fit_samples, found.held_out_samples), (48, 0));
     assert!(found == expected, "histograms differ");
-    assert!(usage.halved_to.is_none() && usage.utilisation() > 0.0, "{usage:?}");
+    assert!(ran.on_device && ran.fitting_batch.is_none() && ran.utilisation() > 0.0, "{ran:?}");
 }
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn counts_do_not_depend_on_how_samples_are_put_into_batches() {
     let fixture = fixture();
-    let mut device = fixture.on_device(false);
-    let (expected, _) =
-        observe_on_device(&mut device, &fixture.tensors, provenance(), WHOLE, fixture.batches()).unwrap();
+    let (batches, mut runner) = (fixture.batches(), fixture.runner());
+    let (expected, _) = observed(&mut runner, &fixture.tensors, &batches, WHOLE, |_| {}).unwrap();
     assert_eq!((expected.fit_samples, expected.held_out_samples), (49, 7));
-    // The same samples in threes, so that each has another place and other neighbours.
-    let name = &fixture.inputs[0].name;
-    let threes = fixture.batches().into_iter().flat_map(|batch| {
-        let samples = batch.ids.len();
-        let part = move |first: usize| {
-            let range = first..samples.min(first + 3);
-            let inputs = rows(&batch.inputs, samples, range.clone()).unwrap();
-            Batch { ids: batch.ids[range].to_vec(), inputs, held_out: batch.held_out }
+    // Each sample has another place and other neighbours, and another one is alone with fillers.
+    for shift in [0, 5] {
+        let order = |indices: &mut Vec<usize>| {
+            indices.reverse();
+            indices.rotate_left(shift);
         };
-        (0..samples).step_by(3).map(part).collect::<Vec<_>>()
-    });
-    let threes: Vec<Batch> = threes.collect();
-    assert!(threes.iter().any(|batch| batch.inputs[name].shape()[0] < 3));
-    let (found, _) = observe_on_device(&mut device, &fixture.tensors, provenance(), WHOLE, threes).unwrap();
-    assert!(found == expected, "histograms differ");
+        let (found, _) = observed(&mut runner, &fixture.tensors, &batches, WHOLE, order).unwrap();
+        assert!(found == expected, "histograms differ");
+    }
 }
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn what_cannot_be_calibrated_on_the_device_is_an_error() {
     let fixture = fixture();
-    let mut device = fixture.on_device(false);
+    let mut runner = fixture.runner();
     let mut observe = |tensors: &BTreeSet<String>, batches: Vec<Batch>| {
-        observe_on_device(&mut device, tensors, provenance(), WHOLE, batches).map(drop).unwrap_err()
+        observed(&mut runner, tensors, &batches, WHOLE, |_| {}).map(drop).unwrap_err()
     };
     assert!(matches!(observe(&fixture.tensors, Vec::new()), CalibrateError::NoData));
     let unknown = BTreeSet::from(["nowhere".to_owned()]);
@@ -202,20 +260,21 @@ fn graphwise_figures_of_the_device_are_those_of_the_host() {
         fixture.options(false).extra_outputs.into_iter().map(|name| (name.clone(), name)).collect();
     let build = |tf32| fixture.runtime.build(&fixture.model, &fixture.options(tf32)).unwrap();
     let (mut float, mut tf32) = (build(false), build(true));
-    let stream = fixture.device.stream().unwrap();
-    let build = |tf32| {
-        fixture.runtime.build_on_device(&fixture.model, &fixture.options(tf32), &fixture.device, &stream).unwrap()
-    };
     let (mut float_there, mut tf32_there) = (build(false), build(true));
-    let (comparer, uploader) =
-        (PairComparer::new(&fixture.device, &stream).unwrap(), Uploader::new(&fixture.device).unwrap());
     let thresholds: BTreeMap<String, f32> = names.keys().map(|name| (name.clone(), 0.5)).collect();
     let (mut host, mut device) = (Graphwise::new(thresholds.clone()), Graphwise::new(thresholds));
     for batch in fixture.batches() {
         let ids: Vec<&str> = batch.ids.iter().map(String::as_str).collect();
-        host.run_batch(&ids, &batch.inputs, &mut *float, &mut *tf32, &names).unwrap();
-        let staged = float_there.upload(&uploader, &batch.inputs, None, None).unwrap();
-        device.run_batch_on_device(&ids, &staged, &mut float_there, &mut tf32_there, &comparer, &names).unwrap();
+        let (reference, target) = (float.infer(&batch.inputs).unwrap(), tf32.infer(&batch.inputs).unwrap());
+        host.push(&ids, &reference, &target, &names).unwrap();
+        let inputs = Inputs::plain(&batch.inputs);
+        float_there
+            .show(inputs, &mut |reference| {
+                Ok(tf32_there.show(inputs, &mut |target| {
+                    Ok(device.push(&ids, &reference.outputs, &target.outputs, &names)?)
+                })?)
+            })
+            .unwrap();
     }
     let (host, device) = (host.finish(), device.finish());
     assert_eq!(host.len(), names.len());
@@ -239,25 +298,22 @@ fn graphwise_figures_of_the_device_are_those_of_the_host() {
 #[ignore = "needs an NVIDIA GPU"]
 fn a_batch_that_does_not_fit_is_halved_and_nothing_is_lost() {
     let fixture = fixture();
-    let mut roomy = fixture.on_device(false);
     let batch = |samples: usize| Batch {
         ids: (0..samples).map(|sample| sample.to_string()).collect(),
         inputs: fixture.batch(samples, 7),
         held_out: false,
     };
-    let one = || vec![batch(2048)];
-    let (expected, _) = observe_on_device(&mut roomy, &fixture.tensors, provenance(), 2048, one()).unwrap();
-    drop(roomy);
-    let mut tight = fixture.on_device(false);
+    let one = [batch(2048)];
+    let (expected, _) = observed(&mut fixture.runner(), &fixture.tensors, &one, 2048, |_| {}).unwrap();
+    let mut tight = fixture.runner();
     // Libraries take memory of their own at the first run.
-    let few = [Batch { ids: vec!["0".to_owned()], inputs: fixture.batch(1, 7), held_out: false }];
-    observe_on_device(&mut tight, &fixture.tensors, provenance(), 1, few).unwrap();
+    observed(&mut tight, &fixture.tensors, &[batch(1)], 1, |_| {}).unwrap();
     let taken = on_memory_left(300 << 20);
-    let (found, usage) = observe_on_device(&mut tight, &fixture.tensors, provenance(), 2048, one()).unwrap();
+    let (found, ran) = observed(&mut tight, &fixture.tensors, &one, 2048, |_| {}).unwrap();
     drop(taken);
-    assert!(usage.halved_to.is_some_and(|batch| batch < 2048), "{usage:?}");
+    assert!(ran.fitting_batch.is_some_and(|batch| batch < 2048), "{ran:?}");
     // Another batch may round otherwise, but loses no value.
-    let count = |histograms: &trtcalib::calibrate::Histograms| -> Vec<u64> {
+    let count = |histograms: &Histograms| -> Vec<u64> {
         histograms.fit.values().map(trtcalib::calibrate::histogram::Histogram::count).collect()
     };
     assert_eq!((found.fit_samples, count(&found)), (2048, count(&expected)));

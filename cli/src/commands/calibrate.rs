@@ -11,9 +11,10 @@ use super::{
 };
 use crate::args::{CalibrateArgs, GlobalArgs, MergeArgs};
 use trtcalib::{
-    calibrate::{CalibrationTable, Choice, DeviceUse, Histograms, cache::CalibrationCache, tables},
+    calibrate::{CalibrationTable, Choice, Histograms, cache::CalibrationCache, tables},
     config::RunConfig,
     dataset::SampleError,
+    pass::Ran,
     quantize::Precision,
     session::{CalibrateOptions, Session, Shard, check_folders, environment::peak_rss_bytes},
 };
@@ -38,10 +39,10 @@ struct Outcome<'a> {
 }
 
 impl Outcome<'_> {
-    fn take(&mut self, histograms: &Histograms, seconds: f64, gpu: Option<DeviceUse>, skipped: &[SampleError]) {
+    fn take(&mut self, histograms: &Histograms, seconds: f64, ran: &Ran, skipped: &[SampleError]) {
         (self.tensors, self.samples, self.seconds) = (histograms.fit.len(), histograms.samples(), seconds);
         self.images_per_second = histograms.samples() as f64 / seconds.max(1e-9);
-        self.gpu = gpu.map(GpuOutcome::from);
+        self.gpu = ran.on_device.then(|| GpuOutcome::from(ran));
         self.skipped = skipped.iter().map(ToString::to_string).collect();
     }
 }
@@ -54,17 +55,17 @@ struct GpuOutcome {
     waited_seconds: f64,
     bottleneck: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    halved_to: Option<usize>,
+    fitting_batch: Option<usize>,
 }
 
-impl From<DeviceUse> for GpuOutcome {
-    fn from(usage: DeviceUse) -> Self {
+impl From<&Ran> for GpuOutcome {
+    fn from(usage: &Ran) -> Self {
         Self {
             utilisation: usage.utilisation(),
             busy_seconds: usage.busy.as_secs_f64(),
             waited_seconds: usage.waited.as_secs_f64(),
             bottleneck: if usage.utilisation() < 0.5 { "reading and preprocessing samples" } else { "the GPU" },
-            halved_to: usage.halved_to,
+            fitting_batch: usage.fitting_batch,
         }
     }
 }
@@ -87,13 +88,13 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     if let Some(shard) = &shard {
         let observed = session.observe(PRECISION, &session.calibration_samples(), Some(shard), None)?;
         observed.histograms.save(&histogram_file)?;
-        outcome.take(&observed.histograms, observed.seconds, observed.device, &observed.summary.skipped);
+        outcome.take(&observed.histograms, observed.seconds, &observed.ran, &observed.ran.summary.skipped);
         outcome.peak_rss_bytes = peak_rss_bytes();
     } else {
         let options = CalibrateOptions { histograms: Some(&histogram_file), ..CalibrateOptions::default() };
         let calibrated = session.calibrate(PRECISION, options)?;
         write_table(&calibrated.chosen.table, &args.output, args.cache.as_deref())?;
-        outcome.take(&calibrated.histograms, calibrated.seconds, calibrated.device, &calibrated.skipped);
+        outcome.take(&calibrated.histograms, calibrated.seconds, &calibrated.ran, &calibrated.skipped);
         outcome.peak_rss_bytes = calibrated.peak_rss_bytes;
         outcome.table = Some(&args.output);
         outcome.method = Some(calibrated.chosen.choice.to_string());

@@ -19,7 +19,7 @@ fn compare(target: &Model, options: GraphwiseOptions) -> Option<Graphwise> {
     let float = fixture::float();
     let sites = shared_tensors(&float, target).unwrap();
     let samples = Samples { dataset: &Data(4), indices: &INDICES, reading: fixture::READING };
-    Some(graphwise(side(&runtime, &float), side(&runtime, target), &sites, samples, options).unwrap())
+    Some(graphwise(side(&runtime, &float), side(&runtime, target), &sites, samples, options).unwrap().0)
 }
 
 #[test]

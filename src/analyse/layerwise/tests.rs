@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     analyse::fixture::{self, Data},
+    dataset::PrefetchOptions,
     onnx::proto::TypeValue,
 };
 
@@ -77,8 +78,8 @@ fn batches_of_any_size_give_the_same_but_for_rounding() {
     let layers = |batch| {
         let reading = PrefetchOptions { batch, ..fixture::READING };
         let samples = Samples { dataset: &Data(4), indices: &INDICES, reading };
-        let (layers, halved_to) = layerwise(&runtime, &pair, samples, LayerwiseOptions::default()).unwrap();
-        assert_eq!(halved_to, None);
+        let (layers, fitting_batch) = layerwise(&runtime, &pair, samples, LayerwiseOptions::default()).unwrap();
+        assert_eq!(fitting_batch, None);
         layers
     };
     for (three, one) in layers(3).iter().zip(layers(1)) {

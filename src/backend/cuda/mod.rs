@@ -4,30 +4,30 @@
 //! Streams, events and buffers are `cudarc`'s own, which track what each buffer still waits for; this module adds the
 //! checks before the first call, errors that say what to do, and what is missing there.
 
-mod ahead;
 mod device;
+#[cfg(test)]
+pub(crate) mod fake;
+mod gpu;
 mod graph;
-mod halving;
+mod landing;
 mod magnitudes;
 mod management;
 mod module;
 mod pairs;
-mod tensors;
 #[cfg(test)]
 mod tests;
 mod upload;
 mod view;
 
-pub use ahead::send_ahead;
 pub use cudarc::driver::{CudaEvent, CudaGraph, CudaSlice, CudaStream, PinnedHostSlice};
 pub use device::{Device, DeviceInfo, Timer, device_count};
+pub use gpu::Gpu;
 pub use graph::capture;
-pub use halving::in_parts;
+pub use landing::Landing;
 pub use magnitudes::{BINS, MAGNITUDES, MIN_EXPONENT, MagnitudeCounter, Magnitudes, NonFinite};
 pub use management::DeviceState;
 pub use module::{Kernels, Source, compile, load_compiler};
 pub use pairs::{PAIRS, PIECE, Pair, PairComparer, PieceSums};
-pub use tensors::{DeviceTensors, Landing};
 pub use upload::{Staged, StagedTensor, Uploader};
 pub use view::DeviceView;
 

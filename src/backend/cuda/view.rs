@@ -1,8 +1,8 @@
 //! Tensors in device memory.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::marker::PhantomData;
 
-use cudarc::driver::{DevicePtr, DevicePtrMut};
+use cudarc::driver::DevicePtr;
 
 use super::{CudaError, CudaSlice, CudaStream};
 use crate::tensor::ElementType;
@@ -60,19 +60,6 @@ impl<'a> DeviceView<'a> {
         'a: 'b,
     {
         (shape.iter().product::<usize>() <= self.len()).then_some(DeviceView { shape, ..*self })
-    }
-
-    /// Begins to copy it on `stream`, which must be waited for before the view ends.
-    pub(super) fn copied(self, stream: &Arc<CudaStream>) -> Result<CudaSlice<u8>, CudaError> {
-        let size = self.len() * self.element_type.size();
-        let mut bytes = stream.alloc_zeros::<u8>(size.max(1))?;
-        if size > 0 {
-            let (address, _recorded) = bytes.device_ptr_mut(stream);
-            // SAFETY: `size` bytes on both sides: the view's own and those just allocated. The view stays until the stream
-            // was waited for, as the caller promises.
-            unsafe { cudarc::driver::result::memcpy_dtod_async(address, self.address, size, stream.cu_stream()) }?;
-        }
-        Ok(bytes)
     }
 
     /// Begins to copy its bytes, of which `to` has as many, on `stream`; that must be waited for before view or `to` end.

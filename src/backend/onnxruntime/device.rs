@@ -70,7 +70,7 @@ pub type DeviceOutput<'a> = (&'a str, DeviceView<'a>);
 
 impl OnnxRuntime {
     /// Prepares `model` for execution on `device` (whatever GPU the options name), on `stream`.
-    pub fn build_on_device(
+    pub fn build_on_stream(
         &self,
         model: &Model,
         options: &BuildOptions,

@@ -22,8 +22,6 @@ use std::path::Path;
 
 pub use device::{DeviceOutput, DeviceRunner};
 pub use emulation::{emulation, lowest_bits, widens_halves};
-pub(crate) use gpu_runner::cut;
-pub use gpu_runner::{Filling, GpuRunner};
 pub use library::{LIBRARY_VARIABLE, LibrarySearch, Origin, Place, search};
 use ort::ep::ExecutionProvider as _;
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
@@ -71,7 +69,7 @@ impl OnnxRuntime {
 impl Backend for OnnxRuntime {
     fn build(&self, model: &Model, options: &BuildOptions) -> Result<Box<dyn Runner>, BackendError> {
         if let Some(device) = options.provider.gpu() {
-            return Ok(Box::new(GpuRunner::new(*self, model, options, device)?));
+            return Ok(Box::new(gpu_runner::GpuRunner::new(*self, model, options, device)?));
         }
         let built = session::build(self.loaded, model, options, None)?;
         Ok(Box::new(runner::SessionRunner::new(built)))

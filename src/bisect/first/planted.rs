@@ -38,11 +38,11 @@ fn planted_faults_are_where_the_graph_leaves_the_reference() {
     let float = fixture::float();
     for (target, node) in [(scaled("x"), "first"), (scaled("flat"), "head"), (zeroed, "second")] {
         let sites = shared_tensors(&float, &target).unwrap();
-        let whole = graphwise(side(&runtime, &float), side(&runtime, &target), &sites, samples(), options()).unwrap();
+        let whole = graphwise(side(&runtime, &float), side(&runtime, &target), &sites, samples(), options()).unwrap().0;
         assert_eq!(whole.tensors.iter().find(|t| t.diverged(30.0)).unwrap().site.node, node);
         let mut probe = |tensors: &[String]| {
             let some: Vec<TensorSite> = sites.iter().filter(|s| tensors.contains(&s.tensor)).cloned().collect();
-            let found = graphwise(side(&runtime, &float), side(&runtime, &target), &some, samples(), options())?;
+            let found = graphwise(side(&runtime, &float), side(&runtime, &target), &some, samples(), options())?.0;
             Ok::<_, AnalysisError>(found.tensors.into_iter().map(|t| (t.site.tensor.clone(), t)).collect())
         };
         for scan in [Scan::Binary, Scan::Exhaustive] {

@@ -1,7 +1,7 @@
 //! The comparison on made-up outputs.
 
 use super::*;
-use crate::tensor::Values;
+use crate::tensor::{TensorMap, Values};
 
 fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|&name| name.to_owned()).collect()

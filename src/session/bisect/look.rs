@@ -83,7 +83,7 @@ impl Bisection<'_> {
             Target::Model(model, provider) => {
                 let float = Side { provider: session.provider, ..float };
                 let target = Side { backend: &session.runtime, provider: *provider, model };
-                return Ok(graphwise(float, target, sites, samples, options)?);
+                return Ok(graphwise(float, target, sites, samples, options)?.0);
             }
             Target::Engine(engine) => return engine.look(self, sites, samples),
             Target::Saved(saved) => Source::Saved(saved),

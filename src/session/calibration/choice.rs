@@ -117,7 +117,7 @@ impl Calibrator<'_> {
                 Err(OperatorError::NothingQuantized { .. }) => return Ok(()),
                 pair => pair.map_err(AnalysisError::from)?,
             };
-            let reading = PrefetchOptions { batch, ..self.reading(&[]) };
+            let reading = PrefetchOptions { batch, ..self.reading() };
             let samples = Samples { dataset: self.dataset, indices: fit, reading };
             let bias_corrections = mean_errors(&self.runtime, &pair, samples, self.options.threads)?;
             if bias_corrections.is_empty() {

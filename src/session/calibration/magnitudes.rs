@@ -6,12 +6,13 @@ use super::Calibrator;
 use crate::{
     backend::{Backend, BuildOptions},
     calibrate::CalibrationTable,
-    dataset::{PrefetchOptions, prefetch},
+    dataset::PrefetchOptions,
+    pass::Samples,
     session::PipelineError,
-    tensor::{ElementType, TensorView},
+    tensor::ElementType,
 };
 
-/// Samples looked at, at most (or a whole batch where the model fixes it).
+/// Samples looked at, at most.
 const SAMPLES: usize = 8;
 /// Tensors that one pass returns: more take fewer passes and more memory.
 const TENSORS_PER_PASS: usize = 128;
@@ -20,15 +21,14 @@ const KEPT_FROM: f32 = 1024.0;
 
 impl Calibrator<'_> {
     /// Largest finite magnitudes, from [`KEPT_FROM`] on, of the FP32 tensors that `table` has no range of, over the first of
-    /// `samples`; `None` where there are too few for a batch.
+    /// `samples`; `None` where there are none.
     pub(super) fn magnitudes(
         &self,
         table: &CalibrationTable,
         samples: &[usize],
     ) -> Result<Option<BTreeMap<String, f32>>, PipelineError> {
         let subject = self.subject;
-        let batch = subject.fixed_batch().unwrap_or(1).max(1);
-        let samples = &samples[..samples.len().min(SAMPLES.max(batch)) / batch * batch];
+        let samples = &samples[..samples.len().min(SAMPLES)];
         if samples.is_empty() {
             return Ok(None);
         }
@@ -46,27 +46,22 @@ impl Calibrator<'_> {
             let (threads, provider) = (self.options.threads, self.options.provider);
             let build = BuildOptions { threads, extra_outputs, provider, ..BuildOptions::default() };
             let mut runner = self.runtime.build(&subject.folded, &build)?;
-            let mut look = |name: &str, view: TensorView<'_>| {
-                if is_wanted(name) {
-                    let values = view.to_f32();
-                    let finite = values.iter().map(|value| value.abs()).filter(|value| value.is_finite());
-                    let largest = finite.fold(0.0, f32::max);
-                    if largest >= KEPT_FROM {
-                        let known = magnitudes.entry(name.to_owned()).or_default();
-                        *known = known.max(largest);
+            let reading = PrefetchOptions { batch: 1, ..self.reading() };
+            let samples = Samples { dataset: self.dataset, indices: samples, reading };
+            samples.each(&mut *runner, |_, outputs| {
+                outputs.on_host(|outputs| {
+                    for (name, view) in outputs.iter().filter(|(name, _)| is_wanted(name)) {
+                        let values = view.to_f32();
+                        let finite = values.iter().map(|value| value.abs()).filter(|value| value.is_finite());
+                        let largest = finite.fold(0.0, f32::max);
+                        if largest >= KEPT_FROM {
+                            let known = magnitudes.entry((*name).to_owned()).or_default();
+                            *known = known.max(largest);
+                        }
                     }
-                }
-                Ok(())
-            };
-            let reading = PrefetchOptions { batch, ..self.reading(&[]) };
-            let (looked, pass) = prefetch(self.dataset, samples, reading, |batches| {
-                for batch in batches {
-                    runner.visit(&batch.inputs, &mut look)?;
-                }
-                Ok::<_, PipelineError>(())
-            });
-            looked?;
-            pass?;
+                    Ok::<_, PipelineError>(())
+                })
+            })?;
         }
         Ok(Some(magnitudes))
     }

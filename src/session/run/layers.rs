@@ -59,8 +59,7 @@ impl Job<'_> {
             |name: &str| session.subject.outputs.iter().any(|info| info.name == *name && !ignored(&info.name));
         let mut sites = shared_tensors(&session.subject.folded, model)?;
         sites.retain(|site| site.amax.is_some() || is_output(&site.tensor));
-        let batchable = session.subject.fixed_batch().is_none_or(|batch| batch == 1);
-        if sites.is_empty() || !batchable {
+        if sites.is_empty() {
             return Ok(None);
         }
         let indices = &self.split.evaluation[..self.split.evaluation.len().min(GRAPHWISE_SAMPLES)];

@@ -6,7 +6,8 @@ use super::{Job, Target};
 use crate::{
     backend::{Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Runner, onnxruntime::emulation},
     bench::{self, LAYER_CALLS, Measurement, Protocol, SystemClock, Timing, slowdowns},
-    dataset::{BadPolicy, PrefetchOptions, prefetch},
+    dataset::{BadPolicy, PrefetchOptions},
+    pass::Samples,
     quantize::Precision,
     session::{PipelineError, Session, opened::mode},
     tensor::TensorMap,
@@ -128,10 +129,10 @@ impl Job<'_> {
     /// The first samples of the evaluation; `None` where there are too few of one shape.
     pub(super) fn first_batch(&self, batch: usize) -> Option<TensorMap> {
         let policy = BadPolicy { max_share: 1.0, strict: false };
-        let options = PrefetchOptions { batch, threads: 1, policy, stop: self.session.host.stop(), skipped: &[] };
+        let reading = PrefetchOptions { batch, threads: 1, policy, stop: self.session.host.stop(), skipped: &[] };
         let dataset = &*self.session.data.collection.dataset;
-        let first = prefetch(dataset, &self.split.evaluation, options, |batches| batches.next()).0?;
-        (first.ids.len() == batch).then_some(first.inputs)
+        let samples = Samples { dataset, indices: &self.split.evaluation, reading };
+        Some(samples.first(batch).ok()??.inputs)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The comparison of outputs that lie on a GPU: sums and best classes are computed there. Maps of classes, outputs
+//! The comparison of outputs that lie on a device: sums and best classes are computed there. Maps of classes, outputs
 //! that may join unlike parts, and those that are no floating-point numbers, come to the host.
 
 use super::{
@@ -7,31 +7,28 @@ use super::{
     driver::{Batch, Output, Task, find, row},
 };
 use crate::{
-    backend::cuda::{DeviceTensors, DeviceView, Pair, PairComparer},
+    backend::{Accelerator, DeviceView, Pair, Tensors},
     tensor::{TensorMap, TensorView},
 };
 
+type Views<'a> = [(&'a str, DeviceView<'a>)];
+
 impl Comparison {
-    /// [`push`](Self::push) for outputs on the GPU that `comparer` works on.
-    pub fn push_on_device(
+    /// Outputs that both lie on `device`.
+    pub(super) fn push_there(
         &mut self,
         samples: &[Sample<'_>],
-        reference: &DeviceTensors,
-        target: &DeviceTensors,
-        comparer: &PairComparer,
+        device: &dyn Accelerator,
+        [reference, target]: [&Views<'_>; 2],
     ) -> Result<(), CompareError> {
-        if self.finds_boxes() {
-            // Heads are decoded on the host, which needs all of their values.
-            return self.push(samples, &reference.to_host()?, &target.to_host()?);
-        }
         let mut host: Option<(TensorMap, TensorMap)> = None;
         self.push_batch(samples, |output, batch| {
             let (name, theirs) = (output.pair.reference.clone(), output.pair.target.clone());
-            let r = view(reference, &name, "reference")?;
-            let t = view(target, &theirs, "target")?;
+            let r = find(reference, &name, "reference")?;
+            let t = find(target, &theirs, "target")?;
             let floats = r.element_type().is_float() && t.element_type().is_float();
             if floats {
-                output.push_views(batch, r, t, comparer)?;
+                output.push_views(batch, r, t, device)?;
             }
             let parts = r.row(0, samples.len()).is_some_and(|sample| output.has_parts(sample.shape()));
             if floats && !parts && !matches!(output.task, Some(Task::Map(_))) {
@@ -39,20 +36,16 @@ impl Comparison {
             }
             let (reference, target) = match &mut host {
                 Some(both) => both,
-                none => none.insert((reference.to_host()?, target.to_host()?)),
+                none => none.insert((device.to_host(reference)?, device.to_host(target)?)),
             };
-            let (r, t) = (find(reference, &name, "reference")?.view(), find(target, &theirs, "target")?.view());
+            let view = |tensors, name, side| match Tensors::from(tensors) {
+                Tensors::Host(views) => find(&views, name, side),
+                Tensors::Device(..) => find(&[], name, side),
+            };
+            let (r, t) = (view(&*reference, &name, "reference")?, view(&*target, &theirs, "target")?);
             if floats { output.push_host(batch, r, t, parts) } else { output.push(batch, r, t) }
         })
     }
-}
-
-fn view<'a>(outputs: &'a DeviceTensors, name: &str, side: &'static str) -> Result<DeviceView<'a>, CompareError> {
-    outputs.view(name).ok_or_else(|| CompareError::MissingOutput {
-        side,
-        name: name.to_owned(),
-        available: outputs.names().collect::<Vec<_>>().join(", "),
-    })
 }
 
 fn rows<'a>(output: &str, view: DeviceView<'a>, samples: usize) -> Result<Vec<DeviceView<'a>>, CompareError> {
@@ -68,7 +61,7 @@ impl Output {
         batch: &Batch<'_>,
         reference: DeviceView<'_>,
         target: DeviceView<'_>,
-        comparer: &PairComparer,
+        device: &dyn Accelerator,
     ) -> Result<(), CompareError> {
         let count = batch.samples.len();
         let (r, t) = (rows(&self.pair.reference, reference, count)?, rows(&self.pair.reference, target, count)?);
@@ -77,7 +70,7 @@ impl Output {
         }
         let pair = |(&reference, &target): (&_, &_)| Pair { reference, target, threshold: f32::INFINITY };
         let pairs: Vec<Pair<'_>> = r.iter().zip(&t).map(pair).collect();
-        for pieces in comparer.sum(&pairs)? {
+        for pieces in device.sums(&pairs)? {
             let mut sums = PairSums::default();
             for piece in &pieces {
                 sums.add(&PairSums::of_piece(piece));
@@ -88,7 +81,7 @@ impl Output {
         let Task::Classification(task) = self.task(batch, first.element_type(), first.shape()) else { return Ok(()) };
         let k = task.longest();
         let best = |rows: &[DeviceView<'_>]| -> Result<Vec<Best>, CompareError> {
-            Ok(comparer.top_k(rows, k)?.into_iter().map(Best::from).collect())
+            Ok(device.top_k(rows, k)?.into_iter().map(Best::from).collect())
         };
         let scores = first.len();
         let mut pushed = best(&r)?.into_iter().zip(best(&t)?).enumerate();

@@ -7,7 +7,7 @@ use std::ops::Range;
 ///
 /// # Errors
 /// As `work`; that even one sample does not fit.
-pub fn in_parts<E>(
+pub(super) fn in_parts<E>(
     most: &mut usize,
     samples: usize,
     does_not_fit: impl Fn(&E) -> bool,

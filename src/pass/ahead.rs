@@ -17,7 +17,7 @@ const SENT: usize = 3;
 ///
 /// # Errors
 /// As `work`, which ends it.
-pub fn send_ahead<B: Send, S: Send, E>(
+pub(super) fn send_ahead<B: Send, S: Send, E>(
     batches: impl Iterator<Item = B> + Send,
     mut send: impl FnMut(&B, Option<S>) -> Option<S> + Send,
     mut work: impl FnMut(B, Option<S>) -> Result<Option<S>, E>,
