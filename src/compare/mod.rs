@@ -9,6 +9,7 @@ pub mod boxes;
 mod detection;
 mod device;
 mod driver;
+mod exported;
 mod gates;
 pub mod graphwise;
 pub mod heads;

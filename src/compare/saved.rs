@@ -1,4 +1,4 @@
-//! Outputs of a model, saved as `.npz` to be compared later or with what another program gave.
+//! Outputs of a model, saved as `.npz` to be compared later or with what another program gave ([`exported`] reads JSON).
 //!
 //! Each output is an array whose first axis runs over the samples. The entry `samples.json` holds their names in the
 //! same order; files that other programs wrote lack it, and then row n belongs to the n-th sample compared.
@@ -6,14 +6,15 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, BufWriter, Seek},
+    io::{self, BufWriter, Read, Seek},
     path::{Path, PathBuf},
 };
 
+use super::exported;
 use crate::{
     artifact::{ArtifactError, write_atomic_with},
     backend::{BackendError, Given, Inputs, Show},
-    npz::{Archive, Array, ArrayError, start_array, stored, write_values},
+    npz::{Archive, Array, ArrayError, start_array, stored, write_npz, write_values},
     pass::{Outputs, Part},
     tensor::{ElementType, Tensor, TensorMap},
 };
@@ -67,7 +68,14 @@ impl SavedOutputs {
     /// No archive of arrays, or arrays of different lengths.
     pub fn open(path: &Path) -> Result<Self, SavedError> {
         let invalid = |reason| SavedError::Content { path: path.to_owned(), reason };
-        let Archive { arrays, others } = Archive::open(path)?;
+        let Archive { arrays, others } = match json(path)? {
+            Some(bytes) => {
+                let archive = tempfile::NamedTempFile::new()?;
+                write_npz(archive.path(), &exported::read(&bytes).map_err(invalid)?)?;
+                Archive::open(archive.path())?
+            }
+            None => Archive::open(path)?,
+        };
         let lengths: Vec<usize> = arrays.iter().map(|(_, array)| array.shape().first().copied().unwrap_or(0)).collect();
         let samples = lengths.first().copied().unwrap_or(0);
         if let Some(odd) = lengths.iter().position(|&length| length != samples) {
@@ -148,6 +156,27 @@ impl Outputs for &SavedOutputs {
         let tensors = self.batch(part.first, &part.names()).map_err(refused)?;
         show(&Given { inputs: part.inputs.into(), outputs: (&tensors).into() }).map_err(BackendError::Visitor)
     }
+}
+
+/// Largest file of JSON that is read: its numbers are text, and all of it is held.
+const JSON_BYTES: u64 = 1 << 30;
+
+/// The content of a file that begins as JSON does.
+fn json(path: &Path) -> Result<Option<Vec<u8>>, SavedError> {
+    let read = |source| ArrayError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(read)?;
+    let mut start = Vec::new();
+    (&file).take(16).read_to_end(&mut start).map_err(read)?;
+    if !start.trim_ascii_start().starts_with(b"[") && !start.trim_ascii_start().starts_with(b"{") {
+        return Ok(None);
+    }
+    let mut bytes = start;
+    file.take(JSON_BYTES).read_to_end(&mut bytes).map_err(read)?;
+    if bytes.len() as u64 > JSON_BYTES {
+        let reason = "JSON of more than 1 GiB is not read; save the arrays as .npz".to_owned();
+        return Err(SavedError::Content { path: path.to_owned(), reason });
+    }
+    Ok(Some(bytes))
 }
 
 /// Saves outputs batch by batch. What was pushed waits in temporary files, not in memory.

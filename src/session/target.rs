@@ -40,14 +40,17 @@ impl Spec {
         if let Some(engine) = text.strip_prefix("trt:") {
             return Ok(Self::Engine(engine.into()));
         }
+        if let Some(saved) = text.strip_prefix("saved:") {
+            return Ok(Self::Saved(saved.into()));
+        }
         let ending = Path::new(text).extension().map(|ending| ending.to_string_lossy().to_lowercase());
         match ending.as_deref() {
             Some("onnx") => Ok(Self::OnnxRuntime(Some(text.into()), ExecutionProvider::Cpu)),
-            Some("npz") => Ok(Self::Saved(text.into())),
+            Some("npz" | "json") => Ok(Self::Saved(text.into())),
             Some("plan" | "engine" | "trt") => Ok(Self::Engine(text.into())),
             _ => bail!(
-                "`{text}` names nothing that can be run; use ort, ort:FILE.onnx, ort-cuda[:FILE.onnx], ort-cuda-tf32[:FILE.onnx], trt:FILE.plan, or a \
-                 file ending in .onnx, .npz, .plan, .engine or .trt"
+                "`{text}` names nothing that can be run; use ort, ort:FILE.onnx, ort-cuda[:FILE.onnx], ort-cuda-tf32[:FILE.onnx], trt:FILE.plan, saved:FILE.npz, saved:FILE.json, or a \
+                 file ending in .onnx, .npz, .json, .plan, .engine or .trt"
             ),
         }
     }
@@ -85,6 +88,8 @@ mod tests {
         assert!(Spec::parse("ort-cuda-fp8").is_err());
         assert_eq!(Spec::parse("x.engine").unwrap(), Spec::Engine("x.engine".into()));
         assert_eq!(Spec::parse("trt:x").unwrap(), Spec::Engine("x".into()));
+        assert_eq!(Spec::parse("saved:x").unwrap(), Spec::Saved("x".into()));
+        assert_eq!(Spec::parse("x.json").unwrap(), Spec::Saved("x.json".into()));
         assert_eq!(Spec::parse("x.npz").unwrap(), Spec::Saved("x.npz".into()));
         assert!(Spec::parse("x.pb").unwrap_err().to_string().contains("`x.pb`"));
     }

@@ -29,7 +29,7 @@ use crate::{
         cuda::{CudaError, CudaGraph, CudaSlice, CudaStream, Device, PinnedHostSlice, Timer, capture},
         onnxruntime::check_inputs,
     },
-    tensor::{ElementType, TensorMap, TensorView, ValuesView},
+    tensor::{ElementType, Tensor, TensorMap, TensorView, ValuesView},
 };
 
 const RUNTIME: &str = "TensorRT";
@@ -102,6 +102,7 @@ impl EngineRunner {
                 shape: extents.iter().map(|&extent| usize::try_from(extent).ok()).collect(),
                 name,
             };
+            check_format(&engine, &info.name)?;
             match engine.inner.tensor_io_mode(&info.name).map_err(failed)? {
                 TensorIOMode::kINPUT => inputs.push(info),
                 _ => outputs.push(info),
@@ -130,13 +131,15 @@ impl EngineRunner {
 
     /// Makes buffers for these inputs, unless they are there; says whether it did.
     fn bind(&mut self, inputs: &TensorMap) -> Result<bool, TensorRtError> {
-        let fits = |bound: &Bound| bound.inputs.iter().all(|slot| inputs[&slot.name].shape() == slot.shape);
-        if self.bound.as_ref().is_some_and(fits) {
-            return Ok(false);
+        if let Some(bound) = &self.bound {
+            let fit = bound.inputs.iter().map(|slot| slot.fits(&inputs[&slot.name])).collect::<Result<Vec<_>, _>>()?;
+            if fit.into_iter().all(|fits| fits) {
+                return Ok(false);
+            }
         }
         self.stream.synchronize().map_err(CudaError::from)?;
         self.bound = None;
-        let turn = Turn::take();
+        let (turn, flavour) = (Turn::take(), self.engine.flavour);
         let mut slots = Vec::new();
         for info in &self.inputs {
             let tensor = &inputs[&info.name];
@@ -151,7 +154,11 @@ impl EngineRunner {
                     info.name
                 ))
             })?;
-            slots.push(self.slot(&info.name, tensor.element_type(), tensor.shape().to_vec())?);
+            let mut slot = self.slot(&info.name, tensor.element_type(), tensor.shape().to_vec())?;
+            slot.fill(tensor)?;
+            // Before any output is looked at: the values of an input in host memory may decide an output's shape.
+            slot.show_to(&mut self.context, &self.stream, flavour, &turn)?;
+            slots.push(slot);
         }
         let mut outputs = Vec::new();
         for info in &self.outputs {
@@ -174,15 +181,8 @@ impl EngineRunner {
             })?;
             outputs.push(self.slot(&info.name, element_type, extents)?);
         }
-        for slot in slots.iter_mut().chain(&mut outputs) {
-            let address = slot.address(&self.stream)?;
-            // SAFETY: the memory is as large as the tensor and lives in `self.bound` until other shapes are bound,
-            // which waits for the stream first.
-            let set = unsafe { self.context.set_tensor_address(&slot.name, address) };
-            set.map_err(|error| TensorRtError::Runtime {
-                flavour: self.engine.flavour,
-                reason: turn.reason(&error.to_string()),
-            })?;
+        for slot in &mut outputs {
+            slot.show_to(&mut self.context, &self.stream, flavour, &turn)?;
         }
         self.bound = Some(Bound { graph: None, inputs: slots, outputs });
         Ok(true)
@@ -214,8 +214,7 @@ impl EngineRunner {
         let stream = &self.stream;
         let [h2d, compute, d2h] = &self.timers;
         for slot in &mut bound.inputs {
-            let values = inputs[&slot.name].view().values.bytes();
-            slot.host.as_mut_slice().map_err(CudaError::from)?[..values.len()].copy_from_slice(values);
+            slot.fill(&inputs[&slot.name])?;
         }
         h2d.start(stream)?;
         for slot in &mut bound.inputs {
@@ -300,7 +299,50 @@ fn enqueue(
     done.map_err(|error| TensorRtError::Runtime { flavour, reason: turn.reason(&error.to_string()) })
 }
 
+/// What is copied in and out is row major; an engine may want packed channels instead.
+fn check_format(engine: &Engine, name: &str) -> Result<(), TensorRtError> {
+    let failed = |reason: String| TensorRtError::Runtime { flavour: engine.flavour, reason };
+    let refused = |error: trtx::Error| failed(error.to_string());
+    if engine.inner.tensor_format(name).map_err(refused)? == trtx::TensorFormat::kLINEAR {
+        return Ok(());
+    }
+    let format = engine.inner.tensor_format_desc(name).map_err(refused)?;
+    Err(failed(format!(
+        "the engine takes or gives `{name}` in the format `{format}`, and only row major values are supported; build it \
+         with linear formats for its inputs and outputs (trtexec: without --inputIOFormats and --outputIOFormats)"
+    )))
+}
+
 impl Slot {
+    /// Whether the tensor can take this place as it is: of its shape, and with the same values where these lie in host
+    /// memory, since TensorRT reads shapes from them.
+    fn fits(&self, tensor: &Tensor) -> Result<bool, CudaError> {
+        let values = tensor.view().values.bytes();
+        let same = tensor.shape() == self.shape;
+        Ok(same && (self.device.is_some() || self.host.as_slice()?[..values.len()] == *values))
+    }
+
+    fn fill(&mut self, tensor: &Tensor) -> Result<(), CudaError> {
+        let values = tensor.view().values.bytes();
+        self.host.as_mut_slice()?[..values.len()].copy_from_slice(values);
+        Ok(())
+    }
+
+    /// Tells TensorRT where the tensor lies.
+    fn show_to(
+        &mut self,
+        context: &mut trtx::ExecutionContext<'static>,
+        stream: &CudaStream,
+        flavour: super::Flavour,
+        turn: &Turn,
+    ) -> Result<(), TensorRtError> {
+        let address = self.address(stream)?;
+        // SAFETY: the memory is as large as the tensor and lives in `EngineRunner::bound` until other shapes are bound,
+        // which waits for the stream first. Where that is not reached, all addresses are set again before anything runs.
+        let set = unsafe { context.set_tensor_address(&self.name, address) };
+        set.map_err(|error| TensorRtError::Runtime { flavour, reason: turn.reason(&error.to_string()) })
+    }
+
     fn address(&mut self, stream: &CudaStream) -> Result<*mut c_void, TensorRtError> {
         use cudarc::driver::DevicePtrMut;
         match &mut self.device {

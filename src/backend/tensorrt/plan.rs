@@ -43,7 +43,7 @@ pub enum EngineFault {
     #[error("the file is not the engine that {} describes (its hash is another); build it again", .0.display())]
     Changed(PathBuf),
     /// The engine is for the other flavour.
-    #[error("it is an engine of {engine}, and this program was built for {program}; use `make build TENSORRT={make}`", make = .engine.make_name())]
+    #[error("it is an engine of {engine}, and this program was built for {program}; use `make build TENSORRT={make}`{older}", make = .engine.make_name(), older = older(*.engine))]
     Flavour {
         /// Flavour of the engine.
         engine: Flavour,
@@ -76,6 +76,17 @@ pub enum EngineFault {
     /// Anything else that the library said.
     #[error("{0}")]
     Refused(String),
+}
+
+/// The way to engines that no flavour loads; their plans begin as those of TensorRT 11 do.
+pub(super) fn older(engine: Flavour) -> &'static str {
+    match engine {
+        Flavour::TensorRtRtx => "",
+        Flavour::TensorRt => {
+            "; engines of TensorRT 8.6 to 10 are run and timed by their own trtexec: compare what `trtexec \
+             --loadEngine=FILE --exportOutput=outputs.json` gives with --target saved:outputs.json"
+        }
+    }
 }
 
 /// An engine and a GPU that do not go together.
@@ -237,6 +248,7 @@ mod tests {
         assert!(fault(&[plan(200), vec![0]].concat()).contains("201 bytes"));
         let other = fault(b"ftrt and so on");
         assert!(other.contains("engine of TensorRT, and") && other.contains("TENSORRT=11"), "{other}");
+        assert!(other.contains("--exportOutput=outputs.json") && other.contains("saved:outputs.json"), "{other}");
     }
 
     #[test]

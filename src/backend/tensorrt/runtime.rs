@@ -14,6 +14,7 @@ use std::{collections::BTreeMap, path::Path};
 use super::{
     EngineFault, EngineLayers, GpuMismatch, Library, Plan, Severity, TensorRtError, load,
     log::{Turn, logger},
+    plan::older,
 };
 use crate::backend::cuda::{CudaError, Device};
 
@@ -57,7 +58,9 @@ impl Engine {
             if lower.contains("incompatible device") || lower.contains("compute capability") {
                 fault(EngineFault::Gpu(mismatch(plan, &device, flavour, reason)))
             } else {
-                fault(EngineFault::Refused(reason))
+                // Where nothing tells the version that built it, it may be an older one.
+                let hint = if plan.sidecar.is_none() { older(flavour) } else { "" };
+                fault(EngineFault::Refused(reason + hint))
             }
         })?;
         Ok(Self {

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# What only a real engine can show, in about ten minutes: builds, inspects, compares and times the embedded model (and any
+# other that is named) in every precision on this machine's GPU, and leaves one archive to attach to a report.
+#
+#     scripts/try_tensorrt.sh [--calib PROGRAM] [--out FOLDER] [MODEL.onnx DATA]...
+#
+# Needs a calib with TensorRT (make build, or make build TENSORRT=11 with CALIB_TENSORRT_DIR set) and an NVIDIA GPU.
+set -uo pipefail
+project=$(cd "$(dirname "$0")/.." && pwd)
+calib=$project/target/release/calib out=$PWD/try_tensorrt
+while [[ ${1:-} == --* ]]; do
+    case $1 in
+    --calib) calib=$2 ;;
+    --out) out=$2 ;;
+    *) echo "unknown option $1" >&2; exit 2 ;;
+    esac
+    shift 2
+done
+[ -x "$calib" ] || { echo "there is no $calib; run make build, or name the program with --calib" >&2; exit 2; }
+rm -rf "$out"
+mkdir -p "$out"
+failed=0
+
+# Runs a step with everything it says in a file; goes on after a failure, for what fails is what the archive is for.
+step() { # name, command...
+    local name=$1 status=0
+    shift
+    printf '%-44s' "$name"
+    { echo "\$ $*"; "$@" < /dev/null; } > "$out/$name.txt" 2>&1 || status=$?
+    if [ $status -eq 0 ]; then echo passed; else echo "FAILED (exit status $status; $name.txt)"; failed=$((failed + 1)); fi
+    echo "$name $status" >> "$out/steps.txt"
+}
+
+{
+    date -u
+    "$calib" --version
+    git -C "$project" rev-parse HEAD 2>/dev/null
+    uname -srm
+    nvidia-smi 2>&1 | head -20
+} > "$out/machine.txt"
+step doctor "$calib" doctor
+
+models=("$project/calib_data/demo.onnx" "$project/calib_data/images" "$@")
+for ((i = 0; i + 1 < ${#models[@]}; i += 2)); do
+    model=${models[i]} data=${models[i + 1]}
+    name=$(basename "$model" .onnx)
+    work=$out/$name
+    # A gate that fails is a finding of the report, not a failure here: the status of each step is in its file.
+    step "$name-run" "$calib" run --model "$model" --data "$data" --out "$work" --tensorrt require \
+        --precisions fp32,fp16,bf16,int8,fp8 --calib-samples 64 --eval-samples 100 --gate top1=0
+    for plan in "$work"/engines/*.plan; do
+        [ -e "$plan" ] || continue
+        precision=$(basename "$plan" .plan)
+        step "$name-$precision-inspect" "$calib" inspect --all --json "$plan"
+        step "$name-$precision-compare" "$calib" compare --ref "ort:$model" --target "$plan" --model "$model" --data "$data" --samples 50 --json
+        step "$name-$precision-bench" "$calib" bench "trt:$plan" --model "$model" --batch 1,8 --cuda-graph --layer-times --seconds 2 --json
+        step "$name-$precision-bisect" "$calib" bisect --target "$plan" --find first --threshold-db 20 --model "$model" --data "$data" \
+            --samples 8 --out "$work/bisect-$precision"
+    done
+done
+
+archive=$out.tar.gz
+tar -czf "$archive" -C "$(dirname "$out")" --exclude='*.plan' --exclude='*.onnx' "$(basename "$out")"
+echo "$(wc -l < "$out/steps.txt") steps, $failed failed; attach $archive to the report (it holds no model and no engine)"
+exit $((failed > 0))

@@ -1,0 +1,135 @@
+//! Outputs that other programs save as JSON: trtexec's `--exportOutput`, and Polygraphy's `--save-outputs`. They are how
+//! engines of TensorRT 8.6 and 10 are compared, which `calib` does not load.
+
+use base64::Engine as _;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    npz::parse_npy,
+    tensor::{Tensor, TensorMap, Values},
+};
+
+/// An output in trtexec's file.
+#[derive(Deserialize)]
+struct Exported {
+    name: String,
+    /// `8x1000`.
+    dimensions: String,
+    values: Vec<f64>,
+}
+
+/// The outputs in a file, whose first axis runs over the samples; otherwise why it is neither program's.
+pub(super) fn read(bytes: &[u8]) -> Result<TensorMap, String> {
+    let json: Value = serde_json::from_slice(bytes).map_err(|error| format!("it is no valid JSON: {error}"))?;
+    if let Some(runners) = json.get("lst").and_then(Value::as_array) {
+        return polygraphy(runners);
+    }
+    let outputs = Vec::<Exported>::deserialize(&json).map_err(|error| {
+        format!(
+            "neither trtexec's --exportOutput nor Polygraphy's --save-outputs wrote this ({error}); the arrays of other \
+             programs are read from .npz"
+        )
+    })?;
+    outputs.into_iter().map(exported).collect()
+}
+
+fn exported(output: Exported) -> Result<(String, Tensor), String> {
+    let Exported { name, dimensions, values } = output;
+    let shape = dimensions.split('x').map(str::parse).collect::<Result<Vec<usize>, _>>();
+    let shape = shape.map_err(|_| format!("`{name}` has the dimensions `{dimensions}`, which are no numbers"))?;
+    let values = values.into_iter().map(|value| value as f32).collect();
+    let tensor = Tensor::new(shape, Values::F32(values)).map_err(|error| format!("`{name}`: {error}"))?;
+    Ok((name, tensor))
+}
+
+/// Results of one runner, whose iterations follow each other.
+fn polygraphy(runners: &[Value]) -> Result<TensorMap, String> {
+    let [runner] = runners else {
+        return Err(format!("it holds the results of {} runners; save those of one", runners.len()));
+    };
+    let iterations = runner.get(1).and_then(Value::as_array).ok_or("its runner holds no iterations")?;
+    let mut all = TensorMap::new();
+    for (index, iteration) in iterations.iter().enumerate() {
+        let outputs = iteration.get("outputs").and_then(Value::as_object);
+        let outputs = outputs.ok_or_else(|| format!("iteration {index} holds no outputs"))?;
+        for (name, value) in outputs.iter().filter(|(name, _)| !name.starts_with("polygraphy_")) {
+            let next = array(value).map_err(|reason| format!("iteration {index}: `{name}` {reason}"))?;
+            let joined = match all.remove(name) {
+                None => next,
+                Some(before) => joined(&before, &next).ok_or_else(|| {
+                    format!("iteration {index}: `{name}` has another type or shape than before; save equal batches")
+                })?,
+            };
+            all.insert(name.clone(), joined);
+        }
+    }
+    Ok(all)
+}
+
+/// An array, as a base64 `.npy`, by itself or where Polygraphy could have put the path of a file.
+fn array(value: &Value) -> Result<Tensor, String> {
+    let text = value.get("values").unwrap_or(value).get("array").and_then(Value::as_str);
+    let text = text.ok_or("holds no base64 `array`")?;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text).map_err(|error| error.to_string())?;
+    parse_npy(&bytes)
+}
+
+fn joined(before: &Tensor, next: &Tensor) -> Option<Tensor> {
+    let (first, rows) = (before.shape().split_first()?, next.shape().split_first()?);
+    if first.1 != rows.1 {
+        return None;
+    }
+    let shape = [&[first.0 + rows.0], first.1].concat();
+    let mut values = before.values().clone();
+    values.extend(next.view().values).then_some(())?;
+    Tensor::new(shape, values).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_trtexec_exports() {
+        let text = "[\n  { \"name\" : \"logits\"\n  , \"dimensions\" : \"2x3\"\n  , \"values\" : [ 0, 1, -2.5, 3e-05, 4, 5 ]\n  }\n\
+                    , { \"name\" : \"boxes\"\n  , \"dimensions\" : \"2\"\n  , \"values\" : [ 7, 8 ]\n  }\n]\n";
+        let found = read(text.as_bytes()).unwrap();
+        assert_eq!(found["logits"].shape(), [2, 3]);
+        assert_eq!(found["logits"].values(), &Values::F32(vec![0.0, 1.0, -2.5, 3e-5, 4.0, 5.0]));
+        assert_eq!(found["boxes"].shape(), [2]);
+        let error = read(text.replace("2x3", "2x4").as_bytes()).unwrap_err();
+        assert!(error.contains("`logits`"), "{error}");
+        assert!(read(text.replace("2x3", "?x3").as_bytes()).unwrap_err().contains("`?x3`"));
+    }
+
+    /// Written by Polygraphy 0.53.6: the numbers 0 to 5, then 10 to 15, as arrays of 2x3.
+    #[test]
+    fn what_polygraphy_saves() {
+        let array = |values: &str| {
+            format!(
+                "{{\"outputs\": {{\"logits\": {{\"values\": {{\"array\": \"k05VTVBZAQB2AHsnZGVzY3InOiAnPGY0JywgJ2ZvcnRyYW5fb3JkZXInOi\
+                 BGYWxzZSwgJ3NoYXBlJzogKDIsIDMpLCB9ICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgIAo{values}\", \
+                 \"polygraphy_class\": \"ndarray\"}}, \"polygraphy_class\": \"LazyArray\"}}}}, \"runtime\": 0.1, \
+                 \"runner_name\": \"trt-runner\", \"polygraphy_class\": \"IterationResult\"}}"
+            )
+        };
+        let (first, second) = (array("AAAAAAACAPwAAAEAAAEBAAACAQAAAoEA="), array("AACBBAAAwQQAAQEEAAFBBAABgQQAAcEE="));
+        let runner = format!("[\"trt-runner-N0\", [{first}, {second}]]");
+        let found = read(format!("{{\"lst\": [{runner}], \"polygraphy_class\": \"RunResults\"}}").as_bytes()).unwrap();
+        assert_eq!(found["logits"].shape(), [4, 3]);
+        let expected = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15].map(|value| value as f32);
+        assert_eq!(found["logits"].values(), &Values::F32(expected.to_vec()));
+        let error = read(format!("{{\"lst\": [{runner}, {runner}]}}").as_bytes()).unwrap_err();
+        assert!(error.contains("2 runners"), "{error}");
+    }
+
+    #[test]
+    fn other_json_is_neither() {
+        for text in ["[1, 2]", "{\"tensors\": {}}", "[{\"name\": \"x\"}]"] {
+            let error = read(text.as_bytes()).unwrap_err();
+            assert!(error.contains("--exportOutput") && error.contains("--save-outputs"), "{error}");
+        }
+        assert!(read(b"[").unwrap_err().contains("no valid JSON"));
+    }
+}

@@ -1,0 +1,174 @@
+//! Every command that runs an engine, as a user runs it.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use calib_test_support::root;
+use serde_json::Value;
+
+use super::{Engines, FLAVOUR, calib_command, ends, error_of, json, real_driver, succeeds, text};
+
+/// The node whose result the stand-in doubles where it is told to.
+const NODE: &str = "/blocks/blocks.2/depthwise/conv/Conv";
+
+/// The backend's name in reports.
+const BACKEND: &str = if cfg!(feature = "tensorrt") { "tensorrt" } else { "tensorrt-rtx" };
+
+fn sqnr(target: &Value) -> f64 {
+    target["result"]["outputs"][0]["sqnr_db"].as_f64().unwrap()
+}
+
+#[test]
+fn a_run_that_requires_engines_reports_their_quality_times_and_layers() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = root().join("configs/demo.toml");
+    let run = ["run", "--config", text(&config), "--out", text(folder.path()), "--tensorrt", "require"];
+    let few = ["--calib-samples", "16", "--eval-samples", "20", "--bench-seconds", "0.05", "--precisions", "fp32,int8"];
+    succeeds(&[&run[..], &few, &["--gate", "top1=0.5"]].concat());
+    let report: Value = serde_json::from_slice(&fs::read(folder.path().join("report.json")).unwrap()).unwrap();
+    let rows: Vec<&Value> =
+        report["precisions"].as_array().unwrap().iter().filter(|row| row["backend"] == BACKEND).collect();
+    assert_eq!(rows.len(), 2, "{report}");
+    for (row, number_type) in rows.iter().zip(["fp32", "int8"]) {
+        assert_eq!(row["precision"], number_type);
+        assert!(row["latency_ms"]["median"].as_f64().unwrap() > 0.0, "{row}");
+        assert_eq!(row["engine"]["summary"]["compute_by_type"][number_type], 26, "{row}");
+        assert!(row["outputs"][0]["sqnr_db"].as_f64().unwrap() > if number_type == "int8" { 10.0 } else { 80.0 });
+    }
+    let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert!(page.contains("Inside the engines") && page.contains("Quality over latency"));
+    assert!(page.contains("stand-in for an NVIDIA GPU") || real_driver());
+    assert_eq!(folder.path().join("engines/runtime.cache").exists(), FLAVOUR == "rtx");
+}
+
+#[test]
+fn an_engine_is_built_inspected_and_compared_in_three_ways() {
+    let engines = Engines::build();
+    let int8 = engines.path("int8.plan");
+    let inspected = json("", &["inspect", &int8]);
+    let told = succeeds(&["inspect", &int8]);
+    assert!(told.contains("of which 26 multiply: INT8 26 (100 %)"), "{told}");
+    assert!(inspected.to_string().contains("/classifier/Gemm"));
+    let found = json("", &["compare", "--ref", "ort", "--target", &int8, "--samples", "20"]);
+    let targets = found["targets"].as_array().unwrap();
+    assert_eq!(targets.len(), 2, "the engine, and the model that it was built from: {found}");
+    // The stand-in computes what the Q/DQ says; ONNX Runtime's integer kernels round differently, and only a little.
+    let engine_error = sqnr(&found["engine_errors"][0]);
+    assert!(engine_error > sqnr(&targets[0]) + 3.0 && sqnr(&targets[0]) > 10.0, "{found}");
+
+    // Without its sidecar, an engine is compared where the model is named, and says so where it is not.
+    let bare = engines.path("bare.plan");
+    fs::copy(&int8, &bare).unwrap();
+    let missing = ends(2, "", &["compare", "--ref", "ort", "--target", &bare]);
+    assert!(missing.contains("--model FILE"), "{missing}");
+    let model = root().join("calib_data/demo.onnx");
+    let data = root().join("calib_data/images");
+    let compare = ["compare", "--ref", "ort", "--model", text(&model), "--data", text(&data), "--samples", "20"];
+    let two = ["--target", &bare, "--target", &engines.path("fp32.plan")];
+    let found = json("", &[&compare[..], &two].concat());
+    assert_eq!(found["targets"].as_array().unwrap().len(), 2);
+    assert!((sqnr(&found["targets"][0]) - sqnr(&targets[0])).abs() < 1e-9, "{found}");
+    assert!(sqnr(&found["targets"][1]) > 80.0);
+
+    // 20 samples in batches of 8 are two shapes; the figures are those of single samples.
+    let alone = json("", &[&compare[..], &two, &["--batch", "1"]].concat());
+    assert!((sqnr(&alone["targets"][0]) - sqnr(&found["targets"][0])).abs() < 1e-6, "{alone}");
+    let failed = ends(1, "", &[&compare[..], &two, &["--gate", "sqnr_db=60"]].concat());
+    assert!(failed.contains("FAILED"), "{failed}");
+    let saved = engines.path("saved.npz");
+    ends(0, "", &[&compare[..], &two[..2], &["--save-target", &saved]].concat());
+    let again = json("", &[&compare[..], &["--target", &saved]].concat());
+    assert_eq!(again["targets"][0]["result"]["outputs"], found["targets"][0]["result"]["outputs"]);
+}
+
+#[test]
+fn engines_are_timed_with_and_without_a_graph_by_phase_and_by_layer() {
+    let engines = Engines::build();
+    let (times, profile) = (engines.path("times.json"), engines.path("profile.json"));
+    let engine = format!("trt:{}", engines.path("int8.plan"));
+    for graph in [&[][..], &["--cuda-graph"]] {
+        let bench = ["bench", &engine, "--seconds", "0.05", "--batch", "1,4", "--layer-times"];
+        let found = json("", &[&bench[..], graph].concat());
+        let measured = found["measurements"].as_array().unwrap();
+        assert_eq!(measured.len(), 2, "{found}");
+        for one in measured {
+            assert!(one.to_string().contains("compute_ms"), "phases: {one}");
+        }
+        let layers = found["layers"][0][1].as_array().unwrap();
+        assert!(layers.len() > 40, "{found}");
+    }
+    let bench = ["bench", &engine, "--seconds", "0.05", "--export-times", &times, "--export-profile", &profile];
+    succeeds(&bench);
+    let times: Value = serde_json::from_slice(&fs::read(times).unwrap()).unwrap();
+    let first = &times[0];
+    for key in ["startEnqMs", "endEnqMs", "latencyMs", "startComputeMs", "computeMs"] {
+        assert!(first[key].is_number(), "{key}: {first}");
+    }
+    let profile: Value = serde_json::from_slice(&fs::read(profile).unwrap()).unwrap();
+    assert!(profile[0]["count"].is_number() && profile[1]["averageMs"].is_number(), "{profile}");
+}
+
+#[test]
+fn a_fault_in_one_layer_of_an_engine_is_found_and_named() {
+    let engines = Engines::build();
+    let orders = format!("fault={NODE}");
+    let out = engines.path("bisect");
+    let bisect = ["bisect", "--target", &engines.path("fp32.plan"), "--samples", "4", "--out", &out];
+    let search = [&bisect[..], &["--find", "first", "--threshold-db", "40"]].concat();
+    let told = ends(0, &orders, &search);
+    assert!(told.contains(&format!("first divergence: `{NODE}` (Conv)")), "{told}");
+    let clean = succeeds(&search);
+    assert!(clean.contains("nothing probed is beyond the threshold"), "{clean}");
+    let all = ends(0, &orders, &[&bisect[..], &["--find", "tensors", "--probe-tensors", "8"]].concat());
+    assert!(all.contains("engines were built") && all.contains("blocks.2/depthwise/conv/Conv_output_0"), "{all}");
+}
+
+#[test]
+fn kernels_are_kept_in_the_runtime_cache_and_read_again() {
+    let engines = Engines::build();
+    let cache = engines.path("kernels.cache");
+    let compare = ["compare", "--ref", "ort", "--target", &engines.path("fp32.plan"), "--samples", "2"];
+    let compare = [&compare[..], &["--runtime-cache", &cache]].concat();
+    if FLAVOUR == "11" {
+        let refused = ends(2, "", &compare);
+        assert!(refused.contains("--runtime-cache is an option of TensorRT-RTX"), "{refused}");
+        return;
+    }
+    succeeds(&compare);
+    let kept = fs::read(&cache).unwrap();
+    assert!(kept.starts_with(b"calibrtc") && kept.ends_with(b"kernels (stand-in); compiled"));
+    succeeds(&compare);
+    assert_eq!(fs::read(&cache).unwrap(), kept, "nothing new was compiled");
+    let refused = ends(2, "null-cache", &[&compare[..compare.len() - 1], &[&engines.path("other.cache")]].concat());
+    assert!(refused.contains("Failed to serialize IRuntimeCache"), "{refused}");
+}
+
+#[test]
+fn an_interrupt_ends_whatever_an_engine_is_at() {
+    let engines = Engines::build();
+    let (fp32, out) = (engines.path("fp32.plan"), engines.path("out"));
+    let model = root().join("calib_data/demo.onnx");
+    let other = engines.path("other.plan");
+    let commands: [(&str, &[&str]); 4] = [
+        ("slow-build=200", &["build", "--model", text(&model), "-o", &other]),
+        ("slow=200", &["compare", "--ref", "ort", "--target", &fp32]),
+        ("slow=200", &["bench", &fp32, "--seconds", "60"]),
+        ("slow=200", &["bisect", "--target", &fp32, "--find", "tensors", "--out", &out]),
+    ];
+    for (orders, arguments) in commands {
+        let mut command = calib_command(orders, arguments);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        let sent = Instant::now();
+        let output = child.wait_with_output().unwrap();
+        let error = error_of(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(error.contains("interrupted") && !error.contains("stand-in: "), "{arguments:?}: {error}");
+        assert!(sent.elapsed() < Duration::from_secs(5), "{arguments:?}: {:?}", sent.elapsed());
+    }
+    assert!(!std::path::Path::new(&other).exists());
+}

@@ -1,0 +1,131 @@
+//! What TensorRT, the driver and the GPU refuse, and what calib says then.
+
+use std::fs;
+
+use calib_test_support::root;
+
+use super::{Engines, FLAVOUR, calib_command, ends, error_of, real_driver, text};
+
+#[test]
+fn every_refusal_of_tensorrt_is_an_error_that_says_why() {
+    let engines = Engines::build();
+    let plan = engines.path("fp32.plan");
+    let compare = ["compare", "--ref", "ort", "--target", &plan, "--samples", "4"];
+    let bench = ["bench", &plan, "--seconds", "0.02"];
+    let graph = [&bench[..], &["--cuda-graph"]].concat();
+    let profile = [&bench[..], &["--layer-times"]].concat();
+    let other_version = if FLAVOUR == "11" { "version=110300" } else { "version=10600" };
+    let cases: [(&str, &[&str], &str); 10] = [
+        ("refuse-gpu", &compare, "does not run it on this"),
+        (other_version, &compare, "it was built by TensorRT"),
+        ("null-runtime", &compare, "no runtime could be made"),
+        ("null-plan", &compare, "Failed to deserialize engine"),
+        ("null-context", &bench, "OutOfMemory"),
+        ("enqueue-fails=1", &compare, "an illegal memory access"),
+        ("enqueue-fails=3", &bench, "an illegal memory access"),
+        // The first call is outside of the recording, the second in it.
+        ("enqueue-fails=2", &graph, "an illegal memory access"),
+        ("enqueue-fails=40", &profile, "an illegal memory access"),
+        ("refuse-addresses", &compare, "refused as ordered"),
+    ];
+    for (orders, arguments, expected) in cases {
+        let error = ends(2, orders, arguments);
+        assert!(error.contains(expected), "{orders}: {error}");
+    }
+}
+
+#[test]
+fn every_refusal_of_the_builder_is_an_error_that_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, plan) = (root().join("calib_data/demo.onnx"), folder.path().join("demo.plan"));
+    let build = ["build", "--model", text(&model), "-o", text(&plan)];
+    let cases = [
+        ("version=90000", "calls itself version 9.0.0"),
+        ("null-builder", "Failed to create builder"),
+        ("null-config", "BuilderConfig"),
+        ("null-network", "Failed to create network"),
+        ("null-profile", "Failed to create optimization profile"),
+        ("null-parser", "Failed to create ONNX parser"),
+        ("null-engine", "Failed to build serialized network"),
+    ];
+    for (orders, expected) in cases {
+        let error = ends(2, orders, &build);
+        assert!(error.contains(expected), "{orders}: {error}");
+        assert!(!plan.exists());
+    }
+    let warned = ends(0, "build-warns=half precision is not exact", &build);
+    assert!(warned.contains("demo.plan"), "{warned}");
+    let sidecar = fs::read_to_string(folder.path().join("demo.plan.json")).unwrap();
+    assert!(sidecar.contains("half precision is not exact"), "{sidecar}");
+}
+
+#[test]
+fn a_driver_that_refuses_is_an_error_that_says_why() {
+    if real_driver() {
+        return;
+    }
+    let engines = Engines::build();
+    let plan = engines.path("fp32.plan");
+    let compare = ["compare", "--ref", "ort", "--target", &plan, "--samples", "12"];
+    let cases = [
+        ("no-device", "the CUDA driver finds no GPU"),
+        ("driver=12080", "offers CUDA 12.8, and 13.0 is needed"),
+        ("memory=20000", "the GPU is out of memory"),
+        ("fail=cuMemHostAlloc:1:2", "the GPU is out of memory"),
+        ("fail=cuStreamSynchronize:2:719", "unspecified launch failure"),
+        ("fail=cuMemcpyHtoDAsync_v2:2:719", "enqueueV3: CUDA error 719"),
+        ("vanish=cuMemcpyDtoHAsync_v2:3", "enqueueV3: CUDA error 999"),
+        ("vanish=cuEventRecord:2", "unknown error"),
+    ];
+    for (orders, expected) in cases {
+        let error = ends(2, orders, &compare);
+        assert!(error.contains(expected), "{orders}: {error}");
+    }
+    let bench = ["bench", &plan, "--seconds", "0.02", "--cuda-graph"];
+    for orders in ["fail=cuStreamBeginCapture_v2:1:719", "fail=cuStreamEndCapture:1:719", "fail=cuGraphLaunch:1:719"] {
+        let error = ends(2, orders, &bench);
+        assert!(error.contains("unspecified launch failure"), "{orders}: {error}");
+    }
+}
+
+#[cfg(feature = "tensorrt-rtx")]
+#[test]
+fn what_the_header_of_an_engine_says_is_told_apart() {
+    let engines = Engines::build();
+    let plan = engines.path("fp32.plan");
+    let compare = ["compare", "--ref", "ort", "--target", &plan, "--samples", "4"];
+    for (bits, expected) in
+        [(4, "driver is older"), (8, "driver is older"), (16, "too little free memory"), (64, "header invalid")]
+    {
+        let error = ends(2, &format!("invalid={bits}"), &compare);
+        assert!(error.contains(expected), "{bits}: {error}");
+    }
+    let model = root().join("calib_data/demo.onnx");
+    let other = engines.path("other.plan");
+    ends(0, "", &["build", "--model", text(&model), "-o", &other, "--compute-capability", "7.5,8.6"]);
+    let data = root().join("calib_data/images");
+    let error = ends(2, "capability=8.9", &["compare", "--ref", "ort", "--target", &other, "--data", text(&data)]);
+    assert!(
+        real_driver() || error.contains("built for 7.5, 8.6: build it again with --compute-capability 8.9"),
+        "{error}"
+    );
+    let error = ends(2, "capability=9.0", &["bench", &other]);
+    assert!(real_driver() || error.contains("TensorRT-RTX runs on 7.5"), "{error}");
+}
+
+/// The inspector may tell nothing: then what the builder told is taken, or the error is.
+#[test]
+fn an_inspector_that_tells_nothing() {
+    let engines = Engines::build();
+    let bare = engines.path("bare.plan");
+    fs::copy(engines.path("fp32.plan"), &bare).unwrap();
+    for (orders, expected) in [
+        ("names-only", "build it with detailed profiling verbosity"),
+        ("no-inspection", "Could not get layer information"),
+        ("null-inspector", "Failed to create engine inspector"),
+    ] {
+        let output = calib_command(orders, &["inspect", &bare]).output().unwrap();
+        let all = format!("{}{}", String::from_utf8_lossy(&output.stdout), error_of(&output));
+        assert!(all.contains(expected), "{orders}: {all}");
+    }
+}

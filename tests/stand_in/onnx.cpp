@@ -1,0 +1,195 @@
+#include "onnx.h"
+
+#include <string_view>
+
+namespace stand_in {
+namespace {
+
+// A field of a protobuf message: its number, its value or content, and all its bytes.
+struct Field {
+    uint64_t number, value;
+    std::string_view content, whole;
+};
+
+bool varint(std::string_view& rest, uint64_t* value) {
+    *value = 0;
+    for (int shift = 0; shift < 64 && !rest.empty(); shift += 7) {
+        auto byte = static_cast<unsigned char>(rest.front());
+        rest.remove_prefix(1);
+        *value |= static_cast<uint64_t>(byte & 127) << shift;
+        if (byte < 128) return true;
+    }
+    return false;
+}
+
+bool fields(std::string_view message, std::vector<Field>* found) {
+    while (!message.empty()) {
+        std::string_view begin = message;
+        Field field{};
+        uint64_t tag, length = 0;
+        if (!varint(message, &tag)) return false;
+        field.number = tag >> 3;
+        switch (tag & 7) {
+        case 0:
+            if (!varint(message, &field.value)) return false;
+            break;
+        case 1: length = 8; break;
+        case 5: length = 4; break;
+        case 2:
+            if (!varint(message, &length)) return false;
+            break;
+        default: return false;
+        }
+        if (length > message.size()) return false;
+        field.content = message.substr(0, length);
+        message.remove_prefix(length);
+        field.whole = begin.substr(0, begin.size() - message.size());
+        found->push_back(field);
+    }
+    return true;
+}
+
+std::vector<Field> fields_of(std::string_view message) {
+    std::vector<Field> found;
+    if (!fields(message, &found)) found.clear();
+    return found;
+}
+
+Node node_of(std::string_view message) {
+    Node node;
+    for (const Field& field : fields_of(message)) {
+        std::string content(field.content);
+        if (field.number == 1) node.inputs.push_back(content);
+        if (field.number == 2) node.outputs.push_back(content);
+        if (field.number == 3) node.name = content;
+        if (field.number == 4) node.op = content;
+    }
+    return node;
+}
+
+Value value_of(std::string_view message) {
+    Value value;
+    for (const Field& field : fields_of(message)) {
+        if (field.number == 1) value.name = field.content;
+        if (field.number != 2) continue;
+        for (const Field& kind : fields_of(field.content)) {
+            if (kind.number != 1) continue; // a tensor
+            for (const Field& part : fields_of(kind.content)) {
+                if (part.number == 1) value.type = static_cast<int>(part.value);
+                if (part.number != 2) continue;
+                for (const Field& extent : fields_of(part.content)) {
+                    int64_t known = -1;
+                    for (const Field& number : fields_of(extent.content))
+                        if (number.number == 1) known = static_cast<int64_t>(number.value);
+                    value.extents.push_back(known);
+                }
+            }
+        }
+    }
+    return value;
+}
+
+std::string_view graph_of(std::string_view model) {
+    for (const Field& field : fields_of(model))
+        if (field.number == 7) return field.content;
+    return {};
+}
+
+void append_varint(std::string* to, uint64_t value) {
+    for (; value > 127; value >>= 7) to->push_back(static_cast<char>(value | 128));
+    to->push_back(static_cast<char>(value));
+}
+
+void append(std::string* to, uint64_t number, std::string_view content) {
+    append_varint(to, number << 3 | 2);
+    append_varint(to, content.size());
+    to->append(content);
+}
+
+} // namespace
+
+bool read_model(const std::string& bytes, Model* model) {
+    std::vector<Field> outermost;
+    if (!fields(bytes, &outermost) || graph_of(bytes).empty()) return false;
+    std::vector<Value> inputs;
+    for (const Field& field : fields_of(graph_of(bytes))) {
+        if (field.number == 1) model->nodes.push_back(node_of(field.content));
+        if (field.number == 5) {
+            std::string name;
+            int type = 0;
+            for (const Field& part : fields_of(field.content)) {
+                if (part.number == 2) type = static_cast<int>(part.value);
+                if (part.number == 8) name = part.content;
+                if (part.number == 14) model->external |= part.value == 1;
+            }
+            model->weights.insert(name);
+            model->types[name] = type;
+        }
+        if (field.number == 11 || field.number == 12 || field.number == 13) {
+            Value value = value_of(field.content);
+            model->types[value.name] = value.type;
+            if (field.number == 11) inputs.push_back(value);
+            if (field.number == 12) model->outputs.push_back(value);
+        }
+    }
+    for (Value& input : inputs)
+        if (!model->weights.count(input.name)) model->inputs.push_back(input);
+    return true;
+}
+
+std::set<size_t> Model::makers_of(const std::string& tensor) const {
+    std::set<std::string> wanted = {tensor};
+    std::set<size_t> makers;
+    for (size_t i = nodes.size(); i-- > 0;)
+        for (const std::string& output : nodes[i].outputs)
+            if (wanted.count(output)) {
+                makers.insert(i);
+                wanted.insert(nodes[i].inputs.begin(), nodes[i].inputs.end());
+            }
+    return makers;
+}
+
+std::string with_fault(const std::string& bytes, const std::string& name) {
+    std::string graph, made;
+    bool planted = false;
+    for (const Field& field : fields_of(graph_of(bytes))) {
+        Node node = field.number == 1 ? node_of(field.content) : Node{};
+        if (planted || node.name != name || node.outputs.empty()) {
+            graph.append(field.whole);
+            continue;
+        }
+        std::string right = node.outputs[0] + "__before_the_fault", faulty, twice;
+        bool first = true;
+        for (const Field& part : fields_of(field.content)) {
+            if (part.number == 2 && first) append(&faulty, 2, right);
+            else faulty.append(part.whole);
+            first &= part.number != 2;
+        }
+        append(&graph, 1, faulty);
+        append(&twice, 1, right);
+        append(&twice, 1, right);
+        append(&twice, 2, node.outputs[0]);
+        append(&twice, 3, name + "__fault");
+        append(&twice, 4, "Add");
+        append(&graph, 1, twice);
+        planted = true;
+    }
+    if (!planted) return "";
+    for (const Field& field : fields_of(bytes)) {
+        if (field.number == 7) append(&made, 7, graph);
+        else made.append(field.whole);
+    }
+    return made;
+}
+
+size_t size_of_type(int type) {
+    switch (type) {
+    case 2: case 3: case 9: case 17: return 1;
+    case 10: case 16: return 2;
+    case 1: case 6: return 4;
+    case 7: return 8;
+    default: return 0;
+    }
+}
+
+} // namespace stand_in

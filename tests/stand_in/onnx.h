@@ -1,0 +1,43 @@
+// As much of an ONNX file as the stand-in needs, read from its bytes.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace stand_in {
+
+struct Node {
+    std::string name, op;
+    std::vector<std::string> inputs, outputs;
+};
+
+struct Value {
+    std::string name;
+    int type = 0;                 // ONNX's number
+    std::vector<int64_t> extents; // -1 for an open one
+};
+
+struct Model {
+    std::vector<Node> nodes;
+    std::vector<Value> inputs, outputs; // without weights
+    std::map<std::string, int> types;   // of tensors whose type the file tells
+    std::set<std::string> weights;
+    bool external = false; // weights in other files
+
+    // Nodes that make the tensor, directly or through others; by index.
+    std::set<size_t> makers_of(const std::string& tensor) const;
+};
+
+// False where the bytes are no ONNX model.
+bool read_model(const std::string& bytes, Model* model);
+
+// The model with what `node` gives doubled; empty where there is no such node.
+std::string with_fault(const std::string& bytes, const std::string& node);
+
+// Bytes of an element; 0 for types that TensorRT has not.
+size_t size_of_type(int type);
+
+} // namespace stand_in
