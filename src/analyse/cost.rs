@@ -68,11 +68,12 @@ pub fn macs(
         let extent = |axis: usize| weight.and_then(|w| w.dims.get(axis)).map_or(1.0, |&extent| extent.max(1) as f64);
         let weights = weight.map_or(1.0, |w| w.dims.iter().map(|&extent| extent.max(1) as f64).product());
         // Every element of the result takes the weights of its channel.
-        let each = match (operator.op_type.as_str(), node.attr_i("transB")) {
-            ("Conv", _) | ("Gemm", Some(1)) => weights / extent(0),
-            ("ConvTranspose", _) => weights / extent(1),
-            ("Gemm" | "MatMul", _) => extent(0),
-            _ => 1.0,
+        let rank = weight.map_or(0, |weight| weight.dims.len());
+        let each = match node.channel_axis(1, rank) {
+            // A batch of matrices: each has weights of its own.
+            Some(_) if rank > 2 && node.op_type() == "MatMul" => extent(rank - 2),
+            Some(axis) => weights / extent(axis),
+            None => 1.0,
         };
         Some((operator.node.clone(), (elements * each).max(1.0)))
     };

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::onnx::{
-    GraphError, GraphView, Model, NodeId,
+    Fact, GraphError, GraphView, Model, NodeId,
     proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto},
 };
 
@@ -139,7 +139,7 @@ impl<'a> Pair<'a> {
             counterpart = self.quantized.producer(self.quantized.node(counterpart).input.first()?)?;
         }
         let twin = self.quantized.node(counterpart);
-        if twin.op_type() != node.op_type() || is_quantizer(node) {
+        if twin.op_type() != node.op_type() || node.is(Fact::Quantizer) {
             return None;
         }
         let inputs: Vec<QuantizedInput> = (node.input.iter().zip(&twin.input).enumerate())
@@ -203,23 +203,9 @@ impl<'a> Pair<'a> {
     }
 
     fn is_fusible(&self, id: NodeId, tensor: &str) -> bool {
-        const FUSED: [&str; 11] = [
-            "BatchNormalization",
-            "Relu",
-            "Clip",
-            "LeakyRelu",
-            "PRelu",
-            "HardSwish",
-            "HardSigmoid",
-            "Sigmoid",
-            "Tanh",
-            "Elu",
-            "Gelu",
-        ];
         let node = self.float.node(id);
         let constant = |input: &String| input.is_empty() || self.is_constant(input);
-        node.is_standard()
-            && FUSED.contains(&node.op_type())
+        node.is(Fact::Fuses)
             && node.input.first().is_some_and(|first| first == tensor)
             && node.input.iter().skip(1).all(constant)
     }
@@ -228,7 +214,7 @@ impl<'a> Pair<'a> {
     fn gate(&self, gate: NodeId, product: NodeId) -> Option<NodeId> {
         let (sigmoid, mul) = (self.float.node(gate), self.float.node(product));
         let made = sigmoid.output.first()?;
-        (matches!(sigmoid.op_type(), "Sigmoid" | "HardSigmoid")
+        (sigmoid.is(Fact::Gate)
             && mul.op_type() == "Mul"
             && mul.input.contains(made)
             && self.float.consumers(made).len() == 1
@@ -293,8 +279,7 @@ pub(crate) fn constants<'a>(view: &GraphView<'a>) -> BTreeSet<&'a str> {
     for &id in view.topological_order() {
         let node = view.node(id);
         let constant = node.input.iter().all(|input| input.is_empty() || constants.contains(input.as_str()));
-        let random = node.op_type().starts_with("Random") || node.op_type() == "Multinomial";
-        if constant && !random && node.subgraphs().next().is_none() {
+        if constant && !node.is(Fact::Random) && node.subgraphs().next().is_none() {
             constants.extend(node.output.iter().map(String::as_str));
         }
     }
@@ -316,11 +301,6 @@ pub(super) fn quantizer_range(view: &GraphView<'_>, quantize: &NodeProto) -> Opt
         _ => return None,
     };
     (quantize.op_type() == "QuantizeLinear").then(|| limits.map(|limit| limit * scale))
-}
-
-/// True for the nodes that go between precisions.
-fn is_quantizer(node: &NodeProto) -> bool {
-    matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear")
 }
 
 /// Chains copied out of the quantized graph, each tensor once, under names that the float graph does not have.

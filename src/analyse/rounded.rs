@@ -2,7 +2,8 @@
 //! not show an overflow, and the counterpart that [`Pair`](super::operators::Pair) needs to measure what they do to each operator.
 //!
 //! Every input and the result of an operator go through the 16-bit type and back, which is what a kernel that
-//! accumulates in 32 bits gives. What exceeds the type becomes infinite, as it does there.
+//! accumulates in 32 bits gives. What exceeds the type becomes infinite, as it does there. What moves values, or keeps
+//! within what it reads, neither rounds nor overflows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,40 +11,11 @@ use super::operators::constants;
 use crate::{
     backend::TensorInfo,
     onnx::{
-        GraphError, GraphView, Model,
+        Fact, GraphError, GraphView, Model,
         proto::{AttributeProto, NodeProto},
     },
     tensor::ElementType,
 };
-
-/// Operators that move values, or keep them within what they read: they neither round nor overflow.
-const MOVERS: [&str; 25] = [
-    "Cast",
-    "Clip",
-    "Concat",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "GlobalMaxPool",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "LeakyRelu",
-    "MaxPool",
-    "Pad",
-    "PRelu",
-    "Relu",
-    "Reshape",
-    "Resize",
-    "Sigmoid",
-    "Slice",
-    "Softmax",
-    "Split",
-    "Squeeze",
-    "Tanh",
-    "Transpose",
-    "Unsqueeze",
-];
 
 /// `model` with the computing operators that `rounds` takes, by the node's name, rounding to `half`; `shapes` tells which tensors
 /// are `float32`.
@@ -67,7 +39,8 @@ pub fn rounded(
     for &id in view.topological_order() {
         let mut node = view.node(id).clone();
         let result = node.output.first().cloned().unwrap_or_default();
-        let computes = node.is_standard() && !MOVERS.contains(&node.op_type()) && node.subgraphs().next().is_none();
+        let moves = node.is(Fact::Copies) || node.is(Fact::Within);
+        let computes = node.is_standard() && !moves && node.subgraphs().next().is_none();
         if !computes || !is_float(&result) || constants.contains(result.as_str()) || !rounds(&node.label(id.0)) {
             nodes.push(node);
             continue;

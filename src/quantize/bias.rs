@@ -62,11 +62,11 @@ pub(super) fn corrected(
 /// Output channels of a node with a bias; `None` for other operators.
 pub(super) fn channels(node: &NodeProto, weight: &TensorProto) -> Option<usize> {
     let extent = |axis: usize| weight.dims.get(axis).and_then(|&extent| usize::try_from(extent).ok());
+    let extent = extent(node.channel_axis(1, weight.dims.len())?)?;
     match node.op_type() {
-        "Conv" => extent(0),
-        "ConvTranspose" => Some(extent(1)? * usize::try_from(node.attr_i("group").unwrap_or(1)).ok()?),
-        "Gemm" => extent(usize::from(node.attr_i("transB") != Some(1))),
-        _ => None,
+        "MatMul" => None,
+        "ConvTranspose" => extent.checked_mul(usize::try_from(node.attr_i("group").unwrap_or(1)).ok()?),
+        _ => Some(extent),
     }
 }
 

@@ -23,25 +23,11 @@ use crate::{
     backend::TensorInfo,
     calibrate::CalibrationTable,
     onnx::{
-        GraphView, NodeId, captured,
+        Fact, GraphView, NodeId, captured,
         proto::{AttributeProto, GraphProto, NodeProto, TensorProto, TypeValue, ValueInfoProto},
     },
     tensor::{ElementType, Tensor, Values},
 };
-
-/// Take any type without computing in it.
-const ANY_TYPE: &[&str] = &["Cast", "Shape", "Size"];
-/// Add up everything along some axes.
-const REDUCTIONS: &[&str] = &[
-    "CumSum",
-    "ReduceL1",
-    "ReduceL2",
-    "ReduceLogSum",
-    "ReduceLogSumExp",
-    "ReduceMean",
-    "ReduceSum",
-    "ReduceSumSquare",
-];
 
 /// Why a node stays in FP32 although the rest is converted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -218,7 +204,7 @@ impl Conversion<'_> {
                 return Some(Fp32Reason::Range(largest));
             }
         }
-        let depth = if REDUCTIONS.contains(&node.op_type()) { self.reduction_depth(view, node) } else { Some(1) };
+        let depth = if node.is(Fact::Sums) { self.reduction_depth(view, node) } else { Some(1) };
         match depth {
             Some(depth) => (depth > self.max_reduction_depth).then_some(Fp32Reason::DeepReduction(depth)),
             None => Some(Fp32Reason::DeepReduction(0)),
@@ -247,17 +233,16 @@ impl Conversion<'_> {
 
 /// True for nodes that take or make `float32` in a way that could be 16-bit.
 fn computes_f32(node: &NodeProto, types: &BTreeMap<String, ElementType>) -> bool {
-    let is_qdq = matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear");
     let f32_input =
         |(index, tensor): (usize, &String)| converts_input(node, index) && types.get(tensor) == Some(&ElementType::F32);
-    !is_qdq && node.input.iter().enumerate().any(f32_input)
+    !node.is(Fact::Quantizer) && node.input.iter().enumerate().any(f32_input)
 }
 
 /// True for inputs whose type goes with that of the node.
 fn converts_input(node: &NodeProto, input: usize) -> bool {
     match node.op_type() {
         "Resize" | "Upsample" => input == 0,
-        op_type => !ANY_TYPE.contains(&op_type),
+        _ => !node.is(Fact::AnyType),
     }
 }
 
@@ -291,7 +276,7 @@ fn varying_tensors<'a>(view: &GraphView<'a>) -> BTreeSet<&'a str> {
         let node = view.node(id);
         let from_data = node.input.iter().any(|input| varying.contains(input.as_str()));
         let from_outside = node.subgraphs().next().is_some();
-        if (from_data || from_outside) && !matches!(node.op_type(), "Shape" | "Size") {
+        if (from_data || from_outside) && !node.is(Fact::ReadsShape) {
             varying.extend(node.output.iter().map(String::as_str));
         }
     }
@@ -346,7 +331,7 @@ impl<'c> Rewrite<'c> {
             let low = self.low.contains(id);
             for index in 0..node.input.len() {
                 let is_float = self.types.get(&node.input[index]) == Some(&ElementType::F32);
-                if is_float && !constants.contains(&node.input[index]) && !ANY_TYPE.contains(&node.op_type()) {
+                if is_float && !constants.contains(&node.input[index]) && !node.is(Fact::AnyType) {
                     let wanted = if low && converts_input(&node, index) { target } else { ElementType::F32 };
                     node.input[index] = self.in_type(&node.input[index].clone(), wanted);
                 }

@@ -17,7 +17,8 @@ use super::{
 use crate::{
     backend::TensorInfo,
     onnx::{
-        Model, NodeId,
+        Fact, Model, NodeId,
+        operators::is_quantized,
         proto::{NodeProto, TensorProto},
     },
     tensor::ElementType,
@@ -30,80 +31,6 @@ const LONGEST_ATTENTION: usize = 512;
 /// Head sizes that FP8 attention kernels take.
 const FP8_HEADS: std::ops::RangeInclusive<usize> = 9..=256;
 
-/// Move values without changing them.
-const COPIES: &[&str] = &[
-    "Concat",
-    "DepthToSpace",
-    "Dropout",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "Identity",
-    "MaxPool",
-    "Pad",
-    "Reshape",
-    "Slice",
-    "SpaceToDepth",
-    "Split",
-    "Squeeze",
-    "Tile",
-    "Transpose",
-    "Unsqueeze",
-];
-/// Fuse with the operator before them.
-const FUSED: &[&str] = &[
-    "Add",
-    "BatchNormalization",
-    "Clip",
-    "Elu",
-    "HardSigmoid",
-    "HardSwish",
-    "LeakyRelu",
-    "Mish",
-    "Mul",
-    "PRelu",
-    "Relu",
-    "Selu",
-    "Sigmoid",
-    "Softplus",
-    "Swish",
-    "Tanh",
-];
-/// Lose too much in 8 bits.
-const HIGH_PRECISION: &[&str] = &[
-    "Erf",
-    "Gelu",
-    "GroupNormalization",
-    "InstanceNormalization",
-    "LayerNormalization",
-    "LogSoftmax",
-    "LpNormalization",
-    "MeanVarianceNormalization",
-    "RMSNormalization",
-    "Softmax",
-];
-/// Take 8 bits, but only gain from them beside others that do.
-const BETWEEN: &[&str] = &["AveragePool", "GlobalAveragePool", "Resize", "Upsample"];
-/// Stand between attention's products and its Softmax.
-const AROUND_SOFTMAX: &[&str] = &[
-    "Add",
-    "Cast",
-    "Clip",
-    "Div",
-    "Dropout",
-    "Expand",
-    "Identity",
-    "Max",
-    "Min",
-    "Mul",
-    "Reshape",
-    "Squeeze",
-    "Sub",
-    "Transpose",
-    "Unsqueeze",
-    "Where",
-];
-
 /// Decides about every node of the main graph. `shapes` adds tensor shapes that the file does not declare.
 ///
 /// # Errors
@@ -114,19 +41,12 @@ pub fn place(
     options: &SchemeOptions,
 ) -> Result<Placement, QuantizeError> {
     let facts = Facts::new(model.graph(), shapes)?;
-    if let Some((id, node)) = facts.view.nodes().find(|(_, node)| is_quantized_operator(node)) {
+    if let Some((id, node)) = facts.view.nodes().find(|(_, node)| is_quantized(node.op_type())) {
         return Err(QuantizeError::AlreadyQuantized { node: node.label(id.0), op_type: node.op_type().to_owned() });
     }
     let mut scheme = Scheme::new(facts, options)?;
     scheme.decide();
     Ok(scheme.into_placement())
-}
-
-/// True for the operators of models that are already quantized.
-fn is_quantized_operator(node: &NodeProto) -> bool {
-    let op_type = node.op_type();
-    ["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"].contains(&op_type)
-        || op_type.starts_with("QLinear")
 }
 
 /// What a rule says about one node.
@@ -190,9 +110,8 @@ impl<'a> Scheme<'a> {
 
     fn product_rule(&self, id: NodeId, node: &NodeProto) -> Option<Verdict> {
         let rule = match node.op_type() {
-            _ if !node.is_standard() => return None,
-            "Conv" | "ConvTranspose" => Self::convolution,
-            "Gemm" | "MatMul" => Self::matrix_product,
+            _ if node.is(Fact::Convolution) => Self::convolution,
+            _ if node.is(Fact::Weighted) => Self::matrix_product,
             _ => return None,
         };
         Some(match self.permission(id, node) {
@@ -241,7 +160,7 @@ impl<'a> Scheme<'a> {
             return Keep(Rule::SmallConvolution);
         }
         // Channels of a grouped transposed convolution lie on two axes: no single axis can carry their scales.
-        let axis = if transposed { (group == 1).then_some(1) } else { Some(0) };
+        let axis = node.channel_axis(1, shape.len()).filter(|_| !transposed || group == 1);
         Quantize { rule: Rule::Convolution, activations: vec![0], weight: Some((1, axis)) }
     }
 
@@ -264,11 +183,10 @@ impl<'a> Scheme<'a> {
 
     /// A product with a constant on side `side`, and what speaks against quantizing it.
     fn constant_product(&self, id: NodeId, node: &NodeProto, side: usize) -> (Verdict, Option<Rule>) {
-        let transposed = node.attr_i(["transA", "transB"][side]).unwrap_or(0) != 0;
         let shape = self.facts.constant(id, side).filter(|c| is_float(c)).and_then(|c| c.shape().ok());
         let rank = shape.as_ref().map_or(0, Vec::len);
         // The channels of the result are the columns of a right-hand constant; rows get one common scale.
-        let axis = (side == 1 && rank > 1).then(|| if transposed { rank - 2 } else { rank - 1 });
+        let axis = node.channel_axis(side, rank);
         let limit = match (&shape, self.facts.input(id, 1 - side)) {
             (None, _) => Some(Rule::NotFloat),
             (_, None) => Some(Rule::NoKernel),
@@ -296,7 +214,7 @@ impl<'a> Scheme<'a> {
 
         let is_softmax = |node: &NodeProto| node.op_type() == "Softmax";
         let softmax = |_: NodeId, node: &NodeProto| is_softmax(node);
-        let around = |node: &NodeProto| AROUND_SOFTMAX.contains(&node.op_type());
+        let around = |node: &NodeProto| node.is(Fact::AroundSoftmax);
         let weighs_values = self.facts.behind(a, &softmax, &around);
         let makes_scores = !weighs_values && node.output.iter().any(|out| self.facts.ahead(out, &softmax, &around));
         let attention = match (weighs_values, makes_scores) {
@@ -362,8 +280,7 @@ impl<'a> Scheme<'a> {
     }
 
     fn is_convolution_branch(&self, tensor: &str) -> bool {
-        let convolution =
-            |id: NodeId, node: &NodeProto| matches!(node.op_type(), "Conv" | "ConvTranspose") && self.is_quantized(id);
+        let convolution = |id: NodeId, node: &NodeProto| node.is(Fact::Convolution) && self.is_quantized(id);
         let through = |node: &NodeProto| matches!(node.op_type(), "BatchNormalization" | "Identity" | "Dropout");
         self.facts.behind(tensor, &convolution, &through)
     }
@@ -371,14 +288,13 @@ impl<'a> Scheme<'a> {
     // --- What pays only between quantized neighbours ------------------------------------------------------------
 
     fn between_rule(&self, id: NodeId, node: &NodeProto) -> Option<Verdict> {
-        if !BETWEEN.contains(&node.op_type()) || !node.is_standard() {
+        if !node.is(Fact::Between) {
             return None;
         }
         let (input, output) = (self.facts.input(id, 0)?, node.output.first()?);
         let quantized = |id: NodeId, _: &NodeProto| self.is_quantized(id);
-        let transparent =
-            |node: &NodeProto| [COPIES, FUSED, BETWEEN].iter().any(|types| types.contains(&node.op_type()));
-        let moves = |node: &NodeProto| COPIES.contains(&node.op_type()) || BETWEEN.contains(&node.op_type());
+        let moves = |node: &NodeProto| node.is(Fact::Copies) || node.is(Fact::Between);
+        let transparent = |node: &NodeProto| fuses(node) || moves(node);
         // A tensor that someone else needs in float would be written twice.
         let shared = self.facts.view.consumers(input).iter().any(|u| u.node != id && !self.is_quantized(u.node));
         let between = !shared
@@ -396,16 +312,14 @@ impl<'a> Scheme<'a> {
     // --- Everything else ----------------------------------------------------------------------------------------
 
     fn why_float(&self, node: &NodeProto) -> Rule {
-        let is = |types: &[&str]| node.is_standard() && types.contains(&node.op_type());
         let quantized = |id: NodeId, _: &NodeProto| self.is_quantized(id);
-        let fused = |node: &NodeProto| FUSED.contains(&node.op_type());
         if node.subgraphs().next().is_some() {
             Rule::HasSubgraph
-        } else if is(HIGH_PRECISION) {
+        } else if node.is(Fact::HighPrecision) {
             Rule::HighPrecision
-        } else if is(COPIES) {
+        } else if node.is(Fact::Copies) {
             Rule::Copies
-        } else if is(FUSED) && node.input.iter().any(|input| self.facts.behind(input, &quantized, &fused)) {
+        } else if fuses(node) && node.input.iter().any(|input| self.facts.behind(input, &quantized, &fuses)) {
             Rule::Fused
         } else {
             Rule::NoKernel
@@ -467,6 +381,11 @@ fn concat_groups(facts: &Facts<'_>, placement: &Placement) -> Vec<Vec<String>> {
     }
     groups.retain(|group| group.len() > 1);
     groups.into_iter().map(|group| group.into_iter().map(str::to_owned).collect()).collect()
+}
+
+/// True for what fuses with the operator before it.
+fn fuses(node: &NodeProto) -> bool {
+    node.is(Fact::Fuses) || node.is(Fact::Joins)
 }
 
 fn is_float(constant: &TensorProto) -> bool {

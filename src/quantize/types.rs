@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     backend::TensorInfo,
     onnx::{
-        GraphView,
+        Fact, GraphView,
         proto::{GraphProto, NodeProto, TypeValue, ValueInfoProto},
     },
     tensor::ElementType,
@@ -54,9 +54,8 @@ fn output_type(node: &NodeProto, index: usize, types: &BTreeMap<String, ElementT
         None => default,
     };
     match node.op_type() {
-        "Shape" | "Size" | "NonZero" | "ArgMax" | "ArgMin" | "NonMaxSuppression" | "StringSplit" => Some(I64),
-        "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" | "And" | "Or" | "Xor" | "Not" | "IsNaN"
-        | "IsInf" => Some(Bool),
+        _ if node.is(Fact::GivesI64) => Some(I64),
+        _ if node.is(Fact::GivesBool) => Some(Bool),
         "TopK" | "MaxPool" if index == 1 => Some(I64),
         "Unique" if index > 0 => Some(I64),
         "Dropout" if index == 1 => Some(Bool),

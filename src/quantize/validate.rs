@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::facts::Facts;
 use crate::{
     onnx::{
-        GraphError, Model, NodeId,
+        Fact, GraphError, Model, NodeId,
         proto::{GraphProto, NodeProto, TensorProto},
     },
     tensor::ElementType,
@@ -91,14 +91,14 @@ impl<'a> Check<'a, '_> {
     fn node(&mut self, id: NodeId, node: &'a NodeProto) {
         match node.op_type() {
             _ if !node.is_standard() => {}
-            "QuantizeLinear" | "DequantizeLinear" => {
+            _ if node.is(Fact::Quantizer) => {
                 self.scale(id, node);
                 self.zero_point(id, node);
                 self.granularity(id, node);
                 self.partners(id, node);
             }
-            "Conv" | "ConvTranspose" | "Gemm" | "MatMul" => self.sides(id, node),
-            "QLinearConv" | "QLinearMatMul" | "ConvInteger" | "MatMulInteger" | "DynamicQuantizeLinear" => {
+            _ if node.is(Fact::Weighted) => self.sides(id, node),
+            _ if node.is(Fact::Integer) => {
                 let message = "TensorRT does not take this operator; quantize the float model with explicit Q/DQ";
                 self.error(id, message.to_owned());
             }
@@ -224,14 +224,8 @@ impl<'a> Check<'a, '_> {
         let mut wrong = Vec::new();
         for consumer in self.facts.view.consumers(output) {
             let user = self.facts.view.node(consumer.node);
-            let expected = match (user.op_type(), consumer.input) {
-                ("Conv", Some(1)) => 0,
-                ("ConvTranspose", Some(1)) => 1,
-                ("Gemm", Some(1)) => 1 - user.attr_i("transB").unwrap_or(0).clamp(0, 1),
-                ("MatMul", Some(1)) => rank - 1,
-                _ => continue,
-            };
-            if axis != expected {
+            let expected = consumer.input.and_then(|input| user.channel_axis(input, rank as usize));
+            if let Some(expected) = expected.filter(|&expected| axis != expected as i64) {
                 let user = user.label(consumer.node.0);
                 wrong.push(format!(
                     "its scales lie along axis {axis}, and `{user}` has its channels on axis {expected}"
@@ -308,7 +302,8 @@ impl<'a> Check<'a, '_> {
             let (_, node) = self.facts.producer(tensor)?;
             match node.op_type() {
                 "DequantizeLinear" => return Some(node),
-                "Cast" | "Identity" | "Reshape" | "Transpose" | "Flatten" | "Squeeze" | "Unsqueeze" | "MaxPool" => {
+                // What a Concat joins has several makers.
+                op_type if op_type == "Cast" || (op_type != "Concat" && node.is(Fact::Copies)) => {
                     tensor = node.input.first()?;
                 }
                 _ => return None,

@@ -3,13 +3,13 @@
 
 use crate::{
     backend::ExecutionProvider,
-    onnx::{Model, proto::TensorProto},
+    onnx::{Fact, Model, operators::is_quantized, proto::TensorProto},
     tensor::ElementType,
 };
 
 /// Why the times of `model` say nothing about its precision on TensorRT; `None` when it runs in kernels of its own.
 pub fn emulation(model: &Model, provider: ExecutionProvider) -> Option<&'static str> {
-    if has_operators(model, &["QuantizeLinear", "DequantizeLinear"]) {
+    if model.graph().node.iter().any(|node| node.is(Fact::Quantizer)) {
         return Some("Q/DQ is imitated in float or by other kernels than TensorRT's");
     }
     widens_halves(model, provider).then_some("ONNX Runtime computes FP16 and BF16 on the CPU in float")
@@ -22,18 +22,13 @@ pub fn widens_halves(model: &Model, provider: ExecutionProvider) -> bool {
 
 /// Bits of a value in the lowest precision that a model computes in, or stands for: 8 when quantized, 16, or 32.
 pub fn lowest_bits(model: &Model) -> u32 {
-    let integer = ["DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"];
-    if has_operators(model, &["QuantizeLinear", "DequantizeLinear"]) || has_operators(model, &integer) {
+    if model.graph().node.iter().any(|node| is_quantized(node.op_type())) {
         8
     } else if has_halves(model) {
         16
     } else {
         32
     }
-}
-
-fn has_operators(model: &Model, op_types: &[&str]) -> bool {
-    model.graph().node.iter().any(|node| op_types.contains(&node.op_type()))
 }
 
 fn has_halves(model: &Model) -> bool {

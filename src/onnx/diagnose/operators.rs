@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::{Findings, Rule, Severity};
 use crate::onnx::{
-    Model,
+    Fact, Model,
+    operators::{OperatorType, is_quantized},
     proto::{NodeProto, OperatorSetIdProto},
 };
 
@@ -12,66 +13,6 @@ use crate::onnx::{
 const NEWEST_OPSET: i64 = 28;
 /// Opsets below this have operators whose shapes nobody infers any more.
 const OLDEST_OPSET: i64 = 7;
-
-/// Operators by the opset that brought them.
-const SINCE: &[(i64, &str)] = &[
-    (
-        1,
-        "Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast Ceil Clip Concat Constant Conv ConvTranspose \
-         DepthToSpace Div Dropout Elu Equal Exp Flatten Floor GRU Gather Gemm GlobalAveragePool GlobalLpPool \
-         GlobalMaxPool Greater HardSigmoid Hardmax Identity If InstanceNormalization LRN LSTM LeakyRelu Less Log \
-         LogSoftmax Loop LpNormalization LpPool MatMul Max MaxPool MaxRoiPool Mean Min Mul Neg Not Or PRelu Pad Pow \
-         RNN RandomNormal RandomNormalLike RandomUniform RandomUniformLike Reciprocal ReduceL1 ReduceL2 ReduceLogSum \
-         ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Selu Shape \
-         Sigmoid Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose \
-         Unsqueeze Upsample Xor",
-    ),
-    (7, "Acos Asin Atan Cos Multinomial Sin Tan"),
-    (8, "Expand Scan"),
-    (
-        9,
-        "Acosh Asinh Atanh Compress ConstantOfShape Cosh Erf EyeLike IsNaN MaxUnpool MeanVarianceNormalization NonZero \
-         OneHot Scatter Shrink Sign Sinh TfIdfVectorizer Where",
-    ),
-    (
-        10,
-        "ConvInteger DequantizeLinear IsInf MatMulInteger Mod NonMaxSuppression QLinearConv QLinearMatMul \
-         QuantizeLinear Resize ReverseSequence RoiAlign StringNormalizer ThresholdedRelu",
-    ),
-    (
-        11,
-        "BitShift ConcatFromSequence CumSum Det DynamicQuantizeLinear GatherElements GatherND Range Round \
-         ScatterElements ScatterND SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert \
-         SequenceLength SplitToSequence Unique",
-    ),
-    (12, "Celu Einsum GreaterOrEqual LessOrEqual NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss"),
-    (14, "HardSwish Trilu"),
-    (15, "Bernoulli CastLike Optional OptionalGetElement OptionalHasElement"),
-    (16, "GridSample"),
-    (17, "BlackmanWindow DFT HammingWindow HannWindow LayerNormalization MelWeightMatrix STFT SequenceMap"),
-    (18, "BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im GroupNormalization Mish"),
-    (19, "DeformConv"),
-    (20, "AffineGrid Gelu ImageDecoder RegexFullMatch StringConcat StringSplit"),
-    (23, "Attention RMSNormalization RotaryEmbedding"),
-    (24, "Swish TensorScatter"),
-    (26, "BitCast CumProd"),
-    (27, "CausalConvWithState LinearAttention"),
-    (28, "SwiGLU"),
-];
-
-/// Operators that an opset took away, and what stands for them.
-const REMOVED: &[(i64, &str, &str)] = &[(10, "Upsample", "Resize"), (11, "Scatter", "ScatterElements")];
-
-/// The opset that brought `op_type`; `None` for an unknown operator.
-fn since(op_type: &str) -> Option<i64> {
-    let has = |names: &str| names.split_ascii_whitespace().any(|name| name == op_type);
-    SINCE.iter().find(|(_, names)| has(names)).map(|(opset, _)| *opset)
-}
-
-/// What stands for `op_type` from `opset` on; `None` when it is still there.
-fn replaced_by(op_type: &str, opset: i64) -> Option<&'static str> {
-    REMOVED.iter().find(|(since, name, _)| *name == op_type && opset >= *since).map(|(_, _, new)| *new)
-}
 
 pub(super) fn check(model: &Model, findings: &mut Findings) {
     let opset = model.opset("");
@@ -102,7 +43,7 @@ pub(super) fn check(model: &Model, findings: &mut Findings) {
         if is_quantized(&op_type) {
             quantized.extend(nodes.iter().cloned());
         }
-        if domain.is_empty() && RANDOM.contains(&op_type.as_str()) {
+        if domain.is_empty() && OperatorType::named(&op_type).is_some_and(|row| row.is(Fact::Random)) {
             random.extend(nodes.iter().cloned());
         }
         if functions.contains(&(domain.as_str(), op_type.as_str())) {
@@ -133,12 +74,10 @@ pub(super) fn check(model: &Model, findings: &mut Findings) {
     );
 }
 
-/// Operators whose results differ from call to call.
-const RANDOM: [&str; 6] =
-    ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"];
-
 fn standard_operator(op_type: &str, opset: i64, nodes: Vec<String>, findings: &mut Findings) {
-    let (message, hint): (String, &str) = match (since(op_type), replaced_by(op_type, opset)) {
+    let row = OperatorType::named(op_type);
+    let replaced = row.and_then(|row| row.replaced).filter(|(since, _)| opset >= *since).map(|(_, new)| new);
+    let (message, hint): (String, &str) = match (row.map(|row| row.since), replaced) {
         (_, Some(new)) => {
             (format!("operator {op_type} does not exist in opset {opset}: {new} stands for it"), OPSET_HINT)
         }
@@ -154,14 +93,6 @@ fn standard_operator(op_type: &str, opset: i64, nodes: Vec<String>, findings: &m
 }
 
 const OPSET_HINT: &str = "export the model again with an opset that has its operators";
-
-fn is_quantized(op_type: &str) -> bool {
-    op_type.starts_with("QLinear")
-        || matches!(
-            op_type,
-            "QuantizeLinear" | "DequantizeLinear" | "DynamicQuantizeLinear" | "ConvInteger" | "MatMulInteger"
-        )
-}
 
 /// Nodes by domain and operator, those in subgraphs included.
 fn collect(nodes: &[NodeProto], used: &mut BTreeMap<(String, String), Vec<String>>) {

@@ -75,18 +75,6 @@ fn dynamic_axes(inputs: &[&ValueInfoProto], outputs: &[ValueInfoProto], findings
     );
 }
 
-/// Inputs of operators where only weights make sense.
-fn is_weight_position(node: &NodeProto, index: usize) -> bool {
-    match node.op_type() {
-        "Conv" | "ConvTranspose" | "BatchNormalization" | "InstanceNormalization" | "LayerNormalization" | "PRelu" => {
-            index > 0
-        }
-        // Behind weights and biases come sequence lengths and initial states, which may well be inputs.
-        "LSTM" | "GRU" | "RNN" => (1..=3).contains(&index),
-        _ => false,
-    }
-}
-
 /// Names that exporters give to weights.
 fn is_weight_name(name: &str) -> bool {
     const PARTS: [&str; 7] = ["weight", "bias", "kernel", "gamma", "beta", "running_mean", "running_var"];
@@ -99,7 +87,7 @@ pub(super) fn weights(model: &Model, findings: &mut Findings) {
     let uses: HashSet<&str> = graph
         .node
         .iter()
-        .flat_map(|node| node.input.iter().enumerate().filter(|(index, _)| is_weight_position(node, *index)))
+        .flat_map(|node| node.input.iter().enumerate().filter(|(index, _)| node.takes_weights_at(*index)))
         .map(|(_, tensor)| tensor.as_str())
         .collect();
     let is_static = |info: &&ValueInfoProto| extents(info).is_some_and(|dims| dims.iter().all(Option::is_some));

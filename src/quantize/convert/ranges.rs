@@ -5,42 +5,8 @@ use std::collections::BTreeMap;
 use super::before_quantization;
 use crate::{
     calibrate::CalibrationTable,
-    onnx::{GraphView, proto::ValueInfoProto},
+    onnx::{Fact, GraphView, proto::ValueInfoProto},
 };
-
-/// Bring large values back, or make something else of them.
-const TAMING: &[&str] = &[
-    "ArgMax",
-    "ArgMin",
-    "BatchNormalization",
-    "Clip",
-    "Div",
-    "Equal",
-    "Erf",
-    "Greater",
-    "GreaterOrEqual",
-    "GroupNormalization",
-    "HardSigmoid",
-    "InstanceNormalization",
-    "IsInf",
-    "IsNaN",
-    "LayerNormalization",
-    "Less",
-    "LessOrEqual",
-    "Log",
-    "LogSoftmax",
-    "LpNormalization",
-    "MeanVarianceNormalization",
-    "RMSNormalization",
-    "Reciprocal",
-    "Shape",
-    "Sigmoid",
-    "Sign",
-    "Size",
-    "Softmax",
-    "Softsign",
-    "Tanh",
-];
 
 /// Largest magnitudes by tensor.
 ///
@@ -65,7 +31,7 @@ pub(super) fn magnitudes<'t>(
         let node = view.node(id);
         let reached = node.input.iter().filter_map(|input| magnitudes.get(input.as_str()));
         let reached = reached.fold(0.0, |largest: f32, magnitude| largest.max(*magnitude));
-        let spreads = reached > max_magnitude && !(node.is_standard() && TAMING.contains(&node.op_type()));
+        let spreads = reached > max_magnitude && !node.is(Fact::Tames);
         for output in node.output.iter().filter(|output| !output.is_empty()) {
             if let Some(magnitude) = observed(output).or(spreads.then_some(reached)) {
                 magnitudes.insert(output, magnitude);

@@ -4,10 +4,7 @@
 //! and lists ONNX nodes of which it holds a part only, so there the operations decide and not the nodes.
 
 use super::{EngineTensor, LayerKind, NumberType};
-
-/// ONNX operators that multiply and add.
-const COMPUTE: [&str; 6] = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Attention", "Einsum"];
-const QDQ: [&str; 2] = ["QuantizeLinear", "DequantizeLinear"];
+use crate::onnx::{Fact, operators::OperatorType};
 
 /// Parts of the names of types and kernels that multiply and add.
 const COMPUTE_TYPES: [&str; 9] = [
@@ -41,6 +38,10 @@ pub(super) struct Facts<'a> {
     pub narrow: bool,
 }
 
+fn is(operator: &str, fact: Fact) -> bool {
+    OperatorType::named(operator).is_some_and(|row| row.is(fact))
+}
+
 /// True for entries that order streams or hand shapes on.
 pub(super) fn runs_nothing(layer_type: &str) -> bool {
     ["signal", "wait", "shape_call"].contains(&layer_type)
@@ -54,11 +55,11 @@ pub(super) fn kind_of(facts: &Facts<'_>) -> LayerKind {
     let has = |text: &str| COMPUTE_TYPES.iter().any(|word| text.contains(word));
     // What the compiler took over is of no type that says more; the kernel's name does.
     let kernel = if lower == "kgen" { facts.tactic.to_lowercase() } else { String::new() };
-    if facts.operators.iter().any(|operator| COMPUTE.contains(operator)) || has(&lower) || has(&kernel) {
+    if facts.operators.iter().any(|operator| is(operator, Fact::Multiplies)) || has(&lower) || has(&kernel) {
         // TensorRT numbers the copies around a layer by that layer's name.
         return if lower == "reformat" { LayerKind::Reformat } else { LayerKind::Compute };
     }
-    let only_qdq = !facts.operators.is_empty() && facts.operators.iter().all(|operator| QDQ.contains(operator));
+    let only_qdq = !facts.operators.is_empty() && facts.operators.iter().all(|operator| is(operator, Fact::Quantizer));
     if only_qdq || facts.origin.eq_ignore_ascii_case("qdq") || matches!(lower.as_str(), "quantize" | "dequantize") {
         LayerKind::QuantizeDequantize
     } else if lower == "reformat" || facts.name.starts_with("Reformatting CopyNode") {
@@ -84,7 +85,7 @@ fn kind_of_generated(facts: &Facts<'_>, words: &[&str]) -> LayerKind {
         LayerKind::Reformat
     } else if words.contains(&"Cast")
         && words.iter().all(|word| moves(word) || ROUNDING_WORDS.contains(word))
-        && (facts.narrow || facts.operators.iter().any(|operator| QDQ.contains(operator)))
+        && (facts.narrow || facts.operators.iter().any(|operator| is(operator, Fact::Quantizer)))
     {
         LayerKind::QuantizeDequantize
     } else {
