@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use convert::{Fp32Reason, KeptFp32};
 pub use placement::{ActivationEdge, Decision, Placement, Rule, WeightEdge};
 pub use plan::{Assignment, CompiledPlan, PLAN_FORMAT_VERSION, PatternError, Precision, PrecisionPlan, Selector};
+pub use qdq::WrittenScales;
 pub use scheme::place;
 pub use shift::{Shiftable, shiftable};
 pub use validate::{Finding, Severity, validate};
@@ -176,6 +177,8 @@ pub struct Quantized {
     pub float: Model,
     /// Where Q/DQ went, and the decision about every node.
     pub placement: Placement,
+    /// The scales in the model, one entry for each quantized input of a node: activations first.
+    pub scales: Vec<WrittenScales>,
     /// Nodes that stayed in FP32 although the float part was converted.
     pub kept_fp32: Vec<KeptFp32>,
     /// What [`validate`] finds in the result: nothing, or a defect of this program.
@@ -183,6 +186,14 @@ pub struct Quantized {
 }
 
 impl Quantized {
+    /// Scale by quantized activation.
+    pub fn activation_scales(&self) -> BTreeMap<String, f32> {
+        let single = |written: &WrittenScales| Some((written.tensor.clone(), *written.scales.first()?));
+        let is_activation =
+            |written: &&WrittenScales| self.placement.activations.iter().any(|edge| edge.tensor == written.tensor);
+        self.scales.iter().filter(is_activation).filter_map(single).collect()
+    }
+
     /// What [`validate`] holds against the result, in words; `None` when TensorRT will take it.
     pub fn defects(&self) -> Option<String> {
         let errors = self.findings.iter().filter(|finding| finding.severity == Severity::Error);
@@ -217,12 +228,13 @@ pub fn quantize(
         None => BTreeMap::new(),
     };
     let float = model.clone();
+    let mut scales = Vec::new();
     if precision.is_quantized() {
         let table = table.ok_or(QuantizeError::NoTable)?;
         let table = &with_shifts(table, shifts);
         let stored = weight_type(model.graph(), &placement)?;
         let types = ScaleTypes { stored, exact: half.unwrap_or(stored) };
-        qdq::insert(model.graph_mut(), &placement, table, precision, types)?;
+        scales = qdq::insert(model.graph_mut(), &placement, table, precision, types)?;
     }
     let kept_fp32 = match half {
         Some(half) => convert_float_part(&mut model, shapes, table, options, half, &mut placement)?,
@@ -230,7 +242,7 @@ pub fn quantize(
     };
     record_provenance(&mut model, table, precision);
     let findings = validate(&model)?;
-    Ok(Quantized { model, float, placement, kept_fp32, findings })
+    Ok(Quantized { model, float, placement, scales, kept_fp32, findings })
 }
 
 /// The scheme, with the nodes that recovery lifts in the high precision; what the plan says comes after that.

@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Serialize;
+
 use super::{
     QuantizeError,
     bias::{self, CorrectedBias},
@@ -24,14 +26,29 @@ use crate::{
     tensor::ElementType,
 };
 
-/// Rewrites `graph` by `placement` with the ranges of `table`.
+/// Scales of one quantized input of a node, as they stand in the model.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WrittenScales {
+    /// The node that reads it.
+    pub node: String,
+    /// Which of its inputs.
+    pub input: usize,
+    /// The tensor that is quantized, by its name in the float model.
+    pub tensor: String,
+    /// The axis of the channels; `None` for a single scale.
+    pub axis: Option<usize>,
+    /// One scale, or one a channel: the distance of neighbouring 8-bit values.
+    pub scales: Vec<f32>,
+}
+
+/// Rewrites `graph` by `placement` with the ranges of `table`; tells the scales it wrote, activations first.
 pub(super) fn insert(
     graph: &mut GraphProto,
     placement: &Placement,
     table: &CalibrationTable,
     precision: Precision,
     types: ScaleTypes,
-) -> Result<(), QuantizeError> {
+) -> Result<Vec<WrittenScales>, QuantizeError> {
     let scales = activation_scales(placement, table, precision, types.exact)?;
     let (order, mut insertion, replaced) = {
         let view = GraphView::new(graph)?;
@@ -59,7 +76,7 @@ pub(super) fn insert(
     graph.initializer.append(&mut insertion.initializers);
     let weights = placement.weights.iter().map(|edge| edge.tensor.as_str());
     drop_unused(graph, &weights.chain(replaced.iter().map(String::as_str)).collect());
-    Ok(())
+    Ok(insertion.written)
 }
 
 /// The scale of every quantized activation; groups share the largest.
@@ -111,6 +128,7 @@ struct Insertion {
     /// New inputs of old nodes.
     inputs: BTreeMap<NodeId, Vec<(usize, String)>>,
     initializers: Vec<TensorProto>,
+    written: Vec<WrittenScales>,
 }
 
 impl Insertion {
@@ -124,6 +142,7 @@ impl Insertion {
             after: BTreeMap::new(),
             inputs: BTreeMap::new(),
             initializers: Vec::new(),
+            written: Vec::new(),
         }
     }
 
@@ -157,6 +176,13 @@ impl Insertion {
             }
             let inputs = quantized[tensor].clone();
             self.dequantize(tensor, NodeId(edge.node), edge.input, &inputs, None);
+            self.written.push(WrittenScales {
+                node: view.node(NodeId(edge.node)).label(edge.node),
+                input: edge.input,
+                tensor: tensor.to_owned(),
+                axis: None,
+                scales: vec![scales[tensor]],
+            });
         }
         Ok(())
     }
@@ -196,11 +222,19 @@ impl Insertion {
                 zero_point: self.fresh(tensor, "zero_point"),
             };
             let quantized = quantize_weight(weight, edges[0], quant_type, self.types, &floors, &names)?;
+            let scales = quantized.scale.to_tensor()?.to_f32();
             let parts = [quantized.codes, quantized.scale, quantized.zero_point];
             let inputs = [0, 1, 2].map(|part: usize| parts[part].name().to_owned());
             self.initializers.extend(parts);
             for edge in edges {
                 self.dequantize(tensor, NodeId(edge.node), edge.input, &inputs, axis);
+                self.written.push(WrittenScales {
+                    node: view.node(NodeId(edge.node)).label(edge.node),
+                    input: edge.input,
+                    tensor: tensor.to_owned(),
+                    axis,
+                    scales: scales.clone(),
+                });
             }
         }
         Ok(())

@@ -122,11 +122,11 @@ impl Layer {
         }
     }
 
-    /// Takes over what calibration found of the layer's tensor.
+    /// Takes over what calibration found of the layer's tensor, and the scale that the model has for it.
     #[must_use]
-    pub fn with_range(mut self, range: &TensorRange, scale: f32) -> Self {
+    pub fn with_range(mut self, range: &TensorRange, scale: Option<f32>) -> Self {
         (self.min, self.max, self.clipped) = (Some(range.min), Some(range.max), Some(range.clipped));
-        (self.amax, self.scale, self.method) = (Some(range.amax), Some(scale), Some(range.method));
+        (self.amax, self.scale, self.method) = (Some(range.amax), scale, Some(range.method));
         self.candidates.clone_from(&range.candidates);
         self
     }

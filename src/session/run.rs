@@ -8,8 +8,7 @@ mod times;
 
 pub use engines::check as check_tensorrt;
 
-use std::path::PathBuf;
-use std::time::SystemTime;
+use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
 
 use super::{
     CalibrateOptions, Calibrated, Control, OutputFolder, PipelineError, Session,
@@ -63,6 +62,8 @@ struct Target {
     /// The model's file within the output folder.
     artifact: Option<crate::report::ArtifactFile>,
     quantized_nodes: Option<usize>,
+    /// Scale by quantized activation.
+    scales: BTreeMap<String, f32>,
     model: Option<crate::onnx::Model>,
     /// What runs in its stead.
     imitation: Option<crate::onnx::Model>,
@@ -174,6 +175,7 @@ impl<'a> Job<'a> {
                     precision,
                     artifact: None,
                     quantized_nodes: None,
+                    scales: BTreeMap::new(),
                     model: None,
                     imitation: None,
                     runner: None,
@@ -195,6 +197,7 @@ impl<'a> Job<'a> {
         let quantized = self.make_model(target.precision, calibrated)?;
         target.artifact = Some(self.save_model(&quantized.model, target.precision)?);
         target.quantized_nodes = Some(quantized.placement.quantized_nodes());
+        target.scales = quantized.activation_scales();
         target.imitation = self.imitation(&quantized, target.precision)?;
         let model = target.model.insert(quantized.model);
         let build =

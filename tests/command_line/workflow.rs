@@ -221,3 +221,35 @@ fn a_failed_gate_is_exit_status_1_and_a_printed_config_runs_nothing() {
     let text = String::from_utf8_lossy(&printed.get_output().stdout).into_owned();
     assert!(text.contains("calib_samples = 160") && !other.path().join("none").exists(), "{text}");
 }
+
+#[test]
+fn the_report_has_the_scales_of_the_model() {
+    let Some(mut command) = calib() else { return };
+    let out = tempfile::tempdir().unwrap();
+    command.arg("run").args(demo_flags()).args([
+        "--precisions",
+        "int8",
+        "--high-precision",
+        "fp16",
+        "--bench-seconds",
+        "0",
+    ]);
+    command.args(["--calib-samples", "16", "--eval-samples", "8", "--method", "minmax", "--out"]).arg(out.path());
+    assert_eq!(command.output().unwrap().status.code().filter(|code| *code < 2), Some(0));
+    let model = trtcalib::onnx::Model::load(&out.path().join("model.int8.onnx")).unwrap();
+    let constant = |name: &str| model.graph().initializer.iter().find(|tensor| tensor.name() == name);
+    let mut written = std::collections::BTreeMap::new();
+    for node in model.graph().node.iter().filter(|node| node.op_type() == "QuantizeLinear") {
+        // The scale is named after the tensor that it belongs to, whatever casts lie between.
+        let scale = constant(&node.input[1]).unwrap();
+        let tensor = scale.name().split("_scale").next().unwrap().to_owned();
+        written.insert(tensor, scale.to_tensor().unwrap().to_f32()[0]);
+    }
+    let report = json(&out.path().join("report.json"));
+    let layers = report["layers"].as_array().unwrap().iter();
+    let told: Vec<_> = layers.filter_map(|layer| Some((layer["tensor"].as_str()?, layer["scale"].as_f64()?))).collect();
+    assert!(told.len() > 10, "{told:?}");
+    for (tensor, scale) in told {
+        assert_eq!(Some(&(scale as f32)), written.get(tensor), "{tensor}");
+    }
+}

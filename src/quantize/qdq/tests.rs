@@ -127,3 +127,27 @@ fn provenance_and_value_info_are_kept() {
     let keys: Vec<_> = result.proto.metadata_props.iter().map(|entry| entry.key().to_owned()).collect();
     assert_eq!(keys, ["calib.version", "calib.source_hash", "calib.precision", "calib.table_hash"]);
 }
+
+/// What is told of the scales is what a reader of the file finds, also after rounding for 16 bits.
+#[test]
+fn scales_that_are_told_are_those_in_the_file() {
+    for high_precision in [Precision::Fp32, Precision::Fp16, Precision::Bf16] {
+        let options = QuantizeOptions { high_precision, ..QuantizeOptions::default() };
+        let ranges = table(&[("x", 1.3), ("c1", 2.7)]);
+        let result = quantize(&shared_weight(), &no_shapes(), Some(&ranges), &options).unwrap();
+        let file = Model::from_bytes(result.model.to_bytes().unwrap()).unwrap();
+        let view = GraphView::new(file.graph()).unwrap();
+        let read = |node: &str, input: usize| {
+            let dequantized = &view.node(view.node_named(node).unwrap()).input[input];
+            let dequantize = view.node(view.producer(dequantized).unwrap());
+            view.initializer(&dequantize.input[1]).unwrap().to_tensor().unwrap().to_f32()
+        };
+        assert_eq!(result.scales.len(), 4, "two activations, and one weight for two nodes");
+        for written in &result.scales {
+            assert_eq!(written.scales, read(&written.node, written.input), "{written:?} with {high_precision}");
+        }
+        assert_eq!(result.activation_scales().keys().collect::<Vec<_>>(), ["c1", "x"]);
+        let rounded = result.activation_scales()["x"] != QuantType::Int8.scale(1.3);
+        assert_eq!(rounded, high_precision != Precision::Fp32);
+    }
+}

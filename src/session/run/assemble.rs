@@ -263,8 +263,7 @@ impl Job<'_> {
                     row.weight_sqnr_db = local.weight_sqnr_db;
                 }
                 if let Some(range) = table.tensors.get(&site.tensor) {
-                    let steps = if precision == NumberFormat::Fp8 { 448.0 } else { 127.0 };
-                    row = row.with_range(range, range.amax / steps);
+                    row = row.with_range(range, quantized.and_then(|target| target.scales.get(&site.tensor).copied()));
                 }
                 let parts = [histograms.fit.get(&site.tensor), histograms.held_out.get(&site.tensor)];
                 let whole = parts.into_iter().flatten().fold(None, |whole, part| match whole {
