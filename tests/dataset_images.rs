@@ -251,3 +251,34 @@ fn resizing_and_letterboxes_equal_opencv_to_the_last_bit() {
     }
     assert_eq!(checked, 4 * (11 + 2));
 }
+
+#[test]
+fn what_most_files_are_is_read_and_the_rest_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str| write_picture(&folder.path().join(name));
+    let arrays = |name: &str| {
+        std::fs::create_dir_all(folder.path().join(name).parent().unwrap()).unwrap();
+        std::fs::write(folder.path().join(name), b"no matter").unwrap();
+    };
+    ["a.png", "b.png"].into_iter().for_each(write);
+    arrays("cache/features.npz");
+    assert!(trtcalib::dataset::holds_images(folder.path()));
+    arrays("c.tif");
+    let (samples, notes) = listed(folder.path());
+    assert_eq!(samples.len(), 2);
+    assert!(notes.len() == 1 && notes[0].contains("1 with .tif, as c.tif"), "{notes:?}");
+    // As many below: those of the folder itself.
+    ["x/1.png", "y/2.png"].into_iter().for_each(write);
+    let (samples, notes) = listed(folder.path());
+    assert_eq!(samples.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["a.png", "b.png"]);
+    assert!(notes[0].contains("2 in 2 folders below (the first is x/1.png)"), "{notes:?}");
+    write("y/3.png");
+    let (samples, notes) = listed(folder.path());
+    let ids: Vec<_> = samples.iter().map(|(id, label)| (id.as_str(), label.unwrap())).collect();
+    assert_eq!(ids, [("x/1.png", 0), ("y/2.png", 1), ("y/3.png", 1)]);
+    assert!(notes.iter().any(|note| note.contains("2 with .png, as a.png: it lies beside")), "{notes:?}");
+    for name in ["1", "2", "3", "4"] {
+        arrays(&format!("arrays/{name}.npz"));
+    }
+    assert!(!trtcalib::dataset::holds_images(folder.path()));
+}

@@ -47,9 +47,9 @@ pub struct Latency {
 pub struct Throughput {
     /// Median.
     pub median: f64,
-    /// Mean.
+    /// All samples by the time that their calls took together.
     pub mean: f64,
-    /// Half-width of the 95 % confidence interval of the mean.
+    /// Half-width of the 95 % confidence interval of the mean, from that of the mean time of a call.
     pub uncertainty: f64,
     /// Largest minus smallest.
     pub jitter: f64,

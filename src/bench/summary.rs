@@ -36,14 +36,18 @@ impl Times {
         })
     }
 
-    /// Summary of the samples per second of each call; `None` without calls or when the clock did not move.
+    /// Summary of the samples per second; `None` without calls or when the clock did not move. The mean is the number of
+    /// samples by the time that their calls took together, as trtexec has it: a mean of the calls' rates would hide slow
+    /// calls.
     pub fn throughput(&self) -> Option<Throughput> {
-        let per_second: Vec<f64> = self.latencies().iter().map(|ms| 1e3 * self.batch as f64 / ms).collect();
-        let ascending = sorted(&per_second);
+        let latencies = self.latencies();
+        let samples = 1e3 * self.batch as f64;
+        let ascending = sorted(&latencies.iter().map(|ms| samples / ms).collect::<Vec<_>>());
+        let call_ms = mean(&latencies)?;
         let throughput = Throughput {
             median: percentile(&ascending, 50.0)?,
-            mean: mean(&ascending)?,
-            uncertainty: mean_uncertainty(&ascending),
+            mean: samples / call_ms,
+            uncertainty: samples / call_ms * mean_uncertainty(&latencies) / call_ms,
             jitter: ascending.last()? - ascending.first()?,
         };
         throughput.mean.is_finite().then_some(throughput)

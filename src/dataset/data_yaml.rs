@@ -114,7 +114,7 @@ fn pictures(yaml: &Path, root: &Path, entry: &str, files: &mut BTreeMap<String, 
     let invalid = |reason: String| DatasetError::Format { path: yaml.to_owned(), reason };
     let name = |file: &Path| file.strip_prefix(root).unwrap_or(file).to_string_lossy().replace('\\', "/");
     if at.is_dir() {
-        for (_, file) in list(&at, &IMAGE_ENDINGS)?.files {
+        for (_, file) in list(&at, &IMAGE_ENDINGS, None)?.files {
             files.insert(name(&file), file);
         }
         return Ok(());

@@ -1,18 +1,65 @@
 //! Preprocessing from a Hugging Face `preprocessor_config.json`.
+//!
+//! The same key means other things to other processors, and what a file leaves out the processor's class knows: so the
+//! class decides. A key that changes pixels in a way that is not known of the class is refused, never passed over.
+
+mod classes;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use self::classes::{CLASSES, Class, Resizing, Statistics};
 use super::{
     DatasetError,
-    preprocess::{Extent, Preprocess},
-    resample::Interpolation,
+    preprocess::{ChannelOrder, Extent, Preprocess},
+    resample::{CropRounding, Interpolation},
 };
 
-/// Reads the file. Understood: `do_resize`, `size` (a number, `shortest_edge`, or `height` and `width`), `resample`,
-/// `do_center_crop`, `crop_size`, `crop_pct`, `do_rescale`, `rescale_factor`, `do_normalize`, `image_mean`,
-/// `image_std`. Anything else that changes pixels (padding, tiling) is refused.
+/// The cure that every refusal names.
+const CURE: &str = "describe the preprocessing with [preprocess] of the configuration, or pass the samples as .npz";
+/// Keys that every processor has.
+const COMMON: &[&str] = &[
+    "crop_size",
+    "do_center_crop",
+    "do_normalize",
+    "do_rescale",
+    "do_resize",
+    "image_mean",
+    "image_std",
+    "resample",
+    "rescale_factor",
+    "size",
+];
+/// Keys that change no pixel: names, labels, and where arrays go.
+const HARMLESS: &[&str] = &[
+    "_commit_hash",
+    "_valid_processor_keys",
+    "data_format",
+    "default_to_square",
+    "device",
+    "disable_grouping",
+    "do_convert_annotations",
+    "do_convert_rgb",
+    "do_reduce_labels",
+    "feature_extractor_type",
+    "format",
+    "image_processor_type",
+    "input_data_format",
+    "model_input_names",
+    "name_or_path",
+    "processor_class",
+    "reduce_labels",
+    "return_tensors",
+    "transformers_version",
+];
+
+/// Reads the file and does as the processor that it names does.
+///
+/// # Errors
+/// A processor that is not known, and keys that are not known of the processor and say something.
 pub fn load_preprocessor(path: &Path) -> Result<Preprocess, DatasetError> {
     let invalid = |reason: String| DatasetError::Format { path: path.to_owned(), reason };
     let bytes = std::fs::read(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
@@ -21,112 +68,209 @@ pub fn load_preprocessor(path: &Path) -> Result<Preprocess, DatasetError> {
 }
 
 fn parse(json: &Value) -> Result<Preprocess, String> {
-    let flag = |key: &str, default: bool| json.get(key).and_then(Value::as_bool).unwrap_or(default);
-    for key in ["do_pad", "do_image_splitting", "do_convert_annotations", "do_color_quantize"] {
-        if flag(key, false) && key != "do_convert_annotations" {
-            return Err(format!("`{key}` is not supported; describe the preprocessing with [preprocess] or pass .npz"));
-        }
+    let keys = json.as_object().ok_or("a JSON object is expected")?;
+    let file = File { keys, class: class(keys)? };
+    file.refuse_unknown()?;
+    let flag = |key: &str, default: bool| file.given(key).map_or(Ok(default), |value| boolean(value, key));
+    let mut preprocess = Preprocess { crop_rounding: CropRounding::Floor, ..Preprocess::default() };
+    let cuts = file.class.map_or(file.given("crop_size").is_some(), |class| class.center_crop);
+    if flag("do_center_crop", cuts)? {
+        let crop = match (file.given("crop_size"), file.class.and_then(|class| class.crop)) {
+            (Some(value), _) => extent(value, "crop_size", false)?,
+            (None, Some(side)) => Extent::One(side),
+            (None, None) => return Err(format!("`do_center_crop` is set and `crop_size` is missing; {CURE}")),
+        };
+        preprocess.crop = Some(exact(crop));
     }
-    let mut crop = None;
-    if flag("do_center_crop", json.get("crop_size").is_some_and(|size| !size.is_null())) {
-        crop = Some(extent(json.get("crop_size").unwrap_or(&Value::Null), "crop_size")?);
-        if let Some(Extent::One(side)) = crop {
-            crop = Some(Extent::Exact([side, side]));
-        }
+    if flag("do_resize", true)? {
+        file.resize(&mut preprocess)?;
     }
-    let mut resize = None;
-    if flag("do_resize", true) && json.get("size").is_some() {
-        resize = Some(extent(&json["size"], "size")?);
-        // ConvNeXt: below 384 pixels the short side is enlarged by crop_pct and the middle is cut out.
-        if let (Some(Extent::One(short)), Some(share)) = (resize, json.get("crop_pct").and_then(Value::as_f64))
-            && short < 384
-        {
-            resize = Some(Extent::One((short as f64 / share) as usize));
-            crop = Some(Extent::Exact([short, short]));
-        }
-        // A plain number without a crop means both sides.
-        if crop.is_none()
-            && let (Some(Extent::One(side)), true) = (resize, json["size"].is_number())
-        {
-            resize = Some(Extent::Exact([side, side]));
-        }
-    }
-    let rescale = flag("do_rescale", true);
-    let factor = json.get("rescale_factor").and_then(Value::as_f64).unwrap_or(1.0 / 255.0);
-    let normalize = flag("do_normalize", true);
-    let preprocess = Preprocess {
-        resize,
-        crop,
-        interpolation: interpolation(json.get("resample"))?,
-        scale: if rescale { factor } else { 1.0 },
-        mean: if normalize { triple(json, "image_mean")?.unwrap_or([0.0; 3]) } else { [0.0; 3] },
-        std: if normalize { triple(json, "image_std")?.unwrap_or([1.0; 3]) } else { [1.0; 3] },
-        ..Preprocess::default()
+    preprocess.interpolation = match file.given("resample") {
+        Some(value) => interpolation(value)?,
+        None => file.class.map_or(Interpolation::Bilinear, |class| class.resample),
     };
+    let rescales = flag("do_rescale", true)?;
+    preprocess.scale = match file.given("rescale_factor") {
+        _ if !rescales => 1.0,
+        None => 1.0 / 255.0,
+        Some(value) => value.as_f64().ok_or_else(|| format!("`rescale_factor` is {value}; a number is expected"))?,
+    };
+    let statistics = file.class.and_then(|class| class.statistics);
+    let normalizes = file.class.map_or(file.given("image_mean").is_some(), |class| class.normalize);
+    let mean = file.triple("image_mean", statistics.map(Statistics::mean))?;
+    let std = file.triple("image_std", statistics.map(Statistics::std))?;
+    if flag("do_normalize", normalizes)? {
+        preprocess.mean = mean.ok_or_else(|| format!("`do_normalize` is set and `image_mean` is missing; {CURE}"))?;
+        preprocess.std = std.ok_or_else(|| format!("`do_normalize` is set and `image_std` is missing; {CURE}"))?;
+    }
+    // EfficientNet: values from −1 on, and a second division for models with their classifier.
+    if file.knows("rescale_offset") && rescales && flag("rescale_offset", false)? {
+        preprocess.mean = preprocess.mean.map(|mean| mean + 1.0);
+    }
+    if file.knows("include_top") && flag("include_top", true)? {
+        let again = std.ok_or_else(|| format!("`include_top` is set and `image_std` is missing; {CURE}"))?;
+        preprocess.std = std::array::from_fn(|channel| preprocess.std[channel] * again[channel]);
+    }
+    if file.knows("do_flip_channel_order") && flag("do_flip_channel_order", true)? {
+        preprocess.channel_order = ChannelOrder::Bgr;
+    }
     preprocess.check()?;
     Ok(preprocess)
 }
 
-fn extent(value: &Value, key: &str) -> Result<Extent, String> {
+/// The class that a file names; `None` for files without a name.
+fn class(keys: &Map<String, Value>) -> Result<Option<&'static Class>, String> {
+    let named = ["image_processor_type", "feature_extractor_type"].iter().find_map(|key| keys.get(*key)?.as_str());
+    let Some(named) = named else { return Ok(None) };
+    let stem = ["ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor"]
+        .iter()
+        .find_map(|suffix| named.strip_suffix(suffix))
+        .unwrap_or(named);
+    CLASSES.iter().find(|class| class.name.eq_ignore_ascii_case(stem)).map(Some).ok_or_else(|| {
+        let known: Vec<&str> = CLASSES.iter().map(|class| class.name).collect();
+        format!("the processor `{named}` is not known (known are {}); {CURE}", known.join(", "))
+    })
+}
+
+/// What a file says, and the class that reads it.
+struct File<'f> {
+    keys: &'f Map<String, Value>,
+    class: Option<&'static Class>,
+}
+
+impl File<'_> {
+    /// The value of a key, where it is there and not null.
+    fn given(&self, key: &str) -> Option<&Value> {
+        self.keys.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Whether the class reads a key of its own.
+    fn knows(&self, key: &str) -> bool {
+        self.class.is_some_and(|class| class.keys.contains(&key))
+    }
+
+    fn refuse_unknown(&self) -> Result<(), String> {
+        for (key, value) in self.keys {
+            let known = COMMON.contains(&key.as_str()) || HARMLESS.contains(&key.as_str()) || self.knows(key);
+            // Whatever it is, it is not done.
+            let nothing = value.is_null() || value == &Value::Bool(false);
+            // Pictures of one size are padded to that size.
+            let padded = key == "do_pad" && self.class.is_some_and(|class| class.resizing == Resizing::Boxes);
+            if !known && !nothing && !padded {
+                let whose = self.class.map_or("files that name no processor", |class| class.name);
+                return Err(format!("`{key}` is {value}, which is not supported for {whose}; {CURE}"));
+            }
+        }
+        if self.given("ensure_multiple_of").is_some_and(|value| value.as_u64() != Some(1)) {
+            return Err(format!("`ensure_multiple_of` is not supported; {CURE}"));
+        }
+        Ok(())
+    }
+
+    /// Sets the resize, and the crop where it belongs to it.
+    fn resize(&self, preprocess: &mut Preprocess) -> Result<(), String> {
+        let default = self.class.and_then(|class| class.size);
+        let resizing = self.class.map(|class| class.resizing);
+        let size = match (self.given("size"), default) {
+            (Some(value), _) => extent(value, "size", true)?,
+            (None, Some(size)) => size,
+            // Without a class the sizes are left to the model.
+            (None, None) => return Ok(()),
+        };
+        let numeric = self.given("size").is_some_and(Value::is_number);
+        let share = match self.given("crop_pct") {
+            Some(value) => value.as_f64().filter(|share| *share > 0.0),
+            None => self.class.and_then(|class| class.crop_share),
+        };
+        let enlarged = |short: usize| share.map_or(short, |share| (short as f64 / share) as usize);
+        preprocess.resize = Some(match (size, resizing) {
+            (Extent::One(_), None) if numeric => {
+                return Err(format!("`size` is a number, which means other things to other processors; {CURE}"));
+            }
+            (Extent::One(side), Some(Resizing::Square)) if numeric => Extent::Exact([side, side]),
+            (Extent::One(_), Some(Resizing::Boxes)) => {
+                return Err(format!("`size` of a detector that keeps the shape of the picture; {CURE}"));
+            }
+            (Extent::One(short), Some(Resizing::Levit)) => Extent::One((256.0 / 224.0 * short as f64) as usize),
+            // Below 384 pixels the short side is enlarged and the middle cut out, from there on the picture is warped.
+            (Extent::One(short), Some(Resizing::ConvNext)) if short < 384 => {
+                preprocess.crop = Some(preprocess.crop.unwrap_or(Extent::Exact([short, short])));
+                Extent::One(enlarged(short))
+            }
+            (Extent::One(short), Some(Resizing::ConvNext)) => Extent::Exact([short, short]),
+            (Extent::Exact(_), Some(Resizing::ConvNext)) => {
+                return Err(format!("`size` of ConvNext is its `shortest_edge`; {CURE}"));
+            }
+            (Extent::One(short), Some(Resizing::PoolFormer)) => Extent::One(enlarged(short)),
+            (Extent::Exact([height, width]), Some(Resizing::PoolFormer)) if share.is_some() => {
+                if height == width {
+                    Extent::One(enlarged(height))
+                } else {
+                    Extent::Exact([enlarged(height), enlarged(width)])
+                }
+            }
+            (size, _) => size,
+        });
+        Ok(())
+    }
+
+    fn triple(&self, key: &str, default: Option<[f64; 3]>) -> Result<Option<[f64; 3]>, String> {
+        let Some(value) = self.given(key) else { return Ok(default) };
+        let numbers: Option<Vec<f64>> = match value {
+            Value::Array(list) => list.iter().map(Value::as_f64).collect(),
+            number => number.as_f64().map(|number| vec![number]),
+        };
+        match numbers.as_deref() {
+            Some(&[one]) => Ok(Some([one; 3])),
+            Some(&[r, g, b]) => Ok(Some([r, g, b])),
+            _ => Err(format!("`{key}` is {value}; three numbers are expected")),
+        }
+    }
+}
+
+fn boolean(value: &Value, key: &str) -> Result<bool, String> {
+    value.as_bool().ok_or_else(|| format!("`{key}` is {value}; true or false is expected"))
+}
+
+fn exact(extent: Extent) -> Extent {
+    match extent {
+        Extent::One(side) => Extent::Exact([side, side]),
+        Extent::Exact(_) => extent,
+    }
+}
+
+/// A number, `{"shortest_edge": N}` where that is allowed, or `{"height": N, "width": N}`.
+fn extent(value: &Value, key: &str, shortest: bool) -> Result<Extent, String> {
     let number = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
-    let side = |name: &str| value.get(name).and_then(number);
-    number(value)
-        .or_else(|| side("shortest_edge"))
-        .map(Extent::One)
-        .or_else(|| Some(Extent::Exact([side("height")?, side("width")?])))
-        .ok_or_else(|| format!("`{key}` is {value}; a number, `shortest_edge`, or `height` and `width` is expected"))
+    let expected = if shortest {
+        "a number, `shortest_edge`, or `height` and `width`"
+    } else {
+        "a number, or `height` and `width`"
+    };
+    let parts: Vec<(&str, &Value)> = value
+        .as_object()
+        .map(|parts| {
+            parts.iter().filter(|(_, part)| !part.is_null()).map(|(name, part)| (name.as_str(), part)).collect()
+        })
+        .unwrap_or_default();
+    let found = match parts[..] {
+        [] => number(value).map(Extent::One),
+        [("shortest_edge", short)] if shortest => number(short).map(Extent::One),
+        [("height", height), ("width", width)] => number(height).zip(number(width)).map(|(h, w)| Extent::Exact([h, w])),
+        _ => None,
+    };
+    found.ok_or_else(|| format!("`{key}` is {value}; {expected} is supported: {CURE}"))
 }
 
 /// Pillow's filter numbers.
-fn interpolation(value: Option<&Value>) -> Result<Interpolation, String> {
-    match value.and_then(Value::as_u64) {
+fn interpolation(value: &Value) -> Result<Interpolation, String> {
+    match value.as_u64() {
         Some(0) => Ok(Interpolation::Nearest),
         Some(1) => Ok(Interpolation::Lanczos),
-        None | Some(2) => Ok(Interpolation::Bilinear),
+        Some(2) => Ok(Interpolation::Bilinear),
         Some(3) => Ok(Interpolation::Bicubic),
         Some(4) => Ok(Interpolation::Box),
         Some(5) => Ok(Interpolation::Hamming),
-        Some(other) => Err(format!("`resample` is {other}; 0 to 5 are known")),
-    }
-}
-
-fn triple(json: &Value, key: &str) -> Result<Option<[f64; 3]>, String> {
-    let Some(value) = json.get(key).filter(|value| !value.is_null()) else { return Ok(None) };
-    let numbers: Option<Vec<f64>> = value.as_array().and_then(|list| list.iter().map(Value::as_f64).collect());
-    match numbers.as_deref() {
-        Some(&[one]) => Ok(Some([one; 3])),
-        Some(&[r, g, b]) => Ok(Some([r, g, b])),
-        _ => Err(format!("`{key}` is {value}; three numbers are expected")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn vit_clip_and_convnext() {
-        let vit = parse(&json!({"do_resize": true, "size": {"height": 224, "width": 224}, "resample": 2,
-            "do_rescale": true, "rescale_factor": 0.003_921_568_627_450_98, "do_normalize": true,
-            "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}))
-        .unwrap();
-        assert_eq!((vit.resize, vit.crop), (Some(Extent::Exact([224, 224])), None));
-        assert_eq!(vit.mean, [0.5; 3]);
-        let clip = parse(&json!({"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224},
-            "do_center_crop": true, "resample": 3}))
-        .unwrap();
-        assert_eq!((clip.resize, clip.crop), (Some(Extent::One(224)), Some(Extent::Exact([224, 224]))));
-        assert_eq!(clip.interpolation, Interpolation::Bicubic);
-        let convnext = parse(&json!({"size": {"shortest_edge": 224}, "crop_pct": 0.875})).unwrap();
-        assert_eq!((convnext.resize, convnext.crop), (Some(Extent::One(256)), Some(Extent::Exact([224, 224]))));
-    }
-
-    #[test]
-    fn what_is_not_understood_is_refused() {
-        assert!(parse(&json!({"size": "big"})).unwrap_err().contains("`size`"));
-        assert!(parse(&json!({"do_pad": true})).unwrap_err().contains("do_pad"));
-        assert!(parse(&json!({"image_std": [0, 0, 0], "image_mean": [0, 0, 0]})).is_err());
+        _ => Err(format!("`resample` is {value}; 0 to 5 are known")),
     }
 }

@@ -206,29 +206,55 @@ impl Dataset for ImageDataset {
 }
 
 /// Files of a folder.
+#[derive(Default)]
 pub(super) struct Listing {
     /// Name within the folder and path, sorted by name.
     pub(super) files: Vec<(String, PathBuf)>,
     /// The class folders, sorted, when the folder holds one folder a class.
     pub(super) classes: Vec<String>,
-    /// Files that are neither images nor hidden.
+    /// Files that are neither images nor hidden, and images beside the folders that hold most of them.
     pub(super) skipped: Vec<SampleError>,
+    /// What lies in folders that are not read, since the folder itself holds as many samples or more.
+    pub(super) unread: Option<String>,
 }
 
-/// Lists a folder: its own files, or those of its folders when it holds no images itself. Hidden files are ignored.
-pub(super) fn list(folder: &Path, endings: &[&str]) -> Result<Listing, DatasetError> {
-    let mut listing = Listing { files: Vec::new(), classes: Vec::new(), skipped: Vec::new() };
+/// Lists a folder: its own files, or those of its folders (but not `except`, which holds labels) when they hold more.
+/// Hidden files are ignored.
+pub(super) fn list(folder: &Path, endings: &[&str], except: Option<&Path>) -> Result<Listing, DatasetError> {
+    let mut own = Listing::default();
     let mut folders = Vec::new();
-    scan(folder, "", endings, &mut listing, &mut folders)?;
-    if listing.files.is_empty() {
-        folders.sort();
-        for name in folders {
-            let before = listing.files.len();
-            scan(&folder.join(&name), &format!("{}/", escape(&name)), endings, &mut listing, &mut Vec::new())?;
-            if listing.files.len() > before {
-                listing.classes.push(escape(&name));
-            }
+    scan(folder, "", endings, &mut own, &mut folders)?;
+    folders.sort();
+    let except = except.and_then(|path| path.canonicalize().ok());
+    let mut below = Listing::default();
+    let mut failure = None;
+    for name in folders {
+        let path = folder.join(&name);
+        if except.is_some() && path.canonicalize().ok() == except {
+            continue;
         }
+        let before = below.files.len();
+        let scanned = scan(&path, &format!("{}/", escape(&name)), endings, &mut below, &mut Vec::new());
+        failure = failure.or(scanned.err());
+        if below.files.len() > before {
+            below.classes.push(escape(&name));
+        }
+    }
+    let mut listing = if below.files.len() > own.files.len() {
+        let reason = "it lies beside the folders that hold most of the samples".to_owned();
+        let beside = own.files.into_iter().map(|(sample, _)| SampleError { sample, reason: reason.clone() });
+        below.skipped.extend(own.skipped.into_iter().chain(beside));
+        below
+    } else {
+        if let Some((first, _)) = below.files.iter().min() {
+            let (count, folders) = (below.files.len(), below.classes.len());
+            own.unread = Some(format!("{count} in {folders} folders below (the first is {first})"));
+        }
+        own
+    };
+    // A folder that cannot be read matters where its files would be samples.
+    if let Some(failure) = failure.filter(|_| listing.files.is_empty() || !listing.classes.is_empty()) {
+        return Err(failure);
     }
     listing.files.sort();
     listing.skipped.sort_by(|a, b| a.sample.cmp(&b.sample));
@@ -260,7 +286,9 @@ fn scan(
         if endings.contains(&ending.as_str()) {
             listing.files.push((id, path));
         } else {
-            listing.skipped.push(SampleError { sample: id, reason: "no image by its ending".to_owned() });
+            listing
+                .skipped
+                .push(SampleError { sample: id, reason: "its ending is none of those that are read".to_owned() });
         }
     }
     Ok(())
@@ -328,7 +356,7 @@ mod tests {
             std::fs::create_dir_all(folder.path().join(class)).unwrap();
             std::fs::write(folder.path().join(class).join(file), b"x").unwrap();
         }
-        let listing = list(folder.path(), &["png"]).unwrap();
+        let listing = list(folder.path(), &["png"], None).unwrap();
         let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
         assert_eq!(ids, ["10/a b.png", "2/c\nd.PNG"]);
         assert_eq!(folder_labels(&listing, &BTreeMap::new()), (vec![Some(10), Some(2)], None));

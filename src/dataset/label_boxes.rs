@@ -85,7 +85,7 @@ impl BoxLabels {
         category_ids: &[u64],
     ) -> Result<Option<Self>, DatasetError> {
         if path.is_dir() {
-            let files = list(path, &["txt"])?.files;
+            let files = list(path, &["txt"], None)?.files;
             return if files.is_empty() { Ok(None) } else { Self::yolo(path, files, classes).map(Some) };
         }
         let json = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json"));

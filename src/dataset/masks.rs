@@ -33,7 +33,7 @@ impl Masks {
     pub(super) fn open(path: &Path) -> Result<Option<Self>, DatasetError> {
         let mut by_name = BTreeMap::new();
         if path.is_dir() {
-            for (name, file) in list(path, &["png"])?.files {
+            for (name, file) in list(path, &["png"], None)?.files {
                 by_name.insert(name, file);
             }
             if by_name.is_empty() {

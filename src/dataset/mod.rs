@@ -196,11 +196,17 @@ const THUMBNAIL: usize = 96;
 /// Endings of files that are read as images.
 const IMAGE_ENDINGS: [&str; 8] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib"];
 
-/// True when a path holds images, so that preprocessing is needed.
+/// True when a path holds images (and no more arrays than images), so that preprocessing is needed.
 pub fn holds_images(path: &Path) -> bool {
     match ending(path).as_str() {
         "npy" | "npz" | "json" => false,
-        _ => !path.is_dir() || images::list(path, &["npz"]).map_or(true, |listing| listing.files.is_empty()),
+        _ if !path.is_dir() => true,
+        // A few of one kind among many of the other are not what the folder is for.
+        _ => match [&["npz"][..], &IMAGE_ENDINGS].map(|endings| images::list(path, endings, None)) {
+            [Ok(arrays), Ok(images)] => arrays.files.len() <= images.files.len(),
+            [Ok(arrays), Err(_)] => arrays.files.is_empty(),
+            _ => true,
+        },
     }
 }
 
@@ -226,17 +232,40 @@ pub fn open(options: &DataOptions<'_>) -> Result<Collection, DatasetError> {
                 .to_owned(),
         });
     }
+    let left_out = left_out(&collection.passed_over);
+    collection.notes.extend(left_out);
     for (class, name) in options.classes {
         collection.names.insert(*class, name.clone());
     }
     Ok(collection)
 }
 
+/// Files that were passed over, counted by reason and ending.
+fn left_out(passed_over: &[SampleError]) -> Option<String> {
+    let mut groups: BTreeMap<(&str, String), Vec<&str>> = BTreeMap::new();
+    for SampleError { sample, reason } in passed_over {
+        groups.entry((reason, ending(Path::new(sample)))).or_default().push(sample);
+    }
+    let group = |((reason, ending), samples): (&(&str, String), &Vec<&str>)| {
+        let ending = if ending.is_empty() { "no ending".to_owned() } else { format!(".{ending}") };
+        format!("{} with {ending}, as {}: {reason}", samples.len(), samples[0])
+    };
+    let groups: Vec<String> = groups.iter().map(group).collect();
+    (!groups.is_empty()).then(|| format!("files left out of the data: {}", groups.join("; ")))
+}
+
+/// Says which samples in folders below are not read.
+fn unread(listing: &images::Listing) -> Option<String> {
+    let unread = listing.unread.as_ref()?;
+    Some(format!("samples left out of the data: {unread}; the folder itself holds as many or more"))
+}
+
 fn open_arrays(options: &DataOptions<'_>, folder: bool) -> Result<Collection, DatasetError> {
-    let mut passed_over = Vec::new();
+    let (mut passed_over, mut left_unread) = (Vec::new(), None);
     let mut data = if folder {
-        let listing = images::list(options.path, &["npz"])?;
-        passed_over = listing.skipped;
+        let listing = images::list(options.path, &["npz"], options.labels)?;
+        left_unread = unread(&listing);
+        passed_over = listing.skipped.into_iter().filter(|skipped| !is_label_file(skipped, options.labels)).collect();
         let names = listing.files.into_iter().map(|(name, _)| name).collect();
         arrays::ArrayDataset::files(options.path, names, options.inputs)
     } else if ending(options.path) == "json" {
@@ -257,7 +286,7 @@ fn open_arrays(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         names = labels.names;
         label_source = Some(file.display().to_string());
     }
-    let notes = data.notes().to_vec();
+    let notes = data.notes().iter().cloned().chain(left_unread).collect();
     Ok(Collection { dataset: Box::new(data), passed_over, names, label_source, notes, training: Vec::new() })
 }
 
@@ -276,13 +305,13 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
             boxes = Some(label_boxes::BoxLabels::yolo(options.path, labels, known)?);
         }
         yaml_names = names;
-        (images::Listing { files, classes: Vec::new(), skipped: Vec::new() }, Vec::new())
+        (images::Listing { files, ..images::Listing::default() }, Vec::new())
     } else if folder {
-        (images::list(options.path, &IMAGE_ENDINGS)?, Vec::new())
+        (images::list(options.path, &IMAGE_ENDINGS, options.labels)?, Vec::new())
     } else {
         read_list(options.path)?
     };
-    let (mut names, mut notes) = (BTreeMap::new(), Vec::new());
+    let (mut names, mut notes) = (BTreeMap::new(), Vec::from_iter(unread(&listing)));
     let mut label_source = (!assigned.is_empty()).then(|| options.path.display().to_string());
     let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
     let mut masks = Vec::new();
@@ -324,19 +353,17 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     for (class, name) in yaml_names {
         names.entry(class).or_insert(name);
     }
-    // The label and class files of a data set often lie beside its images; they are no failed samples.
-    let known = |path: Option<&Path>| path.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-    let labels_file = known(options.labels);
-    let passed_over = listing
-        .skipped
-        .into_iter()
-        .filter(|skipped| Some(&skipped.sample) != labels_file.as_ref() && !is_text(&skipped.sample))
-        .collect();
+    let passed_over = listing.skipped.into_iter().filter(|skipped| !is_label_file(skipped, options.labels)).collect();
     Ok(Collection { dataset: Box::new(dataset), passed_over, names, label_source, notes, training })
 }
 
-fn is_text(name: &str) -> bool {
-    matches!(ending(Path::new(name)).as_str(), "txt" | "csv" | "json" | "md" | "toml" | "yaml")
+/// The label and class files of a data set often lie beside its samples; they are no failed samples.
+fn is_label_file(skipped: &SampleError, labels: Option<&Path>) -> bool {
+    let labels = labels.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    let is_text = |name: &str| {
+        matches!(ending(Path::new(name)).as_str(), "txt" | "csv" | "json" | "md" | "toml" | "yaml" | "yml" | "xml")
+    };
+    Some(&skipped.sample) == labels.as_ref() || is_text(&skipped.sample)
 }
 
 /// A list file: a path a line, with or without a label behind it; relative paths start at the list's folder.
@@ -378,7 +405,7 @@ fn read_list(path: &Path) -> Result<(images::Listing, Vec<Option<u32>>), Dataset
     let labels: Vec<Option<u32>> = rows.iter().map(|(_, _, label)| *label).collect();
     let labels = if labels.iter().all(Option::is_none) { Vec::new() } else { labels };
     let files = rows.into_iter().map(|(name, file, _)| (name, file)).collect();
-    Ok((images::Listing { files, classes: Vec::new(), skipped: Vec::new() }, labels))
+    Ok((images::Listing { files, ..images::Listing::default() }, labels))
 }
 
 fn ending(path: &Path) -> String {

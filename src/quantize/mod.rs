@@ -218,9 +218,8 @@ pub fn quantize(
     let mut model = model.clone();
     let precision = options.scheme.precision;
     let half = half_type(options)?;
-    let ranks = facts::ranks(model.graph(), shapes);
     let opset = needed_opset(&model, precision, half);
-    upgrade::raise_opset(&mut model, opset, &ranks)?;
+    upgrade::raise_opset(&mut model, opset, shapes)?;
     let recovered = table.and_then(|table| table.recovered.as_ref()).filter(|_| precision == Precision::Int8);
     let mut placement = place(&model, shapes, &scheme_with_lifted(options, recovered))?;
     let shifts = match recovered {
@@ -280,7 +279,7 @@ fn with_shifts(table: &CalibrationTable, shifts: BTreeMap<String, Shift>) -> Cal
 /// Operators that cannot be raised.
 pub fn with_opset(model: &Model, shapes: &BTreeMap<String, TensorInfo>, opset: i64) -> Result<Model, QuantizeError> {
     let mut raised = model.clone();
-    upgrade::raise_opset(&mut raised, opset, &facts::ranks(model.graph(), shapes))?;
+    upgrade::raise_opset(&mut raised, opset, shapes)?;
     Ok(raised)
 }
 

@@ -6,20 +6,28 @@
 
 use std::collections::BTreeMap;
 
-use super::{QuantizeError, names::Names};
+use half::{bf16, f16};
+
+use super::{QuantizeError, facts, names::Names, types::element_types};
 use crate::{
+    backend::TensorInfo,
     onnx::{
-        Model,
+        GraphView, Model,
         proto::{AttributeProto, GraphProto, NodeProto, TensorProto},
     },
-    tensor::{Tensor, Values},
+    tensor::{ElementType, Tensor, Values},
 };
 
 /// The oldest opset that can be raised: broadcasting changed with it.
 const OLDEST: i64 = 7;
 
-/// Raises the default opset of `model` to `to`; a newer one stays. `ranks` of tensors, where known, keep Softmax simple.
-pub(super) fn raise_opset(model: &mut Model, to: i64, ranks: &BTreeMap<String, usize>) -> Result<(), QuantizeError> {
+/// Raises the default opset of `model` to `to`; a newer one stays. `shapes` adds what the file does not say of tensors:
+/// ranks keep Softmax simple, and numbers that become inputs take the type of the tensor that they go with.
+pub(super) fn raise_opset(
+    model: &mut Model,
+    to: i64,
+    shapes: &BTreeMap<String, TensorInfo>,
+) -> Result<(), QuantizeError> {
     let from = model.opset("").ok_or(QuantizeError::NoOpset)?;
     if from >= to {
         return Ok(());
@@ -28,7 +36,8 @@ pub(super) fn raise_opset(model: &mut Model, to: i64, ranks: &BTreeMap<String, u
         return Err(QuantizeError::OldOpset { opset: from, oldest: OLDEST });
     }
     let names = Names::of(model.graph());
-    Upgrade { from, to, ranks, names, initializers: Vec::new() }.graph(model.graph_mut())?;
+    let ranks = facts::ranks(model.graph(), shapes);
+    Upgrade { from, to, ranks, infos: shapes.clone(), names, initializers: Vec::new() }.graph(model.graph_mut())?;
     model.set_opset("", to);
     // Operator sets and format versions were released together.
     let ir_version = match to {
@@ -40,17 +49,24 @@ pub(super) fn raise_opset(model: &mut Model, to: i64, ranks: &BTreeMap<String, u
     Ok(())
 }
 
-struct Upgrade<'a> {
+struct Upgrade {
     from: i64,
     to: i64,
-    ranks: &'a BTreeMap<String, usize>,
+    ranks: BTreeMap<String, usize>,
+    /// What is known of tensors, those of the graphs around the one at hand included.
+    infos: BTreeMap<String, TensorInfo>,
     names: Names,
     /// New initializers of the graph at hand.
     initializers: Vec<TensorProto>,
 }
 
-impl Upgrade<'_> {
+impl Upgrade {
     fn graph(&mut self, graph: &mut GraphProto) -> Result<(), QuantizeError> {
+        // Names are unique over all graphs of a model, so what was learnt of others does no harm.
+        for (name, element_type) in element_types(&GraphView::new(graph)?, &self.infos) {
+            let info = TensorInfo { name: name.clone(), element_type: Some(element_type), shape: Vec::new() };
+            self.infos.entry(name).or_insert(info);
+        }
         let outer = std::mem::take(&mut self.initializers);
         for (index, mut node) in std::mem::take(&mut graph.node).into_iter().enumerate() {
             node.subgraphs_mut().try_for_each(|graph| self.graph(graph))?;
@@ -96,16 +112,12 @@ impl Upgrade<'_> {
             }
             "Clip" if self.crosses(11) => {
                 for (input, name) in [(1, "min"), (2, "max")] {
-                    if let Some(bound) = take(&mut node, name).and_then(|attribute| attribute.f) {
-                        self.set_input(&mut node, input, name, Values::F32(vec![bound]), vec![]);
-                    }
+                    self.float_to_input(&mut node, name, input)?;
                 }
             }
             "Pad" if self.crosses(11) => {
                 self.ints_to_input(&mut node, "pads", 1);
-                if let Some(value) = take(&mut node, "value").and_then(|attribute| attribute.f) {
-                    self.set_input(&mut node, 2, "value", Values::F32(vec![value]), vec![]);
-                }
+                self.float_to_input(&mut node, "value", 2)?;
             }
             "Scatter" if self.crosses(11) => node.op_type = Some("ScatterElements".to_owned()),
             "Scan" if self.crosses(9) => return Err("its inputs changed with opset 9"),
@@ -202,6 +214,21 @@ impl Upgrade<'_> {
         }
     }
 
+    /// Turns a number into an input of the type of the node's first input.
+    fn float_to_input(&mut self, node: &mut NodeProto, name: &str, input: usize) -> Result<(), &'static str> {
+        let Some(value) = take(node, name).and_then(|attribute| attribute.f) else { return Ok(()) };
+        let data = node.input.first().and_then(|data| self.infos.get(data)?.element_type);
+        let values = match data {
+            Some(ElementType::F32) => Values::F32(vec![value]),
+            Some(ElementType::F64) => Values::F64(vec![f64::from(value)]),
+            Some(ElementType::F16) => Values::F16(vec![f16::from_f32(value)]),
+            Some(ElementType::Bf16) => Values::Bf16(vec![bf16::from_f32(value)]),
+            _ => return Err("the type of its input is not known or no float"),
+        };
+        self.set_input(node, input, name, values, vec![]);
+        Ok(())
+    }
+
     fn set_input(&mut self, node: &mut NodeProto, input: usize, name: &str, values: Values, shape: Vec<usize>) {
         // The shape is made of the values' own count.
         let Ok(tensor) = Tensor::new(shape, values) else { return };
@@ -234,10 +261,43 @@ mod tests {
     use super::*;
     use crate::quantize::testing::TestModel;
 
+    /// Raises a model whose `x` is `float32`, with the ranks of some tensors.
     fn raise(model: TestModel, to: i64, ranks: &[(&str, usize)]) -> Result<Model, QuantizeError> {
+        let info = |name: &str, rank: usize| TensorInfo {
+            name: name.to_owned(),
+            element_type: Some(ElementType::F32),
+            shape: vec![None; rank],
+        };
+        let x = ("x".to_owned(), info("x", 2));
+        let others = ranks.iter().map(|&(name, rank)| (name.to_owned(), info(name, rank)));
         let mut model = model.build();
-        let ranks = ranks.iter().map(|&(name, rank)| (name.to_owned(), rank)).collect();
-        raise_opset(&mut model, to, &ranks).map(|()| model)
+        raise_opset(&mut model, to, &std::iter::once(x).chain(others).collect()).map(|()| model)
+    }
+
+    #[test]
+    fn numbers_that_become_inputs_have_the_type_of_the_data() {
+        let clip = || node("Clip", &["x"], vec![AttributeProto::float("min", 0.0), AttributeProto::float("max", 6.0)]);
+        let pad = || {
+            let value = AttributeProto::float("value", 0.5);
+            node("Pad", &["x"], vec![AttributeProto::ints("pads", &[0, 0, 1, 1]), value])
+        };
+        let bounds = |element_type: Option<ElementType>, node: NodeProto| {
+            let x = TensorInfo { name: "x".to_owned(), element_type, shape: vec![None, None] };
+            // The operator works in a branch, on a tensor of the graph around it that follows from an input.
+            let inner = TestModel::new(10).node(NodeProto { input: vec!["r".to_owned()], ..node }).build();
+            let branch = NodeProto::new("If", "if", &["c"], &["z"]);
+            let branch = branch.with(AttributeProto::graph("then_branch", inner.graph().clone()));
+            let mut model = TestModel::new(10).op("Relu", &["x"], "r").node(branch).build();
+            raise_opset(&mut model, 13, &BTreeMap::from([("x".to_owned(), x)]))?;
+            let inner = model.graph().node[1].subgraphs().next().unwrap();
+            let values = inner.initializer.iter().map(|tensor| tensor.to_tensor().unwrap().into_parts().1);
+            Ok::<_, QuantizeError>(values.filter(|values| values.element_type().is_float()).collect::<Vec<_>>())
+        };
+        let half = |value: f32| Values::F16(vec![f16::from_f32(value)]);
+        assert_eq!(bounds(Some(ElementType::F16), clip()).unwrap(), [half(0.0), half(6.0)]);
+        assert_eq!(bounds(Some(ElementType::F16), pad()).unwrap(), [half(0.5)]);
+        assert_eq!(bounds(Some(ElementType::F64), pad()).unwrap(), [Values::F64(vec![0.5])]);
+        assert!(bounds(None, clip()).unwrap_err().to_string().contains("type of its input"));
     }
 
     fn node(op_type: &str, inputs: &[&str], attributes: Vec<AttributeProto>) -> NodeProto {
