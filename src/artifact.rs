@@ -3,7 +3,7 @@
 use std::{
     fmt,
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -103,6 +103,27 @@ pub enum ArtifactError {
     },
 }
 
+/// Opens a file to read it. Opening a pipe would wait for a writer for ever.
+///
+/// # Errors
+/// It is not there, cannot be read, or is no regular file.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    File::open(path)
+}
+
+/// The content of a regular file.
+///
+/// # Errors
+/// As [`open_regular`].
+pub fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    open_regular(path)?.read_to_end(&mut content)?;
+    Ok(content)
+}
+
 /// Ending of files that are being written.
 const UNFINISHED: &str = ".calib.tmp";
 
@@ -140,12 +161,15 @@ pub fn write_atomic_with(
         let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);
-        let temporary = tempfile::Builder::new().prefix(&prefix).suffix(UNFINISHED).tempfile_in(folder)?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(UNFINISHED);
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+            // As any other new file: what the user's umask leaves.
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
+        let temporary = builder.tempfile_in(folder)?;
         let mut writer = BufWriter::new(temporary.as_file());
         fill(&mut writer)?;
         writer.flush()?;
@@ -170,16 +194,22 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), ArtifactEr
     })
 }
 
+#[derive(Deserialize)]
+struct Version {
+    format_version: Option<serde_json::Number>,
+}
+
 /// Reads a JSON file that carries a `format_version`, which must be `version`.
 pub fn read_json<T: for<'de> Deserialize<'de>>(
     path: &Path,
     kind: &'static str,
     version: u32,
 ) -> Result<T, ArtifactError> {
-    let bytes = std::fs::read(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
+    let bytes = read_regular(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
     let invalid = |reason: String| ArtifactError::Format { path: path.to_owned(), kind, reason };
-    let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
-    match value.get("format_version").and_then(serde_json::Value::as_u64) {
+    // Straight into the types: a tree of any JSON takes many times the memory of its text.
+    let found: Version = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
+    match found.format_version.as_ref().and_then(serde_json::Number::as_u64) {
         Some(found) if found == u64::from(version) => {}
         Some(found) => {
             return Err(invalid(format!(
@@ -188,7 +218,7 @@ pub fn read_json<T: for<'de> Deserialize<'de>>(
         }
         None => return Err(invalid("it has no `format_version`".to_owned())),
     }
-    serde_json::from_value(value).map_err(|error| invalid(error.to_string()))
+    serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))
 }
 
 #[cfg(test)]
@@ -207,6 +237,18 @@ mod tests {
         assert!(matches!(error, Err(ArtifactError::Write { .. })));
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_new_file_has_the_permissions_of_any_other() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |name: &str| std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+        File::create(folder.path().join("plain")).unwrap();
+        write_atomic(&folder.path().join("ours"), b"").unwrap();
+        assert_eq!(mode("ours"), mode("plain"));
+        assert!(read_regular(folder.path()).unwrap_err().to_string().contains("not a regular file"));
     }
 
     #[test]

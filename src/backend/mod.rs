@@ -3,6 +3,7 @@
 //! A [`Backend`] builds a [`Runner`] from a model; a runner takes named tensors and gives named tensors.
 
 pub mod cuda;
+mod installed;
 pub mod onnxruntime;
 mod place;
 pub mod tensorrt;

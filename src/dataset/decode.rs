@@ -6,7 +6,7 @@
 //! white; here their upper 8 bits count as well.) With the cargo feature `turbojpeg` JPEG files are decoded by libjpeg-turbo, to the same pixels as in
 //! Pillow and OpenCV; the default decoder differs from it by a few levels where chroma is subsampled.
 
-use std::io::Cursor;
+use std::{borrow::Cow, io::Cursor};
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, metadata::Orientation};
 
@@ -25,7 +25,9 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     if bytes.is_empty() {
         return Err("the file is empty".to_owned());
     }
-    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
+    let stripped = without_profiles(bytes);
+    let mut reader =
+        ImageReader::new(Cursor::new(&*stripped)).with_guessed_format().map_err(|error| error.to_string())?;
     let format = reader.format().ok_or("this is no JPEG, PNG, WebP or BMP image")?;
     if format == ImageFormat::Jpeg {
         jpeg::check_complete(bytes)?;
@@ -51,6 +53,32 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     };
     image.apply_orientation(orientation);
     Ok(to_rgb(&image))
+}
+
+/// A PNG file without the packed profiles and texts that nothing here uses: a few kilobytes of them unpack to gigabytes.
+fn without_profiles(bytes: &[u8]) -> Cow<'_, [u8]> {
+    const SIGNATURE: usize = 8;
+    let chunk = |at: usize| {
+        let header = bytes.get(at..at + 8)?;
+        let length = u32::from_be_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        Some((&header[4..8], at.checked_add(length)?.checked_add(12)?))
+    };
+    if !bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
+        return Cow::Borrowed(bytes);
+    }
+    let (mut kept, mut from, mut at) = (Vec::new(), 0, SIGNATURE);
+    while let Some((kind, end)) = chunk(at).filter(|&(_, end)| end <= bytes.len()) {
+        if [b"iCCP", b"zTXt", b"iTXt", b"tEXt"].iter().any(|packed| *packed == kind) {
+            kept.extend_from_slice(&bytes[from..at]);
+            from = end;
+        }
+        at = end;
+    }
+    if from == 0 {
+        return Cow::Borrowed(bytes);
+    }
+    kept.extend_from_slice(&bytes[from..]);
+    Cow::Owned(kept)
 }
 
 fn reason(error: &image::ImageError) -> String {
@@ -97,6 +125,24 @@ mod tests {
         assert_eq!(decode(&png(&gray.into())).unwrap().data, [0x12, 0x12, 0x12, 0xff, 0xff, 0xff]);
         let rgba = ImageBuffer::<Rgba<u8>, _>::from_raw(1, 1, vec![9, 8, 7, 0]).unwrap();
         assert_eq!(decode(&png(&rgba.into())).unwrap().data, [9, 8, 7]);
+    }
+
+    #[test]
+    fn profiles_of_a_png_are_never_unpacked() {
+        let plain = png(&DynamicImage::new_rgb8(3, 2));
+        let with = |kind: &[u8], content: &[u8]| {
+            let length = u32::try_from(content.len()).unwrap().to_be_bytes();
+            let chunk = [&length, kind, content, &[0; 4]].concat();
+            // Behind the header, which has 13 bytes.
+            [&plain[..33], &chunk, &plain[33..]].concat()
+        };
+        assert_eq!(without_profiles(&with(b"iCCP", &[7; 100])), plain);
+        assert_eq!(without_profiles(&with(b"zTXt", b"x")), plain);
+        let orientation = with(b"eXIf", b"II*\0");
+        assert_eq!(without_profiles(&orientation), orientation);
+        let lying = [&plain[..8], &[0xff; 4], b"iCCP", &plain[8..]].concat();
+        assert_eq!(without_profiles(&lying), lying);
+        assert_eq!(decode(&with(b"iCCP", b"not packed at all")).unwrap().data, decode(&plain).unwrap().data);
     }
 
     #[test]

@@ -1,15 +1,20 @@
 //! What the JPEG decoders leave open: noticing a file that was cut off, and exact decoding.
 
+/// Most scans of a picture; encoders make ten or so.
+const MAX_SCANS: usize = 500;
+
 /// Walks the markers to the end of the image, so that a file that was cut off is refused.
 ///
 /// Decoders fill what is missing with grey and call it success. Embedded thumbnails have ends of their own, hence the
 /// walk from segment to segment.
+///
+/// Each scan is a pass over all pixels, however few bytes it has.
 pub(super) fn check_complete(bytes: &[u8]) -> Result<(), String> {
     const END_OF_IMAGE: u8 = 0xd9;
     const START_OF_SCAN: u8 = 0xda;
     let cut = || "the JPEG data are cut off before the end of the image".to_owned();
     let mut rest = bytes.get(2..).ok_or_else(cut)?;
-    let mut in_scan = false;
+    let mut scans = 0;
     loop {
         // Between segments anything but a marker is padding; within a scan it is the data. `FF 00` and the restart
         // markers belong to the data, `FF FF` fills.
@@ -17,13 +22,16 @@ pub(super) fn check_complete(bytes: &[u8]) -> Result<(), String> {
         let marker = rest[at + 1];
         rest = &rest[at + 2..];
         match marker {
-            END_OF_IMAGE if in_scan => return Ok(()),
+            END_OF_IMAGE if scans > 0 => return Ok(()),
             END_OF_IMAGE => return Err("the JPEG file holds no image data".to_owned()),
             0x01 | 0xd0..=0xd8 => {}
             _ => {
                 let length = rest.first_chunk::<2>().map(|&length| usize::from(u16::from_be_bytes(length)));
                 rest = length.and_then(|length| rest.get(length..)).ok_or_else(cut)?;
-                in_scan |= marker == START_OF_SCAN;
+                scans += usize::from(marker == START_OF_SCAN);
+                if scans > MAX_SCANS {
+                    return Err(format!("the JPEG file has more than {MAX_SCANS} scans; refused as a bomb"));
+                }
             }
         }
     }
@@ -36,7 +44,7 @@ pub(super) fn decode_turbo(bytes: &[u8]) -> Result<image::DynamicImage, String> 
 
     let damaged = |error: turbojpeg::Error| format!("it cannot be decoded: {error}");
     let mut decompressor = Decompressor::new().map_err(damaged)?;
-    decompressor.set_scan_limit(500).map_err(damaged)?;
+    decompressor.set_scan_limit(MAX_SCANS).map_err(damaged)?;
     let header = decompressor.read_header(bytes).map_err(damaged)?;
     let format = match header.colorspace {
         Colorspace::Gray => PixelFormat::GRAY,
@@ -84,6 +92,13 @@ mod tests {
         assert!(check_complete(&file).unwrap_err().contains("cut off"));
         file.extend([0xff, 0xd9]);
         assert_eq!(check_complete(&file), Ok(()));
+    }
+
+    #[test]
+    fn thousands_of_scans_are_refused() {
+        let scans = |count| [&[0xff, 0xd8][..], &[0xff, 0xda, 0x00, 0x02].repeat(count), &[0xff, 0xd9]].concat();
+        assert_eq!(check_complete(&scans(500)), Ok(()));
+        assert!(check_complete(&scans(501)).unwrap_err().contains("more than 500 scans"));
     }
 
     #[test]

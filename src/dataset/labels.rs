@@ -1,11 +1,12 @@
 //! The right answers: CSV `file,label[,name]`, lines `name label`, and files of class names.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
 use super::DatasetError;
+use crate::artifact::read_regular;
 
 /// Labels by what the file calls a sample.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,30 +18,40 @@ pub struct Labels {
 }
 
 impl Labels {
-    /// Reads a label file. `classes` resolves labels that are names.
-    pub fn load(path: &Path, classes: &BTreeMap<u32, String>) -> Result<Self, DatasetError> {
+    /// Reads the labels of the samples `ids` from a file; of a list of millions only those take memory. `classes`
+    /// resolves labels that are names.
+    pub fn load(path: &Path, classes: &BTreeMap<u32, String>, ids: &[&str]) -> Result<Self, DatasetError> {
         let text = read_text(path)?;
+        let wanted: BTreeSet<&str> = ids.iter().map(|id| stem(id)).collect();
+        let mut any = false;
         let invalid = |line: usize, reason: String| DatasetError::Labels {
             path: path.to_owned(),
             reason: format!("line {line}: {reason}"),
         };
         let by_class: BTreeMap<&str, u32> = classes.iter().map(|(&index, name)| (name.as_str(), index)).collect();
         let mut labels = Self { path: path.to_owned(), ..Self::default() };
-        for (number, row) in rows(&text, path)? {
+        for row in rows(&text, path) {
+            let (number, row) = row?;
             let [file, label, rest @ ..] = row.as_slice() else {
                 return Err(invalid(number, "a sample and a label are expected".to_owned()));
             };
             let index = match label.parse::<u32>() {
                 Ok(index) => index,
-                Err(_) if labels.by_name.is_empty() && number == 1 && is_header(file, label) => continue,
+                Err(_) if !any && number == 1 && is_header(file, label) => continue,
                 Err(_) => *by_class.get(label.as_str()).ok_or_else(|| {
                     invalid(number, format!("`{label}` is neither a class index nor a name in the class file"))
                 })?,
             };
+            let file = file.replace('\\', "/");
+            // One that belongs to no sample stands for all of them in the error.
+            if any && !wanted.contains(stem(&file)) {
+                continue;
+            }
+            any = true;
             if let Some(name) = rest.first().filter(|name| !name.is_empty()) {
                 labels.names.insert(index, name.clone());
             }
-            if let Some(earlier) = labels.by_name.insert(file.replace('\\', "/"), index)
+            if let Some(earlier) = labels.by_name.insert(file.clone(), index)
                 && earlier != index
             {
                 return Err(invalid(number, format!("`{file}` has the label {index}, and {earlier} before")));
@@ -84,37 +95,33 @@ pub(super) fn is_header(file: &str, label: &str) -> bool {
     known.iter().any(|word| file.to_lowercase().contains(word)) || known.contains(&label.to_lowercase().as_str())
 }
 
+/// The line's number and its columns.
+type Row = (usize, Vec<String>);
+
 /// Rows with their line numbers; commas, semicolons or tabs in the first line separate columns, otherwise the last word
 /// of a line is the label.
-pub(super) fn rows(text: &str, path: &Path) -> Result<Vec<(usize, Vec<String>)>, DatasetError> {
+pub(super) fn rows<'t>(text: &'t str, path: &'t Path) -> Box<dyn Iterator<Item = Result<Row, DatasetError>> + 't> {
     let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
     if let Some(&delimiter) = [b',', b';', b'\t'].iter().find(|&&delimiter| first.contains(char::from(delimiter))) {
-        let mut reader = csv::ReaderBuilder::new()
+        let reader = csv::ReaderBuilder::new()
             .delimiter(delimiter)
             .has_headers(false)
             .flexible(true)
             .trim(csv::Trim::All)
             .from_reader(text.as_bytes());
-        return reader
-            .records()
-            .map(|record| {
-                let record = record
-                    .map_err(|error| DatasetError::Labels { path: path.to_owned(), reason: error.to_string() })?;
-                let line = record.position().map_or(0, |position| position.line() as usize);
-                Ok((line, record.iter().map(str::to_owned).collect()))
-            })
-            .collect();
+        return Box::new(reader.into_records().map(|record| {
+            let record =
+                record.map_err(|error| DatasetError::Labels { path: path.to_owned(), reason: error.to_string() })?;
+            let line = record.position().map_or(0, |position| position.line() as usize);
+            Ok((line, record.iter().map(str::to_owned).collect()))
+        }));
     }
     let split = |line: &str| match line.trim().rsplit_once(char::is_whitespace) {
         Some((file, label)) => vec![file.trim().to_owned(), label.to_owned()],
         None => vec![line.trim().to_owned()],
     };
-    Ok(text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(i, line)| (i + 1, split(line)))
-        .collect())
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    Box::new(lines.map(move |(i, line)| Ok((i + 1, split(line)))))
 }
 
 /// Class names, one a line in the order of the classes; also `index name` or `index,name` lines.
@@ -136,10 +143,13 @@ pub fn load_classes(path: &Path) -> Result<BTreeMap<u32, String>, DatasetError> 
 }
 
 pub(super) fn read_text(path: &Path) -> Result<String, DatasetError> {
-    let bytes = std::fs::read(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
-    let text = String::from_utf8(bytes)
+    let bytes = read_regular(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+    let mut text = String::from_utf8(bytes)
         .map_err(|_| DatasetError::Labels { path: path.to_owned(), reason: "it is not UTF-8 text".to_owned() })?;
-    Ok(text.trim_start_matches('\u{feff}').to_owned())
+    if text.starts_with('\u{feff}') {
+        text.remove(0);
+    }
+    Ok(text)
 }
 
 fn file_name(id: &str) -> &str {
@@ -158,7 +168,8 @@ mod tests {
     fn load(text: &str) -> Result<Labels, DatasetError> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        Labels::load(file.path(), &BTreeMap::from([(3, "cat".to_owned())]))
+        let ids = ["x/a.jpg", "a.png", "b/c.jpg", "d.jpg"];
+        Labels::load(file.path(), &BTreeMap::from([(3, "cat".to_owned())]), &ids)
     }
 
     #[test]
@@ -179,6 +190,15 @@ mod tests {
     fn names_are_looked_up_in_the_classes() {
         assert_eq!(load("a.jpg,cat\n").unwrap().assign(&["a.png"]).unwrap(), [Some(3)]);
         assert!(load("a.jpg,3\nb.jpg,dog\n").unwrap_err().to_string().contains("line 2: `dog`"));
+    }
+
+    #[test]
+    fn only_the_labels_of_samples_are_kept() {
+        let text: String = (0..1000).map(|i| format!("other{i}.jpg,{i},name{i}\n")).collect();
+        let labels = load(&format!("{text}dir\\a.jpg,7,seven\n")).unwrap();
+        assert_eq!(labels.assign(&["x/a.jpg", "d.jpg"]).unwrap(), [Some(7), None]);
+        // The first of the file stands in the message when none matches.
+        assert_eq!((labels.by_name.len(), labels.names.len()), (2, 2));
     }
 
     #[test]

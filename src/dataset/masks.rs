@@ -43,7 +43,8 @@ impl Masks {
         } else {
             let folder = path.parent().unwrap_or(Path::new(""));
             let text = super::labels::read_text(path)?;
-            for (number, row) in rows(&text, path)? {
+            for row in rows(&text, path) {
+                let (number, row) = row?;
                 let [file, mask, ..] = row.as_slice() else { return Ok(None) };
                 if ending(Path::new(mask)) == "png" {
                     by_name.insert(file.replace('\\', "/"), folder.join(mask));

@@ -39,7 +39,7 @@ pub use split::{Split, split};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    artifact::ContentHash,
+    artifact::{ContentHash, read_regular},
     tensor::{ElementType, Tensor, TensorMap},
 };
 
@@ -279,8 +279,8 @@ fn open_arrays(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
             let reason = "a folder of label masks goes with images, and the samples are arrays; give a file of classes";
             return Err(DatasetError::Labels { path: file.to_owned(), reason: reason.to_owned() });
         }
-        let labels = labels::Labels::load(file, options.classes)?;
         let ids: Vec<&str> = (0..data.len()).map(|index| data.id(index)).collect();
+        let labels = labels::Labels::load(file, options.classes, &ids)?;
         let assigned = labels.assign(&ids)?;
         data.set_labels(assigned);
         names = labels.names;
@@ -329,7 +329,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         masks = files.assign(&ids)?;
         label_source = options.labels.map(|path| path.display().to_string());
     } else if let (Some(file), false) = (options.labels, ids.is_empty()) {
-        let labels = labels::Labels::load(file, options.classes)?;
+        let labels = labels::Labels::load(file, options.classes, &ids)?;
         assigned = labels.assign(&ids)?;
         names = labels.names;
         label_source = Some(file.display().to_string());
@@ -369,7 +369,7 @@ fn is_label_file(skipped: &SampleError, labels: Option<&Path>) -> bool {
 /// A list file: a path a line, with or without a label behind it; relative paths start at the list's folder.
 fn read_list(path: &Path) -> Result<(images::Listing, Vec<Option<u32>>), DatasetError> {
     let invalid = |reason: String| DatasetError::Format { path: path.to_owned(), reason };
-    let bytes = std::fs::read(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+    let bytes = read_regular(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
     let text = String::from_utf8(bytes)
         .map_err(|_| invalid("it is neither a folder nor a known file type nor a text list of images".to_owned()))?;
     let folder = path.parent().unwrap_or(Path::new(""));

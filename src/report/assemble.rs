@@ -159,12 +159,8 @@ impl Verdict {
         if !errors.is_empty() {
             sentences.push(format!("{} did not run.", errors.join(", ")));
         }
-        Self { passed: failed.is_empty(), sentence: sentences.join(" "), gates }
-    }
-
-    /// Whether the gates passed; `None` when there were none, and so nothing was decided.
-    pub fn decided(&self) -> Option<bool> {
-        (!self.gates.is_empty()).then_some(self.passed)
+        let passed = (!gates.is_empty()).then_some(failed.is_empty());
+        Self { passed, sentence: sentences.join(" "), gates }
     }
 }
 
@@ -301,13 +297,13 @@ mod tests {
         let broken = Precision { error: Some("no kernel".into()), ..Precision::new("fp8", "tensorrt") };
         let failed = gate(Metric::Top1, 0.98, Some(0.9765), false);
         let verdict = Verdict::new(vec![failed, gate(Metric::SqnrDb, 15.0, Some(18.44), true)], &[broken]);
-        assert!(!verdict.passed);
+        assert_eq!((verdict.passed, Verdict::new(Vec::new(), &[]).passed), (Some(false), None));
         assert_eq!(
             verdict.sentence,
             "1 of 2 gates failed: int8 on tensorrt has top1 97.65\u{a0}%, at least 98\u{a0}% is asked for. \
              fp8 · tensorrt did not run."
         );
-        assert!(Verdict::new(vec![gate(Metric::MaxAbs, 0.1, Some(0.05), true)], &[]).passed);
+        assert_eq!(Verdict::new(vec![gate(Metric::MaxAbs, 0.1, Some(0.05), true)], &[]).passed, Some(true));
         assert_eq!(gate(Metric::Top1, 0.98, Some(0.97998), false).result.shown(), "97.998\u{a0}%");
         assert_eq!(gate(Metric::SqnrDb, 24.0, Some(23.995_627_4), false).result.shown(), "23.996\u{a0}dB");
         let unmeasured = Verdict::new(vec![gate(Metric::Accuracy, 0.1, None, false)], &[]);

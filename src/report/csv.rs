@@ -5,6 +5,17 @@ use std::io::Write;
 use super::Layer;
 use crate::calibrate::Method;
 
+/// A text that a spreadsheet shows and never computes, and a terminal shows and never obeys: a cell that begins a formula
+/// gets an apostrophe in front, and control characters are written as escapes.
+pub(super) fn text_field(text: &str) -> String {
+    let shown = text.chars().flat_map(|c| {
+        let escaped = c.is_control().then(|| c.escape_default());
+        escaped.into_iter().flatten().chain((!c.is_control()).then_some(c))
+    });
+    let begins = text.trim_start().starts_with(['=', '+', '-', '@']);
+    begins.then_some('\'').into_iter().chain(shown).collect()
+}
+
 /// Writes the layers; what was not measured is an empty field.
 pub fn layers_csv(layers: &[Layer], to: impl Write) -> csv::Result<()> {
     let methods = [
@@ -33,7 +44,7 @@ pub fn layers_csv(layers: &[Layer], to: impl Write) -> csv::Result<()> {
     let double = |value: Option<f64>| value.map_or_else(String::new, |v| v.to_string());
     let single = |value: Option<f32>| value.map_or_else(String::new, |v| v.to_string());
     for layer in layers {
-        let names = [&layer.node, &layer.op_type, &layer.tensor, &layer.precision].map(Clone::clone);
+        let names = [&layer.node, &layer.op_type, &layer.tensor, &layer.precision].map(|name| text_field(name));
         let errors = [layer.graphwise_sqnr_db, layer.layerwise_sqnr_db, layer.cosine, layer.weight_sqnr_db].map(double);
         let range = [layer.min, layer.max, layer.amax, layer.scale].map(single);
         let thresholds = methods.map(|(_, method)| single(layer.candidates.get(&method).copied()));
@@ -47,6 +58,14 @@ pub fn layers_csv(layers: &[Layer], to: impl Write) -> csv::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_neither_formulas_nor_commands() {
+        assert_eq!(text_field("=HYPERLINK(\"x\")"), "'=HYPERLINK(\"x\")");
+        assert_eq!(text_field(" @SUM(1)"), "' @SUM(1)");
+        assert_eq!(text_field("a\u{1b}[2J\tb"), "a\\u{1b}[2J\\tb");
+        assert_eq!(text_field("/features/0=1, \"é\""), "/features/0=1, \"é\"");
+    }
     use crate::report::example::{Size, report};
 
     #[test]

@@ -34,7 +34,7 @@ pub use model::{
     Verdict,
 };
 
-pub use regression::{LATENCY_NOISE, Regressions, SHARE_NOISE, SQNR_NOISE_DB, regressions};
+pub use regression::{LATENCY_NOISE, Regressions, SHARE_NOISE, SQNR_NOISE_DB, regressions, unlike};
 pub use runs::{Run, runs_html, runs_table};
 pub use summary::summary;
 pub use table::Table;

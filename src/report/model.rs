@@ -217,11 +217,11 @@ pub struct CandidateResult {
 /// The decision.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Verdict {
-    /// Every gate passed.
-    pub passed: bool,
+    /// Whether every gate passed; null when there were none, and so nothing was decided.
+    pub passed: Option<bool>,
     /// The decision in one sentence.
     pub sentence: String,
-    /// The thresholds that decide; without any, every run passes.
+    /// The thresholds that decide.
     pub gates: Vec<Gate>,
 }
 

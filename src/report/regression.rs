@@ -4,7 +4,7 @@
 //! [`LATENCY_NOISE`] and only when machine and mode are the same.
 
 use super::{
-    format,
+    Report, format,
     metrics::{Quality, Subject, outcome},
     runs::Run,
     table::{Cell, Column, Table, Tone},
@@ -68,6 +68,40 @@ pub fn regressions(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Regressions {
         .sort_by_key(|row| ["worse", "gone", "better", "new"].iter().position(|w| row[3].shows(w)).unwrap_or(9));
     result.table.drop_empty_columns();
     result
+}
+
+/// What makes figures of a run and of its like in the baseline no measure of each other, in sentences.
+pub fn unlike(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Vec<String> {
+    let name = |run: &Run<'_>| format::file_name(&run.report.model.path).to_owned();
+    let mut sentences = Vec::new();
+    for run in runs {
+        for base in baseline.iter().filter(|base| name(base) == name(run)) {
+            let (new, old) = (run.report, base.report);
+            let gates = |report: &Report| {
+                let asked = report.verdict.gates.iter().map(super::Gate::condition);
+                asked.collect::<std::collections::BTreeSet<_>>()
+            };
+            let mut differ = |what: String| {
+                sentences.push(format!("{} and its baseline {} differ in {what}", run.name, base.name));
+            };
+            if new.dataset.random_data || old.dataset.random_data {
+                differ("nothing that counts: the inputs of at least one are random".to_owned());
+            }
+            let (samples, before) = (&new.dataset.evaluation, &old.dataset.evaluation);
+            if samples.len() != before.len() {
+                differ(format!("the number of evaluation samples: {} and {}", samples.len(), before.len()));
+            } else if samples != before {
+                differ("their evaluation samples".to_owned());
+            }
+            if new.dataset.preprocess != old.dataset.preprocess {
+                differ("their preprocessing".to_owned());
+            }
+            if gates(new) != gates(old) {
+                differ("their gates".to_owned());
+            }
+        }
+    }
+    sentences
 }
 
 impl Regressions {
@@ -215,6 +249,29 @@ mod tests {
             result.table.rows.iter().find(|row| row[1].shows("int8") && row[2].shows("tensorrt")).unwrap().clone(),
             result.worse,
         )
+    }
+
+    #[test]
+    fn runs_over_other_data_or_gates_are_said_to_be_unlike() {
+        use crate::report::example::{Size, report};
+        let old = report(&Size { layers: 0, flips: 0 });
+        let said = |new: &Report| {
+            let said = unlike(&[Run { name: "new", report: new }], &[Run { name: "old", report: &old }]);
+            said.into_iter()
+                .map(|s| s.replace("new and its baseline old differ in ", ""))
+                .collect::<Vec<_>>()
+                .join("; ")
+        };
+        let mut new = old.clone();
+        assert_eq!(said(&new), "");
+        new.verdict.gates.pop();
+        assert_eq!(said(&new), "their gates");
+        new.dataset.preprocess = None;
+        new.dataset.evaluation.push("one more".to_owned());
+        assert!(said(&new).starts_with("the number of evaluation samples: "), "{}", said(&new));
+        assert!(said(&new).ends_with("their preprocessing; their gates"), "{}", said(&new));
+        new.model.path = "other.onnx".to_owned();
+        assert_eq!(said(&new), "");
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub fn runs_html(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Result<String, askam
     let (scatter, legend, measure) = scatter(runs);
     let random = runs.iter().chain(baseline).any(|run| run.report.dataset.random_data);
     let regressions = (!baseline.is_empty()).then(|| regressions(runs, baseline));
-    let decided = |as_this| runs.iter().filter(|run| run.report.verdict.decided() == Some(as_this)).count();
+    let decided = |as_this| runs.iter().filter(|run| run.report.verdict.passed == Some(as_this)).count();
     let (passed, failed) = (decided(true), decided(false));
     let nonce = nonce(&format!("{table:?}{regressions:?}"));
     let choices = table.rows.iter().map(|row| row[2].text.as_str()).collect::<BTreeSet<_>>().into_iter().collect();

@@ -14,7 +14,7 @@ pub fn summary(report: &Report) -> String {
     let mark = |passed| if passed { "✅" } else { "❌" };
     let mut lines = vec![format!(
         "### {}calib: {}\n",
-        report.verdict.decided().map_or_else(String::new, |passed| format!("{} ", mark(passed))),
+        report.verdict.passed.map_or_else(String::new, |passed| format!("{} ", mark(passed))),
         markdown_text(format::file_name(&report.model.path))
     )];
     if report.dataset.random_data {

@@ -1,6 +1,6 @@
 //! Tables that look the same on every page and can be taken away as CSV or Markdown.
 
-use super::format::MISSING;
+use super::{csv::text_field, format::MISSING};
 
 /// Rows of cells under named columns.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -157,7 +157,7 @@ impl Table {
             writer.write_record(self.columns.iter().zip(row).map(|(column, cell)| match cell.value {
                 Some(value) => value.to_string(),
                 None if column.numeric => String::new(),
-                None => cell.text.clone(),
+                None => text_field(&cell.text),
             }))?;
         }
         let bytes = writer.into_inner().map_err(|error| std::io::Error::other(error.to_string()))?;
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn csv_has_exact_values_and_names() {
-        assert_eq!(table().csv().unwrap(), "model,latency_ms\n\"a|b\n<script>, \"\"x\"\"\",1.25\nc,\n");
+        assert_eq!(table().csv().unwrap(), "model,latency_ms\n\"a|b\\n<script>, \"\"x\"\"\",1.25\nc,\n");
     }
 
     #[test]

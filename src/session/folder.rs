@@ -41,9 +41,10 @@ impl OutputFolder {
             PathBuf::from("runs").join(model)
         });
         std::fs::create_dir_all(&path).within(|| format!("cannot make the output folder {}", path.display()))?;
+        check_inputs(config, &path)?;
         let lock_path = path.join(".lock");
         let cannot_lock = || format!("cannot lock {}", lock_path.display());
-        let lock = File::create(&lock_path).within(cannot_lock)?;
+        let lock = open_lock(&lock_path).within(cannot_lock)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -60,6 +61,41 @@ impl OutputFolder {
         }
         Ok(Self { path, _lock: lock })
     }
+}
+
+/// Refuses a folder of results whose files take the places of the inputs that lie in it.
+fn check_inputs(config: &RunConfig, folder: &Path) -> Result<(), PipelineError> {
+    let inputs = [&config.model, &config.data, &config.labels, &config.classes, &config.preprocessor];
+    let Ok(folder) = folder.canonicalize() else { return Ok(()) };
+    for input in inputs.into_iter().flatten() {
+        let Ok(file) = input.canonicalize() else { continue };
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        if file.parent() == Some(&*folder) && is_result(&name) {
+            bail!(
+                "{} is an input and would be written over: a file of this name is a result; choose another --out",
+                input.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Names that `run` and `bisect` write.
+fn is_result(name: &str) -> bool {
+    let fixed =
+        ["calibration.json", "calibration.cache", "histograms.calib", "layers.csv", "bisect.json", "bisect.html"];
+    let precisions = ["fp32", "fp16", "bf16", "int8", "fp8", "plan"];
+    let model = name.strip_prefix("model.").and_then(|rest| rest.split('.').next());
+    fixed.contains(&name) || name.starts_with("report.") || model.is_some_and(|kind| precisions.contains(&kind))
+}
+
+/// Opens the file that is locked, and never what a link in its place leads to.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.create(true).write(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options.open(path)
 }
 
 impl Deref for OutputFolder {
@@ -84,6 +120,18 @@ mod tests {
         assert!(check("").unwrap_err().contains("it is a folder"));
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn a_link_in_the_place_of_the_lock_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let precious = folder.path().join("precious");
+        std::fs::write(&precious, "content").unwrap();
+        std::os::unix::fs::symlink(&precious, folder.path().join(".lock")).unwrap();
+        let config = RunConfig { out: Some(folder.path().to_owned()), ..RunConfig::default() };
+        assert!(OutputFolder::open(&config).unwrap_err().to_string().contains("cannot lock"));
+        assert_eq!(std::fs::read(&precious).unwrap(), b"content");
+    }
+
     #[test]
     fn one_at_a_time_and_no_litter() {
         let folder = tempfile::tempdir().unwrap();
@@ -95,5 +143,17 @@ mod tests {
         drop(held);
         let again = OutputFolder::open(&config).unwrap();
         assert!(!again.join(".report.json.Ab3.calib.tmp").exists() && again.join("mine.tmp").exists());
+    }
+
+    #[test]
+    fn results_do_not_take_the_place_of_a_model_in_their_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |name: &str| {
+            let model = folder.path().join(name);
+            std::fs::write(&model, b"").unwrap();
+            check_inputs(&RunConfig { model: Some(model), ..RunConfig::default() }, folder.path()).is_ok()
+        };
+        assert!(!check("model.int8.onnx") && !check("model.plan.onnx") && !check("report.json"));
+        assert!(check("model.onnx") && check("resnet.onnx"));
     }
 }

@@ -14,6 +14,15 @@ pub fn share_one_heap() {
     }
 }
 
+/// A file beyond the limit of the user's file sizes is then an error of the write, and not the end of the process.
+pub fn refuse_large_files_by_error() {
+    #[cfg(unix)]
+    // SAFETY: ignoring a signal runs no code of ours.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
 /// Limits the memory that the process can write to, to `megabytes` or to what the machine or the container has. A model
 /// that computes a huge shape is then refused by the allocation, with the node's name; without, the system ends some
 /// process when memory runs out.

@@ -23,6 +23,7 @@ mod doctor;
 mod guard;
 mod inspect;
 mod memory;
+mod overwrites;
 mod quantize;
 mod report;
 mod run;
@@ -43,11 +44,13 @@ pub enum ExitStatus {
 pub fn main(global: &GlobalArgs, command: Command) -> ExitCode {
     let printer = Printer::new(global);
     memory::share_one_heap();
+    memory::refuse_large_files_by_error();
     start_logging(global, &printer);
     let name = command_name(&command);
     guard::stop_on_signals(&printer, name);
     guard::guarded(&printer, name, || {
         memory::limit(global.max_memory_mb)?;
+        overwrites::check(&command)?;
         dispatch(&printer, global, command)
     })
 }

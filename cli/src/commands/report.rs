@@ -1,6 +1,6 @@
 //! `calib report`: a page made again from one run, or one page over many.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -8,8 +8,21 @@ use super::{ExitStatus, Printer};
 use crate::args::ReportArgs;
 use trtcalib::{
     artifact::write_atomic,
-    report::{Report, Run, html, runs_html, runs_table, summary},
+    report::{Report, Run, html, regressions, runs_html, runs_table, summary, unlike},
 };
+
+/// What `--json` prints.
+#[derive(serde::Serialize)]
+struct Outcome<'a> {
+    output: &'a Path,
+    /// Whether nothing is worse than the baseline; null without one.
+    passed: Option<bool>,
+    /// Precisions compared with the baseline.
+    compared: usize,
+    worse: usize,
+    /// Why figures are no measure of those of the baseline.
+    unlike: Vec<String>,
+}
 
 /// Renders.
 pub(super) fn report(printer: &Printer, args: &ReportArgs) -> anyhow::Result<ExitStatus> {
@@ -21,17 +34,40 @@ pub(super) fn report(printer: &Printer, args: &ReportArgs) -> anyhow::Result<Exi
         ([single], []) => html(single.report)?,
         _ => runs_html(&named, &base)?,
     };
+    let found = (!base.is_empty()).then(|| regressions(&named, &base));
+    let unlike = unlike(&named, &base);
+    for sentence in &unlike {
+        printer.warn(sentence);
+    }
     let ending = args.output.extension().map(|ending| ending.to_string_lossy().to_lowercase());
     let content = match ending.as_deref() {
-        Some("csv") => runs_table(&named).csv()?,
-        Some("md") if named.len() == 1 => summary(named[0].report),
-        Some("md") => runs_table(&named).markdown(),
+        // One table a file: with a baseline, what changed.
+        Some("csv") => found.as_ref().map_or_else(|| runs_table(&named), |found| found.table.clone()).csv()?,
+        Some("md") => {
+            let own = if named.len() == 1 { summary(named[0].report) } else { runs_table(&named).markdown() };
+            let against = found.as_ref().map(|found| {
+                let warnings: String = unlike.iter().map(|sentence| format!("\n> {sentence}\n")).collect();
+                format!("\n### Against the baseline\n{warnings}\n{}", found.table.markdown())
+            });
+            own + &against.unwrap_or_default()
+        }
         Some("html" | "htm") => page,
         _ => anyhow::bail!("{}: reports are written as .html, .md or .csv", args.output.display()),
     };
     write_atomic(&args.output, content.as_bytes())?;
-    printer.result(&format!("report: {}", args.output.display()));
-    Ok(ExitStatus::Passed)
+    let worse = found.as_ref().map_or(0, |found| found.worse);
+    let outcome = Outcome {
+        output: &args.output,
+        passed: found.as_ref().map(|found| found.worse == 0),
+        compared: found.as_ref().map_or(0, |found| found.compared),
+        worse,
+        unlike,
+    };
+    printer.outcome(&outcome, || {
+        let against = found.as_ref().map(|found| format!("\n{worse} of {} got worse or are gone", found.compared));
+        format!("report: {}{}", args.output.display(), against.unwrap_or_default())
+    })?;
+    Ok(if worse == 0 { ExitStatus::Passed } else { ExitStatus::GateFailed })
 }
 
 /// Reports by the names of their folders.

@@ -31,7 +31,7 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
     }
     let page = out.join("report.html");
     printer.outcome(&report, || format!("{}\n\nreport: {}", table(&report), page.display()))?;
-    Ok(if report.verdict.passed { ExitStatus::Passed } else { ExitStatus::GateFailed })
+    Ok(if report.verdict.passed == Some(false) { ExitStatus::GateFailed } else { ExitStatus::Passed })
 }
 
 /// The configuration file, and the flags over it.

@@ -12,6 +12,7 @@ use cudarc::{
 };
 
 use super::{CudaError, Device};
+use crate::backend::installed::runtime_folders;
 
 /// Oldest GPUs that CUDA 13 compiles for (Turing).
 const OLDEST_ARCHITECTURE: (u32, u32) = (7, 5);
@@ -75,9 +76,7 @@ impl Kernels {
 pub fn load_compiler() -> Result<(), CudaError> {
     static PRELOAD: Once = Once::new();
     PRELOAD.call_once(|| {
-        let executable = std::env::current_exe().ok();
-        let above = executable.iter().flat_map(|path| path.ancestors().skip(1).take(4)).map(Path::to_owned);
-        let folders = above.chain(std::env::current_dir()).map(|folder| folder.join(".runtime/cuda-nvrtc"));
+        let folders = runtime_folders().into_iter().map(|folder| folder.join("cuda-nvrtc"));
         if let Some(folder) = folders.into_iter().find(|folder| folder.is_dir()) {
             preload(&folder);
         }

@@ -1,7 +1,7 @@
 //! Finding and loading the shared library of ONNX Runtime.
 //!
 //! Only documented places are searched, in this order: the path that the user gives, `ORT_DYLIB_PATH`, `.runtime/`
-//! in a folder above the executable or in the working folder, the system's loader. Never the model's folder.
+//! of the installation, the system's loader. Never the working folder, nor the model's.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,7 +11,7 @@ use std::{
 use ort::environment::Environment;
 use serde::Serialize;
 
-use crate::backend::BackendError;
+use crate::backend::{BackendError, installed::runtime_folders};
 
 /// Environment variable naming the library.
 pub const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -54,11 +54,7 @@ pub struct LibrarySearch {
 /// Searches for the library. A place that the user names is the only one that counts.
 pub fn search(option: Option<&Path>) -> LibrarySearch {
     let variable = std::env::var_os(LIBRARY_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let executable = std::env::current_exe().ok();
-    // From `target/release/deps/` up to the project, and not to folders that anyone can write to.
-    let above = executable.iter().flat_map(|path| path.ancestors().skip(1).take(4));
-    let runtime = above.map(Path::to_owned).chain(std::env::current_dir()).map(|folder| folder.join(".runtime"));
-    search_in(option, variable, runtime)
+    search_in(option, variable, runtime_folders().into_iter())
 }
 
 fn search_in(

@@ -1,5 +1,5 @@
 //! Finding TensorRT's shared libraries: in the folder of a flag or of `CALIB_TENSORRT_DIR` and nowhere else, or without
-//! either in `.runtime/` and in the system's folders.
+//! either in `.runtime/` of the installation and in the system's folders.
 
 use std::{
     ffi::CString,
@@ -10,6 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{TensorRtError, compiled_flavour};
+use crate::backend::installed::runtime_folders;
 
 /// Which TensorRT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -134,24 +135,13 @@ pub fn searched_folders(flavour: Flavour, explicit: Option<&Path>) -> Vec<PathBu
         return vec![folder];
     }
     let mut folders = Vec::new();
-    for root in runtime_roots() {
+    for root in runtime_folders() {
         folders.extend(flavour.runtime_folders().iter().map(|name| root.join(name)));
     }
     for system in ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/local/tensorrt/lib", "/usr/lib"] {
         folders.push(PathBuf::from(system));
     }
     folders
-}
-
-/// `.runtime/` above the executable and in the working folder.
-fn runtime_roots() -> Vec<PathBuf> {
-    let executable = std::env::current_exe().ok();
-    let above =
-        executable.iter().flat_map(|path| path.ancestors().skip(1).take(4)).map(|folder| folder.join(".runtime"));
-    let here = std::env::current_dir().ok().map(|folder| folder.join(".runtime"));
-    let mut roots: Vec<PathBuf> = above.chain(here).filter(|folder| folder.is_dir()).collect();
-    roots.dedup();
-    roots
 }
 
 /// The first folder that holds the library of a flavour.

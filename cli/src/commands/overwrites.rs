@@ -1,0 +1,156 @@
+//! No command writes over what it reads: one check for all of them, by the identity of files and not by their names.
+
+use std::path::{Path, PathBuf};
+
+use crate::args::{Command, DataArgs};
+use trtcalib::session::Spec;
+
+/// Refuses a command line whose outputs are among its inputs, before anything is read.
+pub(super) fn check(command: &Command) -> anyhow::Result<()> {
+    let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+    let mut read = |files: &[&Option<PathBuf>]| inputs.extend(files.iter().copied().flatten().cloned());
+    let data = |data: &DataArgs| [&data.data, &data.labels, &data.classes, &data.preprocessor].map(Clone::clone);
+    match command {
+        Command::Run(args) => {
+            read(&[&args.model, &args.scheme.plan, &args.config]);
+            read(&data(&args.data).each_ref());
+            outputs.extend(args.summary.clone());
+        }
+        Command::Calibrate(args) => {
+            read(&[&Some(args.model.clone())]);
+            read(&data(&args.data).each_ref());
+            outputs.extend([&args.histograms, &args.cache].into_iter().flatten().cloned());
+            outputs.extend([args.output.clone(), args.output.with_file_name("histograms.calib")]);
+        }
+        Command::Merge(args) => {
+            read(&[&args.model]);
+            read(&data(&args.data).each_ref());
+            inputs.extend(args.histograms.iter().cloned());
+            outputs.extend(args.merged.iter().cloned().chain([args.output.clone()]));
+        }
+        Command::Quantize(args) => {
+            read(&[&Some(args.model.clone()), &args.table, &args.scheme.plan]);
+            outputs.extend(args.output.clone());
+        }
+        Command::Build(args) => {
+            read(&[&Some(args.model.clone()), &args.reference, &args.data, &args.labels]);
+            outputs.push(args.output.clone());
+        }
+        Command::Compare(args) => {
+            read(&[&args.model]);
+            read(&data(&args.data).each_ref());
+            inputs.extend(std::iter::once(&args.reference).chain(&args.targets).filter_map(|spec| file(spec)));
+            outputs.extend([&args.save_reference, &args.save_target].into_iter().flatten().cloned());
+        }
+        Command::Bench(args) => {
+            read(&[&args.model]);
+            read(&data(&args.data).each_ref());
+            inputs.extend(args.specs.iter().filter_map(|spec| file(spec)));
+            outputs.extend([&args.export_times, &args.export_profile].into_iter().flatten().cloned());
+        }
+        Command::Bisect(args) => {
+            read(&[&args.model, &args.table, &args.scheme.plan, &args.config]);
+            read(&data(&args.data).each_ref());
+        }
+        Command::Report(args) => {
+            inputs.extend(
+                args.runs
+                    .iter()
+                    .chain(&args.baseline)
+                    .map(|run| if run.is_dir() { run.join("report.json") } else { run.clone() }),
+            );
+            outputs.push(args.output.clone());
+        }
+        Command::Inspect(_) | Command::Doctor | Command::Completions { .. } | Command::Man => {}
+    }
+    refuse(&inputs, &outputs)
+}
+
+fn file(spec: &str) -> Option<PathBuf> {
+    match Spec::parse(spec).ok()? {
+        Spec::OnnxRuntime(path, _) => path,
+        Spec::Saved(path) | Spec::Engine(path) => Some(path),
+    }
+}
+
+fn refuse(inputs: &[PathBuf], outputs: &[PathBuf]) -> anyhow::Result<()> {
+    for (at, output) in outputs.iter().enumerate() {
+        for input in inputs {
+            // The weights of a large model lie beside it.
+            let beside = |path: &Path, ending: &str| PathBuf::from(format!("{}{ending}", path.display()));
+            let weights = [beside(input, ".data"), beside(input, "_data")];
+            let written = [output.clone(), beside(output, ".data")];
+            let is_onnx = input.extension().is_some_and(|ending| ending == "onnx");
+            let read = std::iter::once(input).chain(weights.iter().filter(|_| is_onnx));
+            if let Some(file) = read.into_iter().find(|read| written.iter().any(|written| same(read, written))) {
+                anyhow::bail!("{} is an input and would be written over; choose another name for it", file.display());
+            }
+        }
+        anyhow::ensure!(
+            !outputs[..at].contains(output),
+            "{} is named for two results; give each a name of its own",
+            output.display()
+        );
+    }
+    Ok(())
+}
+
+/// Whether two paths lead to one file, through links too.
+fn same(a: &Path, b: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let identity = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+        identity(a).is_some_and(|identity_a| identity(b) == Some(identity_a))
+    }
+    #[cfg(not(unix))]
+    {
+        a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Cli;
+
+    #[test]
+    fn no_output_takes_the_place_of_an_input() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        for name in ["m.onnx", "m.onnx.data", "x.onnx", "x.plan", "t.json", "l.csv", "h.calib", "report.json"] {
+            std::fs::write(path(name), name).unwrap();
+        }
+        std::os::unix::fs::symlink(path("m.onnx"), path("link")).unwrap();
+        std::fs::hard_link(path("m.onnx"), path("hard")).unwrap();
+        let check = |line: &str| {
+            let words = line.split(' ').map(|word| word.strip_prefix('@').map_or(word.to_owned(), path));
+            let cli = Cli::try_parse_from(std::iter::once("calib".to_owned()).chain(words)).unwrap();
+            check(&cli.command).map_err(|error| error.to_string())
+        };
+        for line in [
+            "calibrate --model @m.onnx --random-data -o @m.onnx",
+            "calibrate --model @m.onnx --random-data -o @link",
+            "calibrate --model @m.onnx --random-data --cache @hard",
+            "calibrate --model @m.onnx --data @l.csv --histograms @l.csv",
+            "merge @h.calib -o @h.calib",
+            "quantize --model @m.onnx --table @t.json -o @t.json",
+            "quantize --model @m.onnx --table @t.json -o @m.onnx",
+            "quantize --model @m.onnx --table @t.json -o @m.onnx.data",
+            "build --model @m.onnx -o @m.onnx",
+            "compare --ref ort --target @x.plan --model @m.onnx --random-data --save-target @x.plan",
+            "compare --ref ort:@x --target @x.onnx --model @m.onnx --random-data --save-reference @x.onnx",
+            "bench @x.onnx --export-times @x.onnx",
+            "run --model @m.onnx --labels @l.csv --summary @l.csv",
+            "report @report.json -o @report.json",
+        ] {
+            assert!(check(line).unwrap_err().contains("would be written over"), "{line}");
+        }
+        assert!(check("calibrate --model @m.onnx --random-data --cache @c -o @c").unwrap_err().contains("two results"));
+        check("calibrate --model @m.onnx --random-data -o @new.json --cache @new.cache").unwrap();
+        check("quantize --model @m.onnx --table @t.json -o @new.onnx").unwrap();
+        check("report @report.json -o @new.html").unwrap();
+    }
+}
