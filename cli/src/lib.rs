@@ -1,5 +1,32 @@
 //! The programs `calib` and `compare`: what can be typed, and what is printed. All work is the library's, `trtcalib`.
 
+use std::ffi::OsString;
+
+use clap::Parser;
+
 pub mod args;
 pub mod commands;
 pub mod printer;
+
+/// Runs `calib` with the words of a command line, the program's name first, and returns its exit status: 0 passed,
+/// 1 a gate failed, 2 an error.
+pub fn calib(words: impl IntoIterator<Item = OsString>) -> u8 {
+    parsed::<args::Cli>(words, |cli| commands::main(&cli.global, cli.command))
+}
+
+/// Runs `compare`, which is the same as `calib compare`.
+pub fn compare(words: impl IntoIterator<Item = OsString>) -> u8 {
+    parsed::<args::CompareCli>(words, |cli| commands::main(&cli.global, args::Command::Compare(cli.compare)))
+}
+
+/// What cannot be parsed, and help and versions, are printed by clap.
+fn parsed<C: Parser>(words: impl IntoIterator<Item = OsString>, run: impl FnOnce(C) -> u8) -> u8 {
+    match C::try_parse_from(words) {
+        Ok(cli) => run(cli),
+        Err(error) => {
+            // A reader that went away is no error.
+            let _ = error.print();
+            u8::try_from(error.exit_code()).unwrap_or(2)
+        }
+    }
+}

@@ -2,10 +2,6 @@
 
 use std::process::ExitCode;
 
-use calib_cli::{args::Cli, commands};
-use clap::Parser;
-
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    commands::main(&cli.global, cli.command)
+    ExitCode::from(calib_cli::calib(std::env::args_os()))
 }

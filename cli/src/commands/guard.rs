@@ -3,7 +3,6 @@
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
     panic::{AssertUnwindSafe, PanicHookInfo},
-    process::ExitCode,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicBool, Ordering},
@@ -51,22 +50,22 @@ pub(super) fn guarded(
     printer: &Printer,
     command: &'static str,
     action: impl FnOnce() -> anyhow::Result<ExitStatus>,
-) -> ExitCode {
+) -> u8 {
     let own = printer.clone();
     std::panic::set_hook(Box::new(move |panic| own.error(&internal_error(command, panic))));
     match std::panic::catch_unwind(AssertUnwindSafe(action)) {
-        Ok(Ok(ExitStatus::Passed)) => ExitCode::SUCCESS,
-        Ok(Ok(ExitStatus::GateFailed)) => ExitCode::from(1),
+        Ok(Ok(ExitStatus::Passed)) => 0,
+        Ok(Ok(ExitStatus::GateFailed)) => 1,
         Ok(Err(_)) if INTERRUPTED.load(Ordering::Relaxed) => {
             printer.error(&interrupted(command));
-            ExitCode::from(2)
+            2
         }
         Ok(Err(error)) => {
             printer.error(&describe(error.as_ref()));
-            ExitCode::from(2)
+            2
         }
         // The hook has said what happened.
-        Err(_) => ExitCode::from(2),
+        Err(_) => 2,
     }
 }
 
@@ -95,7 +94,7 @@ mod tests {
     fn a_panic_on_any_thread_is_status_2() {
         let printer = Printer::new(&GlobalArgs { quiet: true, ..GlobalArgs::default() });
         let failed = |action: fn() -> anyhow::Result<ExitStatus>| {
-            assert_eq!(guarded(&printer, "test", action), ExitCode::from(2));
+            assert_eq!(guarded(&printer, "test", action), 2);
         };
         failed(|| panic!("on this thread"));
         failed(|| std::thread::scope(|scope| scope.spawn(|| panic!("on a worker")).join()).map_err(|_| unreachable!()));
@@ -105,6 +104,6 @@ mod tests {
             Ok(ExitStatus::Passed)
         });
         failed(|| anyhow::bail!("an error"));
-        assert_eq!(guarded(&printer, "test", || Ok(ExitStatus::GateFailed)), ExitCode::from(1));
+        assert_eq!(guarded(&printer, "test", || Ok(ExitStatus::GateFailed)), 1);
     }
 }

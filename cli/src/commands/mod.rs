@@ -1,9 +1,6 @@
 //! One file a subcommand: each turns flags into options, calls the library and prints what it returns.
 
-use std::{
-    process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::CommandFactory;
 use indicatif::ProgressBar;
@@ -41,7 +38,7 @@ pub enum ExitStatus {
 }
 
 /// Runs a command and reports how it ended: 0 passed, 1 a gate failed, 2 error.
-pub fn main(global: &GlobalArgs, command: Command) -> ExitCode {
+pub fn main(global: &GlobalArgs, command: Command) -> u8 {
     let printer = Printer::new(global);
     memory::share_one_heap();
     memory::refuse_large_files_by_error();

@@ -1,0 +1,1 @@
+"""INT8 calibration and precision validation for TensorRT."""
