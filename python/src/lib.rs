@@ -1,12 +1,246 @@
-//! The extension module `trtcalib._trtcalib`.
+//! The extension module `trtcalib._trtcalib`: the library's session for Python, and the programs.
+//!
+//! Settings come as JSON with the keys of the configuration file, results go back as JSON; the Python modules beside it
+//! make objects of them.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, path::PathBuf};
 
 use pyo3::{prelude::*, types::PyModule};
+use serde::Serialize;
+use trtcalib::{
+    calibrate::{CalibrationTable, Histograms, cache::CalibrationCache},
+    config::RunConfig,
+    onnx::Model,
+    quantize::Precision,
+    report::{Report, html},
+    session::{BisectOptions, CalibrateOptions, CompareRequest, Host, PipelineError, QuantizeRequest, Session, Shard, quantize_file},
+};
+
+mod data;
+mod errors;
+mod host;
+
+use errors::CalibError;
+
+/// Settings with the keys of the configuration file, over those of `file`.
+fn settings(json: &str, file: Option<PathBuf>) -> PyResult<RunConfig> {
+    let invalid = |error: &dyn std::fmt::Display| CalibError::new_err(format!("the settings cannot be used: {error}"));
+    let base = file.map_or_else(|| Ok(RunConfig::default()), |file| RunConfig::load(&file)).map_err(|error| invalid(&error))?;
+    let mut keys = serde_json::to_value(base).map_err(|error| invalid(&error))?;
+    let given: serde_json::Map<String, serde_json::Value> = serde_json::from_str(json).map_err(|error| invalid(&error))?;
+    if let Some(keys) = keys.as_object_mut() {
+        keys.extend(given);
+    }
+    serde_json::from_value(keys).map_err(|error| invalid(&error))
+}
+
+fn json<T: Serialize>(value: &T) -> Result<String, PipelineError> {
+    serde_json::to_string(value).map_err(|error| PipelineError::Input(error.to_string()))
+}
+
+/// Opens a session on the settings' data, or on samples that Python holds.
+fn open(config: RunConfig, samples: Option<Py<data::Samples>>, host: &Host) -> Result<Session, PipelineError> {
+    match samples {
+        Some(samples) => Session::with_dataset(config, Box::new(data::Held(samples)), None, host),
+        None => Session::open(config, None, host),
+    }
+}
+
+/// Observes a model and writes the table, and the histograms where asked; returns the table as JSON.
+#[pyfunction]
+#[pyo3(signature = (settings_json, file, samples, table, histograms, listener))]
+fn calibrate(
+    py: Python<'_>,
+    settings_json: &str,
+    file: Option<PathBuf>,
+    samples: Option<Py<data::Samples>>,
+    table: PathBuf,
+    histograms: Option<PathBuf>,
+    listener: Option<Py<PyAny>>,
+) -> PyResult<()> {
+    let config = settings(settings_json, file)?;
+    host::run(py, listener, move |host| {
+        let session = open(config, samples, host)?;
+        session.require_operators(Precision::Int8)?;
+        let options = CalibrateOptions { histograms: histograms.as_deref(), ..CalibrateOptions::default() };
+        let calibrated = session.calibrate(Precision::Int8, options)?;
+        Ok(calibrated.chosen.table.save(&table)?)
+    })
+}
+
+/// Observes part `shard` (`i/n`) of the calibration samples and writes its histograms.
+#[pyfunction]
+#[pyo3(signature = (settings_json, file, samples, shard, histograms, listener))]
+fn observe(
+    py: Python<'_>,
+    settings_json: &str,
+    file: Option<PathBuf>,
+    samples: Option<Py<data::Samples>>,
+    shard: &str,
+    histograms: PathBuf,
+    listener: Option<Py<PyAny>>,
+) -> PyResult<()> {
+    let config = settings(settings_json, file)?;
+    let shard: Shard = shard.parse().map_err(|error: trtcalib::config::ConfigError| CalibError::new_err(error.to_string()))?;
+    host::run(py, listener, move |host| {
+        let session = open(config, samples, host)?;
+        let observed = session.observe(Precision::Int8, &session.calibration_samples(), Some(&shard), None)?;
+        Ok(observed.histograms.save(&histograms)?)
+    })
+}
+
+/// Joins the histograms of all shards and writes the table of a single run.
+#[pyfunction]
+#[pyo3(signature = (settings_json, file, samples, histograms, table, listener))]
+fn merge(
+    py: Python<'_>,
+    settings_json: &str,
+    file: Option<PathBuf>,
+    samples: Option<Py<data::Samples>>,
+    histograms: Vec<PathBuf>,
+    table: PathBuf,
+    listener: Option<Py<PyAny>>,
+) -> PyResult<()> {
+    let config = settings(settings_json, file)?;
+    host::run(py, listener, move |host| {
+        let mut parts = histograms.iter();
+        let first = parts.next().ok_or_else(|| PipelineError::Input("no histograms were given".to_owned()))?;
+        let mut merged = Histograms::load(first)?;
+        for part in parts {
+            merged.merge(Histograms::load(part)?)?;
+        }
+        Ok(open(config, samples, host)?.choose_from_shards(&merged)?.save(&table)?)
+    })
+}
+
+/// Writes the calibration cache of TensorRT 10 and older from a table.
+#[pyfunction]
+fn write_cache(table: PathBuf, cache: PathBuf) -> PyResult<()> {
+    let failed = |error: &dyn std::fmt::Display| errors::DataError::new_err(error.to_string());
+    let table = CalibrationTable::load(&table).map_err(|error| failed(&error))?;
+    CalibrationCache::from_table(&table).save(&cache).map_err(|error| failed(&error))
+}
+
+/// Writes a quantized or converted model; returns what was done as JSON.
+#[pyfunction]
+#[pyo3(signature = (settings_json, file, precision, table, output, listener))]
+fn quantize(
+    py: Python<'_>,
+    settings_json: &str,
+    file: Option<PathBuf>,
+    precision: &str,
+    table: Option<PathBuf>,
+    output: PathBuf,
+    listener: Option<Py<PyAny>>,
+) -> PyResult<String> {
+    let config = settings(settings_json, file)?;
+    let precision = precision.parse().map_err(|error: String| CalibError::new_err(error))?;
+    host::run(py, listener, move |host| {
+        let request = QuantizeRequest { precision, table, output, convert_io: false };
+        json(&quantize_file(&config, &request, None, host)?)
+    })
+}
+
+/// Runs the same samples through a reference and targets; returns the figures as JSON.
+#[pyfunction]
+#[pyo3(signature = (settings_json, file, samples, reference, targets, save_reference, save_target, listener))]
+#[expect(clippy::too_many_arguments, reason = "called by the Python module only")]
+fn compare(
+    py: Python<'_>,
+    settings_json: &str,
+    file: Option<PathBuf>,
+    samples: Option<Py<data::Samples>>,
+    reference: String,
+    targets: Vec<String>,
+    save_reference: Option<PathBuf>,
+    save_target: Option<PathBuf>,
+    listener: Option<Py<PyAny>>,
+) -> PyResult<String> {
+    let mut config = settings(settings_json, file)?;
+    host::run(py, listener, move |host| {
+        let gates = config.gate.iter().map(|gate| gate.parse()).collect::<Result<_, _>>()?;
+        let request = CompareRequest {
+            reference,
+            targets,
+            samples: config.eval_samples,
+            gates,
+            save_reference,
+            save_target,
+            ..CompareRequest::default()
+        };
+        request.complete(&mut config)?;
+        json(&open(config, samples, host)?.compare(&request)?)
+    })
+}
+
+/// Looks for layers or a plan; returns the findings as JSON, the folder, and whether a plan passes.
+#[pyfunction]
+#[pyo3(signature = (settings_json, file, samples, options, listener))]
+fn bisect(
+    py: Python<'_>,
+    settings_json: &str,
+    file: Option<PathBuf>,
+    samples: Option<Py<data::Samples>>,
+    options: &Bound<'_, pyo3::types::PyDict>,
+    listener: Option<Py<PyAny>>,
+) -> PyResult<(String, PathBuf, bool)> {
+    let config = settings(settings_json, file)?;
+    let mut asked = BisectOptions::default();
+    for (name, value) in options {
+        let parsed = |text: String| text.parse().map_err(|error: String| CalibError::new_err(error));
+        match name.extract::<String>()?.as_str() {
+            "table" => asked.table = value.extract()?,
+            "precision" => asked.precision = parsed(value.extract()?)?,
+            "lift" => asked.lift = parsed(value.extract()?)?,
+            "group_by" => asked.group_by = value.extract()?,
+            "max_trials" => asked.max_trials = value.extract()?,
+            "samples" => asked.samples = value.extract()?,
+            other => return Err(CalibError::new_err(format!("bisect knows no option `{other}`"))),
+        }
+    }
+    host::run(py, listener, move |host| {
+        let outcome = open(config, samples, host)?.bisect(&asked)?;
+        Ok((json(&outcome.findings)?, outcome.out, outcome.passed))
+    })
+}
+
+/// The whole job; returns the report as JSON, and the folder.
+#[pyfunction]
+#[pyo3(signature = (settings_json, file, samples, listener))]
+fn run(
+    py: Python<'_>,
+    settings_json: &str,
+    file: Option<PathBuf>,
+    samples: Option<Py<data::Samples>>,
+    listener: Option<Py<PyAny>>,
+) -> PyResult<(String, PathBuf)> {
+    let config = settings(settings_json, file)?;
+    host::run(py, listener, move |host| {
+        let outcome = open(config, samples, host)?.run(vec!["trtcalib.run".to_owned()])?;
+        Ok((json(&outcome.report)?, outcome.out))
+    })
+}
+
+/// Names of a model's inputs.
+#[pyfunction]
+fn input_names(model: PathBuf) -> PyResult<Vec<String>> {
+    let model = Model::load(&model).map_err(|error| errors::ModelError::new_err(error.to_string()))?;
+    let graph = model.graph();
+    let is_weight = |name: &str| graph.initializer.iter().any(|weight| weight.name() == name);
+    let inputs = graph.input.iter().map(|input| input.name().to_owned());
+    Ok(inputs.filter(|name| !is_weight(name)).collect())
+}
+
+/// Renders `report.json` as one self-contained page.
+#[pyfunction]
+fn report_html(path: PathBuf) -> PyResult<String> {
+    let failed = |error: &dyn std::fmt::Display| CalibError::new_err(error.to_string());
+    html(&Report::read(&path).map_err(|error| failed(&error))?).map_err(|error| failed(&error))
+}
 
 /// Runs the program `calib` with the words of a command line, the program's name first; returns its exit status.
 #[pyfunction]
-fn calib(py: Python<'_>, words: Vec<OsString>) -> u8 {
+fn calib_program(py: Python<'_>, words: Vec<OsString>) -> u8 {
     py.detach(|| calib_cli::calib(words))
 }
 
@@ -19,7 +253,23 @@ fn compare_program(py: Python<'_>, words: Vec<OsString>) -> u8 {
 #[pymodule]
 fn _trtcalib(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    module.add_function(wrap_pyfunction!(calib, module)?)?;
-    module.add_function(wrap_pyfunction!(compare_program, module)?)?;
+    errors::register(module)?;
+    module.add_class::<data::Samples>()?;
+    for function in [
+        wrap_pyfunction!(calibrate, module)?,
+        wrap_pyfunction!(observe, module)?,
+        wrap_pyfunction!(merge, module)?,
+        wrap_pyfunction!(write_cache, module)?,
+        wrap_pyfunction!(quantize, module)?,
+        wrap_pyfunction!(compare, module)?,
+        wrap_pyfunction!(bisect, module)?,
+        wrap_pyfunction!(run, module)?,
+        wrap_pyfunction!(input_names, module)?,
+        wrap_pyfunction!(report_html, module)?,
+        wrap_pyfunction!(calib_program, module)?,
+        wrap_pyfunction!(compare_program, module)?,
+    ] {
+        module.add_function(function)?;
+    }
     Ok(())
 }

@@ -1,1 +1,322 @@
-"""INT8 calibration and precision validation for TensorRT."""
+"""INT8 calibration and precision validation for TensorRT.
+
+The functions do what the program ``calib`` does, on folders of images or on arrays that a program holds::
+
+    import trtcalib as tc
+
+    table = tc.calibrate("model.onnx", batches)
+    tc.quantize("model.onnx", table, "model.int8.onnx")
+    print(tc.compare("model.onnx", ["model.int8.onnx"], batches).to_dict())
+
+Every keyword that is a key of the program's configuration file is taken by every function that it concerns
+(``preset``, ``preprocess``, ``calib_samples``, ``seed``, ``batch``, ``threads``, ``provider``, ``nodes_to_exclude``,
+``high_precision``, ...); ``config`` names such a file.
+
+Warnings, notes and files written go to the logger ``trtcalib``; ``progress`` is called with
+``(what, done, total)``, or is ``True`` for a bar of ``tqdm``. Ctrl-C stops. The interpreter's lock is released while the
+library works.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+
+from . import _trtcalib
+from ._data import held
+from ._libraries import name_libraries
+from ._results import CalibrationTable, Comparison, Findings, Quantized, Report, Result
+from ._trtcalib import CalibError, DataError, ModelError, RuntimeLibraryError, __version__
+
+__all__ = [
+    "CalibError", "CalibrationTable", "Comparison", "DataError", "Findings", "ModelError", "Quantized", "Report", "Result",
+    "RuntimeLibraryError", "Saved", "__version__", "bisect", "calibrate", "compare", "quantize", "run",
+]
+
+name_libraries()
+
+_log = logging.getLogger("trtcalib")
+PathLike = Union[str, Path]
+Progress = Union[bool, Callable[[str, int, int], None], None]
+Metric = Callable[[list[dict[str, np.ndarray]], list[str]], float]
+
+
+class Saved:
+    """Outputs that were saved before (``.npz``), to be compared in a model's stead."""
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = Path(path)
+
+
+def calibrate(
+    model: PathLike,
+    data: Any = None,
+    *,
+    method: str = "auto",
+    labels: Any = None,
+    samples: int | None = None,
+    histograms: PathLike | None = None,
+    config: PathLike | None = None,
+    progress: Progress = None,
+    **settings: Any,
+) -> CalibrationTable:
+    """Observes the ranges of activations and chooses thresholds.
+
+    Args:
+        model: float ONNX model.
+        data: folder of images (with ``preset=`` or ``preprocess=``), file of arrays, dict of arrays whose first axis counts
+            the samples, iterable of dicts (batches of any size), or a reader with ``get_next()``.
+        method: ``auto``, ``entropy``, ``percentile``, ``mse`` or ``minmax``.
+        labels: right classes of arrays, or a label file.
+        samples: calibration samples, at most (512).
+        histograms: file to write the mergeable histograms to.
+        config: configuration file; keywords win over it.
+        progress: called with ``(what, done, total)``; True shows a bar.
+
+    Returns:
+        The table: for the same data it has the bytes that ``calib calibrate`` writes.
+
+    Raises:
+        DataError, ModelError, RuntimeLibraryError: with the program's messages.
+    """
+    keys = {"model": str(model), "method": method, **_limited(samples), **settings}
+    limit = keys.get("calib_samples", 512)
+    keys, held_samples = _data(keys, data, labels, model, limit)
+    table = CalibrationTable._temporary()
+    histogram_file = None if histograms is None else Path(histograms)
+    _trtcalib.calibrate(json.dumps(keys), _path(config), held_samples, table.path, histogram_file, _Listener(progress))
+    return table
+
+
+def quantize(
+    model: PathLike,
+    table: CalibrationTable | PathLike | None,
+    output: PathLike,
+    *,
+    precision: str = "int8",
+    config: PathLike | None = None,
+    **settings: Any,
+) -> Quantized:
+    """Writes a model with explicit Q/DQ (``int8``, ``fp8``), or one converted to ``fp16`` or ``bf16``.
+
+    Args:
+        model: float ONNX model.
+        table: ranges from `calibrate`, a table's file, or a TensorRT calibration cache; None for ``fp16`` and ``bf16``.
+        output: model to write.
+        precision: ``int8``, ``fp8``, ``fp16`` or ``bf16``.
+        settings: ``high_precision="fp16"``, ``plan="plan.json"``, ``nodes_to_exclude=["..."]`` and the like.
+    """
+    keys = {"model": str(model), **_strings(settings)}
+    file = table.path if isinstance(table, CalibrationTable) else _path(table)
+    result = _trtcalib.quantize(json.dumps(keys), _path(config), precision, file, Path(output), _Listener(None))
+    return Quantized(json.loads(result))
+
+
+def compare(
+    reference: PathLike | Saved,
+    targets: PathLike | Saved | Sequence[PathLike | Saved],
+    data: Any = None,
+    *,
+    labels: Any = None,
+    gates: Sequence[str] | Mapping[str, float] = (),
+    metric: Metric | None = None,
+    samples: int = 0,
+    config: PathLike | None = None,
+    progress: Progress = None,
+    **settings: Any,
+) -> Comparison:
+    """Runs the same samples through a reference and one or several targets.
+
+    Args:
+        reference: ONNX model, a SPEC of the program such as ``ort-cuda:model.onnx``, or `Saved` outputs.
+        targets: models, engines (``.plan``), or `Saved` outputs.
+        data: as for `calibrate`.
+        labels: right classes of arrays, or a label file.
+        gates: thresholds: ``["top1=0.98"]`` or ``{"top1": 0.98}``.
+        metric: called with the outputs of every sample (a list of dicts of arrays without the batch axis) and their names;
+            its number stands in ``targets[i]["metric"]`` and in ``reference_metric``.
+        samples: samples to compare; 0 for all.
+    """
+    listed = [targets] if isinstance(targets, (str, Path, Saved)) else list(targets)
+    keys = {"eval_samples": samples, "gate": _gates(gates), **settings}
+    if isinstance(reference, Saved) and "model" not in keys:
+        named = next((target for target in listed if str(_spec(target)).endswith(".onnx")), None)
+        keys["model"] = None if named is None else _spec(named)
+    model = keys.get("model") or _spec(reference)
+    keys, held_samples = _data(keys, data, labels, model, samples or None)
+    listener = _Listener(progress)
+    call = lambda names, *save: json.loads(
+        _trtcalib.compare(json.dumps(keys), _path(config), held_samples, _spec(reference), names, *save, listener)
+    )
+    names = [_spec(target) for target in listed]
+    if metric is None:
+        return Comparison(call(names, None, None))
+    whole: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
+        for name in names:
+            files = Path(folder) / "reference.npz", Path(folder) / "target.npz"
+            part = call([name], *files)
+            part["reference_metric"] = float(metric(*_outputs(files[0])))
+            part["targets"][0]["metric"] = float(metric(*_outputs(files[1])))
+            if whole:
+                whole["targets"] += part["targets"]
+                whole["passed"] &= part["passed"]
+            else:
+                whole = part
+    return Comparison(whole)
+
+
+def bisect(
+    model: PathLike,
+    table: CalibrationTable | PathLike | None,
+    data: Any = None,
+    *,
+    gate: Sequence[str] | Mapping[str, float] = (),
+    labels: Any = None,
+    out: PathLike | None = None,
+    precision: str = "int8",
+    lift: str = "fp32",
+    max_trials: int = 64,
+    samples: int = 200,
+    config: PathLike | None = None,
+    progress: Progress = None,
+    **settings: Any,
+) -> Findings:
+    """Finds the layers that lose accuracy, and with a gate the smallest set to lift to a higher precision.
+
+    Args:
+        model: float ONNX model.
+        table: ranges from `calibrate`; None calibrates first.
+        data: as for `calibrate`.
+        gate: what the plan must pass, ``{"top1": 0.99}``; without one the layers are measured.
+        out: folder for ``plan.json``, ``bisect.json`` and the model; a temporary one without.
+        lift: precision that nodes are lifted to.
+        max_trials: plans that may be tried.
+        samples: samples that plans are judged on.
+    """
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="trtcalib-"))
+    keys = {"model": str(model), "gate": _gates(gate), "out": str(folder), **settings}
+    keys, held_samples = _data(keys, data, labels, model, None)
+    file = table.path if isinstance(table, CalibrationTable) else _path(table)
+    options = {"table": file, "precision": precision, "lift": lift, "max_trials": max_trials, "samples": samples}
+    found = _trtcalib.bisect(json.dumps(keys), _path(config), held_samples, options, _Listener(progress))
+    return Findings(json.loads(found[0]), Path(found[1]), found[2])
+
+
+def run(
+    model: PathLike,
+    data: Any = None,
+    *,
+    out: PathLike,
+    labels: Any = None,
+    gates: Sequence[str] | Mapping[str, float] = (),
+    config: PathLike | None = None,
+    progress: Progress = None,
+    **settings: Any,
+) -> Report:
+    """The whole job: calibrates, quantizes, compares every precision with the float model, times, and reports.
+
+    Args:
+        model: float ONNX model.
+        data: as for `calibrate`; some samples calibrate, the others judge.
+        out: folder for everything that the run leaves.
+        gates: thresholds: ``["top1=0.98", "sqnr_db=15"]`` or a dict.
+        settings: ``precisions=["fp32", "fp16", "int8"]``, ``calib_samples``, ``eval_samples``, ``bench_seconds`` and the like.
+    """
+    keys = {"model": str(model), "out": str(out), "gate": _gates(gates), **settings}
+    keys, held_samples = _data(keys, data, labels, model, None)
+    report, folder = _trtcalib.run(json.dumps(keys), _path(config), held_samples, _Listener(progress))
+    return Report(json.loads(report), Path(folder))
+
+
+def _limited(samples: int | None) -> dict[str, int]:
+    return {} if samples is None else {"calib_samples": samples}
+
+
+def _strings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items() if value is not None}
+
+
+def _path(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _spec(target: PathLike | Saved) -> str:
+    return str(target.path if isinstance(target, Saved) else target)
+
+
+def _gates(gates: Sequence[str] | Mapping[str, float]) -> list[str]:
+    if isinstance(gates, Mapping):
+        return [f"{metric}={value}" for metric, value in gates.items()]
+    return [gates] if isinstance(gates, str) else list(gates)
+
+
+def _data(keys: dict[str, Any], data: Any, labels: Any, model: Any, limit: int | None) -> tuple[dict[str, Any], Any]:
+    """Settings that name the data, and the samples that Python holds."""
+    keys = _strings(keys)
+    if data is None or isinstance(data, (str, Path)):
+        if data is not None:
+            keys["data"] = str(data)
+        if labels is not None:
+            if not isinstance(labels, (str, Path)):
+                raise DataError("labels of a folder or file come from a file: give its path")
+            keys["labels"] = str(labels)
+        return keys, None
+    name = _only_input(model)
+    return keys, held(data, labels=labels, limit=limit, input_name=name)
+
+
+def _only_input(model: Any) -> str | None:
+    """Name of the model's input, if it has one only."""
+    names = _trtcalib.input_names(str(model).split(":", 1)[-1]) if str(model).endswith(".onnx") else []
+    return names[0] if len(names) == 1 else None
+
+
+def _outputs(path: Path) -> tuple[list[dict[str, np.ndarray]], list[str]]:
+    """Saved outputs as one dict a sample, and the names of the samples."""
+    with np.load(path, allow_pickle=False) as file:
+        ids = json.loads(file["samples.json"])
+        arrays = {name: file[name] for name in file.files if name != "samples.json"}
+    return [{name: array[row] for name, array in arrays.items()} for row in range(len(ids))], ids
+
+
+class _Listener:
+    """Hears what a session tells."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = _bar if progress is True else progress or None
+        self._bars: dict[str, Any] = {}
+
+    def __call__(self, kind: str, text: str, done: int, total: int) -> None:
+        if kind == "progress":
+            if self._progress is _bar:
+                self._advance(text, done, total)
+            elif self._progress is not None:
+                self._progress(text, done, total)
+        elif kind == "finished":
+            bar = self._bars.pop(text, None)
+            if bar is not None:
+                bar.close()
+        elif kind == "warning":
+            _log.warning(text)
+        elif kind in ("note", "info"):
+            _log.info(text)
+        else:
+            _log.debug("%s: %s", kind, text)
+
+    def _advance(self, what: str, done: int, total: int) -> None:
+        if what not in self._bars:
+            from tqdm.auto import tqdm
+
+            self._bars[what] = tqdm(total=total or None, desc=what)
+        self._bars[what].update(done - self._bars[what].n)
+
+
+def _bar(what: str, done: int, total: int) -> None:
+    """Stands for a bar of tqdm."""

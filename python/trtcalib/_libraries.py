@@ -23,7 +23,7 @@ def name_libraries() -> None:
     runtime = _package_folder("onnxruntime")
     if runtime is not None and any((runtime / "capi").glob("libonnxruntime.so*")):
         os.environ.setdefault("ORT_DYLIB_PATH", str(runtime / "capi"))
-    for name in ("tensorrt_rtx_libs", "tensorrt_rtx_cu13_libs"):
+    for name in ("tensorrt_rtx_libs",):
         folder = _package_folder(name)
         if folder is not None and any(folder.glob("libtensorrt_rtx.so*")):
             os.environ.setdefault("CALIB_TENSORRT_DIR", str(folder))

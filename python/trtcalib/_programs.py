@@ -10,7 +10,7 @@ from ._libraries import name_libraries
 def calib() -> NoReturn:
     """Runs ``calib`` with the words of the command line."""
     name_libraries()
-    sys.exit(_trtcalib.calib(["calib", *sys.argv[1:]]))
+    sys.exit(_trtcalib.calib_program(["calib", *sys.argv[1:]]))
 
 
 def compare() -> NoReturn:

@@ -1,0 +1,215 @@
+"""The package as it is installed: the same bytes as the programs, from every kind of data."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import trtcalib as tc
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "calib_data/demo.onnx"
+PROGRAM = Path(sys.executable).with_name("calib")
+COUNT = 48
+
+
+def pixels() -> np.ndarray:
+    """Preprocessed images, N x 3 x 64 x 64."""
+    from PIL import Image
+
+    files = sorted((ROOT / "calib_data/images").glob("*.png"))[:: 640 // COUNT][:COUNT]
+    images = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    return np.ascontiguousarray(((images / np.float32(255) - np.float32(0.5)) / np.float32(0.25)).transpose(0, 3, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def arrays() -> np.ndarray:
+    return pixels()
+
+
+@pytest.fixture(scope="module")
+def table(arrays, tmp_path_factory):
+    path = tmp_path_factory.mktemp("table") / "calibration.json"
+    tc.calibrate(MODEL, {"input": arrays}).save(path)
+    return path
+
+
+def program(*words, **options):
+    return subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True, **options)
+
+
+def test_a_table_has_the_bytes_of_the_program(arrays, table, tmp_path):
+    np.savez(tmp_path / "data.npz", input=arrays)
+    done = program("calibrate", "--model", MODEL, "--data", tmp_path / "data.npz", "-o", tmp_path / "table.json")
+    assert done.returncode == 0, done.stderr
+    assert table.read_bytes() == (tmp_path / "table.json").read_bytes()
+    folder = tc.calibrate(MODEL, tmp_path / "data.npz")
+    folder.save(tmp_path / "again.json")
+    assert table.read_bytes() == (tmp_path / "again.json").read_bytes()
+
+
+class Reader:
+    """As onnxruntime's CalibrationDataReader."""
+
+    def __init__(self, arrays):
+        self._batches = iter(np.split(arrays, [7, 8, 30]))
+
+    def get_next(self):
+        batch = next(self._batches, None)
+        return None if batch is None else {"input": batch}
+
+
+class Loaded:
+    """As a tensor of PyTorch."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def detach(self):
+        return self
+
+    cpu = detach
+
+    def numpy(self):
+        return self._array
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda x: [{"input": batch} for batch in np.split(x, [5, 6])],
+        lambda x: ({"input": batch} for batch in np.split(x, 4)),
+        lambda x: ((Loaded(batch), np.zeros(len(batch), int)) for batch in np.split(x, 3)),
+        lambda x: {"input": np.asfortranarray(x)},
+        Reader,
+    ],
+    ids=["list", "generator", "tensors and labels", "other layout", "reader"],
+)
+def test_every_kind_of_data_gives_the_same_table(arrays, table, tmp_path, data):
+    tc.calibrate(MODEL, data(arrays)).save(tmp_path / "table.json")
+    assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
+
+
+def test_arrays_are_read_in_place(arrays):
+    from trtcalib._data import as_array
+
+    assert as_array(arrays) is arrays and np.shares_memory(as_array(Loaded(arrays)), arrays)
+
+
+def test_what_does_not_fit_in_memory_goes_to_a_file(arrays, table, tmp_path, monkeypatch):
+    monkeypatch.setattr("trtcalib._data.MEMORY", 3 * arrays[0].nbytes)
+    tc.calibrate(MODEL, ({"input": arrays[i : i + 1]} for i in range(COUNT))).save(tmp_path / "table.json")
+    assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
+
+
+def test_an_iterable_is_read_no_further_than_needed(arrays):
+    read = []
+
+    def batches():
+        for index in range(COUNT):
+            read.append(index)
+            yield {"input": arrays[index : index + 1]}
+
+    assert tc.calibrate(MODEL, batches(), samples=12, method="minmax").to_dict()["samples"] == 12
+    assert len(read) == 12
+
+
+def test_quantize_and_compare_with_labels_gates_and_a_metric(arrays, table, tmp_path):
+    model = tmp_path / "model.int8.onnx"
+    made = tc.quantize(MODEL, table, model, high_precision="fp16")
+    onnx.checker.check_model(str(made.path))
+    assert made["precision"] == "int8" and made["quantized_nodes"] > 10
+    calls = []
+
+    def top1(outputs, ids):
+        calls.append((len(outputs), ids[:2], outputs[0]["logits"].shape))
+        return float(np.mean([output["logits"].argmax() == 3 for output in outputs]))
+
+    labels = np.full(COUNT, 3)
+    found = tc.compare(MODEL, [model], {"input": arrays}, labels=labels, gates={"top1": 0.5}, metric=top1)
+    assert found.passed and found["samples"] == COUNT
+    assert calls[0] == (COUNT, ["0", "1"], (20,)) and len(calls) == 2
+    accuracy = found["targets"][0]["result"]["tasks"][0]["accuracy"]["top1"]
+    assert found["targets"][0]["metric"] == pytest.approx(accuracy)
+    assert "SQNR" in found._repr_html_()
+    assert not tc.compare(MODEL, model, {"input": arrays}, gates=["sqnr_db=90"]).passed
+
+
+def test_saved_outputs_take_a_models_place(arrays, table, tmp_path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(MODEL), providers=["CPUExecutionProvider"])
+    np.savez(tmp_path / "saved.npz", logits=session.run(["logits"], {"input": arrays})[0])
+    found = tc.compare(MODEL, tc.Saved(tmp_path / "saved.npz"), {"input": arrays}, gates=["top1=1"])
+    assert found.passed
+
+
+def test_a_bisection_finds_a_plan(arrays, table, tmp_path):
+    found = tc.bisect(MODEL, table, {"input": arrays}, gate={"sqnr_db": 22}, out=tmp_path / "found", max_trials=20)
+    assert found.passed and found.plan is not None
+    assert json.loads(found.plan.read_text())["assignments"]
+
+
+def test_a_run_leaves_a_report(tmp_path, arrays):
+    events = []
+    report = tc.run(
+        MODEL, {"input": arrays}, out=tmp_path / "out", calib_samples=16, bench_seconds=0, tensorrt="off",
+        precisions=["fp32", "int8"], gates=["top1=0.5"], progress=lambda *event: events.append(event),
+    )
+    assert report.passed and (report.folder / "report.html").exists()
+    assert {row["precision"] for row in report["precisions"]} == {"fp32", "int8"}
+    assert any(done == total > 0 for _, done, total in events)
+    assert "<iframe" in report._repr_html_()
+
+
+def test_errors_are_typed_and_say_what_to_do(arrays, tmp_path, table):
+    with pytest.raises(tc.DataError, match="generator"):
+        tc.calibrate(MODEL, iter([]))
+    with pytest.raises(tc.DataError, match="axis"):
+        tc.calibrate(MODEL, {"input": arrays, "other": arrays[:2]})
+    with pytest.raises(tc.CalibError, match="unknown field|calib_sample"):
+        tc.calibrate(MODEL, {"input": arrays}, calib_sample=3)
+    with pytest.raises(tc.ModelError):
+        tc.calibrate(tmp_path / "missing.onnx", {"input": arrays})
+    with pytest.raises(tc.CalibError, match="images|arrays|input"):
+        tc.calibrate(MODEL, {"wrong": arrays, "names": arrays})
+    assert issubclass(tc.DataError, tc.CalibError)
+
+
+def test_the_interpreter_goes_on_while_the_library_works(arrays):
+    ticks = []
+    stop = threading.Event()
+
+    def tick():
+        while not stop.wait(0.005):
+            ticks.append(1)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    tc.calibrate(MODEL, {"input": arrays})
+    stop.set()
+    thread.join()
+    assert len(ticks) > 5
+
+
+def test_ctrl_c_stops(tmp_path):
+    code = (
+        "import numpy as np, trtcalib as tc, os, signal, threading\n"
+        "threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "x = np.zeros((20000, 3, 64, 64), np.float32) + 0.5\n"
+        f"try: tc.calibrate({str(MODEL)!r}, {{'input': x}}, samples=20000)\n"
+        "except KeyboardInterrupt: print('stopped')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "stopped", done.stderr
+
+
+def test_the_programs_are_installed():
+    assert program("--version").stdout.startswith("calib ")
+    assert program("doctor").returncode == 0
+    assert program("nonsense").returncode == 2

@@ -1,0 +1,179 @@
+"""What the functions give back: plain data behind a few names, for programs and for notebooks."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import _trtcalib
+
+
+class Result(Mapping[str, Any]):
+    """A mapping over the figures, named as in the JSON that the programs print."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self):
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain dicts, lists, numbers and strings."""
+        return self._values
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [self._values]
+
+    def _repr_html_(self) -> str:
+        return _table(self._rows())
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = lambda row: "".join(f"<td>{html.escape(_short(row.get(name)))}</td>" for name in names)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{cells(row)}</tr>' for row in rows)}</table>"
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (dict, list)):
+        return f"{len(value)} entries"
+    return str(value)
+
+
+class CalibrationTable:
+    """Ranges and scales of every quantized tensor, and what brings INT8 nearer to float.
+
+    A table is a file; this object keeps one in a temporary folder until `save` puts it elsewhere.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._folder: tempfile.TemporaryDirectory | None = None
+        self.path = Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CalibrationTable:
+        """Opens a table that `save` or ``calib calibrate`` wrote."""
+        json.loads(Path(path).read_bytes())
+        return cls(path)
+
+    @classmethod
+    def _temporary(cls) -> CalibrationTable:
+        folder = tempfile.TemporaryDirectory(prefix="trtcalib-")
+        table = cls(Path(folder.name) / "calibration.json")
+        table._folder = folder
+        return table
+
+    def save(self, path: str | Path) -> None:
+        """Writes the table: the bytes that ``calib calibrate`` writes for the same data."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.copyfile(self.path, partial)
+        partial.replace(target)
+
+    def save_cache(self, path: str | Path) -> None:
+        """Writes the calibration cache of TensorRT 10 and older."""
+        _trtcalib.write_cache(self.path, Path(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as it is written: ``method``, ``samples``, ``tensors`` and more."""
+        return json.loads(self.path.read_bytes())
+
+    @property
+    def method(self) -> str:
+        """Method that the thresholds were chosen by."""
+        return self.to_dict()["method"]
+
+    @property
+    def tensors(self) -> dict[str, Any]:
+        """``min``, ``max``, ``amax`` and more by tensor."""
+        return self.to_dict()["tensors"]
+
+    def __repr__(self) -> str:
+        values = self.to_dict()
+        return f"CalibrationTable({len(values['tensors'])} tensors, {values['samples']} samples, method {values['method']!r})"
+
+    def _repr_html_(self) -> str:
+        names = ("min", "max", "amax", "method", "clipped")
+        rows = [{"tensor": name} | {key: t.get(key) for key in names} for name, t in self.tensors.items()]
+        return f"<p>{html.escape(repr(self))}</p>{_table(rows)}"
+
+
+class Quantized(Result):
+    """A model that was written: ``model``, ``precision``, ``quantized_nodes``, ``bytes``, ``hash`` and more."""
+
+    @property
+    def path(self) -> Path:
+        """The model's file."""
+        return Path(self["model"])
+
+
+class Comparison(Result):
+    """Figures of every target against the reference: ``targets[i]["result"]`` has ``outputs`` and ``tasks``."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every target ran and passed every gate."""
+        return bool(self["passed"])
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for target in self["targets"]:
+            result = target.get("result") or {}
+            row = {"target": target["target"], "error": target.get("error"), "metric": target.get("metric")}
+            for output in result.get("outputs", []):
+                row[f"{output['name']} SQNR dB"] = output.get("sqnr_db")
+            for task in result.get("tasks", []):
+                row |= {f"{name} agreement": value for name, value in (task.get("agreement") or {}).items() if isinstance(value, float)}
+            rows.append({name: value for name, value in row.items() if value is not None})
+        return rows
+
+
+class Findings(Result):
+    """What a bisection found: ``layers``, ``plan``, ``advice`` and more; files lie in `folder`."""
+
+    def __init__(self, values: dict[str, Any], folder: Path, passed: bool) -> None:
+        super().__init__(values)
+        self.folder = folder
+        self.passed = passed
+
+    @property
+    def plan(self) -> Path | None:
+        """The precision plan that was found, for `quantize`."""
+        path = self.folder / "plan.json"
+        return path if path.exists() else None
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return self["layers"]
+
+
+class Report(Result):
+    """All figures of a run, as in ``report.json``; the files lie in `folder`."""
+
+    def __init__(self, values: dict[str, Any], folder: Path) -> None:
+        super().__init__(values)
+        self.folder = folder
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether every gate passed; None without gates."""
+        return self["verdict"]["passed"]
+
+    def _repr_html_(self) -> str:
+        page = html.escape(_trtcalib.report_html(self.folder / "report.json"))
+        return f'<iframe srcdoc="{page}" sandbox="allow-scripts" style="width:100%;height:40em;border:0"></iframe>'

@@ -1,0 +1,120 @@
+"""Drop-in for ``onnxruntime.quantization``: an existing script changes one import.
+
+``quantize_static`` takes the same arguments. What TensorRT cannot run (asymmetric activations, QOperator format, UINT8)
+is refused by name, with what to say instead; nothing is ignored.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import CalibError, calibrate, quantize
+
+__all__ = ["quantize_static"]
+
+_METHODS = {"MinMax": "minmax", "Entropy": "entropy", "Percentile": "percentile"}
+#: Options whose effect is had in any case, or that ask for what is done: (name, values that are taken).
+_SATISFIED = {
+    "ActivationSymmetric": (True,),
+    "WeightSymmetric": (True,),
+    "CalibTensorRangeSymmetric": (True,),
+    "CalibMovingAverage": (False,),
+    "AddQDQPairToWeight": (True, False),
+    "QDQOpTypePerChannelSupportToAxis": ({},),
+    "QuantizeBias": (False,),
+    "MatMulConstBOnly": (False, True),
+    "EnableSubgraph": (False,),
+    "ForceQuantizeNoInputCheck": (False,),
+    "DedicatedQDQPair": (True,),
+    "SmoothQuant": (False,),
+}
+
+
+def quantize_static(
+    model_input: Any,
+    model_output: Any,
+    calibration_data_reader: Any = None,
+    quant_format: Any = None,
+    op_types_to_quantize: Sequence[str] | None = None,
+    per_channel: bool = False,
+    reduce_range: bool = False,
+    activation_type: Any = None,
+    weight_type: Any = None,
+    nodes_to_quantize: Sequence[str] | None = None,
+    nodes_to_exclude: Sequence[str] | None = None,
+    use_external_data_format: bool = False,
+    calibrate_method: Any = None,
+    calibration_providers: Sequence[str] | None = None,
+    extra_options: dict[str, Any] | None = None,
+    calibration_cache_path: Any = None,
+) -> None:
+    """Calibrates with a reader and writes a model with explicit Q/DQ that TensorRT takes.
+
+    Args:
+        model_input: float ONNX model: a path, or a ``ModelProto``.
+        model_output: model to write.
+        calibration_data_reader: object with ``get_next()``.
+        quant_format: ``QuantFormat.QDQ``.
+        op_types_to_quantize: operator types; others stay in float.
+        per_channel: weights are always quantized by output channel, as TensorRT does.
+        activation_type, weight_type: ``QuantType.QInt8``, or ``QFLOAT8E4M3FN`` for both.
+        nodes_to_quantize, nodes_to_exclude: names of nodes.
+        calibrate_method: MinMax, Entropy or Percentile; what measures best without.
+        calibration_providers: ``["CPUExecutionProvider"]`` or ``["CUDAExecutionProvider"]``.
+        extra_options: ``CalibPercentile`` is applied, options that ask for what is done anyway are taken, others refused.
+
+    Raises:
+        CalibError: an argument asks for what TensorRT cannot run.
+    """
+    if _name(quant_format, "QDQ") != "QDQ":
+        raise CalibError("quant_format: TensorRT reads Q/DQ models only; give QuantFormat.QDQ")
+    if calibration_data_reader is None or calibration_cache_path is not None:
+        raise CalibError("calibration_data_reader: ranges come from data; give a reader (calibration_cache_path is not read)")
+    if reduce_range:
+        raise CalibError("reduce_range: TensorRT's INT8 kernels need no 7-bit weights; leave it out")
+    types = {_name(activation_type, "QInt8"), _name(weight_type, "QInt8")}
+    precisions = {"QInt8": "int8", "QFLOAT8E4M3FN": "fp8"}
+    if len(types) != 1 or not types <= precisions.keys():
+        raise CalibError(
+            f"activation_type and weight_type {sorted(types)}: TensorRT takes symmetric QInt8 for both, or QFLOAT8E4M3FN for both"
+        )
+    providers = set(calibration_providers or ["CPUExecutionProvider"])
+    if not providers <= {"CPUExecutionProvider", "CUDAExecutionProvider"}:
+        raise CalibError(f"calibration_providers {sorted(providers)}: CPUExecutionProvider and CUDAExecutionProvider are known")
+    settings: dict[str, Any] = {"provider": "cuda" if "CUDAExecutionProvider" in providers else "cpu"}
+    if op_types_to_quantize:
+        settings["op_types"] = list(op_types_to_quantize)
+    for key, names in (("nodes_to_include", nodes_to_quantize), ("nodes_to_exclude", nodes_to_exclude)):
+        if names:
+            settings[key] = [f"^{re.escape(name)}$" for name in names]
+    method = _name(calibrate_method, None)
+    if method is not None and method not in _METHODS:
+        raise CalibError(f"calibrate_method {method}: {', '.join(_METHODS)} are known; `auto` (without one) measures them all")
+    for name, value in (extra_options or {}).items():
+        if name == "CalibPercentile":
+            settings["percentile"] = float(value)
+        elif name not in _SATISFIED or not any(value == taken for taken in _SATISFIED[name]):
+            raise CalibError(f"extra_options: {name}={value!r} has no counterpart in a model for TensorRT; leave it out")
+    with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
+        model = _file(model_input, Path(folder))
+        # Placement options say what is quantized; the table is made for that.
+        table = calibrate(model, calibration_data_reader, method=_METHODS.get(method, "auto"), samples=1 << 30, **settings)
+        placement = {key: settings[key] for key in ("op_types", "nodes_to_include", "nodes_to_exclude") if key in settings}
+        quantize(model, table, model_output, precision=precisions[types.pop()], **placement)
+
+
+def _name(choice: Any, default: str | None) -> str | None:
+    """Name of an enumerator, or the text that stands for it."""
+    return default if choice is None else str(getattr(choice, "name", choice))
+
+
+def _file(model: Any, folder: Path) -> Path:
+    if isinstance(model, (str, Path)):
+        return Path(model)
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
