@@ -21,10 +21,13 @@ pub struct Samples {
     labels: Vec<Option<u32>>,
 }
 
+/// Arrays by input name.
+type Arrays = Vec<(String, Py<PyUntypedArray>)>;
+
 /// One batch: arrays whose first axis counts its samples.
 enum Batch {
     /// Held by this process.
-    Here(Vec<(String, Py<PyUntypedArray>)>),
+    Here(Arrays),
     /// What a callable gives, a dict of arrays: blocks of a data set that lies elsewhere.
     Elsewhere(Py<PyAny>),
 }
@@ -39,7 +42,8 @@ impl Samples {
         let mut held = Vec::new();
         for (number, batch) in batches.into_iter().enumerate() {
             let (rows, batch) = if let Ok(arrays) = batch.cast::<PyDict>() {
-                let (rows, arrays) = arrays_of(arrays).map_err(|reason| DataError::new_err(format!("batch {number}: {reason}")))?;
+                let (rows, arrays) =
+                    arrays_of(arrays).map_err(|reason| DataError::new_err(format!("batch {number}: {reason}")))?;
                 (rows, Batch::Here(arrays))
             } else {
                 let (rows, load): (usize, Py<PyAny>) = batch.extract()?;
@@ -93,7 +97,8 @@ impl Dataset for Held {
                 Batch::Here(arrays) => rows(arrays),
                 Batch::Elsewhere(load) => {
                     let loaded = load.call0(py).map_err(|error| error.to_string())?;
-                    let (count, arrays) = arrays_of(loaded.bind(py).cast::<PyDict>().map_err(|error| error.to_string())?)?;
+                    let (count, arrays) =
+                        arrays_of(loaded.bind(py).cast::<PyDict>().map_err(|error| error.to_string())?)?;
                     if row >= count { Err(format!("its block holds {count} samples only")) } else { rows(&arrays) }
                 }
             }
@@ -103,7 +108,7 @@ impl Dataset for Held {
 }
 
 /// The arrays of a batch, and how many samples they hold.
-fn arrays_of(batch: &Bound<'_, PyDict>) -> Result<(usize, Vec<(String, Py<PyUntypedArray>)>), String> {
+fn arrays_of(batch: &Bound<'_, PyDict>) -> Result<(usize, Arrays), String> {
     let mut arrays = Vec::new();
     let mut rows = None;
     for (name, array) in batch {

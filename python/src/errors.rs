@@ -3,7 +3,12 @@
 use pyo3::{create_exception, exceptions::PyException, prelude::*};
 use trtcalib::session::{PipelineError, describe};
 
-create_exception!(trtcalib, CalibError, PyException, "Something that was asked for cannot be done; the message names the cure.");
+create_exception!(
+    trtcalib,
+    CalibError,
+    PyException,
+    "Something that was asked for cannot be done; the message names the cure."
+);
 create_exception!(trtcalib, ModelError, CalibError, "A model cannot be read, quantized or run.");
 create_exception!(trtcalib, DataError, CalibError, "Samples, labels or calibration tables cannot be used.");
 create_exception!(trtcalib, RuntimeLibraryError, CalibError, "ONNX Runtime, TensorRT or a GPU cannot be used.");

@@ -3,6 +3,8 @@
 //! Settings come as JSON with the keys of the configuration file, results go back as JSON; the Python modules beside it
 //! make objects of them.
 
+#![expect(clippy::needless_pass_by_value, reason = "arguments of Python functions come by value")]
+
 use std::{ffi::OsString, path::PathBuf};
 
 use pyo3::{prelude::*, types::PyModule};
@@ -13,7 +15,10 @@ use trtcalib::{
     onnx::Model,
     quantize::Precision,
     report::{Report, html},
-    session::{BisectOptions, CalibrateOptions, CompareRequest, Host, PipelineError, QuantizeRequest, Session, Shard, quantize_file},
+    session::{
+        BisectOptions, CalibrateOptions, CompareRequest, Host, PipelineError, QuantizeRequest, Session, Shard,
+        quantize_file,
+    },
 };
 
 mod data;
@@ -25,9 +30,12 @@ use errors::CalibError;
 /// Settings with the keys of the configuration file, over those of `file`.
 fn settings(json: &str, file: Option<PathBuf>) -> PyResult<RunConfig> {
     let invalid = |error: &dyn std::fmt::Display| CalibError::new_err(format!("the settings cannot be used: {error}"));
-    let base = file.map_or_else(|| Ok(RunConfig::default()), |file| RunConfig::load(&file)).map_err(|error| invalid(&error))?;
+    let base = file
+        .map_or_else(|| Ok(RunConfig::default()), |file| RunConfig::load(&file))
+        .map_err(|error| invalid(&error))?;
     let mut keys = serde_json::to_value(base).map_err(|error| invalid(&error))?;
-    let given: serde_json::Map<String, serde_json::Value> = serde_json::from_str(json).map_err(|error| invalid(&error))?;
+    let given: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(json).map_err(|error| invalid(&error))?;
     if let Some(keys) = keys.as_object_mut() {
         keys.extend(given);
     }
@@ -81,7 +89,8 @@ fn observe(
     listener: Option<Py<PyAny>>,
 ) -> PyResult<()> {
     let config = settings(settings_json, file)?;
-    let shard: Shard = shard.parse().map_err(|error: trtcalib::config::ConfigError| CalibError::new_err(error.to_string()))?;
+    let shard: Shard =
+        shard.parse().map_err(|error: trtcalib::config::ConfigError| CalibError::new_err(error.to_string()))?;
     host::run(py, listener, move |host| {
         let session = open(config, samples, host)?;
         let observed = session.observe(Precision::Int8, &session.calibration_samples(), Some(&shard), None)?;

@@ -1,0 +1,123 @@
+//! A model in a lower precision from a table: what `calib quantize` does.
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+use super::{Host, PipelineError, Within, check_folders, model::Subject, quantize_options, unmatched};
+use crate::{
+    artifact::ContentHash,
+    backend::onnxruntime::OnnxRuntime,
+    calibrate::{CalibrationTable, cache::CalibrationCache},
+    config::RunConfig,
+    quantize::{KeptFp32, Precision, quantize},
+};
+
+/// What is to be written.
+#[derive(Clone, Debug)]
+pub struct QuantizeRequest {
+    /// INT8, FP8, FP16 or BF16.
+    pub precision: Precision,
+    /// Calibration table, or TensorRT's cache; needed for INT8 and FP8.
+    pub table: Option<PathBuf>,
+    /// Model to write.
+    pub output: PathBuf,
+    /// Whether the model's float inputs and outputs are converted to the high precision too.
+    pub convert_io: bool,
+}
+
+/// A model that was written.
+#[derive(Debug, Serialize)]
+pub struct QuantizeOutcome {
+    /// Its file.
+    pub model: PathBuf,
+    /// Its precision.
+    pub precision: Precision,
+    /// Nodes that compute in the precision.
+    pub nodes: usize,
+    /// Nodes with Q/DQ.
+    pub quantized_nodes: usize,
+    /// Activations with Q/DQ.
+    pub quantized_tensors: usize,
+    /// Nodes that a conversion to 16 bits left in FP32, with the reasons.
+    pub kept_fp32: Vec<KeptFp32>,
+    /// Size of the file in bytes.
+    pub bytes: u64,
+    /// Hash of the file.
+    pub hash: ContentHash,
+    /// All nodes of the model.
+    #[serde(skip)]
+    pub all_nodes: usize,
+}
+
+/// Writes the model of `config` in a lower precision. ONNX Runtime is looked for as in [`super::Session::open`].
+///
+/// # Errors
+/// The model or the table cannot be used, the output would overwrite the model, or it cannot be written.
+pub fn quantize_file(
+    config: &RunConfig,
+    request: &QuantizeRequest,
+    library: Option<&Path>,
+    host: &Host,
+) -> Result<QuantizeOutcome, PipelineError> {
+    let QuantizeRequest { precision, table, output, convert_io } = request;
+    let precision = *precision;
+    config.validate()?;
+    let Some(model) = &config.model else { bail!("no model was given; name one with --model FILE") };
+    let runtime = OnnxRuntime::load(library)?;
+    let subject = Subject::load(runtime, model, &config.shape)?;
+    for finding in &subject.findings {
+        host.warn(&format!("{}; {}", finding.message, finding.hint));
+    }
+    check_folders([output.as_path()])?;
+    let is_same = model.canonicalize().is_ok_and(|model| output.canonicalize().is_ok_and(|output| output == model));
+    ensure!(!is_same, "{} would be written over the model it is made from; choose another -o", output.display());
+    let table = table.as_deref().map(|path| read_table(path, &subject)).transpose()?;
+    ensure!(
+        table.is_some() || !precision.is_quantized(),
+        "{precision} needs ranges; make a table with `calib calibrate` and name it with --table FILE"
+    );
+    let mut options = quantize_options(config, precision)?;
+    options.keep_io_types = !convert_io;
+    if !precision.is_quantized() {
+        // Exclusions of a float conversion are nodes that stay in FP32.
+        options.keep_fp32.clone_from(&config.nodes_to_exclude);
+        options.keep_fp32_op_types = config.op_types_to_exclude.iter().cloned().collect();
+    }
+    let quantized = quantize(&subject.folded, &subject.shapes, table.as_ref(), &options)?;
+    if let Some(defects) = quantized.defects() {
+        return Err(PipelineError::Input(defects));
+    }
+    for warning in unmatched(config, &subject, &quantized.placement) {
+        host.warn(&warning);
+    }
+    quantized.model.save(output)?;
+    host.wrote(output);
+    Ok(QuantizeOutcome {
+        model: output.clone(),
+        precision,
+        nodes: quantized.placement.nodes_in(precision),
+        quantized_nodes: quantized.placement.quantized_nodes(),
+        quantized_tensors: quantized.placement.tensors_to_observe().len(),
+        all_nodes: quantized.placement.decisions.len(),
+        kept_fp32: quantized.kept_fp32,
+        bytes: std::fs::metadata(output)?.len(),
+        hash: ContentHash::of_file(output)?,
+    })
+}
+
+/// A calibration table of ours, or TensorRT's cache, which does not say which model it is of.
+fn read_table(path: &Path, subject: &Subject) -> Result<CalibrationTable, PipelineError> {
+    let mut start = Vec::new();
+    let file = std::fs::File::open(path).within(|| format!("cannot read the table {}", path.display()))?;
+    file.take(4).read_to_end(&mut start)?;
+    if start == b"TRT-" {
+        return Ok(CalibrationCache::load(path)?.to_table(subject.float.hash.clone()));
+    }
+    let table = CalibrationTable::load(path)?;
+    table.check_model(&subject.float.hash)?;
+    Ok(table)
+}
