@@ -12,7 +12,7 @@ cargo_features := $(if $(FEATURES),--features $(FEATURES))
 export LIBCLANG_PATH := $(CURDIR)/.runtime/libclang
 export BINDGEN_EXTRA_CLANG_ARGS := -isystem $(shell gcc -print-file-name=include 2>/dev/null)
 
-.PHONY: help setup build demo test test-engines test-gpu fuzz kill-test soak test-large zoo check fmt example models bench doc clean
+.PHONY: help setup build demo test test-engines test-python wheel test-gpu fuzz kill-test soak test-large zoo check fmt example models bench doc clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -34,6 +34,7 @@ test: setup-test ## run every test
 	cargo test $(cargo_features)
 	cargo test --features tensorrt --lib backend::tensorrt # against the lean runtime of TensorRT 11
 	$(MAKE) test-engines
+	$(MAKE) test-python
 
 # Kernels run on the stand-in's CPU as well: those of tests/gpu that need neither ONNX Runtime's CUDA provider nor gigabytes.
 on_stand_in := magnitudes:: pairs:: values:: --skip a_large
@@ -43,6 +44,13 @@ test-engines: setup-test ## run engines of both flavours end to end, on stand-in
 	$(if $(REAL_DRIVER),CALIB_REAL_DRIVER=1) cargo test --features tensorrt-rtx --test engines
 	$(if $(REAL_DRIVER),,LD_LIBRARY_PATH=$(CURDIR)/target/stand_in/cuda cargo test --features tensorrt-rtx --test gpu -- --ignored --test-threads=1 $(on_stand_in))
 	$(if $(REAL_DRIVER),CALIB_REAL_DRIVER=1) cargo test --features tensorrt --test engines
+
+test-python: setup-test ## build the wheel, install it into an empty environment and run its tests
+	scripts/test_wheel.sh
+
+wheel: setup ## build the Python package into target/wheels
+	[ -x .runtime/wheel-tools/bin/maturin ] || { python3 -m venv .runtime/wheel-tools && .runtime/wheel-tools/bin/pip install -q maturin==1.16.0; }
+	.runtime/wheel-tools/bin/maturin build --release -m python/Cargo.toml -o target/wheels
 
 test-gpu: setup ## run the tests that need an NVIDIA GPU
 	cargo test $(cargo_features) --test gpu -- --ignored --test-threads=1
