@@ -6,11 +6,12 @@ use super::Layer;
 use crate::calibrate::Method;
 
 /// A text that a spreadsheet shows and never computes, and a terminal shows and never obeys: a cell that begins a formula
-/// gets an apostrophe in front, and control characters are written as escapes.
+/// gets an apostrophe in front, and control characters other than ends of lines, which quotes hold, are written as escapes.
 pub(super) fn text_field(text: &str) -> String {
+    let drives = |c: char| c.is_control() && c != '\n';
     let shown = text.chars().flat_map(|c| {
-        let escaped = c.is_control().then(|| c.escape_default());
-        escaped.into_iter().flatten().chain((!c.is_control()).then_some(c))
+        let escaped = drives(c).then(|| c.escape_default());
+        escaped.into_iter().flatten().chain((!drives(c)).then_some(c))
     });
     let begins = text.trim_start().starts_with(['=', '+', '-', '@']);
     begins.then_some('\'').into_iter().chain(shown).collect()
@@ -59,6 +60,8 @@ pub fn layers_csv(layers: &[Layer], to: impl Write) -> csv::Result<()> {
 mod tests {
     use super::*;
 
+    use crate::report::example::{Size, report};
+
     #[test]
     fn names_are_neither_formulas_nor_commands() {
         assert_eq!(text_field("=HYPERLINK(\"x\")"), "'=HYPERLINK(\"x\")");
@@ -66,7 +69,6 @@ mod tests {
         assert_eq!(text_field("a\u{1b}[2J\tb"), "a\\u{1b}[2J\\tb");
         assert_eq!(text_field("/features/0=1, \"é\""), "/features/0=1, \"é\"");
     }
-    use crate::report::example::{Size, report};
 
     #[test]
     fn every_layer_reads_back_with_its_exact_name_and_values() {
