@@ -215,7 +215,7 @@ impl<'a, D: Clone, E> Finder<'a, D, E> {
     }
 }
 
-/// The reference's graph for [`first_divergence`](first_divergence): its nodes that depend on the
+/// The reference's graph for [`first_divergence`]: its nodes that depend on the
 /// inputs.
 ///
 /// # Errors

@@ -215,7 +215,8 @@ const TABLE: &[OperatorType] = &[
     op("HammingWindow", 17, &[]),
     op("HannWindow", 17, &[]),
     op("HardSigmoid", 1, &[Fuses, Gate, Within, Tames]),
-    op("HardSwish", 14, &[Fuses, Within]),
+    // Its BF16 is refused by TensorRT's parser.
+    op("HardSwish", 14, &[Fuses, Within]).halves_since(0, NEVER),
     op("Hardmax", 1, &[]),
     op("Identity", 1, &[Copies, AroundSoftmax]),
     op("If", 1, &[]),

@@ -2,7 +2,7 @@
 //!
 //! A pass reads ahead, fills batches up where a model fixes them or a device rounds by them, halves batches that do not fit
 //! into memory, sends inputs ahead to a device, stops when it is told to, tells its progress and where it stands. Whoever
-//! wants the outputs is a [`Consumer`]: it gets them where they lie ([`Tensors`](crate::backend::Tensors)), and says only
+//! wants the outputs is a [`Consumer`]: it gets them where they lie ([`Tensors`]), and says only
 //! what it does with them.
 
 mod ahead;
@@ -257,6 +257,9 @@ impl Samples<'_> {
         });
         outcome?;
         let summary = summary?;
+        // Bad samples behind the last batch came with none.
+        at.skipped.clone_from(&summary.skipped);
+        at.done = self.indices.len();
         Ok(Ran {
             samples: at.good - good,
             fitting_batch: Some(pass.most).filter(|_| fixed.is_none()).filter(|&most| most < usize::MAX),

@@ -1,7 +1,7 @@
 //! Bringing INT8 nearer to float, as far as TensorRT's rules allow.
 //!
 //! Steps are tried one after the other; each is kept only where the error at the model's outputs falls on held-out samples.
-//! The model runs [in lockstep](network), float and quantized, one operator after the other, so that an operator can be
+//! The model runs in lockstep (`network`), float and quantized, one operator after the other, so that an operator can be
 //! adjusted to the errors that reach it; a step costs about two passes over its samples. What was found stands in the
 //! calibration table, and `quantize` makes it true.
 
