@@ -16,7 +16,7 @@ pub struct DataArgs {
     #[arg(long, value_name = "PATH")]
     pub labels: Option<PathBuf>,
     /// Detection head: yolov5, yolov8, yolo-end2end, yolox, nanodet, detr, ssd, torchvision, efficientnms, boxes (with
-    /// [detection] in the configuration) or none [default: recognized]
+    /// `[detection]` in the configuration) or none [default: recognized]
     #[arg(long, value_name = "NAME")]
     pub head: Option<String>,
     /// Class names, one a line in the order of the classes
@@ -29,7 +29,7 @@ pub struct DataArgs {
     #[arg(long, value_name = "FILE")]
     pub preprocessor: Option<PathBuf>,
     /// Resize the whole picture into the model's input as OpenCV does, at its centre or top left, and pad the rest: centre or
-    /// top-left (the presets yolo, yolox and nanodet do it too; other values in [preprocess])
+    /// top-left (the presets yolo, yolox and nanodet do it too; other values in `[preprocess]`)
     #[arg(long, value_name = "PLACE", conflicts_with_all = ["preset", "preprocessor"])]
     pub letterbox: Option<String>,
     /// Value of the letterbox around the picture, 0 to 255 [default: 114]
