@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn csv_has_exact_values_and_names() {
-        assert_eq!(table().csv().unwrap(), "model,latency_ms\n\"a|b\\n<script>, \"\"x\"\"\",1.25\nc,\n");
+        assert_eq!(table().csv().unwrap(), "model,latency_ms\n\"a|b\n<script>, \"\"x\"\"\",1.25\nc,\n");
     }
 
     #[test]
