@@ -75,7 +75,7 @@ const ALL: [(&str, f32); 4] = [("x", 0.4), ("clipped", 3.0), ("relu", 2.5), ("ro
 
 #[test]
 fn a_shifted_graph_gives_what_it_gave() {
-    let Ok(runtime) = OnnxRuntime::load(None) else { return println!("skipped: no ONNX Runtime") };
+    let Some(runtime) = calib_test_support::Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
     let (shifted, placement, made) = shifted(&shifts(&ALL));
     let names: Vec<&str> = made.keys().map(String::as_str).collect();
     assert_eq!(
@@ -148,7 +148,7 @@ fn padding_decides_what_tensorrt_may_get() {
 
 #[test]
 fn a_tensor_between_0_and_6_regains_one_bit() {
-    let Ok(runtime) = OnnxRuntime::load(None) else { return println!("skipped: no ONNX Runtime") };
+    let Some(runtime) = calib_test_support::Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
     let error = |shift: Option<f32>| {
         let mut table = table(&[("x", 4.0), ("clipped", 6.0), ("relu", 6.0), ("rows_of_silu", 6.0)]);
         let step = 6.0 / 255.0;
