@@ -10,6 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    calibrate::{DeployTo, ShiftPolicy},
     compare::{OutputKind, heads::DetectionOptions},
     dataset::Preprocess,
 };
@@ -46,6 +47,15 @@ pub struct RunConfig {
     pub percentile: f64,
     /// `auto`: biases take back the mean error of INT8 where that measures better; or `off`.
     pub bias_correction: String,
+    /// How far INT8 is brought nearer to float: `fast`, `default`, `thorough`, or `off` for ranges and local biases alone.
+    pub effort: String,
+    /// Where INT8 will run, `rtx` or `tensorrt`: what costs no layer there is allowed.
+    pub deploy_to: String,
+    /// Activations that may be quantized around another centre than 0: `all`, `unpadded` or `off`; absent: by `deploy_to`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shift: Option<String>,
+    /// Share of the multiply-accumulates that may stay in the high precision where that is worth most, between 0 and 1.
+    pub lift_budget: f64,
     /// Precisions to compare.
     pub precisions: Vec<String>,
     /// Precision of what is not quantized.
@@ -125,6 +135,10 @@ impl Default for RunConfig {
             method: "auto".to_owned(),
             percentile: 99.99,
             bias_correction: "auto".to_owned(),
+            effort: "off".to_owned(),
+            deploy_to: "rtx".to_owned(),
+            shift: None,
+            lift_budget: 0.01,
             precisions: ["fp32", "fp16", "int8"].map(str::to_owned).to_vec(),
             high_precision: "fp32".to_owned(),
             preset: None,
@@ -256,6 +270,13 @@ impl RunConfig {
             }
         };
         known("bias_correction", &self.bias_correction, &["auto", "off"])?;
+        known("effort", &self.effort, &["fast", "default", "thorough", "off"])?;
+        known("deploy_to", &self.deploy_to, DeployTo::NAMES)?;
+        known("shift", self.shift.as_deref().unwrap_or("all"), ShiftPolicy::NAMES)?;
+        if !(0.0..=1.0).contains(&self.lift_budget) {
+            let reason = format!("{} is no share between 0 and 1", self.lift_budget);
+            return Err(ConfigError::Value { key: "lift_budget", reason });
+        }
         known("method", &self.method, &["auto", "entropy", "percentile", "mse", "minmax"])?;
         known("high_precision", &self.high_precision, &["fp32", "fp16", "bf16"])?;
         known("tensorrt", &self.tensorrt, &["auto", "off", "require"])?;

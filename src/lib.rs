@@ -20,6 +20,7 @@ pub mod dataset;
 pub mod onnx;
 pub mod pass;
 pub mod quantize;
+pub mod recover;
 pub mod report;
 pub mod session;
 

@@ -214,6 +214,7 @@ fn calibrate(runtime: OnnxRuntime, subject: &Subject, collection: &Collection) -
         choice: Choice::Method(Method::MinMax),
         percentile: 99.99,
         bias_correction: false,
+        recovery: None,
         scheme: options.scheme,
     };
     calibrator.choose(&observed, &parts.fit, &choose).unwrap().table

@@ -65,6 +65,15 @@ impl Default for Histogram {
 }
 
 impl Histogram {
+    /// Values whose magnitude is beyond `amax`, to the next bin.
+    pub fn beyond(&self, amax: f32) -> u64 {
+        if amax >= self.amax() {
+            return 0;
+        }
+        let first = (f64::from(amax) / self.bin_width()).ceil() as usize;
+        self.counts().iter().skip(first).sum()
+    }
+
     /// Puts a histogram together from counts made elsewhere (a file, a GPU).
     ///
     /// `counts` are over [0, 2^e) with the e that belongs to `min` and `max`; `zeros` of those in the first bin are

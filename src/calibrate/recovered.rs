@@ -146,6 +146,16 @@ pub struct RecoveryStep {
     pub what: String,
 }
 
+impl fmt::Display for RecoveryStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.what)?;
+        match (self.before_db, self.after_db) {
+            (Some(before), Some(after)) => write!(f, " ({before:.1} dB to {after:.1} dB, {:.1} s)", self.seconds),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Differences of codes from rounding to the nearest, between -8 and 7.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(transparent)]

@@ -90,8 +90,6 @@ fn best_method(fit: &Histogram, held_out: &Histogram, percentile: f64) -> Method
 
 fn range(histogram: &Histogram, candidates: &BTreeMap<Method, f32>, method: Method) -> TensorRange {
     let amax = candidates[&method];
-    let first_clipped = (f64::from(amax) / histogram.bin_width()).ceil() as usize;
-    let clipped: u64 = if amax < histogram.amax() { histogram.counts().iter().skip(first_clipped).sum() } else { 0 };
     TensorRange {
         min: histogram.min(),
         max: histogram.max(),
@@ -99,7 +97,7 @@ fn range(histogram: &Histogram, candidates: &BTreeMap<Method, f32>, method: Meth
         amax,
         method,
         candidates: candidates.clone(),
-        clipped: clipped as f64 / histogram.count() as f64,
+        clipped: histogram.beyond(amax) as f64 / histogram.count() as f64,
     }
 }
 

@@ -72,6 +72,8 @@ pub enum QuantizeError {
          channels or are not finite; calibrate again"
     )]
     BiasCorrection { node: String, given: usize },
+    #[error("the calibration table does not round the {codes} codes of weight `{tensor}`, but others; calibrate again")]
+    Rounding { tensor: String, codes: usize },
     #[error(
         "node `{node}` ({op_type}) of opset {from} cannot be raised to opset {to}: {reason}; export the model with \
          opset {to} or later"

@@ -54,7 +54,7 @@ pub(super) fn insert(
         let view = GraphView::new(graph)?;
         let mut insertion = Insertion::new(graph, precision, types);
         insertion.activations(placement, &scales, &view)?;
-        insertion.weights(placement, &scales, &view)?;
+        insertion.weights(placement, &scales, table, &view)?;
         let replaced =
             if precision == Precision::Int8 { insertion.biases(placement, table, &view)? } else { Vec::new() };
         (view.topological_order().to_vec(), insertion, replaced)
@@ -191,9 +191,11 @@ impl Insertion {
         &mut self,
         placement: &Placement,
         scales: &BTreeMap<String, f32>,
+        table: &CalibrationTable,
         view: &GraphView<'_>,
     ) -> Result<(), QuantizeError> {
         let quant_type = weight_type(self.precision);
+        let recovered = table.recovered.as_ref().filter(|_| quant_type == QuantType::Int8Narrow);
         // Consumers that share a constant and its axis share the codes.
         let mut shared: BTreeMap<(&str, Option<usize>), Vec<&WeightEdge>> = BTreeMap::new();
         for edge in &placement.weights {
@@ -221,7 +223,10 @@ impl Insertion {
                 scale: self.fresh(tensor, "scale"),
                 zero_point: self.fresh(tensor, "zero_point"),
             };
-            let quantized = quantize_weight(weight, edges[0], quant_type, self.types, &floors, &names)?;
+            let mut quantized = quantize_weight(weight, edges[0], quant_type, self.types, &floors, &names)?;
+            if let Some(rounding) = recovered.and_then(|recovered| recovered.rounding.get(tensor)) {
+                quantized.round_anew(tensor, rounding)?;
+            }
             let scales = quantized.scale.to_tensor()?.to_f32();
             let parts = [quantized.codes, quantized.scale, quantized.zero_point];
             let inputs = [0, 1, 2].map(|part: usize| parts[part].name().to_owned());

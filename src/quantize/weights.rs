@@ -5,6 +5,7 @@ use half::{bf16, f16};
 
 use super::{QuantizeError, placement::WeightEdge};
 use crate::{
+    calibrate::Rounding,
     onnx::proto::TensorProto,
     qparams::{Granularity, QParams, QuantType},
     tensor::{ElementType, Tensor, Values},
@@ -15,6 +16,19 @@ pub(super) struct QuantizedWeight {
     pub codes: TensorProto,
     pub scale: TensorProto,
     pub zero_point: TensorProto,
+}
+
+impl QuantizedWeight {
+    /// Moves the INT8 codes of weight `tensor` by what recovery found.
+    pub fn round_anew(&mut self, tensor: &str, rounding: &Rounding) -> Result<(), QuantizeError> {
+        let codes = self.codes.raw_data.take().unwrap_or_default();
+        let differences = rounding
+            .differences(codes.len())
+            .ok_or_else(|| QuantizeError::Rounding { tensor: tensor.to_owned(), codes: codes.len() })?;
+        let moved = |(&code, difference): (&u8, i8)| (code as i8).saturating_add(difference).max(-127) as u8;
+        self.codes.raw_data = Some(codes.iter().zip(differences).map(moved).collect());
+        Ok(())
+    }
 }
 
 /// Float types of scales.

@@ -79,6 +79,8 @@ use crate::{
 #[expect(missing_docs, reason = "each wraps the error of one module")]
 pub enum PipelineError {
     #[error(transparent)]
+    Recover(#[from] crate::recover::RecoverError),
+    #[error(transparent)]
     Model(#[from] ModelError),
     #[error(transparent)]
     Backend(#[from] BackendError),

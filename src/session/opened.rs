@@ -20,6 +20,7 @@ use crate::{
     artifact::ContentHash,
     backend::{ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     bench::Mode,
+    calibrate::DeployTo,
     compare::{CompareOptions, ComparisonResult, OutputKind, heads::Head},
     config::{ConfigError, RunConfig},
     dataset::{
@@ -28,6 +29,7 @@ use crate::{
     },
     onnx::Model,
     quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions},
+    recover::RecoverOptions,
 };
 
 /// Samples in one call when neither user nor model say, on the CPU and on a GPU.
@@ -350,12 +352,32 @@ impl Session {
         }
     }
 
+    /// How far INT8 is to be brought nearer to float.
+    fn recover_options(&self) -> Result<Option<RecoverOptions>, PipelineError> {
+        let config = &self.config;
+        if config.effort == "off" {
+            return Ok(None);
+        }
+        let deploy_to: DeployTo = config.deploy_to.parse().map_err(PipelineError::Input)?;
+        let shift = config.shift.as_ref().map(|shift| shift.parse()).transpose().map_err(PipelineError::Input)?;
+        Ok(Some(RecoverOptions {
+            effort: config.effort.parse().map_err(PipelineError::Input)?,
+            deploy_to,
+            shift: shift.unwrap_or(deploy_to.shifts()),
+            lift_budget: config.lift_budget,
+            ranges: config.method == "auto",
+            biases: config.bias_correction != "off",
+            threads: self.threads,
+        }))
+    }
+
     /// How the table is to be made of the histograms.
     pub(super) fn choose_options(&self, scheme: &SchemeOptions) -> Result<ChooseOptions, PipelineError> {
         Ok(ChooseOptions {
             choice: self.config.method.parse().map_err(PipelineError::Input)?,
             percentile: self.config.percentile,
             bias_correction: self.config.bias_correction != "off",
+            recovery: self.recover_options()?,
             scheme: scheme.clone(),
             compare: self.compare_options(),
         })

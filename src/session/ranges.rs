@@ -10,7 +10,7 @@ use super::{
     opened::{require_operators, scheme},
 };
 use crate::{
-    calibrate::{CalibrationTable, Histograms, Provenance, Shards},
+    calibrate::{CalibrationTable, Choice, Histograms, Provenance, Shards},
     config::ConfigError,
     dataset::SampleError,
     pass::Ran,
@@ -135,8 +135,11 @@ impl Session {
             Some(checkpoints) => checkpoints.once("choice", make)?,
             None => make()?,
         };
-        if self.config.method == "auto" && chosen.candidates.is_empty() {
+        if self.config.method == "auto" && chosen.choice != Choice::Auto && chosen.candidates.is_empty() {
             self.host.note(&format!("too few calibration samples to measure methods on: {} was taken", chosen.choice));
+        }
+        for step in chosen.table.recovered.iter().flat_map(|recovered| &recovered.steps) {
+            self.host.note(&format!("recovery, {step}"));
         }
         Ok(chosen)
     }

@@ -59,6 +59,7 @@ impl Fixture {
             choice: Choice::Method(Method::Mse),
             percentile: 99.99,
             bias_correction: false,
+            recovery: None,
             scheme: scheme.clone(),
             compare: CompareOptions::default(),
         };

@@ -146,6 +146,7 @@ impl Bench {
             choice: Choice::Auto,
             percentile: PERCENTILE,
             bias_correction: true,
+            recovery: None,
             scheme: scheme.clone(),
         };
         let chosen = calibrator.choose(&histograms, &indices, &choose)?;

@@ -109,6 +109,20 @@ pub struct MethodArgs {
     /// Let biases take back the mean error of INT8 where that measures better: auto or off [default: auto]
     #[arg(long, value_name = "auto|off")]
     pub bias_correction: Option<String>,
+    /// How far INT8 is brought nearer to float: fast, default, thorough, or off [default: off]
+    #[arg(long, value_name = "LEVEL")]
+    pub effort: Option<String>,
+    /// Where INT8 will run, which decides what costs no layer: rtx or tensorrt [default: rtx]
+    #[arg(long, value_name = "RUNTIME")]
+    pub deploy_to: Option<String>,
+    /// Activations that may be quantized around another centre than 0: all, unpadded or off [default: all for rtx,
+    /// unpadded for tensorrt]
+    #[arg(long, value_name = "WHICH")]
+    pub shift: Option<String>,
+    /// Share of the multiply-accumulates that may stay in the high precision where that is worth most (1% or 0.01; 0: none)
+    /// [default: 1%]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub lift_budget: Option<f64>,
 }
 
 /// Options that every command takes.
@@ -147,4 +161,15 @@ pub enum ColorChoice {
     Always,
     /// Never
     Never,
+}
+
+/// A share, as a number between 0 and 1 or in percent.
+fn share(text: &str) -> Result<f64, String> {
+    let (digits, unit) = text.strip_suffix('%').map_or((text, 1.0), |digits| (digits, 100.0));
+    let share = digits.trim().parse::<f64>().map_err(|_| "give a number such as 0.01 or 1%".to_owned())? / unit;
+    if (0.0..=1.0).contains(&share) {
+        Ok(share)
+    } else {
+        Err("give a share between 0 and 1, or 0% and 100%".to_owned())
+    }
 }

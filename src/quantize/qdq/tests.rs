@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    calibrate::{Recovered, Rounding},
     onnx::{Model, proto::TypeProto},
     quantize::{
         QuantizeOptions, Quantized, SchemeOptions, quantize,
@@ -150,4 +151,26 @@ fn scales_that_are_told_are_those_in_the_file() {
         let rounded = result.activation_scales()["x"] != QuantType::Int8.scale(1.3);
         assert_eq!(rounded, high_precision != Precision::Fp32);
     }
+}
+
+#[test]
+fn codes_move_by_what_recovery_found() {
+    let codes = |rounding: Option<Vec<i8>>| {
+        let mut table = table(&[("x", 1.0), ("c1", 1.0)]);
+        let rounding = rounding.map(|differences| [("w".to_owned(), Rounding::new(&differences))].into());
+        table.recovered = rounding.map(|rounding| Recovered { rounding, ..Recovered::default() });
+        let quantized = quantize(&shared_weight(), &no_shapes(), Some(&table), &QuantizeOptions::default())?;
+        let view = GraphView::new(quantized.model.graph())?;
+        Ok::<_, QuantizeError>(view.initializer("w_quantized").unwrap().to_tensor()?.to_f32())
+    };
+    let nearest = codes(None).unwrap();
+    let lowest = nearest.iter().position(|&code| code == -127.0).unwrap();
+    let mut differences = vec![0; 256];
+    (differences[3], differences[4], differences[lowest]) = (2, -1, -1);
+    let moved = codes(Some(differences)).unwrap();
+    let changes: Vec<f32> = moved.iter().zip(&nearest).map(|(moved, nearest)| moved - nearest).collect();
+    assert_eq!((changes[3], changes[4], changes[lowest]), (2.0, -1.0, 0.0), "weights never get -128");
+    assert_eq!(changes.iter().filter(|change| **change != 0.0).count(), 2);
+    let refusal = codes(Some(vec![0; 250])).unwrap_err().to_string();
+    assert!(refusal.contains("256 codes of weight `w`"), "{refusal}");
 }

@@ -12,15 +12,19 @@ use crate::{
         operators::{OperatorError, Pair},
     },
     backend::{Backend, BuildOptions, Runner, TensorInfo},
-    calibrate::{CalibrateError, CalibrationTable, Choice, Histograms, Method, tables},
+    calibrate::{
+        CalibrateError, CalibrationTable, Choice, Histograms, Method, Recovered, RecoveryStep, histogram::Histogram,
+        tables,
+    },
     compare::{CompareOptions, ComparisonResult, OutputKind},
-    dataset::PrefetchOptions,
+    dataset::{PrefetchOptions, prefetch},
     quantize::{Precision, QuantizeOptions, SchemeOptions, quantize},
+    recover::{Material, RecoverError, RecoverOptions, recover},
     session::{
         Control, PipelineError,
         evaluation::{EvaluateOptions, Outputs, evaluate},
     },
-    tensor::ElementType,
+    tensor::{ElementType, TensorMap},
 };
 
 /// Held-out samples that whole models are measured on, at most.
@@ -63,6 +67,8 @@ pub struct ChooseOptions {
     pub percentile: f64,
     /// Whether biases take back the mean error of quantization, where that helps on held-out samples.
     pub bias_correction: bool,
+    /// How far to go beyond ranges in INT8; `None` for the methods alone.
+    pub recovery: Option<RecoverOptions>,
     /// What will be quantized.
     pub scheme: SchemeOptions,
     /// How outputs are compared; those whose kind is `ignored` take no part in the choice.
@@ -89,6 +95,13 @@ impl Calibrator<'_> {
         options: &ChooseOptions,
     ) -> Result<Chosen, PipelineError> {
         let parts = hold_out(indices);
+        let mut refused = None;
+        if let Some(recovery) = options.recovery.as_ref().filter(|_| options.scheme.precision == Precision::Int8) {
+            match self.recovered(histograms, &parts, options, recovery) {
+                Err(PipelineError::Recover(RecoverError::Unsupported(reason))) => refused = Some(reason),
+                chosen => return chosen,
+            }
+        }
         let mut ranked = self.rank(histograms, &parts.held_out, options)?;
         if options.bias_correction && options.scheme.precision == Precision::Int8 {
             ranked.tables.truncate(FINALISTS);
@@ -96,8 +109,59 @@ impl Calibrator<'_> {
         }
         let Ranked { tables, candidates, measured_on } = ranked;
         let (choice, table) = tables.into_iter().next().ok_or(CalibrateError::NoData)?;
-        let table = CalibrationTable { magnitudes: self.magnitudes(&table, &parts.fit)?, ..table };
+        let recovered = refused.map(|what| {
+            let name = "recovery".to_owned();
+            let row = RecoveryStep { name, kept: false, before_db: None, after_db: None, seconds: 0.0, what };
+            Recovered { steps: vec![row], ..Recovered::default() }
+        });
+        let table = CalibrationTable { magnitudes: self.magnitudes(&table, &parts.fit)?, recovered, ..table };
         Ok(Chosen { table, choice, candidates, measured_on })
+    }
+
+    /// The table by what recovery finds: see [`recover`].
+    fn recovered(
+        &self,
+        histograms: &Histograms,
+        parts: &Parts,
+        options: &ChooseOptions,
+        recovery: &RecoverOptions,
+    ) -> Result<Chosen, PipelineError> {
+        let measurable = histograms.held_out_samples > 0 && histograms.fit_samples > 0;
+        // The thresholds that tensors by themselves prefer are where recovery starts.
+        let choice =
+            if options.choice == Choice::Auto && !measurable { Choice::Method(Method::Mse) } else { options.choice };
+        let table = single(tables(histograms, options.percentile, &[choice])?)?;
+        let placement = self.subject.place(&options.scheme)?;
+        let [fit, held_out] = recovery.samples();
+        let material = Material {
+            backend: &self.runtime,
+            model: &self.subject.folded,
+            shapes: &self.subject.shapes,
+            placement: &placement,
+            fit: self.inputs(&parts.fit, fit)?,
+            held_out: self.inputs(&parts.held_out, held_out)?,
+        };
+        let measured_on = material.held_out.len();
+        let mut table = recover(material, &table, recovery)?;
+        for (name, range) in &mut table.tensors {
+            let of = |part: &BTreeMap<String, Histogram>| part.get(name).map_or(0, |counts| counts.beyond(range.amax));
+            let beyond = of(&histograms.fit) + of(&histograms.held_out);
+            range.clipped = beyond as f64 / range.count.max(1) as f64;
+        }
+        let table = CalibrationTable { magnitudes: self.magnitudes(&table, &parts.fit)?, ..table };
+        Ok(Chosen { table, choice, candidates: Vec::new(), measured_on })
+    }
+
+    /// The inputs of calls with the first of `samples`, about `most` in all.
+    fn inputs(&self, samples: &[usize], most: usize) -> Result<Vec<TensorMap>, PipelineError> {
+        let batch = self.subject.fixed_batch().unwrap_or(1).max(1);
+        let whole = samples.len().min(most.max(batch)) / batch * batch;
+        let reading = PrefetchOptions { batch, ..self.reading() };
+        let (inputs, pass) = prefetch(self.dataset, &samples[..whole], reading, |batches| {
+            batches.filter(|done| done.ids.len() == batch).map(|done| done.inputs).collect()
+        });
+        pass?;
+        Ok(inputs)
     }
 
     /// Measures bias corrections of every ranked table on the fitting samples, and puts the table first, corrected or

@@ -1,0 +1,322 @@
+//! Bringing INT8 nearer to float, as far as TensorRT's rules allow.
+//!
+//! Steps are tried one after the other; each is kept only where the error at the model's outputs falls on held-out samples.
+//! The model runs in lockstep (`network`), float and quantized, one operator after the other, so that an operator can be
+//! adjusted to the errors that reach it; a step costs about two passes over its samples. What was found stands in the
+//! calibration table, and `quantize` makes it true.
+
+mod biases;
+mod lifting;
+mod network;
+mod objective;
+mod patches;
+mod ranges;
+mod rank;
+mod rounding;
+mod walk;
+
+use std::{collections::BTreeMap, time::Instant};
+
+use crate::{
+    backend::{Backend, BackendError, TensorInfo},
+    calibrate::{CalibrationTable, DeployTo, Effort, Lifted, Recovered, RecoveryStep, Rounding, Shift, ShiftPolicy},
+    onnx::{GraphError, Model},
+    qparams::QParamsError,
+    quantize::{Placement, QuantizeError, Shiftable, shiftable},
+    tensor::{ShapeError, TensorMap},
+};
+use network::Network;
+use patches::Patches;
+use walk::{State, Tasks, walk, whole_correction};
+
+/// Decibels by which a step must lower the error on held-out samples to be kept.
+const MARGIN_DB: f64 = 0.02;
+/// Memory for the tensors of all samples together.
+const MEMORY_BYTES: usize = 1 << 30;
+/// Samples that operators are ranked on.
+const RANKED_ON: usize = 2;
+
+/// Why a model could not be recovered.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The model is of a kind that lockstep does not know; the reason in words.
+    #[error("recovery does not know such a model: {0}")]
+    Unsupported(String),
+    /// A part of the model could not be run.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The graph is malformed.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// The rules could not be applied.
+    #[error(transparent)]
+    Quantize(#[from] QuantizeError),
+    /// A tensor does not have the size that it declares.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// A weight has no such channels.
+    #[error(transparent)]
+    Params(#[from] QParamsError),
+}
+
+/// What recovery may do.
+#[derive(Clone, Debug)]
+pub struct RecoverOptions {
+    /// How far it goes.
+    pub effort: Effort,
+    /// Where the model will run.
+    pub deploy_to: DeployTo,
+    /// Which activations may be shifted.
+    pub shift: ShiftPolicy,
+    /// Share of the multiply-accumulates that may stay in the high precision, between 0 and 1.
+    pub lift_budget: f64,
+    /// Whether ranges may be chosen among those of all methods.
+    pub ranges: bool,
+    /// Whether biases may be corrected.
+    pub biases: bool,
+    /// Threads of the backend; 0 for all cores.
+    pub threads: usize,
+}
+
+impl RecoverOptions {
+    /// Fitting and held-out samples that are used, at most.
+    pub fn samples(&self) -> [usize; 2] {
+        match self.effort {
+            Effort::Fast => [8, 4],
+            Effort::Default => [20, 12],
+            Effort::Thorough => [48, 24],
+        }
+    }
+
+    /// Operators with more columns are not rounded.
+    fn columns(&self) -> usize {
+        match self.effort {
+            Effort::Fast => 0,
+            Effort::Default => 1280,
+            Effort::Thorough => 4608,
+        }
+    }
+}
+
+/// A model and the samples to recover it on.
+pub struct Material<'a> {
+    /// What runs its parts.
+    pub backend: &'a dyn Backend,
+    /// The folded float model.
+    pub model: &'a Model,
+    /// Types and shapes of its tensors.
+    pub shapes: &'a BTreeMap<String, TensorInfo>,
+    /// Where its Q/DQ will be.
+    pub placement: &'a Placement,
+    /// Inputs of calls to decide on.
+    pub fit: Vec<TensorMap>,
+    /// Inputs of calls to measure on; without any, steps are measured on those that they were decided on.
+    pub held_out: Vec<TensorMap>,
+}
+
+/// Adds to `table` what brings the quantized model nearer to the float one.
+///
+/// # Errors
+/// A model that lockstep does not know, or that cannot be run.
+pub fn recover(
+    material: Material<'_>,
+    table: &CalibrationTable,
+    options: &RecoverOptions,
+) -> Result<CalibrationTable, RecoverError> {
+    let Material { backend, model, shapes, placement, mut fit, mut held_out } = material;
+    let network = Network::new(backend, model, shapes, placement, options.threads)?;
+    // Both sides of all samples are in memory, and for a moment a copy of what an operator reads and makes.
+    let most = (MEMORY_BYTES / (3 * network.bytes(shapes)).max(1)).max(2);
+    let share = most.saturating_mul(fit.len()) / (fit.len() + held_out.len()).max(1);
+    fit.truncate(share.max(1));
+    held_out.truncate(most.saturating_sub(share).max(1));
+    let samples = [fit.as_slice(), &held_out].concat();
+    if fit.is_empty() {
+        return Err(RecoverError::Unsupported("there is no sample to decide on".to_owned()));
+    }
+    let state = State {
+        ranges: table.tensors.iter().map(|(name, range)| (name.clone(), ranges::plain(range))).collect(),
+        ..State::default()
+    };
+    let patches = Patches::new(backend, options.threads)?;
+    let mut steps =
+        Steps { network, patches, samples, fit: fit.len(), state, before: None, rows: Vec::new(), biases: false };
+    let started = Instant::now();
+    steps.before =
+        walk(&mut steps.network, &steps.samples, steps.fit, &mut steps.state, &Tasks::default(), &mut steps.patches)?
+            .decibels();
+    let measuring = started.elapsed().as_secs_f64();
+    if options.ranges {
+        let of = |(name, range): (&String, _)| (name.clone(), ranges::candidates(range, false));
+        let candidates = table.tensors.iter().map(of).collect();
+        steps.try_out("ranges", &Tasks { candidates, ..Tasks::default() })?;
+    }
+    let plain = steps.state.ranges.clone();
+    let candidates = shifts(model, shapes, placement, table, options.shift, &plain)?;
+    if !candidates.is_empty() {
+        steps.try_out("shift", &Tasks { candidates, ..Tasks::default() })?;
+    }
+    if options.biases {
+        steps.biases = steps.try_out("biases", &Tasks { biases: true, ..Tasks::default() })?;
+    }
+    if options.columns() > 0 {
+        steps.try_out("rounding", &Tasks { rounding: options.columns(), biases: steps.biases, ..Tasks::default() })?;
+    }
+    let lifted = if options.lift_budget > 0.0 && options.effort != Effort::Fast {
+        steps.lift(options.lift_budget)?
+    } else {
+        Vec::new()
+    };
+    if let Some(first) = steps.rows.first_mut() {
+        first.seconds += measuring;
+    }
+    steps.into_table(table, &plain, lifted, options)
+}
+
+/// Ranges around other centres, with the one in force, of the tensors that may have them.
+fn shifts(
+    model: &Model,
+    shapes: &BTreeMap<String, TensorInfo>,
+    placement: &Placement,
+    table: &CalibrationTable,
+    policy: ShiftPolicy,
+    plain: &BTreeMap<String, Shift>,
+) -> Result<BTreeMap<String, Vec<Shift>>, RecoverError> {
+    let mut found = BTreeMap::new();
+    for (tensor, needs) in shiftable(model.graph(), shapes, placement)? {
+        let allowed = match policy {
+            ShiftPolicy::All => true,
+            ShiftPolicy::Unpadded => needs == Shiftable::Unpadded,
+            ShiftPolicy::Off => false,
+        };
+        if let (true, Some(range), Some(&own)) = (allowed, table.tensors.get(&tensor), plain.get(&tensor)) {
+            let mut candidates = ranges::candidates(range, true);
+            candidates.retain(|candidate| candidate.offset != 0.0);
+            if !candidates.is_empty() {
+                candidates.insert(0, own);
+                found.insert(tensor, candidates);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The steps so far.
+struct Steps {
+    network: Network,
+    patches: Patches,
+    samples: Vec<TensorMap>,
+    fit: usize,
+    state: State,
+    before: Option<f64>,
+    rows: Vec<RecoveryStep>,
+    /// Whether biases are corrected, so that later steps correct them anew.
+    biases: bool,
+}
+
+impl Steps {
+    /// Tries a step and keeps it where the outputs gain; returns whether it was kept.
+    fn try_out(&mut self, name: &str, tasks: &Tasks) -> Result<bool, RecoverError> {
+        self.try_from(name, self.state.clone(), tasks)
+    }
+
+    fn try_from(&mut self, name: &str, mut next: State, tasks: &Tasks) -> Result<bool, RecoverError> {
+        let started = Instant::now();
+        let after = walk(&mut self.network, &self.samples, self.fit, &mut next, tasks, &mut self.patches)?.decibels();
+        let kept = match (self.before, after) {
+            (Some(before), Some(after)) => after > before + MARGIN_DB,
+            _ => false,
+        };
+        let what = changes(&self.state, &next);
+        let what = if kept { what } else { format!("{what}; not kept, for held-out samples do not gain by it") };
+        let (before_db, seconds) = (self.before, started.elapsed().as_secs_f64());
+        self.rows.push(RecoveryStep { name: name.to_owned(), kept, before_db, after_db: after, seconds, what });
+        if kept {
+            (self.state, self.before) = (next, after);
+        }
+        Ok(kept)
+    }
+
+    /// Leaves operators in the high precision where that is worth most.
+    fn lift(&mut self, budget: f64) -> Result<Vec<Lifted>, RecoverError> {
+        let started = Instant::now();
+        let few = self.samples.len().min(RANKED_ON);
+        let ranked = rank::rank(&mut self.network, &self.samples[..few], &self.state)?;
+        let costs: Vec<(f64, f64)> = ranked.iter().map(|one| (one.noise, one.macs)).collect();
+        let picked = lifting::pick(&costs, budget);
+        let (noise, macs) = costs.iter().fold((0.0, 0.0), |(noise, macs), one| (noise + one.0, macs + one.1));
+        if picked.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut next = self.state.clone();
+        next.lifted.extend(picked.iter().map(|&index| ranked[index].node.clone()));
+        let ranking = started.elapsed().as_secs_f64();
+        let kept = self.try_from("lifting", next, &Tasks { biases: self.biases, ..Tasks::default() })?;
+        if let Some(row) = self.rows.last_mut() {
+            row.seconds += ranking;
+        }
+        let lifted = |&index: &usize| {
+            let one = &ranked[index];
+            Lifted { node: one.node.clone(), noise: one.noise / noise, macs: one.macs / macs }
+        };
+        Ok(if kept { picked.iter().map(lifted).collect() } else { Vec::new() })
+    }
+
+    fn into_table(
+        self,
+        table: &CalibrationTable,
+        plain: &BTreeMap<String, Shift>,
+        lifted: Vec<Lifted>,
+        options: &RecoverOptions,
+    ) -> Result<CalibrationTable, RecoverError> {
+        let mut table = table.clone();
+        for (name, range) in &mut table.tensors {
+            // The range around 0 stays for plans that need it: where a consumer cannot take the shift back.
+            if let Some(own) = plain.get(name) {
+                range.method = ranges::nearest_method(&range.candidates, own.amax, range.method);
+                range.amax = own.amax;
+            }
+        }
+        for operator in self.network.units.iter().filter_map(|unit| unit.operator.as_ref()) {
+            if let Some(whole) = whole_correction(operator, &self.state)? {
+                table.bias_corrections.insert(operator.node.clone(), whole);
+            }
+        }
+        let State { ranges, rounding, .. } = self.state;
+        let moved = |differences: &Vec<i8>| differences.iter().any(|&difference| difference != 0);
+        table.recovered = Some(Recovered {
+            effort: options.effort,
+            deploy_to: options.deploy_to,
+            shift: options.shift,
+            shifts: ranges.into_iter().filter(|(_, range)| range.offset != 0.0).collect(),
+            rounding: (rounding.into_iter().filter(|(_, differences)| moved(differences)))
+                .map(|(weight, differences)| (weight, Rounding::new(&differences)))
+                .collect(),
+            lifted,
+            steps: self.rows,
+        });
+        Ok(table)
+    }
+}
+
+/// What a step changed, in words.
+fn changes(before: &State, after: &State) -> String {
+    let count = |number: usize, one: &str, many: &str| match number {
+        0 => None,
+        1 => Some(format!("1 {one}")),
+        number => Some(format!("{number} {many}")),
+    };
+    let ranges = after.ranges.iter().filter(|(name, range)| before.ranges.get(*name) != Some(range));
+    let (shifted, moved): (Vec<_>, Vec<_>) = ranges.partition(|(_, range)| range.offset != 0.0);
+    let biases = after.biases.iter().filter(|(name, values)| before.biases.get(*name) != Some(values)).count();
+    let weights = after.rounding.len().saturating_sub(before.rounding.len());
+    let parts = [
+        count(moved.len(), "range", "ranges"),
+        count(shifted.len(), "activation shifted", "activations shifted"),
+        count(biases, "bias", "biases"),
+        count(weights, "weight rounded anew", "weights rounded anew"),
+        count(after.lifted.len() - before.lifted.len(), "node lifted", "nodes lifted"),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
+}

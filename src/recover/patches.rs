@@ -1,0 +1,149 @@
+//! What the weights of an operator are multiplied with, row by row, and the second moments of these rows.
+
+use super::{
+    RecoverError,
+    network::{Window, open_input},
+    rounding::Moments,
+    walk::Layout,
+};
+use crate::{
+    artifact::ContentHash,
+    backend::{Backend, BuildOptions, Runner},
+    onnx::{
+        Model,
+        proto::{AttributeProto, GraphProto, ModelProto, NodeProto},
+    },
+    tensor::{ElementType, Tensor, TensorMap},
+};
+
+/// Rows of one operator, about: so many for every column of a row, and at most so many in all.
+const ROWS: [usize; 2] = [16, 8192];
+/// Up to this width rows are multiplied here; wider ones by the runtime.
+const NARROW: usize = 64;
+
+/// Multiplies rows with each other.
+pub(super) struct Patches(Box<dyn Runner>);
+
+impl Patches {
+    /// Builds the product `AᵀA`.
+    pub fn new(backend: &dyn Backend, threads: usize) -> Result<Self, RecoverError> {
+        let product = NodeProto::new("Gemm", "moments", &["rows", "rows"], &["products"]);
+        let graph = GraphProto {
+            name: Some("moments".to_owned()),
+            node: vec![product.with(AttributeProto::int("transA", 1))],
+            input: vec![open_input("rows", ElementType::F32, 2)],
+            output: vec![open_input("products", ElementType::F32, 2)],
+            ..GraphProto::default()
+        };
+        let mut proto = ModelProto { ir_version: Some(8), graph: Some(graph), ..ModelProto::default() };
+        proto.set_opset("", 13);
+        let model = Model { proto, path: None, hash: ContentHash::of_bytes(b"moments"), external_data: false };
+        Ok(Self(backend.build(&model, &BuildOptions { threads, ..BuildOptions::default() })?))
+    }
+
+    /// The matrix of each group of channels; `None` for inputs of another rank than expected and for too few rows.
+    pub fn moments(
+        &mut self,
+        inputs: &[Tensor],
+        window: Option<&Window>,
+        weight: &[usize],
+        layout: Layout,
+    ) -> Result<Option<Vec<Vec<f32>>>, RecoverError> {
+        let group = window.map_or(1, |window| window.group);
+        let most = (ROWS[0] * layout.columns).min(ROWS[1]).div_ceil(inputs.len().max(1));
+        let mut moments: Vec<Moments> = (0..group).map(|_| Moments::new(layout.columns)).collect();
+        for (index, input) in inputs.iter().enumerate() {
+            for (group, moments) in moments.iter_mut().enumerate() {
+                let rows = match window {
+                    Some(window) => patches(input, window, weight, group, most, index),
+                    None => matrix_rows(input, layout.columns, most),
+                };
+                let Some(rows) = rows else { return Ok(None) };
+                if layout.columns <= NARROW {
+                    moments.add_rows(&rows);
+                } else {
+                    let tensor = Tensor::from_f32(vec![rows.len() / layout.columns, layout.columns], rows.clone())?;
+                    let products = self.0.infer(&TensorMap::from([("rows".to_owned(), tensor)]))?;
+                    moments.add(&rows, &products["products"].to_f32());
+                }
+            }
+        }
+        // Far fewer rows than columns say nothing about how errors cancel.
+        let enough = moments.iter().all(|moments| 4 * moments.rows >= layout.columns);
+        Ok(enough.then(|| moments.into_iter().map(Moments::finish).collect()))
+    }
+}
+
+/// Rows of a matrix product's input, at most `most`, evenly spread.
+fn matrix_rows(input: &Tensor, columns: usize, most: usize) -> Option<Vec<f32>> {
+    if input.shape().last() != Some(&columns) {
+        return None;
+    }
+    let values = input.to_f32();
+    let step = (values.len() / columns.max(1)).div_ceil(most.max(1)).max(1);
+    Some(values.chunks_exact(columns).step_by(step).flatten().copied().collect())
+}
+
+/// What a convolution multiplies the weights of one group with, at most `most` positions, evenly spread; where they begin
+/// differs from sample to sample.
+fn patches(
+    input: &Tensor,
+    window: &Window,
+    weight: &[usize],
+    group: usize,
+    most: usize,
+    sample: usize,
+) -> Option<Vec<f32>> {
+    let (&[batch, channels, height, width], &[_, depth, kernel_h, kernel_w]) = (input.shape(), weight) else {
+        return None;
+    };
+    if channels != depth * window.group {
+        return None;
+    }
+    let view = input.view();
+    let values = view.to_f32();
+    let out = |extent: usize, axis: usize| extent.div_ceil(window.strides[axis].max(1));
+    let (rows, columns) = (out(height, 0), out(width, 1));
+    let step = (batch * rows * columns).div_ceil(most.max(1)).max(1);
+    let mut found = Vec::new();
+    for position in (sample * 7 % step..batch * rows * columns).step_by(step) {
+        let (n, y, x) = (position / (rows * columns), position / columns % rows, position % columns);
+        for c in 0..depth {
+            let plane = (n * channels + group * depth + c) * height * width;
+            for i in 0..kernel_h {
+                // Wraps around beyond the upper edge, which is then outside as well.
+                let row = (y * window.strides[0] + i * window.dilations[0]).wrapping_sub(window.begin[0]);
+                for j in 0..kernel_w {
+                    let column = (x * window.strides[1] + j * window.dilations[1]).wrapping_sub(window.begin[1]);
+                    let inside = row < height && column < width;
+                    found.push(if inside { values[plane + row * width + column] } else { 0.0 });
+                }
+            }
+        }
+    }
+    Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patches_are_what_a_convolution_reads() {
+        let input = Tensor::from_f32(vec![1, 2, 2, 2], (1..=8).map(|value| value as f32).collect()).unwrap();
+        let window = Window { group: 2, strides: [1, 1], dilations: [1, 1], begin: [1, 1] };
+        let found = patches(&input, &window, &[2, 1, 3, 3], 1, 100, 0).unwrap();
+        assert_eq!(found.len(), 4 * 9);
+        assert_eq!(found[..9], [0.0, 0.0, 0.0, 0.0, 5.0, 6.0, 0.0, 7.0, 8.0]);
+        assert_eq!(found[27..], [5.0, 6.0, 0.0, 7.0, 8.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(patches(&input, &window, &[2, 1, 3, 3], 0, 2, 1).unwrap().len(), 2 * 9);
+        assert_eq!(patches(&input, &window, &[2, 2, 3, 3], 0, 2, 1), None);
+    }
+
+    #[test]
+    fn rows_of_a_product_are_spread() {
+        let input = Tensor::from_f32(vec![4, 1, 2], (0..8).map(|value| value as f32).collect()).unwrap();
+        assert_eq!(matrix_rows(&input, 2, 2).unwrap(), [0.0, 1.0, 4.0, 5.0]);
+        assert_eq!(matrix_rows(&input, 3, 2), None);
+    }
+}

@@ -1,0 +1,126 @@
+//! Rounding of weights by what it does to the result: coordinate descent on `(w - s q)ᵀ H (w - s q)`.
+//!
+//! `H` holds the second moments of what the weights are multiplied with, as quantized. Each step moves one code by one
+//! where that lowers the error, until none does; the codes start at the nearest ones.
+
+/// Passes over all codes of a channel, at most.
+const SWEEPS: usize = 6;
+/// Share of the mean diagonal that is added to every entry of it, so that few samples do not decide alone.
+const DAMPING: f64 = 0.02;
+/// What is left of the mean's own part: biases take back most of what shifts the mean.
+const MEAN_PART: f64 = 0.1;
+/// The furthest that a code may move from the nearest.
+const REACH: i32 = 7;
+
+/// Second moments of rows of `width` numbers.
+pub(super) struct Moments {
+    width: usize,
+    pub rows: usize,
+    sums: Vec<f64>,
+    products: Vec<f64>,
+}
+
+impl Moments {
+    pub fn new(width: usize) -> Self {
+        Self { width, rows: 0, sums: vec![0.0; width], products: vec![0.0; width * width] }
+    }
+
+    /// Adds rows; `products` is their `AᵀA`.
+    pub fn add(&mut self, rows: &[f32], products: &[f32]) {
+        self.rows += rows.len() / self.width;
+        for row in rows.chunks_exact(self.width) {
+            self.sums.iter_mut().zip(row).for_each(|(sum, &value)| *sum += f64::from(value));
+        }
+        self.products.iter_mut().zip(products).for_each(|(sum, &value)| *sum += f64::from(value));
+    }
+
+    /// Adds narrow rows.
+    pub fn add_rows(&mut self, rows: &[f32]) {
+        let mut products = vec![0.0f32; self.width * self.width];
+        for row in rows.chunks_exact(self.width) {
+            for (line, &a) in products.chunks_exact_mut(self.width).zip(row) {
+                line.iter_mut().zip(row).for_each(|(sum, &b)| *sum += a * b);
+            }
+        }
+        self.add(rows, &products);
+    }
+
+    /// The matrix to descend on, damped, with most of the mean taken out.
+    pub fn finish(self) -> Vec<f32> {
+        let (width, rows) = (self.width, self.rows.max(1) as f64);
+        let means: Vec<f64> = self.sums.iter().map(|sum| sum / rows).collect();
+        let entry = |index: usize| {
+            let (i, j) = (index / width, index % width);
+            self.products[index] / rows - (1.0 - MEAN_PART) * means[i] * means[j]
+        };
+        let mut matrix: Vec<f64> = (0..width * width).map(entry).collect();
+        let trace: f64 = (0..width).map(|k| matrix[k * width + k].max(0.0)).sum();
+        // Fewer rows than unknowns tell little about most directions.
+        let damping = (DAMPING + 0.1 * width as f64 / rows) * trace / width as f64;
+        (0..width).for_each(|k| matrix[k * width + k] += damping);
+        matrix.into_iter().map(|value| value as f32).collect()
+    }
+}
+
+/// Moves the `codes` of one channel with the weights `weights` and the step `scale`; returns how many moved.
+pub(super) fn descend(weights: &[f32], scale: f32, codes: &mut [i32], matrix: &[f32]) -> usize {
+    let width = weights.len();
+    let nearest = codes.to_vec();
+    let row = |k: usize| &matrix[k * width..(k + 1) * width];
+    let mut gradient = vec![0.0f32; width];
+    for (k, (&weight, &code)) in weights.iter().zip(codes.iter()).enumerate() {
+        let error = weight - scale * code as f32;
+        gradient.iter_mut().zip(row(k)).for_each(|(sum, &h)| *sum += error * h);
+    }
+    for _ in 0..SWEEPS {
+        let mut moved = false;
+        for k in 0..width {
+            let step = if gradient[k] > 0.0 { 1 } else { -1 };
+            let (next, own) = (codes[k] + step, scale * matrix[k * width + k]);
+            let lowers = 2.0 * gradient[k].abs() > own * 1.0001;
+            if lowers && next.abs() <= 127 && (next - nearest[k]).abs() <= REACH {
+                codes[k] = next;
+                let change = scale * step as f32;
+                gradient.iter_mut().zip(row(k)).for_each(|(sum, &h)| *sum -= change * h);
+                moved = true;
+            }
+        }
+        if !moved {
+            break;
+        }
+    }
+    codes.iter().zip(&nearest).filter(|(a, b)| a != b).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_inputs_that_go_together_cancel() {
+        // Both inputs are always equal, so only the sum of both weights matters: 0.4 + 0.4 is 1 step, not 0.
+        let mut moments = Moments::new(2);
+        moments.add_rows(&[1.0, 1.0, -1.0, -1.0, 2.0, 2.0, -2.0, -2.0].repeat(100));
+        let mut codes = [0, 0];
+        assert_eq!(descend(&[0.4, 0.4], 1.0, &mut codes, &moments.finish()), 1);
+        assert_eq!(codes.iter().sum::<i32>(), 1);
+    }
+
+    #[test]
+    fn inputs_that_do_not_go_together_keep_the_nearest_codes() {
+        let mut moments = Moments::new(2);
+        moments.add_rows(&[1.0, 1.0, 1.0, -1.0, -1.0, 1.0, -1.0, -1.0].repeat(100));
+        let mut codes = [0, 127];
+        assert_eq!(descend(&[0.4, 126.6], 1.0, &mut codes, &moments.finish()), 0);
+    }
+
+    #[test]
+    fn moments_from_products_equal_those_from_rows() {
+        let rows: Vec<f32> = (0..12).map(|index| ((index * 7) % 5) as f32).collect();
+        let (mut a, mut b) = (Moments::new(3), Moments::new(3));
+        let product = |i: usize, j: usize| rows.chunks(3).map(|row| row[i] * row[j]).sum::<f32>();
+        a.add(&rows, &(0..9).map(|index| product(index / 3, index % 3)).collect::<Vec<_>>());
+        b.add_rows(&rows);
+        assert_eq!(a.finish(), b.finish());
+    }
+}

@@ -1,0 +1,493 @@
+//! One walk through a network in lockstep: every operator in float and quantized, on the same samples.
+//!
+//! On the way each operator may choose its ranges, the rounding of its weights and its bias by what they do to its own
+//! result. What comes before it is quantized already, so that it answers for the errors that reach it as well.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use rayon::prelude::*;
+
+use super::{
+    RecoverError,
+    biases::correction,
+    network::{Network, Operator, Unit, Weight},
+    objective::Objective,
+    patches::Patches,
+    ranges::fake_quantize,
+    rounding::descend,
+};
+use crate::{
+    calibrate::Shift,
+    qparams::{Granularity, QParams, QuantType},
+    tensor::{Tensor, TensorMap},
+};
+
+/// Samples that ranges are compared on, at most.
+const COMPARED: usize = 8;
+/// A choice must lower the error of the result by this share.
+const CLEARLY: f64 = 0.995;
+
+/// How a network is quantized.
+#[derive(Clone, Default)]
+pub(super) struct State {
+    /// Of every quantized tensor.
+    pub ranges: BTreeMap<String, Shift>,
+    /// By node, what its bias takes back.
+    pub biases: BTreeMap<String, Vec<f32>>,
+    /// By weight, differences of its codes from the nearest.
+    pub rounding: BTreeMap<String, Vec<i8>>,
+    /// Nodes in float.
+    pub lifted: BTreeSet<String>,
+}
+
+/// What a walk decides.
+#[derive(Clone, Default)]
+pub(super) struct Tasks {
+    /// Ranges to choose from, by tensor.
+    pub candidates: BTreeMap<String, Vec<Shift>>,
+    pub biases: bool,
+    /// Weights are rounded anew where an operator has at most this many columns; 0 for none.
+    pub rounding: usize,
+}
+
+/// Tensors of one sample on one side.
+type Lane = HashMap<String, Tensor>;
+
+/// Both sides of all samples.
+struct Lanes {
+    float: Vec<Lane>,
+    quantized: Vec<Lane>,
+}
+
+/// The results of an operator on both sides.
+struct Results {
+    float: Vec<Tensor>,
+    quantized: Vec<Tensor>,
+}
+
+/// Runs `network` over `samples`, the first `fit` of which decide; the others are measured, all where there are no others.
+pub(super) fn walk(
+    network: &mut Network,
+    samples: &[TensorMap],
+    fit: usize,
+    state: &mut State,
+    tasks: &Tasks,
+    patches: &mut Patches,
+) -> Result<Objective, RecoverError> {
+    let lane = |sample: &TensorMap| sample.clone().into_iter().collect::<Lane>();
+    let mut lanes = Lanes { float: samples.iter().map(lane).collect(), quantized: samples.iter().map(lane).collect() };
+    let mut decided: BTreeSet<String> = BTreeSet::new();
+    let last_use = &network.last_use;
+    for (index, unit) in network.units.iter_mut().enumerate() {
+        match unit.operator.take() {
+            None => {
+                for lane in lanes.float.iter_mut().chain(&mut lanes.quantized) {
+                    let made = unit.run(lane, &mut TensorMap::new())?;
+                    lane.extend(made);
+                }
+            }
+            Some(operator) => {
+                let mut step =
+                    Step { unit: &mut *unit, operator: &operator, lanes: &mut lanes, fit, state, tasks, patches };
+                let done = step.run(&mut decided);
+                unit.operator = Some(operator);
+                done?;
+            }
+        }
+        let over: Vec<&String> = unit
+            .inputs
+            .iter()
+            .chain(&unit.outputs)
+            .filter(|name| last_use.get(*name).is_none_or(|&last| last <= index))
+            .collect();
+        for lane in lanes.float.iter_mut().chain(&mut lanes.quantized) {
+            for name in &over {
+                lane.remove(*name);
+            }
+        }
+    }
+    let mut objective = Objective::default();
+    let measured = if fit < samples.len() { fit..samples.len() } else { 0..samples.len() };
+    for index in measured {
+        for name in &network.outputs {
+            if let (Some(float), Some(quantized)) = (lanes.float[index].get(name), lanes.quantized[index].get(name)) {
+                objective.add(name, float, quantized);
+            }
+        }
+    }
+    Ok(objective)
+}
+
+/// One operator of a walk.
+struct Step<'a> {
+    unit: &'a mut Unit,
+    operator: &'a Operator,
+    lanes: &'a mut Lanes,
+    fit: usize,
+    state: &'a mut State,
+    tasks: &'a Tasks,
+    patches: &'a mut Patches,
+}
+
+impl Step<'_> {
+    fn run(&mut self, decided: &mut BTreeSet<String>) -> Result<(), RecoverError> {
+        let operator = self.operator;
+        let weights = operator.weight.as_ref().map(|weight| &weight.values[..]);
+        let mut exact = operator.parameters(weights, operator.bias.as_deref());
+        let mut float = Vec::with_capacity(self.lanes.float.len());
+        for lane in &mut self.lanes.float {
+            float.extend(self.unit.run(lane, &mut exact)?.into_values().next());
+        }
+        let mut results = Results { float, quantized: Vec::new() };
+        if self.state.lifted.contains(&operator.node) {
+            self.state.biases.remove(&operator.node);
+            for lane in &mut self.lanes.quantized {
+                results.quantized.extend(self.unit.run(lane, &mut exact)?.into_values().next());
+            }
+            self.keep(results);
+            return Ok(());
+        }
+        let mut quantized = Quantized::of(operator, self.state)?;
+        for tensor in &operator.quantized {
+            if let Some(candidates) = self.tasks.candidates.get(tensor).filter(|_| decided.insert(tensor.clone())) {
+                self.choose_range(tensor, candidates, &quantized, &results)?;
+            }
+        }
+        if self.tasks.rounding > 0 {
+            self.round(&mut quantized, &results)?;
+        }
+        let mut parameters = operator.parameters(quantized.values.as_deref(), operator.bias.as_deref());
+        for index in 0..self.lanes.quantized.len() {
+            results.quantized.extend(self.result(index, &mut parameters)?);
+        }
+        self.correct(&mut results);
+        self.keep(results);
+        Ok(())
+    }
+
+    fn keep(&mut self, results: Results) {
+        let Some(name) = self.unit.outputs.first() else { return };
+        for (lane, tensor) in self.lanes.float.iter_mut().zip(results.float) {
+            lane.insert(name.clone(), tensor);
+        }
+        for (lane, tensor) in self.lanes.quantized.iter_mut().zip(results.quantized) {
+            lane.insert(name.clone(), tensor);
+        }
+    }
+
+    /// The result on a sample from quantized inputs.
+    fn result(&mut self, index: usize, parameters: &mut TensorMap) -> Result<Option<Tensor>, RecoverError> {
+        let lane = &mut self.lanes.quantized[index];
+        let mut replaced = std::mem::take(parameters);
+        let own: Vec<String> = replaced.keys().cloned().collect();
+        for tensor in &self.operator.quantized {
+            if let (Some(values), Some(&range)) = (lane.get(tensor), self.state.ranges.get(tensor)) {
+                replaced.insert(tensor.clone(), quantized(values, range)?);
+            }
+        }
+        let made = self.unit.run(lane, &mut replaced);
+        parameters.extend(own.into_iter().filter_map(|name| replaced.remove_entry(&name)));
+        Ok(made?.into_values().next())
+    }
+
+    /// Takes the range of `tensor` whose effect on the result is smallest.
+    fn choose_range(
+        &mut self,
+        tensor: &str,
+        candidates: &[Shift],
+        weights: &Quantized,
+        results: &Results,
+    ) -> Result<(), RecoverError> {
+        let mut parameters = self.operator.parameters(weights.values.as_deref(), self.operator.bias.as_deref());
+        let mut best: Option<(f64, Shift)> = None;
+        for &candidate in candidates {
+            self.state.ranges.insert(tensor.to_owned(), candidate);
+            let mut error = ChannelErrors::default();
+            for index in 0..self.fit.min(COMPARED) {
+                if let Some(made) = self.result(index, &mut parameters)? {
+                    error.add(self.operator, &results.float[index], &made);
+                }
+            }
+            let error = error.total(self.operator.bias.is_some());
+            let before = best.map_or(f64::INFINITY, |(error, _)| error);
+            if error < before * CLEARLY || best.is_none() {
+                best = Some((error, candidate));
+            }
+        }
+        if let Some((_, range)) = best {
+            self.state.ranges.insert(tensor.to_owned(), range);
+        }
+        Ok(())
+    }
+
+    /// Rounds the weight by what it is multiplied with, and keeps that where held-out samples gain.
+    fn round(&mut self, quantized: &mut Quantized, results: &Results) -> Result<(), RecoverError> {
+        let operator = self.operator;
+        let (Some(weight), Some(values), Some(params)) = (&operator.weight, &quantized.values, &quantized.params)
+        else {
+            return Ok(());
+        };
+        let [tensor] = &operator.quantized[..] else { return Ok(()) };
+        let Some(layout) =
+            Layout::of(operator, weight).filter(|layout| weight.own && layout.columns <= self.tasks.rounding)
+        else {
+            return Ok(());
+        };
+        let mut inputs = Vec::new();
+        for lane in &self.lanes.quantized[..self.fit] {
+            if let (Some(values), Some(&range)) = (lane.get(tensor), self.state.ranges.get(tensor)) {
+                inputs.push(self::quantized(values, range)?);
+            }
+        }
+        let Some(moments) = self.patches.moments(&inputs, operator.window.as_ref(), &weight.shape, layout)? else {
+            return Ok(());
+        };
+        drop(inputs);
+        let mut codes = layout.rows(&quantized.codes);
+        let rows = layout.rows(&weight.values);
+        let per_group = (codes.len() / moments.len().max(1)).max(1);
+        let moved: usize = (codes.par_iter_mut().zip(&rows).enumerate())
+            .map(|(channel, (codes, weights))| {
+                let scale = params.scales.get(channel).or(params.scales.first()).copied().unwrap_or(1.0);
+                descend(weights, scale, codes, moments.get(channel / per_group).unwrap_or(&moments[0]))
+            })
+            .sum();
+        if moved == 0 {
+            return Ok(());
+        }
+        let new = quantized.with_codes(layout.join(&codes), weight);
+        // Where nothing is held out, the fitting samples have to tell.
+        let held_out =
+            if self.fit < results.float.len() { self.fit..results.float.len() } else { 0..results.float.len() };
+        let mut errors = [0.0; 2];
+        for (values, error) in [values, &new.0].into_iter().zip(&mut errors) {
+            let mut parameters = operator.parameters(Some(values), operator.bias.as_deref());
+            let mut sums = ChannelErrors::default();
+            for index in held_out.clone().take(COMPARED) {
+                if let Some(made) = self.result(index, &mut parameters)? {
+                    sums.add(operator, &results.float[index], &made);
+                }
+            }
+            *error = sums.total(operator.bias.is_some());
+        }
+        if errors[1] < errors[0] * CLEARLY {
+            let (values, codes) = new;
+            let differences: Vec<i8> =
+                codes.iter().zip(&quantized.nearest).map(|(code, nearest)| (code - nearest) as i8).collect();
+            self.state.rounding.insert(weight.name.clone(), differences);
+            (quantized.values, quantized.codes) = (Some(values), codes);
+        }
+        Ok(())
+    }
+
+    /// Adds to the quantized results what the bias takes back, found anew or known.
+    fn correct(&mut self, results: &mut Results) {
+        let operator = self.operator;
+        let Some(bias) = &operator.bias else { return };
+        if self.tasks.biases {
+            let found = correction(operator.tail, bias.len(), &results.float, &results.quantized, self.fit);
+            match found {
+                Some(found) => self.state.biases.insert(operator.node.clone(), found),
+                None => self.state.biases.remove(&operator.node),
+            };
+        }
+        if let Some(values) = self.state.biases.get(&operator.node) {
+            for tensor in &mut results.quantized {
+                add_by_channel(tensor, values);
+            }
+        }
+    }
+}
+
+/// Adds a number to every channel of a result.
+fn add_by_channel(tensor: &mut Tensor, values: &[f32]) {
+    let shape = tensor.shape().to_vec();
+    let inner = inner(&shape);
+    let mut sums = tensor.to_f32();
+    for (block, numbers) in sums.chunks_mut(inner).enumerate() {
+        let value = values[block % values.len()];
+        for number in numbers {
+            *number += value;
+        }
+    }
+    if let Ok(new) = Tensor::from_f32(shape, sums) {
+        *tensor = new;
+    }
+}
+
+/// Numbers of one channel that lie together in a result: maps have channels second, rows have them last.
+pub(super) fn inner(shape: &[usize]) -> usize {
+    if shape.len() > 2 { shape[2..].iter().product::<usize>().max(1) } else { 1 }
+}
+
+fn quantized(values: &Tensor, range: Shift) -> Result<Tensor, RecoverError> {
+    let mut numbers = values.to_f32();
+    fake_quantize(&mut numbers, range);
+    Ok(Tensor::from_f32(values.shape().to_vec(), numbers)?)
+}
+
+/// The quantized weight of an operator.
+struct Quantized {
+    values: Option<Vec<f32>>,
+    params: Option<QParams>,
+    nearest: Vec<i32>,
+    codes: Vec<i32>,
+}
+
+impl Quantized {
+    fn of(operator: &Operator, state: &State) -> Result<Self, RecoverError> {
+        let Some(weight) = &operator.weight else {
+            return Ok(Self { values: None, params: None, nearest: Vec::new(), codes: Vec::new() });
+        };
+        let kind = QuantType::Int8Narrow;
+        let largest = || weight.values.iter().fold(0f32, |max, value| max.max(value.abs()));
+        let params = weight
+            .axis
+            .and_then(|axis| QParams::per_channel(kind, axis, &weight.shape, &weight.values))
+            .unwrap_or_else(|| QParams::per_tensor(kind, largest()));
+        let codes = params.quantize(&weight.shape, &weight.values)?;
+        let nearest: Vec<i32> = codes.into_iter().map(|code| i32::from(code as i8)).collect();
+        let mut new = Self { values: None, params: Some(params), codes: nearest.clone(), nearest };
+        if let Some(differences) = state.rounding.get(&weight.name) {
+            new.codes.iter_mut().zip(differences).for_each(|(code, &difference)| *code += i32::from(difference));
+        }
+        new.values = Some(new.with_codes(new.codes.clone(), weight).0);
+        Ok(new)
+    }
+
+    /// The weight with other codes.
+    fn with_codes(&self, codes: Vec<i32>, weight: &Weight) -> (Vec<f32>, Vec<i32>) {
+        let Some(params) = &self.params else { return (Vec::new(), codes) };
+        let scale = |index: usize| match params.granularity {
+            Granularity::PerTensor => params.scales[0],
+            Granularity::PerChannel { axis } => {
+                let inner: usize = weight.shape[axis + 1..].iter().product::<usize>().max(1);
+                params.scales[(index / inner) % params.scales.len()]
+            }
+        };
+        (codes.iter().enumerate().map(|(index, &code)| code as f32 * scale(index)).collect(), codes)
+    }
+}
+
+/// How a weight lies: a row of columns for each output channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub channels: usize,
+    pub columns: usize,
+    /// Whether the columns of a channel lie apart.
+    transposed: bool,
+}
+
+impl Layout {
+    /// Of weights that can be rounded: those of two-dimensional convolutions and of matrix products.
+    fn of(operator: &Operator, weight: &Weight) -> Option<Self> {
+        Self::of_any(operator, weight).filter(|_| operator.op_type != "Conv" || operator.window.is_some())
+    }
+
+    fn of_any(operator: &Operator, weight: &Weight) -> Option<Self> {
+        match (operator.op_type.as_str(), weight.axis, &weight.shape[..]) {
+            ("Conv", Some(0), &[channels, ref rest @ ..]) => {
+                Some(Self { channels, columns: rest.iter().product(), transposed: false })
+            }
+            ("Gemm" | "MatMul", Some(0), &[channels, columns]) => Some(Self { channels, columns, transposed: false }),
+            ("Gemm" | "MatMul", Some(1), &[columns, channels]) => Some(Self { channels, columns, transposed: true }),
+            _ => None,
+        }
+    }
+
+    fn rows<T: Copy>(self, values: &[T]) -> Vec<Vec<T>> {
+        let at = |channel: usize, column: usize| {
+            if self.transposed {
+                values[column * self.channels + channel]
+            } else {
+                values[channel * self.columns + column]
+            }
+        };
+        (0..self.channels).map(|channel| (0..self.columns).map(|column| at(channel, column)).collect()).collect()
+    }
+
+    fn join(self, rows: &[Vec<i32>]) -> Vec<i32> {
+        if self.transposed {
+            (0..self.columns).flat_map(|column| rows.iter().map(move |row| row[column])).collect()
+        } else {
+            rows.concat()
+        }
+    }
+}
+
+/// Errors of results by channel, behind what is fused with the operator.
+#[derive(Default)]
+struct ChannelErrors {
+    count: f64,
+    sums: Vec<(f64, f64)>,
+}
+
+impl ChannelErrors {
+    fn add(&mut self, operator: &Operator, float: &Tensor, quantized: &Tensor) {
+        let channels = operator.bias.as_ref().map_or(1, Vec::len);
+        self.sums.resize(channels, (0.0, 0.0));
+        let inner = inner(float.shape());
+        let (float, quantized) = (float.view().to_f32(), quantized.view().to_f32());
+        self.count += float.len() as f64 / channels as f64;
+        for (block, (f, q)) in float.chunks(inner).zip(quantized.chunks(inner)).enumerate() {
+            let (mut sum, mut squares) = (0.0f32, 0.0f32);
+            for (&f, &q) in f.iter().zip(q) {
+                let error = f - q;
+                (sum, squares) = (sum + error, squares + error * error);
+            }
+            let total = &mut self.sums[block % channels];
+            *total = (total.0 + f64::from(sum), total.1 + f64::from(squares));
+        }
+    }
+
+    /// Sum of squares; without the part that a bias takes back.
+    fn total(&self, corrected: bool) -> f64 {
+        let of = |&(sum, squares): &(f64, f64)| if corrected { squares - sum * sum / self.count } else { squares };
+        self.sums.iter().map(of).sum()
+    }
+}
+
+/// The result of one operator that alone is quantized, with the name of its tensor.
+pub(super) fn alone(
+    unit: &mut Unit,
+    operator: &Operator,
+    float: &mut Lane,
+    state: &State,
+) -> Result<Option<(String, Tensor)>, RecoverError> {
+    let weights = Quantized::of(operator, state)?;
+    let mut replaced = operator.parameters(weights.values.as_deref(), operator.bias.as_deref());
+    for tensor in &operator.quantized {
+        if let (Some(values), Some(&range)) = (float.get(tensor), state.ranges.get(tensor)) {
+            replaced.insert(tensor.clone(), quantized(values, range)?);
+        }
+    }
+    let Some((name, mut tensor)) = unit.run(float, &mut replaced)?.into_iter().next() else { return Ok(None) };
+    if let Some(bias) = state.biases.get(&operator.node) {
+        add_by_channel(&mut tensor, bias);
+    }
+    Ok(Some((name, tensor)))
+}
+
+/// What the bias of an operator must take back in all, when its input is quantized around `offset`: the rounding of the
+/// weights moves what the offset contributes. `None` for nothing.
+pub(super) fn whole_correction(operator: &Operator, state: &State) -> Result<Option<Vec<f32>>, RecoverError> {
+    let (Some(bias), Some(weight)) = (&operator.bias, &operator.weight) else { return Ok(None) };
+    if state.lifted.contains(&operator.node) {
+        return Ok(None);
+    }
+    let mut whole: Vec<f64> = state
+        .biases
+        .get(&operator.node)
+        .map_or_else(|| vec![0.0; bias.len()], |known| known.iter().map(|&v| v.into()).collect());
+    let offset =
+        operator.quantized.first().and_then(|tensor| state.ranges.get(tensor)).map_or(0.0, |range| range.offset);
+    if let (true, Some(layout)) = (offset != 0.0, Layout::of_any(operator, weight)) {
+        let rounded = Quantized::of(operator, state)?.values.unwrap_or_default();
+        let (exact, rounded) = (layout.rows(&weight.values), layout.rows(&rounded));
+        for ((sum, exact), rounded) in whole.iter_mut().zip(exact).zip(rounded) {
+            let moved: f64 = rounded.iter().zip(&exact).map(|(r, e)| f64::from(*r) - f64::from(*e)).sum();
+            *sum += f64::from(offset) * moved;
+        }
+    }
+    Ok(whole.iter().any(|&value| value != 0.0).then(|| whole.into_iter().map(|value| value as f32).collect()))
+}
