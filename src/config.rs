@@ -10,9 +10,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    backend::ExecutionProvider,
     calibrate::{DeployTo, ShiftPolicy},
-    compare::{OutputKind, heads::DetectionOptions},
-    dataset::Preprocess,
+    compare::{Gate, OutputKind, heads::DetectionOptions},
+    dataset::{PRESETS, Preprocess},
 };
 
 /// Most threads; beyond it ONNX Runtime fails to start them and ends the process.
@@ -82,6 +83,9 @@ pub struct RunConfig {
     /// Precision plan.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<PathBuf>,
+    /// Calibration table to take the ranges from, instead of calibrating.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<PathBuf>,
     /// Numbers k of best classes that are compared besides 1 and 5.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub top_k: Vec<usize>,
@@ -150,6 +154,7 @@ impl Default for RunConfig {
             op_types: Vec::new(),
             op_types_to_exclude: Vec::new(),
             plan: None,
+            table: None,
             top_k: Vec::new(),
             output_kind: BTreeMap::new(),
             detection: DetectionOptions::default(),
@@ -238,6 +243,7 @@ impl RunConfig {
             &mut self.out,
             &mut self.preprocessor,
             &mut self.plan,
+            &mut self.table,
         ]
         .into_iter()
         .flatten()
@@ -260,7 +266,7 @@ impl RunConfig {
         toml::to_string_pretty(self)
     }
 
-    /// Checks values that can be judged without any file.
+    /// Checks values that can be judged without any file: what passes here, a run does not refuse before it opens anything.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let known = |key, value: &str, choices: &[&str]| {
             if choices.contains(&value) {
@@ -282,6 +288,15 @@ impl RunConfig {
         known("tensorrt", &self.tensorrt, &["auto", "off", "require"])?;
         for precision in &self.precisions {
             known("precisions", precision, &["fp32", "fp16", "bf16", "int8", "fp8"])?;
+        }
+        let refused = |key| move |reason| ConfigError::Value { key, reason };
+        self.provider.parse::<ExecutionProvider>().map_err(refused("provider"))?;
+        for gate in &self.gate {
+            gate.parse::<Gate>().map_err(|error| refused("gate")(error.to_string()))?;
+        }
+        if let Some(name) = self.preset.as_deref().filter(|name| !PRESETS.contains(name)) {
+            let reason = format!("there is no preset `{name}`; known are {}", PRESETS.join(", "));
+            return Err(ConfigError::Value { key: "preset", reason });
         }
         if !(self.percentile > 50.0 && self.percentile <= 100.0) {
             let reason = format!("{} lies outside (50, 100]", self.percentile);
@@ -393,6 +408,24 @@ mod tests {
         assert_eq!(config.output_kind, BTreeMap::from([(name, kind)]));
         assert!(parse_output_kind("a=picture").unwrap_err().to_string().contains("generic"));
         assert!(parse_output_kind("=map").is_err() && parse_output_kind("map").is_err());
+    }
+
+    #[test]
+    fn what_a_run_would_refuse_is_refused_before_anything_is_opened() {
+        let refused = |key: &str, text: &str| {
+            let error = RunConfig::parse(text).unwrap().validate().unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        };
+        RunConfig::parse("provider = \"cuda:1\"\ngate = [\"top1=0.9\"]\npreset = \"clip\"")
+            .unwrap()
+            .validate()
+            .unwrap();
+        refused("provider", "provider = \"cpu:1\"");
+        refused("gate", "gate = [\"topp=1\"]");
+        refused("preset", "preset = \"imagenette\"");
+        refused("tensorrt", "tensorrt = \"maybe\"");
+        refused("precisions", "precisions = [\"int4\"]");
+        refused("method", "method = \"median\"");
     }
 
     #[test]

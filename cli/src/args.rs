@@ -97,15 +97,57 @@ pub struct OutputArgs {
     pub ignore_label: Option<u32>,
 }
 
-/// `calib run`.
-#[derive(Debug, Args)]
-pub struct RunArgs {
+/// A model that must be named, by place or by flag.
+#[derive(Clone, Debug, Default, Args)]
+pub struct FileArgs {
+    /// ONNX model
+    #[arg(value_name = "MODEL", required_unless_present = "model")]
+    positional: Option<PathBuf>,
+    /// The same by name
+    #[arg(long, value_name = "FILE", conflicts_with = "positional")]
+    model: Option<PathBuf>,
+}
+
+impl FileArgs {
+    /// Its file.
+    pub fn path(&self) -> PathBuf {
+        self.positional.clone().or_else(|| self.model.clone()).unwrap_or_default()
+    }
+}
+
+/// The float model, and the file that says what the flags leave out.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ModelArgs {
     /// Float ONNX model
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub positional: Option<PathBuf>,
+    /// The same by name
     #[arg(long, value_name = "FILE")]
     pub model: Option<PathBuf>,
-    /// Configuration file (TOML); flags win over it
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub config: ConfigArgs,
+}
+
+/// The configuration file.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ConfigArgs {
+    /// Configuration file (TOML); flags win over it; `none` for none [default: calib.toml in the working folder, if it is
+    /// there]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+/// `calib run`.
+#[derive(Debug, Args)]
+#[command(after_long_help = run_help())]
+pub struct RunArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub model: ModelArgs,
+    /// Calibration table to take the ranges from, instead of calibrating
+    #[arg(long, value_name = "FILE")]
+    pub table: Option<PathBuf>,
     /// Folder for everything that the run leaves [default: runs/MODEL]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -150,9 +192,9 @@ pub struct RunArgs {
 /// `calib calibrate`.
 #[derive(Debug, Args)]
 pub struct CalibrateArgs {
-    /// Float ONNX model
-    #[arg(long, value_name = "FILE")]
-    pub model: PathBuf,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub model: ModelArgs,
     /// Table to write (JSON); histograms go beside it as `histograms.calib`
     #[arg(short, long, value_name = "FILE", default_value = "calibration.json")]
     pub output: PathBuf,
@@ -185,6 +227,9 @@ pub struct CalibrateArgs {
 /// `calib merge`.
 #[derive(Debug, Args)]
 pub struct MergeArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub config: ConfigArgs,
     /// Histogram files of all shards
     #[arg(required = true, value_name = "FILE")]
     pub histograms: Vec<PathBuf>,
@@ -218,9 +263,9 @@ pub struct MergeArgs {
 /// `calib quantize`.
 #[derive(Debug, Args)]
 pub struct QuantizeArgs {
-    /// Float ONNX model
-    #[arg(long, value_name = "FILE")]
-    pub model: PathBuf,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub model: FileArgs,
     /// Calibration table (JSON) or TensorRT calibration cache; not needed for fp16 and bf16
     #[arg(long, value_name = "FILE")]
     pub table: Option<PathBuf>,
@@ -246,13 +291,20 @@ pub struct QuantizeArgs {
 
 /// `calib compare`.
 #[derive(Debug, Args)]
+#[command(after_long_help = metrics_help())]
 pub struct CompareArgs {
     /// What to compare with: ort, ort:FILE.onnx, FILE.onnx or FILE.npz
-    #[arg(long = "ref", value_name = "SPEC")]
-    pub reference: String,
+    #[arg(long = "ref", value_name = "SPEC", required_unless_present = "specs")]
+    pub reference: Option<String>,
     /// What is compared (repeatable)
-    #[arg(long = "target", value_name = "SPEC", required = true)]
+    #[arg(long = "target", value_name = "SPEC", required_unless_present = "specs")]
     pub targets: Vec<String>,
+    /// The same without flags: the reference (unless --ref names it) and the targets
+    #[arg(value_name = "SPEC")]
+    pub specs: Vec<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub config: ConfigArgs,
     /// Float ONNX model that `ort` stands for
     #[arg(long, value_name = "FILE")]
     pub model: Option<PathBuf>,
@@ -349,13 +401,11 @@ impl From<LiftCost> for trtcalib::analyse::cost::Cost {
 
 /// `calib bisect`.
 #[derive(Debug, Args)]
+#[command(after_long_help = metrics_help())]
 pub struct BisectArgs {
-    /// Float ONNX model
-    #[arg(long, value_name = "FILE")]
-    pub model: Option<PathBuf>,
-    /// Configuration file (TOML); flags win over it
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub model: ModelArgs,
     /// Folder for plan.json, bisect.json, the trials and the model [default: runs/MODEL]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -447,4 +497,21 @@ pub struct ReportArgs {
     /// Earlier runs to find regressions against (repeatable)
     #[arg(long, value_name = "RUN")]
     pub baseline: Vec<PathBuf>,
+}
+
+/// Presets and metrics, for the end of `calib run --help`.
+fn run_help() -> String {
+    format!("Presets of preprocessing: {}\n\n{}", trtcalib::dataset::PRESETS.join(", "), metrics_help())
+}
+
+/// What gates test.
+fn metrics_help() -> String {
+    let line = |metric: &trtcalib::compare::Metric| {
+        let side = match metric.direction() {
+            trtcalib::compare::Direction::AtLeast => "at least",
+            trtcalib::compare::Direction::AtMost => "at most",
+        };
+        format!("\n  {:<18} {side}: {}", metric.name(), metric.description())
+    };
+    format!("Metrics of gates:{}", trtcalib::compare::Metric::ALL.iter().map(line).collect::<String>())
 }

@@ -117,6 +117,23 @@ pub enum ExecutionProvider {
     CudaTf32(u32),
 }
 
+impl std::str::FromStr for ExecutionProvider {
+    type Err = String;
+
+    /// `cpu`, `cuda`, `cuda:1`, `cuda-tf32`, `cuda-tf32:1`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let invalid = || format!("`{text}` is none of cpu, cuda[:N], cuda-tf32[:N]");
+        let (name, index) = text.split_once(':').unwrap_or((text, "0"));
+        let index = index.parse().map_err(|_| invalid())?;
+        match name {
+            "cpu" if name == text => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(index)),
+            "cuda-tf32" => Ok(Self::CudaTf32(index)),
+            _ => Err(invalid()),
+        }
+    }
+}
+
 impl ExecutionProvider {
     /// Index of the GPU, if it is one.
     pub fn gpu(self) -> Option<u32> {

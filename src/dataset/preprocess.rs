@@ -30,6 +30,21 @@ pub enum Extent {
     Exact([usize; 2]),
 }
 
+impl std::str::FromStr for Extent {
+    type Err = String;
+
+    /// `256`, or `224x320` for height and width.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let invalid = |_| format!("`{text}` is no size such as 256 or 224x320 (height x width)");
+        match text.split_once('x') {
+            Some((height, width)) => {
+                Ok(Self::Exact([height.parse().map_err(invalid)?, width.parse().map_err(invalid)?]))
+            }
+            None => Ok(Self::One(text.parse().map_err(invalid)?)),
+        }
+    }
+}
+
 /// Order of the colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]

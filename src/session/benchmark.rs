@@ -26,6 +26,8 @@ use crate::{
 pub struct BenchOptions {
     /// What is measured, as [`Spec`] reads it; the first is the base of speed-ups.
     pub specs: Vec<String>,
+    /// Float model that `ort` stands for; without it the configuration's where `ort` is measured, else the first file's.
+    pub model: Option<PathBuf>,
     /// Batch sizes.
     pub batches: Vec<usize>,
     /// Thread counts of ONNX Runtime; empty: the session's.
@@ -46,6 +48,7 @@ impl Default for BenchOptions {
     fn default() -> Self {
         Self {
             specs: vec!["ort".to_owned()],
+            model: None,
             batches: vec![1],
             threads: Vec::new(),
             seconds: 3.0,
@@ -159,7 +162,11 @@ impl BenchOptions {
     pub fn complete(&self, config: &mut RunConfig) -> Result<(), PipelineError> {
         ensure!(!self.batches.contains(&0), "--batch 0 holds no samples; give sizes of 1 or more");
         config.batch = None;
-        for spec in self.specs()? {
+        let fallback = config.model.take();
+        let specs = self.specs()?;
+        let stands_for_it = specs.iter().any(|spec| matches!(spec, Spec::OnnxRuntime(None, _)));
+        config.model = self.model.clone().or_else(|| fallback.clone().filter(|_| stands_for_it));
+        for spec in specs {
             let file = match spec {
                 Spec::OnnxRuntime(path, _) => path,
                 Spec::Engine(path) => {
@@ -170,6 +177,7 @@ impl BenchOptions {
             };
             config.model = config.model.take().or(file);
         }
+        config.model = config.model.take().or(fallback);
         config.random_data |= config.data.is_none();
         config.calib_samples = self.batches.iter().copied().max().unwrap_or(1);
         Ok(())

@@ -53,8 +53,6 @@ pub enum Find {
 pub struct BisectOptions {
     /// What to look for; without, a plan where there are gates, else layers.
     pub find: Option<Find>,
-    /// Calibration table; without one the ranges are calibrated first.
-    pub table: Option<PathBuf>,
     /// Precision to look into.
     pub precision: Precision,
     /// Precision that nodes are lifted to.
@@ -83,7 +81,6 @@ impl Default for BisectOptions {
     fn default() -> Self {
         Self {
             find: None,
-            table: None,
             precision: Precision::Int8,
             lift: Precision::Fp32,
             strategy: Strategy::default(),

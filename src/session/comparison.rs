@@ -27,6 +27,9 @@ pub struct CompareRequest {
     pub reference: String,
     /// What is compared, as [`Spec`] reads it.
     pub targets: Vec<String>,
+    /// Float model that tells inputs and data; without it the file of the reference, or what the engine's sidecar names, or
+    /// the first target's file, or the configuration's.
+    pub model: Option<PathBuf>,
     /// Samples; 0 for all.
     pub samples: usize,
     /// Thresholds for every target.
@@ -105,12 +108,14 @@ impl CompareRequest {
     pub fn complete(&self, config: &mut RunConfig) -> Result<(), PipelineError> {
         check_gates(&self.gates)?;
         let (reference, targets) = self.specs()?;
-        config.model = config.model.take().or_else(|| float_model(&reference, &targets));
+        let fallback = config.model.take();
+        config.model = self.model.clone().or_else(|| float_model(&reference, &targets));
         for spec in [&reference].into_iter().chain(&targets) {
             fill_from_sidecar(config, spec)?;
             let Spec::Engine(path) = spec else { continue };
             ensure!(path.exists(), "there is no engine {}; `calib build` makes one", path.display());
         }
+        config.model = config.model.take().or(fallback);
         ensure!(
             config.model.is_some(),
             "which float model `ort` stands for is not known; name it with --model FILE, or write --ref ort:FILE.onnx"

@@ -22,7 +22,7 @@ use crate::{
     bench::Mode,
     calibrate::DeployTo,
     compare::{CompareOptions, ComparisonResult, OutputKind, heads::Head},
-    config::{ConfigError, RunConfig},
+    config::RunConfig,
     dataset::{
         BadPolicy, Collection, Dataset, PrefetchOptions, Preprocess, RandomDataset, Split, data_hash, image_size,
         load_classes,
@@ -35,20 +35,6 @@ use crate::{
 /// Samples in one call when neither user nor model say, on the CPU and on a GPU.
 const DEFAULT_BATCH: usize = 8;
 const DEFAULT_CUDA_BATCH: usize = 64;
-
-/// `cpu`, `cuda`, `cuda:1`, `cuda-tf32`, `cuda-tf32:1`.
-pub(super) fn provider(text: &str) -> Result<ExecutionProvider, ConfigError> {
-    let invalid =
-        || ConfigError::Value { key: "provider", reason: format!("`{text}` is none of cpu, cuda[:N], cuda-tf32[:N]") };
-    let (name, index) = text.split_once(':').unwrap_or((text, "0"));
-    let index = index.parse().map_err(|_| invalid())?;
-    match name {
-        "cpu" if name == text => Ok(ExecutionProvider::Cpu),
-        "cuda" => Ok(ExecutionProvider::Cuda(index)),
-        "cuda-tf32" => Ok(ExecutionProvider::CudaTf32(index)),
-        _ => Err(invalid()),
-    }
-}
 
 fn compare_options(config: &RunConfig, names: &BTreeMap<u32, String>) -> CompareOptions {
     CompareOptions {
@@ -154,7 +140,7 @@ impl Session {
             ));
         }
         let runtime = OnnxRuntime::load(library)?;
-        let provider = provider(&config.provider)?;
+        let provider: ExecutionProvider = config.provider.parse().map_err(PipelineError::Input)?;
         let threads = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             threads => threads,

@@ -51,8 +51,8 @@ pub struct CalibrateOptions<'a> {
 
 /// Ranges and how they were found.
 pub struct Calibrated {
-    /// The counts.
-    pub histograms: Histograms,
+    /// The counts; absent where the table was given.
+    pub histograms: Option<Histograms>,
     /// The table, and what else was tried.
     pub chosen: Chosen,
     /// Wall time of the pass over the samples.
@@ -171,7 +171,37 @@ impl Session {
             chosen.choice
         ));
         let skipped = ran.summary.skipped.clone();
-        Ok(Calibrated { histograms, chosen, seconds, peak_rss_bytes, skipped, ran })
+        Ok(Calibrated { histograms: Some(histograms), chosen, seconds, peak_rss_bytes, skipped, ran })
+    }
+
+    /// The table in `path`, if it is of this model.
+    ///
+    /// # Errors
+    /// It cannot be read, or is another model's.
+    pub fn read_table(&self, path: &Path) -> Result<CalibrationTable, PipelineError> {
+        let table = CalibrationTable::load(path)?;
+        table.check_model(&self.subject.float.hash)?;
+        if table.random_data {
+            self.host.warn(&format!("the ranges of {} come from random inputs", path.display()));
+        }
+        Ok(table)
+    }
+
+    /// Takes the ranges from the table in `path`: nothing is observed.
+    ///
+    /// # Errors
+    /// As [`Session::read_table`].
+    pub fn calibrated_before(&self, path: &Path) -> Result<Calibrated, PipelineError> {
+        let table = self.read_table(path)?;
+        let choice = table.method.parse().map_err(PipelineError::Input)?;
+        let samples = table.samples;
+        self.host.note(&format!(
+            "the ranges come from {}, made on {samples} samples; nothing was calibrated here",
+            path.display()
+        ));
+        let chosen = Chosen { table, choice, candidates: Vec::new(), measured_on: 0 };
+        let (seconds, skipped, ran) = (0.0, Vec::new(), Ran::default());
+        Ok(Calibrated { histograms: None, chosen, seconds, peak_rss_bytes: peak_rss_bytes(), skipped, ran })
     }
 
     /// The table of a single run over all samples, from the joined histograms of its shards.

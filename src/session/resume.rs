@@ -1,7 +1,7 @@
 //! Going on with a run that was stopped.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -50,12 +50,13 @@ impl Session {
         // These decide what becomes of results, not the results.
         (config.out, config.bench_seconds) = (None, 0.0);
         config.gate.clear();
-        let plan = self.config.plan.as_deref().map(ContentHash::of_file).transpose()?;
+        let hash = |file: &Option<PathBuf>| file.as_deref().map(ContentHash::of_file).transpose();
+        let files = (hash(&self.config.plan)?, hash(&self.config.table)?);
         let data = &self.data;
         let runtime = (self.runtime.file(), self.runtime.build_info());
         let mut hasher = blake3::Hasher::new();
         let conditions =
-            (Tool::current(), config, &self.subject.float.hash, plan, &data.preprocess, &data.collection.names);
+            (Tool::current(), config, &self.subject.float.hash, files, &data.preprocess, &data.collection.names);
         serde_json::to_writer(&mut hasher, &conditions).map_err(PipelineError::render)?;
         serde_json::to_writer(&mut hasher, &(self.threads, self.batch, runtime)).map_err(PipelineError::render)?;
         if let Some(file) = self.config.data.as_deref().filter(|path| path.is_file()) {

@@ -21,9 +21,12 @@ use crate::{
     backend::{Backend, BuildOptions, Runner},
     compare::Gate,
     dataset::Split,
-    quantize::Precision,
+    quantize::{Placement, Precision, Rule},
     report::Report,
 };
+
+/// Nodes of a plan that are named, at most.
+const PLANNED_SHOWN: usize = 50;
 
 /// What a run made.
 pub struct RunOutcome {
@@ -141,6 +144,17 @@ impl<'a> Job<'a> {
                 PipelineError::Input(format!("{error}; leave int8 and fp8 out of --precisions to compare the others"))
             })?;
         }
+        if let Some(path) = &self.session.config.table {
+            let calibrated = self.session.calibrated_before(path)?;
+            if calibrated.chosen.table.data_hash != self.session.data_hash(&self.split.calibration) {
+                self.session.host.warn(
+                    "the table was made on other samples than those set aside here, so that samples which calibrated may be \
+                     among those evaluated",
+                );
+            }
+            self.save_table(&calibrated.chosen.table)?;
+            return Ok(Some(calibrated));
+        }
         let histograms = self.out.join("histograms.calib");
         let options = CalibrateOptions {
             samples: Some(&self.split.calibration),
@@ -196,6 +210,7 @@ impl<'a> Job<'a> {
     fn fill(&self, target: &mut Target, calibrated: Option<&Calibrated>) -> Result<(), PipelineError> {
         let quantized = self.make_model(target.precision, calibrated)?;
         target.artifact = Some(self.save_model(&quantized.model, target.precision)?);
+        self.note_plan(target.precision, &quantized.placement);
         target.quantized_nodes = Some(quantized.placement.quantized_nodes());
         target.scales = quantized.activation_scales();
         target.imitation = self.imitation(&quantized, target.precision)?;
@@ -204,6 +219,22 @@ impl<'a> Job<'a> {
             BuildOptions { threads: self.session.threads, provider: self.session.provider, ..BuildOptions::default() };
         target.runner = Some(self.session.runtime.build(target.imitation.as_ref().unwrap_or(model), &build)?);
         Ok(())
+    }
+
+    /// Names the nodes that the precision plan decided for.
+    fn note_plan(&self, precision: Precision, placement: &Placement) {
+        let planned = placement
+            .decisions
+            .iter()
+            .filter(|decision| decision.rule == Rule::Planned && decision.precision != precision);
+        let planned: Vec<String> =
+            planned.map(|decision| format!("{} ({})", decision.node, decision.precision)).collect();
+        if !planned.is_empty() && precision.is_quantized() {
+            let more = planned.len().saturating_sub(PLANNED_SHOWN);
+            let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let shown = planned[..planned.len() - more].join(", ");
+            self.session.host.note(&format!("{precision}: the plan lifts {} nodes: {shown}{rest}", planned.len()));
+        }
     }
 
     /// Compares, looks into the layers, times, and puts the report together.

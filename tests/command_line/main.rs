@@ -4,6 +4,7 @@
 
 mod bench;
 mod bisect;
+mod configuration;
 mod detection;
 mod errors;
 mod example;

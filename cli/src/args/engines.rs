@@ -4,18 +4,21 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DataArgs, RuntimeArgs};
+use super::{ConfigArgs, DataArgs, FileArgs, RuntimeArgs};
 
 /// `calib build`.
 #[derive(Debug, Args)]
 pub struct BuildArgs {
-    /// ONNX model (float, converted, or with Q/DQ)
-    #[arg(long, value_name = "FILE")]
-    pub model: PathBuf,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub model: FileArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub config: ConfigArgs,
     /// Engine to write; its sidecar goes beside it with `.json` appended
     #[arg(short, long, value_name = "FILE", default_value = "engine.plan")]
     pub output: PathBuf,
-    /// Float model to compare the engine with later
+    /// Float model to compare the engine with later [default: the configuration's, and so are data, labels and shapes]
     #[arg(long, value_name = "FILE")]
     pub reference: Option<PathBuf>,
     /// Data to compare on later
@@ -66,6 +69,9 @@ pub struct BenchArgs {
     /// Float ONNX model that `ort` stands for
     #[arg(long, value_name = "FILE")]
     pub model: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub config: ConfigArgs,
     /// Least seconds of measurement for each target
     #[arg(long, value_name = "S", default_value_t = 3.0)]
     pub seconds: f64,

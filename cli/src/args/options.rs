@@ -22,7 +22,7 @@ pub struct DataArgs {
     /// Class names, one a line in the order of the classes
     #[arg(long, value_name = "FILE")]
     pub classes: Option<PathBuf>,
-    /// Preprocessing preset (see `calib run --help`)
+    /// Preprocessing preset; `calib run --help` lists them
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
     /// Hugging Face preprocessor_config.json to take the preprocessing from
@@ -35,6 +35,31 @@ pub struct DataArgs {
     /// Value of the letterbox around the picture, 0 to 255 [default: 114]
     #[arg(long, value_name = "N", requires = "letterbox")]
     pub pad: Option<u8>,
+    /// Resize: the shorter side, or HEIGHTxWIDTH exactly. This and the other flags on preprocessing are keys of [preprocess],
+    /// which says all of it, so that they go with no --preset and no --preprocessor
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["preset", "preprocessor"])]
+    pub resize: Option<String>,
+    /// Centre crop after the resize: one size for both sides, or HEIGHTxWIDTH
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["preset", "preprocessor"])]
+    pub crop: Option<String>,
+    /// Filter of the resize: nearest, bilinear, bicubic, opencv or another that [preprocess] knows [default: bilinear]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["preset", "preprocessor"])]
+    pub interpolation: Option<String>,
+    /// Subtracted after scaling, e.g. 0.485,0.456,0.406 in the order red, green, blue, or one value for all
+    #[arg(long, value_name = "LIST", value_delimiter = ',', allow_negative_numbers = true, conflicts_with_all = ["preset", "preprocessor"])]
+    pub mean: Vec<f64>,
+    /// Divisor after that, likewise
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with_all = ["preset", "preprocessor"])]
+    pub std: Vec<f64>,
+    /// Factor on 8-bit values [default: 1/255]
+    #[arg(long, value_name = "FACTOR", conflicts_with_all = ["preset", "preprocessor"])]
+    pub scale: Option<f64>,
+    /// Order of the channels in the tensor: rgb or bgr [default: rgb]
+    #[arg(long, value_name = "ORDER", conflicts_with_all = ["preset", "preprocessor"])]
+    pub channel_order: Option<String>,
+    /// Order of the axes: nchw or nhwc [default: as the model's input looks]
+    #[arg(long, value_name = "AXES", conflicts_with_all = ["preset", "preprocessor"])]
+    pub layout: Option<String>,
     /// Samples in one inference call [default: 8, or the model's fixed batch]; `run` and `bench` measure the latency at
     /// each of several, e.g. 1,8,32
     #[arg(long, value_name = "N", value_delimiter = ',')]
@@ -127,6 +152,7 @@ pub struct MethodArgs {
 
 /// Options that every command takes.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
     /// Say less: warnings, errors and results only
     #[arg(short, long, global = true, conflicts_with = "verbose")]

@@ -2,13 +2,15 @@
 
 mod text;
 
-use super::{ExitStatus, Printer, host, settings::Apply};
+use super::{
+    ExitStatus, Printer, host,
+    settings::{Apply, configuration},
+};
 use crate::args::{BenchArgs, GlobalArgs};
 use trtcalib::{
     artifact::write_json,
     backend::LayerTime,
     bench::{LAYER_CALLS, Measurement, profile_json},
-    config::RunConfig,
     session::{BenchOptions, BenchOutcome, Session},
 };
 
@@ -16,6 +18,7 @@ use trtcalib::{
 pub(super) fn bench(printer: &Printer, global: &GlobalArgs, args: &BenchArgs) -> anyhow::Result<ExitStatus> {
     let options = BenchOptions {
         specs: args.specs.clone(),
+        model: args.model.clone(),
         batches: if args.data.batch.is_empty() { vec![1] } else { args.data.batch.clone() },
         threads: args.runtime.threads.clone(),
         seconds: args.seconds,
@@ -24,10 +27,9 @@ pub(super) fn bench(printer: &Printer, global: &GlobalArgs, args: &BenchArgs) ->
         runtime_cache: args.runtime_cache.clone(),
         cuda_graph: args.cuda_graph,
     };
-    let mut config = RunConfig::default();
+    let mut config = configuration(printer, &args.config)?;
     args.data.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
-    config.model.clone_from(&args.model);
     options.complete(&mut config)?;
     let session = Session::open(config, global.ort_library.as_deref(), &host(printer))?;
     let outcome = session.bench(&options)?;

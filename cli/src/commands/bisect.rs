@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use super::{
     ExitStatus, Printer, host,
-    settings::{Apply, one_size},
+    settings::{Apply, model_configuration, one_size},
 };
 use crate::args::{BisectArgs, GlobalArgs};
 use trtcalib::{
@@ -16,11 +16,10 @@ use trtcalib::{
 
 /// Does the job.
 pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) -> anyhow::Result<ExitStatus> {
-    let config = configuration(args)?;
+    let config = configuration(printer, args)?;
     let precision = |text: &str| text.parse().map_err(anyhow::Error::msg);
     let options = BisectOptions {
         find: args.find.map(Into::into),
-        table: args.table.clone(),
         precision: precision(&args.precision).context("--precision")?,
         lift: precision(&args.lift).context("--lift")?,
         strategy: args.strategy.into(),
@@ -41,18 +40,15 @@ pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) 
     Ok(if passed { ExitStatus::Passed } else { ExitStatus::GateFailed })
 }
 
-fn configuration(args: &BisectArgs) -> anyhow::Result<RunConfig> {
-    let mut config = match &args.config {
-        Some(path) => RunConfig::load(path)?,
-        None => RunConfig::default(),
-    };
+fn configuration(printer: &Printer, args: &BisectArgs) -> anyhow::Result<RunConfig> {
+    let mut config = model_configuration(printer, &args.model)?;
     one_size(&args.data, &args.runtime)?;
     args.data.apply(&mut config)?;
     args.method.apply(&mut config)?;
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     args.outputs.apply(&mut config)?;
-    config.model = args.model.clone().or(config.model);
+    config.table = args.table.clone().or(config.table);
     if let Some(target) = args.target.as_deref().map(Spec::parse).transpose()? {
         fill_from_sidecar(&mut config, &target)?;
     }

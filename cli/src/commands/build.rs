@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{ExitStatus, Printer, host};
+use super::{ExitStatus, Printer, host, settings::configuration};
 use crate::args::BuildArgs;
 use trtcalib::{
     backend::tensorrt::{EngineLayers, EngineOptions, EngineSidecar, OptimizationProfile},
@@ -32,8 +32,13 @@ pub(super) fn build(printer: &Printer, args: &BuildArgs) -> anyhow::Result<ExitS
 /// Writes the engine and its sidecar, which is returned.
 fn engine(printer: &Printer, args: &BuildArgs) -> anyhow::Result<EngineSidecar> {
     check_folders([&*args.output])?;
-    let order = EngineOrder::open(&args.model, args.tensorrt_dir.as_deref())?;
-    let bound = args.shape.iter().map(|shape| parse_shape(shape)).collect::<Result<BTreeMap<_, _>, _>>()?;
+    let config = configuration(printer, &args.config)?;
+    let order = EngineOrder::open(&args.model.path(), args.tensorrt_dir.as_deref())?;
+    let mut bound = config.shape;
+    for shape in &args.shape {
+        let (name, extents) = parse_shape(shape)?;
+        bound.insert(name, extents);
+    }
     let profile = args.profile.iter().map(|text| parse_profile(text)).collect::<Result<BTreeMap<_, _>, _>>()?;
     let options = EngineOptions {
         profile: OptimizationProfile { shapes: profile },
@@ -44,7 +49,8 @@ fn engine(printer: &Printer, args: &BuildArgs) -> anyhow::Result<EngineSidecar> 
         optimization_level: args.optimization_level,
         compute_capabilities: args.compute_capability.clone(),
     };
-    let (reference, data, labels) = (args.reference.clone(), args.data.clone(), args.labels.clone());
+    let reference = args.reference.clone().or(config.model);
+    let (data, labels) = (args.data.clone().or(config.data), args.labels.clone().or(config.labels));
     let order = EngineOrder { reference, data, labels, options, ..order }.for_batch(args.batch, &bound)?;
     Ok(order.write(&host(printer), &args.output)?)
 }

@@ -7,12 +7,11 @@ use serde::Serialize;
 
 use super::{
     ExitStatus, Printer, host,
-    settings::{Apply, one_size},
+    settings::{Apply, configuration, model_configuration, one_size},
 };
 use crate::args::{CalibrateArgs, GlobalArgs, MergeArgs};
 use trtcalib::{
     calibrate::{CalibrationTable, Choice, Histograms, cache::CalibrationCache, tables},
-    config::RunConfig,
     dataset::SampleError,
     pass::Ran,
     quantize::Precision,
@@ -72,7 +71,7 @@ impl From<&Ran> for GpuOutcome {
 
 /// Observes the calibration samples and writes the table and the histograms.
 pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &CalibrateArgs) -> anyhow::Result<ExitStatus> {
-    let mut config = RunConfig { model: Some(args.model.clone()), ..RunConfig::default() };
+    let mut config = model_configuration(printer, &args.model)?;
     one_size(&args.data, &args.runtime)?;
     args.data.apply(&mut config)?;
     args.method.apply(&mut config)?;
@@ -94,7 +93,9 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
         let options = CalibrateOptions { histograms: Some(&histogram_file), ..CalibrateOptions::default() };
         let calibrated = session.calibrate(PRECISION, options)?;
         write_table(&calibrated.chosen.table, &args.output, args.cache.as_deref())?;
-        outcome.take(&calibrated.histograms, calibrated.seconds, &calibrated.ran, &calibrated.skipped);
+        if let Some(histograms) = &calibrated.histograms {
+            outcome.take(histograms, calibrated.seconds, &calibrated.ran, &calibrated.skipped);
+        }
         outcome.peak_rss_bytes = calibrated.peak_rss_bytes;
         outcome.table = Some(&args.output);
         outcome.method = Some(calibrated.chosen.choice.to_string());
@@ -111,13 +112,14 @@ pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) ->
     for file in files {
         merged.merge(Histograms::load(file)?)?;
     }
-    let mut config = RunConfig { model: args.model.clone(), ..RunConfig::default() };
+    let mut config = configuration(printer, &args.config)?;
+    config.model = args.model.clone().or(config.model);
     args.data.apply(&mut config)?;
     args.method.apply(&mut config)?;
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     args.kinds.apply(&mut config)?;
-    let table = if args.model.is_some() {
+    let table = if config.model.is_some() {
         Session::open(config, global.ort_library.as_deref(), &host(printer))?.choose_from_shards(&merged)?
     } else {
         let choice: Choice = config.method.parse().map_err(anyhow::Error::msg)?;

@@ -2,35 +2,38 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
+
 use super::{
     ExitStatus, Printer, host,
-    settings::{Apply, one_size},
+    settings::{Apply, configuration, one_size},
 };
 use crate::args::{CompareArgs, GlobalArgs};
 use trtcalib::{
     compare::{DetectionResult, Gate, PartMetrics, Segmentation},
-    config::RunConfig,
     session::{CompareOutcome, CompareRequest, Session, check_folders},
 };
 
 /// Compares.
 pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs) -> anyhow::Result<ExitStatus> {
+    let mut config = configuration(printer, &args.config)?;
+    one_size(&args.data, &args.runtime)?;
+    args.data.apply(&mut config)?;
+    args.runtime.apply(&mut config)?;
+    args.outputs.apply(&mut config)?;
+    let gates = if args.gate.is_empty() { &config.gate } else { &args.gate };
+    let (reference, targets) = sides(args)?;
     let request = CompareRequest {
-        reference: args.reference.clone(),
-        targets: args.targets.clone(),
+        reference,
+        targets,
+        model: args.model.clone(),
         samples: args.samples.unwrap_or(0),
-        gates: args.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?,
+        gates: gates.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?,
         save_reference: args.save_reference.clone(),
         save_target: args.save_target.clone(),
         runtime_cache: args.runtime_cache.clone(),
     };
-    let mut config = RunConfig::default();
-    one_size(&args.data, &args.runtime)?;
     check_folders([&args.save_reference, &args.save_target].into_iter().flatten().map(PathBuf::as_path))?;
-    args.data.apply(&mut config)?;
-    args.runtime.apply(&mut config)?;
-    args.outputs.apply(&mut config)?;
-    config.model.clone_from(&args.model);
     request.complete(&mut config)?;
     let session = Session::open(config, global.ort_library.as_deref(), &host(printer))?;
     let outcome = session.compare(&request)?;
@@ -39,6 +42,16 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
         outcome.targets.iter().filter_map(|o| Some(format!("{}: {}", o.target, o.error.as_ref()?))).collect();
     anyhow::ensure!(failed.is_empty(), "a target could not be run: {}", failed.join("; "));
     Ok(if outcome.passed { ExitStatus::Passed } else { ExitStatus::GateFailed })
+}
+
+/// The reference and the targets, by flags or by place.
+fn sides(args: &CompareArgs) -> anyhow::Result<(String, Vec<String>)> {
+    let mut specs = args.specs.iter().cloned();
+    let reference = args.reference.clone().or_else(|| specs.next());
+    let targets: Vec<String> = args.targets.iter().cloned().chain(specs).collect();
+    let reference = reference.context("what to compare with was not said; name it with --ref SPEC")?;
+    anyhow::ensure!(!targets.is_empty(), "there is nothing to compare with {reference}; name it with --target SPEC");
+    Ok((reference, targets))
 }
 
 fn describe(outcome: &CompareOutcome) -> String {

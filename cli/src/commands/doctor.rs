@@ -6,7 +6,7 @@ use super::ExitStatus;
 use crate::{args::GlobalArgs, printer::Printer};
 use trtcalib::backend::{
     cuda::{CudaError, Device, DeviceInfo, device_count, load_compiler},
-    onnxruntime::{LibrarySearch, OnnxRuntime, search},
+    onnxruntime::{LibrarySearch, OnnxRuntime, Origin, search},
     tensorrt::{Flavour, Library, RTX_CAPABILITIES, compiled_flavour, find_library, rtx_runs_on, searched_folders},
 };
 
@@ -106,11 +106,12 @@ fn describe(findings: &Findings) -> String {
         (Some(path), _) => lines.push(format!("ok       ONNX Runtime: {path}")),
         (None, error) => {
             lines.push(format!("missing  ONNX Runtime: {}", error.as_deref().unwrap_or("not loaded")));
-            lines.push("         get it with `make setup`, or set ORT_DYLIB_PATH to libonnxruntime.so".to_owned());
+            lines.push("         get it with `make setup` or `pip install onnxruntime`, or set ORT_DYLIB_PATH to libonnxruntime.so".to_owned());
         }
     }
     for place in &runtime.search.places {
-        lines.push(format!("         looked at {}", place.path.display()));
+        let package = if place.origin == Origin::Python { " (the Python package onnxruntime)" } else { "" };
+        lines.push(format!("         looked at {}{package}", place.path.display()));
     }
     if runtime.loaded.is_some() {
         lines.push(if let (true, Some(error)) = (runtime.cuda_provider, &runtime.cuda_error) {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::args::{Command, DataArgs};
+use crate::args::{Command, DataArgs, ModelArgs};
 use trtcalib::session::Spec;
 
 /// Refuses a command line whose outputs are among its inputs, before anything is read.
@@ -10,46 +10,50 @@ pub(super) fn check(command: &Command) -> anyhow::Result<()> {
     let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
     let mut read = |files: &[&Option<PathBuf>]| inputs.extend(files.iter().copied().flatten().cloned());
     let data = |data: &DataArgs| [&data.data, &data.labels, &data.classes, &data.preprocessor].map(Clone::clone);
+    let model = |args: &ModelArgs| [&args.positional, &args.model, &args.config.config].map(Clone::clone);
     match command {
         Command::Run(args) => {
-            read(&[&args.model, &args.scheme.plan, &args.config]);
+            read(&model(&args.model).each_ref());
+            read(&[&args.table, &args.scheme.plan]);
             read(&data(&args.data).each_ref());
             outputs.extend(args.summary.clone());
         }
         Command::Calibrate(args) => {
-            read(&[&Some(args.model.clone())]);
+            read(&model(&args.model).each_ref());
             read(&data(&args.data).each_ref());
             outputs.extend([&args.histograms, &args.cache].into_iter().flatten().cloned());
             outputs.extend([args.output.clone(), args.output.with_file_name("histograms.calib")]);
         }
         Command::Merge(args) => {
-            read(&[&args.model]);
+            read(&[&args.model, &args.config.config]);
             read(&data(&args.data).each_ref());
             inputs.extend(args.histograms.iter().cloned());
             outputs.extend(args.merged.iter().cloned().chain([args.output.clone()]));
         }
         Command::Quantize(args) => {
-            read(&[&Some(args.model.clone()), &args.table, &args.scheme.plan]);
+            read(&[&Some(args.model.path()), &args.table, &args.scheme.plan]);
             outputs.extend(args.output.clone());
         }
         Command::Build(args) => {
-            read(&[&Some(args.model.clone()), &args.reference, &args.data, &args.labels]);
+            read(&[&Some(args.model.path()), &args.config.config, &args.reference, &args.data, &args.labels]);
             outputs.push(args.output.clone());
         }
         Command::Compare(args) => {
-            read(&[&args.model]);
+            read(&[&args.model, &args.config.config]);
             read(&data(&args.data).each_ref());
-            inputs.extend(std::iter::once(&args.reference).chain(&args.targets).filter_map(|spec| file(spec)));
+            let specs = args.reference.iter().chain(&args.targets).chain(&args.specs);
+            inputs.extend(specs.filter_map(|spec| file(spec)));
             outputs.extend([&args.save_reference, &args.save_target].into_iter().flatten().cloned());
         }
         Command::Bench(args) => {
-            read(&[&args.model]);
+            read(&[&args.model, &args.config.config]);
             read(&data(&args.data).each_ref());
             inputs.extend(args.specs.iter().filter_map(|spec| file(spec)));
             outputs.extend([&args.export_times, &args.export_profile].into_iter().flatten().cloned());
         }
         Command::Bisect(args) => {
-            read(&[&args.model, &args.table, &args.scheme.plan, &args.config]);
+            read(&model(&args.model).each_ref());
+            read(&[&args.table, &args.scheme.plan]);
             read(&data(&args.data).each_ref());
         }
         Command::Report(args) => {
@@ -133,6 +137,8 @@ mod tests {
         for line in [
             "calibrate --model @m.onnx --random-data -o @m.onnx",
             "calibrate --model @m.onnx --random-data -o @link",
+            "calibrate @m.onnx --random-data -o @m.onnx",
+            "calibrate @m.onnx --config @t.json -o @t.json",
             "calibrate --model @m.onnx --random-data --cache @hard",
             "calibrate --model @m.onnx --data @l.csv --histograms @l.csv",
             "merge @h.calib -o @h.calib",

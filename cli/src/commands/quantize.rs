@@ -17,10 +17,11 @@ pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeAr
     args.scheme.apply(&mut config)?;
     config.shape = args.shape.iter().map(|shape| parse_shape(shape)).collect::<Result<_, _>>()?;
     config.validate()?;
-    config.model = Some(args.model.clone());
+    config.model = Some(args.model.path());
     let precision: Precision = args.precision.parse().map_err(anyhow::Error::msg)?;
     if args.explain {
-        let subject = Subject::load(OnnxRuntime::load(global.ort_library.as_deref())?, &args.model, &config.shape)?;
+        let subject =
+            Subject::load(OnnxRuntime::load(global.ort_library.as_deref())?, &args.model.path(), &config.shape)?;
         let placement = subject.place(&scheme(&config, precision)?)?;
         for warning in unmatched(&config, &subject, &placement) {
             printer.warn(&warning);

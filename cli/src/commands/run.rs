@@ -1,10 +1,13 @@
 //! `calib run`: the whole job. Calibrate, quantize, compare every precision with the reference, time, report.
 
-use super::{ExitStatus, Printer, host, settings::Apply};
+use super::{
+    ExitStatus, Printer, host,
+    settings::{Apply, model_configuration},
+};
 use crate::args::{GlobalArgs, RunArgs};
 use trtcalib::{
     artifact::write_atomic,
-    compare::{Gate, OutputMetrics},
+    compare::OutputMetrics,
     config::RunConfig,
     report::{Report, Timing, summary},
     session::{RunOutcome, Session, check_folders, check_tensorrt},
@@ -12,14 +15,11 @@ use trtcalib::{
 
 /// Does the job.
 pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> anyhow::Result<ExitStatus> {
-    let config = configuration(args)?;
+    let config = configuration(printer, args)?;
+    config.validate()?;
     if args.print_config {
         printer.outcome(&config, || config.to_toml().unwrap_or_default())?;
         return Ok(ExitStatus::Passed);
-    }
-    config.validate()?;
-    for gate in &config.gate {
-        gate.parse::<Gate>()?;
     }
     check_tensorrt(&config.tensorrt)?;
     check_folders(args.summary.as_deref())?;
@@ -35,18 +35,15 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
 }
 
 /// The configuration file, and the flags over it.
-fn configuration(args: &RunArgs) -> anyhow::Result<RunConfig> {
-    let mut config = match &args.config {
-        Some(path) => RunConfig::load(path)?,
-        None => RunConfig::default(),
-    };
+fn configuration(printer: &Printer, args: &RunArgs) -> anyhow::Result<RunConfig> {
+    let mut config = model_configuration(printer, &args.model)?;
     args.data.apply(&mut config)?;
     args.method.apply(&mut config)?;
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     args.outputs.apply(&mut config)?;
-    if let Some(model) = &args.model {
-        config.model = Some(model.clone());
+    if let Some(table) = &args.table {
+        config.table = Some(table.clone());
     }
     if let Some(out) = &args.out {
         config.out = Some(out.clone());

@@ -1,6 +1,11 @@
 //! From flags and a configuration file to one [`RunConfig`].
 
-use crate::args::{DataArgs, MethodArgs, OutputArgs, OutputKindArgs, RuntimeArgs, SchemeArgs};
+use std::path::Path;
+
+use crate::{
+    args::{ConfigArgs, DataArgs, MethodArgs, ModelArgs, OutputArgs, OutputKindArgs, RuntimeArgs, SchemeArgs},
+    printer::Printer,
+};
 use trtcalib::{
     config::{ConfigError, RunConfig, parse_output_kind, parse_shape, parse_share},
     dataset::Interpolation,
@@ -23,6 +28,30 @@ fn set_list<T: Clone>(target: &mut Vec<T>, flags: &[T]) {
     if !flags.is_empty() {
         *target = flags.to_vec();
     }
+}
+
+/// Read from the working folder where no configuration is named.
+const USUAL_NAME: &str = "calib.toml";
+
+/// What `--config` names; without it `calib.toml` in the working folder, if it is there. `none` leaves both out.
+pub(super) fn configuration(printer: &Printer, args: &ConfigArgs) -> Result<RunConfig, ConfigError> {
+    let usual = Path::new(USUAL_NAME);
+    match args.config.as_deref() {
+        Some(path) if path.as_os_str() == "none" => Ok(RunConfig::default()),
+        Some(path) => RunConfig::load(path),
+        None if usual.is_file() => {
+            printer.note(&format!("reading {USUAL_NAME} of the working folder; --config none leaves it out"));
+            RunConfig::load(usual)
+        }
+        None => Ok(RunConfig::default()),
+    }
+}
+
+/// The same, with the model that was named.
+pub(super) fn model_configuration(printer: &Printer, args: &ModelArgs) -> Result<RunConfig, ConfigError> {
+    let mut config = configuration(printer, &args.config)?;
+    set_some(&mut config.model, args.positional.as_ref().or(args.model.as_ref()));
+    Ok(config)
 }
 
 /// Groups of flags that win over the configuration.
@@ -54,6 +83,7 @@ impl Apply for DataArgs {
             letterbox.place = place;
             set(&mut letterbox.pad, self.pad.as_ref());
         }
+        apply_preprocessing(self, config)?;
         set_some(&mut config.batch, self.batch.iter().max());
         if let [_, _, ..] = self.batch[..] {
             config.bench_batch.clone_from(&self.batch);
@@ -70,6 +100,68 @@ impl Apply for DataArgs {
         }
         Ok(())
     }
+}
+
+/// Puts the flags that are keys of `[preprocess]` there.
+fn apply_preprocessing(args: &DataArgs, config: &mut RunConfig) -> Result<(), ConfigError> {
+    let invalid = |key| move |reason| ConfigError::Value { key, reason };
+    let mut preprocess = config.preprocess.clone().unwrap_or_default();
+    let before = preprocess.clone();
+    for (key, text, extent) in
+        [("resize", &args.resize, &mut preprocess.resize), ("crop", &args.crop, &mut preprocess.crop)]
+    {
+        if let Some(text) = text {
+            *extent = Some(text.parse().map_err(invalid(key))?);
+        }
+    }
+    for (key, values, channels) in [("mean", &args.mean, &mut preprocess.mean), ("std", &args.std, &mut preprocess.std)]
+    {
+        match values[..] {
+            [] => {}
+            [one] => *channels = [one; 3],
+            [red, green, blue] => *channels = [red, green, blue],
+            _ => {
+                return Err(invalid(key)(format!(
+                    "{} values were given; give one, or one for each of three channels",
+                    values.len()
+                )));
+            }
+        }
+    }
+    if let Some(name) = &args.interpolation {
+        preprocess.interpolation = named(name).map_err(invalid("interpolation"))?;
+    }
+    if let Some(name) = &args.channel_order {
+        preprocess.channel_order = named(name).map_err(invalid("channel_order"))?;
+    }
+    if let Some(name) = &args.layout {
+        preprocess.layout = Some(named(name).map_err(invalid("layout"))?);
+    }
+    set(&mut preprocess.scale, args.scale.as_ref());
+    let given = args.resize.is_some()
+        || args.crop.is_some()
+        || args.interpolation.is_some()
+        || args.scale.is_some()
+        || args.channel_order.is_some()
+        || args.layout.is_some()
+        || !args.mean.is_empty()
+        || !args.std.is_empty();
+    if !given && preprocess == before {
+        return Ok(());
+    }
+    if let Some(other) = config.preset.as_deref().or(config.preprocessor.as_deref().and_then(Path::to_str)) {
+        let reason =
+            format!("flags on preprocessing were given, and the configuration names `{other}` as well; leave out one");
+        return Err(ConfigError::Value { key: "preprocess", reason });
+    }
+    config.preprocess = Some(preprocess);
+    Ok(())
+}
+
+/// A value by the name that it has in a configuration file.
+fn named<T: serde::de::DeserializeOwned>(name: &str) -> Result<T, String> {
+    let value = serde_json::Value::String(name.to_owned());
+    serde_json::from_value(value).map_err(|error| error.to_string())
 }
 
 impl Apply for OutputArgs {

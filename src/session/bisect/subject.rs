@@ -48,10 +48,8 @@ impl<'a> Bisection<'a> {
         // Tensors of something that was made elsewhere need no ranges.
         let elsewhere = args.target.is_some() && matches!(find, Find::First | Find::Tensors);
         let mut checkpoints = None;
-        let table = if let Some(path) = &args.table {
-            let table = CalibrationTable::load(path)?;
-            table.check_model(&session.subject.float.hash)?;
-            Some(table)
+        let table = if let Some(path) = &session.config.table {
+            Some(session.read_table(path)?)
         } else if precision.is_quantized() && !elsewhere {
             checkpoints = session.checkpoints(&out, &format!("bisect-{precision}"))?;
             let calibrate = CalibrateOptions {
@@ -95,7 +93,7 @@ impl<'a> Bisection<'a> {
     }
 
     pub(super) fn commands(&self) -> Commands {
-        let table = self.args.table.clone().unwrap_or_else(|| self.out.join("calibration.json"));
+        let table = self.session.config.table.clone().unwrap_or_else(|| self.out.join("calibration.json"));
         let (config, out, precision) = (&self.session.config, &self.out, self.options.scheme.precision);
         let gate = self.session.default_gate();
         Suggest { config, out, table: &table, lift: self.args.lift, precision, gate }.commands()

@@ -9,6 +9,7 @@ use crate::{
     artifact::Tool,
     backend::tensorrt::RunnerOptions,
     bench::Measurement,
+    calibrate::Histograms,
     compare::{ComparisonResult, Gate},
     dataset::{Preprocess, SampleError},
     quantize::Precision as NumberFormat,
@@ -247,7 +248,7 @@ impl Job<'_> {
         let quantized = targets.iter().find(|target| target.precision.is_quantized() && target.model.is_some());
         let precision = quantized.map_or(NumberFormat::Int8, |target| target.precision);
         let table = &calibrated.chosen.table;
-        let histograms = &calibrated.histograms;
+        let histograms = calibrated.histograms.as_ref();
         layers
             .graphwise
             .tensors
@@ -265,8 +266,8 @@ impl Job<'_> {
                 if let Some(range) = table.tensors.get(&site.tensor) {
                     row = row.with_range(range, quantized.and_then(|target| target.scales.get(&site.tensor).copied()));
                 }
-                let parts = [histograms.fit.get(&site.tensor), histograms.held_out.get(&site.tensor)];
-                let whole = parts.into_iter().flatten().fold(None, |whole, part| match whole {
+                let parts = histograms.map(|h| [h.fit.get(&site.tensor), h.held_out.get(&site.tensor)]);
+                let whole = parts.into_iter().flatten().flatten().fold(None, |whole, part| match whole {
                     None => Some(part.clone()),
                     Some(mut whole) => {
                         crate::calibrate::histogram::Histogram::merge(&mut whole, part);
@@ -281,8 +282,8 @@ impl Job<'_> {
 }
 
 fn calibration(calibrated: &Calibrated, percentile: f64) -> Calibration {
-    let samples = calibrated.histograms.samples();
     let chosen = &calibrated.chosen;
+    let samples = calibrated.histograms.as_ref().map_or(chosen.table.samples, Histograms::samples);
     let corrected = !chosen.table.bias_corrections.is_empty();
     Calibration {
         method: chosen.choice.to_string(),

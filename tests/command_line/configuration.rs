@@ -1,0 +1,129 @@
+//! What is said by flags, by a named file and by `calib.toml`; and what is refused before anything runs.
+
+use std::fs;
+
+use super::{calib, demo, demo_flags, error_of, json, root};
+
+/// What `run --print-config` prints in `folder`, and what it says meanwhile.
+fn printed(folder: &std::path::Path, flags: &[&str]) -> (String, String) {
+    let output = calib().unwrap().current_dir(folder).args(["run", "--print-config"]).args(flags).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{error}");
+    (String::from_utf8_lossy(&output.stdout).into_owned(), error)
+}
+
+#[test]
+fn calib_toml_of_the_working_folder_is_read_and_said() {
+    if calib().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("calib.toml"), "calib_samples = 77\nmodel = \"a.onnx\"\n").unwrap();
+    let (config, said) = printed(folder.path(), &[]);
+    assert!(config.contains("calib_samples = 77") && config.contains("a.onnx"), "{config}");
+    assert!(said.contains("reading calib.toml"), "{said}");
+    let (config, said) = printed(folder.path(), &["b.onnx", "--calib-samples", "5"]);
+    assert!(config.contains("calib_samples = 5\n") && config.contains("b.onnx"), "{config}");
+    assert!(!config.contains("a.onnx") && !said.is_empty());
+    let (config, said) = printed(folder.path(), &["--config", "none"]);
+    assert!(config.contains("calib_samples = 512") && said.is_empty(), "{config}{said}");
+}
+
+#[test]
+fn flags_on_preprocessing_are_the_keys_of_the_file() {
+    if calib().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(
+        folder.path().join("p.toml"),
+        "[preprocess]\nresize = 256\ncrop = [224, 320]\ninterpolation = \"bicubic\"\nscale = 1.0\nmean = [1.0, 2.0, 3.0]\n\
+         std = [4.0, 4.0, 4.0]\nchannel_order = \"bgr\"\nlayout = \"nhwc\"\n",
+    )
+    .unwrap();
+    let (file, _) = printed(folder.path(), &["--config", "p.toml"]);
+    let flags = "--resize 256 --crop 224x320 --interpolation bicubic --scale 1 --mean 1,2,3 --std 4 --channel-order bgr --layout nhwc";
+    let (flags, _) = printed(folder.path(), &flags.split(' ').collect::<Vec<_>>());
+    assert_eq!(file, flags);
+    let error = error_of(calib().unwrap().args(["run", "--print-config", "--resize", "wide"]));
+    assert!(error.contains("`resize`") && error.contains("224x320"), "{error}");
+    let error = error_of(calib().unwrap().args(["run", "--print-config", "--mean", "1,2"]));
+    assert!(error.contains("`mean`"), "{error}");
+}
+
+#[test]
+fn printing_the_configuration_refuses_what_a_run_refuses() {
+    if calib().is_none() {
+        return;
+    }
+    for (flag, value) in [
+        ("--gate", "topp=1"),
+        ("--provider", "tpu"),
+        ("--method", "median"),
+        ("--preset", "imagenette"),
+        ("--precisions", "int4"),
+        ("--tensorrt", "maybe"),
+    ] {
+        let error = error_of(calib().unwrap().args(["run", "--print-config", flag, value]));
+        assert!(error.contains(value.split('=').next().unwrap()), "{error}");
+    }
+}
+
+#[test]
+fn a_run_with_a_table_and_a_plan_calibrates_nothing_and_names_what_is_lifted() {
+    if calib().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = |out: &str, more: &[&str]| {
+        let out = folder.path().join(out);
+        let mut command = calib().unwrap();
+        command.arg("run").args(demo_flags()).args(["--calib-samples", "60", "--eval-samples", "20"]);
+        command.args(["--precisions", "fp32,int8", "--bench-seconds", "0", "--out"]).arg(&out).args(more);
+        let output = command.output().unwrap();
+        assert!(output.status.code().is_some_and(|code| code < 2), "{}", String::from_utf8_lossy(&output.stderr));
+        (json(&out.join("report.json")), out)
+    };
+    let (first, out) = run("first", &[]);
+    let table = out.join("calibration.json");
+    let table = table.to_str().unwrap();
+    let (second, again) = run("second", &["--table", table]);
+    let bytes = |folder: &std::path::Path| fs::read(folder.join("model.int8.onnx")).unwrap();
+    assert!(bytes(&out) == bytes(&again), "the same ranges give the same model");
+    assert_eq!(first["precisions"][1]["outputs"], second["precisions"][1]["outputs"]);
+    assert!(!again.join("histograms.calib").exists());
+    let notes = second["notes"].to_string();
+    assert!(notes.contains("nothing was calibrated here") && !notes.contains("other samples"), "{notes}");
+
+    let mut layers = first["layers"].as_array().unwrap().iter();
+    let node = layers.find(|layer| layer["op_type"] == "Conv").unwrap()["node"].as_str().unwrap().to_owned();
+    let plan = folder.path().join("plan.json");
+    let assigned = serde_json::json!({"format_version": 1, "assignments": [{"node": node, "precision": "fp32"}]});
+    fs::write(&plan, assigned.to_string()).unwrap();
+    let (planned, _) = run("planned", &["--table", table, "--plan", plan.to_str().unwrap()]);
+    let notes = planned["notes"].to_string();
+    assert!(notes.contains(&format!("the plan lifts 1 nodes: {node} (fp32)")), "{notes}");
+}
+
+#[test]
+fn models_are_named_by_place_as_well() {
+    if calib().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = demo("demo.onnx");
+    let mut command = calib().unwrap();
+    command.current_dir(folder.path()).arg("compare").args([&model, &model]).args(["--random-data", "--json"]);
+    let output = command.args(["--samples", "2"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["targets"].as_array().map(Vec::len), Some(1));
+    let error = error_of(calib().unwrap().arg("compare").arg(&model));
+    assert!(error.contains("--target"), "{error}");
+    let config = root().join("configs/demo.toml");
+    let mut command = calib().unwrap();
+    command.current_dir(folder.path()).arg("calibrate").arg(&model).arg("--config").arg(config);
+    let output = command.args(["--calib-samples", "10", "--method", "minmax"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(json(&folder.path().join("calibration.json"))["samples"], 10);
+}
