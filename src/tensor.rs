@@ -203,6 +203,11 @@ impl Tensor {
         self.values.element_type()
     }
 
+    /// Size of the values in bytes.
+    pub fn bytes(&self) -> usize {
+        self.values.view().len() * self.element_type().size()
+    }
+
     /// Borrows the tensor.
     pub fn view(&self) -> TensorView<'_> {
         TensorView { shape: &self.shape, values: self.values.view() }

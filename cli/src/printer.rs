@@ -13,6 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 
 use crate::args::{ColorChoice, GlobalArgs};
+use trtcalib::report::StageTime;
 
 /// What the program is doing, for the report of a defect.
 static ACTIVITY: Mutex<String> = Mutex::new(String::new());
@@ -26,6 +27,7 @@ pub struct Printer {
     json: bool,
     progress: bool,
     color: bool,
+    timings: bool,
 }
 
 impl Printer {
@@ -43,6 +45,7 @@ impl Printer {
             json: global.json,
             progress: terminal && !global.no_progress && !global.quiet,
             color,
+            timings: global.timings,
         }
     }
 
@@ -104,6 +107,13 @@ impl Printer {
         self.line("\x1b[31;1m", "error: ", text);
     }
 
+    /// What a session waited for, with `--timings`.
+    pub fn timings(&self, stages: &[StageTime]) {
+        if self.timings {
+            self.line("", "", &table_of(stages));
+        }
+    }
+
     /// A progress bar over `length` steps with rate and time left; hidden when there is no terminal.
     pub fn progress(&self, length: u64, what: &str) -> ProgressBar {
         self.detail(what);
@@ -130,6 +140,23 @@ impl Printer {
             eprintln!("{label}{text}");
         }
     }
+}
+
+/// The stages of a session, and their sum.
+fn table_of(stages: &[StageTime]) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["stage", "waited s", "sessions built", "passes", "samples read"]);
+    for StageTime { stage, seconds, sessions, passes, samples_read } in stages {
+        let count = |count: &u64| if *count == 0 { String::new() } else { count.to_string() };
+        let counts = [sessions, passes, samples_read].map(count);
+        table.add_row([stage.clone(), format!("{seconds:.2}")].into_iter().chain(counts));
+    }
+    let sum = |of: fn(&StageTime) -> u64| stages.iter().map(of).sum::<u64>().to_string();
+    let seconds: f64 = stages.iter().map(|stage| stage.seconds).sum();
+    let counts = [sum(|stage| stage.sessions), sum(|stage| stage.passes), sum(|stage| stage.samples_read)];
+    table.add_row(["all".to_owned(), format!("{seconds:.2}")].into_iter().chain(counts));
+    table.to_string()
 }
 
 /// Steps in a second: whole ones where there are many, with a digit where there are few.
@@ -163,6 +190,21 @@ mod tests {
     #[test]
     fn rates_are_short_and_never_nothing_for_a_slow_model() {
         assert_eq!([0.25, 9.96, 10.2, 1234.5].map(rate), ["0.2/s", "10.0/s", "10/s", "1234/s"]);
+    }
+
+    #[test]
+    fn stages_stand_in_a_table_with_their_sum() {
+        let stage = |stage: &str, seconds, samples_read| StageTime {
+            stage: stage.to_owned(),
+            seconds,
+            sessions: 2,
+            passes: 0,
+            samples_read,
+        };
+        let text = table_of(&[stage("opening", 0.25, 0), stage("comparing", 1.5, 40)]);
+        let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert!(rows.contains(&vec!["comparing", "1.50", "2", "40"]), "{text}");
+        assert!(rows.contains(&vec!["all", "1.75", "4", "0", "40"]), "{text}");
     }
 
     #[test]

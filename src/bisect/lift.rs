@@ -140,7 +140,7 @@ impl Outputs for Remembered {
             let outputs = &*made.insert(given.outputs.to_host()?);
             show(&Given { inputs: given.inputs.clone(), outputs: outputs.into() })
         })?;
-        let size = made.iter().flat_map(TensorMap::values).map(bytes).sum();
+        let size = made.iter().flat_map(TensorMap::values).map(Tensor::bytes).sum();
         if let (Some(outputs), Some(rest)) = (made, room.checked_sub(size)) {
             kept.insert(key, outputs);
             *room = rest;
@@ -155,10 +155,6 @@ impl Outputs for Remembered {
     fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {
         self.runner.accelerator()
     }
-}
-
-fn bytes(tensor: &Tensor) -> usize {
-    tensor.values().view().len() * tensor.element_type().size()
 }
 
 /// One candidate for each layer, with its operator type: what it sends to the outputs ranks it where that was measured;

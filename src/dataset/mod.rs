@@ -9,6 +9,7 @@ mod decode;
 mod huggingface;
 mod images;
 mod jpeg;
+mod kept;
 mod label_boxes;
 mod labels;
 mod letterbox;
@@ -27,6 +28,7 @@ use std::{
 
 pub use decode::{MAX_PIXELS, decode};
 pub use huggingface::load_preprocessor;
+pub use kept::{Kept, samples_read};
 pub use label_boxes::{Scene, Truth};
 pub use labels::load_classes;
 pub use letterbox::{Letterbox, Place, Placement, SideRounding};
@@ -119,6 +121,11 @@ pub trait Dataset: Sync {
     /// The same, and where the picture lies in the input with its labelled boxes; `None` for what is no picture.
     fn read(&self, index: usize) -> Result<(TensorMap, Option<Scene>), SampleError> {
         Ok((self.sample(index)?, None))
+    }
+
+    /// Says that these samples will be read several times, for those who can keep them.
+    fn keep(&self, indices: &[usize]) {
+        let _ = indices;
     }
 
     /// True where the boxes in the sample are known, also that there are none.

@@ -12,7 +12,7 @@ mod outputs;
 use std::{
     marker::PhantomData,
     ops::Range,
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -25,6 +25,13 @@ use crate::{
     dataset::{Batch, Dataset, PassError, PassSummary, PrefetchOptions, SampleError, prefetch},
     tensor::part as part_of,
 };
+
+static PASSES_MADE: AtomicU64 = AtomicU64::new(0);
+
+/// Passes over samples that this process has begun so far.
+pub fn passes_made() -> u64 {
+    PASSES_MADE.load(Ordering::Relaxed)
+}
 
 /// Samples of a data set and how they are read.
 #[derive(Clone, Copy)]
@@ -207,6 +214,7 @@ impl Samples<'_> {
         sources: &mut [&mut dyn Outputs],
         consumer: &mut C,
     ) -> Result<Ran, C::Error> {
+        PASSES_MADE.fetch_add(1, Ordering::Relaxed);
         let mut lanes: Vec<Lane<'_>> = sources.iter_mut().map(|source| Lane::new(&mut **source)).collect();
         for lane in &mut lanes {
             lane.taking.fills &= !consumer.sums_up();

@@ -31,7 +31,7 @@ pub use junit::junit;
 pub use model::{
     Advice, AdviceLevel, ArtifactFile, Calibration, CandidateResult, DatasetInfo, EngineInside, Environment, Gate, Gpu,
     Histogram, Labels, LatencyMs, Layer, ModelInfo, OutputTask, Precision, Report, SkippedSample, SpeedAt, Speedup,
-    Verdict,
+    StageTime, Verdict,
 };
 
 pub use regression::{LATENCY_NOISE, Regressions, SHARE_NOISE, SQNR_NOISE_DB, regressions, unlike};

@@ -55,9 +55,28 @@ pub struct Report {
     /// What a reader must know to judge the figures (calibration and evaluation overlap, few samples, ...).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// What was waited for, in order: the seconds add up to the wall time from the opening of the model until the report
+    /// was put together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub timings: Vec<StageTime>,
     /// Small pictures of samples in `flips`, by sample: `data:image/jpeg;base64,...` (JPEG, PNG or WebP).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub thumbnails: BTreeMap<String, String>,
+}
+
+/// What was waited for in one stage of the work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StageTime {
+    /// What was done (`opening`, `observing`, `comparing`, ...).
+    pub stage: String,
+    /// Wall time.
+    pub seconds: f64,
+    /// Sessions of ONNX Runtime that were built.
+    pub sessions: u64,
+    /// Passes over samples that were begun.
+    pub passes: u64,
+    /// Samples that were read and preprocessed, and pictures that were decoded for people.
+    pub samples_read: u64,
 }
 
 /// The machine that ran.

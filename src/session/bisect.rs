@@ -147,6 +147,7 @@ impl Session {
         let started = Instant::now();
         let gates = self.config.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?;
         let find = options.check(&self.config)?;
+        self.host.stage("quantizing");
         let bisection = Bisection::open(self, options, find)?;
         let mut findings = Findings {
             format_version: FINDINGS_FORMAT_VERSION,
@@ -167,23 +168,17 @@ impl Session {
         let mut passed = true;
         match find {
             Find::First => {
+                self.host.stage("looking into tensors");
                 let (first, source) = bisection.first()?;
                 (findings.first, findings.probes, findings.backend) = (Some(first), source.probes, source.backend);
             }
             Find::Tensors => {
+                self.host.stage("looking into tensors");
                 let (tensors, source) = bisection.tensors()?;
                 (findings.tensors, findings.probes, findings.backend) = (Some(tensors), source.probes, source.backend);
             }
             Find::Layers => layers(&bisection, &mut findings)?,
-            Find::Plan => {
-                layers(&bisection, &mut findings)?;
-                // This search is what they recommend.
-                let search = bisection.commands().bisect;
-                for advice in &mut findings.advice {
-                    advice.command.take_if(|command| *command == search);
-                }
-                passed = bisection.plan(&gates, &mut findings)?;
-            }
+            Find::Plan => passed = bisection.plan(&gates, &mut findings)?,
         }
         findings.seconds = started.elapsed().as_secs_f64();
         let (data, page) = (bisection.out.join("bisect.json"), bisection.out.join("bisect.html"));
@@ -198,6 +193,7 @@ impl Session {
 
 /// Local errors, their effect on the outputs, and what to say about them.
 fn layers(bisection: &Bisection<'_>, findings: &mut Findings) -> Result<(), PipelineError> {
+    bisection.session.host.stage("looking into layers");
     let quantized = bisection.quantized_target()?;
     let pair = Pair::new(&bisection.float, &quantized)?;
     bisection.session.host.info(&format!("measuring {} operators", pair.operators.len()));

@@ -149,6 +149,7 @@ impl Session {
             targets.push(Side::new(spec, self, &engine, save).within(|| format!("target {name}"))?);
             outcomes.push(TargetOutcome::new(name));
         }
+        self.host.stage("comparing");
         let options = EvaluateOptions { batch: self.batch, policy: self.policy, compare: self.compare_options() };
         let work = self.host.begin("comparing", indices.len());
         let progress = |samples: usize| work.advance(samples);

@@ -8,7 +8,7 @@ use super::{
     model::Subject,
 };
 use crate::dataset::{
-    CLASSIFIER_PRESETS, Collection, DataOptions, DatasetError, Extent, PRESETS, Preprocess, Split, holds_images,
+    CLASSIFIER_PRESETS, Collection, DataOptions, DatasetError, Extent, Kept, PRESETS, Preprocess, Split, holds_images,
     image_size, load_classes, load_preprocessor, open, split,
 };
 
@@ -123,14 +123,15 @@ pub fn open_data(
     let classes = settings.classes.as_deref().map(load_classes).transpose()?.unwrap_or_else(|| settings.names.clone());
     let inputs = subject.input_specs();
     let open_with = |preprocess: Option<&Preprocess>| {
-        open(&DataOptions {
+        let collection = open(&DataOptions {
             path: &settings.path,
             labels: settings.labels.as_deref(),
             classes: &classes,
             category_ids: &settings.category_ids,
             inputs: &inputs,
             preprocess,
-        })
+        })?;
+        Ok::<_, DatasetError>(Collection { dataset: Box::new(Kept::new(collection.dataset)), ..collection })
     };
     if settings.path.exists() && !holds_images(&settings.path) {
         let mut collection = open_with(None)?;
@@ -156,7 +157,7 @@ pub fn open_data(
         let collection = open_with(Some(&preprocess))?;
         return Ok(Data { collection, preprocess: Some(preprocess), provenance: Provenance::Assumed(name.to_owned()) });
     }
-    let mut best: Option<(usize, &str)> = None;
+    let mut best: Option<(usize, &str, Collection)> = None;
     let mut tried = Vec::new();
     let mut samples = 0;
     for &name in &PRESETS[..CLASSIFIER_PRESETS] {
@@ -170,21 +171,21 @@ pub fn open_data(
         let chosen: Vec<usize> = labelled.iter().step_by(labelled.len().div_ceil(TRIED)).copied().collect();
         let lenient =
             EvaluateOptions { policy: crate::dataset::BadPolicy { max_share: 1.0, strict: false }, ..options.clone() };
+        // What is read here is read again in the run.
+        dataset.keep(&chosen);
         let right = right_answers(reference, dataset, &chosen, &lenient, control)?;
         let Some(right) = right else { break };
         samples = chosen.len();
-        if best.is_none_or(|(most, _)| right > most) {
-            best = Some((right, name));
-        }
         tried.push((name.to_owned(), right));
+        if best.as_ref().is_none_or(|(most, ..)| right > *most) {
+            best = Some((right, name, collection));
+        }
     }
-    let (name, provenance) = match best {
-        Some((right, name)) if right > 0 => (name, Provenance::Measured(tried, samples)),
-        _ => (PRESETS[0], Provenance::Assumed(PRESETS[0].to_owned())),
+    let (name, collection, provenance) = match best {
+        Some((right, name, collection)) if right > 0 => (name, collection, Provenance::Measured(tried, samples)),
+        _ => (PRESETS[0], open_with(Some(&preset(PRESETS[0])?))?, Provenance::Assumed(PRESETS[0].to_owned())),
     };
-    let preprocess = preset(name)?;
-    let collection = open_with(Some(&preprocess))?;
-    Ok(Data { collection, preprocess: Some(preprocess), provenance })
+    Ok(Data { collection, preprocess: Some(preset(name)?), provenance })
 }
 
 /// Preprocessing that someone stated, in the configuration or in a file beside the model.

@@ -10,7 +10,8 @@ use std::{
     },
 };
 
-use crate::{bisect::trials, compare::Gate};
+use super::timings::Stages;
+use crate::{bisect::trials, compare::Gate, report::StageTime};
 
 /// Something that happens while a session works.
 #[derive(Clone, Copy)]
@@ -41,6 +42,8 @@ pub enum Event<'a> {
     Detail(&'a str),
     /// A file was written.
     Artifact(&'a Path),
+    /// The session is over: what it waited for, by stage.
+    Timings(&'a [StageTime]),
     /// A plan was tried.
     Trial {
         /// The plan, and what it gave.
@@ -64,6 +67,7 @@ pub struct Host {
     sink: Arc<Sink>,
     stop: Arc<AtomicBool>,
     notes: Arc<Mutex<Vec<String>>>,
+    stages: Arc<Mutex<Stages>>,
 }
 
 impl Default for Host {
@@ -76,12 +80,12 @@ impl Default for Host {
 impl Host {
     /// Hears events by `sink`; the session ends with an error soon after `stop` is set.
     pub fn new(sink: impl Fn(Event<'_>) + Send + Sync + 'static, stop: Arc<AtomicBool>) -> Self {
-        Self { sink: Arc::new(sink), stop, notes: Arc::default() }
+        Self { sink: Arc::new(sink), stop, notes: Arc::default(), stages: opening() }
     }
 
-    /// The same host, with no notes yet: every session keeps its own.
+    /// The same host, with no notes and no times yet: every session keeps its own.
     pub(crate) fn afresh(&self) -> Self {
-        Self { notes: Arc::default(), ..self.clone() }
+        Self { notes: Arc::default(), stages: opening(), ..self.clone() }
     }
 
     /// Ends a stage between batches when set.
@@ -97,6 +101,16 @@ impl Host {
     /// Warnings and notes so far, in order, each once.
     pub fn notes(&self) -> Vec<String> {
         self.kept().clone()
+    }
+
+    /// What was waited for until now, by stage: the times add up to that since the session began to open.
+    pub fn timings(&self) -> Vec<StageTime> {
+        self.stages.lock().unwrap_or_else(PoisonError::into_inner).times()
+    }
+
+    /// What is waited for from now on.
+    pub(crate) fn stage(&self, stage: &'static str) {
+        self.stages.lock().unwrap_or_else(PoisonError::into_inner).turn_to(stage);
     }
 
     pub(crate) fn warn(&self, text: &str) {
@@ -154,6 +168,19 @@ impl Host {
 
     fn kept(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn opening() -> Arc<Mutex<Stages>> {
+    Arc::new(Mutex::new(Stages::begin("opening")))
+}
+
+/// Tells the times of a session when it is dropped.
+pub(super) struct TellTimings(pub(super) Host);
+
+impl Drop for TellTimings {
+    fn drop(&mut self) {
+        (self.0.sink)(Event::Timings(&self.0.timings()));
     }
 }
 

@@ -42,6 +42,7 @@ mod run;
 mod same_figures;
 mod suggest;
 mod target;
+mod timings;
 
 pub use benchmark::{BenchOptions, BenchOutcome, counted};
 pub use bisect::{BisectOptions, BisectOutcome, Find};

@@ -9,6 +9,7 @@ use super::{
     data::{Data, DataSettings, Provenance, open_data},
     detector::{Exported, head, usual_preset},
     evaluation::{EvaluateOptions, class_names},
+    events::TellTimings,
     model::Subject,
 };
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
     compare::{CompareOptions, ComparisonResult, OutputKind, heads::Head},
     config::RunConfig,
     dataset::{
-        BadPolicy, Collection, Dataset, PrefetchOptions, Preprocess, RandomDataset, Split, data_hash, image_size,
+        BadPolicy, Collection, Dataset, Kept, PrefetchOptions, Preprocess, RandomDataset, Split, data_hash, image_size,
         load_classes,
     },
     onnx::Model,
@@ -93,6 +94,7 @@ pub struct Session {
     pub(super) head: Option<Head>,
     /// True when the samples are a caller's own, which cannot be told apart from other ones of the same names.
     pub(super) own_data: bool,
+    _told_at_the_end: TellTimings,
 }
 
 impl Session {
@@ -219,7 +221,21 @@ impl Session {
                 host.warn(&format!("preprocessing: {}; set --preset or [preprocess] to be sure", other.describe()));
             }
         }
-        Ok(Self { host, config, runtime, subject, reference, data, threads, provider, batch, policy, head, own_data })
+        Ok(Self {
+            _told_at_the_end: TellTimings(host.clone()),
+            host,
+            config,
+            runtime,
+            subject,
+            reference,
+            data,
+            threads,
+            provider,
+            batch,
+            policy,
+            head,
+            own_data,
+        })
     }
 
     /// The configuration in force.
@@ -459,6 +475,7 @@ fn own_samples(config: &RunConfig, dataset: Box<dyn Dataset>) -> Result<Data, Pi
     let names = config.classes.as_deref().map(load_classes).transpose()?.unwrap_or_default();
     let has_labels = (0..dataset.len()).any(|index| dataset.label(index).is_some());
     let label_source = has_labels.then(|| "the program that gave the samples".to_owned());
+    let dataset = Box::new(Kept::new(dataset));
     let collection =
         Collection { dataset, passed_over: Vec::new(), names, label_source, notes: Vec::new(), training: Vec::new() };
     Ok(Data { collection, preprocess: None, provenance: Provenance::None })
@@ -473,7 +490,7 @@ fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data, PipelineEr
     let count = config.calib_samples.saturating_add(evaluation);
     let dataset = RandomDataset::new(&subject.input_specs(), count, config.seed).map_err(PipelineError::Input)?;
     let collection = Collection {
-        dataset: Box::new(dataset),
+        dataset: Box::new(Kept::new(Box::new(dataset))),
         passed_over: Vec::new(),
         names: BTreeMap::new(),
         label_source: None,

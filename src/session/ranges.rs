@@ -95,6 +95,7 @@ impl Session {
         shard: Option<&Shard>,
         checkpoints: Option<&Checkpoints>,
     ) -> Result<Observation, PipelineError> {
+        self.host.stage("observing");
         let placement = self.subject.place(&scheme(&self.config, precision)?)?;
         self.warn_unmatched(&placement);
         let provenance = Provenance {
@@ -127,6 +128,8 @@ impl Session {
         samples: &[usize],
         checkpoints: Option<&Checkpoints>,
     ) -> Result<Chosen, PipelineError> {
+        self.host.stage("choosing thresholds");
+        self.dataset().keep(samples);
         let choose = self.choose_options(&scheme(&self.config, precision)?)?;
         let options = self.observe_options();
         let calibrator = self.calibrator(&options, &|_| {}, None);
@@ -156,6 +159,8 @@ impl Session {
             all = self.calibration_samples();
             &all
         };
+        // They are read again when thresholds are chosen.
+        self.dataset().keep(samples);
         let Observation { histograms, ran, seconds } = self.observe(precision, samples, None, options.checkpoints)?;
         let peak_rss_bytes = peak_rss_bytes();
         if let Some(path) = options.histograms {

@@ -51,6 +51,7 @@ impl Session {
         let mut job = Job::new(self, out, command)?;
         job.write_config()?;
         let calibrated = job.calibrate()?;
+        job.session.host.stage("quantizing");
         let targets = job.targets(calibrated.as_ref())?;
         let report = job.measure(calibrated, targets, &gates)?;
         job.write_report(&report)?;
@@ -89,6 +90,8 @@ impl<'a> Job<'a> {
     fn new(session: &'a mut Session, out: OutputFolder, command: Vec<String>) -> Result<Self, PipelineError> {
         let checkpoints = session.checkpoints(&out, "run")?;
         let split = session.split();
+        // They are read again when layers are looked into.
+        session.dataset().keep(layers::samples(&split.evaluation));
         let job = Self { split, session, out, command, checkpoints, tensorrt: None };
         job.note_data();
         Ok(job)
@@ -260,19 +263,24 @@ impl<'a> Job<'a> {
                     .warn(&format!("{precision}: ONNX Runtime has no kernel for {operators}, which compute in fp32"));
             }
         }
+        self.session.host.stage("building engines");
         let mut engines = self.engines(&targets)?;
+        self.session.host.stage("comparing");
         let evaluation = self.evaluate(&mut targets, &mut engines)?;
         for warning in self.session.label_warnings(&evaluation.reference) {
             self.session.host.warn(&warning);
         }
         self.note_non_finite(&targets, &engines, &evaluation);
         self.session.host.check()?;
+        self.session.host.stage("looking into layers");
         let layers = self.layers(&targets, calibrated.as_ref())?;
         layers.iter().flat_map(|layers| layers.graphwise.notes()).for_each(|note| self.session.host.warn(&note));
         self.session.host.check()?;
+        self.session.host.stage("measuring latency");
         let times = self.time(&mut targets)?;
         self.time_engines(&mut engines)?;
         self.session.host.check()?;
+        self.session.host.stage("reporting");
         self.assemble(assemble::Found {
             calibrated,
             targets,

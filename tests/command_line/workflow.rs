@@ -84,6 +84,31 @@ fn a_run_leaves_everything_that_it_promises() {
 }
 
 #[test]
+fn stages_add_up_to_the_time_waited_and_samples_are_read_once() {
+    let out = tempfile::tempdir().unwrap();
+    let few = ["--calib-samples", "24", "--eval-samples", "40", "--timings"];
+    let Some(mut command) = run(out.path(), &few) else { return };
+    let began = std::time::Instant::now();
+    let output = command.assert().success();
+    let wall = began.elapsed().as_secs_f64();
+    let report = json(&out.path().join("report.json"));
+    let timings = report["timings"].as_array().unwrap();
+    let sum: f64 = timings.iter().map(|stage| stage["seconds"].as_f64().unwrap()).sum();
+    assert!(sum <= wall && sum > wall / 2.0, "{sum} of {wall}: {timings:?}");
+    let of = |name: &str, count: &str| {
+        let stage =
+            timings.iter().find(|stage| stage["stage"] == name).unwrap_or_else(|| panic!("{name}: {timings:?}"));
+        stage[count].as_u64().unwrap()
+    };
+    assert_eq!(["observing", "choosing thresholds"].map(|stage| of(stage, "samples_read")), [24, 0]);
+    assert_eq!(["comparing", "looking into layers"].map(|stage| of(stage, "samples_read")), [40, 0]);
+    assert_eq!(["observing", "comparing"].map(|stage| of(stage, "sessions")), [1, 0]);
+    assert_eq!(["observing", "comparing"].map(|stage| of(stage, "passes")), [2, 1], "fitting and held-out samples");
+    let told = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+    assert!(told.contains("waited s") && told.contains("looking into layers"), "{told}");
+}
+
+#[test]
 fn batch_and_order_of_files_change_no_byte_of_the_table() {
     let folder = tempfile::tempdir().unwrap();
     let table = |name: &str, flags: &[&str]| {

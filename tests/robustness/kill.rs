@@ -54,7 +54,7 @@ fn without_times(document: &[u8]) -> Value {
     let mut document: Value = serde_json::from_slice(document).unwrap();
     for object in ["", "/calibration"] {
         let Some(Value::Object(object)) = document.pointer_mut(object) else { continue };
-        for key in ["created", "seconds", "images_per_second", "peak_rss_bytes"] {
+        for key in ["created", "seconds", "images_per_second", "peak_rss_bytes", "timings"] {
             object.remove(key);
         }
     }

@@ -153,6 +153,7 @@ pub struct MethodArgs {
 /// Options that every command takes.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Global options")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
 pub struct GlobalArgs {
     /// Say less: warnings, errors and results only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
@@ -169,6 +170,9 @@ pub struct GlobalArgs {
     /// Show no progress bars
     #[arg(long, global = true)]
     pub no_progress: bool,
+    /// Print what was waited for, by stage
+    #[arg(long, global = true)]
+    pub timings: bool,
     /// Shared library of ONNX Runtime [default: $ORT_DYLIB_PATH, .runtime/, the system]
     #[arg(long, global = true, value_name = "FILE")]
     pub ort_library: Option<PathBuf>,

@@ -117,6 +117,7 @@ fn host(printer: &Printer) -> Host {
         Event::Finished { .. } => clear(&mut bar.lock().unwrap_or_else(PoisonError::into_inner)),
         Event::Warning(text) => printer.warn(text),
         Event::Info(text) => printer.note(text),
+        Event::Timings(stages) => printer.timings(stages),
         Event::Trial { progress, gates } => printer.note(&bisect::text::trial(progress, gates)),
         Event::Note(text) | Event::Detail(text) => printer.detail(text),
         _ => {}

@@ -26,6 +26,7 @@ pub use library::{LIBRARY_VARIABLE, LibrarySearch, Origin, Place, search};
 use ort::ep::ExecutionProvider as _;
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 pub(crate) use runner::check_inputs;
+pub use session::sessions_built;
 
 use super::{Backend, BackendError, BuildOptions, ExecutionProvider, Runner};
 use crate::onnx::Model;

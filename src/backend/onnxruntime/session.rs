@@ -3,7 +3,10 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use ort::{
@@ -38,6 +41,13 @@ use crate::{
 /// Models up to this size are handed over in memory; the weights of larger ones go through a file, which ONNX
 /// Runtime maps instead of copying it twice.
 pub(super) const IN_MEMORY_BYTES: usize = 128 << 20;
+
+static SESSIONS_BUILT: AtomicU64 = AtomicU64::new(0);
+
+/// Sessions that this process has built so far.
+pub fn sessions_built() -> u64 {
+    SESSIONS_BUILT.load(Ordering::Relaxed)
+}
 
 /// A session and what it needs to stay alive.
 pub(super) struct Built {
@@ -93,6 +103,7 @@ fn build_as_it_is(
     options: &BuildOptions,
     stream: Option<&Arc<CudaStream>>,
 ) -> Result<Built, BackendError> {
+    SESSIONS_BUILT.fetch_add(1, Ordering::Relaxed);
     let builder = builder(loaded, options, stream)?;
     let returns_intermediates = !options.extra_outputs.is_empty();
     let mut builder =

@@ -15,7 +15,7 @@ use crate::{
         findings::{Findings, PlanFindings},
         groups::{Grouping, group},
         lift::{Judge, JudgeOptions, Start, candidates, smallest_plan},
-        search::{Candidate, SearchOptions},
+        search::{Candidate, Outcome, SearchOptions},
         trials::{Progress, TrialLog},
     },
     compare::{CompareOptions, Footprint, Gate},
@@ -39,6 +39,8 @@ impl Bisection<'_> {
         };
         let (search_on, check_on) = (part(true), part(false));
         let session = self.session;
+        // Every trial reads them.
+        session.dataset().keep(&search_on);
         self.check_gates(gates, &search_on)?;
         let judge = JudgeOptions {
             gates: gates.to_vec(),
@@ -54,11 +56,9 @@ impl Bisection<'_> {
             precision: self.args.lift,
         };
         let mut log = self.log(gates, &search_on)?;
-        let candidates = self.candidates(findings, &mut log.costs)?;
         let path = self.out.join("trials.json");
-        let known = log.trials.clone();
         let mut unsaved = None;
-        let mut progress = |progress: Progress<'_>| {
+        let mut keep = |log: &mut TrialLog, progress: Progress<'_>| {
             session.host.trial(progress, gates);
             if !progress.replayed {
                 log.trials.push(progress.trial.clone());
@@ -67,9 +67,33 @@ impl Bisection<'_> {
         };
         let options = SearchOptions { strategy: self.args.strategy, max_trials: self.args.max_trials, curve: true };
         let reference = session.side(&session.subject.float);
+        session.host.stage("trying plans");
+        findings.backend = Some(session.provider.backend().to_owned());
         let mut searching = Judge::new(reference, session.batched(self.samples(&search_on)), judge.clone())?;
-        let search = smallest_plan(&mut searching, start, &candidates, options, &known, &mut progress)
-            .within(|| "the trials so far are kept; the same command goes on from there".to_owned())?;
+        let kept = || "the trials so far are kept; the same command goes on from there".to_owned();
+        // Nothing is measured for a plan where none is needed.
+        let (mut nodes, known) = (0, log.trials.clone());
+        let mut search = smallest_plan(&mut searching, start, &[], options, &known, &mut |trial| keep(&mut log, trial))
+            .within(kept)?;
+        if !matches!(search.outcome, Outcome::AlreadyPasses { .. }) {
+            super::layers(self, findings)?;
+            // This search is what they recommend.
+            let bisect = self.commands().bisect;
+            for advice in &mut findings.advice {
+                advice.command.take_if(|command| *command == bisect);
+            }
+            session.host.stage("trying plans");
+            let candidates = self.candidates(findings, &mut log.costs)?;
+            nodes = candidates.iter().map(|candidate| candidate.nodes.len()).sum();
+            let known = log.trials.clone();
+            // The first is the one of before.
+            let mut progress = |trial: Progress<'_>| {
+                if trial.number > 1 {
+                    keep(&mut log, trial);
+                }
+            };
+            search = smallest_plan(&mut searching, start, &candidates, options, &known, &mut progress).within(kept)?;
+        }
         drop(searching);
         if let Some(error) = unsaved {
             return Err(error.into());
@@ -85,7 +109,6 @@ impl Bisection<'_> {
                 check = Some(judge.verdict(&model)?);
             }
         }
-        let nodes = candidates.iter().map(|candidate| candidate.nodes.len()).sum();
         let metric = gates.first().map_or("", |gate| gate.metric.name());
         findings.advice.insert(0, about_search(&search, nodes, metric, self.args.lift.name(), &self.commands()));
         let found = findings.plan.insert(PlanFindings {

@@ -63,6 +63,7 @@ impl<'a> Bisection<'a> {
         } else {
             None
         };
+        session.host.stage("quantizing");
         let (float, quantized) = match (&table, precision.half_type()) {
             (_, Some(half)) => session.subject.rounded_pair(half, &|_| true)?,
             (Some(table), None) => session.subject.analysis_pair(table, &options)?,
@@ -84,7 +85,9 @@ impl<'a> Bisection<'a> {
 
     pub(super) fn first_of(&self, count: usize) -> Samples<'_> {
         let evaluation = &self.split.evaluation;
-        self.samples(&evaluation[..evaluation.len().min(count)])
+        let first = &evaluation[..evaluation.len().min(count)];
+        self.session.dataset().keep(first);
+        self.samples(first)
     }
 
     /// A model in ONNX Runtime on the CPU.

@@ -120,6 +120,7 @@ impl Job<'_> {
             layers,
             advice: self.advice(found.calibrated.as_ref(), found.layers.as_ref()),
             notes: self.session.host.notes(),
+            timings: self.session.host.timings(),
             precisions,
         })
     }

@@ -34,6 +34,11 @@ const OUTPUT_OPERATORS: usize = 12;
 /// What nodes are lifted to when it is measured what that would give.
 const LIFT: Precision = Precision::Fp32;
 
+/// Those of the evaluation samples that layers are looked into with.
+pub(super) fn samples(evaluation: &[usize]) -> &[usize] {
+    &evaluation[..evaluation.len().min(GRAPHWISE_SAMPLES)]
+}
+
 /// What looking into the layers found.
 pub(super) struct Layers {
     pub(super) graphwise: Graphwise,
@@ -62,7 +67,7 @@ impl Job<'_> {
         if sites.is_empty() {
             return Ok(None);
         }
-        let indices = &self.split.evaluation[..self.split.evaluation.len().min(GRAPHWISE_SAMPLES)];
+        let indices = samples(&self.split.evaluation);
         let dataset = &*session.data.collection.dataset;
         let readable: Vec<usize> = indices.iter().copied().filter(|&index| dataset.sample(index).is_ok()).collect();
         if readable.is_empty() {
