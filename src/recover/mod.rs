@@ -15,7 +15,10 @@ mod rank;
 mod rounding;
 mod walk;
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use crate::{
     backend::{Backend, BackendError, TensorInfo},
@@ -26,6 +29,7 @@ use crate::{
     tensor::{ShapeError, TensorMap},
 };
 use network::Network;
+pub use objective::Parts;
 use patches::Patches;
 use walk::{State, Tasks, walk, whole_correction};
 
@@ -33,6 +37,8 @@ use walk::{State, Tasks, walk, whole_correction};
 const MARGIN_DB: f64 = 0.02;
 /// Memory for the tensors of all samples together.
 const MEMORY_BYTES: usize = 1 << 30;
+/// Workers at most: each has its own copy of what runs.
+const WORKERS: usize = 8;
 /// Samples that operators are ranked on.
 const RANKED_ON: usize = 2;
 
@@ -74,7 +80,7 @@ pub struct RecoverOptions {
     pub ranges: bool,
     /// Whether biases may be corrected.
     pub biases: bool,
-    /// Threads of the backend; 0 for all cores.
+    /// Workers, each with a thread; 0 for all cores. The result does not depend on their number.
     pub threads: usize,
 }
 
@@ -101,13 +107,17 @@ impl RecoverOptions {
 /// A model and the samples to recover it on.
 pub struct Material<'a> {
     /// What runs its parts.
-    pub backend: &'a dyn Backend,
+    pub backend: &'a (dyn Backend + Sync),
     /// The folded float model.
     pub model: &'a Model,
     /// Types and shapes of its tensors.
     pub shapes: &'a BTreeMap<String, TensorInfo>,
     /// Where its Q/DQ will be.
     pub placement: &'a Placement,
+    /// The parts of outputs whose values mean unlike things; of others they follow from the size of the values.
+    pub parts: Parts,
+    /// Outputs that are not judged.
+    pub ignored: BTreeSet<String>,
     /// Inputs of calls to decide on.
     pub fit: Vec<TensorMap>,
     /// Inputs of calls to measure on; without any, steps are measured on those that they were decided on.
@@ -123,8 +133,20 @@ pub fn recover(
     table: &CalibrationTable,
     options: &RecoverOptions,
 ) -> Result<CalibrationTable, RecoverError> {
-    let Material { backend, model, shapes, placement, mut fit, mut held_out } = material;
-    let network = Network::new(backend, model, shapes, placement, options.threads)?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = if options.threads == 0 { cores } else { options.threads }.min(WORKERS);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|error| RecoverError::Unsupported(format!("no threads to run it on: {error}")))?;
+    pool.install(|| on_workers(material, table, options))
+}
+
+fn on_workers(
+    material: Material<'_>,
+    table: &CalibrationTable,
+    options: &RecoverOptions,
+) -> Result<CalibrationTable, RecoverError> {
+    let Material { backend, model, shapes, placement, parts, ignored, mut fit, mut held_out } = material;
+    let network = Network::new(backend, model, shapes, placement, &ignored)?;
     // Both sides of all samples are in memory, and for a moment a copy of what an operator reads and makes.
     let most = (MEMORY_BYTES / (3 * network.bytes(shapes)).max(1)).max(2);
     let share = most.saturating_mul(fit.len()) / (fit.len() + held_out.len()).max(1);
@@ -138,29 +160,36 @@ pub fn recover(
         ranges: table.tensors.iter().map(|(name, range)| (name.clone(), ranges::plain(range))).collect(),
         ..State::default()
     };
-    let patches = Patches::new(backend, options.threads)?;
-    let mut steps =
-        Steps { network, patches, samples, fit: fit.len(), state, before: None, rows: Vec::new(), biases: false };
+    let patches = Patches::new(backend)?;
     let started = Instant::now();
-    steps.before =
-        walk(&mut steps.network, &steps.samples, steps.fit, &mut steps.state, &Tasks::default(), &mut steps.patches)?
-            .decibels();
+    let mut steps = Steps {
+        network,
+        patches,
+        samples,
+        fit: fit.len(),
+        state,
+        before: None,
+        rows: Vec::new(),
+        biases: false,
+        parts,
+    };
+    steps.measure()?;
     let measuring = started.elapsed().as_secs_f64();
+    if options.biases {
+        steps.biases = steps.try_out("biases", Tasks { biases: true, ..Tasks::default() })?;
+    }
     if options.ranges {
         let of = |(name, range): (&String, _)| (name.clone(), ranges::candidates(range, false));
         let candidates = table.tensors.iter().map(of).collect();
-        steps.try_out("ranges", &Tasks { candidates, ..Tasks::default() })?;
+        steps.try_out("ranges", Tasks { candidates, ..Tasks::default() })?;
     }
     let plain = steps.state.ranges.clone();
     let candidates = shifts(model, shapes, placement, table, options.shift, &plain)?;
     if !candidates.is_empty() {
-        steps.try_out("shift", &Tasks { candidates, ..Tasks::default() })?;
-    }
-    if options.biases {
-        steps.biases = steps.try_out("biases", &Tasks { biases: true, ..Tasks::default() })?;
+        steps.try_out("shift", Tasks { candidates, ..Tasks::default() })?;
     }
     if options.columns() > 0 {
-        steps.try_out("rounding", &Tasks { rounding: options.columns(), biases: steps.biases, ..Tasks::default() })?;
+        steps.try_out("rounding", Tasks { rounding: options.columns(), ..Tasks::default() })?;
     }
     let lifted = if options.lift_budget > 0.0 && options.effort != Effort::Fast {
         steps.lift(options.lift_budget)?
@@ -212,17 +241,28 @@ struct Steps {
     rows: Vec<RecoveryStep>,
     /// Whether biases are corrected, so that later steps correct them anew.
     biases: bool,
+    parts: Parts,
 }
 
 impl Steps {
+    /// Measures the state so far on held-out samples.
+    fn measure(&mut self) -> Result<(), RecoverError> {
+        let held_out = if self.fit < self.samples.len() { &self.samples[self.fit..] } else { &self.samples[..] };
+        let tasks = Tasks { parts: self.parts.clone(), ..Tasks::default() };
+        self.before = walk(&self.network, held_out, 0, &mut self.state, &tasks, &mut self.patches)?.decibels();
+        Ok(())
+    }
+
     /// Tries a step and keeps it where the outputs gain; returns whether it was kept.
-    fn try_out(&mut self, name: &str, tasks: &Tasks) -> Result<bool, RecoverError> {
+    fn try_out(&mut self, name: &str, tasks: Tasks) -> Result<bool, RecoverError> {
         self.try_from(name, self.state.clone(), tasks)
     }
 
-    fn try_from(&mut self, name: &str, mut next: State, tasks: &Tasks) -> Result<bool, RecoverError> {
+    /// The same from another state. Biases are corrected anew in every step, once they have proved worth it.
+    fn try_from(&mut self, name: &str, mut next: State, tasks: Tasks) -> Result<bool, RecoverError> {
         let started = Instant::now();
-        let after = walk(&mut self.network, &self.samples, self.fit, &mut next, tasks, &mut self.patches)?.decibels();
+        let tasks = Tasks { biases: tasks.biases || self.biases, parts: self.parts.clone(), ..tasks };
+        let after = walk(&self.network, &self.samples, self.fit, &mut next, &tasks, &mut self.patches)?.decibels();
         let kept = match (self.before, after) {
             (Some(before), Some(after)) => after > before + MARGIN_DB,
             _ => false,
@@ -241,7 +281,7 @@ impl Steps {
     fn lift(&mut self, budget: f64) -> Result<Vec<Lifted>, RecoverError> {
         let started = Instant::now();
         let few = self.samples.len().min(RANKED_ON);
-        let ranked = rank::rank(&mut self.network, &self.samples[..few], &self.state)?;
+        let ranked = rank::rank(&self.network, &self.samples[..few], &self.state, &self.parts)?;
         let costs: Vec<(f64, f64)> = ranked.iter().map(|one| (one.noise, one.macs)).collect();
         let picked = lifting::pick(&costs, budget);
         let (noise, macs) = costs.iter().fold((0.0, 0.0), |(noise, macs), one| (noise + one.0, macs + one.1));
@@ -251,7 +291,7 @@ impl Steps {
         let mut next = self.state.clone();
         next.lifted.extend(picked.iter().map(|&index| ranked[index].node.clone()));
         let ranking = started.elapsed().as_secs_f64();
-        let kept = self.try_from("lifting", next, &Tasks { biases: self.biases, ..Tasks::default() })?;
+        let kept = self.try_from("lifting", next, Tasks::default())?;
         if let Some(row) = self.rows.last_mut() {
             row.seconds += ranking;
         }

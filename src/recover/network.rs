@@ -3,11 +3,16 @@
 //! Each quantized operator is a session of its own that takes weight and bias as inputs, so that one session serves every
 //! rounding of them; what lies between operators is computed by sessions that both sides share.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Mutex, PoisonError},
+};
+
+use rayon::prelude::*;
 
 use super::RecoverError;
 use crate::{
-    backend::{Backend, BuildOptions, Runner, TensorInfo},
+    backend::{Backend, BackendError, BuildOptions, Runner, TensorInfo},
     onnx::{
         GraphView, Model, NodeId, captured,
         proto::{DimensionProto, NodeProto, TensorShapeProto, TensorTypeProto, TypeProto, TypeValue, ValueInfoProto},
@@ -24,7 +29,7 @@ const WEIGHT: &str = "calib:weight";
 /// Units in the order of execution.
 pub(super) struct Network {
     pub units: Vec<Unit>,
-    /// Outputs of the model.
+    /// Outputs of the model that are judged.
     pub outputs: Vec<String>,
     /// For every tensor, the last unit that reads it; outputs of the model are never done with.
     pub last_use: HashMap<String, usize>,
@@ -32,7 +37,8 @@ pub(super) struct Network {
 
 /// What runs in one call.
 pub(super) struct Unit {
-    runner: Box<dyn Runner>,
+    /// One for each worker, of a single thread, so that what it computes does not depend on their number.
+    runners: Vec<Mutex<Box<dyn Runner>>>,
     pub inputs: Vec<String>,
     pub outputs: Vec<String>,
     pub operator: Option<Operator>,
@@ -112,7 +118,7 @@ impl Tail {
 impl Unit {
     /// Runs with tensors of `values`, which come back, and what an operator is given for weight and bias.
     pub fn run(
-        &mut self,
+        &self,
         values: &mut HashMap<String, Tensor>,
         replaced: &mut TensorMap,
     ) -> Result<TensorMap, RecoverError> {
@@ -128,7 +134,8 @@ impl Unit {
         let borrowed: Vec<String> = inputs.keys().cloned().collect();
         let given: Vec<String> = replaced.keys().cloned().collect();
         inputs.append(replaced);
-        let outputs = self.runner.infer(&inputs);
+        let worker = rayon::current_thread_index().unwrap_or(0) % self.runners.len();
+        let outputs = self.runners[worker].lock().unwrap_or_else(PoisonError::into_inner).infer(&inputs);
         for name in given {
             replaced.extend(inputs.remove_entry(&name));
         }
@@ -167,46 +174,55 @@ impl Operator {
 }
 
 impl Network {
-    /// Takes `model` apart; `shapes` tells the types of its tensors.
+    /// Takes `model` apart; `shapes` tells the types of its tensors. It runs on the workers of the current rayon pool.
     ///
     /// # Errors
     /// Tensors of unknown type, operators that do not compute in `float32`, or a part that cannot be run.
     pub fn new(
-        backend: &dyn Backend,
+        backend: &(dyn Backend + Sync),
         model: &Model,
         shapes: &BTreeMap<String, TensorInfo>,
         placement: &Placement,
-        threads: usize,
+        ignored: &BTreeSet<String>,
     ) -> Result<Self, RecoverError> {
         let view = GraphView::new(model.graph())?;
         let mut quantized: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
         for edge in &placement.activations {
             quantized.entry(edge.node).or_default().insert(edge.tensor.clone());
         }
-        let build = BuildOptions { threads, ..BuildOptions::default() };
-        let parts = Parts { model, view: &view, shapes };
-        let groups = parts.groups(&quantized);
-        let mut units = Vec::with_capacity(groups.len());
-        for nodes in &groups {
+        let mut frame = model.clone();
+        let graph = frame.graph_mut();
+        graph.node.clear();
+        graph.initializer.clear();
+        graph.sparse_initializer.clear();
+        graph.value_info.clear();
+        let parts = Parts { frame, view: &view, shapes };
+        let build = BuildOptions { threads: 1, ..BuildOptions::default() };
+        let unit = |nodes: &Vec<NodeId>| {
             let operator = match nodes[..] {
                 [only] => quantized.get(&only.0).map(|tensors| parts.operator(only, tensors, placement)).transpose()?,
                 _ => None,
             };
             let (part, inputs, outputs) = parts.cut(nodes, operator.as_ref())?;
-            units.push(Unit { runner: backend.build(&part, &build)?, inputs, outputs, operator });
-        }
+            let runners: Result<Vec<_>, BackendError> =
+                (0..rayon::current_num_threads()).map(|_| Ok(Mutex::new(backend.build(&part, &build)?))).collect();
+            Ok(Unit { runners: runners?, inputs, outputs, operator })
+        };
+        let units = parts.groups(&quantized).par_iter().map(unit).collect::<Result<Vec<Unit>, RecoverError>>()?;
         let mut last_use = HashMap::new();
         for (index, unit) in units.iter().enumerate() {
             last_use.extend(unit.inputs.iter().map(|name| (name.clone(), index)));
         }
-        let outputs: Vec<String> = model.graph().output.iter().map(|info| info.name().to_owned()).collect();
+        let outputs = model.graph().output.iter().map(|info| info.name().to_owned());
+        let outputs: Vec<String> = outputs.filter(|name| !ignored.contains(name)).collect();
         last_use.extend(outputs.iter().map(|name| (name.clone(), usize::MAX)));
         Ok(Self { units, outputs, last_use })
     }
 }
 
 struct Parts<'a> {
-    model: &'a Model,
+    /// The model without nodes and constants.
+    frame: Model,
     view: &'a GraphView<'a>,
     shapes: &'a BTreeMap<String, TensorInfo>,
 }
@@ -276,19 +292,15 @@ impl Parts<'_> {
             read.retain(|name| !ports.contains(name));
         }
         let read: Vec<String> = read.into_iter().map(str::to_owned).collect();
-        let mut model = self.model.clone();
+        let mut model = self.frame.clone();
         let graph = model.graph_mut();
-        let (initializers, inputs): (Vec<String>, Vec<String>) =
-            read.into_iter().partition(|name| self.view.initializer(name).is_some());
-        let initializers: BTreeSet<String> = initializers.into_iter().collect();
+        graph.initializer = read.iter().filter_map(|name| self.view.initializer(name)).cloned().collect();
+        let inputs: Vec<String> = read.into_iter().filter(|name| self.view.initializer(name).is_none()).collect();
         let outside = |name: &str| {
             self.view.is_graph_output(name)
                 || self.view.consumers(name).iter().any(|consumer| !nodes.contains(&consumer.node))
         };
         let outputs: Vec<String> = made.into_iter().filter(|name| outside(name)).map(str::to_owned).collect();
-        graph.initializer.retain(|tensor| initializers.contains(tensor.name()));
-        graph.sparse_initializer.clear();
-        graph.value_info.clear();
         graph.node = copies;
         let weight = operator.and_then(|operator| operator.weight.as_ref()).map_or(1, |weight| weight.shape.len());
         let rank = |port: &str| if port == WEIGHT { weight } else { 1 };

@@ -1,54 +1,65 @@
-//! How far outputs are from those of the float model: noise by channel, so that large numbers do not drown small ones.
+//! How far outputs are from those of the float model: noise by part and position, so that large numbers do not drown small
+//! ones, nor boxes scores. The worst part of the worst output counts.
 
 use std::collections::BTreeMap;
 
-use crate::tensor::Tensor;
+use crate::{
+    compare::{PairSums, Part, PartSums, by_scale},
+    tensor::{Tensor, TensorView},
+};
 
-/// Sums over samples, by output and channel.
+/// The parts of outputs whose values mean unlike things, by output.
+pub type Parts = BTreeMap<String, Vec<Part>>;
+
+/// Positions of a part with less than this share of their mean signal count as if they had it: what says nothing in float
+/// says nothing about noise.
+const LEAST_SIGNAL: f64 = 0.1;
+
+/// Sums over samples, by output.
 #[derive(Clone, Default)]
-pub(super) struct Objective(BTreeMap<String, Vec<(f64, f64)>>);
+pub(super) struct Objective {
+    parts: Parts,
+    outputs: BTreeMap<String, Output>,
+}
 
-/// The axis of an output whose entries are unlike each other: maps have it second; lists of candidates have it where there
-/// are fewer entries; other outputs have none.
-fn channels(shape: &[usize]) -> Option<usize> {
-    match shape.len() {
-        0..=2 => None,
-        3 => Some(if shape[1] < shape[2] { 1 } else { 2 }),
-        _ => Some(1),
-    }
+#[derive(Clone, Default)]
+struct Output {
+    whole: PairSums,
+    sums: PartSums,
+    /// The axis of a sample whose positions are unlike each other.
+    channels: Option<(usize, usize)>,
 }
 
 impl Objective {
-    /// Adds one output of one call.
+    /// Without parts for an output, they follow from the size of its values.
+    pub fn new(parts: Parts) -> Self {
+        Self { parts, outputs: BTreeMap::new() }
+    }
+
+    /// Adds one output of one call, whose first axis is the batch.
     pub fn add(&mut self, name: &str, float: &Tensor, quantized: &Tensor) {
-        let shape = float.shape();
-        if !float.element_type().is_float() || shape != quantized.shape() {
+        let Some((&rows, shape)) = float.shape().split_first() else { return };
+        if !float.element_type().is_float() || float.shape() != quantized.shape() || rows == 0 {
             return;
         }
-        let axis = channels(shape);
-        let count = axis.map_or(1, |axis| shape[axis]).max(1);
-        let inner: usize = axis.map_or(usize::MAX, |axis| shape[axis + 1..].iter().product::<usize>().max(1));
-        let sums = self.0.entry(name.to_owned()).or_insert_with(|| vec![(0.0, 0.0); count]);
-        if sums.len() != count {
-            return;
-        }
-        for (index, (f, q)) in float.to_f32().into_iter().zip(quantized.to_f32()).enumerate() {
-            let (f, error) = (f64::from(f), f64::from(f) - f64::from(q));
-            let sum = &mut sums[(index / inner) % count];
-            *sum = (sum.0 + f * f, sum.1 + error * error);
+        let output = self.outputs.entry(name.to_owned()).or_default();
+        output.channels = channels(shape);
+        let (float, quantized) = (float.view().values, quantized.view().values);
+        output.whole.add(&PairSums::of(float, quantized, f32::INFINITY));
+        let row = float.len() / rows;
+        for at in (0..rows).map(|index| index * row..(index + 1) * row) {
+            let [float, quantized] = [float, quantized].map(|v| TensorView { shape, values: v.slice(at.clone()) });
+            output.sums.push(float, quantized);
         }
     }
 
-    /// Noise of the worst output, relative to its signal: channels count alike, down to those with a thousandth of the mean
-    /// signal. `None` without any number; infinite with NaN.
+    /// Noise relative to signal. `None` without any number; infinite with NaN.
     pub fn noise(&self) -> Option<f64> {
-        let of = |sums: &Vec<(f64, f64)>| {
-            let floor = 1e-3 * sums.iter().map(|sum| sum.0).sum::<f64>() / sums.len() as f64;
-            let ratios = sums.iter().map(|&(signal, noise)| if noise == 0.0 { 0.0 } else { noise / signal.max(floor) });
-            let noise = ratios.sum::<f64>() / sums.len() as f64;
-            if noise.is_nan() { f64::INFINITY } else { noise }
-        };
-        self.0.values().map(of).max_by(f64::total_cmp)
+        let noises = self.outputs.iter().map(|(name, output)| {
+            let parts = self.parts.get(name).cloned().unwrap_or_else(|| by_scale(&output.sums));
+            output.noise(&parts)
+        });
+        noises.max_by(f64::total_cmp)
     }
 
     /// The same in decibels of signal to noise.
@@ -57,28 +68,77 @@ impl Objective {
     }
 }
 
+impl Output {
+    fn noise(&self, parts: &[Part]) -> f64 {
+        if self.whole.non_finite.differing > 0 {
+            return f64::INFINITY;
+        }
+        let whole = self.channels.map(|(axis, extent)| Part::new("", axis, 0..extent));
+        let parts = if parts.is_empty() { whole.as_slice() } else { parts };
+        let positions = |part: &Part| {
+            let each = part.range.clone().map(|at| Part::new("", part.axis, at..at + 1)).collect::<Vec<_>>();
+            self.sums.figures(&each).into_iter().map(|(_, sums)| sums).collect::<Vec<_>>()
+        };
+        let noises = parts.iter().map(positions).filter(|positions| !positions.is_empty());
+        let worst = noises.map(|positions| mean_noise(&positions)).max_by(f64::total_cmp);
+        worst.unwrap_or_else(|| mean_noise(&[self.whole]))
+    }
+}
+
+/// The mean over positions of their noise relative to their signal.
+fn mean_noise(positions: &[PairSums]) -> f64 {
+    let count = positions.len() as f64;
+    let least = LEAST_SIGNAL * positions.iter().map(|sums| sums.reference_squares).sum::<f64>() / count;
+    let ratio = |sums: &PairSums| match sums.error_squares {
+        0.0 => 0.0,
+        noise => noise / sums.reference_squares.max(least),
+    };
+    positions.iter().map(ratio).sum::<f64>() / count
+}
+
+/// The axis of a sample whose entries are unlike each other, and how many there are: maps have it first; lists of
+/// candidates have it where there are fewer entries; other outputs have none.
+fn channels(shape: &[usize]) -> Option<(usize, usize)> {
+    let axis = match shape {
+        [] | [_] => return None,
+        &[a, b] => usize::from(a >= b),
+        _ => 0,
+    };
+    Some((axis, shape[axis])).filter(|_| PartSums::suits(shape))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn decibels(shape: &[usize], float: &[f32], quantized: &[f32]) -> f64 {
+    fn decibels(parts: Parts, shape: &[usize], float: &[f32], quantized: &[f32]) -> f64 {
         let tensor = |values: &[f32]| Tensor::from_f32(shape.to_vec(), values.to_vec()).unwrap();
-        let mut objective = Objective::default();
+        let mut objective = Objective::new(parts);
         objective.add("y", &tensor(float), &tensor(quantized));
         objective.decibels().unwrap()
     }
 
     #[test]
     fn boxes_do_not_drown_scores() {
-        // Rows of a box in pixels and a score: a score that is wrong by half of itself counts.
-        let (float, quantized) = ([400.0, 0.8, 300.0, 0.6], [400.0, 0.4, 300.0, 0.3]);
-        assert!((decibels(&[1, 2, 2], &float, &quantized) - 10.0 * (1.0 / 0.125f64).log10()).abs() < 40.0);
-        assert!(decibels(&[1, 2, 2], &float, &quantized) < decibels(&[1, 4], &float, &quantized));
-        assert!((decibels(&[1, 4], &[1.0, 1.0, 1.0, 1.0], &[1.1, 0.9, 1.0, 1.0]) - 23.0).abs() < 0.1);
+        // Rows of a box in pixels and a score that is wrong by half of itself: 6 dB on scores, 47 dB or more in all.
+        let (float, quantized) = ([400.0, 0.8, 300.0, 0.6], [401.0, 0.4, 300.0, 0.3]);
+        let close = |found: f64, expected: f64| assert!((found - expected).abs() < 0.1, "{found} and {expected}");
+        let parts = vec![Part::new("boxes", 1, 0..1), Part::new("scores", 1, 1..2)];
+        close(decibels([("y".to_owned(), parts)].into(), &[1, 2, 2], &float, &quantized), 6.02);
+        close(decibels(Parts::new(), &[1, 2, 2], &float, &quantized), 6.02);
+        close(decibels(Parts::new(), &[1, 4], &[1.0, 1.0, 1.0, 1.0], &[1.1, 0.9, 1.0, 1.0]), 23.0);
+    }
+
+    #[test]
+    fn positions_without_signal_do_not_decide() {
+        // The second channel says nothing in float; its noise counts as against a tenth of the mean signal.
+        let found =
+            decibels(Parts::new(), &[1, 2, 3], &[1.0, 1.0, 1.0, 0.0, 0.0, 0.0], &[1.0, 1.0, 1.0, 0.1, 0.1, 0.1]);
+        assert!((found - 10.0).abs() < 0.01, "{found}");
     }
 
     #[test]
     fn nan_is_the_worst_there_is() {
-        assert_eq!(decibels(&[1, 2], &[1.0, 1.0], &[f32::NAN, 1.0]), f64::NEG_INFINITY);
+        assert_eq!(decibels(Parts::new(), &[1, 2], &[1.0, 1.0], &[f32::NAN, 1.0]), f64::NEG_INFINITY);
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct Patches(Box<dyn Runner>);
 
 impl Patches {
     /// Builds the product `AᵀA`.
-    pub fn new(backend: &dyn Backend, threads: usize) -> Result<Self, RecoverError> {
+    pub fn new(backend: &dyn Backend) -> Result<Self, RecoverError> {
         let product = NodeProto::new("Gemm", "moments", &["rows", "rows"], &["products"]);
         let graph = GraphProto {
             name: Some("moments".to_owned()),
@@ -38,7 +38,7 @@ impl Patches {
         let mut proto = ModelProto { ir_version: Some(8), graph: Some(graph), ..ModelProto::default() };
         proto.set_opset("", 13);
         let model = Model { proto, path: None, hash: ContentHash::of_bytes(b"moments"), external_data: false };
-        Ok(Self(backend.build(&model, &BuildOptions { threads, ..BuildOptions::default() })?))
+        Ok(Self(backend.build(&model, &BuildOptions { threads: 1, ..BuildOptions::default() })?))
     }
 
     /// The matrix of each group of channels; `None` for inputs of another rank than expected and for too few rows.

@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 
+use rayon::prelude::*;
+
 use super::{
     RecoverError,
-    network::Network,
-    objective::Objective,
-    walk::{State, alone},
+    network::{Network, Operator, Unit},
+    objective::{Objective, Parts},
+    walk::{Lane, State, alone},
 };
-use crate::tensor::{Tensor, TensorMap};
+use crate::tensor::TensorMap;
 
 /// A quantized operator, what it costs and what it does.
 pub(super) struct Ranked {
@@ -19,71 +21,68 @@ pub(super) struct Ranked {
 
 /// Quantizes one operator after the other over `samples` and carries its error on to the outputs; what does not change is
 /// computed once.
-pub(super) fn rank(network: &mut Network, samples: &[TensorMap], state: &State) -> Result<Vec<Ranked>, RecoverError> {
-    let operators: Vec<usize> =
-        (0..network.units.len()).filter(|&index| network.units[index].operator.is_some()).collect();
-    let mut objectives = vec![Objective::default(); operators.len()];
-    let mut macs = vec![0.0; operators.len()];
-    for sample in samples {
-        let mut float: HashMap<String, Tensor> = sample.clone().into_iter().collect();
-        for index in 0..network.units.len() {
-            let made = run_float(network, index, &mut float, HashMap::new())?;
+pub(super) fn rank(
+    network: &Network,
+    samples: &[TensorMap],
+    state: &State,
+    parts: &Parts,
+) -> Result<Vec<Ranked>, RecoverError> {
+    let operators: Vec<(usize, &Operator)> =
+        (0..network.units.len()).filter_map(|index| Some((index, network.units[index].operator.as_ref()?))).collect();
+    // Noise and multiply-accumulates of every operator.
+    let by_sample = samples.par_iter().map(|sample| {
+        let mut float: Lane = sample.clone().into_iter().collect();
+        for unit in &network.units {
+            let made = run_changed(unit, &mut float, TensorMap::new())?.0;
             float.extend(made);
         }
-        for (place, &start) in operators.iter().enumerate() {
-            let unit = &mut network.units[start];
-            let Some(operator) = unit.operator.take() else { continue };
-            let made = alone(unit, &operator, &mut float, state);
-            macs[place] =
-                made.as_ref().ok().and_then(Option::as_ref).map_or(1.0, |(_, t)| operator.macs(t.view().values.len()));
-            unit.operator = Some(operator);
-            let Some((name, tensor)) = made? else { continue };
-            let mut changed = HashMap::from([(name, tensor)]);
-            for index in start + 1..network.units.len() {
-                let unit = &network.units[index];
-                let inputs: Vec<String> =
-                    unit.inputs.iter().filter(|name| changed.contains_key(*name)).cloned().collect();
-                if inputs.is_empty() {
-                    continue;
-                }
-                let last = &network.last_use;
-                let done: Vec<String> = inputs.iter().filter(|name| last.get(*name) == Some(&index)).cloned().collect();
-                let replaced = inputs.iter().filter_map(|name| changed.remove_entry(name)).collect();
-                let (made, back) = run_changed(network, index, &mut float, replaced)?;
-                changed.extend(back.into_iter().filter(|(name, _)| !done.contains(name)));
-                changed.extend(made);
-            }
-            for name in &network.outputs {
-                if let (Some(exact), Some(found)) = (float.get(name), changed.get(name).or(float.get(name))) {
-                    objectives[place].add(name, exact, found);
-                }
-            }
-        }
-    }
-    let ranked = operators.iter().zip(objectives).zip(macs).filter_map(|((&index, objective), macs)| {
-        let node = network.units[index].operator.as_ref()?.node.clone();
-        Some(Ranked { node, noise: objective.noise().unwrap_or(0.0), macs })
+        operators.iter().map(|&(start, operator)| one(network, start, operator, &mut float, state, parts)).collect()
+    });
+    let by_sample = by_sample.collect::<Result<Vec<Vec<(f64, f64)>>, RecoverError>>()?;
+    let ranked = operators.iter().enumerate().map(|(place, (_, operator))| {
+        let noise = by_sample.iter().map(|of| of[place].0).sum::<f64>() / by_sample.len().max(1) as f64;
+        let macs = by_sample.first().map_or(1.0, |of| of[place].1);
+        Ranked { node: operator.node.clone(), noise, macs }
     });
     Ok(ranked.collect())
 }
 
-fn run_float(
-    network: &mut Network,
-    index: usize,
-    float: &mut HashMap<String, Tensor>,
-    changed: HashMap<String, Tensor>,
-) -> Result<TensorMap, RecoverError> {
-    Ok(run_changed(network, index, float, changed)?.0)
+/// The noise at the outputs when the operator of unit `start` alone is quantized, and its multiply-accumulates.
+fn one(
+    network: &Network,
+    start: usize,
+    operator: &Operator,
+    float: &mut Lane,
+    state: &State,
+    parts: &Parts,
+) -> Result<(f64, f64), RecoverError> {
+    let Some((name, tensor)) = alone(&network.units[start], operator, float, state)? else {
+        return Ok((0.0, 1.0));
+    };
+    let macs = operator.macs(tensor.view().values.len());
+    let mut changed = HashMap::from([(name, tensor)]);
+    for (index, unit) in network.units.iter().enumerate().skip(start + 1) {
+        let inputs: Vec<&String> = unit.inputs.iter().filter(|name| changed.contains_key(*name)).collect();
+        if inputs.is_empty() {
+            continue;
+        }
+        let replaced = inputs.iter().filter_map(|name| changed.remove_entry(*name)).collect();
+        let (made, back) = run_changed(unit, float, replaced)?;
+        let still = |name: &String| network.last_use.get(name) != Some(&index);
+        changed.extend(back.into_iter().filter(|(name, _)| still(name)));
+        changed.extend(made);
+    }
+    let mut objective = Objective::new(parts.clone());
+    for name in &network.outputs {
+        if let (Some(exact), Some(found)) = (float.get(name), changed.get(name).or(float.get(name))) {
+            objective.add(name, exact, found);
+        }
+    }
+    Ok((objective.noise().unwrap_or(0.0), macs))
 }
 
 /// Runs a unit in float with other values for some inputs, which come back.
-fn run_changed(
-    network: &mut Network,
-    index: usize,
-    float: &mut HashMap<String, Tensor>,
-    changed: HashMap<String, Tensor>,
-) -> Result<(TensorMap, TensorMap), RecoverError> {
-    let unit = &mut network.units[index];
+fn run_changed(unit: &Unit, float: &mut Lane, changed: TensorMap) -> Result<(TensorMap, TensorMap), RecoverError> {
     let mut replaced = match &unit.operator {
         Some(operator) => {
             operator.parameters(operator.weight.as_ref().map(|weight| &weight.values[..]), operator.bias.as_deref())

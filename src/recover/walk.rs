@@ -3,7 +3,10 @@
 //! On the way each operator may choose its ranges, the rounding of its weights and its bias by what they do to its own
 //! result. What comes before it is quantized already, so that it answers for the errors that reach it as well.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Range,
+};
 
 use rayon::prelude::*;
 
@@ -11,7 +14,7 @@ use super::{
     RecoverError,
     biases::correction,
     network::{Network, Operator, Unit, Weight},
-    objective::Objective,
+    objective::{Objective, Parts},
     patches::Patches,
     ranges::fake_quantize,
     rounding::descend,
@@ -23,7 +26,9 @@ use crate::{
 };
 
 /// Samples that ranges are compared on, at most.
-const COMPARED: usize = 8;
+const RANGED: usize = 4;
+/// Held-out samples that decide about the rounding of a weight, at most.
+const JUDGED: usize = 8;
 /// A choice must lower the error of the result by this share.
 const CLEARLY: f64 = 0.995;
 
@@ -48,10 +53,12 @@ pub(super) struct Tasks {
     pub biases: bool,
     /// Weights are rounded anew where an operator has at most this many columns; 0 for none.
     pub rounding: usize,
+    /// How outputs are judged.
+    pub parts: Parts,
 }
 
 /// Tensors of one sample on one side.
-type Lane = HashMap<String, Tensor>;
+pub(super) type Lane = HashMap<String, Tensor>;
 
 /// Both sides of all samples.
 struct Lanes {
@@ -65,9 +72,20 @@ struct Results {
     quantized: Vec<Tensor>,
 }
 
+/// Does `run` with every lane, on all workers, with a copy of `parameters` each; the tensors that it gives, in order.
+fn each(
+    lanes: &mut [Lane],
+    parameters: &TensorMap,
+    run: impl Fn(&mut Lane, &mut TensorMap) -> Result<Option<Tensor>, RecoverError> + Sync,
+) -> Result<Vec<Tensor>, RecoverError> {
+    let nothing = || RecoverError::Unsupported("an operator gives nothing".to_owned());
+    let lanes = lanes.par_iter_mut();
+    lanes.map_init(|| parameters.clone(), |own, lane| run(lane, own)?.ok_or_else(nothing)).collect()
+}
+
 /// Runs `network` over `samples`, the first `fit` of which decide; the others are measured, all where there are no others.
 pub(super) fn walk(
-    network: &mut Network,
+    network: &Network,
     samples: &[TensorMap],
     fit: usize,
     state: &mut State,
@@ -78,20 +96,18 @@ pub(super) fn walk(
     let mut lanes = Lanes { float: samples.iter().map(lane).collect(), quantized: samples.iter().map(lane).collect() };
     let mut decided: BTreeSet<String> = BTreeSet::new();
     let last_use = &network.last_use;
-    for (index, unit) in network.units.iter_mut().enumerate() {
-        match unit.operator.take() {
+    for (index, unit) in network.units.iter().enumerate() {
+        match &unit.operator {
             None => {
-                for lane in lanes.float.iter_mut().chain(&mut lanes.quantized) {
+                let both = lanes.float.par_iter_mut().chain(&mut lanes.quantized);
+                both.try_for_each(|lane| {
                     let made = unit.run(lane, &mut TensorMap::new())?;
                     lane.extend(made);
-                }
+                    Ok::<_, RecoverError>(())
+                })?;
             }
             Some(operator) => {
-                let mut step =
-                    Step { unit: &mut *unit, operator: &operator, lanes: &mut lanes, fit, state, tasks, patches };
-                let done = step.run(&mut decided);
-                unit.operator = Some(operator);
-                done?;
+                Step { unit, operator, lanes: &mut lanes, fit, state, tasks, patches }.run(&mut decided)?;
             }
         }
         let over: Vec<&String> = unit
@@ -106,7 +122,7 @@ pub(super) fn walk(
             }
         }
     }
-    let mut objective = Objective::default();
+    let mut objective = Objective::new(tasks.parts.clone());
     let measured = if fit < samples.len() { fit..samples.len() } else { 0..samples.len() };
     for index in measured {
         for name in &network.outputs {
@@ -120,7 +136,7 @@ pub(super) fn walk(
 
 /// One operator of a walk.
 struct Step<'a> {
-    unit: &'a mut Unit,
+    unit: &'a Unit,
     operator: &'a Operator,
     lanes: &'a mut Lanes,
     fit: usize,
@@ -131,19 +147,14 @@ struct Step<'a> {
 
 impl Step<'_> {
     fn run(&mut self, decided: &mut BTreeSet<String>) -> Result<(), RecoverError> {
-        let operator = self.operator;
+        let (unit, operator) = (self.unit, self.operator);
         let weights = operator.weight.as_ref().map(|weight| &weight.values[..]);
-        let mut exact = operator.parameters(weights, operator.bias.as_deref());
-        let mut float = Vec::with_capacity(self.lanes.float.len());
-        for lane in &mut self.lanes.float {
-            float.extend(self.unit.run(lane, &mut exact)?.into_values().next());
-        }
-        let mut results = Results { float, quantized: Vec::new() };
+        let exact = operator.parameters(weights, operator.bias.as_deref());
+        let plain = |lane: &mut Lane, exact: &mut TensorMap| Ok(unit.run(lane, exact)?.into_values().next());
+        let mut results = Results { float: each(&mut self.lanes.float, &exact, plain)?, quantized: Vec::new() };
         if self.state.lifted.contains(&operator.node) {
             self.state.biases.remove(&operator.node);
-            for lane in &mut self.lanes.quantized {
-                results.quantized.extend(self.unit.run(lane, &mut exact)?.into_values().next());
-            }
+            results.quantized = each(&mut self.lanes.quantized, &exact, plain)?;
             self.keep(results);
             return Ok(());
         }
@@ -156,10 +167,7 @@ impl Step<'_> {
         if self.tasks.rounding > 0 {
             self.round(&mut quantized, &results)?;
         }
-        let mut parameters = operator.parameters(quantized.values.as_deref(), operator.bias.as_deref());
-        for index in 0..self.lanes.quantized.len() {
-            results.quantized.extend(self.result(index, &mut parameters)?);
-        }
+        results.quantized = self.results(0..self.lanes.quantized.len(), quantized.values.as_deref())?;
         self.correct(&mut results);
         self.keep(results);
         Ok(())
@@ -175,19 +183,30 @@ impl Step<'_> {
         }
     }
 
-    /// The result on a sample from quantized inputs.
-    fn result(&mut self, index: usize, parameters: &mut TensorMap) -> Result<Option<Tensor>, RecoverError> {
-        let lane = &mut self.lanes.quantized[index];
-        let mut replaced = std::mem::take(parameters);
-        let own: Vec<String> = replaced.keys().cloned().collect();
-        for tensor in &self.operator.quantized {
-            if let (Some(values), Some(&range)) = (lane.get(tensor), self.state.ranges.get(tensor)) {
-                replaced.insert(tensor.clone(), quantized(values, range)?);
+    /// The results on `samples` from quantized inputs.
+    fn results(&mut self, samples: Range<usize>, weight: Option<&[f32]>) -> Result<Vec<Tensor>, RecoverError> {
+        let (unit, operator, ranges) = (self.unit, self.operator, &self.state.ranges);
+        let parameters = operator.parameters(weight, operator.bias.as_deref());
+        each(&mut self.lanes.quantized[samples], &parameters, |lane, parameters| {
+            for tensor in &operator.quantized {
+                if let (Some(values), Some(&range)) = (lane.get(tensor), ranges.get(tensor)) {
+                    parameters.insert(tensor.clone(), quantized(values, range)?);
+                }
             }
+            let made = unit.run(lane, parameters)?;
+            operator.quantized.iter().for_each(|tensor| drop(parameters.remove(tensor)));
+            Ok(made.into_values().next())
+        })
+    }
+
+    /// How far the results on `samples` are from the float ones.
+    fn error(&mut self, samples: Range<usize>, weight: Option<&[f32]>, results: &Results) -> Result<f64, RecoverError> {
+        let made = self.results(samples.clone(), weight)?;
+        let mut error = ChannelErrors::default();
+        for (made, float) in made.iter().zip(&results.float[samples]) {
+            error.add(self.operator, float, made);
         }
-        let made = self.unit.run(lane, &mut replaced);
-        parameters.extend(own.into_iter().filter_map(|name| replaced.remove_entry(&name)));
-        Ok(made?.into_values().next())
+        Ok(error.total(self.operator.bias.is_some()))
     }
 
     /// Takes the range of `tensor` whose effect on the result is smallest.
@@ -198,17 +217,10 @@ impl Step<'_> {
         weights: &Quantized,
         results: &Results,
     ) -> Result<(), RecoverError> {
-        let mut parameters = self.operator.parameters(weights.values.as_deref(), self.operator.bias.as_deref());
         let mut best: Option<(f64, Shift)> = None;
         for &candidate in candidates {
             self.state.ranges.insert(tensor.to_owned(), candidate);
-            let mut error = ChannelErrors::default();
-            for index in 0..self.fit.min(COMPARED) {
-                if let Some(made) = self.result(index, &mut parameters)? {
-                    error.add(self.operator, &results.float[index], &made);
-                }
-            }
-            let error = error.total(self.operator.bias.is_some());
+            let error = self.error(0..self.fit.min(RANGED), weights.values.as_deref(), results)?;
             let before = best.map_or(f64::INFINITY, |(error, _)| error);
             if error < before * CLEARLY || best.is_none() {
                 best = Some((error, candidate));
@@ -233,12 +245,10 @@ impl Step<'_> {
         else {
             return Ok(());
         };
-        let mut inputs = Vec::new();
-        for lane in &self.lanes.quantized[..self.fit] {
-            if let (Some(values), Some(&range)) = (lane.get(tensor), self.state.ranges.get(tensor)) {
-                inputs.push(self::quantized(values, range)?);
-            }
-        }
+        let range = self.state.ranges.get(tensor);
+        let inputs = self.lanes.quantized[..self.fit].par_iter();
+        let inputs = inputs.filter_map(|lane| Some(self::quantized(lane.get(tensor)?, *range?)));
+        let inputs = inputs.collect::<Result<Vec<Tensor>, _>>()?;
         let Some(moments) = self.patches.moments(&inputs, operator.window.as_ref(), &weight.shape, layout)? else {
             return Ok(());
         };
@@ -257,20 +267,11 @@ impl Step<'_> {
         }
         let new = quantized.with_codes(layout.join(&codes), weight);
         // Where nothing is held out, the fitting samples have to tell.
-        let held_out =
-            if self.fit < results.float.len() { self.fit..results.float.len() } else { 0..results.float.len() };
-        let mut errors = [0.0; 2];
-        for (values, error) in [values, &new.0].into_iter().zip(&mut errors) {
-            let mut parameters = operator.parameters(Some(values), operator.bias.as_deref());
-            let mut sums = ChannelErrors::default();
-            for index in held_out.clone().take(COMPARED) {
-                if let Some(made) = self.result(index, &mut parameters)? {
-                    sums.add(operator, &results.float[index], &made);
-                }
-            }
-            *error = sums.total(operator.bias.is_some());
-        }
-        if errors[1] < errors[0] * CLEARLY {
+        let held_out = if self.fit < results.float.len() { self.fit..results.float.len() } else { 0..self.fit };
+        let held_out = held_out.start..held_out.end.min(held_out.start + JUDGED);
+        let before = self.error(held_out.clone(), Some(values), results)?;
+        let after = self.error(held_out, Some(&new.0), results)?;
+        if after < before * CLEARLY {
             let (values, codes) = new;
             let differences: Vec<i8> =
                 codes.iter().zip(&quantized.nearest).map(|(code, nearest)| (code - nearest) as i8).collect();
@@ -292,9 +293,7 @@ impl Step<'_> {
             };
         }
         if let Some(values) = self.state.biases.get(&operator.node) {
-            for tensor in &mut results.quantized {
-                add_by_channel(tensor, values);
-            }
+            results.quantized.par_iter_mut().for_each(|tensor| add_by_channel(tensor, values));
         }
     }
 }
@@ -449,7 +448,7 @@ impl ChannelErrors {
 
 /// The result of one operator that alone is quantized, with the name of its tensor.
 pub(super) fn alone(
-    unit: &mut Unit,
+    unit: &Unit,
     operator: &Operator,
     float: &mut Lane,
     state: &State,

@@ -138,6 +138,11 @@ impl Calibrator<'_> {
             model: &self.subject.folded,
             shapes: &self.subject.shapes,
             placement: &placement,
+            parts: options.compare.parts.clone(),
+            ignored: judged_kinds(&self.subject.outputs, &options.compare.kinds)
+                .into_iter()
+                .filter_map(|(name, kind)| (kind == OutputKind::Ignored).then_some(name))
+                .collect(),
             fit: self.inputs(&parts.fit, fit)?,
             held_out: self.inputs(&parts.held_out, held_out)?,
         };
