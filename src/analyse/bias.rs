@@ -7,7 +7,7 @@ use super::{
     operators::Pair,
     twins::{Figure, Measure, measure_shifts},
 };
-use crate::backend::Backend;
+use crate::backend::{Backend, ExecutionProvider};
 
 /// Operators measured in one pass.
 const PER_PASS: usize = 128;
@@ -32,7 +32,7 @@ pub fn mean_errors(
         if figures.is_empty() {
             continue;
         }
-        let mut runner = backend.build(&model, &plain(threads))?;
+        let mut runner = backend.build(&model, &plain(threads, ExecutionProvider::Cpu))?;
         let mut sums: BTreeMap<usize, Option<Vec<i128>>> = BTreeMap::new();
         let ran = some(samples.each_sum(&mut *runner, |part, outputs| {
             let weight = part.ids.len() as i128;

@@ -9,7 +9,7 @@ use super::{
     operators::{Operator, Pair},
 };
 use crate::{
-    backend::{Backend, BuildOptions},
+    backend::{Backend, BuildOptions, ExecutionProvider},
     onnx::{
         Model,
         proto::{
@@ -47,7 +47,7 @@ pub fn macs(
 ) -> Result<BTreeMap<String, f64>, AnalysisError> {
     let result = |index: usize| pair.float.node(pair.operators[index].float).output.first();
     let extra_outputs = (0..pair.operators.len()).filter_map(|index| result(index).cloned()).collect();
-    let mut runner = backend.build(pair.model, &BuildOptions { extra_outputs, ..plain(0) })?;
+    let mut runner = backend.build(pair.model, &BuildOptions { extra_outputs, ..plain(0, ExecutionProvider::Cpu) })?;
     let mut sizes = BTreeMap::new();
     some(samples.each(&mut *runner, |part, outputs| {
         outputs.on_host(|outputs| {
@@ -93,7 +93,8 @@ pub fn times(
 ) -> Result<BTreeMap<String, f64>, AnalysisError> {
     let mut activations = TensorMap::new();
     let extra_outputs = pair.operators.iter().flat_map(|operator| varying(pair, operator)).collect();
-    let mut runner = backend.build(pair.model, &BuildOptions { extra_outputs, ..plain(threads) })?;
+    let mut runner =
+        backend.build(pair.model, &BuildOptions { extra_outputs, ..plain(threads, ExecutionProvider::Cpu) })?;
     some(samples.each(&mut *runner, |part, outputs| {
         activations = outputs.to_host()?;
         activations.extend(part.inputs.clone());
@@ -105,7 +106,7 @@ pub fn times(
         let inputs: TensorMap = (varying(pair, operator).into_iter())
             .filter_map(|tensor| activations.get(&tensor).map(|values| (tensor, values.clone())))
             .collect();
-        let mut runner = backend.build(&alone(pair, operator, &inputs), &plain(threads))?;
+        let mut runner = backend.build(&alone(pair, operator, &inputs), &plain(threads, ExecutionProvider::Cpu))?;
         let mut milliseconds = Vec::with_capacity(CALLS);
         for call in 0..=CALLS {
             let started = Instant::now();

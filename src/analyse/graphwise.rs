@@ -125,7 +125,7 @@ impl Side<'_> {
     /// # Errors
     /// The backend refuses the model.
     pub fn build(self, tensors: Vec<String>, threads: usize) -> Result<Box<dyn Runner>, BackendError> {
-        let build = BuildOptions { extra_outputs: tensors, provider: self.provider, ..plain(threads) };
+        let build = BuildOptions { extra_outputs: tensors, ..plain(threads, self.provider) };
         self.backend.build(self.model, &build)
     }
 }

@@ -7,6 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use prost::Message;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -156,8 +158,7 @@ pub fn layerwise(
     for start in (0..pair.operators.len()).step_by(step) {
         let operators = start..(start + step).min(pair.operators.len());
         let twins::Measure { model, figures } = twins::measure(pair, operators.clone());
-        let build = BuildOptions { provider: options.provider, ..plain(options.threads) };
-        let mut runner = backend.build(&model, &build)?;
+        let mut runner = backend.build(&model, &plain(options.threads, options.provider))?;
         let mut totals = Totals::default();
         let ran = some(samples.each_sum(&mut *runner, |part, outputs| {
             outputs.on_host(|outputs| {
@@ -180,9 +181,11 @@ pub(crate) fn some(ran: Ran) -> Result<Ran, AnalysisError> {
     if ran.samples == 0 { Err(AnalysisError::NoSamples) } else { Ok(ran) }
 }
 
-/// Fake quantization as it stands in the graph: fusing Q/DQ into integer kernels would round elsewhere.
-pub(super) fn plain(threads: usize) -> BuildOptions {
-    BuildOptions { threads, optimization: OptimizationLevel::Basic, ..BuildOptions::default() }
+/// Fake quantization as it stands in the graph. On the CPU convolutions take three times as long without fusions and
+/// layouts of their own; on a GPU those would only make other last bits.
+pub(super) fn plain(threads: usize, provider: ExecutionProvider) -> BuildOptions {
+    let optimization = if provider.gpu().is_some() { OptimizationLevel::Basic } else { OptimizationLevel::All };
+    BuildOptions { threads, provider, optimization, ..BuildOptions::default() }
 }
 
 /// Figures over all samples.
@@ -340,7 +343,7 @@ pub fn output_noise(
     options: &OutputNoiseOptions,
 ) -> Result<Vec<OutputNoise>, AnalysisError> {
     // Few samples: their inputs and outputs stay in memory.
-    let build = BuildOptions { provider: options.provider, ..plain(options.threads) };
+    let build = plain(options.threads, options.provider);
     let mut reference = backend.build(pair.model, &build)?;
     let mut expected = Vec::new();
     some(samples.each(&mut *reference, |_, outputs| {
@@ -350,13 +353,25 @@ pub fn output_noise(
         Ok::<_, AnalysisError>(())
     })?)?;
     drop(reference);
-    let measure = |node: &String| {
+    // Few samples, one at a time, would leave most cores idle: operators run side by side, each on one thread.
+    let build = BuildOptions { threads: 1, ..build };
+    let measure = |node: &String| -> Result<OutputNoise, AnalysisError> {
         let model = pair.graft(&BTreeSet::from([node.clone()]));
         let relative = relative_noise(backend, &model, &build, samples, &expected)?;
         let sqnr_db = relative.and_then(|relative| sqnr_db(1.0, relative));
         Ok(OutputNoise { node: node.clone(), relative_noise: relative, sqnr_db })
     };
-    nodes.iter().map(measure).collect()
+    let mut found = Vec::with_capacity(nodes.len());
+    for nodes in nodes.chunks(at_once(pair.model, options.provider)) {
+        found.extend(nodes.par_iter().map(measure).collect::<Result<Vec<_>, AnalysisError>>()?);
+    }
+    Ok(found)
+}
+
+/// Sessions of a model that may be there at once: their weights take a gigabyte at most, more than one would.
+fn at_once(model: &Model, provider: ExecutionProvider) -> usize {
+    let most = if provider.gpu().is_some() { 4 } else { 64 };
+    ((1 << 30) / model.proto.encoded_len().max(1)).clamp(1, most)
 }
 
 fn relative_noise(

@@ -177,12 +177,16 @@ pub struct BuildOptions {
     pub provider: ExecutionProvider,
     /// How far the graph is rewritten.
     pub optimization: OptimizationLevel,
+    /// As users run it, for times: integer kernels take the place of what stands between quantizers, and threads wait for
+    /// each other by spinning. Otherwise quantizers round in float as they stand, which is what TensorRT computes and twice
+    /// as fast on a CPU, and cores are left to those who read samples.
+    pub deployed: bool,
     /// Be ready for [`Runner::layer_times`], once. Slows every run down.
     pub layer_times: bool,
 }
 
 /// Builds runners.
-pub trait Backend {
+pub trait Backend: Sync {
     /// Prepares `model` for execution.
     fn build(&self, model: &Model, options: &BuildOptions) -> Result<Box<dyn Runner>, BackendError>;
 }

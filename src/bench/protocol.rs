@@ -55,6 +55,14 @@ impl Default for Protocol {
     }
 }
 
+impl Protocol {
+    /// A measurement that takes hardly more than `duration` for each target: warming up takes a second at most, and few
+    /// rounds are enough where a call takes long.
+    pub fn of(duration: Duration) -> Self {
+        Self { warm_up_limit: Duration::from_secs(1), duration, rounds: 3, ..Self::default() }
+    }
+}
+
 /// Something to time. One call is one inference, its synchronization included.
 pub struct Target<'a, E> {
     /// For people.
@@ -220,6 +228,22 @@ mod tests {
         let times = measure(&mut targets, &protocol(0, 3000, 100, 7), &clock).unwrap();
         assert_eq!((times[0].calls.len(), times[0].warm_up_calls, times[0].settled), (7, 3, false));
         assert!(measure::<std::fmt::Error>(&mut [], &Protocol::default(), &clock).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_measurement_takes_hardly_longer_than_it_was_asked_for() {
+        for milliseconds in [15, 100, 400] {
+            let clock = Fake::default();
+            let call = || {
+                // Never settles.
+                let jitter = if clock.now().as_millis() % 2 == 0 { 0 } else { milliseconds / 2 };
+                clock.advance(milliseconds + jitter + 1);
+                Ok(())
+            };
+            let mut targets = [target("a", call), target("b", call)];
+            measure(&mut targets, &Protocol::of(Duration::from_secs(2)), &clock).unwrap();
+            assert!(clock.now() < Duration::from_secs(2 * (2 + 1) + 2), "{:?}", clock.now());
+        }
     }
 
     #[test]

@@ -142,7 +142,9 @@ impl Subject {
     fn build(&self, session: &Session, threads: usize, layer_times: bool) -> Result<Box<dyn Runner>, PipelineError> {
         Ok(match &self.kind {
             Kind::Model(model, provider) => {
-                let options = BuildOptions { threads, provider: *provider, layer_times, ..BuildOptions::default() };
+                let provider = *provider;
+                let options =
+                    BuildOptions { threads, provider, deployed: true, layer_times, ..BuildOptions::default() };
                 session.runtime.build(model, &options)?
             }
             Kind::Engine(path, _, options) => run_engine(path, options)?,

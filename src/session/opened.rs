@@ -19,7 +19,7 @@ use crate::{
         operators::Pair,
     },
     artifact::ContentHash,
-    backend::{ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
+    backend::{BuildOptions, ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     bench::Mode,
     calibrate::DeployTo,
     compare::{CompareOptions, ComparisonResult, OutputKind, heads::Head},
@@ -290,6 +290,11 @@ impl Session {
     /// Index of the GPU that executes, if one does.
     pub(super) fn gpu(&self) -> Option<u32> {
         self.provider.gpu()
+    }
+
+    /// How a model is built where the session executes.
+    pub(super) fn build_options(&self, threads: usize) -> BuildOptions {
+        BuildOptions { threads, provider: self.provider, ..BuildOptions::default() }
     }
 
     /// Options of a pass over calibration samples.

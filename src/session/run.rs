@@ -18,7 +18,7 @@ use super::{
     evaluation::{EvaluateOptions, Evaluation, Outputs, evaluate_pairs},
 };
 use crate::{
-    backend::{Backend, BuildOptions, Runner},
+    backend::{Backend, Runner},
     compare::Gate,
     dataset::Split,
     quantize::{Placement, Precision, Rule},
@@ -218,8 +218,7 @@ impl<'a> Job<'a> {
         target.scales = quantized.activation_scales();
         target.imitation = self.imitation(&quantized, target.precision)?;
         let model = target.model.insert(quantized.model);
-        let build =
-            BuildOptions { threads: self.session.threads, provider: self.session.provider, ..BuildOptions::default() };
+        let build = self.session.build_options(self.session.threads);
         target.runner = Some(self.session.runtime.build(target.imitation.as_ref().unwrap_or(model), &build)?);
         Ok(())
     }

@@ -49,6 +49,9 @@ pub fn sessions_built() -> u64 {
     SESSIONS_BUILT.load(Ordering::Relaxed)
 }
 
+/// Threads up to which waking one costs less than to let it spin.
+const FEW_THREADS: usize = 4;
+
 /// A session and what it needs to stay alive.
 pub(super) struct Built {
     pub session: Session,
@@ -106,8 +109,8 @@ fn build_as_it_is(
     SESSIONS_BUILT.fetch_add(1, Ordering::Relaxed);
     let builder = builder(loaded, options, stream)?;
     let returns_intermediates = !options.extra_outputs.is_empty();
-    let mut builder =
-        without_wrong_rewrites(builder, model, returns_intermediates).map_err(|error| refused(model, &error))?;
+    let mut builder = without_wrong_rewrites(builder, model, returns_intermediates, options.deployed)
+        .map_err(|error| refused(model, &error))?;
     let layer_times = options.layer_times.then(tempfile::tempdir).transpose().map_err(|error| BackendError::Build {
         runtime: RUNTIME,
         model: model.name(),
@@ -124,6 +127,7 @@ fn without_wrong_rewrites(
     builder: SessionBuilder,
     model: &Model,
     returns_intermediates: bool,
+    deployed: bool,
 ) -> ort::Result<SessionBuilder> {
     let has_fp8 = (17..=20).any(|data_type| element_types(model.graph()).contains(&data_type));
     let mut disabled = Vec::new();
@@ -141,7 +145,8 @@ fn without_wrong_rewrites(
         disabled.push("ConvAddActivationFusion");
     }
     // Rewriting Q/DQ of FP8 into integer operators ends in an error.
-    let builder = if has_fp8 { builder.with_config_entry("session.disable_quant_qdq", "1")? } else { builder };
+    let in_float = has_fp8 || !deployed;
+    let builder = if in_float { builder.with_config_entry("session.disable_quant_qdq", "1")? } else { builder };
     Ok(if disabled.is_empty() { builder } else { builder.with_disabled_optimizers(disabled.join(";"))? })
 }
 
@@ -246,6 +251,8 @@ fn configured(loaded: &Loaded, options: &BuildOptions) -> ort::Result<SessionBui
         // Between two runs others work: who looks at the outputs, and the other models of a comparison. Threads that spin
         // until the next run would take the cores away from them (and from the next model of an interleaved benchmark).
         .with_config_entry("session.force_spinning_stop", "1")?
+        // On few cores they are taken away during a run, too: from those who read the next samples.
+        .with_intra_op_spinning(options.deployed || options.threads == 0 || options.threads > FEW_THREADS)?
         // Without VNNI, products of U8 and S8 saturate at 16 bits: wrong results are no measure of INT8.
         .with_precise_qmm()?)
 }

@@ -227,6 +227,43 @@ fn a_convolution_that_a_sum_follows_can_be_returned() {
     assert_eq!((outputs["a"].to_f32()[0], outputs["y"].to_f32()[0]), (1.0, 2.0));
 }
 
+/// A quantized convolution whose bias is no multiple of the products' scale: integer kernels round it, TensorRT does not.
+#[test]
+fn quantizers_round_in_float_unless_a_session_is_for_times() {
+    let Some(runtime) = runtime() else { return };
+    let scale = |name: &str, value: f32| TensorProto::from_tensor(name, floats(&[], &[value]));
+    let codes = |name: &str, shape: &[usize], values: &[i8]| {
+        TensorProto::from_tensor(name, Tensor::new(shape.to_vec(), Values::I8(values.to_vec())).unwrap())
+    };
+    let quantize = |x: &str, scale: &str, y: &str| NodeProto::new("QuantizeLinear", y, &[x, scale, "zero"], &[y]);
+    let dequantize = |x: &str, scale: &str, y: &str| NodeProto::new("DequantizeLinear", y, &[x, scale, "zero"], &[y]);
+    let nodes = vec![
+        quantize("x", "xs", "xq"),
+        dequantize("xq", "xs", "xd"),
+        dequantize("w", "ws", "wd"),
+        NodeProto::new("Conv", "conv", &["xd", "wd", "bias"], &["c"]),
+        quantize("c", "ys", "yq"),
+        dequantize("yq", "ys", "y"),
+    ];
+    let constants = vec![
+        scale("xs", 0.25),
+        scale("ws", 0.01),
+        scale("ys", 0.0005),
+        codes("zero", &[], &[0]),
+        codes("w", &[1, 1, 1, 1], &[3]),
+        TensorProto::from_tensor("bias", floats(&[1], &[0.0312])),
+    ];
+    let model = model(nodes, float_info("x", &[1, 1, 2, 2]), "y", constants);
+    let inputs = TensorMap::from([("x".to_owned(), floats(&[1, 1, 2, 2], &[1.0; 4]))]);
+    let code = |deployed| {
+        let options = BuildOptions { deployed, ..BuildOptions::default() };
+        let y = runtime.build(&model, &options).unwrap().infer(&inputs).unwrap()["y"].to_f32()[0];
+        (y / 0.0005).round()
+    };
+    // 0.03 + 0.0312 are 122.4 steps of the result; with the bias in whole steps of 0.0025 they are 120.
+    assert_eq!([code(false), code(true)], [122.0, 120.0]);
+}
+
 #[test]
 fn layers_are_timed() {
     let Some(runtime) = runtime() else { return };

@@ -236,7 +236,7 @@ impl Job<'_> {
                 }),
             }));
         }
-        let protocol = Protocol { duration: std::time::Duration::from_secs_f64(seconds), ..Protocol::default() };
+        let protocol = Protocol::of(std::time::Duration::from_secs_f64(seconds));
         let times = bench::run(&mut timed, Some("fp32"), &protocol, &SystemClock::default())?;
         drop(timed);
         drop(runners);

@@ -52,10 +52,12 @@ impl Job<'_> {
         let host = session.host.clone();
         let provider = session.provider;
         let mut extra: Vec<(String, Timing, usize, Box<dyn Runner>)> = Vec::new();
-        for &count in threads.iter().filter(|&&count| count != session.threads) {
-            let reference = session.subject.reference(session.runtime, provider, count)?;
+        // On the CPU, comparing builds models otherwise than those who use them.
+        let reused = |count: usize| count == session.threads && provider.gpu().is_some();
+        for &count in threads.iter().filter(|&&count| !reused(count)) {
+            let options = BuildOptions { deployed: true, ..session.build_options(count) };
+            let reference = session.runtime.build(&session.subject.float, &options)?;
             extra.push(("fp32".to_owned(), Timing::Measured, count, reference));
-            let options = BuildOptions { threads: count, provider, ..BuildOptions::default() };
             for target in targets.iter().filter(|target| target.runner.is_some()) {
                 let Some(model) = target.imitation.as_ref().or(target.model.as_ref()) else { continue };
                 let runner = session.runtime.build(model, &options)?;
@@ -63,7 +65,7 @@ impl Job<'_> {
             }
         }
         let mut runners = Vec::new();
-        if threads.contains(&session.threads) {
+        if threads.iter().any(|&count| reused(count)) {
             runners.push(("fp32".to_owned(), Timing::Measured, session.threads, RefCell::new(&mut session.reference)));
             for target in targets.iter_mut() {
                 let (name, timing) = (target.precision.to_string(), timing(target, provider));
@@ -89,7 +91,7 @@ impl Job<'_> {
                 }),
             }));
         }
-        let protocol = Protocol { duration: Duration::from_secs_f64(seconds), ..Protocol::default() };
+        let protocol = Protocol::of(Duration::from_secs_f64(seconds));
         let times = bench::run(&mut timed, Some("fp32"), &protocol, &SystemClock::default())?;
         drop(timed);
         drop(runners);
@@ -107,8 +109,8 @@ impl Job<'_> {
         threads: usize,
         inputs: &TensorMap,
     ) -> Result<BTreeMap<String, Vec<LayerTime>>, PipelineError> {
-        let (session, provider) = (&self.session, self.session.provider);
-        let options = BuildOptions { threads, provider, layer_times: true, ..BuildOptions::default() };
+        let session = &self.session;
+        let options = BuildOptions { deployed: true, layer_times: true, ..session.build_options(threads) };
         let models = targets.iter().filter_map(|target| Some((target.precision.name(), target.model.as_ref()?)));
         let mut layers = BTreeMap::new();
         for (name, model) in std::iter::once(("fp32", &session.subject.float)).chain(models) {
