@@ -11,13 +11,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::ExecutionProvider,
-    calibrate::{DeployTo, ShiftPolicy},
+    calibrate::{BiasCorrection, Choice, DeployTo, Effort, ShiftPolicy},
     compare::{Gate, OutputKind, heads::DetectionOptions},
     dataset::{PRESETS, Preprocess},
+    quantize::Precision,
+    words::{list, word, words},
 };
 
 /// Most threads; beyond it ONNX Runtime fails to start them and ends the process.
 const MAX_THREADS: usize = 1024;
+
+words! {
+    /// When engines are built, and run where a GPU can.
+    UseTensorRt "use of TensorRT" {
+        /// Where the library is at hand.
+        #[default]
+        Auto "auto",
+        /// Never.
+        Off "off",
+        /// Always: it is an error where they cannot run.
+        Require "require",
+    }
+}
 
 /// Everything that decides what a run does. Keys are those of `run.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,24 +58,30 @@ pub struct RunConfig {
     /// Evaluation samples; 0 for all that are not calibration samples.
     pub eval_samples: usize,
     /// `auto`, or the name of a method.
-    pub method: String,
+    #[serde(with = "word")]
+    pub method: Choice,
     /// Percentile of the percentile method, in percent.
     pub percentile: f64,
     /// `auto`: biases take back the mean error of INT8 where that measures better; or `off`.
-    pub bias_correction: String,
-    /// How far INT8 is brought nearer to float: `fast`, `default`, `thorough`, or `off` for ranges and local biases alone.
-    pub effort: String,
+    #[serde(with = "word")]
+    pub bias_correction: BiasCorrection,
+    /// How far INT8 is brought nearer to float.
+    #[serde(with = "word")]
+    pub effort: Effort,
     /// Where INT8 will run, `rtx` or `tensorrt`: what costs no layer there is allowed.
-    pub deploy_to: String,
+    #[serde(with = "word")]
+    pub deploy_to: DeployTo,
     /// Activations that may be quantized around another centre than 0: `all`, `unpadded` or `off`; absent: by `deploy_to`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub shift: Option<String>,
+    pub shift: Option<ShiftPolicy>,
     /// Share of the multiply-accumulates that may stay in the high precision where that is worth most, between 0 and 1.
     pub lift_budget: f64,
     /// Precisions to compare.
-    pub precisions: Vec<String>,
+    #[serde(with = "list")]
+    pub precisions: Vec<Precision>,
     /// Precision of what is not quantized.
-    pub high_precision: String,
+    #[serde(with = "word")]
+    pub high_precision: Precision,
     /// Preprocessing preset; `preprocess` wins over it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
@@ -92,13 +113,16 @@ pub struct RunConfig {
     /// Class of label masks whose pixels take no part.
     pub ignore_label: u32,
     /// Thresholds, `metric=value`.
-    pub gate: Vec<String>,
-    /// `auto`, `off` or `require`.
-    pub tensorrt: String,
+    #[serde(with = "list")]
+    pub gate: Vec<Gate>,
+    /// Whether engines are built and run.
+    #[serde(with = "word")]
+    pub tensorrt: UseTensorRt,
     /// Threads; 0 for all cores.
     pub threads: usize,
     /// Execution provider: `cpu`, `cuda[:N]` or `cuda-tf32[:N]`.
-    pub provider: String,
+    #[serde(with = "word")]
+    pub provider: ExecutionProvider,
     /// Share of bad samples that is tolerated, between 0 and 1.
     pub max_bad: f64,
     /// Fail on the first bad sample.
@@ -136,15 +160,15 @@ impl Default for RunConfig {
             out: None,
             calib_samples: 512,
             eval_samples: 0,
-            method: "auto".to_owned(),
+            method: Choice::Auto,
             percentile: 99.99,
-            bias_correction: "auto".to_owned(),
-            effort: "off".to_owned(),
-            deploy_to: "rtx".to_owned(),
+            bias_correction: BiasCorrection::Auto,
+            effort: Effort::Off,
+            deploy_to: DeployTo::Rtx,
             shift: None,
             lift_budget: 0.01,
-            precisions: ["fp32", "fp16", "int8"].map(str::to_owned).to_vec(),
-            high_precision: "fp32".to_owned(),
+            precisions: vec![Precision::Fp32, Precision::Fp16, Precision::Int8],
+            high_precision: Precision::Fp32,
             preset: None,
             preprocessor: None,
             batch: None,
@@ -160,9 +184,9 @@ impl Default for RunConfig {
             detection: DetectionOptions::default(),
             ignore_label: 255,
             gate: Vec::new(),
-            tensorrt: "auto".to_owned(),
+            tensorrt: UseTensorRt::Auto,
             threads: 0,
-            provider: "cpu".to_owned(),
+            provider: ExecutionProvider::Cpu,
             max_bad: 0.01,
             strict: false,
             bench_seconds: 2.0,
@@ -268,31 +292,13 @@ impl RunConfig {
 
     /// Checks values that can be judged without any file: what passes here, a run does not refuse before it opens anything.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let known = |key, value: &str, choices: &[&str]| {
-            if choices.contains(&value) {
-                Ok(())
-            } else {
-                Err(ConfigError::Value { key, reason: format!("`{value}` is none of {}", choices.join(", ")) })
-            }
-        };
-        known("bias_correction", &self.bias_correction, &["auto", "off"])?;
-        known("effort", &self.effort, &["fast", "default", "thorough", "off"])?;
-        known("deploy_to", &self.deploy_to, DeployTo::NAMES)?;
-        known("shift", self.shift.as_deref().unwrap_or("all"), ShiftPolicy::NAMES)?;
         if !(0.0..=1.0).contains(&self.lift_budget) {
             let reason = format!("{} is no share between 0 and 1", self.lift_budget);
             return Err(ConfigError::Value { key: "lift_budget", reason });
         }
-        known("method", &self.method, &["auto", "entropy", "percentile", "mse", "minmax"])?;
-        known("high_precision", &self.high_precision, &["fp32", "fp16", "bf16"])?;
-        known("tensorrt", &self.tensorrt, &["auto", "off", "require"])?;
-        for precision in &self.precisions {
-            known("precisions", precision, &["fp32", "fp16", "bf16", "int8", "fp8"])?;
-        }
-        let refused = |key| move |reason| ConfigError::Value { key, reason };
-        self.provider.parse::<ExecutionProvider>().map_err(refused("provider"))?;
-        for gate in &self.gate {
-            gate.parse::<Gate>().map_err(|error| refused("gate")(error.to_string()))?;
+        if self.high_precision.is_quantized() {
+            let reason = format!("`{}` is quantized; use fp32, fp16 or bf16", self.high_precision);
+            return Err(ConfigError::Value { key: "high_precision", reason });
         }
         if let Some(name) = self.preset.as_deref().filter(|name| !PRESETS.contains(name)) {
             let reason = format!("there is no preset `{name}`; known are {}", PRESETS.join(", "));

@@ -9,6 +9,7 @@ pub mod npz;
 pub mod qparams;
 pub mod stats;
 pub mod tensor;
+pub mod words;
 
 pub mod analyse;
 pub mod backend;

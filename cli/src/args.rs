@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use trtcalib::{compare::Gate, config::UseTensorRt, quantize::Precision};
 
 mod engines;
 mod options;
@@ -174,13 +175,13 @@ pub struct RunArgs {
     pub eval_samples: Option<usize>,
     /// Precisions to compare [default: fp32,fp16,int8]
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Evaluation")]
-    pub precisions: Vec<String>,
+    pub precisions: Vec<Precision>,
     /// Threshold on a metric, e.g. top1=0.98 (repeatable); failing one gives exit status 1
     #[arg(long, value_name = "METRIC=VALUE", help_heading = "Evaluation")]
-    pub gate: Vec<String>,
+    pub gate: Vec<Gate>,
     /// Whether to build and run TensorRT engines: auto, off or require [default: auto]
     #[arg(long, value_name = "WHEN", help_heading = "Runtime")]
-    pub tensorrt: Option<String>,
+    pub tensorrt: Option<UseTensorRt>,
     /// Seconds of latency measurement for each precision; 0 skips it [default: 2]
     #[arg(long, value_name = "S", help_heading = "Evaluation")]
     pub bench_seconds: Option<f64>,
@@ -274,7 +275,7 @@ pub struct QuantizeArgs {
     pub output: Option<PathBuf>,
     /// int8, fp8, fp16 or bf16
     #[arg(long, value_name = "PRECISION", default_value = "int8")]
-    pub precision: String,
+    pub precision: Precision,
     /// List for every node what is decided and which rule decides; write nothing
     #[arg(long)]
     pub explain: bool,
@@ -313,7 +314,7 @@ pub struct CompareArgs {
     pub samples: Option<usize>,
     /// Threshold on a metric, e.g. top1=0.98 (repeatable); failing one gives exit status 1
     #[arg(long, value_name = "METRIC=VALUE")]
-    pub gate: Vec<String>,
+    pub gate: Vec<Gate>,
     /// Save the reference's outputs (.npz)
     #[arg(long, value_name = "FILE")]
     pub save_reference: Option<PathBuf>,
@@ -417,13 +418,13 @@ pub struct BisectArgs {
     pub find: Option<Find>,
     /// Threshold on a metric that the plan must pass, e.g. top1=0.99 (repeatable)
     #[arg(long, value_name = "METRIC=VALUE")]
-    pub gate: Vec<String>,
+    pub gate: Vec<Gate>,
     /// Precision to look into: int8, fp8, fp16 or bf16
     #[arg(long, value_name = "PRECISION", default_value = "int8")]
-    pub precision: String,
+    pub precision: Precision,
     /// Precision that nodes are lifted to: fp32, fp16 or bf16
     #[arg(long, value_name = "PRECISION", default_value = "fp32")]
-    pub lift: String,
+    pub lift: Precision,
     /// How the number of nodes to lift is found
     #[arg(long, value_enum, default_value_t)]
     pub strategy: SearchStrategy,
@@ -454,7 +455,7 @@ pub struct BisectArgs {
     pub exhaustive: bool,
     /// Whether to build the TensorRT engine of the plan: auto, off or require [default: auto]
     #[arg(long, value_name = "WHEN")]
-    pub tensorrt: Option<String>,
+    pub tensorrt: Option<UseTensorRt>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub data: DataArgs,

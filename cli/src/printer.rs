@@ -15,6 +15,11 @@ use serde::Serialize;
 use crate::args::{ColorChoice, GlobalArgs};
 use trtcalib::report::StageTime;
 
+/// A size in bytes, as the report has it.
+pub(crate) fn size(bytes: u64) -> String {
+    trtcalib::report::bytes(bytes).replace('\u{a0}', " ")
+}
+
 /// What the program is doing, for the report of a defect.
 static ACTIVITY: Mutex<String> = Mutex::new(String::new());
 

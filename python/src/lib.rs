@@ -167,7 +167,7 @@ fn compare(
 ) -> PyResult<String> {
     let mut config = settings(settings_json, file)?;
     host::run(py, listener, move |host| {
-        let gates = config.gate.iter().map(|gate| gate.parse()).collect::<Result<_, _>>()?;
+        let gates = config.gate.clone();
         let request = CompareRequest {
             reference,
             targets,

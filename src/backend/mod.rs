@@ -117,6 +117,16 @@ pub enum ExecutionProvider {
     CudaTf32(u32),
 }
 
+impl std::fmt::Display for ExecutionProvider {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::CudaTf32(index) => write!(f, "cuda-tf32:{index}"),
+        }
+    }
+}
+
 impl std::str::FromStr for ExecutionProvider {
     type Err = String;
 

@@ -2,42 +2,12 @@
 //!
 //! It stands in the calibration table, with the steps that made it, so that the table alone gives the same model again.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 
-/// Declares an enum with one word a variant, as files and the command line write it.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident $what:literal { $($(#[$about:meta])* $variant:ident $word:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
-        #[serde(rename_all = "lowercase")]
-        pub enum $name { $($(#[$about])* $variant,)* }
-
-        impl $name {
-            /// Every one, as it is written.
-            pub const NAMES: &[&str] = &[$($word,)*];
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(match self { $(Self::$variant => $word,)* })
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = String;
-
-            fn from_str(name: &str) -> Result<Self, String> {
-                match name {
-                    $($word => Ok(Self::$variant),)*
-                    _ => Err(format!("`{name}` is no {}; use {}", $what, Self::NAMES.join(", "))),
-                }
-            }
-        }
-    };
-}
+use crate::words::words;
 
 words! {
     /// How far recovery goes.
@@ -49,6 +19,8 @@ words! {
         Default "default",
         /// The same with more samples and larger layers.
         Thorough "thorough",
+        /// Not at all: ranges and local biases alone.
+        Off "off",
     }
 }
 
@@ -201,5 +173,16 @@ mod tests {
         let refusal = "slow".parse::<Effort>().unwrap_err();
         assert_eq!(refusal, "`slow` is no effort; use fast, default, thorough");
         assert_eq!((DeployTo::Rtx.shifts(), DeployTo::Tensorrt.shifts()), (ShiftPolicy::All, ShiftPolicy::Unpadded));
+    }
+}
+
+words! {
+    /// Whether biases take back the mean error of INT8.
+    BiasCorrection "way to correct biases" {
+        /// Where that measures better.
+        #[default]
+        Auto "auto",
+        /// Never.
+        Off "off",
     }
 }

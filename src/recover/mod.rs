@@ -88,6 +88,7 @@ impl RecoverOptions {
     /// Fitting and held-out samples that are used, at most.
     pub fn samples(&self) -> [usize; 2] {
         match self.effort {
+            Effort::Off => [0, 0],
             Effort::Fast => [8, 4],
             Effort::Default => [20, 12],
             Effort::Thorough => [48, 24],
@@ -97,7 +98,7 @@ impl RecoverOptions {
     /// Operators with more columns are not rounded.
     fn columns(&self) -> usize {
         match self.effort {
-            Effort::Fast => 0,
+            Effort::Off | Effort::Fast => 0,
             Effort::Default => 1280,
             Effort::Thorough => 4608,
         }

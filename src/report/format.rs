@@ -56,7 +56,7 @@ pub(super) fn significant(value: f64, digits: usize) -> String {
 }
 
 /// A size in bytes, with binary prefixes.
-pub(super) fn bytes(bytes: u64) -> String {
+pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
     let mut unit = 0;
@@ -120,17 +120,19 @@ pub(super) fn shorten(text: &str, limit: usize) -> String {
     characters[..head].iter().chain(&['…']).chain(&characters[characters.len() - tail..]).collect()
 }
 
-/// Arguments as one line that a POSIX shell reads back as the same arguments.
-pub(super) fn shell_line(arguments: &[String]) -> String {
+/// A word of a POSIX shell's command line, quoted where it must be.
+pub fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
-    let quote = |argument: &String| {
-        if argument.is_empty() || !argument.chars().all(plain) {
-            format!("'{}'", argument.replace('\'', r"'\''"))
-        } else {
-            argument.clone()
-        }
-    };
-    arguments.iter().map(quote).collect::<Vec<_>>().join(" ")
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+/// Arguments as one line that a shell reads back as the same arguments.
+pub(super) fn shell_line(arguments: &[String]) -> String {
+    arguments.iter().map(|argument| shell_word(argument)).collect::<Vec<_>>().join(" ")
 }
 
 /// A time in UTC as RFC 3339 with whole seconds, for [`super::Report::created`].
@@ -154,6 +156,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn words_survive_a_shell() {
+        for text in ["a b", "it's", "$HOME", "plain/path-1.onnx", "", "/blocks/.*", "é"] {
+            let command = format!("printf %s {}", shell_word(text));
+            let echoed = std::process::Command::new("sh").arg("-c").arg(command).output();
+            assert_eq!(String::from_utf8_lossy(&echoed.unwrap().stdout), text);
+        }
+        assert_eq!(shell_word("plain/path-1.onnx"), "plain/path-1.onnx");
+    }
 
     #[test]
     fn numbers_keep_their_significant_digits() {

@@ -24,7 +24,7 @@ mod table;
 
 pub use bisection::bisection_html;
 pub use csv::layers_csv;
-pub use format::rfc3339;
+pub use format::{bytes, rfc3339, shell_word};
 pub use html::html;
 pub use json::schema;
 pub use junit::junit;

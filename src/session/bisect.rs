@@ -22,7 +22,6 @@ use crate::{
         findings::{FINDINGS_FORMAT_VERSION, Findings},
         search::Strategy,
     },
-    compare::Gate,
     config::RunConfig,
     quantize::Precision,
     report::bisection_html,
@@ -145,7 +144,7 @@ impl Session {
     /// host stopped it.
     pub fn bisect(&self, options: &BisectOptions) -> Result<BisectOutcome, PipelineError> {
         let started = Instant::now();
-        let gates = self.config.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?;
+        let gates = self.config.gate.clone();
         let find = options.check(&self.config)?;
         self.host.stage("quantizing");
         let bisection = Bisection::open(self, options, find)?;

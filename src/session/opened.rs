@@ -21,7 +21,7 @@ use crate::{
     artifact::ContentHash,
     backend::{BuildOptions, ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     bench::Mode,
-    calibrate::DeployTo,
+    calibrate::{BiasCorrection, Choice, Effort},
     compare::{CompareOptions, ComparisonResult, OutputKind, heads::Head},
     config::RunConfig,
     dataset::{
@@ -72,8 +72,7 @@ pub fn scheme(config: &RunConfig, precision: Precision) -> Result<SchemeOptions,
 
 /// How a model of a precision is made; the high precision applies behind Q/DQ.
 pub fn quantize_options(config: &RunConfig, precision: Precision) -> Result<QuantizeOptions, PipelineError> {
-    let high_precision: Precision = config.high_precision.parse().map_err(PipelineError::Input)?;
-    let high_precision = if precision.is_quantized() { high_precision } else { Precision::Fp32 };
+    let high_precision = if precision.is_quantized() { config.high_precision } else { Precision::Fp32 };
     Ok(QuantizeOptions { scheme: scheme(config, precision)?, high_precision, ..QuantizeOptions::default() })
 }
 
@@ -142,7 +141,7 @@ impl Session {
             ));
         }
         let runtime = OnnxRuntime::load(library)?;
-        let provider: ExecutionProvider = config.provider.parse().map_err(PipelineError::Input)?;
+        let provider = config.provider;
         let threads = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             threads => threads,
@@ -360,34 +359,29 @@ impl Session {
     }
 
     /// How far INT8 is to be brought nearer to float.
-    fn recover_options(&self) -> Result<Option<RecoverOptions>, PipelineError> {
+    fn recover_options(&self) -> Option<RecoverOptions> {
         let config = &self.config;
-        if config.effort == "off" {
-            return Ok(None);
-        }
-        let deploy_to: DeployTo = config.deploy_to.parse().map_err(PipelineError::Input)?;
-        let shift = config.shift.as_ref().map(|shift| shift.parse()).transpose().map_err(PipelineError::Input)?;
-        Ok(Some(RecoverOptions {
-            effort: config.effort.parse().map_err(PipelineError::Input)?,
-            deploy_to,
-            shift: shift.unwrap_or(deploy_to.shifts()),
+        (config.effort != Effort::Off).then(|| RecoverOptions {
+            effort: config.effort,
+            deploy_to: config.deploy_to,
+            shift: config.shift.unwrap_or(config.deploy_to.shifts()),
             lift_budget: config.lift_budget,
-            ranges: config.method == "auto",
-            biases: config.bias_correction != "off",
+            ranges: config.method == Choice::Auto,
+            biases: config.bias_correction != BiasCorrection::Off,
             threads: self.threads,
-        }))
+        })
     }
 
     /// How the table is to be made of the histograms.
-    pub(super) fn choose_options(&self, scheme: &SchemeOptions) -> Result<ChooseOptions, PipelineError> {
-        Ok(ChooseOptions {
-            choice: self.config.method.parse().map_err(PipelineError::Input)?,
+    pub(super) fn choose_options(&self, scheme: &SchemeOptions) -> ChooseOptions {
+        ChooseOptions {
+            choice: self.config.method,
             percentile: self.config.percentile,
-            bias_correction: self.config.bias_correction != "off",
-            recovery: self.recover_options()?,
+            bias_correction: self.config.bias_correction != BiasCorrection::Off,
+            recovery: self.recover_options(),
             scheme: scheme.clone(),
             compare: self.compare_options(),
-        })
+        }
     }
 
     /// How it is measured what operators do to the outputs.

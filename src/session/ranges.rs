@@ -130,7 +130,7 @@ impl Session {
     ) -> Result<Chosen, PipelineError> {
         self.host.stage("choosing thresholds");
         self.dataset().keep(samples);
-        let choose = self.choose_options(&scheme(&self.config, precision)?)?;
+        let choose = self.choose_options(&scheme(&self.config, precision)?);
         let options = self.observe_options();
         let calibrator = self.calibrator(&options, &|_| {}, None);
         let make = || calibrator.choose(histograms, samples, &choose);
@@ -138,7 +138,7 @@ impl Session {
             Some(checkpoints) => checkpoints.once("choice", make)?,
             None => make()?,
         };
-        if self.config.method == "auto" && chosen.choice != Choice::Auto && chosen.candidates.is_empty() {
+        if self.config.method == Choice::Auto && chosen.choice != Choice::Auto && chosen.candidates.is_empty() {
             self.host.note(&format!("too few calibration samples to measure methods on: {} was taken", chosen.choice));
         }
         for step in chosen.table.recovered.iter().flat_map(|recovered| &recovered.steps) {

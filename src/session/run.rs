@@ -44,8 +44,8 @@ impl Session {
     /// A value of the configuration cannot be used, the reference cannot be run, a file cannot be written, or the host
     /// stopped it. A precision that cannot be made or run is no error: the report says so.
     pub fn run(&mut self, command: Vec<String>) -> Result<RunOutcome, PipelineError> {
-        let gates = self.config.gate.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?;
-        check_tensorrt(&self.config.tensorrt)?;
+        let gates = self.config.gate.clone();
+        check_tensorrt(self.config.tensorrt)?;
         times::check(self)?;
         let out = OutputFolder::open(&self.config)?;
         let mut job = Job::new(self, out, command)?;
@@ -137,7 +137,7 @@ impl<'a> Job<'a> {
 
     /// Observes ranges and chooses thresholds, when a precision needs them.
     fn calibrate(&self) -> Result<Option<Calibrated>, PipelineError> {
-        let precisions = self.precisions()?;
+        let precisions = self.precisions();
         if precisions.iter().all(|&precision| precision == Precision::Fp32) {
             return Ok(None);
         }
@@ -169,21 +169,21 @@ impl<'a> Job<'a> {
         Ok(Some(calibrated))
     }
 
-    fn precisions(&self) -> Result<Vec<Precision>, PipelineError> {
+    /// The precisions to compare, each once.
+    fn precisions(&self) -> Vec<Precision> {
         let mut precisions = Vec::new();
-        for name in &self.session.config.precisions {
-            let precision: Precision = name.parse().map_err(PipelineError::Input)?;
+        for &precision in &self.session.config.precisions {
             if !precisions.contains(&precision) {
                 precisions.push(precision);
             }
         }
-        Ok(precisions)
+        precisions
     }
 
     /// Makes the model of every precision but the reference's. What cannot be made is reported; what cannot be written
     /// ends the run.
     fn targets(&self, calibrated: Option<&Calibrated>) -> Result<Vec<Target>, PipelineError> {
-        let precisions = self.precisions().unwrap_or_default();
+        let precisions = self.precisions();
         precisions
             .into_iter()
             .filter(|&precision| precision != Precision::Fp32)

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::{analyse::advice::Commands, config::RunConfig, quantize::Precision};
+use crate::{
+    analyse::advice::Commands, compare::Gate, config::RunConfig, quantize::Precision, report::shell_word as word,
+};
 
 /// What the commands are about.
 pub(super) struct Suggest<'a> {
@@ -26,7 +28,7 @@ impl Suggest<'_> {
         let Self { config, out, table, lift, precision, gate } = self;
         let file = |name: &str| word(&out.join(name).display().to_string());
         let table = word(&table.display().to_string());
-        let gate = config.gate.first().map_or(*gate, String::as_str);
+        let gate = config.gate.first().map_or_else(|| (*gate).to_owned(), Gate::to_string);
         let repeated = file("run.toml");
         let wider = word(&format!("{}-minmax", out.display()));
         let model = config.model.as_ref().map_or_else(String::new, |path| word(&path.display().to_string()));
@@ -43,7 +45,7 @@ impl Suggest<'_> {
         ] {
             quantize.extend(values.iter().map(|value| format!(" {flag} {}", word(value))));
         }
-        if config.high_precision != "fp32" {
+        if config.high_precision != Precision::Fp32 {
             quantize.push_str(&format!(" --high-precision {}", config.high_precision));
         }
         // INT8 is what the commands do without being told.
@@ -60,29 +62,5 @@ impl Suggest<'_> {
             ),
             quantize,
         }
-    }
-}
-
-/// A word of a shell's command line, quoted where it must be.
-fn word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=,:+@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_survive_a_shell() {
-        for text in ["a b", "it's", "$HOME", "plain/path-1.onnx", "", "/blocks/.*", "é"] {
-            let echoed = std::process::Command::new("sh").arg("-c").arg(format!("printf %s {}", word(text))).output();
-            assert_eq!(String::from_utf8_lossy(&echoed.unwrap().stdout), text);
-        }
-        assert_eq!(word("plain/path-1.onnx"), "plain/path-1.onnx");
     }
 }

@@ -10,6 +10,7 @@ use trtcalib::{
     backend::tensorrt::EngineSidecar,
     bisect::trials::{Phase, Trial, TrialLog, Verdict, plan_hash},
     calibrate::{CalibrationTable, Method, TABLE_FORMAT_VERSION, TensorRange},
+    compare::Gate,
     config::RunConfig,
     dataset::{DataOptions, Preprocess, load_classes, open},
     npz::{read_npz, write_npz},
@@ -26,6 +27,11 @@ use super::{formats, models, mutate::damage_protobuf, root};
 fn finite() -> impl Strategy<Value = f32> {
     use proptest::num::f32::{NEGATIVE, NORMAL, POSITIVE, SUBNORMAL, ZERO};
     POSITIVE | NEGATIVE | NORMAL | SUBNORMAL | ZERO
+}
+
+fn gate() -> impl Strategy<Value = Gate> {
+    let texts = ["top1=0.98", "int8:top1=0.9@95%", "sqnr_db[boxes]=20.5", "latency_ratio=1.5", "psnr_db=30"];
+    prop::sample::select(texts.map(|text| text.parse().unwrap()).to_vec())
 }
 
 fn precision() -> impl Strategy<Value = Precision> {
@@ -132,7 +138,7 @@ proptest! {
 
     #[test]
     fn configurations(
-        samples in 1usize..1_000_000, percentile in 0.001..100.0, seed in any::<u32>(), gates in prop::collection::vec(".{0,9}", 0..3),
+        samples in 1usize..1_000_000, percentile in 0.001..100.0, seed in any::<u32>(), gates in prop::collection::vec(gate(), 0..3),
         shape in prop::collection::btree_map("[^\u{0}]{1,9}", prop::collection::vec(0usize..9, 0..4), 0..3), max_bad in 0.0..1.0,
     ) {
         let folder = tempfile::tempdir().unwrap();

@@ -3,6 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use trtcalib::{
+    backend::ExecutionProvider,
+    calibrate::{BiasCorrection, Choice, DeployTo, Effort, ShiftPolicy},
+    quantize::Precision,
+};
 
 /// Where samples come from and how they become the model's input.
 #[derive(Clone, Debug, Default, Args)]
@@ -91,7 +96,7 @@ pub struct RuntimeArgs {
     /// Execution provider of ONNX Runtime: cpu, cuda, or cuda-tf32, which lets FP32 products use TF32; `:N` behind it takes
     /// the N-th GPU [default: cpu]
     #[arg(long, value_name = "NAME")]
-    pub provider: Option<String>,
+    pub provider: Option<ExecutionProvider>,
 }
 
 /// How thresholds are chosen and what is quantized.
@@ -112,7 +117,7 @@ pub struct SchemeArgs {
     pub op_types_to_exclude: Vec<String>,
     /// Precision of what is not quantized: fp32, fp16 or bf16 [default: fp32]
     #[arg(long, value_name = "PRECISION")]
-    pub high_precision: Option<String>,
+    pub high_precision: Option<Precision>,
     /// Precision plan: which node runs in which precision
     #[arg(long, value_name = "FILE")]
     pub plan: Option<PathBuf>,
@@ -127,23 +132,23 @@ pub struct MethodArgs {
     pub calib_samples: Option<usize>,
     /// auto, entropy, percentile, mse or minmax [default: auto]
     #[arg(long, value_name = "NAME")]
-    pub method: Option<String>,
+    pub method: Option<Choice>,
     /// Percentile of the percentile method, in percent [default: 99.99]
     #[arg(long, value_name = "P")]
     pub percentile: Option<f64>,
     /// Let biases take back the mean error of INT8 where that measures better: auto or off [default: auto]
     #[arg(long, value_name = "auto|off")]
-    pub bias_correction: Option<String>,
+    pub bias_correction: Option<BiasCorrection>,
     /// How far INT8 is brought nearer to float: fast, default, thorough, or off [default: off]
     #[arg(long, value_name = "LEVEL")]
-    pub effort: Option<String>,
+    pub effort: Option<Effort>,
     /// Where INT8 will run, which decides what costs no layer: rtx or tensorrt [default: rtx]
     #[arg(long, value_name = "RUNTIME")]
-    pub deploy_to: Option<String>,
+    pub deploy_to: Option<DeployTo>,
     /// Activations that may be quantized around another centre than 0: all, unpadded or off [default: all for rtx,
     /// unpadded for tensorrt]
     #[arg(long, value_name = "WHICH")]
-    pub shift: Option<String>,
+    pub shift: Option<ShiftPolicy>,
     /// Share of the multiply-accumulates that may stay in the high precision where that is worth most (1% or 0.01; 0: none)
     /// [default: 1%]
     #[arg(long, value_name = "SHARE", value_parser = share)]

@@ -2,8 +2,6 @@
 
 pub(super) mod text;
 
-use anyhow::Context;
-
 use super::{
     ExitStatus, Printer, host,
     settings::{Apply, model_configuration, one_size},
@@ -17,11 +15,10 @@ use trtcalib::{
 /// Does the job.
 pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) -> anyhow::Result<ExitStatus> {
     let config = configuration(printer, args)?;
-    let precision = |text: &str| text.parse().map_err(anyhow::Error::msg);
     let options = BisectOptions {
         find: args.find.map(Into::into),
-        precision: precision(&args.precision).context("--precision")?,
-        lift: precision(&args.lift).context("--lift")?,
+        precision: args.precision,
+        lift: args.lift,
         strategy: args.strategy.into(),
         group_by: args.group_by.clone(),
         cost: args.cost.into(),
@@ -53,7 +50,7 @@ fn configuration(printer: &Printer, args: &BisectArgs) -> anyhow::Result<RunConf
         fill_from_sidecar(&mut config, &target)?;
     }
     config.out = args.out.clone().or(config.out);
-    config.tensorrt = args.tensorrt.clone().unwrap_or(config.tensorrt);
+    config.tensorrt = args.tensorrt.unwrap_or(config.tensorrt);
     if !args.gate.is_empty() {
         config.gate.clone_from(&args.gate);
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{ExitStatus, Printer, host, settings::configuration};
 use crate::args::BuildArgs;
+use crate::printer::size;
 use trtcalib::{
     backend::tensorrt::{EngineLayers, EngineOptions, EngineSidecar, OptimizationProfile},
     config::{ConfigError, parse_shape},
@@ -18,9 +19,9 @@ pub(super) fn build(printer: &Printer, args: &BuildArgs) -> anyhow::Result<ExitS
     let layers = summary.map_or_else(String::new, |summary| format!("\nlayers: {summary}"));
     printer.outcome(&sidecar, || {
         format!(
-            "{}: {:.2} MB in {:.1} s by {} {}{layers}",
+            "{}: {} in {:.1} s by {} {}{layers}",
             args.output.display(),
-            bytes as f64 / 1e6,
+            size(bytes),
             sidecar.build_seconds,
             sidecar.flavour,
             sidecar.tensorrt_version

@@ -10,8 +10,9 @@ use super::{
     settings::{Apply, configuration, model_configuration, one_size},
 };
 use crate::args::{CalibrateArgs, GlobalArgs, MergeArgs};
+use crate::printer::size;
 use trtcalib::{
-    calibrate::{CalibrationTable, Choice, Histograms, cache::CalibrationCache, tables},
+    calibrate::{CalibrationTable, Histograms, cache::CalibrationCache, tables},
     dataset::SampleError,
     pass::Ran,
     quantize::Precision,
@@ -122,12 +123,11 @@ pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) ->
     let table = if config.model.is_some() {
         Session::open(config, global.ort_library.as_deref(), &host(printer))?.choose_from_shards(&merged)?
     } else {
-        let choice: Choice = config.method.parse().map_err(anyhow::Error::msg)?;
         printer.note(
             "without --model and --data no bias is corrected, `auto` judges tensors, not models, and the magnitudes of tensors \
              that are not quantized (for FP16) stay unknown",
         );
-        let table = tables(&merged, config.percentile, &[choice])?.into_iter().next();
+        let table = tables(&merged, config.percentile, &[config.method])?.into_iter().next();
         table.context("the histograms hold no tensors")?
     };
     if let Some(path) = &args.merged {
@@ -159,12 +159,12 @@ fn write_table(table: &CalibrationTable, path: &Path, cache: Option<&Path>) -> a
 
 fn describe(outcome: &Outcome<'_>) -> String {
     let mut text = format!(
-        "{} tensors from {} samples in {:.2} s ({:.1} samples/s), peak memory {:.0} MB",
+        "{} tensors from {} samples in {:.2} s ({:.1} samples/s), peak memory {}",
         outcome.tensors,
         outcome.samples,
         outcome.seconds,
         outcome.images_per_second,
-        outcome.peak_rss_bytes as f64 / 1e6
+        size(outcome.peak_rss_bytes)
     );
     if let Some(gpu) = &outcome.gpu {
         text.push_str(&format!(

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::args::{CompareArgs, GlobalArgs};
 use trtcalib::{
-    compare::{DetectionResult, Gate, PartMetrics, Segmentation},
+    compare::{DetectionResult, PartMetrics, Segmentation},
     session::{CompareOutcome, CompareRequest, Session, check_folders},
 };
 
@@ -28,7 +28,7 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
         targets,
         model: args.model.clone(),
         samples: args.samples.unwrap_or(0),
-        gates: gates.iter().map(|gate| gate.parse()).collect::<Result<Vec<Gate>, _>>()?,
+        gates: gates.clone(),
         save_reference: args.save_reference.clone(),
         save_target: args.save_target.clone(),
         runtime_cache: args.runtime_cache.clone(),

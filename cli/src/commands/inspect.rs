@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{ExitStatus, Printer};
 use crate::args::InspectArgs;
+use crate::printer::size;
 use trtcalib::{
     artifact::read_json,
     bisect::findings::{FINDINGS_FORMAT_VERSION, Findings},
@@ -119,7 +120,7 @@ fn model(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitStatus
             ),
             format!("inputs      {}", facts.inputs.join(", ")),
             format!("outputs     {}", facts.outputs.join(", ")),
-            format!("parameters  {} ({:.2} MB)", facts.parameters, facts.weight_bytes as f64 / 1e6),
+            format!("parameters  {} ({})", facts.parameters, size(facts.weight_bytes)),
             format!("operators   {}", operators.join(", ")),
         ];
         lines.extend(facts.findings.iter().map(ToString::to_string));

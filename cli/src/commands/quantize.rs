@@ -4,10 +4,11 @@ use anyhow::Context;
 
 use super::{ExitStatus, Printer, host, settings::Apply};
 use crate::args::{GlobalArgs, QuantizeArgs};
+use crate::printer::size;
 use trtcalib::{
     backend::onnxruntime::OnnxRuntime,
     config::{RunConfig, parse_shape},
-    quantize::{Decision, Placement, Precision},
+    quantize::{Decision, Placement},
     session::{QuantizeRequest, model::Subject, quantize_file, scheme, unmatched},
 };
 
@@ -18,7 +19,7 @@ pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeAr
     config.shape = args.shape.iter().map(|shape| parse_shape(shape)).collect::<Result<_, _>>()?;
     config.validate()?;
     config.model = Some(args.model.path());
-    let precision: Precision = args.precision.parse().map_err(anyhow::Error::msg)?;
+    let precision = args.precision;
     if args.explain {
         let subject =
             Subject::load(OnnxRuntime::load(global.ort_library.as_deref())?, &args.model.path(), &config.shape)?;
@@ -40,8 +41,8 @@ pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeAr
         } else {
             format!("{} of {} nodes", outcome.nodes, outcome.all_nodes)
         };
-        let size = outcome.bytes as f64 / 1e6;
-        format!("{}: {done} in {precision}, {size:.2} MB{}", outcome.model.display(), kept.join(""))
+        let size = size(outcome.bytes);
+        format!("{}: {done} in {precision}, {size}{}", outcome.model.display(), kept.join(""))
     })?;
     Ok(ExitStatus::Passed)
 }

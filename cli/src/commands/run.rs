@@ -5,6 +5,7 @@ use super::{
     settings::{Apply, model_configuration},
 };
 use crate::args::{GlobalArgs, RunArgs};
+use crate::printer::size;
 use trtcalib::{
     artifact::write_atomic,
     compare::OutputMetrics,
@@ -21,7 +22,7 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
         printer.outcome(&config, || config.to_toml().unwrap_or_default())?;
         return Ok(ExitStatus::Passed);
     }
-    check_tensorrt(&config.tensorrt)?;
+    check_tensorrt(config.tensorrt)?;
     check_folders(args.summary.as_deref())?;
     let command = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     let mut session = Session::open(config, global.ort_library.as_deref(), &host(printer))?;
@@ -93,8 +94,8 @@ fn table(report: &Report) -> String {
             format!("{:.2}{mark}", latency.figures.median)
         });
         let size = match (&row.artifact, row.reference) {
-            (Some(artifact), _) => megabytes(artifact.bytes),
-            (None, true) => megabytes(report.model.bytes),
+            (Some(artifact), _) => size(artifact.bytes),
+            (None, true) => size(report.model.bytes),
             (None, false) => String::new(),
         };
         let mut cells = vec![
@@ -143,8 +144,4 @@ fn table(report: &Report) -> String {
     }
     let notes: String = (1..).zip(&reasons).map(|(number, reason)| format!("[{number}] {reason}\n")).collect();
     format!("{table}\n{notes}{}", report.verdict.sentence)
-}
-
-fn megabytes(bytes: u64) -> String {
-    format!("{:.2} MB", bytes as f64 / 1e6)
 }

@@ -19,6 +19,7 @@ use crate::{
         trials::{Progress, TrialLog},
     },
     compare::{CompareOptions, Footprint, Gate},
+    config::UseTensorRt,
     session::{
         EngineOrder, PipelineError, Within, describe,
         evaluation::{EvaluateOptions, evaluate},
@@ -149,7 +150,7 @@ impl Bisection<'_> {
     /// The engine of `model.plan.onnx`, where TensorRT is at hand or asked for.
     fn engine(&self) -> Result<(), PipelineError> {
         let config = self.session.config.absolute();
-        if config.tensorrt == "off" {
+        if config.tensorrt == UseTensorRt::Off {
             return Ok(());
         }
         let (model, engine) = (self.out.join("model.plan.onnx"), self.out.join("model.plan.engine"));
@@ -161,7 +162,7 @@ impl Bisection<'_> {
         });
         match order {
             Ok(_) => host.info(&format!("wrote {}", engine.display())),
-            Err(error) if config.tensorrt == "require" => {
+            Err(error) if config.tensorrt == UseTensorRt::Require => {
                 return Err(error).within(|| "the plan's engine".to_owned());
             }
             Err(error) => host.info(&format!("no engine was built: {}", describe(&error))),

@@ -16,6 +16,7 @@ use crate::{
     },
     bench::{self, LAYER_CALLS, Mode, Protocol, SystemClock, Timing, slowdowns},
     compare::{ComparisonResult, OutputMetrics},
+    config::UseTensorRt,
     onnx::Model,
     report::{ArtifactFile, EngineInside, Precision},
     session::{
@@ -31,8 +32,8 @@ const WITHOUT_GPU: [&str; 3] = ["8.6", "8.9", "12.0"];
 ///
 /// # Errors
 /// TensorRT or a GPU that runs its engines is missing.
-pub fn check(when: &str) -> Result<(), PipelineError> {
-    if when != "require" {
+pub fn check(when: UseTensorRt) -> Result<(), PipelineError> {
+    if when != UseTensorRt::Require {
         return Ok(());
     }
     let asked = "--tensorrt require asks for engines that are built and run here; --tensorrt auto does what it can";
@@ -141,7 +142,7 @@ fn left_out(precision: &str, inside: &EngineInside) -> Option<String> {
 impl Job<'_> {
     /// Builds the engines, and loads those that this machine can run. What fails is said in the engine's row.
     pub(super) fn engines(&mut self, targets: &[Target]) -> Result<Vec<Engine>, PipelineError> {
-        if self.session.config.tensorrt == "off" {
+        if self.session.config.tensorrt == UseTensorRt::Off {
             return Ok(Vec::new());
         }
         let found = compiled_flavour().and_then(|flavour| find_library(flavour, None));
