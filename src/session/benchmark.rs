@@ -1,6 +1,11 @@
 //! Latency and throughput of several targets, measured in interleaved rounds.
 
-use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::Serialize;
 
@@ -9,7 +14,7 @@ use crate::{
     backend::{
         Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Runner,
         onnxruntime::{emulation, lowest_bits},
-        tensorrt::{EngineSidecar, RunnerOptions, run_engine},
+        tensorrt::{EngineSidecar, Library, RunnerOptions, require_library, run_engine},
     },
     bench::{LAYER_CALLS, Measurement, Mode, Protocol, SystemClock, Target, Timing, run, slowdowns},
     config::RunConfig,
@@ -93,7 +98,24 @@ struct Subject {
 
 enum Kind {
     Model(Box<Model>, ExecutionProvider),
-    Engine(PathBuf, Box<EngineSidecar>, RunnerOptions),
+    Engine(Box<Engine>),
+}
+
+/// An engine, the library that runs it, and what its sidecar tells if it has one.
+struct Engine {
+    path: PathBuf,
+    library: Library,
+    version: String,
+    precision: Option<Precision>,
+    options: RunnerOptions,
+}
+
+impl Engine {
+    fn new(path: &Path, options: &RunnerOptions) -> Result<Self, PipelineError> {
+        let library = require_library(options.search_in.as_deref())?;
+        let precision = EngineSidecar::beside(path)?.and_then(|sidecar| sidecar.precision?.parse().ok());
+        Ok(Self { path: path.to_owned(), version: library.version()?, library, precision, options: options.clone() })
+    }
 }
 
 impl Subject {
@@ -101,7 +123,7 @@ impl Subject {
         let kind = match spec {
             Spec::OnnxRuntime(Some(path), provider) => Kind::Model(Box::new(Model::load(path)?), *provider),
             Spec::OnnxRuntime(None, provider) => Kind::Model(Box::new(session.subject.float.clone()), *provider),
-            Spec::Engine(path) => Kind::Engine(path.clone(), Box::new(EngineSidecar::load(path)?), engine.clone()),
+            Spec::Engine(path) => Kind::Engine(Box::new(Engine::new(path, engine)?)),
             Spec::Saved(_) => bail!("`{name}` holds saved outputs; they take no time that could be measured"),
         };
         let emulation = match &kind {
@@ -115,7 +137,7 @@ impl Subject {
     fn bits(&self) -> Option<u32> {
         match &self.kind {
             Kind::Model(model, _) => Some(lowest_bits(model)),
-            Kind::Engine(_, sidecar, _) => Some(sidecar.precision.as_deref()?.parse::<Precision>().ok()?.bits()),
+            Kind::Engine(engine) => Some(engine.precision?.bits()),
         }
     }
 
@@ -123,18 +145,18 @@ impl Subject {
     fn library(&self) -> Option<(String, String)> {
         match &self.kind {
             Kind::Model(..) => None,
-            Kind::Engine(_, sidecar, _) => Some((sidecar.flavour.to_string(), sidecar.tensorrt_version.clone())),
+            Kind::Engine(engine) => Some((engine.library.flavour.to_string(), engine.version.clone())),
         }
     }
 
     fn mode(&self, threads: usize) -> Mode {
         match &self.kind {
             Kind::Model(_, provider) => mode(*provider, threads),
-            Kind::Engine(_, sidecar, options) => Mode {
-                provider: sidecar.flavour.to_string().to_lowercase(),
+            Kind::Engine(engine) => Mode {
+                provider: engine.library.flavour.to_string().to_lowercase(),
                 threads: 1,
                 transfers: true,
-                cuda_graph: options.cuda_graph,
+                cuda_graph: engine.options.cuda_graph,
             },
         }
     }
@@ -147,7 +169,7 @@ impl Subject {
                     BuildOptions { threads, provider, deployed: true, layer_times, ..BuildOptions::default() };
                 session.runtime.build(model, &options)?
             }
-            Kind::Engine(path, _, options) => run_engine(path, options)?,
+            Kind::Engine(engine) => run_engine(&engine.path, &engine.options)?,
         })
     }
 }

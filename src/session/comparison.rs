@@ -144,11 +144,27 @@ impl Session {
         let mut reference = Side::new(&reference_spec, self, &engine, request.save_reference.as_deref())?;
         let mut targets = Vec::new();
         let mut outcomes: Vec<TargetOutcome> = Vec::new();
+        let mut places = Vec::new();
         for (index, (spec, name)) in specs.iter().zip(&names).enumerate() {
             let save = request.save_target.as_deref().filter(|_| index == 0);
-            targets.push(Side::new(spec, self, &engine, save).within(|| format!("target {name}"))?);
+            let side = match Side::new(spec, self, &engine, save).within(|| format!("target {name}")) {
+                // A model that was added to explain an engine's error: BF16 does not run on the CPU.
+                Err(error) if index >= request.targets.len() => {
+                    let told = "so what the engine adds is not told apart from the error of that model";
+                    self.host.warn(&format!("{name}, from which an engine was built, is left out, {told}: {error}"));
+                    places.push(None);
+                    continue;
+                }
+                side => side?,
+            };
+            places.push(Some(targets.len()));
+            targets.push(side);
             outcomes.push(TargetOutcome::new(name));
         }
+        let pairs: Vec<_> =
+            pairs.iter().filter_map(|&(model, engine)| Some((places[model]?, places[engine]?))).collect();
+        let specs: Vec<_> =
+            specs.iter().zip(&places).filter(|(_, place)| place.is_some()).map(|(spec, _)| spec).collect();
         self.host.stage("comparing");
         let options = EvaluateOptions { batch: self.batch, policy: self.policy, compare: self.compare_options() };
         let work = self.host.begin("comparing", indices.len());
@@ -163,12 +179,12 @@ impl Session {
         for (index, (outcome, result)) in outcomes.iter_mut().zip(evaluation.targets).enumerate() {
             // Gates are for what was asked for, not for what was added to explain it.
             let gates = if index < request.targets.len() { &*request.gates } else { &[] };
-            outcome.take(result, gates, Footprint { size_mb: size_mb(&specs[index]), ..Footprint::default() });
+            outcome.take(result, gates, Footprint { size_mb: size_mb(specs[index]), ..Footprint::default() });
         }
         let mut engine_errors = Vec::new();
         for (&(source, engine), result) in pairs.iter().zip(evaluation.pairs) {
             let mut outcome = TargetOutcome::new(&names[engine]);
-            outcome.against = Some(names[source].clone());
+            outcome.against = Some(outcomes[source].target.clone());
             outcome.take(result, &[], Footprint::default());
             engine_errors.push(outcome);
         }

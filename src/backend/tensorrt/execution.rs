@@ -154,7 +154,7 @@ impl EngineRunner {
                     info.name
                 ))
             })?;
-            let mut slot = self.slot(&info.name, tensor.element_type(), tensor.shape().to_vec())?;
+            let mut slot = self.slot(&info.name, self.known_type("input", info)?, tensor.shape().to_vec())?;
             slot.fill(tensor)?;
             // Before any output is looked at: the values of an input in host memory may decide an output's shape.
             slot.show_to(&mut self.context, &self.stream, flavour, &turn)?;
@@ -173,19 +173,20 @@ impl EngineRunner {
                     info.name
                 ))
             })?;
-            let element_type = info.element_type.ok_or_else(|| {
-                self.failed(format!(
-                    "output `{}` has a type that has no counterpart here; cast it in the model",
-                    info.name
-                ))
-            })?;
-            outputs.push(self.slot(&info.name, element_type, extents)?);
+            outputs.push(self.slot(&info.name, self.known_type("output", info)?, extents)?);
         }
         for slot in &mut outputs {
             slot.show_to(&mut self.context, &self.stream, flavour, &turn)?;
         }
         self.bound = Some(Bound { graph: None, inputs: slots, outputs });
         Ok(true)
+    }
+
+    fn known_type(&self, side: &str, info: &TensorInfo) -> Result<ElementType, TensorRtError> {
+        info.element_type.ok_or_else(|| {
+            let name = &info.name;
+            self.failed(format!("{side} `{name}` has a type that has no counterpart here; cast it in the model"))
+        })
     }
 
     fn slot(&self, name: &str, element_type: ElementType, shape: Vec<usize>) -> Result<Slot, TensorRtError> {

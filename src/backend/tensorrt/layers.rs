@@ -291,14 +291,21 @@ impl EngineTensor {
     }
 }
 
-/// ONNX nodes of a layer: from its metadata (`[ONNX Layer: name]` with separators), else from its name (`a + b`).
+/// ONNX nodes of a layer: from its metadata (`[ONNX Layer: name]` with separators), else from its name (`a + PWN(b)`).
 fn nodes_of(metadata: &str, name: &str, op_types: &BTreeMap<String, String>) -> Vec<String> {
     let tagged: Vec<String> =
         metadata.split("[ONNX Layer: ").skip(1).filter_map(|rest| Some(rest.rsplit_once(']')?.0.to_owned())).collect();
     if !tagged.is_empty() {
         return tagged;
     }
-    name.split(" + ").filter(|part| op_types.contains_key(*part)).map(str::to_owned).collect()
+    // Pointwise operations that were fused stand in `PWN(...)`.
+    let node = |part: &str| {
+        [part, part.trim_start_matches("PWN(").trim_end_matches(')')]
+            .into_iter()
+            .find(|node| op_types.contains_key(*node))
+            .map(str::to_owned)
+    };
+    name.split(" + ").filter_map(node).collect()
 }
 
 #[cfg(test)]
@@ -401,6 +408,44 @@ mod tests {
         assert_eq!(engine.layers[0].nodes, ["/fc/MatMul", "b"]);
         assert_eq!((engine.layers[0].kind, engine.layers[0].precision), (LayerKind::Compute, NumberType::Fp8));
         assert_eq!(engine.layers[0].inputs[0].shape, [-1, 4]);
+    }
+
+    /// The form of the examples of NVIDIA's engine explorer (TensorRT 8.2 to 8.6): no metadata, depthwise convolutions of
+    /// a type of their own and without a kernel's name, a residual addition within a convolution, names of compilers.
+    #[test]
+    fn fields_of_the_engine_explorers_examples() {
+        use LayerKind::{Compute, Other, QuantizeDequantize, Reformat};
+        const INT8: &str = "Thirty-two wide channel vectorized row major Int8 format";
+        let convolution = |name: &str, layer_type: &str, inputs: Value| {
+            serde_json::json!({"Name": name, "LayerType": layer_type, "Inputs": inputs, "Outputs": [tensor("o", INT8)],
+                "ParameterType": "Convolution", "Kernel": [3, 3], "Groups": 32, "Weights": {"Type": "Int8", "Count": 288},
+                "Bias": {"Type": "Float", "Count": 32}, "HasBias": 1, "TacticValue": "0x0000000000000001"})
+        };
+        let (one, two) =
+            (serde_json::json!([tensor("a", INT8)]), serde_json::json!([tensor("a", INT8), tensor("b", INT8)]));
+        let json = serde_json::json!({
+            "Layers": [
+                {"Name": "QuantizeLinear_2", "LayerType": "Reformat", "Inputs": [tensor("x", "Row major linear FP32")],
+                 "Outputs": [tensor("a", "Four wide channel vectorized row major Int8 format")],
+                 "ParameterType": "Reformat", "Origin": "QDQ", "TacticValue": "0x0000000000000000"},
+                convolution("w.0 + QuantizeLinear_7 + Conv_9 + PWN(Clip_13)", "CudaDepthwiseConvolution", one),
+                convolution("w.1 + QuantizeLinear_21 + Conv_23 + Add_25", "CaskConvolution", two),
+                {"Name": "Reformatting CopyNode for Input Tensor 0 to Pool_30", "LayerType": "NoOp", "Inputs": [tensor("o", INT8)],
+                 "Outputs": [tensor("p", INT8)], "TacticValue": "0x0000000000000000"},
+                {"Name": "{ForeignNode[Reshape_31...Softmax_33]}", "LayerType": "Myelin", "Inputs": [tensor("p", "Row major linear FP32")],
+                 "Outputs": [tensor("y", "Row major linear FP32")], "TacticValue": "0x0000000000000000"}
+            ],
+            "Bindings": ["x", "y"]
+        });
+        let operators =
+            [("QuantizeLinear_7", "QuantizeLinear"), ("Conv_9", "Conv"), ("Clip_13", "Clip"), ("Add_25", "Add")];
+        let operators = operators.map(|(node, operator)| (node.to_owned(), operator.to_owned())).into();
+        let engine = EngineLayers::parse(&json.to_string(), &operators).unwrap();
+        let kinds: Vec<LayerKind> = engine.layers.iter().map(|layer| layer.kind).collect();
+        assert_eq!(kinds, [QuantizeDequantize, Compute, Compute, Reformat, Other]);
+        assert_eq!(engine.layers[1].nodes, ["QuantizeLinear_7", "Conv_9", "Clip_13"]);
+        assert_eq!((engine.layers[1].precision, engine.layers[2].inputs.len()), (NumberType::Int8, 2));
+        assert_eq!(engine.summary().unfused_qdq, ["QuantizeLinear_2"]);
     }
 
     #[test]
