@@ -12,7 +12,7 @@ cargo_features := $(if $(FEATURES),--features $(FEATURES))
 export LIBCLANG_PATH := $(CURDIR)/.runtime/libclang
 export BINDGEN_EXTRA_CLANG_ARGS := -isystem $(shell gcc -print-file-name=include 2>/dev/null)
 
-.PHONY: help setup build demo test test-engines test-engines-11 test-python wheel test-gpu fuzz kill-test soak test-large zoo check fmt example models bench doc clean
+.PHONY: help setup build demo test test-engines test-engines-rtx test-engines-11 coverage test-python wheel test-gpu fuzz kill-test soak test-large zoo check fmt example models bench doc clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -38,14 +38,19 @@ test: setup-test ## run every test
 # Kernels run on the stand-in's CPU as well: those of tests/gpu that need neither ONNX Runtime's CUDA provider nor gigabytes.
 on_stand_in := magnitudes:: pairs:: values:: --skip a_large
 
-test-engines: setup-test ## run engines end to end, on stand-ins for TensorRT-RTX and the driver (REAL_DRIVER=1: on a GPU)
+test-engines: test-engines-rtx test-engines-11 ## run engines end to end, on stand-ins for TensorRT and the driver (REAL_DRIVER=1: on a GPU)
+
+test-engines-rtx: setup-test
 	tests/stand_in/build.sh
 	$(if $(REAL_DRIVER),CALIB_REAL_DRIVER=1) cargo test --features tensorrt-rtx --test engines
 	$(if $(REAL_DRIVER),,LD_LIBRARY_PATH=$(CURDIR)/target/stand_in/cuda cargo test --features tensorrt-rtx --test gpu -- --ignored --test-threads=1 $(on_stand_in))
 
-test-engines-11: setup-test ## the same for TensorRT 11
+test-engines-11: setup-test
 	tests/stand_in/build.sh
 	$(if $(REAL_DRIVER),CALIB_REAL_DRIVER=1) cargo test --features tensorrt --test engines
+
+coverage: setup-test ## line coverage of src/backend/tensorrt and src/backend/cuda, without a GPU; fails below 85 %
+	scripts/coverage.sh
 
 test-python: setup-test ## build the wheel, install it into an empty environment and run its tests
 	scripts/test_wheel.sh

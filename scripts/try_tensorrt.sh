@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
-# What only a real engine can show, in about ten minutes: builds, inspects, compares and times the embedded model (and any
-# other that is named) in every precision on this machine's GPU, and leaves one archive to attach to a report.
+# What only a real engine can show, in about ten minutes: builds, inspects, compares, times and bisects the embedded model,
+# two EfficientNets with made-up weights, and any other model that is named, in every precision on this machine's GPU, and
+# leaves one archive to attach to a report.
 #
-#     scripts/try_tensorrt.sh [--calib PROGRAM] [--out FOLDER] [MODEL.onnx DATA]...
+#     scripts/try_tensorrt.sh [--calib PROGRAM] [--out FOLDER] [--seconds N] [--only-embedded] [MODEL.onnx DATA]...
 #
-# Needs a calib with TensorRT (make build, or make build TENSORRT=11 with CALIB_TENSORRT_DIR set) and an NVIDIA GPU.
+# Needs a calib with TensorRT (make build, or make build TENSORRT=11 with CALIB_TENSORRT_DIR set) and an NVIDIA GPU; for the
+# EfficientNets the Python packages that `make setup-test` fetches.
 set -uo pipefail
 project=$(cd "$(dirname "$0")/.." && pwd)
-calib=$project/target/release/calib out=$PWD/try_tensorrt
+calib=$project/target/release/calib out=$PWD/try_tensorrt seconds=2 efficientnets=(timm_tf_efficientnet_lite0 torchvision_efficientnet_b0)
 while [[ ${1:-} == --* ]]; do
     case $1 in
-    --calib) calib=$2 ;;
-    --out) out=$2 ;;
+    --calib) calib=$2 && shift ;;
+    --out) out=$2 && shift ;;
+    --seconds) seconds=$2 && shift ;;
+    --only-embedded) efficientnets=() ;;
     *) echo "unknown option $1" >&2; exit 2 ;;
     esac
-    shift 2
+    shift
 done
 [ -x "$calib" ] || { echo "there is no $calib; run make build, or name the program with --calib" >&2; exit 2; }
 rm -rf "$out"
@@ -40,20 +44,31 @@ step() { # name, command...
 } > "$out/machine.txt"
 step doctor "$calib" doctor
 
-models=("$project/calib_data/demo.onnx" "$project/calib_data/images" "$@")
+images=$project/calib_data/images
+models=("$project/calib_data/demo.onnx" "$images")
+fill='import gzip, sys, onnx, zoo_skeleton
+model = onnx.load_from_string(gzip.open(sys.argv[1]).read())
+zoo_skeleton.fill(model)
+onnx.save(model, sys.argv[2])'
+for name in "${efficientnets[@]}"; do
+    skeleton=$(echo "$project/tests/fixtures/zoo/$name".*.onnx.gz)
+    PYTHONPATH=$project/.runtime/python:$project/scripts step "$name-make" python3 -c "$fill" "$skeleton" "$out/$name.onnx"
+    if [ -e "$out/$name.onnx" ]; then models+=("$out/$name.onnx" "$images"); fi
+done
+models+=("$@")
 for ((i = 0; i + 1 < ${#models[@]}; i += 2)); do
     model=${models[i]} data=${models[i + 1]}
     name=$(basename "$model" .onnx)
     work=$out/$name
     # A gate that fails is a finding of the report, not a failure here: the status of each step is in its file.
     step "$name-run" "$calib" run --model "$model" --data "$data" --out "$work" --tensorrt require \
-        --precisions fp32,fp16,bf16,int8,fp8 --calib-samples 64 --eval-samples 100 --gate top1=0
+        --precisions fp32,fp16,bf16,int8,fp8 --calib-samples 64 --eval-samples 100 --bench-seconds "$seconds" --gate top1=0
     for plan in "$work"/engines/*.plan; do
         [ -e "$plan" ] || continue
         precision=$(basename "$plan" .plan)
         step "$name-$precision-inspect" "$calib" inspect --all --json "$plan"
         step "$name-$precision-compare" "$calib" compare --ref "ort:$model" --target "$plan" --model "$model" --data "$data" --samples 50 --json
-        step "$name-$precision-bench" "$calib" bench "trt:$plan" --model "$model" --batch 1,8 --cuda-graph --layer-times --seconds 2 --json
+        step "$name-$precision-bench" "$calib" bench "trt:$plan" --model "$model" --batch 1,8 --cuda-graph --layer-times --seconds "$seconds" --json
         step "$name-$precision-bisect" "$calib" bisect --target "$plan" --find first --threshold-db 20 --model "$model" --data "$data" \
             --samples 8 --out "$work/bisect-$precision"
     done

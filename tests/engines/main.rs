@@ -1,15 +1,22 @@
 //! The engine path from end to end, against the stand-ins for TensorRT and for the CUDA driver (`tests/stand_in`): what is
 //! run here is calib, and not TensorRT. `make test-engines` runs it for both flavours.
 //!
-//! With `CALIB_REAL_DRIVER` set, NVIDIA's driver and GPU are used, and only TensorRT is stood in for.
+//! With `CALIB_REAL_DRIVER` set, NVIDIA's driver and GPU are used, and only TensorRT is stood in for. `CALIB_UNDER` may then
+//! name a program with its options that runs every command, such as `compute-sanitizer`. `CALIB_STAND_IN` names a folder
+//! of stand-ins that were built elsewhere.
 
 #![cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod device;
+mod models;
+mod outputs;
 mod path;
 mod refusals;
+mod saved;
 mod shapes;
 mod strict;
+mod tried;
 
 use std::{
     path::{Path, PathBuf},
@@ -27,6 +34,9 @@ const FLAVOUR: &str = if cfg!(feature = "tensorrt") { "11" } else { "rtx" };
 fn stand_in() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
+        if let Some(built) = std::env::var_os("CALIB_STAND_IN") {
+            return built.into();
+        }
         let built = Command::new(root().join("tests/stand_in/build.sh")).output().unwrap();
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         root().join("target/stand_in")
@@ -46,8 +56,18 @@ fn with_stand_in(command: &mut Command, orders: &str) {
     }
 }
 
+/// A program to run, under the one that `CALIB_UNDER` names.
+fn under(program: &Path) -> Command {
+    let words = std::env::var("CALIB_UNDER").unwrap_or_default();
+    let mut words = words.split_whitespace();
+    let Some(outer) = words.next() else { return Command::new(program) };
+    let mut command = Command::new(outer);
+    command.args(words).arg(program);
+    command
+}
+
 fn calib_command(orders: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(calib_path());
+    let mut command = under(&calib_path());
     with_stand_in(&mut command, orders);
     command.args(arguments);
     command
@@ -104,7 +124,7 @@ impl Engines {
 
 /// Runs a test of this binary that is marked `#[ignore]`, in a process of its own with the stand-ins.
 fn inside(name: &str, orders: &str) {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    let mut command = under(&std::env::current_exe().unwrap());
     with_stand_in(&mut command, orders);
     let output = command.args([name, "--exact", "--ignored", "--nocapture"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);

@@ -2,14 +2,15 @@
 
 use std::{
     fs,
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use calib_test_support::root;
+use calib_test_support::{calib_path, root};
 use serde_json::Value;
 
-use super::{Engines, FLAVOUR, calib_command, ends, error_of, json, real_driver, succeeds, text};
+use super::{Engines, FLAVOUR, ends, error_of, json, real_driver, succeeds, text, with_stand_in};
 
 /// The node whose result the stand-in doubles where it is told to.
 const NODE: &str = "/blocks/blocks.2/depthwise/conv/Conv";
@@ -100,6 +101,12 @@ fn engines_are_timed_with_and_without_a_graph_by_phase_and_by_layer() {
         let layers = found["layers"][0][1].as_array().unwrap();
         assert!(layers.len() > 40, "{found}");
     }
+    // An engine that another program built has no sidecar; the model then tells what it takes.
+    let bare = engines.path("bare.plan");
+    fs::copy(engines.path("int8.plan"), &bare).unwrap();
+    let model = root().join("calib_data/demo.onnx");
+    let found = json("", &["bench", &bare, "--model", text(&model), "--seconds", "0.05"]);
+    assert!(found["measurements"][0].to_string().contains("compute_ms"), "{found}");
     let bench = ["bench", &engine, "--seconds", "0.05", "--export-times", &times, "--export-profile", &profile];
     succeeds(&bench);
     let times: Value = serde_json::from_slice(&fs::read(times).unwrap()).unwrap();
@@ -149,18 +156,30 @@ fn kernels_are_kept_in_the_runtime_cache_and_read_again() {
 #[test]
 fn an_interrupt_ends_whatever_an_engine_is_at() {
     let engines = Engines::build();
-    let (fp32, out) = (engines.path("fp32.plan"), engines.path("out"));
+    let (fp32, out, run_out) = (engines.path("fp32.plan"), engines.path("out"), engines.path("run"));
     let model = root().join("calib_data/demo.onnx");
-    let other = engines.path("other.plan");
-    let commands: [(&str, &[&str]); 4] = [
-        ("slow-build=200", &["build", "--model", text(&model), "-o", &other]),
-        ("slow=200", &["compare", "--ref", "ort", "--target", &fp32]),
-        ("slow=200", &["bench", &fp32, "--seconds", "60"]),
-        ("slow=200", &["bisect", "--target", &fp32, "--find", "tensors", "--out", &out]),
+    let config = root().join("configs/demo.toml");
+    let (other, quantized) = (engines.path("other.plan"), engines.path("run/model.int8.onnx"));
+    let few = ["--calib-samples", "8", "--eval-samples", "8", "--method", "minmax", "--precisions", "fp32,int8"];
+    let run = [&["run", "--config", text(&config), "--tensorrt", "require", "--out", &run_out], &few[..]].concat();
+    // Orders, the command, and a file that must be there before it is stopped.
+    let commands: [(&str, &[&str], Option<&str>); 6] = [
+        ("slow-build=200", &["build", "--model", text(&model), "-o", &other], None),
+        ("slow=200", &["compare", "--ref", "ort", "--target", &fp32], None),
+        ("slow=200", &["bench", &fp32, "--seconds", "60"], None),
+        ("slow=200", &["bisect", "--target", &fp32, "--find", "tensors", "--out", &out], None),
+        ("slow-build=1000", &run, Some(&quantized)),
+        // This one call does not end by itself.
+        ("slow-load=60000", &["inspect", &fp32, "--all"], None),
     ];
-    for (orders, arguments) in commands {
-        let mut command = calib_command(orders, arguments);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    for (orders, arguments, first) in commands {
+        let mut command = Command::new(calib_path());
+        with_stand_in(&mut command, orders);
+        let child = command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let started = Instant::now();
+        while first.is_some_and(|file| !Path::new(file).exists()) && started.elapsed() < Duration::from_secs(90) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
         std::thread::sleep(Duration::from_millis(1500));
         assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
         let sent = Instant::now();
@@ -170,5 +189,5 @@ fn an_interrupt_ends_whatever_an_engine_is_at() {
         assert!(error.contains("interrupted") && !error.contains("stand-in: "), "{arguments:?}: {error}");
         assert!(sent.elapsed() < Duration::from_secs(5), "{arguments:?}: {:?}", sent.elapsed());
     }
-    assert!(!std::path::Path::new(&other).exists());
+    assert!(!Path::new(&other).exists());
 }

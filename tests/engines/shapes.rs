@@ -2,36 +2,12 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use calib_test_support::python;
 use trtcalib::{
     backend::tensorrt::{EngineOptions, OptimizationProfile, RunnerOptions, build_engine, require_library, run_engine},
     tensor::{Tensor, TensorMap, Values},
 };
 
-use super::inside;
-
-const MAKE: &str = r#"
-import sys
-import numpy as np, onnx
-from onnx import TensorProto as T, helper as h, numpy_helper as n
-def save(name, nodes, inputs, outputs, weights=(), opset=19):
-    info = lambda values: [h.make_tensor_value_info(*value) for value in values]
-    graph = h.make_graph(nodes, "g", info(inputs), info(outputs), [n.from_array(w, k) for k, w in weights])
-    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", opset)], ir_version=9), f"{sys.argv[1]}/{name}.onnx")
-x = ("x", T.FLOAT, ["n", 4])
-save("reshaped", [h.make_node("Reshape", ["x", "to"], ["y"], "reshape")], [x, ("to", T.INT64, [2])], [("y", T.FLOAT, [None, None])])
-save("found", [h.make_node("NonZero", ["x"], ["y"], "nonzero")], [x], [("y", T.INT64, [2, None])])
-save("types", [h.make_node("Cast", ["x"], [f"as {name}"], name, to=kind) for name, kind in
-     (("int64", T.INT64), ("int32", T.INT32), ("half", T.FLOAT16), ("bf16", T.BFLOAT16), ("bool", T.BOOL), ("uint8", T.UINT8))],
-     [x], [(f"as {name}", kind, ["n", 4]) for name, kind in (("int64", T.INT64), ("int32", T.INT32), ("half", T.FLOAT16),
-      ("bf16", T.BFLOAT16), ("bool", T.BOOL), ("uint8", T.UINT8))])
-save("narrow", [h.make_node("Cast", ["x"], ["y"], "cast", to=T.FLOAT8E4M3FN)], [x], [("y", T.FLOAT8E4M3FN, ["n", 4])])
-save("wide", [h.make_node("Cast", ["b"], ["y"], "cast", to=T.FLOAT)], [("b", T.BFLOAT16, ["n", 4])], [("y", T.FLOAT, ["n", 4])])
-save("empty", [h.make_node("Slice", ["x", "from", "to", "axes"], ["none"], "slice"), h.make_node("Neg", ["x"], ["y"], "neg")],
-     [x], [("none", T.FLOAT, ["n", 0]), ("y", T.FLOAT, ["n", 4])], [(k, np.array([v], np.int64)) for k, v in (("from", 0), ("to", 0), ("axes", 1))])
-save("doubled", [h.make_node("Add", ["an input", "an input"], ["the sum"], "sum of both")], [("an input", T.FLOAT, ["n", 4])],
-     [("the sum", T.FLOAT, ["n", 4])])
-"#;
+use super::{inside, models};
 
 /// What an engine of the model gives for these inputs; its inputs' first extents go from 1 to 8.
 fn run(folder: &Path, model: &str, calls: &[Vec<(&str, Tensor)>]) -> Result<Vec<TensorMap>, String> {
@@ -61,10 +37,10 @@ fn floats(rows: usize) -> Tensor {
     Tensor::new(vec![rows, 4], Values::F32((0..rows * 4).map(|i| i as f32).collect())).unwrap()
 }
 
-fn folder() -> Option<tempfile::TempDir> {
+fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    python(MAKE, &[folder.path()])?;
-    Some(folder)
+    models::save_kinds(folder.path());
+    folder
 }
 
 #[test]
@@ -77,7 +53,7 @@ fn tensors_of_every_kind() {
 #[test]
 #[ignore = "run by another test, with the stand-ins"]
 fn kinds_of_tensors() {
-    let Some(folder) = folder() else { return };
+    let folder = folder();
     let found = run(folder.path(), "types", &[vec![("x", floats(2))]]).unwrap();
     let values = |name: &str| found[0][name].values().clone();
     assert_eq!(values("as int64"), Values::I64((0..8).collect()));
@@ -89,8 +65,13 @@ fn kinds_of_tensors() {
     let error = run(folder.path(), "narrow", &[vec![("x", floats(2))]]).unwrap_err();
     assert!(error.contains("output `y` has a type that has no counterpart here"), "{error}");
 
-    let found = run(folder.path(), "wide", &[vec![("b", found[0]["as bf16"].clone())]]).unwrap();
-    assert_eq!(found[0]["y"].values(), floats(2).values());
+    for (model, name) in [("from bf16", "as bf16"), ("from int64", "as int64")] {
+        let found = run(folder.path(), model, &[vec![("b", found[0][name].clone())]]).unwrap();
+        assert_eq!(found[0]["y"].values(), floats(2).values(), "{model}");
+    }
+    let error = run(folder.path(), "from fp8", &[vec![("b", floats(2))]]).unwrap_err();
+    assert!(error.contains("input `b` has a type that has no counterpart here"), "{error}");
+
     let found = run(folder.path(), "empty", &[vec![("x", floats(3))]]).unwrap();
     assert_eq!((found[0]["none"].shape(), found[0]["y"].shape()), (&[3, 0][..], &[3, 4][..]));
 
@@ -118,7 +99,7 @@ fn shape(extents: &[i64]) -> Tensor {
 #[test]
 #[ignore = "run by another test, with the stand-ins"]
 fn shapes_by_values() {
-    let Some(folder) = folder() else { return };
+    let folder = folder();
     let calls: Vec<_> =
         [[4, 2], [2, 4], [8, 1], [4, 2]].iter().map(|to| vec![("x", floats(2)), ("to", shape(to))]).collect();
     let found = run(folder.path(), "reshaped", &calls).unwrap();
@@ -131,7 +112,7 @@ fn shapes_by_values() {
 #[test]
 #[ignore = "run by another test, with the stand-ins"]
 fn formats_that_are_packed() {
-    let Some(folder) = folder() else { return };
+    let folder = folder();
     let error = run(folder.path(), "types", &[vec![("x", floats(2))]]).unwrap_err();
     assert!(error.contains("`x`") && error.contains("kCHW32"), "{error}");
 }

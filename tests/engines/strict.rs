@@ -23,6 +23,8 @@ fn every_breach_of_a_rule_ends_with_a_sentence() {
         ("driver-in-host-function", "a host function called cuMemAlloc_v2"),
         ("no-context", "no CUDA context is current"),
         ("no-shape", "before every input had a shape"),
+        ("shape-outside", "before every input had a shape"),
+        ("other-context", "before every input had a shape"),
         ("no-address", "tensor `input` has no address"),
         ("small-tensor", "needs 49152 bytes, and the memory there has 49148"),
         ("host-tensor", "lies in no device memory"),

@@ -5,15 +5,14 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 project=$(cd "$here/../.." && pwd)
 out=${1:-$project/target/stand_in}
+newest=$(find "$here" "$project/src/backend/cuda" -name '*.cpp' -newer "$out/done" -o -name '*.h' -newer "$out/done" \
+    -o -name '*.cu' -newer "$out/done" -o -name '*.py' -newer "$out/done" -o -name build.sh -newer "$out/done" 2>/dev/null || echo none)
+if [ -e "$out/done" ] && [ -z "$newest" ]; then exit 0; fi
 crate=$(cd "$project" && cargo metadata --format-version 1 --offline --features tensorrt-rtx 2>/dev/null |
     python3 -c 'import json, sys; print(next(p["manifest_path"] for p in json.load(sys.stdin)["packages"] if p["name"] == "trtx-sys"))')
 headers=$(dirname "$crate")/TensorRT-Headers
 runtime=$(find "$project/.runtime/onnxruntime" -maxdepth 1 -name 'libonnxruntime.so.*' | sort | tail -1)
 [ -n "$runtime" ] || { echo "ONNX Runtime is missing; run make setup" >&2; exit 1; }
-
-newest=$(find "$here" "$project/src/backend/cuda" -name '*.cpp' -newer "$out/done" -o -name '*.h' -newer "$out/done" \
-    -o -name '*.cu' -newer "$out/done" -o -name '*.py' -newer "$out/done" -o -name build.sh -newer "$out/done" 2>/dev/null || echo none)
-if [ -e "$out/done" ] && [ -z "$newest" ]; then exit 0; fi
 
 # NVIDIA's compiler library brings a C++ library of its own, which must not meet ours.
 flags=(-std=c++20 -O1 -g -fPIC -fvisibility=hidden -fno-gnu-unique -static-libstdc++ -static-libgcc -Wl,--version-script="$out/exports" -Wall -Wextra -Werror -Wno-unused-parameter -Wno-deprecated-declarations

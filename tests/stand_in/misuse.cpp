@@ -134,6 +134,21 @@ int main(int count, char** arguments) {
              addresses(one, INPUT, 4096);
              enqueue(one);
          }},
+        {"shape-outside", [&] {
+             auto one = run(plan);
+             shape(one);
+             addresses(one, INPUT, 4096);
+             one.context->setInputShape("input", nvinfer1::Dims4{1000, 3, 64, 64});
+             enqueue(one);
+         }},
+        {"other-context", [&] {
+             auto one = run(plan);
+             shape(one);
+             Run other = one;
+             other.context = one.engine->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kSTATIC);
+             addresses(other, INPUT, 4096);
+             enqueue(other);
+         }},
         {"no-address", [&] {
              auto one = run(plan);
              shape(one);

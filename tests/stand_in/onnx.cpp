@@ -106,6 +106,16 @@ void append(std::string* to, uint64_t number, std::string_view content) {
     to->append(content);
 }
 
+constexpr uint64_t BF16 = 16; // ONNX's number
+
+bool casts_to(std::string_view node, uint64_t type) {
+    for (const Field& attribute : fields_of(node))
+        if (attribute.number == 5)
+            for (const Field& part : fields_of(attribute.content))
+                if (part.number == 3 && part.value == type) return true;
+    return false;
+}
+
 } // namespace
 
 bool read_model(const std::string& bytes, Model* model) {
@@ -175,6 +185,57 @@ std::string with_fault(const std::string& bytes, const std::string& name) {
         planted = true;
     }
     if (!planted) return "";
+    for (const Field& field : fields_of(bytes)) {
+        if (field.number == 7) append(&made, 7, graph);
+        else made.append(field.whole);
+    }
+    return made;
+}
+
+std::string in_floats(const std::string& bytes) {
+    std::string graph, made;
+    for (const Field& field : fields_of(graph_of(bytes))) {
+        if (field.number == 13) continue; // types of what lies between: ONNX Runtime finds them
+        if (field.number == 5) {
+            std::string weight, wide;
+            bool narrow = false;
+            for (const Field& part : fields_of(field.content)) {
+                narrow |= part.number == 2 && part.value == BF16;
+                if (part.number == 9)
+                    for (size_t i = 0; i + 1 < part.content.size(); i += 2) wide.append("\0\0", 2).append(part.content.substr(i, 2));
+                if (part.number != 2 && part.number != 9) weight.append(part.whole);
+            }
+            if (narrow) {
+                append_varint(&weight, 2 << 3);
+                append_varint(&weight, 1); // FP32
+                append(&weight, 9, wide);
+                append(&graph, 5, weight);
+                continue;
+            }
+        }
+        Node node = field.number == 1 ? node_of(field.content) : Node{};
+        graph.append(field.whole);
+        if (node.op != "Cast" || !casts_to(field.content, BF16)) continue;
+        // What the cast rounds stays rounded, in FP32.
+        std::string rounded = node.outputs[0] + "__rounded", narrow, back, to;
+        for (const Field& part : fields_of(field.content)) {
+            if (part.number == 2) append(&narrow, 2, rounded);
+            else narrow.append(part.whole);
+        }
+        append(&to, 1, "to");
+        append_varint(&to, 3 << 3);
+        append_varint(&to, 1); // FP32
+        append_varint(&to, 20 << 3);
+        append_varint(&to, 2); // an integer
+        append(&back, 1, rounded);
+        append(&back, 2, node.outputs[0]);
+        append(&back, 3, node.name + "__rounded");
+        append(&back, 4, "Cast");
+        append(&back, 5, to);
+        graph.resize(graph.size() - field.whole.size());
+        append(&graph, 1, narrow);
+        append(&graph, 1, back);
+    }
     for (const Field& field : fields_of(bytes)) {
         if (field.number == 7) append(&made, 7, graph);
         else made.append(field.whole);

@@ -37,6 +37,9 @@ bool read_model(const std::string& bytes, Model* model);
 // The model with what `node` gives doubled; empty where there is no such node.
 std::string with_fault(const std::string& bytes, const std::string& node);
 
+// The model with its BF16 values in FP32, rounded where it casts to BF16: ONNX Runtime has no BF16 on the CPU.
+std::string in_floats(const std::string& bytes);
+
 // Bytes of an element; 0 for types that TensorRT has not.
 size_t size_of_type(int type);
 

@@ -328,6 +328,7 @@ struct Context : apiv::RefusedVExecutionContext {
         if (!tensor.input) refuse(std::string("setInputShape of `") + name + "`, which is an output");
         Extents extents = extents_of(dims);
         auto refused = [&](const std::string& why) {
+            shapes.erase(name);
             return error("IExecutionContext::setInputShape: Error Code 3: API Usage Error (" + why + ")");
         };
         if (extents.size() != tensor.extents.size()) return refused("the rank of `" + tensor.name + "` is another");
@@ -628,6 +629,7 @@ struct Runtime : apiv::RefusedVRuntime {
 
     ICudaEngine* deserializeCudaEngine(void const* blob, std::size_t size) noexcept override {
         needs_context("deserializeCudaEngine");
+        rest_for("slow-load");
         Plan plan;
         if (!read_plan(std::string(static_cast<const char*>(blob), size), &plan))
             return error("IRuntime::deserializeCudaEngine: Error Code 1: Serialization (the plan is none of the stand-in's)");
@@ -644,6 +646,7 @@ struct Runtime : apiv::RefusedVRuntime {
         read_model(plan.model, &loaded->model);
         std::string reason;
         loaded->session = Session::open(bytes, &reason);
+        if (!loaded->session) loaded->session = Session::open(in_floats(bytes), &reason);
         if (!loaded->session) return error("the stand-in computes on the CPU, where this model does not run: " + reason);
         loaded->detailed = plan.detailed;
         loaded->layers = layers_of(loaded->model);

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Line coverage of the code that runs engines (src/backend/tensorrt and src/backend/cuda, without their tests), by the tests
+# that run it without a GPU: unit tests, engines on the stand-ins for both flavours, and kernels on the stand-in's CPU.
+#
+#     rustup component add llvm-tools && scripts/coverage.sh [PERCENT]
+#
+# Fails below PERCENT (85). The CUDA C++ of the kernels is not counted: only a GPU runs it as it is.
+set -euo pipefail
+
+# Called by cargo in the compiler's place, for the packages of this workspace alone.
+if [[ ${1:-} == */rustc || ${1:-} == rustc ]]; then exec "$@" -C instrument-coverage; fi
+
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/.."
+tools=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin
+[ -x "$tools/llvm-cov" ] || { echo "llvm-cov is missing; run: rustup component add llvm-tools" >&2; exit 2; }
+tests/stand_in/build.sh
+out=target/coverage
+rm -rf "$out"
+mkdir -p "$out"
+export RUSTC_WORKSPACE_WRAPPER=$here/coverage.sh LLVM_PROFILE_FILE=$PWD/$out/%4m.profraw
+objects=()
+
+covered() { # name, features, arguments of cargo test...; the name's last test binary is kept as an object
+    local name=$1 features=$2
+    shift 2
+    cargo test --features "$features" "$@" 2>&1 | tee "$out/$name.txt"
+    objects+=(-object "$(sed -n 's/^ *Running .*(\(.*\))$/\1/p' "$out/$name.txt" | tail -1)")
+    # The program of the other flavour will take its place.
+    cp target/debug/calib "$out/calib-$features"
+}
+
+for features in tensorrt-rtx tensorrt; do
+    covered "unit-$features" $features -p trtcalib --lib backend::
+    covered "engines-$features" $features -p calib-cli --test engines
+    objects+=(-object "$out/calib-$features")
+done
+LD_LIBRARY_PATH=$PWD/target/stand_in/cuda covered gpu tensorrt-rtx -p trtcalib --test gpu -- --ignored --test-threads=1 \
+    magnitudes:: pairs:: values:: --skip a_large
+
+"$tools/llvm-profdata" merge -sparse "$out"/*.profraw -o "$out/all.profdata"
+"$tools/llvm-cov" export -format=lcov -instr-profile "$out/all.profdata" "${objects[@]:1}" \
+    -sources src/backend/tensorrt src/backend/cuda > "$out/all.lcov"
+python3 "$here/coverage.py" "$out/all.lcov" "${1:-85}"

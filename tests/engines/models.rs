@@ -1,0 +1,97 @@
+//! Small models, written for what an engine does with their inputs and outputs.
+
+use std::path::Path;
+
+use prost::Message;
+use trtcalib::{
+    onnx::proto::{
+        AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, TensorProto,
+        TensorShapeProto, TensorTypeProto, TypeProto, TypeValue, ValueInfoProto,
+    },
+    tensor::{ElementType, Tensor, Values},
+};
+
+/// ONNX's number of the 8-bit float E4M3.
+pub const FP8: i32 = 17;
+
+/// An input or output; extents below 0 are open.
+pub fn value(name: &str, data_type: i32, extents: &[i64]) -> ValueInfoProto {
+    let dim = |&extent: &i64| DimensionProto {
+        value: Some(if extent < 0 {
+            DimensionValue::DimParam(format!("n{extent}"))
+        } else {
+            DimensionValue::DimValue(extent)
+        }),
+        ..Default::default()
+    };
+    let shape = TensorShapeProto { dim: extents.iter().map(dim).collect() };
+    let tensor = TensorTypeProto { elem_type: Some(data_type), shape: Some(shape) };
+    let kind = TypeProto { value: Some(TypeValue::TensorType(tensor)), ..Default::default() };
+    ValueInfoProto { name: Some(name.to_owned()), r#type: Some(kind), ..Default::default() }
+}
+
+pub fn float(name: &str, extents: &[i64]) -> ValueInfoProto {
+    value(name, ElementType::F32.onnx(), extents)
+}
+
+pub fn weight(name: &str, shape: &[usize], values: Vec<f32>) -> TensorProto {
+    TensorProto::from_tensor(name, Tensor::from_f32(shape.to_vec(), values).unwrap())
+}
+
+fn integer(name: &str, value: i64) -> TensorProto {
+    TensorProto::from_tensor(name, Tensor::new(vec![1], Values::I64(vec![value])).unwrap())
+}
+
+fn cast(from: &str, to: &str, data_type: i32) -> NodeProto {
+    NodeProto::new("Cast", to, &[from], &[to]).with(AttributeProto::int("to", i64::from(data_type)))
+}
+
+/// Writes a model as `name.onnx`.
+pub fn save(
+    folder: &Path,
+    name: &str,
+    node: Vec<NodeProto>,
+    input: Vec<ValueInfoProto>,
+    output: Vec<ValueInfoProto>,
+    initializer: Vec<TensorProto>,
+) {
+    let graph = GraphProto { name: Some("g".to_owned()), node, initializer, input, output, ..Default::default() };
+    let mut model = ModelProto { ir_version: Some(9), graph: Some(graph), ..Default::default() };
+    model.set_opset("", 19);
+    std::fs::write(folder.join(format!("{name}.onnx")), model.encode_to_vec()).unwrap();
+}
+
+/// Types that the model `types` casts its input to.
+pub const TYPES: [(&str, ElementType); 6] = [
+    ("as int64", ElementType::I64),
+    ("as int32", ElementType::I32),
+    ("as half", ElementType::F16),
+    ("as bf16", ElementType::Bf16),
+    ("as bool", ElementType::Bool),
+    ("as uint8", ElementType::U8),
+];
+
+/// Writes the models of `shapes.rs`.
+pub fn save_kinds(folder: &Path) {
+    let x = || vec![float("x", &[-1, 4])];
+    let (f32, i64) = (ElementType::F32.onnx(), ElementType::I64.onnx());
+    let reshape = NodeProto::new("Reshape", "reshape", &["x", "to"], &["y"]);
+    let inputs = vec![float("x", &[-1, 4]), value("to", i64, &[2])];
+    save(folder, "reshaped", vec![reshape], inputs, vec![float("y", &[-2, -3])], vec![]);
+    let nonzero = NodeProto::new("NonZero", "nonzero", &["x"], &["y"]);
+    save(folder, "found", vec![nonzero], x(), vec![value("y", i64, &[2, -1])], vec![]);
+    let casts = TYPES.iter().map(|(name, kind)| cast("x", name, kind.onnx())).collect();
+    let outputs = TYPES.iter().map(|(name, kind)| value(name, kind.onnx(), &[-1, 4])).collect();
+    save(folder, "types", casts, x(), outputs, vec![]);
+    save(folder, "narrow", vec![cast("x", "y", FP8)], x(), vec![value("y", FP8, &[-1, 4])], vec![]);
+    for (name, data_type) in [("from bf16", ElementType::Bf16.onnx()), ("from int64", i64), ("from fp8", FP8)] {
+        let (input, output) = (vec![value("b", data_type, &[-1, 4])], vec![float("y", &[-1, 4])]);
+        save(folder, name, vec![cast("b", "y", f32)], input, output, vec![]);
+    }
+    let slice = NodeProto::new("Slice", "slice", &["x", "from", "to", "axes"], &["none"]);
+    let nodes = vec![slice, NodeProto::new("Neg", "neg", &["x"], &["y"])];
+    let bounds = vec![integer("from", 0), integer("to", 0), integer("axes", 1)];
+    save(folder, "empty", nodes, x(), vec![float("none", &[-1, 0]), float("y", &[-1, 4])], bounds);
+    let add = NodeProto::new("Add", "sum of both", &["an input", "an input"], &["the sum"]);
+    save(folder, "doubled", vec![add], vec![float("an input", &[-1, 4])], vec![float("the sum", &[-1, 4])], vec![]);
+}
