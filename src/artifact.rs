@@ -1,6 +1,7 @@
 //! Files that outlive a run: written whole or not at all, and always saying what made them.
 
 use std::{
+    cell::Cell,
     fmt,
     fs::File,
     io::{self, BufWriter, Read, Write},
@@ -124,6 +125,47 @@ pub fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
+thread_local! {
+    /// The beginning of the path that this thread reads from, and its length. Kept without the heap, to be told when there
+    /// is none left.
+    static BEING_READ: Cell<([u8; SHOWN_BYTES], usize)> = const { Cell::new(([0; SHOWN_BYTES], 0)) };
+}
+
+/// Bytes of a path that are told.
+const SHOWN_BYTES: usize = 512;
+
+/// Says what this thread reads while it lives: see [`being_read`].
+#[derive(Debug)]
+pub struct Reading {
+    before: ([u8; SHOWN_BYTES], usize),
+}
+
+impl Reading {
+    /// The thread begins to read `path`.
+    pub fn of(path: &Path) -> Self {
+        let path = path.as_os_str().as_encoded_bytes();
+        // The end tells more than the beginning.
+        let path = &path[path.len().saturating_sub(SHOWN_BYTES)..];
+        let mut shown = [0; SHOWN_BYTES];
+        shown[..path.len()].copy_from_slice(path);
+        Self { before: BEING_READ.replace((shown, path.len())) }
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        BEING_READ.set(self.before);
+    }
+}
+
+/// Tells the path that this thread reads from, if it does. Takes no memory: for the moment when there is none.
+pub fn being_read(tell: &mut dyn FnMut(&[u8])) {
+    let (path, length) = BEING_READ.get();
+    if length > 0 {
+        tell(&path[..length]);
+    }
+}
+
 /// Ending of files that are being written.
 const UNFINISHED: &str = ".calib.tmp";
 
@@ -205,6 +247,7 @@ pub fn read_json<T: for<'de> Deserialize<'de>>(
     kind: &'static str,
     version: u32,
 ) -> Result<T, ArtifactError> {
+    let _reading = Reading::of(path);
     let bytes = read_regular(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
     let invalid = |reason: String| ArtifactError::Format { path: path.to_owned(), kind, reason };
     // Straight into the types: a tree of any JSON takes many times the memory of its text.

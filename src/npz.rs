@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    artifact::{ArtifactError, write_atomic_with},
+    artifact::{ArtifactError, open_regular, read_regular, write_atomic_with},
     tensor::{ElementType, Tensor, TensorMap},
 };
 
@@ -48,13 +48,13 @@ pub enum ArrayError {
 
 /// Reads a `.npy` file.
 pub fn read_npy(path: &Path) -> Result<Tensor, ArrayError> {
-    let bytes = std::fs::read(path).map_err(|source| ArrayError::Read { path: path.to_owned(), source })?;
+    let bytes = read_regular(path).map_err(|source| ArrayError::Read { path: path.to_owned(), source })?;
     parse_npy(&bytes).map_err(|reason| ArrayError::Format { path: path.to_owned(), reason })
 }
 
 /// Reads all arrays of a `.npz` file, by name.
 pub fn read_npz(path: &Path) -> Result<TensorMap, ArrayError> {
-    let file = File::open(path).map_err(|source| ArrayError::Read { path: path.to_owned(), source })?;
+    let file = open_regular(path).map_err(|source| ArrayError::Read { path: path.to_owned(), source })?;
     let invalid = |reason: String| ArrayError::Format { path: path.to_owned(), reason };
     let mut budget = Budget::of(&file).map_err(|source| ArrayError::Read { path: path.to_owned(), source })?;
     let mut archive = zip::ZipArchive::new(BufReader::new(file))

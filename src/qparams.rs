@@ -5,9 +5,13 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The smallest scale there is. Channels and tensors without any magnitude get it instead of zero, which TensorRT
-/// rejects; the product of two such scales is still a normal `float32`.
-pub const MIN_SCALE: f32 = 1.0 / (1u64 << 40) as f32;
+/// The scale of channels and tensors without any magnitude, instead of zero, which TensorRT rejects; the product of two
+/// such scales is a normal `float32`.
+pub const ZERO_SCALE: f32 = 1.0 / (1u64 << 40) as f32;
+
+/// The smallest scale of what has a magnitude, 2⁻¹¹⁰: ranges from 10⁻³⁰ on have steps of their own, and what is smaller
+/// (what folding left of a dead channel, often) does not reach the numbers that processors take for zero.
+pub const MIN_SCALE: f32 = f32::from_bits((127 - 110) << 23);
 
 /// The largest magnitude of E4M3.
 pub const E4M3_MAX: f32 = 448.0;
@@ -41,9 +45,9 @@ impl QuantType {
         }
     }
 
-    /// The scale for values up to `amax`: `amax / max`, and never below [`MIN_SCALE`].
+    /// The scale for values up to `amax`: `amax / max`, and never below [`MIN_SCALE`]; [`ZERO_SCALE`] for 0.
     pub fn scale(self, amax: f32) -> f32 {
-        (amax / self.max()).max(MIN_SCALE)
+        if amax == 0.0 { ZERO_SCALE } else { (amax / self.max()).max(MIN_SCALE) }
     }
 
     /// The code of `value`; for the integers the two's complement.
@@ -285,11 +289,11 @@ mod tests {
 
     #[test]
     fn dead_channels_have_a_tiny_positive_scale() {
-        let weights = [0.0, 0.0, 127.0, -254.0, 1e-30, 0.0];
-        let params = QParams::per_channel(QuantType::Int8Narrow, 0, &[3, 2], &weights).unwrap();
-        assert_eq!(params.scales, [MIN_SCALE, 2.0, MIN_SCALE]);
-        assert!((MIN_SCALE * MIN_SCALE).is_normal());
-        assert_eq!(params.quantize(&[3, 2], &weights).unwrap(), [0, 0, 64, 129, 0, 0]);
+        let weights = [0.0, 0.0, 127.0, -254.0, 1e-40, 0.0, 1.27e-30, -1e-32];
+        let params = QParams::per_channel(QuantType::Int8Narrow, 0, &[4, 2], &weights).unwrap();
+        assert_eq!(params.scales, [ZERO_SCALE, 2.0, MIN_SCALE, 1.27e-30 / 127.0]);
+        assert!((ZERO_SCALE * ZERO_SCALE).is_normal() && MIN_SCALE == 2f32.powi(-110));
+        assert_eq!(params.quantize(&[4, 2], &weights).unwrap(), [0, 0, 64, 129, 0, 0, 127, 255]);
     }
 
     #[test]

@@ -312,6 +312,9 @@ pub struct CompareArgs {
     /// Evaluation samples; 0 for all [default: 0]
     #[arg(long, value_name = "N")]
     pub samples: Option<usize>,
+    /// Compare also samples that a target was calibrated on
+    #[arg(long)]
+    pub calibration_samples: bool,
     /// Threshold on a metric, e.g. top1=0.98 (repeatable); failing one gives exit status 1
     #[arg(long, value_name = "METRIC=VALUE")]
     pub gate: Vec<Gate>,

@@ -6,6 +6,7 @@ use clap::Parser;
 
 pub mod args;
 pub mod commands;
+pub mod heap;
 pub mod printer;
 
 /// Runs `calib` with the words of a command line, the program's name first, and returns its exit status: 0 passed,

@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+#[global_allocator]
+static HEAP: calib_cli::heap::Heap = calib_cli::heap::Heap;
+
 fn main() -> ExitCode {
     ExitCode::from(calib_cli::calib(std::env::args_os()))
 }

@@ -1,7 +1,8 @@
 //! TensorRT's calibration cache (TensorRT 10 and older): written for such engines, read to take over their ranges.
 //!
 //! The first line is `TRT-<version>-<algorithm>`; every other is a tensor's name, a colon, and the bits of its `float32`
-//! scale (`amax / 127`) in hexadecimal. Names may contain colons.
+//! scale (`amax / 127`) in hexadecimal. Names may contain colons. Read are also files with a byte order mark, without the
+//! first line, and in the text form that onnxruntime writes (`tensor amax`).
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -13,15 +14,20 @@ use crate::{
 
 const KIND: &str = "TensorRT calibration cache";
 
+/// An entry that stands for no tensor: the ranges are of random numbers. TensorRT passes over names that it does not know.
+const RANDOM_DATA: &str = "calib.random_data";
+
 /// A calibration cache.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CalibrationCache {
-    /// TensorRT's version, as it stands in the file: `101300` for 10.13.
+    /// TensorRT's version, as it stands in the file: `101300` for 10.13; empty where the file has no header.
     pub version: String,
-    /// Name of TensorRT's calibrator, such as `EntropyCalibration2`.
+    /// Name of TensorRT's calibrator, such as `EntropyCalibration2`; empty where the file has no header.
     pub algorithm: String,
-    /// Scale by tensor name: finite and above zero.
+    /// Scale by tensor name: finite and not negative. TensorRT 8 writes 0 for tensors of zeros.
     pub scales: BTreeMap<String, f32>,
+    /// Whether the ranges are of random numbers.
+    pub random_data: bool,
 }
 
 impl CalibrationCache {
@@ -32,6 +38,7 @@ impl CalibrationCache {
             version: "101300".to_owned(),
             algorithm: "EntropyCalibration2".to_owned(),
             scales: table.tensors.iter().map(|(name, range)| (name.clone(), scale(range))).collect(),
+            random_data: table.random_data,
         }
     }
 
@@ -62,13 +69,17 @@ impl CalibrationCache {
             tool: Tool::current(),
             model_hash,
             data_hash: ContentHash::of_bytes(self.to_text().as_bytes()),
-            method: format!("TensorRT {} {}", self.version, self.algorithm),
+            method: match self.version.as_str() {
+                "" => "a calibration cache".to_owned(),
+                version => format!("TensorRT {version} {}", self.algorithm),
+            },
             percentile: 100.0,
             samples: 0,
-            random_data: false,
+            random_data: self.random_data,
             tensors: self.scales.iter().map(|(name, &scale)| (name.clone(), range(scale))).collect(),
             bias_corrections: BTreeMap::new(),
             magnitudes: None,
+            calibrated_on: BTreeMap::new(),
             recovered: None,
         }
     }
@@ -82,7 +93,9 @@ impl CalibrationCache {
     }
 
     fn to_text(&self) -> String {
-        let lines = self.scales.iter().map(|(name, scale)| format!("{name}: {:08x}\n", scale.to_bits()));
+        let mark = self.random_data.then_some((RANDOM_DATA, 1.0));
+        let lines = mark.into_iter().chain(self.scales.iter().map(|(name, &scale)| (name.as_str(), scale)));
+        let lines = lines.map(|(name, scale)| format!("{name}: {:08x}\n", scale.to_bits()));
         format!("TRT-{}-{}\n{}", self.version, self.algorithm, lines.collect::<String>())
     }
 
@@ -94,20 +107,36 @@ impl CalibrationCache {
     }
 
     fn parse(text: &str) -> Result<Self, (usize, String)> {
-        let mut lines = text.split('\n').zip(1..);
-        let header = lines.next().map_or("", |(line, _)| line.trim_end());
-        let (version, algorithm) = header
-            .strip_prefix("TRT-")
-            .and_then(|rest| rest.split_once('-'))
-            .ok_or_else(|| (1, "not `TRT-<version>-<algorithm>`".to_owned()))?;
-        let mut scales = BTreeMap::new();
+        let text = text.trim_start_matches('\u{feff}');
+        let mut lines = text.split('\n').zip(1..).peekable();
+        let first = lines.next_if(|(line, _)| line.starts_with("TRT-"));
+        let [version, algorithm] = match first {
+            Some((line, number)) => {
+                let parts = line.trim_end().splitn(3, '-').collect::<Vec<_>>();
+                let [_, version, algorithm] = parts[..] else {
+                    return Err((number, "not `TRT-<version>-<algorithm>`".to_owned()));
+                };
+                [version, algorithm].map(str::to_owned)
+            }
+            None => [String::new(), String::new()],
+        };
+        let (mut scales, mut random_data) = (BTreeMap::new(), false);
         for (line, number) in lines.filter(|(line, _)| !line.trim().is_empty()) {
-            let (name, scale) = parse_line(line).map_err(|reason| (number, reason))?;
-            if scales.insert(name.to_owned(), scale).is_some() {
+            let read = parse_line(line).or_else(|reason| {
+                let plain = first.is_none().then(|| parse_plain(line)).flatten();
+                plain.ok_or(reason)
+            });
+            let (name, scale) = read.map_err(|reason| (number, reason))?;
+            if name == RANDOM_DATA {
+                random_data = true;
+            } else if scales.insert(name.to_owned(), scale).is_some() {
                 return Err((number, format!("tensor `{name}` is there twice")));
             }
         }
-        Ok(Self { version: version.to_owned(), algorithm: algorithm.to_owned(), scales })
+        if scales.is_empty() && first.is_none() {
+            return Err((1, "neither `TRT-<version>-<algorithm>` nor the scale of a tensor".to_owned()));
+        }
+        Ok(Self { version, algorithm, scales, random_data })
     }
 }
 
@@ -119,11 +148,18 @@ fn parse_line(line: &str) -> Result<(&str, f32), String> {
         .and_then(|digits| u32::from_str_radix(digits, 16).ok())
         .ok_or_else(|| format!("`{digits}` is not the hexadecimal bits of a scale"))?;
     let scale = f32::from_bits(bits);
-    if scale.is_finite() && scale > 0.0 {
-        Ok((name, scale))
+    if scale.is_finite() && scale >= 0.0 {
+        Ok((name, scale.abs()))
     } else {
-        Err(format!("the scale of tensor `{name}` is {scale}; a scale is finite and above zero"))
+        Err(format!("the scale of tensor `{name}` is {scale}; a scale is finite and not negative"))
     }
+}
+
+/// A line as onnxruntime's `write_calibration_table` writes it: the tensor and its largest magnitude.
+fn parse_plain(line: &str) -> Option<(&str, f32)> {
+    let (name, range) = line.trim_end().rsplit_once(' ').filter(|(name, _)| !name.is_empty())?;
+    let range: f32 = range.parse().ok().filter(|range: &f32| range.is_finite() && *range >= 0.0)?;
+    Some((name, range / 127.0))
 }
 
 fn invalid(path: &Path, reason: String) -> ArtifactError {
@@ -147,9 +183,33 @@ mod tests {
     }
 
     #[test]
+    fn other_forms_are_read() {
+        let scales = |text: &str| CalibrationCache::parse(text).unwrap().scales.into_iter().collect::<Vec<_>>();
+        let one = |scale| vec![("a:0".to_owned(), scale)];
+        assert_eq!(scales("\u{feff}TRT-8401-EntropyCalibration2\r\na:0: 3f800000\r\n"), one(1.0));
+        assert_eq!(scales("TRT-8401-EntropyCalibration2\na:0: 0"), one(0.0));
+        assert_eq!(scales("a:0: 3f800000\n"), one(1.0));
+        assert_eq!(scales("a:0 254.0\n"), one(2.0));
+    }
+
+    #[test]
+    fn random_data_is_marked_and_the_mark_is_no_tensor() {
+        let mut cache = CalibrationCache::parse("TRT-101300-EntropyCalibration2\na: 3f800000\n").unwrap();
+        assert!(!cache.random_data && !cache.to_table(ContentHash::of_bytes(b"")).random_data);
+        cache.random_data = true;
+        let read = CalibrationCache::parse(&cache.to_text()).unwrap();
+        assert_eq!(read, cache);
+        assert!(read.to_table(ContentHash::of_bytes(b"")).random_data && read.scales.len() == 1);
+    }
+
+    #[test]
     fn bad_lines_are_named() {
         for (text, line, reason) in [
-            ("calibration", 1, "TRT-<version>"),
+            ("calibration", 1, "tensor: scale"),
+            ("", 1, "TRT-<version>"),
+            ("TRT-1", 1, "TRT-<version>"),
+            ("TRT-1-X\na 1.5", 2, "tensor: scale"),
+            ("a 1.5\nb -1.5", 2, "tensor: scale"),
             ("TRT-1-X\na: 3f800000\nnonsense", 3, "tensor: scale"),
             ("TRT-1-X\n: 3f800000", 2, "tensor: scale"),
             ("TRT-1-X\na: +f800000", 2, "hexadecimal"),
@@ -157,8 +217,7 @@ mod tests {
             ("TRT-1-X\na:", 2, "hexadecimal"),
             ("TRT-1-X\na: 7f800000", 2, "inf"),
             ("TRT-1-X\na: 7fc00000", 2, "NaN"),
-            ("TRT-1-X\na: 00000000", 2, "above zero"),
-            ("TRT-1-X\na: bf800000", 2, "above zero"),
+            ("TRT-1-X\na: bf800000", 2, "not negative"),
             ("TRT-1-X\n\na: 3f800000\na: 3f800000", 4, "twice"),
         ] {
             let (found, message) = CalibrationCache::parse(text).unwrap_err();
@@ -176,6 +235,7 @@ mod tests {
                 version: "8601".to_owned(),
                 algorithm: "MinMaxCalibration".to_owned(),
                 scales: scales.filter(|(_, scale)| scale.is_finite() && *scale > 0.0).collect(),
+                random_data: false,
             };
             prop_assert_eq!(CalibrationCache::parse(&cache.to_text()).unwrap(), cache);
         }
@@ -183,8 +243,12 @@ mod tests {
 
     #[test]
     fn a_name_with_a_line_break_is_refused() {
-        let cache =
-            CalibrationCache { version: "1".into(), algorithm: "X".into(), scales: [("a\nb".into(), 1.0)].into() };
+        let cache = CalibrationCache {
+            version: "1".into(),
+            algorithm: "X".into(),
+            scales: [("a\nb".into(), 1.0)].into(),
+            random_data: false,
+        };
         assert!(cache.save(Path::new("never-written")).unwrap_err().to_string().contains("a\\nb"));
     }
 }

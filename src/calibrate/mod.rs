@@ -213,6 +213,9 @@ pub struct CalibrationTable {
     /// where they were not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub magnitudes: Option<BTreeMap<String, f32>>,
+    /// The samples observed, by name, with the first 16 digits of a hash of what each of them is; empty where they were random or are not known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub calibrated_on: BTreeMap<String, String>,
     /// What recovery found beyond ranges; absent where it did not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovered: Option<Recovered>,

@@ -1,7 +1,8 @@
 //! Outputs of a model, saved as `.npz` to be compared later or with what another program gave ([`exported`] reads JSON).
 //!
 //! Each output is an array whose first axis runs over the samples. The entry `samples.json` holds their names in the
-//! same order; files that other programs wrote lack it, and then row n belongs to the n-th sample compared.
+//! same order; files that other programs wrote lack it, and then row n belongs to the n-th sample compared. The entry
+//! `inputs.json` holds a hash of what each sample was, so that other data under the same names are not taken for it.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,7 @@ use std::{
 
 use super::exported;
 use crate::{
-    artifact::{ArtifactError, write_atomic_with},
+    artifact::{ArtifactError, ContentHash, write_atomic_with},
     backend::{BackendError, Given, Inputs, Show},
     npz::{Archive, Array, ArrayError, start_array, stored, write_npz, write_values},
     pass::{Outputs, Part},
@@ -21,6 +22,8 @@ use crate::{
 
 /// Entry of the archive with the names of the samples.
 const SAMPLES: &str = "samples.json";
+/// Entry of the archive with the hashes of their inputs.
+const INPUTS: &str = "inputs.json";
 
 /// Why outputs cannot be saved or used.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +62,8 @@ pub struct SavedOutputs {
     arrays: Vec<(String, Array)>,
     samples: usize,
     rows: Option<BTreeMap<String, usize>>,
+    /// Hashes of the samples' inputs by row; absent in files of other programs.
+    inputs: Option<Vec<ContentHash>>,
 }
 
 impl SavedOutputs {
@@ -85,13 +90,16 @@ impl SavedOutputs {
                 lengths[odd]
             )));
         }
-        let names = others.iter().find(|(name, _)| name == SAMPLES).map(|(_, content)| serde_json::from_slice(content));
-        let names: Option<Vec<String>> = names.transpose().map_err(|error| invalid(format!("{SAMPLES}: {error}")))?;
+        let names: Option<Vec<String>> = entry(&others, SAMPLES).map_err(invalid)?;
+        let inputs: Option<Vec<ContentHash>> = entry(&others, INPUTS).map_err(invalid)?;
         let rows = names.map(|names| names.into_iter().enumerate().map(|(row, name)| (name, row)).collect());
         if rows.as_ref().is_some_and(|rows: &BTreeMap<String, usize>| rows.len() != samples) {
             return Err(invalid(format!("{SAMPLES} does not name each of the {samples} samples once")));
         }
-        Ok(Self { path: path.to_owned(), arrays, samples, rows })
+        if inputs.as_ref().is_some_and(|inputs| inputs.len() != samples) {
+            return Err(invalid(format!("{INPUTS} does not hold a hash for each of the {samples} samples")));
+        }
+        Ok(Self { path: path.to_owned(), arrays, samples, rows, inputs })
     }
 
     /// Names of the outputs, in the order of the file.
@@ -109,6 +117,11 @@ impl SavedOutputs {
         self.samples == 0
     }
 
+    /// False where the file names its samples, and this is none of them.
+    pub fn may_hold(&self, id: &str) -> bool {
+        self.rows.as_ref().is_none_or(|rows| rows.contains_key(id))
+    }
+
     /// Outputs of the samples `ids`, of which `first` samples were asked for before: found by name where the file has
     /// names, by position otherwise.
     pub fn batch(&self, first: usize, ids: &[&str]) -> Result<TensorMap, SavedError> {
@@ -119,11 +132,32 @@ impl SavedOutputs {
             None => Err(invalid(format!("it holds outputs of {} samples, and more are compared", self.samples))),
         };
         let rows: Vec<usize> = ids.iter().enumerate().map(row).collect::<Result<_, _>>()?;
+        self.of_rows(&rows)
+    }
+
+    /// Refuses samples whose inputs are not those that the outputs were saved for.
+    fn check_inputs(&self, part: &Part<'_>) -> Result<(), SavedError> {
+        let (Some(saved), Some(rows)) = (&self.inputs, &self.rows) else { return Ok(()) };
+        let other = part
+            .ids
+            .iter()
+            .zip(input_hashes(part))
+            .find(|(id, hash)| rows.get(id.as_str()).is_some_and(|&row| saved[row] != *hash));
+        other.map_or(Ok(()), |(id, _)| {
+            let reason = format!(
+                "its outputs of sample {id} are of other data or preprocessing than what is compared now; give the data \
+                 that it was saved from, or save it again"
+            );
+            Err(SavedError::Content { path: self.path.clone(), reason })
+        })
+    }
+
+    fn of_rows(&self, rows: &[usize]) -> Result<TensorMap, SavedError> {
         let mut outputs = TensorMap::new();
         for (name, array) in &self.arrays {
             let mut shape = array.shape().to_vec();
             let mut values = array.rows(0..0)?.values().clone();
-            for &row in &rows {
+            for &row in rows {
                 // Rows of one array have one type, so this cannot fail.
                 let _same_type = values.extend(array.rows(row..row + 1)?.view().values);
             }
@@ -153,9 +187,33 @@ impl Outputs for &SavedOutputs {
 
     fn give(&mut self, part: &Part<'_>, _inputs: Inputs<'_>, show: &mut Show<'_>) -> Result<(), BackendError> {
         let refused = |error: SavedError| BackendError::Visitor(Box::new(error));
+        self.check_inputs(part).map_err(refused)?;
         let tensors = self.batch(part.first, &part.names()).map_err(refused)?;
         show(&Given { inputs: part.inputs.into(), outputs: (&tensors).into() }).map_err(BackendError::Visitor)
     }
+}
+
+/// The JSON in an entry of the archive, if it is there.
+fn entry<T: serde::de::DeserializeOwned>(others: &[(String, Vec<u8>)], name: &str) -> Result<Option<T>, String> {
+    let content = others.iter().find(|(entry, _)| entry == name).map(|(_, content)| serde_json::from_slice(content));
+    content.transpose().map_err(|error| format!("{name}: {error}"))
+}
+
+/// A hash over the inputs of each sample, the same in any batch.
+fn input_hashes(part: &Part<'_>) -> Vec<ContentHash> {
+    let samples = part.ids.len();
+    let of_sample = |index: usize| {
+        let mut bytes = Vec::new();
+        for (name, tensor) in part.inputs {
+            let all = tensor.view().values.bytes();
+            let row = all.len() / samples;
+            let is_stacked = tensor.shape().first() == Some(&samples);
+            bytes.extend(name.as_bytes());
+            bytes.extend(if is_stacked { &all[index * row..(index + 1) * row] } else { all });
+        }
+        ContentHash::of_bytes(&bytes)
+    };
+    (0..samples).map(of_sample).collect()
 }
 
 /// Largest file of JSON that is read: its numbers are text, and all of it is held.
@@ -183,6 +241,8 @@ fn json(path: &Path) -> Result<Option<Vec<u8>>, SavedError> {
 #[derive(Debug)]
 pub struct OutputsWriter {
     samples: Vec<String>,
+    /// Hashes of their inputs, where the writer was told of them.
+    inputs: Vec<ContentHash>,
     columns: Vec<Column>,
 }
 
@@ -199,7 +259,18 @@ impl OutputsWriter {
     pub fn new(outputs: &[String]) -> Result<Self, SavedError> {
         let column =
             |name: &String| Ok(Column { name: name.clone(), row: None, data: BufWriter::new(tempfile::tempfile()?) });
-        Ok(Self { samples: Vec::new(), columns: outputs.iter().map(column).collect::<io::Result<_>>()? })
+        Ok(Self {
+            samples: Vec::new(),
+            inputs: Vec::new(),
+            columns: outputs.iter().map(column).collect::<io::Result<_>>()?,
+        })
+    }
+
+    /// Adds the outputs of a part, and what its samples were.
+    pub fn push_part(&mut self, part: &Part<'_>, outputs: &TensorMap) -> Result<(), SavedError> {
+        self.push(&part.names(), outputs)?;
+        self.inputs.extend(input_hashes(part));
+        Ok(())
     }
 
     /// Adds the outputs of a batch. bfloat16, which NumPy lacks, becomes float32.
@@ -238,6 +309,10 @@ impl OutputsWriter {
             }
             archive.start_file(SAMPLES, stored())?;
             serde_json::to_writer(&mut archive, &self.samples)?;
+            if self.inputs.len() == self.samples.len() {
+                archive.start_file(INPUTS, stored())?;
+                serde_json::to_writer(&mut archive, &self.inputs)?;
+            }
             archive.finish()?;
             Ok(())
         })?;
@@ -280,6 +355,30 @@ mod tests {
         assert_eq!(batch["a"], Tensor::from_f32(vec![2], vec![2.0, 1.0]).unwrap());
         let error = saved.batch(0, &["q.jpg"]).unwrap_err().to_string();
         assert!(error.ends_with("reference.npz: it holds no outputs of sample q.jpg"), "{error}");
+    }
+
+    fn part<'a>(ids: &'a [String], inputs: &'a TensorMap) -> Part<'a> {
+        Part { first: 0, indices: &[0, 1], ids, labels: &[], masks: &[], scenes: &[], inputs, copies: 1 }
+    }
+
+    #[test]
+    fn outputs_of_other_data_under_the_same_names_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("reference.npz");
+        let ids = names(&["0", "1"]);
+        let inputs =
+            |values: Vec<f32>| TensorMap::from([("x".to_owned(), Tensor::from_f32(vec![2, 2], values).unwrap())]);
+        let mut writer = OutputsWriter::new(&names(&["a"])).unwrap();
+        let given = inputs(vec![1.0, 2.0, 3.0, 4.0]);
+        writer.push_part(&part(&ids, &given), &outputs(0, 2)).unwrap();
+        writer.finish(&path).unwrap();
+        let saved = SavedOutputs::open(&path).unwrap();
+        saved.check_inputs(&part(&ids, &given)).unwrap();
+        // Another batch changes nothing.
+        let second = TensorMap::from([("x".to_owned(), Tensor::from_f32(vec![1, 2], vec![3.0, 4.0]).unwrap())]);
+        saved.check_inputs(&part(&ids[1..], &second)).unwrap();
+        let error = saved.check_inputs(&part(&ids, &inputs(vec![1.0, 2.0, 3.0, 5.0]))).unwrap_err().to_string();
+        assert!(error.contains("outputs of sample 1 are of other data"), "{error}");
     }
 
     #[test]

@@ -1,17 +1,25 @@
 //! Samples that are arrays already: `.npy`, `.npz`, a folder of `.npz` files, and Polygraphy's inputs JSON.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 use base64::Engine;
 use serde_json::Value;
 
 use super::{Dataset, DatasetError, InputSpec, SampleError};
 use crate::{
-    npz::{ArrayError, parse_npy, read_npy, read_npz},
-    tensor::{Tensor, TensorMap, TensorView},
+    artifact::open_regular,
+    npz::{Archive, Array, ArrayError, parse_npy, read_npz},
+    tensor::{Tensor, TensorMap},
 };
 
-/// Samples in memory or one file each.
+/// Largest file of JSON that is read: its numbers are text, and all of it is held.
+const JSON_BYTES: u64 = 1 << 30;
+
+/// Samples in a file that is read by rows, in memory, or one file each.
 pub(super) struct ArrayDataset {
     ids: Vec<String>,
     labels: Vec<Option<u32>>,
@@ -22,8 +30,8 @@ pub(super) struct ArrayDataset {
 }
 
 enum Source {
-    /// The first axis of every array counts the samples; a scalar is the same for all.
-    Stacked(TensorMap),
+    /// The first axis of every array counts the samples; a scalar is the same for all. Rows are read when their turn comes.
+    Stacked(BTreeMap<String, Array>),
     /// Each entry is one sample (or one batch, which is one inference call).
     Listed(Vec<TensorMap>),
     /// Each file is one sample.
@@ -33,10 +41,16 @@ enum Source {
 impl ArrayDataset {
     /// A `.npy` or `.npz` file whose first axis counts samples.
     pub(super) fn stacked(path: &Path, inputs: &[InputSpec]) -> Result<Self, DatasetError> {
-        let arrays = if path.extension().is_some_and(|ending| ending == "npy") {
-            TensorMap::from([("array".to_owned(), read_npy(path).map_err(array_error)?)])
+        let arrays: BTreeMap<String, Array> = if path.extension().is_some_and(|ending| ending == "npy") {
+            BTreeMap::from([("array".to_owned(), Array::open(path).map_err(array_error)?)])
         } else {
-            read_npz(path).map_err(array_error)?
+            let mut named = BTreeMap::new();
+            for (name, array) in Archive::open(path).map_err(array_error)?.arrays {
+                if named.insert(name.clone(), array).is_some() {
+                    return Err(invalid(path, format!("`{name}` occurs twice")));
+                }
+            }
+            named
         };
         let mut notes: Vec<String> = match_note(path, &arrays, inputs).into_iter().collect();
         if path.extension().is_some_and(|ending| ending == "npy") {
@@ -45,11 +59,11 @@ impl ArrayDataset {
         }
         let arrays = match_inputs(arrays, inputs).map_err(|reason| invalid(path, reason))?;
         // Without values, any number of samples takes no room in the file.
-        if arrays.values().all(|tensor| tensor.values().view().is_empty()) {
+        if arrays.values().all(|array| array.shape().contains(&0)) {
             return Err(invalid(path, "its arrays hold no values".to_owned()));
         }
         let counts: Vec<(&String, usize)> =
-            arrays.iter().filter_map(|(name, tensor)| Some((name, *tensor.shape().first()?))).collect();
+            arrays.iter().filter_map(|(name, array)| Some((name, *array.shape().first()?))).collect();
         let count = counts.first().map(|(_, count)| *count);
         let Some(count) = count.filter(|count| counts.iter().all(|(_, other)| other == count)) else {
             let list: Vec<String> = counts.iter().map(|(name, n)| format!("`{name}` {n}")).collect();
@@ -71,7 +85,12 @@ impl ArrayDataset {
 
     /// Polygraphy's `--save-inputs` JSON: a list of feed dictionaries whose arrays are base64 `.npy` files.
     pub(super) fn polygraphy(path: &Path, inputs: &[InputSpec]) -> Result<Self, DatasetError> {
-        let bytes = std::fs::read(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+        let mut bytes = Vec::new();
+        let read = open_regular(path).and_then(|file| file.take(JSON_BYTES).read_to_end(&mut bytes));
+        read.map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+        if bytes.len() as u64 == JSON_BYTES {
+            return Err(invalid(path, "JSON of 1 GiB and more is not read; save the arrays as .npz".to_owned()));
+        }
         let json: Value = serde_json::from_slice(&bytes)
             .map_err(|error| invalid(path, format!("it is no Polygraphy inputs JSON: {error}")))?;
         let list = json
@@ -126,13 +145,13 @@ fn feed_arrays(feed: &Value) -> Result<TensorMap, String> {
 }
 
 /// Arrays by the names of the inputs; a single array serves a single input whatever its name.
-fn match_inputs(mut arrays: TensorMap, inputs: &[InputSpec]) -> Result<TensorMap, String> {
+fn match_inputs<T>(mut arrays: BTreeMap<String, T>, inputs: &[InputSpec]) -> Result<BTreeMap<String, T>, String> {
     if inputs.is_empty() || inputs.iter().all(|input| arrays.contains_key(&input.name)) {
         arrays.retain(|name, _| inputs.is_empty() || inputs.iter().any(|input| input.name == *name));
         return Ok(arrays);
     }
     if let ([input], 1) = (inputs, arrays.len()) {
-        return Ok(arrays.into_values().map(|tensor| (input.name.clone(), tensor)).collect());
+        return Ok(arrays.into_values().map(|array| (input.name.clone(), array)).collect());
     }
     let missing: Vec<&str> =
         inputs.iter().map(|input| input.name.as_str()).filter(|name| !arrays.contains_key(*name)).collect();
@@ -141,7 +160,7 @@ fn match_inputs(mut arrays: TensorMap, inputs: &[InputSpec]) -> Result<TensorMap
 }
 
 /// What [`match_inputs`] does besides taking every array for the input of its name.
-fn match_note(path: &Path, arrays: &TensorMap, inputs: &[InputSpec]) -> Option<String> {
+fn match_note<T>(path: &Path, arrays: &BTreeMap<String, T>, inputs: &[InputSpec]) -> Option<String> {
     let is_input = |name: &String| inputs.iter().any(|input| input.name == *name);
     let others: Vec<&str> = arrays.keys().filter(|name| !is_input(name)).map(String::as_str).collect();
     match (inputs, &others[..]) {
@@ -193,11 +212,11 @@ impl Dataset for ArrayDataset {
         match &self.source {
             Source::Stacked(arrays) => arrays
                 .iter()
-                .map(|(name, tensor)| {
+                .map(|(name, array)| {
                     let spec = self.inputs.iter().find(|input| input.name == *name);
                     // An axis more than the model takes: each element is a whole input.
-                    let whole = spec.is_some_and(|spec| spec.shape.len() + 1 == tensor.shape().len());
-                    Ok((name.clone(), row(tensor, index, whole).map_err(|error| bad(error.to_string()))?))
+                    let whole = spec.is_some_and(|spec| spec.shape.len() + 1 == array.shape().len());
+                    Ok((name.clone(), row(array, index, whole).map_err(|error| bad(error.to_string()))?))
                 })
                 .collect(),
             Source::Listed(feeds) => Ok(feeds[index].clone()),
@@ -211,20 +230,13 @@ impl Dataset for ArrayDataset {
 
 /// The element `index` of the first axis, which goes when the element is a `whole` input, and otherwise stays with an
 /// extent of 1. A scalar stays as it is.
-fn row(tensor: &Tensor, index: usize, whole: bool) -> Result<Tensor, crate::tensor::ShapeError> {
-    let view = tensor.view();
-    if view.shape.is_empty() {
-        return Ok(tensor.clone());
+fn row(array: &Array, index: usize, whole: bool) -> std::io::Result<Tensor> {
+    let row = array.rows(index..index + 1)?;
+    if !whole {
+        return Ok(row);
     }
-    let step: usize = view.shape[1..].iter().product();
-    let mut shape = view.shape.to_vec();
-    if whole {
-        shape.remove(0);
-    } else {
-        shape[0] = 1;
-    }
-    let values = view.values.slice(index * step..(index + 1) * step);
-    Tensor::new(shape.clone(), TensorView { shape: &shape, values }.values.to_owned())
+    let (shape, values) = row.into_parts();
+    Tensor::new(shape[1..].to_vec(), values).map_err(std::io::Error::other)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::DatasetError;
-use crate::artifact::read_regular;
+use crate::artifact::{Reading, read_regular};
 
 /// Labels by what the file calls a sample.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,7 @@ impl Labels {
     /// Reads the labels of the samples `ids` from a file; of a list of millions only those take memory. `classes`
     /// resolves labels that are names.
     pub fn load(path: &Path, classes: &BTreeMap<u32, String>, ids: &[&str]) -> Result<Self, DatasetError> {
+        let _reading = Reading::of(path);
         let text = read_text(path)?;
         let wanted: BTreeSet<&str> = ids.iter().map(|id| stem(id)).collect();
         let mut any = false;

@@ -41,7 +41,7 @@ pub use split::{Split, split};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    artifact::{ContentHash, read_regular},
+    artifact::{ContentHash, Reading, read_regular},
     tensor::{ElementType, Tensor, TensorMap},
 };
 
@@ -225,6 +225,7 @@ pub fn image_size(inputs: &[InputSpec], layout: Option<Layout>) -> Result<[Optio
 /// Opens a data set. Without samples it is an error.
 pub fn open(options: &DataOptions<'_>) -> Result<Collection, DatasetError> {
     let path = options.path;
+    let _reading = Reading::of(path);
     let metadata = std::fs::metadata(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
     let mut collection = if holds_images(path) {
         open_images(options, metadata.is_dir())?

@@ -10,7 +10,10 @@ use std::{
 use crossbeam_channel::{Receiver, bounded};
 
 use super::{Dataset, SampleError, Scene};
-use crate::tensor::{Tensor, TensorMap};
+use crate::{
+    artifact::Reading,
+    tensor::{Tensor, TensorMap},
+};
 
 /// Samples that run together, in order.
 #[derive(Clone, Debug)]
@@ -119,6 +122,7 @@ pub fn prefetch<R>(
                     let position = next.fetch_add(1, Ordering::Relaxed);
                     let Some(&index) = indices.get(position) else { break };
                     let started = Instant::now();
+                    let _reading = dataset.file(index).map(Reading::of);
                     let read = || {
                         let (inputs, scene) = dataset.read(index)?;
                         Ok((inputs, (dataset.mask(index)?, scene)))

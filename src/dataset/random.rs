@@ -11,6 +11,7 @@ pub struct RandomDataset {
     ids: Vec<String>,
     inputs: Vec<InputSpec>,
     seed: u64,
+    whole: bool,
 }
 
 impl RandomDataset {
@@ -24,7 +25,18 @@ impl RandomDataset {
                 return Err(format!("axis {} of input `{name}` is dynamic; bind it with --shape {name}=...", axis + 1));
             }
         }
-        Ok(Self { ids: (0..count).map(|index| format!("random-{index}")).collect(), inputs: inputs.to_vec(), seed })
+        Ok(Self {
+            ids: (0..count).map(|index| format!("random-{index}")).collect(),
+            inputs: inputs.to_vec(),
+            seed,
+            whole: false,
+        })
+    }
+
+    /// With `whole`, a sample is what a call takes: the first extent is the input's own, and not 1 for a batch.
+    #[must_use]
+    pub fn of_whole_inputs(self, whole: bool) -> Self {
+        Self { whole, ..self }
     }
 }
 
@@ -45,7 +57,7 @@ impl Dataset for RandomDataset {
         let mut random = SplitMix64::new(self.seed ^ (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let tensors = self.inputs.iter().map(|input| {
             let mut shape: Vec<usize> = input.shape.iter().map(|extent| extent.unwrap_or(1)).collect();
-            if let Some(batch) = shape.first_mut() {
+            if let Some(batch) = shape.first_mut().filter(|_| !self.whole) {
                 *batch = 1;
             }
             let bad = |reason: String| SampleError { sample: self.ids[index].clone(), reason };
@@ -69,5 +81,22 @@ impl Dataset for RandomDataset {
             Ok((input.name.clone(), tensor))
         });
         tensors.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_input_keeps_its_first_extent() {
+        let spec = InputSpec { name: "state".to_owned(), element_type: None, shape: vec![Some(2), None, Some(3)] };
+        assert!(RandomDataset::new(std::slice::from_ref(&spec), 1, 0).is_err());
+        let spec = InputSpec { shape: vec![Some(2), Some(1), Some(3)], ..spec };
+        let shape = |whole: bool| {
+            let data = RandomDataset::new(std::slice::from_ref(&spec), 1, 0).unwrap().of_whole_inputs(whole);
+            data.sample(0).unwrap()["state"].shape().to_vec()
+        };
+        assert_eq!([shape(false), shape(true)], [[1, 1, 3], [2, 1, 3]]);
     }
 }

@@ -11,8 +11,16 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{ArrayError, Budget, header::Header, name_of, values::decode};
-use crate::tensor::{ElementType, Tensor};
+use super::{
+    ArrayError, Budget,
+    header::Header,
+    name_of,
+    values::{decode, row_major, write_values},
+};
+use crate::{
+    artifact::open_regular,
+    tensor::{ElementType, Tensor},
+};
 
 /// Longest member that is no array and still kept.
 const TEXT_BYTES: u64 = 64 << 20;
@@ -30,11 +38,11 @@ impl Archive {
     /// Reads the archive's directory and the header of each array.
     ///
     /// # Errors
-    /// No archive of arrays, an encrypted or damaged member, or an array in column-major order.
+    /// No archive of arrays, or an encrypted or damaged member.
     pub fn open(path: &Path) -> Result<Self, ArrayError> {
         let read = |source| ArrayError::Read { path: path.to_owned(), source };
         let invalid = |reason: String| ArrayError::Format { path: path.to_owned(), reason };
-        let file = File::open(path).map_err(read)?;
+        let file = open_regular(path).map_err(read)?;
         let mut budget = Budget::of(&file).map_err(read)?;
         let file = Arc::new(Mutex::new(file));
         let directory = io::BufReader::new(File::open(path).map_err(read)?);
@@ -91,6 +99,18 @@ impl Array {
         self.window([&[end - start], row].concat(), start * length)
     }
 
+    /// The array in a `.npy` file.
+    ///
+    /// # Errors
+    /// The file is no array, or cannot be read.
+    pub fn open(path: &Path) -> Result<Self, ArrayError> {
+        let read = |source| ArrayError::Read { path: path.to_owned(), source };
+        let file = open_regular(path).map_err(read)?;
+        let size = file.metadata().map_err(read)?.len();
+        let array = Self::at(Arc::new(Mutex::new(file)), 0, size);
+        array.map_err(|reason| ArrayError::Format { path: path.to_owned(), reason })
+    }
+
     /// The array in the `size` bytes of `file` from `start`. The error is a reason.
     fn at(file: Arc<Mutex<File>>, start: u64, size: u64) -> Result<Self, String> {
         let (header, offset) = {
@@ -115,11 +135,19 @@ impl Array {
         Self { header, file: Arc::new(Mutex::new(file)), offset: 0 }.row_major()
     }
 
+    /// Values in column-major order are brought into the other one in a nameless temporary file.
     fn row_major(self) -> Result<Self, String> {
-        if self.header.column_major {
-            return Err("it is in Fortran order; save numpy.ascontiguousarray(array) instead".to_owned());
+        if !self.header.column_major {
+            return Ok(self);
         }
-        Ok(self)
+        let shape = self.header.shape.clone();
+        let failed = |error: io::Error| error.to_string();
+        let values = self.window(shape.clone(), 0).map_err(failed)?;
+        let mut file = io::BufWriter::new(tempfile::tempfile().map_err(failed)?);
+        write_values(&mut file, row_major(values.view().values, &shape).view()).map_err(failed)?;
+        let file = file.into_inner().map_err(|error| error.to_string())?;
+        let header = Header { column_major: false, big_endian: false, ..self.header };
+        Ok(Self { header, file: Arc::new(Mutex::new(file)), offset: 0 })
     }
 
     fn window(&self, shape: Vec<usize>, first: usize) -> io::Result<Tensor> {
@@ -179,17 +207,26 @@ mod tests {
     }
 
     #[test]
+    fn columns_become_rows() {
+        let fortran = npy("'>i2'", true, "(2, 3)", &[0, 1, 0, 4, 0, 2, 0, 5, 0, 3, 0, 6]);
+        for method in METHODS {
+            let file = archive(&[("x.npy", &fortran)], method);
+            let archive = Archive::open(file.path()).unwrap();
+            let row = archive.arrays[0].1.rows(1..2).unwrap();
+            assert_eq!(row, Tensor::new(vec![1, 3], Values::I16(vec![4, 5, 6])).unwrap());
+        }
+    }
+
+    #[test]
     fn hostile_archives_are_refused_with_a_reason() {
         let open = |file: &tempfile::NamedTempFile| Archive::open(file.path()).unwrap_err().to_string();
         let cut = npy("'<f4'", false, "(1000000000000,)", &[0; 8]);
-        let fortran = npy("'|u1'", true, "(2, 2)", b"abcd");
         for method in METHODS {
             let error = open(&archive(&[("x.npy", &cut)], method));
             assert!(
                 error.contains("`x`: [1000000000000] values of type float32 take 4000000000000 bytes, but 8"),
                 "{error}"
             );
-            assert!(open(&archive(&[("x.npy", &fortran)], method)).contains("ascontiguousarray"));
         }
         assert!(open(&tempfile::NamedTempFile::new().unwrap()).contains("it is no .npz archive"));
         assert!(open(&archive(&[("x.txt", b"")], METHODS[0])).contains("holds no arrays"));

@@ -1,7 +1,8 @@
 //! Weights in files of their own: reading them safely.
 //!
 //! A model names its data files, so a hostile model could name any file. Only regular files inside the model's
-//! folder are read; absolute paths, `..` and symbolic links that leave the folder are refused.
+//! folder are read; absolute paths, `..` and symbolic links that leave the folder are refused, other than those into the
+//! folder of the file that the model itself is a link to.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,7 @@ use super::{
 #[derive(Debug, thiserror::Error)]
 pub enum ExternalError {
     /// The location is missing or leaves the model's folder.
-    #[error("tensor `{tensor}` points to `{location}`, which {reason}; refused")]
+    #[error("tensor `{tensor}` points to `{location}`, which {reason}")]
     Location {
         /// The tensor.
         tensor: String,
@@ -49,11 +50,29 @@ pub enum ExternalError {
     },
 }
 
+/// Where a model's data may lie.
+pub(super) struct Folders {
+    /// The folder that the model's path names: locations are relative to it.
+    named: PathBuf,
+    /// The folder of the file behind that path, where it is a link: the Hugging Face cache links model and data to files
+    /// of one folder.
+    behind: Option<PathBuf>,
+}
+
+impl Folders {
+    /// Of the model at `path`.
+    pub(super) fn of(path: &Path) -> Self {
+        let named = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let behind = path.canonicalize().ok().and_then(|path| Some(path.parent()?.to_owned()));
+        Self { named: named.to_owned(), behind }
+    }
+}
+
 /// Maps the data of all external tensors into them; gives the files used, sorted.
-pub(super) fn resolve(model: &mut ModelProto, folder: &Path) -> Result<Vec<PathBuf>, ExternalError> {
+pub(super) fn resolve(model: &mut ModelProto, folders: &Folders) -> Result<Vec<PathBuf>, ExternalError> {
     let mut files: BTreeMap<PathBuf, Bytes> = BTreeMap::new();
     let mut resolve = |tensor: &mut TensorProto| {
-        if tensor.is_external() { resolve_tensor(tensor, folder, &mut files) } else { Ok(()) }
+        if tensor.is_external() { resolve_tensor(tensor, folders, &mut files) } else { Ok(()) }
     };
     for training in &mut model.training_info {
         for graph in training.initialization.iter_mut().chain(&mut training.algorithm) {
@@ -96,12 +115,12 @@ fn visit_nodes<'a>(
 
 fn resolve_tensor(
     tensor: &mut TensorProto,
-    folder: &Path,
+    folders: &Folders,
     files: &mut BTreeMap<PathBuf, Bytes>,
 ) -> Result<(), ExternalError> {
     let entry =
         |key: &str| tensor.external_data.iter().find(|entry| entry.key() == key).map(StringStringEntryProto::value);
-    let path = locate(tensor.name(), entry("location").unwrap_or_default(), folder)?;
+    let path = locate(tensor.name(), entry("location").unwrap_or_default(), folders)?;
     if !files.contains_key(&path) {
         let unreadable = |source| ExternalError::File { tensor: tensor.name().to_owned(), path: path.clone(), source };
         files.insert(path.clone(), read(&path).map_err(unreadable)?);
@@ -133,8 +152,9 @@ fn resolve_tensor(
     Ok(())
 }
 
-/// The real path of a data file, once it is known to lie inside the folder.
-fn locate(tensor: &str, location: &str, folder: &Path) -> Result<PathBuf, ExternalError> {
+/// The real path of a data file, once it is known to lie inside the folder, or inside that of the file behind a link to the
+/// model, as ONNX Runtime has it.
+fn locate(tensor: &str, location: &str, folders: &Folders) -> Result<PathBuf, ExternalError> {
     let refuse = |reason| ExternalError::Location { tensor: tensor.to_owned(), location: location.to_owned(), reason };
     if location.is_empty() {
         return Err(refuse("is empty"));
@@ -148,11 +168,11 @@ fn locate(tensor: &str, location: &str, folder: &Path) -> Result<PathBuf, Extern
     }
     let unreadable =
         |path: PathBuf| move |source| ExternalError::File { tensor: tensor.to_owned(), path: path.clone(), source };
-    let root = folder.canonicalize().map_err(unreadable(folder.to_owned()))?;
-    let named = folder.join(location);
+    let root = folders.named.canonicalize().map_err(unreadable(folders.named.clone()))?;
+    let named = folders.named.join(location);
     let path = named.canonicalize().map_err(unreadable(named))?;
-    if !path.starts_with(&root) {
-        return Err(refuse("is a symbolic link out of the model's folder"));
+    if !path.starts_with(&root) && !folders.behind.as_ref().is_some_and(|behind| path.starts_with(behind)) {
+        return Err(refuse("is a symbolic link out of the model's folder; copy the file into it (`cp -L`)"));
     }
     Ok(path)
 }

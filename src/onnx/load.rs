@@ -1,7 +1,7 @@
 //! Reading models.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     fs::File,
     path::{Path, PathBuf},
 };
@@ -13,10 +13,13 @@ use super::{
     Model,
     external::{self, ExternalError},
     mapped::read,
-    proto::{GraphProto, ModelProto, TensorProto},
+    proto::{GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto},
     scan::{ScanError, scan},
 };
-use crate::artifact::{ArtifactError, ContentHash};
+use crate::{
+    artifact::{ArtifactError, ContentHash, Reading},
+    tensor::Values,
+};
 
 /// Why a model cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -78,13 +81,13 @@ impl Model {
     /// Unreadable, damaged and hostile files, fields of a newer ONNX that would be lost, and external data that is
     /// missing, too short, or outside the model's folder.
     pub fn load(path: &Path) -> Result<Self, ModelError> {
+        let _reading = Reading::of(path);
         let name = path.display().to_string();
         let unreadable = |source| ArtifactError::Read { path: path.to_owned(), source };
         let bytes = read(path).map_err(unreadable)?;
         let mut proto = decode(&bytes, &name)?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let files =
-            external::resolve(&mut proto, folder).map_err(|source| ModelError::External { model: name, source })?;
+        let files = external::resolve(&mut proto, &external::Folders::of(path))
+            .map_err(|source| ModelError::External { model: name, source })?;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&bytes);
         for file in &files {
@@ -104,11 +107,13 @@ impl Model {
     }
 
     fn new(mut proto: ModelProto, path: Option<PathBuf>, hash: ContentHash, external_data: bool) -> Self {
+        use_default_domain(&mut proto);
         if let Some(graph) = &mut proto.graph {
             let mut taken = HashSet::new();
             visit_graphs(graph, &mut |graph| taken.extend(graph.node.iter().map(|node| node.name().to_owned())));
             visit_graphs(graph, &mut |graph| {
                 name_nodes(graph, &mut taken);
+                fill_sparse(graph);
                 graph.initializer.iter_mut().for_each(move_to_raw_data);
             });
         }
@@ -167,6 +172,73 @@ fn name_nodes(graph: &mut GraphProto, taken: &mut HashSet<String>) {
     }
 }
 
+/// The other name of the standard operators' domain.
+const LONG_DOMAIN: &str = "ai.onnx";
+
+/// The standard operators have two names, of which everything behind this knows the empty one.
+fn use_default_domain(proto: &mut ModelProto) {
+    for import in proto.opset_import.iter_mut().filter(|import| import.domain() == LONG_DOMAIN) {
+        import.domain = None;
+    }
+    let mut named = BTreeSet::new();
+    proto.opset_import.retain(|import| named.insert(import.domain().to_owned()));
+    let rename = |node: &mut NodeProto| node.domain = node.domain.take().filter(|domain| domain != LONG_DOMAIN);
+    if let Some(graph) = &mut proto.graph {
+        visit_graphs(graph, &mut |graph| graph.node.iter_mut().for_each(rename));
+    }
+}
+
+/// Most bytes that a sparse constant is written out to.
+const SPARSE_BYTES: usize = 1 << 30;
+
+/// Sparse constants become ordinary ones, which everything behind this knows. What is malformed or too large stays as it is.
+fn fill_sparse(graph: &mut GraphProto) {
+    let mut room = SPARSE_BYTES;
+    let sparse = std::mem::take(&mut graph.sparse_initializer);
+    for constant in sparse {
+        match filled(&constant, &mut room) {
+            Some(filled) => graph.initializer.push(filled),
+            None => graph.sparse_initializer.push(constant),
+        }
+    }
+}
+
+/// A sparse constant with its zeros. Its indices count the values in row-major order, or have one column an axis.
+fn filled(sparse: &SparseTensorProto, room: &mut usize) -> Option<TensorProto> {
+    let (values, indices) = (sparse.values.as_ref()?, sparse.indices.as_ref()?);
+    let shape: Vec<usize> = sparse.dims.iter().map(|&extent| usize::try_from(extent).ok()).collect::<Option<_>>()?;
+    let count = shape.iter().try_fold(1usize, |count, &extent| count.checked_mul(extent))?;
+    let (given, indices) = (values.to_tensor().ok()?, indices.to_tensor().ok()?);
+    let size = given.element_type().size();
+    *room = room.checked_sub(count.checked_mul(size)?)?;
+    let Values::I64(indices) = indices.into_parts().1 else { return None };
+    let stored = given.values().view().bytes();
+    let columns = if indices.len() == stored.len() / size { 1 } else { shape.len() };
+    if columns == 0 || indices.len() != columns * (stored.len() / size) {
+        return None;
+    }
+    let mut bytes = vec![0; count.checked_mul(size)?];
+    for (value, index) in stored.chunks_exact(size).zip(indices.chunks_exact(columns)) {
+        let flat = if columns == 1 {
+            usize::try_from(index[0]).ok()?
+        } else {
+            let mut flat = 0;
+            for (&index, &extent) in index.iter().zip(&shape) {
+                flat = flat * extent + usize::try_from(index).ok().filter(|&index| index < extent)?;
+            }
+            flat
+        };
+        bytes.get_mut(flat * size..(flat + 1) * size)?.copy_from_slice(value);
+    }
+    Some(TensorProto {
+        name: values.name.clone(),
+        dims: sparse.dims.clone(),
+        data_type: values.data_type,
+        raw_data: Some(Bytes::from(bytes)),
+        ..TensorProto::default()
+    })
+}
+
 /// Weights in typed fields move to `raw_data`, which clones of the model share. What is malformed stays as it is.
 fn move_to_raw_data(tensor: &mut TensorProto) {
     if tensor.raw_data.is_some() || tensor.is_external() {
@@ -186,7 +258,7 @@ fn move_to_raw_data(tensor: &mut TensorProto) {
 /// Visits a graph and those nested in it (as deep as decoding allows: 33).
 pub(super) fn visit_graphs(graph: &mut GraphProto, visit: &mut dyn FnMut(&mut GraphProto)) {
     visit(graph);
-    for inner in graph.node.iter_mut().flat_map(super::proto::NodeProto::subgraphs_mut) {
+    for inner in graph.node.iter_mut().flat_map(NodeProto::subgraphs_mut) {
         visit_graphs(inner, visit);
     }
 }

@@ -8,8 +8,8 @@ use prost::Message;
 
 use super::{
     proto::{
-        AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, StringStringEntryProto,
-        TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, TypeValue, ValueInfoProto,
+        AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, SparseTensorProto,
+        StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, TypeValue, ValueInfoProto,
     },
     *,
 };
@@ -199,6 +199,69 @@ fn external_data_cannot_leave_the_folder() {
     assert!(bad("1", "4800").contains("outside its file"));
     assert!(bad("18446744073709551615", "2").contains("outside its file"));
     assert!(bad("-1", "4800").contains("the offset `-1` of its external data is no number"));
+}
+
+#[test]
+#[cfg(unix)]
+fn data_beside_the_file_behind_a_link_is_read() {
+    // As the cache of Hugging Face has it: model and data are links into one folder.
+    let cache = tempfile::tempdir().unwrap();
+    let folder = |name: &str| {
+        let folder = cache.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        folder
+    };
+    let (blobs, snapshot, elsewhere) = (folder("blobs"), folder("snapshot"), folder("elsewhere"));
+    fs::write(snapshot.join("w.bin"), [0; 4800]).unwrap();
+    load_with_location(&snapshot, &[("location", "w.bin")]).unwrap();
+    let move_and_link = |name: &str, to: &Path| {
+        fs::rename(snapshot.join(name), to).unwrap();
+        std::os::unix::fs::symlink(to, snapshot.join(name)).unwrap();
+    };
+    move_and_link("m.onnx", &blobs.join("0a"));
+    move_and_link("w.bin", &blobs.join("1b"));
+    assert_eq!(tensor(&Model::load(&snapshot.join("m.onnx")).unwrap(), "w").shape(), [4, 300]);
+    fs::remove_file(snapshot.join("w.bin")).unwrap();
+    fs::write(elsewhere.join("w"), [0; 4800]).unwrap();
+    std::os::unix::fs::symlink(elsewhere.join("w"), snapshot.join("w.bin")).unwrap();
+    let error = cause(&Model::load(&snapshot.join("m.onnx")).unwrap_err());
+    assert!(error.contains("link out of the model's folder; copy the file into it"), "{error}");
+}
+
+#[test]
+fn both_names_of_the_standard_operators_are_read_as_one() {
+    let mut proto = small_model().proto;
+    proto.opset_import[0].domain = Some("ai.onnx".to_owned());
+    proto.graph.as_mut().unwrap().node[0].domain = Some("ai.onnx".to_owned());
+    let read = Model::from_bytes(proto.encode_to_vec()).unwrap();
+    assert_eq!(read.opset(""), small_model().opset(""));
+    assert!(read.proto.opset_import.iter().all(|import| import.domain.is_none()));
+    assert!(read.graph().node.iter().all(|node| node.domain.is_none()));
+}
+
+#[test]
+fn sparse_constants_are_filled_up() {
+    let filled = |shape: &[usize], indices: Vec<i64>, index_shape: Vec<usize>, values: &[f32]| {
+        let values = TensorProto::from_tensor("s", Tensor::from_f32(vec![values.len()], values.to_vec()).unwrap());
+        let indices = TensorProto::from_tensor("", Tensor::new(index_shape, Values::I64(indices)).unwrap());
+        let dims = shape.iter().map(|&extent| extent as i64).collect();
+        let sparse = SparseTensorProto { values: Some(values), indices: Some(indices), dims };
+        let mut proto = small_model().proto;
+        proto.graph.as_mut().unwrap().sparse_initializer = vec![sparse];
+        let model = Model::from_bytes(proto.encode_to_vec()).unwrap();
+        let left = model.graph().sparse_initializer.len();
+        let found = model.graph().initializer.iter().find(|t| t.name() == "s").map(|t| t.to_tensor().unwrap());
+        (found.map(|tensor| (tensor.shape().to_vec(), tensor.to_f32())), left)
+    };
+    let expected = (Some((vec![2, 3], vec![0.0, 5.0, 0.0, 0.0, 0.0, 7.0])), 0);
+    assert_eq!(filled(&[2, 3], vec![1, 5], vec![2], &[5.0, 7.0]), expected);
+    assert_eq!(filled(&[2, 3], vec![0, 1, 1, 2], vec![2, 2], &[5.0, 7.0]), expected);
+    // Outside, of no fitting number, and larger than any model: they stay what they are.
+    assert_eq!(filled(&[2, 3], vec![1, 6], vec![2], &[5.0, 7.0]), (None, 1));
+    assert_eq!(filled(&[2, 3], vec![-1, 5], vec![2], &[5.0, 7.0]), (None, 1));
+    assert_eq!(filled(&[2, 3], vec![0, 3, 1, 2], vec![2, 2], &[5.0, 7.0]), (None, 1));
+    assert_eq!(filled(&[2, 3], vec![1, 5, 2], vec![3], &[5.0, 7.0]), (None, 1));
+    assert_eq!(filled(&[1 << 40, 1 << 20], vec![1], vec![1], &[5.0]), (None, 1));
 }
 
 #[test]

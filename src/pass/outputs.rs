@@ -1,6 +1,6 @@
 //! What gives the outputs of samples: a model that runs, or anything else that knows them.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     backend::{Accelerator, BackendError, Given, Inputs, Runner, Show, TensorInfo},
@@ -89,8 +89,11 @@ impl Taking {
     /// What a runner takes.
     pub fn of(runner: &(impl Runner + ?Sized)) -> Self {
         let of_samples = |info: &TensorInfo| matches!(&info.shape[..], [None, rest @ ..] if !rest.contains(&None));
+        // Inputs that do not agree (states, whose first axis counts layers) have no axis of samples.
+        let extents: BTreeSet<_> = runner.inputs().iter().map(|input| input.shape.first().copied()).collect();
+        let fixed = if let [Some(extent)] = Vec::from_iter(extents)[..] { extent } else { None };
         Self {
-            fixed: runner.inputs().first().and_then(|input| input.shape.first().copied().flatten()),
+            fixed,
             fills: runner.accelerator().is_some() && runner.inputs().iter().chain(runner.outputs()).all(of_samples),
         }
     }

@@ -37,6 +37,8 @@ pub enum Fp32Reason {
     Asked,
     /// A constant has a magnitude that FP16 cannot hold.
     Constant(f32),
+    /// A constant has nothing that FP16 can hold: this is its largest magnitude.
+    Vanishing(f32),
     /// An input or output, or what they are computed from, reached this magnitude during calibration.
     Range(f32),
     /// It adds up this many values (0: an unknown number).
@@ -54,6 +56,7 @@ impl std::fmt::Display for Fp32Reason {
         match self {
             Self::Asked => f.write_str("asked for"),
             Self::Constant(value) => write!(f, "a constant reaches {value}"),
+            Self::Vanishing(value) => write!(f, "a constant reaches {value} only"),
             Self::Range(value) => write!(f, "reached {value} during calibration"),
             Self::DeepReduction(0) => f.write_str("adds up an unknown number of values"),
             Self::DeepReduction(count) => write!(f, "adds up {count} values"),
@@ -194,6 +197,15 @@ impl Conversion<'_> {
         }
         if self.target == ElementType::F16 {
             let constants = node.input.iter().filter_map(|tensor| view.initializer(tensor));
+            // An epsilon becomes the smallest number that there is; of a matrix only signs would be left.
+            let vanishes = |weight: &TensorProto| {
+                let largest = largest_magnitude(weight);
+                let is_matrix = weight.dims.iter().filter(|&&extent| extent > 1).count() > 1;
+                (is_matrix && largest > 0.0 && f16::from_f32(largest).to_f32() == 0.0).then_some(largest)
+            };
+            if let Some(largest) = constants.clone().find_map(vanishes) {
+                return Some(Fp32Reason::Vanishing(largest));
+            }
             let largest = constants.map(largest_magnitude).fold(0.0, f32::max);
             if largest > f16::MAX.to_f32() {
                 return Some(Fp32Reason::Constant(largest));
@@ -447,12 +459,17 @@ fn suffix(element_type: ElementType) -> &'static str {
 }
 
 fn to_half(constant: &Tensor, name: &str, target: ElementType) -> Result<TensorProto, QuantizeError> {
-    let values = constant.view().to_f32();
-    let values = match target {
-        ElementType::Bf16 => Values::Bf16(values.iter().map(|&value| half::bf16::from_f32(value)).collect()),
-        _ => Values::F16(to_f16(&values)),
-    };
+    let values = half_constant(&constant.view().to_f32(), target);
     Ok(TensorProto::from_tensor(name, Tensor::new(constant.shape().to_vec(), values)?))
+}
+
+/// The values of a constant in FP16 or BF16, as conversion writes them: rounded to the nearest, except that a constant of
+/// which FP16 would leave nothing becomes the smallest number that there is.
+pub fn half_constant(values: &[f32], target: ElementType) -> Values {
+    match target {
+        ElementType::Bf16 => Values::Bf16(values.iter().map(|&value| half::bf16::from_f32(value)).collect()),
+        _ => Values::F16(to_f16(values)),
+    }
 }
 
 /// Rounds to the nearest. A constant of which nothing would be left, as of an epsilon that keeps a divisor from 0, becomes the

@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-pub use convert::{Fp32Reason, KeptFp32};
+pub use convert::{Fp32Reason, KeptFp32, half_constant};
 pub use placement::{ActivationEdge, Decision, Placement, Rule, WeightEdge};
 pub use plan::{Assignment, CompiledPlan, PLAN_FORMAT_VERSION, PatternError, Precision, PrecisionPlan, Selector};
 pub use qdq::WrittenScales;
@@ -45,6 +45,15 @@ use crate::{
     tensor::{ElementType, ShapeError},
 };
 use weights::ScaleTypes;
+
+/// Key of a model's metadata: the samples that it was calibrated on, as in [`CalibrationTable::calibrated_on`].
+const CALIBRATED_ON: &str = "calib.calibrated_on";
+
+/// The samples that a model was calibrated on, by name, with their hashes; empty where it does not say.
+pub fn calibrated_on(model: &Model) -> BTreeMap<String, String> {
+    let entry = model.proto.metadata_props.iter().find(|entry| entry.key() == CALIBRATED_ON);
+    entry.and_then(|entry| serde_json::from_str(entry.value()).ok()).unwrap_or_default()
+}
 
 /// Why a model cannot be quantized.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +96,11 @@ pub enum QuantizeError {
     NoTable,
     #[error("fp16 and bf16 are both asked for; use one of them beside fp32")]
     MixedHalves,
+    #[error(
+        "no node of the model computes in float32, so there is nothing to convert to {precision}: it is in another type \
+         already; use it as it is"
+    )]
+    NothingToConvert { precision: Precision },
     #[error("the weights to quantize are of different float types; convert the model to float32 first")]
     MixedWeights,
     #[error(transparent)]
@@ -230,7 +244,8 @@ pub fn quantize(
     };
     let float = model.clone();
     let mut scales = Vec::new();
-    if precision.is_quantized() {
+    let quantizes = !placement.activations.is_empty() || !placement.weights.is_empty();
+    if precision.is_quantized() && quantizes {
         let table = table.ok_or(QuantizeError::NoTable)?;
         let table = &with_shifts(table, shifts);
         let stored = weight_type(model.graph(), &placement)?;
@@ -346,6 +361,9 @@ fn convert_float_part(
         infos: &facts::tensor_infos(model.graph(), shapes),
     };
     let converted = conversion.apply(model.graph_mut())?;
+    if options.scheme.precision == half && converted.low.is_empty() && converted.kept.is_empty() {
+        return Err(QuantizeError::NothingToConvert { precision: half });
+    }
     for decision in placement.decisions.iter_mut().filter(|decision| !decision.precision.is_quantized()) {
         decision.precision = if converted.low.contains(&decision.node) { half } else { Precision::Fp32 };
     }
@@ -361,6 +379,10 @@ fn record_provenance(model: &mut Model, table: Option<&CalibrationTable>, precis
     ];
     if let Some(bytes) = table.and_then(|table| serde_json::to_vec(table).ok()) {
         entries.push(("calib.table_hash", ContentHash::of_bytes(&bytes).to_string()));
+    }
+    let calibrated_on = table.map(|table| &table.calibrated_on).filter(|samples| !samples.is_empty());
+    if let Some(samples) = calibrated_on.and_then(|samples| serde_json::to_string(samples).ok()) {
+        entries.push((CALIBRATED_ON, samples));
     }
     if table.is_some_and(|table| table.random_data) {
         entries.push(("calib.random_data", "true".to_owned()));

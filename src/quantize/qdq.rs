@@ -14,7 +14,7 @@ use super::{
     names::{Names, collect},
     placement::{Placement, WeightEdge},
     plan::Precision,
-    weights::{ScaleTypes, WeightNames, bias_floors, codes_tensor, quantize_weight, round_scale_up, scale_tensor},
+    weights::{ScaleTypes, WeightNames, codes_tensor, quantize_weight, round_scale_up, scale_floors, scale_tensor},
 };
 use crate::{
     calibrate::CalibrationTable,
@@ -209,8 +209,9 @@ impl Insertion {
             for edge in &edges {
                 let node = view.node(NodeId(edge.node));
                 let input_scale = node.input.first().and_then(|input| scales.get(input));
-                let bias = node.input.get(2).and_then(|bias| view.initializer(bias));
-                let more = input_scale.filter(|_| axis.is_some()).map(|&scale| bias_floors(bias, scale));
+                let bias = node.input.get(2).and_then(|bias| view.initializer(bias)).filter(|_| axis.is_some());
+                let channels = axis.map_or(Some(1), |axis| usize::try_from(*weight.dims.get(axis)?).ok()).unwrap_or(0);
+                let more = input_scale.map(|&scale| scale_floors(bias, scale, channels));
                 for (index, floor) in more.unwrap_or_default().into_iter().enumerate() {
                     match floors.get_mut(index) {
                         Some(known) => *known = known.max(floor),

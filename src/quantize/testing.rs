@@ -111,6 +111,7 @@ pub fn table(ranges: &[(&str, f32)]) -> CalibrationTable {
         tensors: ranges.iter().map(|&(name, amax)| (name.to_owned(), range(amax))).collect(),
         bias_corrections: BTreeMap::new(),
         magnitudes: None,
+        calibrated_on: BTreeMap::new(),
         recovered: None,
     }
 }

@@ -3,7 +3,7 @@
 //! The builder silently accepts per-channel activations, weights scaled along the wrong axis and operators with one
 //! quantized side, and computes something else than what was meant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,9 +11,9 @@ use super::facts::Facts;
 use crate::{
     onnx::{
         Fact, GraphError, Model, NodeId,
-        proto::{GraphProto, NodeProto, TensorProto},
+        proto::{AttributeProto, GraphProto, NodeProto, TensorProto},
     },
-    tensor::ElementType,
+    tensor::{ElementType, Tensor},
 };
 
 /// Value of `TensorProto.DataType` for E4M3.
@@ -54,8 +54,37 @@ impl std::fmt::Display for Finding {
 pub fn validate(model: &Model) -> Result<Vec<Finding>, GraphError> {
     let mut findings = Vec::new();
     let opset = model.opset("").unwrap_or_default();
-    validate_graph(model.graph(), opset, &BTreeMap::new(), &mut findings)?;
+    let mut graph = model.graph().clone();
+    let contributed = as_standard(&mut graph);
+    validate_graph(&graph, opset, &BTreeMap::new(), &contributed, &mut findings)?;
     Ok(findings)
+}
+
+/// Q/DQ of `com.microsoft`, which TensorRT's parser takes for the standard ones, as these, and constants that are numbers of
+/// a node as tensors; gives the labels of the former, whose features do not depend on the opset.
+fn as_standard(graph: &mut GraphProto) -> BTreeSet<String> {
+    let mut contributed = BTreeSet::new();
+    for (index, node) in graph.node.iter_mut().enumerate() {
+        if node.domain() == "com.microsoft" && matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear") {
+            contributed.insert(node.label(index));
+            node.domain = None;
+        }
+        let numbers = |node: &NodeProto| {
+            let single = node.attr_f("value_float").map(|value| (Vec::new(), vec![value]));
+            single.or_else(|| {
+                let values = &node.attribute.iter().find(|a| a.name() == "value_floats")?.floats;
+                Some((vec![values.len()], values.clone()))
+            })
+        };
+        if node.op_type() == "Constant"
+            && node.is_standard()
+            && let Some(tensor) = numbers(node).and_then(|(shape, values)| Tensor::from_f32(shape, values).ok())
+        {
+            node.attribute = vec![AttributeProto::tensor("value", TensorProto::from_tensor("", tensor))];
+        }
+        node.subgraphs_mut().for_each(|inner| contributed.extend(as_standard(inner)));
+    }
+    contributed
 }
 
 /// Recursion is as deep as graphs are nested, which decoding limits.
@@ -63,6 +92,7 @@ fn validate_graph<'a>(
     graph: &'a GraphProto,
     opset: i64,
     outer: &BTreeMap<&'a str, &'a TensorProto>,
+    contributed: &BTreeSet<String>,
     findings: &mut Vec<Finding>,
 ) -> Result<(), GraphError> {
     let facts = Facts::new(graph, &BTreeMap::new())?;
@@ -71,19 +101,30 @@ fn validate_graph<'a>(
     for node in graph.node.iter().filter(|node| node.op_type() == "Constant" && node.is_standard()) {
         constants.extend(node.output.first().map(String::as_str).zip(node.attr_t("value")));
     }
-    let mut check = Check { facts, constants, opset, findings };
+    for &id in facts.view.topological_order() {
+        let node = facts.view.node(id);
+        if let ("Identity", [from], [to], true) =
+            (node.op_type(), &node.input[..], &node.output[..], node.is_standard())
+            && let Some(&constant) = constants.get(from.as_str())
+        {
+            constants.insert(to, constant);
+        }
+    }
+    let mut check = Check { facts, constants, opset, contributed, findings };
     for (id, node) in check.facts.view.nodes() {
         check.node(id, node);
     }
     let constants = check.constants;
     let mut subgraphs = graph.node.iter().flat_map(NodeProto::subgraphs);
-    subgraphs.try_for_each(|inner| validate_graph(inner, opset, &constants, findings))
+    subgraphs.try_for_each(|inner| validate_graph(inner, opset, &constants, contributed, findings))
 }
 
 struct Check<'a, 'f> {
     facts: Facts<'a>,
     constants: BTreeMap<&'a str, &'a TensorProto>,
     opset: i64,
+    /// Labels of Q/DQ of another domain.
+    contributed: &'f BTreeSet<String>,
     findings: &'f mut Vec<Finding>,
 }
 
@@ -149,19 +190,37 @@ impl<'a> Check<'a, '_> {
         } else {
             10
         };
-        if self.opset < needed {
+        if self.opset < needed && !self.contributed.contains(&node.label(id.0)) {
             let message = format!("its scale needs opset {needed}, and the model has {}", self.opset);
             self.error(id, message);
         }
     }
 
+    /// Types of 8 bits that are not signed, and of 16 bits.
+    fn code_type(&mut self, id: NodeId, data_type: i32) {
+        match ElementType::from_onnx(data_type) {
+            Some(ElementType::U8) => self.error(
+                id,
+                "its 8-bit values are unsigned, which TensorRT reads as signed: it would cut off the upper half of the range; \
+                 quantize symmetrically to int8"
+                    .to_owned(),
+            ),
+            Some(kind @ (ElementType::I16 | ElementType::U16)) => {
+                self.error(id, format!("its values are {}, which TensorRT's parser refuses; use int8", kind.name()));
+            }
+            _ => {}
+        }
+    }
+
     fn zero_point(&mut self, id: NodeId, node: &NodeProto) {
         if !Self::has_input(node, 2) {
-            if node.op_type() == "QuantizeLinear" && node.attr_i("output_dtype").unwrap_or(0) == 0 {
+            let given = node.attr_i("output_dtype").and_then(|kind| i32::try_from(kind).ok()).unwrap_or(0);
+            if node.op_type() == "QuantizeLinear" && given == 0 {
                 let message = "without a zero point it gives unsigned values; symmetric INT8 is meant";
                 self.add(Severity::Warning, id, message.to_owned());
             }
-            return;
+            let codes = self.constant(node, 0).filter(|_| node.op_type() == "DequantizeLinear");
+            return self.code_type(id, codes.map_or(given, TensorProto::data_type));
         }
         let Some(zero_point) = self.constant(node, 2) else {
             return self.error(id, "its zero point is computed, and TensorRT needs a constant".to_owned());
@@ -183,8 +242,9 @@ impl<'a> Check<'a, '_> {
         }
         let codes = self.constant(node, 0).filter(|_| node.op_type() == "DequantizeLinear");
         if codes.is_some_and(|codes| codes.data_type() != zero_point.data_type()) {
-            self.error(id, "its zero point and its values differ in type".to_owned());
+            return self.error(id, "its zero point and its values differ in type".to_owned());
         }
+        self.code_type(id, zero_point.data_type());
     }
 
     /// Activations have one scale, weights one or as many as channels along the axis of their consumer.
@@ -220,16 +280,25 @@ impl<'a> Check<'a, '_> {
     }
 
     fn weight_axis(&mut self, id: NodeId, node: &NodeProto, axis: i64, rank: i64) {
-        let Some(output) = node.output.first() else { return };
         let mut wrong = Vec::new();
-        for consumer in self.facts.view.consumers(output) {
-            let user = self.facts.view.node(consumer.node);
-            let expected = consumer.input.and_then(|input| user.channel_axis(input, rank as usize));
-            if let Some(expected) = expected.filter(|&expected| axis != expected as i64) {
-                let user = user.label(consumer.node.0);
-                wrong.push(format!(
-                    "its scales lie along axis {axis}, and `{user}` has its channels on axis {expected}"
-                ));
+        let mut places: Vec<(&str, i64)> =
+            node.output.first().map(|output| (output.as_str(), axis)).into_iter().collect();
+        let mut steps = super::facts::REACH;
+        while let Some((tensor, axis)) = places.pop().filter(|_| steps > 0) {
+            steps -= 1;
+            let uses = self.facts.view.consumers(tensor);
+            for consumer in uses {
+                let user = self.facts.view.node(consumer.node);
+                if let Some(moved) = moved_axis(user, axis, rank) {
+                    places.extend(user.output.first().map(|output| (output.as_str(), moved)));
+                }
+                let expected = consumer.input.and_then(|input| user.channel_axis(input, rank as usize));
+                if let Some(expected) = expected.filter(|&expected| axis != expected as i64) {
+                    let user = user.label(consumer.node.0);
+                    wrong.push(format!(
+                        "its scales lie along axis {axis}, and `{user}` has its channels on axis {expected}"
+                    ));
+                }
             }
         }
         for message in wrong {
@@ -310,6 +379,19 @@ impl<'a> Check<'a, '_> {
             }
         }
         None
+    }
+}
+
+/// Where an axis lies behind a node that only moves values; `None` for other nodes.
+fn moved_axis(node: &NodeProto, axis: i64, rank: i64) -> Option<i64> {
+    match node.op_type() {
+        _ if !node.is_standard() => None,
+        "Identity" | "Cast" => Some(axis),
+        "Transpose" => match node.attr_ints("perm") {
+            Some(order) => Some(order.iter().position(|&from| from == axis)? as i64),
+            None => Some(rank - 1 - axis),
+        },
+        _ => None,
     }
 }
 

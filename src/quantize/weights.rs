@@ -118,7 +118,7 @@ pub(super) fn scale_tensor(
 pub(super) fn round_scale_up(scale: f32, element_type: ElementType) -> f32 {
     let up = |rounded: f32, next: f32| if rounded < scale { next } else { rounded };
     match element_type {
-        ElementType::F16 if scale <= crate::qparams::MIN_SCALE => f16::MIN_POSITIVE.to_f32(),
+        ElementType::F16 if scale <= crate::qparams::ZERO_SCALE => f16::MIN_POSITIVE.to_f32(),
         ElementType::F16 => {
             let rounded = f16::from_f32(scale.min(f16::MAX.to_f32()));
             up(rounded.to_f32(), f16::from_bits(rounded.to_bits() + 1).to_f32()).min(f16::MAX.to_f32())
@@ -131,13 +131,17 @@ pub(super) fn round_scale_up(scale: f32, element_type: ElementType) -> f32 {
     }
 }
 
-/// Smallest weight scales that keep `bias / (input_scale · weight_scale)` inside 31 bits.
+/// Smallest weight scales by channel: those that keep `bias / (input_scale · weight_scale)` inside 31 bits, and the product a
+/// normal `float32`, by which integer kernels multiply their sums.
 ///
 /// ONNX Runtime turns the bias of an integer convolution into INT32 with that scale: a channel of tiny weights with an
 /// ordinary bias would overflow.
-pub(super) fn bias_floors(bias: Option<&TensorProto>, input_scale: f32) -> Vec<f32> {
+pub(super) fn scale_floors(bias: Option<&TensorProto>, input_scale: f32, channels: usize) -> Vec<f32> {
     let bias = bias.and_then(|bias| bias.to_tensor().ok()).map(|bias| bias.to_f32()).unwrap_or_default();
-    bias.iter().map(|value| value.abs() / (input_scale * (1u32 << 30) as f32)).collect()
+    // Divided twice: the product of the divisors may lie beyond what there is.
+    let of_bias =
+        |channel: usize| bias.get(channel).map_or(0.0, |value| value.abs() / input_scale / (1u32 << 30) as f32);
+    (0..channels).map(|channel| of_bias(channel).max(2.0 * f32::MIN_POSITIVE / input_scale)).collect()
 }
 
 #[cfg(test)]
@@ -170,13 +174,18 @@ mod tests {
 
     #[test]
     fn floors_raise_scales() {
-        let weight = quantize(&[2, 1], &[0.0, 1.27], Some(0), &bias_floors(None, 1.0));
-        assert_eq!(weight.scale.to_tensor().unwrap().to_f32(), [crate::qparams::MIN_SCALE, 0.01]);
+        let weight = quantize(&[2, 1], &[0.0, 1.27], Some(0), &scale_floors(None, 1.0, 2));
+        assert_eq!(weight.scale.to_tensor().unwrap().to_f32(), [crate::qparams::ZERO_SCALE, 0.01]);
         let bias = TensorProto::from_tensor("b", Tensor::from_f32(vec![2], vec![-8.0, 8.0]).unwrap());
-        let weight = quantize(&[2, 1], &[0.0, 1.27], Some(0), &bias_floors(Some(&bias), 0.5));
+        let weight = quantize(&[2, 1], &[0.0, 1.27], Some(0), &scale_floors(Some(&bias), 0.5, 2));
         let scales = weight.scale.to_tensor().unwrap().to_f32();
         assert_eq!(scales, [16.0 / (1u32 << 30) as f32, 0.01]);
         assert!(8.0 / (0.5 * scales[0]) < i32::MAX as f32);
+        // A product that processors take for zero would leave nothing of the result.
+        let tiny = 1e-33f32;
+        let weight = quantize(&[2, 1], &[1e-9, 1.27], Some(0), &scale_floors(None, tiny, 2));
+        let scales = weight.scale.to_tensor().unwrap().to_f32();
+        assert!((scales[0] * tiny).is_normal() && scales[1] == 0.01, "{scales:?}");
     }
 
     #[test]
@@ -187,7 +196,7 @@ mod tests {
             let brain = round_scale_up(scale, ElementType::Bf16);
             assert!(brain >= scale && bf16::from_f32(brain).to_f32() == brain && brain <= scale * 1.01);
         }
-        assert_eq!(round_scale_up(crate::qparams::MIN_SCALE, ElementType::F16), f16::MIN_POSITIVE.to_f32());
+        assert_eq!(round_scale_up(crate::qparams::ZERO_SCALE, ElementType::F16), f16::MIN_POSITIVE.to_f32());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::Layer;
+use super::Report;
 use crate::calibrate::Method;
 
 /// A text that a spreadsheet shows and never computes, and a terminal shows and never obeys: a cell that begins a formula
@@ -17,8 +17,8 @@ pub(super) fn text_field(text: &str) -> String {
     begins.then_some('\'').into_iter().chain(shown).collect()
 }
 
-/// Writes the layers; what was not measured is an empty field.
-pub fn layers_csv(layers: &[Layer], to: impl Write) -> csv::Result<()> {
+/// Writes the layers of a report; what was not measured is an empty field.
+pub fn layers_csv(report: &Report, to: impl Write) -> csv::Result<()> {
     let methods = [
         ("minmax", Method::MinMax),
         ("percentile", Method::Percentile),
@@ -41,15 +41,17 @@ pub fn layers_csv(layers: &[Layer], to: impl Write) -> csv::Result<()> {
         "scale",
         "clipped",
     ];
-    writer.write_record(fixed.map(str::to_owned).into_iter().chain(methods.map(|(name, _)| format!("amax_{name}"))))?;
+    let thresholds = methods.map(|(name, _)| format!("amax_{name}"));
+    writer.write_record(fixed.map(str::to_owned).into_iter().chain(thresholds).chain(["random_data".to_owned()]))?;
     let double = |value: Option<f64>| value.map_or_else(String::new, |v| v.to_string());
     let single = |value: Option<f32>| value.map_or_else(String::new, |v| v.to_string());
-    for layer in layers {
+    for layer in &report.layers {
         let names = [&layer.node, &layer.op_type, &layer.tensor, &layer.precision].map(|name| text_field(name));
         let errors = [layer.graphwise_sqnr_db, layer.layerwise_sqnr_db, layer.cosine, layer.weight_sqnr_db].map(double);
         let range = [layer.min, layer.max, layer.amax, layer.scale].map(single);
         let thresholds = methods.map(|(_, method)| single(layer.candidates.get(&method).copied()));
         let fields = names.into_iter().chain(errors).chain(range).chain([double(layer.clipped)]).chain(thresholds);
+        let fields = fields.chain([report.dataset.random_data.to_string()]);
         writer.write_record(fields)?;
     }
     writer.flush()?;
@@ -72,11 +74,13 @@ mod tests {
 
     #[test]
     fn every_layer_reads_back_with_its_exact_name_and_values() {
-        let mut layers = report(&Size { layers: 3, flips: 0 }).layers;
+        let mut report = report(&Size { layers: 3, flips: 0 });
+        report.dataset.random_data = true;
+        let layers = &mut report.layers;
         layers[1].node = "a,\"b\"\nc".into();
         layers[2].graphwise_sqnr_db = None;
         let mut text = Vec::new();
-        layers_csv(&layers, &mut text).unwrap();
+        layers_csv(&report, &mut text).unwrap();
         let mut reader = csv::Reader::from_reader(text.as_slice());
         let column = |name: &str, headers: &csv::StringRecord| headers.iter().position(|h| h == name).unwrap();
         let headers = reader.headers().unwrap().clone();
@@ -84,7 +88,8 @@ mod tests {
         assert_eq!(records.len(), 3);
         assert_eq!(&records[1][column("node", &headers)], "a,\"b\"\nc");
         assert_eq!(&records[2][column("graphwise_sqnr_db", &headers)], "");
+        assert_eq!(&records[1][column("random_data", &headers)], "true");
         let amax: f32 = records[0][column("amax_entropy", &headers)].parse().unwrap();
-        assert_eq!(Some(&amax), layers[0].candidates.get(&Method::Entropy));
+        assert_eq!(Some(&amax), report.layers[0].candidates.get(&Method::Entropy));
     }
 }

@@ -31,7 +31,8 @@ fn candidate_name(candidate: &CandidateResult) -> String {
         None if name == "auto" => "best of each tensor",
         None => name,
     };
-    format!("{method}{}", if candidate.bias_correction { ", biases corrected" } else { "" })
+    let biases = if candidate.bias_correction { ", biases corrected" } else { "" };
+    format!("{method}{biases}{}", if candidate.final_thresholds { ", final thresholds" } else { "" })
 }
 
 /// What every calibration method gives on held-out samples; empty when only one was tried.

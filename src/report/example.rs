@@ -63,6 +63,8 @@ pub(super) fn report(size: &Size) -> Report {
             outputs: vec![tensor("logits", vec![None, Some(1000)])],
             nodes: 131,
             parameters: 4_649_928,
+            weights: [("float32".to_owned(), 11_000_000)].into(),
+            arithmetic: vec!["float32".to_owned()],
             opset: 17,
             producer: Some("made by hand".into()),
         },
@@ -155,6 +157,7 @@ fn calibration() -> Calibration {
     let candidate = |(method, top1, overlap, sqnr_db): (Method, f64, f64, f64)| CandidateResult {
         method: method.name().into(),
         bias_correction: false,
+        final_thresholds: false,
         chosen: method == Method::Percentile,
         samples: 100,
         agreement: Some(Agreement { samples: 100, ..agreement(top1, overlap) }),

@@ -70,7 +70,7 @@ mod tests {
         junit(&report, &mut xml).unwrap();
         committed("reports/example/report.junit.xml", &xml);
         let mut csv = Vec::new();
-        layers_csv(&report.layers, &mut csv).unwrap();
+        layers_csv(&report, &mut csv).unwrap();
         committed("reports/example/layers.csv", &csv);
     }
 

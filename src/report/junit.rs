@@ -40,6 +40,19 @@ pub fn junit(report: &Report, to: impl Write) -> Result<(), quick_junit::Seriali
     document.serialize(to)
 }
 
+/// Writes the JUnit XML of a run that ended without a report.
+pub fn failed_junit(model: &str, reason: &str, to: impl Write) -> Result<(), quick_junit::SerializeError> {
+    let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+    status.set_message(reason);
+    let mut case = TestCase::new("the run ends with a report", status);
+    case.set_classname(model);
+    let mut suite = TestSuite::new(model);
+    suite.add_test_case(case);
+    let mut document = quick_junit::Report::new("calib");
+    document.add_test_suite(suite);
+    document.serialize(to)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

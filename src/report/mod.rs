@@ -27,7 +27,7 @@ pub use csv::layers_csv;
 pub use format::{bytes, rfc3339, shell_word};
 pub use html::html;
 pub use json::schema;
-pub use junit::junit;
+pub use junit::{failed_junit, junit};
 pub use model::{
     Advice, AdviceLevel, ArtifactFile, Calibration, CandidateResult, DatasetInfo, EngineInside, Environment, Gate, Gpu,
     Histogram, Labels, LatencyMs, Layer, ModelInfo, OutputTask, Precision, Report, SkippedSample, SpeedAt, Speedup,
@@ -36,7 +36,7 @@ pub use model::{
 
 pub use regression::{LATENCY_NOISE, Regressions, SHARE_NOISE, SQNR_NOISE_DB, regressions, unlike};
 pub use runs::{Run, runs_html, runs_table};
-pub use summary::summary;
+pub use summary::{failed_page, failed_summary, summary};
 pub use table::Table;
 
 pub use crate::bench::Timing;

@@ -139,6 +139,12 @@ pub struct ModelInfo {
     pub nodes: usize,
     /// Number of values in the initializers.
     pub parameters: u64,
+    /// Number of floating-point values in its constants, by their type (`float32`, `float16`, ...).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights: BTreeMap<String, u64>,
+    /// Floating-point types that its nodes compute in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub arithmetic: Vec<String>,
     /// Version of the default operator set.
     pub opset: i64,
     /// What wrote the model, by its own account.
@@ -221,6 +227,10 @@ pub struct CandidateResult {
     /// True with biases that take back the mean error of quantization.
     #[serde(default)]
     pub bias_correction: bool,
+    /// True with the thresholds of all calibration samples, among which the last choice is made; otherwise with those of
+    /// the samples that were not held out.
+    #[serde(default)]
+    pub final_thresholds: bool,
     /// True for the method in force.
     pub chosen: bool,
     /// Held-out samples.
@@ -259,7 +269,7 @@ pub struct Gate {
 /// One precision on one backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Precision {
-    /// `fp32`, `fp16`, `bf16`, `int8`, `fp8`.
+    /// `fp32`, `fp16`, `bf16`, `int8`, `fp8`; of the reference also `fp64`, and `mixed` where it computes in several.
     pub precision: String,
     /// What ran it (`onnxruntime-cpu`, `tensorrt`, ...).
     pub backend: String,

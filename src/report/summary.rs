@@ -41,6 +41,22 @@ pub fn summary(report: &Report) -> String {
     lines.join("\n") + "\n"
 }
 
+/// The same for a run that ended without a report.
+pub fn failed_summary(model: &str, reason: &str) -> String {
+    format!("### ❌ calib: {}\n\nThe run failed: {}\n", markdown_text(model), markdown_text(reason))
+}
+
+/// A page for a run that ended without a report.
+pub fn failed_page(model: &str, reason: &str) -> String {
+    let escaped = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}: the run failed</title></head>\n\
+         <body><h1>{0}: the run failed</h1>\n<p>{1}</p>\n</body></html>\n",
+        escaped(model),
+        escaped(reason)
+    )
+}
+
 /// A folded table of the layers with the largest error; nothing where no error was measured.
 fn worst_layers(layers: &[Layer]) -> Option<String> {
     let by_layerwise = layers.iter().any(|layer| layer.layerwise_sqnr_db.is_some());

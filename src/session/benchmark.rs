@@ -219,14 +219,15 @@ impl Session {
         threads.sort_unstable();
         threads.dedup();
         ensure!(!threads.contains(&0), "--threads 0 runs nothing; give counts of 1 or more");
-        let batches = &options.batches;
+        let usual = vec![self.subject.usual_batch()];
+        let batches = if options.batches.is_empty() { &usual } else { &options.batches };
         let inputs = batches.iter().map(|&batch| first_batch(self, batch)).collect::<Result<Vec<_>, _>>()?;
         let (cuda_graph, runtime_cache) = (options.cuda_graph, options.runtime_cache.clone());
         let engine = RunnerOptions { cuda_graph, runtime_cache, ..RunnerOptions::default() };
         let named = specs.iter().zip(&options.specs);
         let subjects = named.map(|(spec, name)| Subject::new(spec, name, self, &engine));
         let subjects = subjects.collect::<Result<Vec<_>, _>>()?;
-        let (measurements, in_float32) = measure(self, &subjects, &threads, &inputs, options)?;
+        let (measurements, in_float32) = measure(self, &subjects, &threads, batches, &inputs, options)?;
         // Right behind the calls: clocks fall when nothing runs.
         let mut environment = environment(self.runtime, gpu(&specs));
         environment.libraries.extend(subjects.iter().filter_map(Subject::library));
@@ -275,6 +276,7 @@ fn measure(
     session: &Session,
     subjects: &[Subject],
     threads: &[usize],
+    batches: &[usize],
     inputs: &[TensorMap],
     args: &BenchOptions,
 ) -> Result<(Vec<Measurement>, NodesByTarget), PipelineError> {
@@ -293,7 +295,7 @@ fn measure(
         .filter_map(|(subject, .., runner)| Some((subject.name.clone(), runner.borrow().in_float32()?.clone())));
     let widened = widened.collect();
     let mut targets: Vec<Target<'_, BackendError>> = Vec::new();
-    for (&batch, inputs) in args.batches.iter().zip(inputs) {
+    for (&batch, inputs) in batches.iter().zip(inputs) {
         for (subject, lane, threads, runner) in &runners {
             targets.push(Target {
                 name: subject.name.clone(),
@@ -330,7 +332,7 @@ fn layer_times(
 }
 
 fn first_batch(session: &Session, batch: usize) -> Result<TensorMap, PipelineError> {
-    if let Some(fixed) = session.subject.fixed_batch() {
+    if let Some(fixed) = session.subject.fixed_batch().filter(|_| batch != session.subject.usual_batch()) {
         ensure!(fixed == batch, "--batch {batch} was asked for, but the model fixes its batch to {fixed}");
     }
     let dataset = &*session.data.collection.dataset;

@@ -1,12 +1,16 @@
 //! A comparison: the same samples through a reference and one or several targets.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
 use super::{
     PipelineError, Session, Spec, Within, describe,
     evaluation::{EvaluateOptions, Outputs, Recorder, evaluate_pairs},
+    ranges::sample_hash,
     target::fill_from_sidecar,
 };
 use crate::{
@@ -18,6 +22,7 @@ use crate::{
     compare::{ComparisonResult, Footprint, Gate, GateResult, Needs, SavedOutputs},
     config::RunConfig,
     onnx::Model,
+    quantize::calibrated_on,
 };
 
 /// What is compared, and with what.
@@ -34,6 +39,8 @@ pub struct CompareRequest {
     pub samples: usize,
     /// Thresholds for every target.
     pub gates: Vec<Gate>,
+    /// Whether samples that a target was calibrated on are compared, too.
+    pub calibration_samples: bool,
     /// File (`.npz`) for the reference's outputs.
     pub save_reference: Option<PathBuf>,
     /// File (`.npz`) for the first target's outputs.
@@ -134,12 +141,8 @@ impl Session {
         let (reference_spec, mut specs) = request.specs()?;
         let mut names = request.targets.clone();
         let pairs = add_sources(&mut specs, &mut names, self.config.model.as_deref())?;
-        let count = self.dataset().len();
-        let indices: Vec<usize> = if request.samples == 0 || request.samples >= count {
-            (0..count).collect()
-        } else {
-            self.data.split(self.config.seed, 0, request.samples).evaluation
-        };
+        let indices = self.compared_samples(request, &reference_spec, &specs)?;
+        self.check_gates(&request.gates, &indices)?;
         let engine = RunnerOptions { runtime_cache: request.runtime_cache.clone(), ..RunnerOptions::default() };
         let mut reference = Side::new(&reference_spec, self, &engine, request.save_reference.as_deref())?;
         let mut targets = Vec::new();
@@ -200,6 +203,72 @@ impl Session {
             targets: outcomes,
             engine_errors,
         })
+    }
+}
+
+impl Session {
+    /// The samples to compare: those that saved outputs are there of, and not those that a target was calibrated on, which it
+    /// knows better than others.
+    fn compared_samples(
+        &self,
+        request: &CompareRequest,
+        reference: &Spec,
+        targets: &[Spec],
+    ) -> Result<Vec<usize>, PipelineError> {
+        let dataset = self.dataset();
+        let count = dataset.len();
+        let mut known: BTreeMap<String, String> = BTreeMap::new();
+        for spec in targets.iter().filter(|_| !request.calibration_samples && !self.config.random_data) {
+            if let Spec::OnnxRuntime(Some(path), _) = spec {
+                known.extend(calibrated_on(&Model::load(path)?));
+            }
+        }
+        let saved = [reference].into_iter().chain(targets).filter_map(|spec| match spec {
+            Spec::Saved(path) => Some(SavedOutputs::open(path)),
+            _ => None,
+        });
+        let saved = saved.collect::<Result<Vec<_>, _>>()?;
+        let is_saved = |index: &usize| saved.iter().all(|saved| saved.may_hold(dataset.id(*index)));
+        let is_known = |index: &usize| {
+            known.get(dataset.id(*index)).is_some_and(|hash| sample_hash(dataset, *index).as_ref() == Some(hash))
+        };
+        let (calibrated, mut others): (BTreeSet<usize>, BTreeSet<usize>) = (0..count).partition(is_known);
+        if others.is_empty() && !calibrated.is_empty() {
+            self.host.warn(
+                "a target was calibrated on all of these samples: its figures are better here than on others; give other data, \
+                 or calibrate on fewer with --calib-samples",
+            );
+            others.clone_from(&calibrated);
+        } else if !calibrated.is_empty() {
+            self.host.info(&format!(
+                "{} samples that a target was calibrated on are left out; --calibration-samples compares them, too",
+                calibrated.len()
+            ));
+        }
+        let all = others.len();
+        // Where none is left, running says which one is missing.
+        if others.iter().any(is_saved) {
+            others.retain(|index| is_saved(index));
+        }
+        if others.len() < all && request.samples > others.len() {
+            self.host.info(&format!("{} samples are compared: there are saved outputs of no more", others.len()));
+        }
+        let asked = if request.samples == 0 { others.len() } else { request.samples.min(others.len()) };
+        if asked == others.len() {
+            return Ok(Vec::from_iter(others));
+        }
+        // Of the samples in the order of a split, which larger numbers only add to, the first that may be taken.
+        let choose = |most: usize| {
+            let mut chosen = self.data.split(self.config.seed, 0, most).evaluation;
+            chosen.retain(|index| others.contains(index));
+            chosen
+        };
+        let (mut few, mut enough) = (asked, count);
+        while few < enough {
+            let middle = few.midpoint(enough);
+            if choose(middle).len() < asked { few = middle + 1 } else { enough = middle }
+        }
+        Ok(choose(enough))
     }
 }
 

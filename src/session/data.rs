@@ -63,7 +63,12 @@ impl Provenance {
             Self::BesideModel(path) => format!("from {}", path.display()),
             Self::Measured(tried, samples) => {
                 let list: Vec<String> = tried.iter().map(|(name, right)| format!("{name} {right}")).collect();
-                format!("the best of the presets on {samples} labelled samples (right answers: {})", list.join(", "))
+                // The first of equals was taken.
+                let best = tried.iter().rev().max_by_key(|(_, right)| right).map_or("", |(name, _)| name);
+                format!(
+                    "preset `{best}`, the best one on {samples} labelled samples (right answers: {})",
+                    list.join(", ")
+                )
             }
             Self::Assumed(name) => format!("assumed to be preset `{name}`, since none was given"),
             Self::None => "none: the samples are arrays".to_owned(),

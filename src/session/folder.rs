@@ -33,13 +33,10 @@ pub struct OutputFolder {
 }
 
 impl OutputFolder {
-    /// Makes and locks the folder of a configuration: `out`, or `runs/<model>`. What a killed process was writing there
+    /// Makes and locks the folder of a configuration. What a killed process was writing there
     /// is removed.
     pub fn open(config: &RunConfig) -> Result<Self, PipelineError> {
-        let path = config.out.clone().unwrap_or_else(|| {
-            let model = config.model.as_deref().and_then(|path| path.file_stem()).unwrap_or("model".as_ref());
-            PathBuf::from("runs").join(model)
-        });
+        let path = out_folder(config);
         std::fs::create_dir_all(&path).within(|| format!("cannot make the output folder {}", path.display()))?;
         check_inputs(config, &path)?;
         let lock_path = path.join(".lock");
@@ -61,6 +58,14 @@ impl OutputFolder {
         }
         Ok(Self { path, _lock: lock })
     }
+}
+
+/// The folder of a configuration: `out`, or `runs/<model>`.
+pub(super) fn out_folder(config: &RunConfig) -> PathBuf {
+    config.out.clone().unwrap_or_else(|| {
+        let model = config.model.as_deref().and_then(|path| path.file_stem()).unwrap_or("model".as_ref());
+        PathBuf::from("runs").join(model)
+    })
 }
 
 /// Refuses a folder of results whose files take the places of the inputs that lie in it.

@@ -5,9 +5,9 @@ use std::{
     path::Path,
 };
 
-use super::PipelineError;
+use super::{FloatTypes, PipelineError};
 use crate::{
-    analyse::{layerwise::AnalysisError, rounded::rounded},
+    analyse::rounded::rounded,
     backend::{Backend, BuildOptions, ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     calibrate::CalibrationTable,
     dataset::InputSpec,
@@ -36,6 +36,8 @@ pub struct Subject {
     pub shapes: BTreeMap<String, TensorInfo>,
     /// What looks wrong with the model and does not keep it from running.
     pub findings: Vec<Finding>,
+    /// The floating-point types of its weights and arithmetic.
+    pub float_types: FloatTypes,
 }
 
 impl Subject {
@@ -71,7 +73,8 @@ impl Subject {
         let tensors: Vec<String> = tensors.into_iter().collect();
         let mut shapes = infer_shapes(runtime, &folded, &inputs, &tensors)?;
         shapes.extend(inputs.iter().chain(&outputs).map(|info| (info.name.clone(), info.clone())));
-        Ok(Self { float, folded, inputs, outputs, shapes, findings })
+        let float_types = FloatTypes::of(&float, &folded, &shapes);
+        Ok(Self { float, folded, inputs, outputs, shapes, findings, float_types })
     }
 
     /// What reading samples needs to know.
@@ -93,6 +96,22 @@ impl Subject {
             [] => None,
             _ => Some(1),
         }
+    }
+
+    /// True where a call takes one sample although the first axis has another extent: the inputs do not agree on one, or
+    /// an output begins with another (a sequence whose first axis is time).
+    pub fn takes_whole_inputs(&self) -> bool {
+        let first = |info: &TensorInfo| info.shape.first().copied().flatten();
+        match self.fixed_batch() {
+            Some(1) => self.inputs.iter().any(|input| first(input).is_none_or(|extent| extent != 1)),
+            Some(batch) => self.outputs.iter().any(|output| first(output).is_some_and(|extent| extent != batch)),
+            None => false,
+        }
+    }
+
+    /// The batch of a call that nobody chose.
+    pub fn usual_batch(&self) -> usize {
+        if self.takes_whole_inputs() { 1 } else { self.fixed_batch().unwrap_or(1) }
     }
 
     /// Where Q/DQ will go.
@@ -123,7 +142,7 @@ impl Subject {
         rounds: &dyn Fn(&str) -> bool,
     ) -> Result<(Model, Model), PipelineError> {
         let float = with_opset(&self.folded, &self.shapes, CASTS_FROM)?;
-        let rounded = rounded(&float, &self.shapes, half, rounds).map_err(AnalysisError::from)?;
+        let rounded = rounded(&float, &self.shapes, half, rounds)?;
         Ok((float, rounded))
     }
 

@@ -1,6 +1,9 @@
 //! A session: a configuration resolved once, its model and data opened, and what its stages share.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use super::{
     Control, Host, PipelineError,
@@ -28,7 +31,7 @@ use crate::{
         BadPolicy, Collection, Dataset, Kept, PrefetchOptions, Preprocess, RandomDataset, Split, data_hash, image_size,
         load_classes,
     },
-    onnx::Model,
+    onnx::{Model, proto::NodeProto},
     quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions},
     recover::RecoverOptions,
 };
@@ -151,9 +154,11 @@ impl Session {
         for finding in &subject.findings {
             host.warn(&format!("{}; {}", finding.message, finding.hint));
         }
+        require_op_types(&config, &subject)?;
         let mut reference = subject.reference(runtime, provider, threads)?;
         let batch = match (config.batch, subject.fixed_batch()) {
-            (Some(asked), Some(fixed)) if asked != fixed => {
+            // One sample at a time is what a fixed batch is filled up from, and what a whole input is.
+            (Some(asked), Some(fixed)) if asked != fixed && asked != 1 => {
                 bail!("--batch {asked} was asked for, but the model fixes its batch to {fixed}");
             }
             (asked, fixed) => {
@@ -280,10 +285,9 @@ impl Session {
     }
 
     /// Says which patterns and operator types of the configuration match nothing in the model.
-    pub(super) fn warn_unmatched(&self, placement: &Placement) {
-        for warning in unmatched(&self.config, &self.subject, placement) {
-            self.host.warn(&warning);
-        }
+    pub(super) fn warn_unmatched(&self, placement: &Placement) -> Result<(), PipelineError> {
+        unmatched(&self.config, &self.subject, placement)?.iter().for_each(|warning| self.host.warn(warning));
+        Ok(())
     }
 
     /// Index of the GPU that executes, if one does.
@@ -450,13 +454,31 @@ impl Session {
 }
 
 /// Patterns and operator types of a configuration that match nothing in the model, in sentences.
-pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -> Vec<String> {
+///
+/// # Errors
+/// The model has no node of an operator type that is to be quantized.
+pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -> Result<Vec<String>, PipelineError> {
+    require_op_types(config, subject)?;
     let patterns =
         placement.unmatched_patterns.iter().map(|pattern| format!("the pattern `{pattern}` matches no node"));
-    let known = |op_type: &str| subject.folded.graph().node.iter().any(|node| node.op_type() == op_type);
-    let types = config.op_types.iter().chain(&config.op_types_to_exclude).filter(|op_type| !known(op_type));
+    let types = config.op_types_to_exclude.iter().filter(|op_type| !holds(subject, op_type));
     let types = types.map(|op_type| format!("the model has no node of the operator type `{op_type}`"));
-    patterns.chain(types).collect()
+    Ok(patterns.chain(types).collect())
+}
+
+/// Whether the model has nodes of an operator type.
+fn holds(subject: &Subject, op_type: &str) -> bool {
+    [&subject.folded, &subject.float]
+        .iter()
+        .any(|model| model.graph().node.iter().any(|node| node.op_type() == op_type))
+}
+
+/// Refuses operator types to quantize of which the model has no node.
+fn require_op_types(config: &RunConfig, subject: &Subject) -> Result<(), PipelineError> {
+    let Some(missing) = config.op_types.iter().find(|op_type| !holds(subject, op_type)) else { return Ok(()) };
+    let known: BTreeSet<&str> = subject.float.graph().node.iter().map(NodeProto::op_type).collect();
+    let known = Vec::from_iter(known).join(", ");
+    bail!("--op-types {missing}: the model has no node of this operator type; it has {known}")
 }
 
 /// Refuses a placement that quantizes nothing.
@@ -486,8 +508,9 @@ fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data, PipelineEr
         return Err(PipelineError::Input(reason));
     }
     let evaluation = if config.eval_samples == 0 { config.calib_samples } else { config.eval_samples };
-    let count = config.calib_samples.saturating_add(evaluation);
+    let count = config.calib_samples.saturating_add(evaluation).max(subject.usual_batch());
     let dataset = RandomDataset::new(&subject.input_specs(), count, config.seed).map_err(PipelineError::Input)?;
+    let dataset = dataset.of_whole_inputs(subject.takes_whole_inputs());
     let collection = Collection {
         dataset: Box::new(Kept::new(Box::new(dataset))),
         passed_over: Vec::new(),

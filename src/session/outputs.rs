@@ -40,7 +40,7 @@ impl Outputs for Recorder {
             // What could not be taken comes again.
             show(given)?;
             given.outputs.cut(inputs.rows.unwrap_or(samples), samples, |outputs| {
-                Ok(writer.push(&part.names(), &outputs.to_host()?)?)
+                Ok(writer.push_part(part, &outputs.to_host()?)?)
             })
         })
     }

@@ -76,11 +76,18 @@ pub fn quantize_file(
     let is_same = model.canonicalize().is_ok_and(|model| output.canonicalize().is_ok_and(|output| output == model));
     ensure!(!is_same, "{} would be written over the model it is made from; choose another -o", output.display());
     let table = table.as_deref().map(|path| read_table(path, &subject)).transpose()?;
+    let mut options = quantize_options(config, precision)?;
+    let quantizes = precision.is_quantized() && !subject.place(&options.scheme)?.tensors_to_observe().is_empty();
     ensure!(
-        table.is_some() || !precision.is_quantized(),
+        table.is_some() || !quantizes,
         "{precision} needs ranges; make a table with `calib calibrate` and name it with --table FILE"
     );
-    let mut options = quantize_options(config, precision)?;
+    if precision.is_quantized() && !quantizes {
+        host.warn(
+            "nothing in this model is to be quantized, so the result is a float model; --explain lists the rule that decided for \
+             every node",
+        );
+    }
     options.keep_io_types = !convert_io;
     if !precision.is_quantized() {
         // Exclusions of a float conversion are nodes that stay in FP32.
@@ -91,8 +98,16 @@ pub fn quantize_file(
     if let Some(defects) = quantized.defects() {
         return Err(PipelineError::Input(defects));
     }
-    for warning in unmatched(config, &subject, &quantized.placement) {
+    for warning in unmatched(config, &subject, &quantized.placement)? {
         host.warn(&warning);
+    }
+    if let (Some(table), true) = (&table, precision.is_quantized()) {
+        let zero = |tensor: &&String| table.tensors.get(*tensor).is_some_and(|range| range.amax == 0.0);
+        for tensor in quantized.placement.tensors_to_observe().iter().filter(zero) {
+            host.warn(&format!(
+                "tensor `{tensor}` has the range 0 in the table: it gets a scale so small that other values are cut off"
+            ));
+        }
     }
     quantized.model.save(output)?;
     host.wrote(output);
@@ -113,8 +128,9 @@ pub fn quantize_file(
 fn read_table(path: &Path, subject: &Subject) -> Result<CalibrationTable, PipelineError> {
     let mut start = Vec::new();
     let file = std::fs::File::open(path).within(|| format!("cannot read the table {}", path.display()))?;
-    file.take(4).read_to_end(&mut start)?;
-    if start == b"TRT-" {
+    file.take(64).read_to_end(&mut start)?;
+    // A cache is lines of text, with or without a first line that tells of TensorRT.
+    if !start.is_empty() && !start.trim_ascii_start().starts_with(b"{") && !start.contains(&0) {
         return Ok(CalibrationCache::load(path)?.to_table(subject.float.hash.clone()));
     }
     let table = CalibrationTable::load(path)?;

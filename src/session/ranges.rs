@@ -1,6 +1,6 @@
 //! Ranges of a session's model: observe its calibration samples, then choose how thresholds are made of the counts.
 
-use std::{path::Path, str::FromStr};
+use std::{path::Path, str::FromStr, time::Instant};
 
 use super::{
     PipelineError, Session,
@@ -10,9 +10,10 @@ use super::{
     opened::{require_operators, scheme},
 };
 use crate::{
+    artifact::ContentHash,
     calibrate::{CalibrationTable, Choice, Histograms, Provenance, Shards},
     config::ConfigError,
-    dataset::SampleError,
+    dataset::{Dataset, SampleError},
     pass::Ran,
     quantize::Precision,
 };
@@ -57,6 +58,8 @@ pub struct Calibrated {
     pub chosen: Chosen,
     /// Wall time of the pass over the samples.
     pub seconds: f64,
+    /// Wall time of everything: the pass, and the choice of thresholds.
+    pub all_seconds: f64,
     /// Largest resident memory up to the end of that pass.
     pub peak_rss_bytes: u64,
     /// Samples that could not be read.
@@ -97,7 +100,7 @@ impl Session {
     ) -> Result<Observation, PipelineError> {
         self.host.stage("observing");
         let placement = self.subject.place(&scheme(&self.config, precision)?)?;
-        self.warn_unmatched(&placement);
+        self.warn_unmatched(&placement)?;
         let provenance = Provenance {
             model_hash: self.subject.float.hash.clone(),
             data_hash: self.data_hash(samples),
@@ -134,10 +137,15 @@ impl Session {
         let options = self.observe_options();
         let calibrator = self.calibrator(&options, &|_| {}, None);
         let make = || calibrator.choose(histograms, samples, &choose);
-        let chosen = match checkpoints {
+        let mut chosen = match checkpoints {
             Some(checkpoints) => checkpoints.once("choice", make)?,
             None => make()?,
         };
+        if !self.config.random_data {
+            let dataset = self.dataset();
+            let known = samples.iter().filter_map(|&i| Some((dataset.id(i).to_owned(), sample_hash(dataset, i)?)));
+            chosen.table.calibrated_on = known.collect();
+        }
         if self.config.method == Choice::Auto && chosen.choice != Choice::Auto && chosen.candidates.is_empty() {
             self.host.note(&format!("too few calibration samples to measure methods on: {} was taken", chosen.choice));
         }
@@ -159,6 +167,7 @@ impl Session {
             all = self.calibration_samples();
             &all
         };
+        let started = Instant::now();
         // They are read again when thresholds are chosen.
         self.dataset().keep(samples);
         let Observation { histograms, ran, seconds } = self.observe(precision, samples, None, options.checkpoints)?;
@@ -170,13 +179,15 @@ impl Session {
         self.host.check()?;
         let chosen = self.choose(precision, &histograms, samples, options.checkpoints)?;
         self.host.info(&format!(
-            "calibrated {} tensors on {} samples in {seconds:.1} s, method {}",
+            "calibrated {} tensors on {} samples in {:.1} s, method {}",
             chosen.table.tensors.len(),
             histograms.samples(),
+            started.elapsed().as_secs_f64(),
             chosen.choice
         ));
         let skipped = ran.summary.skipped.clone();
-        Ok(Calibrated { histograms: Some(histograms), chosen, seconds, peak_rss_bytes, skipped, ran })
+        let all_seconds = started.elapsed().as_secs_f64();
+        Ok(Calibrated { histograms: Some(histograms), chosen, seconds, all_seconds, peak_rss_bytes, skipped, ran })
     }
 
     /// The table in `path`, if it is of this model.
@@ -206,7 +217,8 @@ impl Session {
         ));
         let chosen = Chosen { table, choice, candidates: Vec::new(), measured_on: 0 };
         let (seconds, skipped, ran) = (0.0, Vec::new(), Ran::default());
-        Ok(Calibrated { histograms: None, chosen, seconds, peak_rss_bytes: peak_rss_bytes(), skipped, ran })
+        let (all_seconds, peak_rss_bytes) = (0.0, peak_rss_bytes());
+        Ok(Calibrated { histograms: None, chosen, seconds, all_seconds, peak_rss_bytes, skipped, ran })
     }
 
     /// The table of a single run over all samples, from the joined histograms of its shards.
@@ -227,6 +239,18 @@ impl Session {
         }
         Ok(self.choose(Precision::Int8, merged, &samples, None)?.table)
     }
+}
+
+/// The beginning of a hash of what a sample is: of its file, or of its values; `None` where it cannot be read.
+pub(super) fn sample_hash(dataset: &dyn Dataset, index: usize) -> Option<String> {
+    let hash = if let Some(file) = dataset.file(index) {
+        ContentHash::of_file(file).ok()?
+    } else {
+        let inputs = dataset.sample(index).ok()?;
+        let bytes: Vec<u8> = inputs.values().flat_map(|tensor| tensor.view().values.bytes()).copied().collect();
+        ContentHash::of_bytes(&bytes)
+    };
+    Some(hash.as_str()[..16].to_owned())
 }
 
 #[cfg(test)]

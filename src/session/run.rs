@@ -3,10 +3,12 @@
 mod artifacts;
 mod assemble;
 mod engines;
+mod failure;
 mod layers;
 mod times;
 
 pub use engines::check as check_tensorrt;
+pub use failure::record_failure;
 
 use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
 
@@ -16,12 +18,13 @@ use super::{
     checkpoint::Checkpoints,
     describe,
     evaluation::{EvaluateOptions, Evaluation, Outputs, evaluate_pairs},
+    ranges::sample_hash,
 };
 use crate::{
     backend::{Backend, Runner},
     compare::Gate,
     dataset::Split,
-    quantize::{Placement, Precision, Rule},
+    quantize::{Placement, Precision, QuantizeError, Rule},
     report::Report,
 };
 
@@ -42,15 +45,32 @@ impl Session {
     ///
     /// # Errors
     /// A value of the configuration cannot be used, the reference cannot be run, a file cannot be written, or the host
-    /// stopped it. A precision that cannot be made or run is no error: the report says so.
+    /// stopped it: then a report that says so takes the place of a former one. A precision that cannot be made or run is no
+    /// error: the report says so.
     pub fn run(&mut self, command: Vec<String>) -> Result<RunOutcome, PipelineError> {
+        let outcome = self.whole_run(command);
+        if let Err(error) = outcome.as_ref().map_err(|error| describe(error))
+            && let Err(second) = record_failure(&self.config, &error).map_err(|error| describe(&error))
+            && second != error
+        {
+            self.host.warn(&format!("that this run failed could not be written down: {second}"));
+        }
+        outcome
+    }
+
+    fn whole_run(&mut self, command: Vec<String>) -> Result<RunOutcome, PipelineError> {
         let gates = self.config.gate.clone();
         check_tensorrt(self.config.tensorrt)?;
         times::check(self)?;
         let out = OutputFolder::open(&self.config)?;
+        failure::set_aside(&out)?;
         let mut job = Job::new(self, out, command)?;
+        let names: Vec<&str> = job.precisions().iter().map(|precision| precision.name()).collect();
+        job.session.check_run_gates(&gates, &names)?;
+        job.session.check_gates(&gates, &job.split.evaluation)?;
         job.write_config()?;
         let calibrated = job.calibrate()?;
+        job.leave_out_calibrated(calibrated.as_ref());
         job.session.host.stage("quantizing");
         let targets = job.targets(calibrated.as_ref())?;
         let report = job.measure(calibrated, targets, &gates)?;
@@ -97,8 +117,30 @@ impl<'a> Job<'a> {
         Ok(job)
     }
 
+    /// Takes the samples that a given table was made on out of those that are evaluated.
+    fn leave_out_calibrated(&mut self, calibrated: Option<&Calibrated>) {
+        let (Some(calibrated), Some(_)) = (calibrated, &self.session.config.table) else { return };
+        let (known, dataset) = (&calibrated.chosen.table.calibrated_on, self.session.dataset());
+        let is_known = |&index: &usize| {
+            known.get(dataset.id(index)).is_some_and(|hash| sample_hash(dataset, index).as_ref() == Some(hash))
+        };
+        let (left_out, others): (Vec<usize>, Vec<usize>) = self.split.evaluation.iter().copied().partition(is_known);
+        if others.is_empty() && !left_out.is_empty() {
+            self.session.host.warn("the table was made on all of the samples that are evaluated: its figures are better here than on others");
+        } else if !left_out.is_empty() {
+            self.session.host.info(&format!("{} samples that the table was made on are not evaluated", left_out.len()));
+            self.split.evaluation = others;
+        }
+    }
+
     fn note_data(&self) {
         let config = &self.session.config;
+        let reference = self.session.subject.float_types.name();
+        if reference != "fp32" {
+            self.session.host.note(&format!(
+                "the model is {reference} as it was given, which the others are compared with; it is not converted to that again"
+            ));
+        }
         let (calibration, evaluation) = (self.split.calibration.len(), self.split.evaluation.len());
         if config.random_data {
             self.session.host.warn("the inputs are random: no figure says anything about the model's accuracy");
@@ -138,18 +180,19 @@ impl<'a> Job<'a> {
     /// Observes ranges and chooses thresholds, when a precision needs them.
     fn calibrate(&self) -> Result<Option<Calibrated>, PipelineError> {
         let precisions = self.precisions();
-        if precisions.iter().all(|&precision| precision == Precision::Fp32) {
+        if precisions.is_empty() {
             return Ok(None);
         }
         // INT8 and FP8 observe the same tensors.
-        if precisions.contains(&Precision::Int8) {
-            self.session.require_operators(Precision::Int8).map_err(|error| {
-                PipelineError::Input(format!("{error}; leave int8 and fp8 out of --precisions to compare the others"))
-            })?;
+        if self.session.require_operators(Precision::Int8).is_err() {
+            // The rows of the 8-bit precisions say so.
+            return Ok(None);
         }
         if let Some(path) = &self.session.config.table {
             let calibrated = self.session.calibrated_before(path)?;
-            if calibrated.chosen.table.data_hash != self.session.data_hash(&self.split.calibration) {
+            if calibrated.chosen.table.calibrated_on.is_empty()
+                && calibrated.chosen.table.data_hash != self.session.data_hash(&self.split.calibration)
+            {
                 self.session.host.warn(
                     "the table was made on other samples than those set aside here, so that samples which calibrated may be \
                      among those evaluated",
@@ -164,16 +207,25 @@ impl<'a> Job<'a> {
             histograms: Some(&histograms),
             checkpoints: self.checkpoints.as_ref(),
         };
-        let calibrated = self.session.calibrate(Precision::Int8, options)?;
+        let calibrated = match self.session.calibrate(Precision::Int8, options) {
+            // Only the ranges that FP16 must hold stay unknown.
+            Err(PipelineError::Quantize(QuantizeError::MixedWeights))
+                if !precisions.iter().any(|precision| precision.is_quantized()) =>
+            {
+                return Ok(None);
+            }
+            calibrated => calibrated?,
+        };
         self.save_table(&calibrated.chosen.table)?;
         Ok(Some(calibrated))
     }
 
-    /// The precisions to compare, each once.
+    /// The precisions that are made, each once: those asked for but the one that the model is of.
     fn precisions(&self) -> Vec<Precision> {
         let mut precisions = Vec::new();
         for &precision in &self.session.config.precisions {
-            if !precisions.contains(&precision) {
+            let is_there = precision == Precision::Fp32 || precision.name() == self.session.subject.float_types.name();
+            if !is_there && !precisions.contains(&precision) {
                 precisions.push(precision);
             }
         }
@@ -183,10 +235,8 @@ impl<'a> Job<'a> {
     /// Makes the model of every precision but the reference's. What cannot be made is reported; what cannot be written
     /// ends the run.
     fn targets(&self, calibrated: Option<&Calibrated>) -> Result<Vec<Target>, PipelineError> {
-        let precisions = self.precisions();
-        precisions
+        self.precisions()
             .into_iter()
-            .filter(|&precision| precision != Precision::Fp32)
             .map(|precision| {
                 let mut target = Target {
                     precision,
@@ -252,6 +302,17 @@ impl<'a> Job<'a> {
             self.session.host.note(&format!(
                 "imitated on the CPU: {}; operators compute in 32 bits, and their inputs and results are rounded",
                 imitated.join(", ")
+            ));
+        }
+        let emulated: Vec<&str> = targets
+            .iter()
+            .filter(|target| target.precision.is_quantized() && target.runner.is_some())
+            .map(|target| target.precision.name())
+            .collect();
+        if !emulated.is_empty() {
+            self.session.host.note(&format!(
+                "emulated by ONNX Runtime: {}; the figures show what quantization costs, and the latency is no estimate of TensorRT's",
+                emulated.join(", ")
             ));
         }
         for target in &targets {

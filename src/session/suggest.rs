@@ -10,7 +10,9 @@ use crate::{
 pub(super) struct Suggest<'a> {
     /// The configuration in force.
     pub(super) config: &'a RunConfig,
-    /// The output folder, which holds `run.toml`.
+    /// The file in the output folder that repeats what was done.
+    pub(super) repeats: &'a str,
+    /// The output folder.
     pub(super) out: &'a Path,
     /// The calibration table.
     pub(super) table: &'a Path,
@@ -25,11 +27,11 @@ pub(super) struct Suggest<'a> {
 impl Suggest<'_> {
     /// The beginnings of the commands.
     pub(super) fn commands(&self) -> Commands {
-        let Self { config, out, table, lift, precision, gate } = self;
+        let Self { config, repeats, out, table, lift, precision, gate } = self;
         let file = |name: &str| word(&out.join(name).display().to_string());
         let table = word(&table.display().to_string());
         let gate = config.gate.first().map_or_else(|| (*gate).to_owned(), Gate::to_string);
-        let repeated = file("run.toml");
+        let repeated = file(repeats);
         let wider = word(&format!("{}-minmax", out.display()));
         let model = config.model.as_ref().map_or_else(String::new, |path| word(&path.display().to_string()));
         let mut quantize = format!(

@@ -12,6 +12,7 @@ mod real_model;
 mod said;
 mod segmentation;
 mod unusual_models;
+mod verdicts;
 mod workflow;
 
 use std::path::{Path, PathBuf};

@@ -253,9 +253,14 @@ fn files_that_cannot_or_must_not_be_written_are_refused_at_once() {
 #[test]
 fn operator_types_that_the_model_has_not_are_told() {
     let Some(mut command) = calib() else { return };
-    command.args(["quantize", "--explain", "--op-types", "conv,Gemm", "--model"]).arg(demo("demo.onnx"));
+    command.args(["quantize", "--explain", "--op-types-to-exclude", "conv,Gemm", "--model"]).arg(demo("demo.onnx"));
     let (_, error) = output(0, &mut command);
     assert!(error.contains("no node of the operator type `conv`") && !error.contains("`Gemm`"), "{error}");
+    // What is to be quantized and is not there is a mistake.
+    let mut command = calib().unwrap();
+    command.args(["quantize", "--explain", "--op-types", "conv,Gemm", "--model"]).arg(demo("demo.onnx"));
+    let error = error_of(&mut command);
+    assert!(error.contains("--op-types conv: the model has no node of this operator type; it has Add"), "{error}");
 }
 
 /// Commands that are recommended are about the precision that was looked into; 16-bit floats have no table to name.

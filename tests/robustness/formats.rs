@@ -284,7 +284,7 @@ fn report(path: &Path) -> Result<(), String> {
     html(&report).map_err(text)?;
     drop(summary(&report));
     junit(&report, std::io::sink()).map_err(text)?;
-    layers_csv(&report.layers, std::io::sink()).map_err(text)
+    layers_csv(&report, std::io::sink()).map_err(text)
 }
 
 fn model_damage(bytes: &[u8], random: &mut SplitMix64) -> Vec<u8> {

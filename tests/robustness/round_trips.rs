@@ -62,6 +62,7 @@ prop_compose! {
             model_hash: ContentHash::of_bytes(b"m"),
             data_hash: ContentHash::of_bytes(b"d"),
             method, percentile, samples: samples as usize, random_data, tensors, bias_corrections, magnitudes, recovered: None,
+            calibrated_on: BTreeMap::new(),
         }
     }
 }

@@ -19,7 +19,7 @@ pub(super) fn bench(printer: &Printer, global: &GlobalArgs, args: &BenchArgs) ->
     let options = BenchOptions {
         specs: args.specs.clone(),
         model: args.model.clone(),
-        batches: if args.data.batch.is_empty() { vec![1] } else { args.data.batch.clone() },
+        batches: args.data.batch.clone(),
         threads: args.runtime.threads.clone(),
         seconds: args.seconds,
         rounds: args.rounds,

@@ -97,6 +97,7 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
         if let Some(histograms) = &calibrated.histograms {
             outcome.take(histograms, calibrated.seconds, &calibrated.ran, &calibrated.skipped);
         }
+        outcome.seconds = calibrated.all_seconds;
         outcome.peak_rss_bytes = calibrated.peak_rss_bytes;
         outcome.table = Some(&args.output);
         outcome.method = Some(calibrated.chosen.choice.to_string());

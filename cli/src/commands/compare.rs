@@ -29,6 +29,7 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
         model: args.model.clone(),
         samples: args.samples.unwrap_or(0),
         gates: gates.clone(),
+        calibration_samples: args.calibration_samples,
         save_reference: args.save_reference.clone(),
         save_target: args.save_target.clone(),
         runtime_cache: args.runtime_cache.clone(),

@@ -40,7 +40,8 @@ struct TensorRtFindings {
     searched: Vec<String>,
 }
 
-/// Looks around; never fails for what is missing.
+/// Looks around. What every command needs, or what a CUDA provider that is there lacks, gives exit status 1; what is there
+/// for engines alone may be missing.
 pub(super) fn doctor(printer: &Printer, global: &GlobalArgs) -> anyhow::Result<ExitStatus> {
     let runtime = OnnxRuntime::load(global.ort_library.as_deref());
     let gpus = device_count().and_then(|count| {
@@ -67,7 +68,9 @@ pub(super) fn doctor(printer: &Printer, global: &GlobalArgs) -> anyhow::Result<E
         gpus: gpus.unwrap_or_default(),
     };
     printer.outcome(&findings, || describe(&findings))?;
-    Ok(ExitStatus::Passed)
+    let runtime = &findings.onnxruntime;
+    let lacks = runtime.loaded.is_none() || (runtime.cuda_provider && runtime.cuda_error.is_some());
+    Ok(if lacks { ExitStatus::GateFailed } else { ExitStatus::Passed })
 }
 
 fn tensorrt(flavour: Flavour, gpus: &[DeviceInfo]) -> TensorRtFindings {

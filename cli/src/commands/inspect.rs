@@ -34,7 +34,7 @@ pub(super) fn inspect(printer: &Printer, args: &InspectArgs) -> anyhow::Result<E
         _ if args.check => return check(printer, path),
         _ => {}
     }
-    if start.starts_with(b"TRT-") {
+    if start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&start).starts_with(b"TRT-") {
         return cache(printer, path);
     }
     if start.starts_with(b"calibhst") {

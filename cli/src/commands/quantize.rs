@@ -24,7 +24,7 @@ pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeAr
         let subject =
             Subject::load(OnnxRuntime::load(global.ort_library.as_deref())?, &args.model.path(), &config.shape)?;
         let placement = subject.place(&scheme(&config, precision)?)?;
-        for warning in unmatched(&config, &subject, &placement) {
+        for warning in unmatched(&config, &subject, &placement)? {
             printer.warn(&warning);
         }
         printer.outcome(&placement.decisions, || explain(&placement))?;

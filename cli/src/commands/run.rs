@@ -10,8 +10,8 @@ use trtcalib::{
     artifact::write_atomic,
     compare::OutputMetrics,
     config::RunConfig,
-    report::{Report, Timing, summary},
-    session::{RunOutcome, Session, check_folders, check_tensorrt},
+    report::{Report, Timing, failed_summary, summary},
+    session::{RunOutcome, Session, check_folders, check_tensorrt, record_failure},
 };
 
 /// Does the job.
@@ -25,14 +25,37 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
     check_tensorrt(config.tensorrt)?;
     check_folders(args.summary.as_deref())?;
     let command = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
-    let mut session = Session::open(config, global.ort_library.as_deref(), &host(printer))?;
-    let RunOutcome { report, out } = session.run(command)?;
+    let outcome = open_and_run(printer, global, &config, command);
+    if let Err(error) = &outcome
+        && let Some(path) = &args.summary
+    {
+        let model = config.model.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
+        write_atomic(path, failed_summary(&model, &format!("{error:#}")).as_bytes())?;
+    }
+    let RunOutcome { report, out } = outcome?;
     if let Some(path) = &args.summary {
         write_atomic(path, summary(&report).as_bytes())?;
     }
     let page = out.join("report.html");
     printer.outcome(&report, || format!("{}\n\nreport: {}", table(&report), page.display()))?;
     Ok(if report.verdict.passed == Some(false) { ExitStatus::GateFailed } else { ExitStatus::Passed })
+}
+
+/// The run; where it cannot even begin, a report that says so takes the place of a former one.
+fn open_and_run(
+    printer: &Printer,
+    global: &GlobalArgs,
+    config: &RunConfig,
+    command: Vec<String>,
+) -> anyhow::Result<RunOutcome> {
+    let mut session = match Session::open(config.clone(), global.ort_library.as_deref(), &host(printer)) {
+        Ok(session) => session,
+        Err(error) => {
+            record_failure(config, &trtcalib::session::describe(&error))?;
+            return Err(error.into());
+        }
+    };
+    Ok(session.run(command)?)
 }
 
 /// The configuration file, and the flags over it.

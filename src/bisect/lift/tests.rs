@@ -45,6 +45,7 @@ fn table(faults: &[&str]) -> CalibrationTable {
         tensors: [("x", 1.0), ("first_relu", 3.25), ("second_silu", 2.0), ("flat", 0.65)].map(range).into(),
         bias_corrections: BTreeMap::new(),
         magnitudes: None,
+        calibrated_on: BTreeMap::new(),
         recovered: None,
     }
 }

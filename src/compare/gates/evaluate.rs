@@ -2,7 +2,7 @@
 
 use super::{Direction, Gate, GateResult, Metric, Needs, percent};
 use crate::{
-    compare::{ComparisonResult, Figures},
+    compare::{ComparisonResult, Figures, NonFinite},
     stats::wilson_at,
 };
 
@@ -51,13 +51,20 @@ impl Gate {
             metric.is_numeric() && (part.is_none() || concerned.iter().any(|figures| figures.output.name == output))
         };
         let differing = result.non_finite.iter().find(|(output, counts)| concerns(output) && counts.differing > 0);
-        let note = differing.map(|(output, counts)| {
+        let tell = |(output, counts): (&String, &NonFinite)| {
             format!("output `{output}` differs in {} NaN or infinite values besides", counts.differing)
-        });
+        };
+        let note = differing.map(tell);
+        // Such values decide classes and boxes as well, in whatever way comparisons with NaN come out.
+        let rests_on = || {
+            let of_outputs = !matches!(metric.needs(), Needs::Times | Needs::Size);
+            result.non_finite.iter().find(|(_, counts)| of_outputs && counts.differing > 0).map(tell)
+        };
         match measure(metric, part, result, footprint) {
             Measured::Missing(why) => outcome(None, false, Some(why)),
             Measured::Equal if note.is_some() => outcome(None, false, note),
             Measured::Equal => outcome(None, true, Some("equal to the reference".to_owned())),
+            Measured::Value(value) if value.is_nan() => outcome(None, false, Some("it is not a number".to_owned())),
             Measured::Value(value) => {
                 let bound = confidence.map(|level| wilson_at(share_of(value, metric, result), level)[0]);
                 let tested = bound.unwrap_or(value);
@@ -65,7 +72,7 @@ impl Gate {
                     Direction::AtLeast => tested >= threshold,
                     Direction::AtMost => tested <= threshold,
                 };
-                GateResult { bound, ..outcome(Some(value), within && note.is_none(), note) }
+                GateResult { bound, ..outcome(Some(value), within && note.is_none(), note.or_else(rests_on)) }
             }
         }
     }

@@ -314,3 +314,14 @@ fn bf16_needs_opset_22_and_no_range() {
     assert_eq!(data_type(result.model.graph(), "w"), Some(16));
     assert!(result.kept_fp32.is_empty());
 }
+
+#[test]
+fn a_weight_of_which_fp16_would_leave_signs_stays_in_fp32() {
+    let model = constant(TestModel::new(17).input("x", &[2, 2]).weight("w", &[2, 2]), "e", Values::F32(vec![1e-9]));
+    let mut model = model.op("Mul", &["x", "w"], "m").op("Add", &["m", "e"], "y").output("y", &[2, 2]);
+    let weight = Tensor::from_f32(vec![2, 2], vec![1e-9, -2e-9, 0.0, 1e-9]).unwrap();
+    model.graph_mut().initializer[0] = TensorProto::from_tensor("w", weight);
+    let result = convert(model, &fp16(), &[]);
+    assert_eq!(reasons(&result), [("m".to_owned(), Fp32Reason::Vanishing(2e-9))]);
+    assert_eq!((data_type(result.model.graph(), "w"), data_type(result.model.graph(), "e")), (Some(F32), Some(F16)));
+}

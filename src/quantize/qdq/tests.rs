@@ -113,7 +113,7 @@ fn fp8_uses_its_own_scale_and_opset() {
     let initializer =
         |name: &str| model.graph().initializer.iter().find(|tensor| tensor.name() == name).unwrap().clone();
     assert_eq!(initializer("x_scale").to_tensor().unwrap().to_f32(), [1.0]);
-    assert_eq!(initializer("c1_scale").to_tensor().unwrap().to_f32(), [crate::qparams::MIN_SCALE]);
+    assert_eq!(initializer("c1_scale").to_tensor().unwrap().to_f32(), [crate::qparams::ZERO_SCALE]);
     assert_eq!((initializer("w_quantized").data_type, initializer("x_zero_point").data_type), (Some(17), Some(17)));
 }
 

@@ -180,3 +180,84 @@ fn branches_are_checked_with_the_constants_around_them() {
     set(model.graph_mut(), "w_zero_point", &[16], Values::I8(vec![1; 16]));
     assert!(errors(&model).iter().any(|found| found.starts_with("inner: ")));
 }
+
+#[test]
+fn codes_that_tensorrt_reads_otherwise_are_errors() {
+    let zero_point = |values: Values| {
+        move |graph: &mut GraphProto| {
+            set(graph, "x_zero_point", &[], values.clone());
+        }
+    };
+    for (values, part) in
+        [(Values::U8(vec![0]), "unsigned"), (Values::I16(vec![0]), "int16"), (Values::U16(vec![0]), "uint16")]
+    {
+        let mut model = conv();
+        zero_point(values)(model.graph_mut());
+        let found = errors(&model);
+        assert!(found.len() == 2 && found.iter().all(|finding| finding.contains(part)), "{part}: {found:?}");
+    }
+    one("int16", |graph| {
+        let q = node(graph, "x_QuantizeLinear");
+        q.input.pop();
+        q.attribute.push(AttributeProto::int("output_dtype", 5));
+    });
+}
+
+#[test]
+fn scales_are_constants_also_through_identity_and_as_numbers_of_a_node() {
+    for made in [
+        NodeProto::new("Identity", "scale", &["s"], &["x_scale"]),
+        NodeProto::new("Constant", "scale", &[], &["x_scale"]).with(AttributeProto::float("value_float", 0.03)),
+    ] {
+        let mut model = conv();
+        let graph = model.graph_mut();
+        let scale = graph.initializer.iter_mut().find(|tensor| tensor.name() == "x_scale").unwrap();
+        scale.name = Some("s".to_owned());
+        graph.node.insert(0, made);
+        assert_eq!(errors(&model), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn pairs_of_the_contributed_domain_are_checked_as_the_standard_ones() {
+    let contributed = |change: &dyn Fn(&mut GraphProto)| {
+        let mut model = conv();
+        change(model.graph_mut());
+        for node in model.graph_mut().node.iter_mut().filter(|node| node.op_type().ends_with("Linear")) {
+            node.domain = Some("com.microsoft".to_owned());
+        }
+        model.set_opset("", 9);
+        model.set_opset("com.microsoft", 1);
+        errors(&model)
+    };
+    assert_eq!(contributed(&|_| {}), Vec::<String>::new());
+    let found = contributed(&|graph| set(graph, "x_zero_point", &[], Values::I8(vec![3])));
+    assert!(found.len() == 2 && found[0].contains("zero point is not 0"), "{found:?}");
+}
+
+#[test]
+fn scales_are_followed_through_a_transpose() {
+    let through = |axis: i64| {
+        let mut model = conv();
+        let graph = model.graph_mut();
+        // Stored as [in, out, h, w], and turned to [out, in, h, w] behind the DequantizeLinear.
+        let codes = graph.initializer.iter_mut().find(|tensor| tensor.name() == "w_quantized").unwrap();
+        codes.dims = vec![if axis == 1 { 4 } else { 16 }, if axis == 1 { 16 } else { 4 }, 1, 1];
+        let dequantize = node(graph, "w_DequantizeLinear");
+        dequantize.attribute.retain(|attribute| attribute.name() != "axis");
+        dequantize.attribute.push(AttributeProto::int("axis", axis));
+        let made = dequantize.output[0].clone();
+        let turn = NodeProto::new("Transpose", "turn", &[&made], &["turned"]);
+        let conv = node(graph, "y");
+        *conv.input.iter_mut().find(|input| **input == made).unwrap() = "turned".to_owned();
+        let at = graph.node.iter().position(|node| node.name() == "y").unwrap();
+        graph.node.insert(at, turn.with(AttributeProto::ints("perm", &[1, 0, 2, 3])));
+        errors(&model)
+    };
+    assert_eq!(through(1), Vec::<String>::new());
+    let found = through(0);
+    assert!(
+        found.len() == 1 && found[0].contains("scales lie along axis 1, and `y` has its channels on axis 0"),
+        "{found:?}"
+    );
+}

@@ -34,12 +34,15 @@ pub(super) struct Bisection<'a> {
     pub(super) quantized: Model,
 }
 
+/// The file that repeats a bisection; that of a run, which may lie in the same folder, stays.
+const REPEATS: &str = "bisect.toml";
+
 impl<'a> Bisection<'a> {
     pub(super) fn open(session: &'a Session, args: &'a BisectOptions, find: Find) -> Result<Self, PipelineError> {
         let precision = args.precision;
         let out = OutputFolder::open(&session.config)?;
         let repeatable = session.repeatable(&out).to_toml().map_err(PipelineError::render)?;
-        write_atomic(&out.join("run.toml"), repeatable.as_bytes())?;
+        write_atomic(&out.join(REPEATS), repeatable.as_bytes())?;
         let split = session.data.split(session.config.seed, session.config.calib_samples, 0);
         let options = quantize_options(&session.config, precision)?;
         if precision.is_quantized() && args.target.is_none() {
@@ -99,6 +102,6 @@ impl<'a> Bisection<'a> {
         let table = self.session.config.table.clone().unwrap_or_else(|| self.out.join("calibration.json"));
         let (config, out, precision) = (&self.session.config, &self.out, self.options.scheme.precision);
         let gate = self.session.default_gate();
-        Suggest { config, out, table: &table, lift: self.args.lift, precision, gate }.commands()
+        Suggest { config, repeats: REPEATS, out, table: &table, lift: self.args.lift, precision, gate }.commands()
     }
 }

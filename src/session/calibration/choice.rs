@@ -41,6 +41,8 @@ pub struct Candidate {
     pub choice: Choice,
     /// True with corrected biases.
     pub bias_correction: bool,
+    /// True with the thresholds of all samples, among which the last choice is made; otherwise with those of the fitting ones.
+    pub final_thresholds: bool,
     /// Against the float model.
     pub result: ComparisonResult,
 }
@@ -80,6 +82,22 @@ struct Ranked {
     tables: Vec<(Choice, CalibrationTable)>,
     candidates: Vec<Candidate>,
     measured_on: usize,
+}
+
+impl Chosen {
+    /// The candidates among which the last choice was made.
+    pub fn judged(&self) -> impl Iterator<Item = &Candidate> {
+        let last = self.candidates.iter().any(|candidate| candidate.final_thresholds);
+        self.candidates.iter().filter(move |candidate| candidate.final_thresholds == last)
+    }
+
+    /// Whether `candidate` is the table in force, as it was judged.
+    pub fn is_in_force(&self, candidate: &Candidate) -> bool {
+        let corrected = !self.table.bias_corrections.is_empty();
+        self.judged().any(|judged| std::ptr::eq(judged, candidate))
+            && candidate.choice == self.choice
+            && candidate.bias_correction == corrected
+    }
 }
 
 impl Calibrator<'_> {
@@ -203,14 +221,13 @@ impl Calibrator<'_> {
             .map(|((choice, table), result)| Candidate {
                 choice: *choice,
                 bias_correction: !table.bias_corrections.is_empty(),
+                final_thresholds: true,
                 result,
             })
             .collect();
         let best = ranking(&measured, measured_on).into_iter().next().unwrap_or_default();
         ranked.tables = vec![tried.swap_remove(best)];
-        // What was ranked before was measured with thresholds of the fitting samples alone: that stands in the report.
-        let known = !ranked.candidates.is_empty();
-        ranked.candidates.extend(measured.into_iter().filter(|candidate| candidate.bias_correction || !known));
+        ranked.candidates.extend(measured);
         ranked.measured_on = measured_on;
         Ok(())
     }
@@ -275,7 +292,7 @@ impl Calibrator<'_> {
         let candidates: Vec<Candidate> = choices
             .iter()
             .zip(results)
-            .map(|(&choice, result)| Candidate { choice, bias_correction: false, result })
+            .map(|(&choice, result)| Candidate { choice, bias_correction: false, final_thresholds: false, result })
             .collect();
         let order = ranking(&candidates, measured_on);
         let tables = order.into_iter().map(|index| (choices[index], finals[index].clone())).collect();
@@ -332,7 +349,7 @@ fn margin(samples: usize) -> f64 {
 /// [`margin`], and so does a table without corrected biases.
 fn ranking(candidates: &[Candidate], measured_on: usize) -> Vec<usize> {
     let score = |index: usize| {
-        let Candidate { choice, bias_correction, result } = &candidates[index];
+        let Candidate { choice, bias_correction, result, .. } = &candidates[index];
         let simpler = u8::from(*choice == Choice::Method(Method::MinMax)) + u8::from(!bias_correction);
         worst_sqnr(result) + f64::from(simpler) * margin(measured_on)
     };
@@ -383,7 +400,7 @@ mod tests {
             let (integers, parts) = (false, Vec::new());
             let outputs = vec![OutputMetrics { name, max_abs, mean_abs, rel_l2, cosine, sqnr_db, integers, parts }];
             let result = ComparisonResult { outputs, ..ComparisonResult::default() };
-            Candidate { choice, bias_correction, result }
+            Candidate { choice, bias_correction, final_thresholds: true, result }
         };
         let [auto, minmax, mse] = [Choice::Auto, Choice::Method(Method::MinMax), Choice::Method(Method::Mse)];
         let candidates = [candidate(auto, false, 20.1), candidate(minmax, false, 20.0), candidate(mse, false, 20.4)];

@@ -43,6 +43,9 @@ impl Job<'_> {
         precision: Precision,
         calibrated: Option<&Calibrated>,
     ) -> Result<Quantized, PipelineError> {
+        if precision.is_quantized() {
+            self.session.require_operators(precision)?;
+        }
         let subject = &self.session.subject;
         let table = calibrated.map(|calibrated| &calibrated.chosen.table);
         let options = quantize_options(&self.session.config, precision)?;
@@ -80,7 +83,7 @@ impl Job<'_> {
         let (mut tests, mut layers) = (Vec::new(), Vec::new());
         report.write(&self.out.join("report.json"))?;
         junit(report, &mut tests).map_err(PipelineError::render)?;
-        layers_csv(&report.layers, &mut layers).map_err(PipelineError::render)?;
+        layers_csv(report, &mut layers).map_err(PipelineError::render)?;
         let page = html(report).map_err(PipelineError::render)?;
         for (name, bytes) in
             [("report.html", page.as_bytes()), ("report.junit.xml", &tests[..]), ("layers.csv", &layers[..])]

@@ -45,7 +45,8 @@ impl Job<'_> {
         environment.libraries.extend(self.tensorrt.clone());
         let backend = self.backend();
         let mut gates = Vec::new();
-        let mut reference = Precision::new("fp32", &backend).with_comparison(&found.evaluation.reference);
+        let mut reference =
+            Precision::new(self.reference_name(), &backend).with_comparison(&found.evaluation.reference);
         reference.reference = true;
         (reference.agreement, reference.outputs, reference.tasks) = (None, Vec::new(), Vec::new());
         // Against itself a map says nothing, against label masks it does.
@@ -101,6 +102,7 @@ impl Job<'_> {
             ));
         }
         let layers = Self::layer_rows(&found.targets, found.calibrated.as_ref(), found.layers.as_ref());
+        let verdict = Verdict::new(gates, &precisions);
         Ok(Report {
             format_version: REPORT_FORMAT_VERSION,
             tool: Tool::current(),
@@ -114,11 +116,11 @@ impl Job<'_> {
                 .calibrated
                 .as_ref()
                 .map(|calibrated| calibration(calibrated, self.session.config.percentile)),
-            verdict: Verdict::new(gates, &precisions),
+            advice: self.advice(found.calibrated.as_ref(), found.layers.as_ref(), verdict.passed),
+            verdict,
             thumbnails: self.thumbnails(&precisions),
             layers_backend: (!layers.is_empty()).then(|| self.backend()),
             layers,
-            advice: self.advice(found.calibrated.as_ref(), found.layers.as_ref()),
             notes: self.session.host.notes(),
             timings: self.session.host.timings(),
             precisions,
@@ -131,7 +133,7 @@ impl Job<'_> {
 
     /// The smallest batch size with the run's own threads is the row's latency; the others follow it.
     pub(super) fn add_times(&self, row: &mut Precision, times: Option<&[Measurement]>) {
-        let against = format!("fp32 {}", row.backend);
+        let against = format!("{} {}", self.reference_name(), row.backend);
         let own = times.unwrap_or_default().iter().filter(|measured| measured.times.name == row.precision);
         let mut own: Vec<&Measurement> = own.collect();
         own.sort_by_key(|measured| measured.times.mode.threads != self.session.threads);
@@ -151,6 +153,11 @@ impl Job<'_> {
         row.speed_at = speeds.collect();
     }
 
+    /// What the model is as it was given, among the precisions.
+    pub(super) fn reference_name(&self) -> &'static str {
+        self.session.subject.float_types.name()
+    }
+
     fn model_info(&self) -> ModelInfo {
         let subject = &self.session.subject;
         let path = subject.float.path.clone().unwrap_or_default();
@@ -165,6 +172,8 @@ impl Job<'_> {
             outputs: subject.outputs.clone(),
             nodes: graph.node.len(),
             parameters: graph.initializer.iter().map(|tensor| size(&tensor.dims)).sum(),
+            weights: subject.float_types.weights.iter().map(|(kind, &count)| (kind.name().to_owned(), count)).collect(),
+            arithmetic: subject.float_types.arithmetic.iter().map(|kind| kind.name().to_owned()).collect(),
             opset: subject.float.opset("").unwrap_or(0),
             producer: producer
                 .producer_name
@@ -243,7 +252,7 @@ impl Job<'_> {
         thumbnails
     }
 
-    /// One row for each quantized tensor and output, in the order of execution.
+    /// One row for each quantized tensor, each result of a quantized operator and each output, in the order of execution.
     fn layer_rows(targets: &[Target], calibrated: Option<&Calibrated>, layers: Option<&Layers>) -> Vec<Layer> {
         let (Some(calibrated), Some(layers)) = (calibrated, layers) else { return Vec::new() };
         let quantized = targets.iter().find(|target| target.precision.is_quantized() && target.model.is_some());
@@ -285,12 +294,11 @@ impl Job<'_> {
 fn calibration(calibrated: &Calibrated, percentile: f64) -> Calibration {
     let chosen = &calibrated.chosen;
     let samples = calibrated.histograms.as_ref().map_or(chosen.table.samples, Histograms::samples);
-    let corrected = !chosen.table.bias_corrections.is_empty();
     Calibration {
         method: chosen.choice.to_string(),
         percentile,
         samples,
-        seconds: calibrated.seconds,
+        seconds: calibrated.all_seconds,
         images_per_second: if calibrated.seconds > 0.0 { samples as f64 / calibrated.seconds } else { 0.0 },
         peak_rss_bytes: calibrated.peak_rss_bytes,
         candidates: chosen
@@ -299,7 +307,8 @@ fn calibration(calibrated: &Calibrated, percentile: f64) -> Calibration {
             .map(|candidate| CandidateResult {
                 method: candidate.choice.to_string(),
                 bias_correction: candidate.bias_correction,
-                chosen: candidate.choice == chosen.choice && candidate.bias_correction == corrected,
+                final_thresholds: candidate.final_thresholds,
+                chosen: chosen.is_in_force(candidate),
                 samples: chosen.measured_on,
                 agreement: candidate.result.classification().and_then(|task| task.agreement.clone()),
                 outputs: candidate.result.outputs.clone(),

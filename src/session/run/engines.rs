@@ -153,7 +153,7 @@ impl Job<'_> {
             return Ok(Vec::new());
         };
         self.tensorrt = library.version().ok().map(|version| (library.flavour.to_string(), version));
-        let mut models = vec![("fp32", self.session.subject.float.path.clone())];
+        let mut models = vec![(self.reference_name(), self.session.subject.float.path.clone())];
         models.extend(targets.iter().filter_map(|target| {
             let artifact = target.artifact.as_ref()?;
             Some((target.precision.name(), Some(self.out.join(&artifact.path))))
@@ -208,6 +208,7 @@ impl Job<'_> {
     /// Latency of the engines, in interleaved rounds of their own: they share no device with the reference. What is slower
     /// in a lower precision is noted first, with the reason that the layers give.
     pub(super) fn time_engines(&mut self, engines: &mut [Engine]) -> Result<(), PipelineError> {
+        let baseline = self.reference_name();
         let seconds = self.session.config.bench_seconds;
         if seconds <= 0.0 {
             return Ok(());
@@ -238,7 +239,7 @@ impl Job<'_> {
             }));
         }
         let protocol = Protocol::of(std::time::Duration::from_secs_f64(seconds));
-        let times = bench::run(&mut timed, Some("fp32"), &protocol, &SystemClock::default())?;
+        let times = bench::run(&mut timed, Some(baseline), &protocol, &SystemClock::default())?;
         drop(timed);
         drop(runners);
         if let (Some((_, inputs)), false) = (inputs.first(), slowdowns(&times, bits, |_| None).is_empty()) {

@@ -1,5 +1,7 @@
 //! What happens inside the INT8 model: errors of tensors and operators, and what they suggest.
 
+use std::collections::BTreeSet;
+
 use super::{Calibrated, Job, Target};
 use crate::{
     analyse::{
@@ -60,10 +62,17 @@ impl Job<'_> {
         let (Some((precision, model)), Some(calibrated)) = (found, calibrated) else { return Ok(None) };
         let session = &self.session;
         let ignored = |name: &str| session.config.output_kind.get(name) == Some(&OutputKind::Ignored);
-        let is_output =
-            |name: &str| session.subject.outputs.iter().any(|info| info.name == *name && !ignored(&info.name));
+        let is_output = |name: &str| session.subject.outputs.iter().any(|info| info.name == name && !ignored(name));
+        let options = quantize_options(&session.config, precision)?;
+        let (float, quantized) = session.subject.analysis_pair(&calibrated.chosen.table, &options)?;
+        let pair = Pair::new(&float, &quantized)?;
+        // The results of quantized operators, too: that of a convolution in front of a sum is not quantized itself.
+        let results: BTreeSet<&str> = pair.operators.iter().map(|operator| operator.tensor.as_str()).collect();
         let mut sites = shared_tensors(&session.subject.folded, model)?;
-        sites.retain(|site| site.amax.is_some() || is_output(&site.tensor));
+        sites.retain(|site| {
+            let tensor = site.tensor.as_str();
+            site.amax.is_some() || results.contains(tensor) || is_output(tensor)
+        });
         if sites.is_empty() {
             return Ok(None);
         }
@@ -79,9 +88,6 @@ impl Job<'_> {
         let samples = Samples { dataset, indices: &readable, reading };
         let graphwise = session.graphwise(&session.subject.folded, model, &sites, samples)?;
         session.host.check()?;
-        let options = quantize_options(&session.config, precision)?;
-        let (float, quantized) = session.subject.analysis_pair(&calibrated.chosen.table, &options)?;
-        let pair = Pair::new(&float, &quantized)?;
         let local = session.layerwise(&pair, samples)?;
         let few = Samples { indices: &readable[..readable.len().min(OUTPUT_SAMPLES)], ..samples };
         let outputs = output_noise(
@@ -125,11 +131,19 @@ impl Job<'_> {
     }
 
     /// What the figures suggest, with commands that work as they stand.
-    pub(super) fn advice(&self, calibrated: Option<&Calibrated>, layers: Option<&Layers>) -> Vec<Advice> {
+    ///
+    /// What passed its gates needs no bisection.
+    pub(super) fn advice(
+        &self,
+        calibrated: Option<&Calibrated>,
+        layers: Option<&Layers>,
+        passed: Option<bool>,
+    ) -> Vec<Advice> {
         let table = self.out.join("calibration.json");
         let gate = self.session.default_gate();
         let commands = Suggest {
             config: &self.session.config,
+            repeats: "run.toml",
             out: &self.out,
             table: &table,
             lift: LIFT,
@@ -148,6 +162,9 @@ impl Job<'_> {
             advice::Importance::Warning => AdviceLevel::Warning,
             advice::Importance::Problem => AdviceLevel::Problem,
         };
+        if passed == Some(true) {
+            found.iter_mut().filter(|a| a.command.as_ref() == Some(&commands.bisect)).for_each(|a| a.command = None);
+        }
         let row =
             |a: advice::Advice| Advice { level: level(a.importance), text: a.text, nodes: a.nodes, command: a.command };
         found.into_iter().map(row).collect()
@@ -159,10 +176,8 @@ fn method_advice(chosen: &Chosen) -> Option<advice::Advice> {
     let corrected = !chosen.table.bias_corrections.is_empty();
     let name = |choice: Choice, corrected| format!("{choice}{}", if corrected { " with corrected biases" } else { "" });
     // The table in force with and without corrections is one way.
-    let measured = chosen
-        .candidates
-        .iter()
-        .filter(|candidate| candidate.choice != chosen.choice || candidate.bias_correction == corrected);
+    let measured =
+        chosen.judged().filter(|candidate| candidate.choice != chosen.choice || candidate.bias_correction == corrected);
     let way = |candidate: &Candidate| Way {
         name: name(candidate.choice, candidate.bias_correction),
         sqnr_db: worst_sqnr(&candidate.result),

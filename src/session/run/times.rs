@@ -25,7 +25,7 @@ pub(super) fn check(session: &Session) -> Result<(), PipelineError> {
 }
 
 impl Job<'_> {
-    /// Latencies of the reference, which is called `fp32`, and of every target, called by its precision.
+    /// Latencies of the reference, which is called by its type (`fp32`), and of every target, called by its precision.
     pub(super) fn time(&mut self, targets: &mut [Target]) -> Result<Option<Vec<Measurement>>, PipelineError> {
         let config = &self.session.config;
         let seconds = config.bench_seconds;
@@ -48,6 +48,7 @@ impl Job<'_> {
             }
         }
         self.session.host.detail("measuring latency");
+        let baseline = self.reference_name();
         let session = &mut *self.session;
         let host = session.host.clone();
         let provider = session.provider;
@@ -57,7 +58,7 @@ impl Job<'_> {
         for &count in threads.iter().filter(|&&count| !reused(count)) {
             let options = BuildOptions { deployed: true, ..session.build_options(count) };
             let reference = session.runtime.build(&session.subject.float, &options)?;
-            extra.push(("fp32".to_owned(), Timing::Measured, count, reference));
+            extra.push((baseline.to_owned(), Timing::Measured, count, reference));
             for target in targets.iter().filter(|target| target.runner.is_some()) {
                 let Some(model) = target.imitation.as_ref().or(target.model.as_ref()) else { continue };
                 let runner = session.runtime.build(model, &options)?;
@@ -66,7 +67,12 @@ impl Job<'_> {
         }
         let mut runners = Vec::new();
         if threads.iter().any(|&count| reused(count)) {
-            runners.push(("fp32".to_owned(), Timing::Measured, session.threads, RefCell::new(&mut session.reference)));
+            runners.push((
+                baseline.to_owned(),
+                Timing::Measured,
+                session.threads,
+                RefCell::new(&mut session.reference),
+            ));
             for target in targets.iter_mut() {
                 let (name, timing) = (target.precision.to_string(), timing(target, provider));
                 if let Some(runner) = &mut target.runner {
@@ -92,7 +98,7 @@ impl Job<'_> {
             }));
         }
         let protocol = Protocol::of(Duration::from_secs_f64(seconds));
-        let times = bench::run(&mut timed, Some("fp32"), &protocol, &SystemClock::default())?;
+        let times = bench::run(&mut timed, Some(baseline), &protocol, &SystemClock::default())?;
         drop(timed);
         drop(runners);
         if let (Some((_, inputs)), false) = (inputs.first(), slowdowns(&times, bits, |_| None).is_empty()) {
@@ -113,7 +119,7 @@ impl Job<'_> {
         let options = BuildOptions { deployed: true, layer_times: true, ..session.build_options(threads) };
         let models = targets.iter().filter_map(|target| Some((target.precision.name(), target.model.as_ref()?)));
         let mut layers = BTreeMap::new();
-        for (name, model) in std::iter::once(("fp32", &session.subject.float)).chain(models) {
+        for (name, model) in std::iter::once((self.reference_name(), &session.subject.float)).chain(models) {
             let times = session.runtime.build(model, &options)?.layer_times(inputs, LAYER_CALLS)?;
             layers.extend(times.map(|times| (name.to_owned(), times)));
         }
@@ -123,7 +129,7 @@ impl Job<'_> {
     /// Batch sizes at which the latency is measured.
     pub(super) fn bench_batches(&self) -> Vec<usize> {
         match &self.session.config.bench_batch[..] {
-            [] => vec![self.session.subject.fixed_batch().unwrap_or(1)],
+            [] => vec![self.session.subject.usual_batch()],
             several => several.to_vec(),
         }
     }

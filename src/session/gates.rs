@@ -1,0 +1,68 @@
+//! Gates, before any work is done: whether they can be tested at all, and whether the samples are enough to decide them.
+
+use super::{PipelineError, Session};
+use crate::compare::{Gate, Metric, Needs};
+
+impl Session {
+    /// Refuses gates whose data are missing, and says which ones so few of `samples` cannot decide.
+    ///
+    /// # Errors
+    /// A gate is about labels, masks or boxes, and no sample has any.
+    pub(super) fn check_gates(&self, gates: &[Gate], samples: &[usize]) -> Result<(), PipelineError> {
+        let dataset = self.dataset();
+        let count = |known: &dyn Fn(usize) -> bool| samples.iter().filter(|&&index| known(index)).count();
+        let mut told = Vec::new();
+        for gate in gates {
+            let needs = gate.metric.needs();
+            let (counting, missing) = match needs {
+                Needs::Labels => (
+                    count(&|index| dataset.label(index).is_some()),
+                    "no sample has a label; give --labels FILE, or a folder for each class",
+                ),
+                Needs::Masks => (
+                    count(&|index| dataset.mask_file(index).is_some()),
+                    "no sample has a label mask; give --labels FOLDER with one PNG for each picture",
+                ),
+                Needs::Boxes => (
+                    count(&|index| dataset.has_boxes(index)),
+                    "no sample has labelled boxes; give --labels with COCO's JSON or YOLO's text files",
+                ),
+                Needs::Outputs | Needs::Times | Needs::Size => (samples.len(), ""),
+            };
+            ensure!(counting > 0 || missing.is_empty(), "gate {gate} cannot be tested: {missing}");
+            let of_boxes =
+                [Metric::DetectionPrecision, Metric::DetectionRecall, Metric::DetectionIou].contains(&gate.metric);
+            ensure!(
+                self.head.is_some() || !(of_boxes || needs == Needs::Boxes),
+                "gate {gate} cannot be tested: the model has no detection head that is known; name it with --head"
+            );
+            if let Some(warning) = gate.undecidable(counting).filter(|warning| !told.contains(warning)) {
+                self.host.warn(&warning);
+                told.push(warning);
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses gates for what a run does not make or measure.
+    pub(super) fn check_run_gates(&self, gates: &[Gate], precisions: &[&str]) -> Result<(), PipelineError> {
+        let reference = self.subject.float_types.name();
+        for gate in gates {
+            if let Some(precision) = gate.precision.as_deref().filter(|name| !precisions.contains(name)) {
+                let made = precisions.join(", ");
+                ensure!(
+                    precision != reference,
+                    "gate {gate}: {precision} is what the model is, with which the others are compared; gates are for {made}"
+                );
+                bail!(
+                    "gate {gate}: {precision} is not made by this run, which makes {made}; name it with --precisions"
+                );
+            }
+            ensure!(
+                gate.metric.needs() != Needs::Times || self.config.bench_seconds > 0.0,
+                "gate {gate} cannot be tested: no latency is measured with --bench-seconds 0"
+            );
+        }
+        Ok(())
+    }
+}

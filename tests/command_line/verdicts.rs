@@ -1,0 +1,254 @@
+//! Verdicts that can be trusted: what is judged is what is named, over samples that decide something, and a run that fails
+//! leaves nothing behind that passed.
+
+use std::{fs, path::Path};
+
+use super::{calib, error_of, json, python};
+
+/// `residual.onnx` adds up two convolutions; `half.onnx`, `double.onnx` and `mixed.onnx` are FP16, FP64 and in part FP16. `tiny.onnx`
+/// multiplies by 10⁻⁹, which FP16 does not have. `range-N.onnx` reads values of about 10ᴺ and
+/// brings its results back to about 1. `first.onnx` imports the operators as `ai.onnx`; `four.onnx` fixes its batch to 4;
+/// `time.onnx` has time as its first axis, and `state.onnx` a state whose first axis counts layers.
+const MAKE: &str = r#"
+import os, sys
+import numpy as np, onnx
+from onnx import TensorProto as T, helper as h, numpy_helper as nh
+folder = sys.argv[1]
+rng = np.random.default_rng(7)
+c = lambda name, *shape, k=0.1, t=np.float32: nh.from_array((rng.normal(0, 1, shape) * k).astype(t), name)
+def save(name, nodes, inputs, outputs, constants, domain="", kind=T.FLOAT):
+    io = lambda pairs: [h.make_tensor_value_info(n, kind, s) for n, s in pairs]
+    nodes = [h.make_node(op, i, [o], o, **a) for op, i, o, a in nodes]
+    m = h.make_model(h.make_graph(nodes, "g", io(inputs), io(outputs), constants), opset_imports=[h.make_opsetid(domain, 17)], ir_version=8)
+    onnx.save(m, f"{folder}/{name}.onnx")
+conv = lambda i, w, o: ("Conv", [i, w], o, dict(pads=[1] * 4))
+x, y = [("x", ["n", 8, 10, 10])], [("y", ["n", 8, 10, 10])]
+chain = [conv("x", "a", "p"), ("Relu", ["p"], "r", {}), conv("r", "b", "q"), ("Add", ["q", "r"], "s", {}), conv("s", "d", "y")]
+weights = lambda t=np.float32: [c(n, 8, 8, 3, 3, t=t) for n in "abd"]
+save("residual", chain, x, y, weights())
+save("first", chain, x, y, weights(), "ai.onnx")
+save("half", chain, x, y, weights(np.float16), kind=T.FLOAT16)
+save("double", [("MatMul", ["x", "a"], "y", {})], [("x", ["n", 32])], [("y", ["n", 32])], [c("a", 32, 32, t=np.float64)], kind=T.DOUBLE)
+save("mixed", [("Cast", ["x"], "h", dict(to=T.FLOAT16)), conv("h", "a", "p"), ("Cast", ["p"], "f", dict(to=T.FLOAT)), conv("f", "b", "y")], x, y,
+     [c("a", 8, 8, 3, 3, t=np.float16), c("b", 8, 8, 3, 3)])
+save("tiny", [conv("x", "a", "p"), ("Relu", ["p"], "r", {}), ("Mul", ["r", "e"], "y", {})], x, y, [c("a", 8, 8, 3, 3), nh.from_array(np.float32(1e-9), "e")])
+for n in -30, -20, 20, 30:
+    save(f"range{n}", [conv("x", "a", "p"), conv("p", "b", "y")], x, y, [c("a", 8, 8, 3, 3), c("b", 8, 8, 3, 3, k=10.0 ** -n)])
+    np.savez(f"{folder}/range{n}.npz", x=(rng.normal(size=(24, 8, 10, 10)) * 10.0 ** n).astype(np.float32))
+save("four", [conv("x", "a", "y")], [("x", [4, 8, 10, 10])], [("y", [4, 8, 10, 10])], weights()[:1])
+save("time", [("Transpose", ["x"], "t", dict(perm=[1, 0, 2])), ("Reshape", ["t", "s"], "u", {}), ("MatMul", ["u", "w"], "y", {})], [("x", [12, 1, 8])], [("y", [1, 16])],
+     [nh.from_array(np.array([1, 96]), "s"), c("w", 96, 16)])
+save("state", [("Reshape", ["h", "s"], "u", {}), ("MatMul", ["u", "v"], "p", {}), ("MatMul", ["x", "w"], "q", {}), ("Add", ["p", "q"], "y", {})],
+     [("h", [2, 1, 32]), ("x", [1, 32])], [("y", [1, 16])], [nh.from_array(np.array([1, 64]), "s"), c("v", 64, 16), c("w", 32, 16)])
+save("relu", [("Relu", ["x"], "y", {})], x, y, [])
+for count, name in (24, "x"), (40, "more"):
+    np.savez(f"{folder}/{name}.npz", x=rng.normal(size=(count, 8, 10, 10)).astype(np.float32))
+np.savez(f"{folder}/half.npz", x=rng.normal(size=(24, 8, 10, 10)).astype(np.float16))
+np.savez(f"{folder}/double.npz", x=rng.normal(size=(24, 32)))
+"#;
+
+/// A folder with those files; `None`, with a message, where libraries are missing.
+fn made() -> Option<tempfile::TempDir> {
+    let folder = tempfile::tempdir().unwrap();
+    calib()?;
+    python(MAKE, &[folder.path()])?;
+    Some(folder)
+}
+
+/// A command over a model and data of the folder, whose relative files lie there.
+fn command(folder: &Path, name: &str, model: &str, data: &str, more: &[&str]) -> assert_cmd::Command {
+    let mut command = calib().unwrap();
+    command.current_dir(folder).args([name, "--model"]).arg(format!("{model}.onnx"));
+    command.arg("--data").arg(format!("{data}.npz")).args(more);
+    command
+}
+
+fn run(folder: &Path, model: &str, data: &str, more: &[&str]) -> assert_cmd::Command {
+    let mut command =
+        command(folder, "run", model, data, &["--bench-seconds", "0", "--tensorrt", "off", "--out", "out"]);
+    command.args(more);
+    command
+}
+
+fn report(folder: &Path) -> serde_json::Value {
+    json(&folder.join("out/report.json"))
+}
+
+fn row<'r>(report: &'r serde_json::Value, precision: &str) -> &'r serde_json::Value {
+    let rows = report["precisions"].as_array().unwrap();
+    rows.iter().find(|row| row["precision"] == precision).unwrap_or_else(|| panic!("no {precision} in {rows:?}"))
+}
+
+#[test]
+fn a_model_in_another_precision_is_called_so() {
+    let Some(folder) = made() else { return };
+    let folder = folder.path();
+    for (model, data, name, weights) in [
+        ("half", "half", "fp16", "float16"),
+        ("double", "double", "fp64", "float64"),
+        ("mixed", "x", "mixed", "float16"),
+    ] {
+        run(folder, model, data, &["--precisions", "fp32,fp16,bf16"]).assert().success();
+        let report = report(folder);
+        assert_eq!(row(&report, name)["reference"], true, "{model}");
+        assert!(report["model"]["weights"][weights].as_u64().unwrap() >= 576, "{}", report["model"]);
+        let rows = report["precisions"].as_array().unwrap();
+        assert_eq!(rows.iter().filter(|row| row["precision"] == "fp16").count(), 1, "{rows:?}");
+        let converted = row(&report, "bf16");
+        assert_eq!(converted.get("error").is_some(), name != "mixed", "{converted}");
+    }
+    let error = error_of(command(folder, "quantize", "half", "x", &[]).args(["--precision", "fp16", "-o", "q.onnx"]));
+    assert!(error.contains("unexpected argument"), "{error}");
+    let mut quantize = calib().unwrap();
+    quantize.current_dir(folder).args(["quantize", "--model", "half.onnx", "--precision", "fp16", "-o", "q.onnx"]);
+    assert!(error_of(&mut quantize).contains("there is nothing to convert to fp16"));
+}
+
+#[test]
+fn sixteen_bits_in_a_run_have_the_constants_of_the_written_file() {
+    let Some(folder) = made() else { return };
+    let folder = folder.path();
+    run(folder, "tiny", "x", &["--precisions", "fp16"]).assert().success();
+    let imitated = row(&report(folder), "fp16")["outputs"][0]["sqnr_db"].as_f64().unwrap();
+    let more = ["--ref", "ort", "--target", "out/model.fp16.onnx", "--json"];
+    let output = command(folder, "compare", "tiny", "x", &more).assert().success();
+    let compared: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    let of_file = compared["targets"][0]["result"]["outputs"][0]["sqnr_db"].as_f64().unwrap();
+    // The constant became 2⁻²⁴, 60 times what it was; rounded to 0 it would give 0 dB.
+    assert!((imitated - of_file).abs() < 1.0 && (-36.0..-34.0).contains(&of_file), "{imitated} {of_file}");
+}
+
+#[test]
+fn every_quantized_convolution_has_a_row() {
+    let Some(folder) = made() else { return };
+    let folder = folder.path();
+    run(folder, "residual", "x", &["--precisions", "int8", "--gate", "sqnr_db=5"]).assert().success();
+    let report = report(folder);
+    let commands = report["advice"].as_array().unwrap().iter().filter_map(|advice| advice["command"].as_str());
+    assert!(commands.clone().all(|command| !command.contains("bisect")), "what passes needs none");
+    let layers = report["layers"].as_array().unwrap();
+    // `q` goes into the sum as it is: only its error tells of its convolution.
+    let row = layers.iter().find(|layer| layer["tensor"] == "q").unwrap_or_else(|| panic!("{layers:?}"));
+    assert_eq!((&row["node"], &row["op_type"]), (&"q".into(), &"Conv".into()));
+    assert!(row["layerwise_sqnr_db"].as_f64().unwrap() > 20.0 && row["weight_sqnr_db"].is_f64(), "{row}");
+    assert!(
+        fs::read_to_string(folder.join("out/layers.csv")).unwrap().lines().any(|line| line.starts_with("q,Conv,q,"))
+    );
+}
+
+#[test]
+fn ranges_far_from_one_keep_their_accuracy() {
+    let Some(folder) = made() else { return };
+    let folder = folder.path();
+    for exponent in [-30, -20, 20, 30] {
+        let name = format!("range{exponent}");
+        command(folder, "calibrate", &name, &name, &["-o", "t.json"]).assert().success();
+        let mut quantize = calib().unwrap();
+        quantize.current_dir(folder).args(["quantize", "--table", "t.json", "-o", "q.onnx", "--model"]);
+        quantize.arg(format!("{name}.onnx")).assert().success();
+        let more = ["--ref", "ort", "--target", "q.onnx", "--calibration-samples", "--json"];
+        let output = command(folder, "compare", &name, &name, &more).assert().success();
+        let compared: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+        let sqnr_db = compared["targets"][0]["result"]["outputs"][0]["sqnr_db"].as_f64().unwrap();
+        assert!(sqnr_db > 30.0, "10^{exponent}: {sqnr_db} dB");
+    }
+}
+
+#[test]
+fn a_run_that_fails_leaves_no_report_that_passed() {
+    let Some(folder) = made() else { return };
+    let folder = folder.path();
+    let summary = ["--precisions", "fp16", "--gate", "sqnr_db=20", "--summary", "summary.md"];
+    run(folder, "residual", "x", &summary).assert().success();
+    assert!(fs::read_to_string(folder.join("summary.md")).unwrap().contains('✅'));
+    // Data that cannot be read: the session does not even open.
+    fs::write(folder.join("bad.npz"), "no archive").unwrap();
+    error_of(&mut run(folder, "residual", "bad", &summary));
+    let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+    assert!(read("out/report.junit.xml").contains("errors=\"1\""), "{}", read("out/report.junit.xml"));
+    assert!(read("out/report.html").contains("the run failed"));
+    assert!(read("summary.md").contains('❌') && !read("summary.md").contains('✅'));
+    assert!(!folder.join("out/report.json").exists() && !folder.join("out/layers.csv").exists());
+    assert!(read("out/former/report.json").contains("\"passed\": true"));
+}
+
+#[test]
+fn gates_that_cannot_be_tested_end_before_the_work() {
+    let Some(folder) = made() else { return };
+    let folder = folder.path();
+    for (gate, reason) in [
+        ("accuracy=0.5", "no sample has a label"),
+        ("label_mean_iou=0.5", "no sample has a label mask"),
+        ("latency_ratio=0.9", "no latency is measured with --bench-seconds 0"),
+        ("int8:sqnr_db=20", "int8 is not made by this run, which makes fp16"),
+        ("fp32:sqnr_db=20", "fp32 is what the model is"),
+        ("detection_recall=0.9", "no detection head"),
+    ] {
+        let error = error_of(&mut run(folder, "residual", "x", &["--precisions", "fp16", "--gate", gate]));
+        assert!(error.contains(reason), "{gate}: {error}");
+        assert!(!folder.join("out/model.fp16.onnx").exists(), "{gate}");
+    }
+    let more = ["--ref", "ort", "--target", "residual.onnx", "--gate", "accuracy=0.5"];
+    let error = error_of(&mut command(folder, "compare", "residual", "x", &more));
+    assert!(error.contains("no sample has a label"), "{error}");
+}
+
+#[test]
+fn samples_that_calibrated_are_left_out_of_a_comparison() {
+    let Some(folder) = made() else { return };
+    let folder = folder.path();
+    command(folder, "calibrate", "residual", "more", &["-o", "t.json", "--calib-samples", "16"]).assert().success();
+    assert_eq!(json(&folder.join("t.json"))["calibrated_on"].as_object().unwrap().len(), 16);
+    let mut quantize = calib().unwrap();
+    quantize.current_dir(folder).args(["quantize", "--table", "t.json", "-o", "q.onnx", "--model", "residual.onnx"]);
+    quantize.assert().success();
+    let compared = |data: &str, more: &[&str]| {
+        let mut compare =
+            command(folder, "compare", "residual", data, &["--ref", "ort", "--target", "q.onnx", "--json"]);
+        let output = compare.args(more).assert().success();
+        let (out, error) = (&output.get_output().stdout, &output.get_output().stderr);
+        let found: serde_json::Value = serde_json::from_slice(out).unwrap();
+        (found["samples"].as_u64().unwrap(), String::from_utf8_lossy(error).into_owned())
+    };
+    let (samples, told) = compared("more", &[]);
+    assert!(
+        samples == 24 && told.contains("16 samples that a target was calibrated on are left out"),
+        "{samples} {told}"
+    );
+    assert_eq!(compared("more", &["--calibration-samples"]).0, 40);
+    assert_eq!(compared("more", &["--samples", "10"]).0, 10);
+    // Other data under the same names.
+    assert_eq!(compared("x", &[]).0, 24);
+}
+
+#[test]
+fn what_is_valid_is_taken() {
+    let Some(folder) = made() else { return };
+    let folder = folder.path();
+    command(folder, "calibrate", "first", "x", &["-o", "t.json"]).assert().success();
+    let quantize = |model: &str, more: &[&str]| {
+        let mut quantize = calib().unwrap();
+        quantize.current_dir(folder).args(["quantize", "-o", "q.onnx", "--model", model]).args(more);
+        quantize
+    };
+    quantize("first.onnx", &["--table", "t.json"]).assert().success();
+    command(folder, "compare", "first", "x", &["--ref", "ort", "--target", "q.onnx"]).assert().success();
+    // Nothing to quantize: the model is written, and that is said.
+    let output = quantize("relu.onnx", &[]).assert().success();
+    let told = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+    assert!(told.contains("nothing in this model is to be quantized"), "{told}");
+    run(folder, "relu", "x", &["--precisions", "fp16,int8"]).assert().success();
+    let report = report(folder);
+    assert!(row(&report, "fp16").get("error").is_none());
+    assert!(row(&report, "int8")["error"].as_str().unwrap().contains("nothing in this model is to be quantized"));
+    // A fixed batch, and first axes that are no batch.
+    for model in ["four", "time", "state"] {
+        let mut bench = calib().unwrap();
+        bench.current_dir(folder).args(["bench", "ort", "--seconds", "0.1", "--model"]).arg(format!("{model}.onnx"));
+        bench.assert().success();
+        let mut calibrate = calib().unwrap();
+        calibrate.current_dir(folder).args(["calibrate", "--random-data", "-o", "t.json", "--calib-samples", "8"]);
+        calibrate.args(["--batch", "1", "--model"]).arg(format!("{model}.onnx")).assert().success();
+        assert_eq!(json(&folder.join("t.json"))["samples"], 8);
+    }
+}
