@@ -136,7 +136,9 @@ pub fn open_data(
             inputs: &inputs,
             preprocess,
         })?;
-        Ok::<_, DatasetError>(Collection { dataset: Box::new(Kept::new(collection.dataset)), ..collection })
+        // Arrays are read as they lie in their file, which is quick: only pictures are kept.
+        let dataset = if preprocess.is_some() { Box::new(Kept::new(collection.dataset)) } else { collection.dataset };
+        Ok::<_, DatasetError>(Collection { dataset, ..collection })
     };
     if settings.path.exists() && !holds_images(&settings.path) {
         let mut collection = open_with(None)?;

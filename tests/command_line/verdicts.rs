@@ -47,6 +47,21 @@ np.savez(f"{folder}/half.npz", x=rng.normal(size=(24, 8, 10, 10)).astype(np.floa
 np.savez(f"{folder}/double.npz", x=rng.normal(size=(24, 32)))
 "#;
 
+/// 40 and 160 samples of 0.7 MB, and a model that reads them.
+const MAKE_LARGE: &str = r#"
+import sys
+import numpy as np, onnx
+from onnx import TensorProto as T, helper as h, numpy_helper as nh
+folder = sys.argv[1]
+io = lambda n, s: h.make_tensor_value_info(n, T.FLOAT, s)
+nodes = [h.make_node("Conv", ["x", "w"], ["c"], "c", strides=[8, 8]), h.make_node("GlobalAveragePool", ["c"], ["y"], "y")]
+weight = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)
+graph = h.make_graph(nodes, "g", [io("x", ["n", 3, 242, 242])], [io("y", ["n", 8, 1, 1])], [nh.from_array(weight, "w")])
+onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), f"{folder}/large.onnx")
+for count in 40, 160:
+    np.savez(f"{folder}/{count}.npz", x=np.full((count, 3, 242, 242), 0.5, np.float32))
+"#;
+
 /// A folder with those files; `None`, with a message, where libraries are missing.
 fn made() -> Option<tempfile::TempDir> {
     let folder = tempfile::tempdir().unwrap();
@@ -122,7 +137,12 @@ fn sixteen_bits_in_a_run_have_the_constants_of_the_written_file() {
 fn every_quantized_convolution_has_a_row() {
     let Some(folder) = made() else { return };
     let folder = folder.path();
-    run(folder, "residual", "x", &["--precisions", "int8", "--gate", "sqnr_db=5"]).assert().success();
+    let flags =
+        ["--precisions", "int8", "--gate", "sqnr_db=5", "--bench-seconds", "0.1", "--tensorrt", "off", "--out", "out"];
+    let output = command(folder, "run", "residual", "x", &flags).assert().success();
+    let shown = String::from_utf8_lossy(&output.get_output().stdout).into_owned();
+    assert!(shown.contains("int8") && shown.contains("emulated"), "{shown}");
+    assert!(shown.lines().take_while(|line| !line.is_empty()).all(|line| line.chars().count() <= 80), "{shown}");
     let report = report(folder);
     let commands = report["advice"].as_array().unwrap().iter().filter_map(|advice| advice["command"].as_str());
     assert!(commands.clone().all(|command| !command.contains("bisect")), "what passes needs none");
@@ -251,4 +271,38 @@ fn what_is_valid_is_taken() {
         calibrate.args(["--batch", "1", "--model"]).arg(format!("{model}.onnx")).assert().success();
         assert_eq!(json(&folder.join("t.json"))["samples"], 8);
     }
+}
+
+#[test]
+fn memory_does_not_grow_with_arrays_and_its_end_is_an_error_that_names_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    if calib().is_none() || python(MAKE_LARGE, &[folder.path()]).is_none() {
+        return;
+    }
+    let folder = folder.path();
+    let peak = |data: &str| {
+        let output = command(folder, "calibrate", "large", data, &["-o", "t.json", "--json"]).assert().success();
+        let found: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+        found["peak_rss_bytes"].as_u64().unwrap() >> 20
+    };
+    let (few, many) = (peak("40"), peak("160"));
+    assert!(many < few + 30, "{few} MiB with 40 samples, {many} MiB with 160");
+    // A hole of 400 MB, which would be read whole. A backtrace takes memory, too, and must not be waited for.
+    let file = fs::File::create(folder.join("inputs.json")).unwrap();
+    file.set_len(400 << 20).unwrap();
+    let mut calibrate = calib().unwrap();
+    calibrate.current_dir(folder).env("RUST_BACKTRACE", "1").timeout(std::time::Duration::from_mins(2));
+    calibrate.args([
+        "calibrate",
+        "--max-memory-mb",
+        "250",
+        "--model",
+        "large.onnx",
+        "--data",
+        "inputs.json",
+        "-o",
+        "t.json",
+    ]);
+    let error = error_of(&mut calibrate);
+    assert!(error.contains("out of memory") && error.contains("while reading inputs.json"), "{error}");
 }

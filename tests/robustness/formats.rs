@@ -80,7 +80,7 @@ pub fn all(folder: &Path) -> Vec<Format> {
         format("model", "m.onnx", vec![models::small(), models::small(), example("calib_data/demo.onnx")], model_damage, model),
         format("npz", "x.npz", vec![npz.clone()], npz_damage, npz_use),
         format("npy", "x.npy", vec![npy_of(&npz)], damage, |path| read_npy(path).map(drop).map_err(text)),
-        format("image", "x.img", images(&["png", "jpg", "webp", "bmp"]), image_damage, |path| {
+        format("image", "x.img", [images(&["png", "jpg", "webp", "bmp"]), vec![with_profile(&images(&["png"])[0])]].concat(), image_damage, |path| {
             decode(&fs::read(path).unwrap()).map(drop)
         }),
         format("table", "t.json", vec![made("t.json", &|path| table.save(path).unwrap())], damage_text, table_use),
@@ -128,7 +128,10 @@ pub fn all(folder: &Path) -> Vec<Format> {
         }),
         format("inputs JSON", "inputs.json", vec![polygraphy(&npy_of(&npz))], damage_text, |path| samples(path, None, None)),
         format("list", "list.txt", vec![list], damage_text, |path| samples(path, None, Some(&exact()))),
-        format("labels", "labels.csv", vec![example("calib_data/labels.csv")], damage_text, |path| {
+        format("outputs JSON", "o.json", vec![br#"[{"name": "y", "dimensions": "1x2", "values": [0.5, -1e3]}]"#.to_vec()], damage_text, |path| {
+            SavedOutputs::open(path).map_err(text)?.batch(0, &["0"]).map(drop).map_err(text)
+        }),
+        format("labels", "labels.csv", vec![example("calib_data/labels.csv"), b"\xef\xbb\xbffile;label;name\r\n0000.png;1;\"a; \"\"b\"\"\"\r\n0001.png;0;c\r\n".to_vec()], damage_text, |path| {
             samples(&root().join("calib_data/images"), Some(path), Some(&exact()))
         }),
         format("classes", "classes.txt", vec![example("calib_data/classes.txt")], damage_text, |path| {
@@ -145,6 +148,14 @@ pub fn all(folder: &Path) -> Vec<Format> {
             checkpoints.load::<serde_json::Value>("stage").map(drop).map_err(text)
         }),
     ]
+}
+
+/// A PNG file with a packed profile behind its header.
+fn with_profile(png: &[u8]) -> Vec<u8> {
+    const HEADER: usize = 33;
+    let content = [b"icc\0\0".as_slice(), &[0x78, 0x9c, 1, 4, 0, 0xfb, 0xff, b'p', b'r', b'o', b'f']].concat();
+    let length = u32::try_from(content.len()).unwrap().to_be_bytes();
+    [&png[..HEADER], &length, b"iCCP", &content, &[0; 4], &png[HEADER..]].concat()
 }
 
 fn text(error: impl std::fmt::Display) -> String {

@@ -25,6 +25,6 @@ static ALLOCATOR: memory::Counting = memory::Counting;
 fn demo_run(out: &Path) -> Option<Command> {
     let mut command = calib()?;
     command.arg("run").arg("--config").arg(root().join("configs/demo.toml"));
-    command.args(["--bench-seconds", "0", "--tensorrt", "off", "--out"]).arg(out);
+    command.args(["--max-memory-mb", "4096", "--bench-seconds", "0", "--tensorrt", "off", "--out"]).arg(out);
     Some(command)
 }

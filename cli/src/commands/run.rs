@@ -90,30 +90,26 @@ fn configuration(printer: &Printer, args: &RunArgs) -> anyhow::Result<RunConfig>
     Ok(config)
 }
 
-/// The table of precisions for a terminal.
+/// The table of precisions for a terminal of 80 columns.
 fn table(report: &Report) -> String {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
     let mut header =
-        vec!["precision", "backend", "top-1 agr.", "top-5 overlap", "top-1 acc.", "SQNR dB", "latency ms", "size"];
+        vec!["precision\nbackend", "top-1\nagr.", "top-5\noverlap", "top-1\nacc.", "SQNR\ndB", "latency\nms", "size"];
     let maps = report.precisions.iter().any(|row| row.segmentation.is_some());
     if maps {
-        header.extend(["pixel agr.", "mean IoU", "label IoU"]);
+        header.extend(["pixel\nagr.", "mean\nIoU", "label\nIoU"]);
     }
     let detects = report.precisions.iter().any(|row| row.detection.is_some());
     if detects {
-        // No classification: these columns would be empty.
-        header.drain(2..5);
-        header.extend(["mAP 50-95", "mAP 50", "boxes found", "boxes right", "box IoU"]);
+        header.extend(["mAP\n50-95", "mAP\n50", "boxes\nfound", "boxes\nright", "box\nIoU"]);
     }
-    table.set_header(header);
+    let mut rows: Vec<Vec<String>> = Vec::new();
     let share = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{:.2} %", value * 100.0));
     // Reasons are sentences: they stand under the table, each once.
     let mut reasons: Vec<&str> = Vec::new();
     for row in &report.precisions {
         let sqnr_db = OutputMetrics::worst_sqnr_db(&row.outputs).filter(|db| db.is_finite());
         let latency = row.latency_ms.as_ref().map_or_else(String::new, |latency| {
-            let mark = if latency.timing == Timing::Emulated { " (emulated)" } else { "" };
+            let mark = if latency.timing == Timing::Emulated { "\nemulated" } else { "" };
             format!("{:.2}{mark}", latency.figures.median)
         });
         let size = match (&row.artifact, row.reference) {
@@ -122,8 +118,7 @@ fn table(report: &Report) -> String {
             (None, false) => String::new(),
         };
         let mut cells = vec![
-            row.precision.clone(),
-            row.backend.clone(),
+            format!("{}{}\n{}", row.precision, if row.reference { " (reference)" } else { "" }, row.backend),
             share(row.agreement.as_ref().map(|agreement| agreement.top1)),
             share(row.agreement.as_ref().map(|agreement| agreement.top5_overlap)),
             share(row.accuracy.as_ref().map(|accuracy| accuracy.top1)),
@@ -141,7 +136,6 @@ fn table(report: &Report) -> String {
             ]);
         }
         if detects {
-            cells.drain(2..5);
             let figures = row.detection.as_ref().and_then(|d| d.accuracy.as_ref()).map(|accuracy| accuracy.figures);
             let agreement = row.detection.as_ref().map(|d| &d.agreement).filter(|_| !row.reference);
             let map = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.4}"));
@@ -153,17 +147,24 @@ fn table(report: &Report) -> String {
                 share(agreement.and_then(|agreement| agreement.mean_iou)),
             ]);
         }
-        if row.reference {
-            cells[0].push_str(" (reference)");
-        }
         if let Some(error) = &row.error {
             let number = reasons.iter().position(|reason| *reason == error.as_str()).unwrap_or_else(|| {
                 reasons.push(error);
                 reasons.len() - 1
             });
-            cells[2] = format!("not run [{}]", number + 1);
+            cells[1] = format!("not run [{}]", number + 1);
         }
-        table.add_row(cells);
+        rows.push(cells);
+    }
+    // What no row has would only make the table wider.
+    let is_filled = |column: &usize| rows.iter().any(|row| !row[*column].is_empty());
+    let columns: Vec<usize> = (0..header.len()).filter(is_filled).collect();
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(columns.iter().map(|&column| header[column]));
+    table.add_rows(rows.iter().map(|row| columns.iter().map(|&column| &row[column]).collect::<Vec<_>>()));
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
     }
     let notes: String = (1..).zip(&reasons).map(|(number, reason)| format!("[{number}] {reason}\n")).collect();
     format!("{table}\n{notes}{}", report.verdict.sentence)
