@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -44,6 +43,12 @@ quantize_static(model, output, Reader(), quant_format=QuantFormat.QDQ, per_chann
                 extra_options={"ActivationSymmetric": True, "WeightSymmetric": True})
 """
 PEER_NAME = "onnxruntime quantize_static, min-max"
+
+
+def median_of(values) -> float:
+    """The middle of the values. `statistics` here is the script beside this one."""
+    values = sorted(values)
+    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
 
 
 def timed(command: list[str]) -> dict:
@@ -143,7 +148,7 @@ def main() -> None:
             if os.path.isfile(report):
                 for stage in json.load(open(report)).get("timings", []):
                     stages.setdefault(name, {}).setdefault(stage["stage"], []).append(stage["seconds"])
-    median = {name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in measured.items()}
+    median = {name: {key: median_of(run[key] for run in runs) for key in runs[0]} for name, runs in measured.items()}
     peer = median.get(PEER_NAME)
     print(f"{arguments.rounds} rounds, provider {arguments.provider}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
     print("| job | wall s | CPU s | peak MB | CPU against the peer | CPU against before | wall against before |")
@@ -154,7 +159,7 @@ def main() -> None:
         print(f"| {name} | {found['wall']:.2f} | {found['cpu']:.2f} | {found['peak_mb']:.0f} | {ratio(peer, 'cpu')} | "
               f"{ratio(before, 'cpu')} | {ratio(before, 'wall')} |")
     for name, seconds in stages.items():
-        row = ", ".join(f"{stage} {statistics.median(times):.2f}" for stage, times in seconds.items())
+        row = ", ".join(f"{stage} {median_of(times):.2f}" for stage, times in seconds.items())
         print(f"\n{name}: {row}")
     if arguments.many:
         many(arguments.calib, arguments.shared, arguments.provider, work)

@@ -151,16 +151,20 @@ impl Printer {
 fn table_of(stages: &[StageTime]) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["stage", "waited s", "sessions built", "passes", "samples read"]);
-    for StageTime { stage, seconds, sessions, passes, samples_read } in stages {
+    table.set_header(["stage", "waited s", "CPU s", "sessions built", "passes", "samples read"]);
+    let row = |stage: &str, times: [f64; 2], counts: [String; 3]| {
+        let times = times.map(|seconds| format!("{seconds:.2}"));
+        std::iter::once(stage.to_owned()).chain(times).chain(counts).collect::<Vec<_>>()
+    };
+    for StageTime { stage, seconds, cpu_seconds, sessions, passes, samples_read } in stages {
         let count = |count: &u64| if *count == 0 { String::new() } else { count.to_string() };
         let counts = [sessions, passes, samples_read].map(count);
-        table.add_row([stage.clone(), format!("{seconds:.2}")].into_iter().chain(counts));
+        table.add_row(row(stage, [*seconds, *cpu_seconds], counts));
     }
     let sum = |of: fn(&StageTime) -> u64| stages.iter().map(of).sum::<u64>().to_string();
-    let seconds: f64 = stages.iter().map(|stage| stage.seconds).sum();
+    let times = [stages.iter().map(|stage| stage.seconds).sum(), stages.iter().map(|stage| stage.cpu_seconds).sum()];
     let counts = [sum(|stage| stage.sessions), sum(|stage| stage.passes), sum(|stage| stage.samples_read)];
-    table.add_row(["all".to_owned(), format!("{seconds:.2}")].into_iter().chain(counts));
+    table.add_row(row("all", times, counts));
     table.to_string()
 }
 
@@ -202,14 +206,15 @@ mod tests {
         let stage = |stage: &str, seconds, samples_read| StageTime {
             stage: stage.to_owned(),
             seconds,
+            cpu_seconds: 2.0 * seconds,
             sessions: 2,
             passes: 0,
             samples_read,
         };
         let text = table_of(&[stage("opening", 0.25, 0), stage("comparing", 1.5, 40)]);
         let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert!(rows.contains(&vec!["comparing", "1.50", "2", "40"]), "{text}");
-        assert!(rows.contains(&vec!["all", "1.75", "4", "0", "40"]), "{text}");
+        assert!(rows.contains(&vec!["comparing", "1.50", "3.00", "2", "40"]), "{text}");
+        assert!(rows.contains(&vec!["all", "1.75", "3.50", "4", "0", "40"]), "{text}");
     }
 
     #[test]

@@ -49,6 +49,9 @@ pub struct Report {
     /// What computed these errors: `onnxruntime-cpu`, `onnxruntime-cuda`, ...
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers_backend: Option<String>,
+    /// Evaluation samples that they were measured on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers_samples: Option<usize>,
     /// What to do, the most useful first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub advice: Vec<Advice>,
@@ -71,6 +74,8 @@ pub struct StageTime {
     pub stage: String,
     /// Wall time.
     pub seconds: f64,
+    /// Processor time of all threads together; 0 where the system does not tell.
+    pub cpu_seconds: f64,
     /// Sessions of ONNX Runtime that were built.
     pub sessions: u64,
     /// Passes over samples that were begun.

@@ -197,7 +197,7 @@ fn layers(bisection: &Bisection<'_>, findings: &mut Findings) -> Result<(), Pipe
     let pair = Pair::new(&bisection.float, &quantized)?;
     bisection.session.host.info(&format!("measuring {} operators", pair.operators.len()));
     let session = bisection.session;
-    findings.backend = Some(session.provider.backend().to_owned());
+    findings.backend = Some(session.analyst(LAYER_SAMPLES).backend().to_owned());
     findings.layers = session.layerwise(&pair, bisection.first_of(LAYER_SAMPLES))?;
     let nodes = worst(&findings.layers, OUTPUT_OPERATORS);
     findings.outputs = output_noise(

@@ -1,7 +1,7 @@
 //! A float model, ready to be quantized: read, checked, folded, with the shapes of its tensors.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::Path,
 };
 
@@ -13,7 +13,7 @@ use crate::{
     dataset::InputSpec,
     onnx::{
         Finding, Model, Severity, diagnose,
-        proto::{DimensionProto, DimensionValue, TypeValue},
+        proto::{DimensionProto, DimensionValue, NodeProto, TypeValue},
     },
     quantize::{Placement, Precision, QuantizeOptions, SchemeOptions, place, quantize, with_opset},
     tensor::ElementType,
@@ -112,6 +112,21 @@ impl Subject {
     /// The batch of a call that nobody chose.
     pub fn usual_batch(&self) -> usize {
         if self.takes_whole_inputs() { 1 } else { self.fixed_batch().unwrap_or(1) }
+    }
+
+    /// Multiply-accumulates of one sample in convolutions and products with weights; `None` where an extent is not known.
+    pub fn multiply_accumulates(&self) -> Option<f64> {
+        let graph = self.folded.graph();
+        let weights: HashMap<&str, &[i64]> = graph.initializer.iter().map(|w| (w.name(), &*w.dims)).collect();
+        let of_node = |node: &NodeProto| {
+            let Some(&dims) = node.input.get(1).and_then(|name| weights.get(name.as_str())) else { return Some(0.0) };
+            let Some(axis) = node.channel_axis(1, dims.len()) else { return Some(0.0) };
+            let each: f64 = dims.iter().map(|&extent| extent as f64).product::<f64>() / dims[axis].max(1) as f64;
+            let shape = &self.shapes.get(node.output.first()?)?.shape;
+            let elements = shape.iter().skip(1).try_fold(1.0, |all, extent| Some(all * (*extent)? as f64))?;
+            Some(elements * each)
+        };
+        graph.node.iter().map(of_node).sum()
     }
 
     /// Where Q/DQ will go.
@@ -254,6 +269,15 @@ mod tests {
         quantize::{Rule, testing::TestModel},
         tensor::{Tensor, Values},
     };
+
+    #[test]
+    fn multiply_accumulates_are_those_of_convolutions_and_of_the_classifier() {
+        let Some(runtime) = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
+        let Some(path) = calib_test_support::shared("models/efficientnet_lite0.onnx") else { return };
+        let subject = Subject::load(runtime, &path, &BTreeMap::new()).unwrap();
+        // Counted from the shapes that onnx.shape_inference gives.
+        assert_eq!(subject.multiply_accumulates(), Some(385_187_552.0));
+    }
 
     /// Attention with two heads over `length` positions, whose batch is free and found out by Shape.
     fn attention(length: i64) -> TestModel {

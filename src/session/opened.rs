@@ -39,6 +39,10 @@ use crate::{
 /// Samples in one call when neither user nor model say, on the CPU and on a GPU.
 const DEFAULT_BATCH: usize = 8;
 const DEFAULT_CUDA_BATCH: usize = 64;
+/// Multiply-accumulates that the cores beside a GPU do in about a second.
+const CPU_WORK: f64 = 2.5e11;
+/// Samples that the effect of single operators is measured on, at most.
+const FEW_SAMPLES: usize = 16;
 
 fn compare_options(config: &RunConfig, names: &BTreeMap<u32, String>) -> CompareOptions {
     CompareOptions {
@@ -301,9 +305,9 @@ impl Session {
     }
 
     /// Options of a pass over calibration samples.
-    pub(super) fn observe_options(&self) -> ObserveOptions {
-        let batch = if self.gpu().is_some() { self.batch } else { self.subject.fixed_batch().unwrap_or(1) };
-        ObserveOptions { batch, threads: self.threads, provider: self.provider, policy: self.policy }
+    pub(super) fn observe_options(&self, provider: ExecutionProvider) -> ObserveOptions {
+        let batch = if provider.gpu().is_some() { self.batch } else { self.subject.fixed_batch().unwrap_or(1) };
+        ObserveOptions { batch, threads: self.threads, provider, policy: self.policy }
     }
 
     /// How outputs are compared.
@@ -311,27 +315,34 @@ impl Session {
         compare_options(&self.config, &self.data.collection.names).with_head(self.head.as_ref())
     }
 
-    /// Samples in the batches that a GPU takes; on the CPU they stay as they are.
-    pub(super) fn batched<'s>(&self, samples: Samples<'s>) -> Samples<'s> {
-        let batch = if self.gpu().is_some() { self.batch } else { samples.reading.batch };
+    /// Where an analysis over `samples` samples executes. A session on a GPU takes about a second until it runs, and an
+    /// analysis has many of them: what a few cores do in that time is done there.
+    pub(super) fn analyst(&self, samples: usize) -> ExecutionProvider {
+        let work = self.subject.multiply_accumulates().map(|each| each * samples as f64);
+        if work.is_some_and(|work| work <= CPU_WORK) { ExecutionProvider::Cpu } else { self.provider }
+    }
+
+    /// Samples in the batches that a GPU takes, where `provider` is one; on the CPU they stay as they are.
+    pub(super) fn batched<'s>(&self, provider: ExecutionProvider, samples: Samples<'s>) -> Samples<'s> {
+        let batch = if provider.gpu().is_some() { self.batch } else { samples.reading.batch };
         Samples { reading: PrefetchOptions { batch, ..samples.reading }, ..samples }
     }
 
-    /// A model where the session executes.
-    pub(super) fn side<'s>(&'s self, model: &'s Model) -> Side<'s> {
-        Side { backend: &self.runtime, provider: self.provider, model }
+    /// A model where it is to execute.
+    pub(super) fn side<'s>(&'s self, provider: ExecutionProvider, model: &'s Model) -> Side<'s> {
+        Side { backend: &self.runtime, provider, model }
     }
 
-    /// The errors that operators make by themselves, where the session executes.
+    /// The errors that operators make by themselves, by [`Session::analyst`].
     pub(super) fn layerwise(&self, pair: &Pair<'_>, samples: Samples<'_>) -> Result<Vec<LayerError>, PipelineError> {
-        let (threads, provider) = (self.threads, self.provider);
+        let (threads, provider) = (self.threads, self.analyst(samples.indices.len()));
         let options = LayerwiseOptions { threads, provider, ..LayerwiseOptions::default() };
-        let (found, fitting_batch) = layerwise(&self.runtime, pair, self.batched(samples), options)?;
+        let (found, fitting_batch) = layerwise(&self.runtime, pair, self.batched(provider, samples), options)?;
         self.warn_halved("the errors of operators", fitting_batch);
         Ok(found)
     }
 
-    /// Every tensor of `target` against the same of `reference`, where the session executes.
+    /// Every tensor of `target` against the same of `reference`, by [`Session::analyst`].
     pub(super) fn graphwise(
         &self,
         reference: &Model,
@@ -339,9 +350,10 @@ impl Session {
         sites: &[TensorSite],
         samples: Samples<'_>,
     ) -> Result<Graphwise, PipelineError> {
+        let provider = self.analyst(samples.indices.len());
         let options = GraphwiseOptions { threads: self.threads, ..GraphwiseOptions::default() };
-        let sides = [self.side(reference), self.side(target)];
-        let (found, fitting_batch) = graphwise(sides[0], sides[1], sites, self.batched(samples), options)?;
+        let sides = [self.side(provider, reference), self.side(provider, target)];
+        let (found, fitting_batch) = graphwise(sides[0], sides[1], sites, self.batched(provider, samples), options)?;
         self.warn_halved("the comparison of tensors", fitting_batch);
         Ok(found)
     }
@@ -392,7 +404,7 @@ impl Session {
     pub(super) fn output_noise_options(&self) -> OutputNoiseOptions {
         let kinds = judged_kinds(&self.subject.outputs, &self.config.output_kind).into_iter();
         let ignored = kinds.filter(|(_, kind)| *kind == OutputKind::Ignored).map(|(name, _)| name).collect();
-        OutputNoiseOptions { threads: self.threads, provider: self.provider, ignored }
+        OutputNoiseOptions { threads: self.threads, provider: self.analyst(FEW_SAMPLES), ignored }
     }
 
     /// A gate that this model can be measured by.

@@ -111,7 +111,7 @@ impl Session {
         let parts = shard.map_or_else(|| whole.clone(), |shard| whole.shard(shard.index, shard.count));
         let work = self.host.begin("calibrating", parts.len());
         let progress = |samples: usize| work.advance(samples);
-        let options = self.observe_options();
+        let options = self.observe_options(self.provider);
         let calibrator = self.calibrator(&options, &progress, checkpoints);
         let observation = calibrator.observe(&placement.tensors_to_observe(), &parts, &provenance)?;
         drop(work);
@@ -134,7 +134,7 @@ impl Session {
         self.host.stage("choosing thresholds");
         self.dataset().keep(samples);
         let choose = self.choose_options(&scheme(&self.config, precision)?);
-        let options = self.observe_options();
+        let options = self.observe_options(self.analyst(samples.len()));
         let calibrator = self.calibrator(&options, &|_| {}, None);
         let make = || calibrator.choose(histograms, samples, &choose);
         let mut chosen = match checkpoints {

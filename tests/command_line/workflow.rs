@@ -104,6 +104,7 @@ fn stages_add_up_to_the_time_waited_and_samples_are_read_once() {
     assert_eq!(["comparing", "looking into layers"].map(|stage| of(stage, "samples_read")), [40, 0]);
     assert_eq!(["observing", "comparing"].map(|stage| of(stage, "sessions")), [1, 0]);
     assert_eq!(["observing", "comparing"].map(|stage| of(stage, "passes")), [2, 1], "fitting and held-out samples");
+    assert_eq!(report["layers_samples"], 16);
     let told = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
     assert!(told.contains("waited s") && told.contains("looking into layers"), "{told}");
 }

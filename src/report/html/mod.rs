@@ -106,6 +106,7 @@ struct Page<'a> {
     scatter_note: Option<String>,
     samples: samples::Samples<'a>,
     layers: layers::Layers<'a>,
+    layers_samples: Option<usize>,
     hints: Vec<Hint<'a>>,
     engines: Table,
     engine_layers: Vec<engines::Layers>,
@@ -146,6 +147,7 @@ impl<'a> Page<'a> {
             scatter_note,
             samples: samples::Samples::new(report),
             layers: layers::Layers::new(&report.layers),
+            layers_samples: report.layers_samples,
             hints: report
                 .advice
                 .iter()

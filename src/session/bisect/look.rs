@@ -92,8 +92,10 @@ impl Bisection<'_> {
         Ok(run(&mut *float.build(tensors, options.threads)?, source, sites, samples)?)
     }
 
-    fn origin(&self, target: &Target) -> Origin {
+    /// Where the figures of `samples` samples come from.
+    fn origin(&self, target: &Target, samples: usize) -> Origin {
         let (probes, provider) = match target {
+            Target::Model(_, provider) if *provider == self.session.provider => (None, self.session.analyst(samples)),
             Target::Model(..) => (None, self.session.provider),
             Target::Saved(_) => (None, ExecutionProvider::Cpu),
             Target::Engine(engine) => (Some(engine.report()), ExecutionProvider::Cpu),
@@ -106,8 +108,9 @@ impl Bisection<'_> {
         let mut target = self.target()?;
         let sites = self.sites(&target)?;
         ensure!(!sites.is_empty(), "the target has no tensor whose name the float model knows");
-        let found = self.compare(&mut target, &sites, self.first_of(self.args.samples))?;
-        Ok((found, self.origin(&target)))
+        let samples = self.first_of(self.args.samples);
+        let found = self.compare(&mut target, &sites, samples)?;
+        Ok((found, self.origin(&target, samples.indices.len())))
     }
 
     /// The first node that diverges.
@@ -131,6 +134,6 @@ impl Bisection<'_> {
         }
         let diverged = |tensor: &TensorDivergence| tensor.diverged(self.args.threshold_db);
         let found = first_divergence(&flow(&self.float)?, options, &diverged, &mut probe)?;
-        Ok((found, self.origin(&target)))
+        Ok((found, self.origin(&target, OUTPUT_SAMPLES)))
     }
 }

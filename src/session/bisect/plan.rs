@@ -67,10 +67,11 @@ impl Bisection<'_> {
             }
         };
         let options = SearchOptions { strategy: self.args.strategy, max_trials: self.args.max_trials, curve: true };
-        let reference = session.side(&session.subject.float);
+        let reference = session.side(session.provider, &session.subject.float);
         session.host.stage("trying plans");
         findings.backend = Some(session.provider.backend().to_owned());
-        let mut searching = Judge::new(reference, session.batched(self.samples(&search_on)), judge.clone())?;
+        let mut searching =
+            Judge::new(reference, session.batched(session.provider, self.samples(&search_on)), judge.clone())?;
         let kept = || "the trials so far are kept; the same command goes on from there".to_owned();
         // Nothing is measured for a plan where none is needed.
         let (mut nodes, known) = (0, log.trials.clone());
@@ -106,7 +107,8 @@ impl Bisection<'_> {
             model.save(&self.out.join("model.plan.onnx"))?;
             self.engine()?;
             if !check_on.is_empty() {
-                let mut judge = Judge::new(reference, session.batched(self.samples(&check_on)), judge)?;
+                let mut judge =
+                    Judge::new(reference, session.batched(session.provider, self.samples(&check_on)), judge)?;
                 check = Some(judge.verdict(&model)?);
             }
         }

@@ -103,6 +103,7 @@ impl Job<'_> {
         }
         let layers = Self::layer_rows(&found.targets, found.calibrated.as_ref(), found.layers.as_ref());
         let verdict = Verdict::new(gates, &precisions);
+        let layers_samples = found.layers.as_ref().filter(|_| !layers.is_empty()).map(|found| found.graphwise.samples);
         Ok(Report {
             format_version: REPORT_FORMAT_VERSION,
             tool: Tool::current(),
@@ -119,7 +120,8 @@ impl Job<'_> {
             advice: self.advice(found.calibrated.as_ref(), found.layers.as_ref(), verdict.passed),
             verdict,
             thumbnails: self.thumbnails(&precisions),
-            layers_backend: (!layers.is_empty()).then(|| self.backend()),
+            layers_backend: layers_samples.map(|samples| self.session.analyst(samples).backend().to_owned()),
+            layers_samples,
             layers,
             notes: self.session.host.notes(),
             timings: self.session.host.timings(),

@@ -124,7 +124,9 @@ impl Job<'_> {
         };
         let compare = CompareOptions { max_flips: 0, resamples: 0, ..session.compare_options() };
         let judged = JudgeOptions { threads: session.threads, compare, ..JudgeOptions::default() };
-        let mut judge = Judge::new(session.side(&subject.float), session.batched(samples), judged)?;
+        let provider = session.analyst(samples.indices.len());
+        let samples = session.batched(provider, samples);
+        let mut judge = Judge::new(session.side(provider, &subject.float), samples, judged)?;
         let mut sqnr_db = |lifted: NodeSet| Ok::<_, PipelineError>(worst_sqnr(&judge.compare(&start.model(&lifted)?)?));
         let sqnr_db = [sqnr_db(NodeSet::new())?, sqnr_db(nodes.iter().cloned().collect())?];
         Ok(Some(LiftEffect { nodes, sqnr_db, samples: samples.indices.len() }))
