@@ -109,12 +109,13 @@ Session::~Session() {
     if (session) release(RELEASE_SESSION, session);
 }
 
-std::vector<int64_t> Session::output_extents(size_t index) const {
-    void *type = nullptr, *info = nullptr;
-    must(call(SESSION_OUTPUT_TYPE, session, index, &type));
-    must(call(CAST_TO_TENSOR_INFO, type, &info));
+std::vector<int64_t> Session::output_extents(size_t index, int* type) const {
+    void *kind = nullptr, *info = nullptr;
+    must(call(SESSION_OUTPUT_TYPE, session, index, &kind));
+    must(call(CAST_TO_TENSOR_INFO, kind, &info));
     std::vector<int64_t> extents = extents_of(info);
-    release(RELEASE_TYPE_INFO, type);
+    must(call(GET_ELEMENT_TYPE, info, type));
+    release(RELEASE_TYPE_INFO, kind);
     return extents;
 }
 

@@ -21,8 +21,8 @@ class Session {
     static std::unique_ptr<Session> open(const std::string& model, std::string* reason);
     ~Session();
 
-    // Extents of an output, -1 for an open one.
-    std::vector<int64_t> output_extents(size_t index) const;
+    // Extents of an output, -1 for an open one, and its type as ONNX's number.
+    std::vector<int64_t> output_extents(size_t index, int* type) const;
 
     // The outputs of these names; empty, with a reason, where the run failed.
     std::vector<Array> run(const std::vector<Array>& inputs, const std::vector<std::string>& outputs,

@@ -192,6 +192,25 @@ std::string with_fault(const std::string& bytes, const std::string& name) {
     return made;
 }
 
+std::string without_types(const std::string& bytes) {
+    std::string graph, made;
+    for (const Field& field : fields_of(graph_of(bytes))) {
+        Value value = field.number == 12 ? value_of(field.content) : Value{};
+        if (field.number != 12 || !value.extents.empty()) {
+            graph.append(field.whole);
+            continue;
+        }
+        std::string bare;
+        append(&bare, 1, value.name);
+        append(&graph, 12, bare);
+    }
+    for (const Field& field : fields_of(bytes)) {
+        if (field.number == 7) append(&made, 7, graph);
+        else made.append(field.whole);
+    }
+    return made;
+}
+
 std::string in_floats(const std::string& bytes) {
     std::string graph, made;
     for (const Field& field : fields_of(graph_of(bytes))) {

@@ -37,6 +37,9 @@ bool read_model(const std::string& bytes, Model* model);
 // The model with what `node` gives doubled; empty where there is no such node.
 std::string with_fault(const std::string& bytes, const std::string& node);
 
+// The model without the types of outputs that have no shape: TensorRT takes the type that the tensor has.
+std::string without_types(const std::string& bytes);
+
 // The model with its BF16 values in FP32, rounded where it casts to BF16: ONNX Runtime has no BF16 on the CPU.
 std::string in_floats(const std::string& bytes);
 

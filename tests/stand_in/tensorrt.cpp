@@ -645,6 +645,7 @@ struct Runtime : apiv::RefusedVRuntime {
         auto loaded = std::make_shared<Loaded>();
         read_model(plan.model, &loaded->model);
         std::string reason;
+        bytes = without_types(bytes);
         loaded->session = Session::open(bytes, &reason);
         if (!loaded->session) loaded->session = Session::open(in_floats(bytes), &reason);
         if (!loaded->session) return error("the stand-in computes on the CPU, where this model does not run: " + reason);
@@ -655,7 +656,9 @@ struct Runtime : apiv::RefusedVRuntime {
             loaded->tensors.push_back({input.name, input.type, true, on_host.count(input.name) != 0, input.extents, plan.profile[input.name]});
         for (size_t i = 0; i < loaded->model.outputs.size(); i++) {
             const Value& output = loaded->model.outputs[i];
-            Tensor tensor{output.name, output.type, false, false, loaded->session->output_extents(i), {}};
+            int type = 0;
+            Extents extents = loaded->session->output_extents(i, &type);
+            Tensor tensor{output.name, type, false, false, extents, {}};
             for (size_t node : loaded->model.makers_of(output.name)) {
                 const std::string& op = loaded->model.nodes[node].op;
                 tensor.by_values |= op == "NonZero" || op == "NonMaxSuppression" || op == "Compress" || op == "Unique";
