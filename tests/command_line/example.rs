@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{calib, json, root};
 
 /// What differs from machine to machine and from day to day, or hangs on the last bits of a processor's arithmetic.
-const FREE: [&str; 16] = [
+const FREE: [&str; 17] = [
     "created",
     "command",
     "config",
@@ -21,6 +21,7 @@ const FREE: [&str; 16] = [
     "flips",
     "flips_total",
     "thumbnails",
+    "timings",
     "hash",
 ];
 
