@@ -115,8 +115,8 @@ fn batch_and_order_of_files_change_no_byte_of_the_table() {
     let table = |name: &str, flags: &[&str]| {
         let out = folder.path().join(name);
         let mut command = calib()?;
-        command.args(["calibrate", "--preset", "unit", "--calib-samples", "40", "--model"]).arg(demo("demo.onnx"));
-        command.arg("--data").arg(demo("images")).arg("-o").arg(&out).args(flags).assert().success();
+        command.arg("calibrate").arg("--config").arg(root().join("configs/demo.toml"));
+        command.args(["--calib-samples", "40", "-o"]).arg(&out).args(flags).assert().success();
         Some(fs::read(out).unwrap())
     };
     let Some(one) = table("one.json", &["--threads", "1"]) else { return };
