@@ -2,8 +2,15 @@
 //!
 //! Means in front of a clip follow values that the clip cuts off: taking those back shifts all others.
 
+use std::ops::Range;
+
+use rayon::prelude::*;
+
 use super::{network::Tail, walk::inner};
 use crate::tensor::Tensor;
+
+/// Positions of one channel of a sample that are looked at, about.
+const POSITIONS: usize = 512;
 
 /// Rounds of the fixed-point iteration.
 const ROUNDS: usize = 4;
@@ -32,9 +39,16 @@ pub(super) fn correction(
     }
     let held_out = if fit < float.len() { fit..float.len() } else { 0..float.len() };
     let error = |shift: &[f32]| -> f64 {
-        held_out.clone().map(|index| squares(tail, shift, &float[index], &quantized[index])).sum()
+        let of = |index: usize| squares(tail, shift, &float[index], &quantized[index]);
+        held_out.clone().into_par_iter().map(of).collect::<Vec<_>>().iter().sum()
     };
     (error(&shift) < CLEARLY * error(&vec![0.0; channels])).then_some(shift)
+}
+
+/// Some values of every channel, evenly spread: their places in a tensor of `length` values, block by block.
+fn some(length: usize, inner: usize) -> impl Iterator<Item = (usize, std::iter::StepBy<Range<usize>>)> {
+    let step = inner.div_ceil(POSITIONS);
+    (0..length / inner.max(1)).map(move |block| (block, (block * inner..(block + 1) * inner).step_by(step)))
 }
 
 /// Mean behind the activation, and how steep that is in the mean.
@@ -47,41 +61,43 @@ struct Mean {
 fn means(tail: Tail, shift: &[f32], samples: &[Tensor]) -> Vec<Mean> {
     /// The step that a slope is measured over, relative to nothing: activations are of the order of 1.
     const STEP: f32 = 1e-2;
-    let mut means = vec![Mean::default(); shift.len()];
-    let mut count = 0usize;
-    for tensor in samples {
-        let inner = inner(tensor.shape());
+    let of = |tensor: &Tensor| {
+        let mut sums = vec![Mean::default(); shift.len()];
         let values = tensor.view().to_f32();
-        count += values.len();
-        for (block, numbers) in values.chunks(inner).enumerate() {
+        for (block, places) in some(values.len(), inner(tensor.shape())) {
             let channel = block % shift.len();
             let (mut sum, mut rise) = (0.0f32, 0.0f32);
-            for &number in numbers {
-                let at = tail.apply(number + shift[channel]);
+            for place in places {
+                let number = values[place] + shift[channel];
+                let at = tail.apply(number);
                 sum += at;
-                rise += tail.apply(number + shift[channel] + STEP) - at;
+                rise += tail.apply(number + STEP) - at;
             }
-            means[channel].value += f64::from(sum);
-            means[channel].slope += f64::from(rise / STEP);
+            sums[channel].value += f64::from(sum);
+            sums[channel].slope += f64::from(rise / STEP);
         }
-    }
+        let count = some(values.len(), inner(tensor.shape())).map(|(_, places)| places.len()).sum::<usize>();
+        (sums, count)
+    };
+    let sums: Vec<_> = samples.par_iter().map(of).collect();
+    let count: usize = sums.iter().map(|(_, count)| count).sum();
     let each = (count as f64 / shift.len() as f64).max(1.0);
-    for mean in &mut means {
-        *mean = Mean { value: mean.value / each, slope: mean.slope / each };
+    let mut means = vec![Mean::default(); shift.len()];
+    for (channel, sum) in sums.iter().flat_map(|(sums, _)| sums.iter().enumerate()) {
+        means[channel].value += sum.value / each;
+        means[channel].slope += sum.slope / each;
     }
     means
 }
 
 fn squares(tail: Tail, shift: &[f32], float: &Tensor, quantized: &Tensor) -> f64 {
-    let inner = inner(float.shape());
-    let (float, quantized) = (float.view().to_f32(), quantized.view().to_f32());
-    let blocks = float.chunks(inner).zip(quantized.chunks(inner)).enumerate();
-    let of = |(block, (f, q)): (usize, (&[f32], &[f32]))| {
+    let (shape, float, quantized) = (float.shape(), float.view().to_f32(), quantized.view().to_f32());
+    let of = |(block, places): (usize, std::iter::StepBy<Range<usize>>)| {
         let add = shift[block % shift.len()];
-        let error = |(&f, &q): (&f32, &f32)| (tail.apply(f) - tail.apply(q + add)).powi(2);
-        f64::from(f.iter().zip(q).map(error).sum::<f32>())
+        let error = |at: usize| (tail.apply(float[at]) - tail.apply(quantized[at] + add)).powi(2);
+        f64::from(places.map(error).sum::<f32>())
     };
-    blocks.map(of).sum()
+    some(float.len(), inner(shape)).map(of).sum()
 }
 
 #[cfg(test)]

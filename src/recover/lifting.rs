@@ -1,7 +1,7 @@
 //! Which operators stay in the high precision: those that take most noise away for what they cost.
 
 /// An operator's share of the noise below which lifting it is not worth a layer of another precision.
-const LEAST_NOISE: f64 = 0.01;
+const LEAST_NOISE: f64 = 0.015;
 
 /// Picks operators by noise a multiply-accumulate until their share of the multiply-accumulates would pass `budget`;
 /// returns their indices, the one with most noise first. `operators` are pairs of noise and multiply-accumulates.

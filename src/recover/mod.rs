@@ -250,7 +250,7 @@ impl Steps {
     fn measure(&mut self) -> Result<(), RecoverError> {
         let held_out = if self.fit < self.samples.len() { &self.samples[self.fit..] } else { &self.samples[..] };
         let tasks = Tasks { parts: self.parts.clone(), ..Tasks::default() };
-        self.before = walk(&self.network, held_out, 0, &mut self.state, &tasks, &mut self.patches)?.decibels();
+        self.before = walk(&self.network, held_out, 0, &mut self.state, &tasks, &self.patches)?.decibels();
         Ok(())
     }
 
@@ -263,7 +263,7 @@ impl Steps {
     fn try_from(&mut self, name: &str, mut next: State, tasks: Tasks) -> Result<bool, RecoverError> {
         let started = Instant::now();
         let tasks = Tasks { biases: tasks.biases || self.biases, parts: self.parts.clone(), ..tasks };
-        let after = walk(&self.network, &self.samples, self.fit, &mut next, &tasks, &mut self.patches)?.decibels();
+        let after = walk(&self.network, &self.samples, self.fit, &mut next, &tasks, &self.patches)?.decibels();
         let kept = match (self.before, after) {
             (Some(before), Some(after)) => after > before + MARGIN_DB,
             _ => false,

@@ -1,14 +1,18 @@
 //! What the weights of an operator are multiplied with, row by row, and the second moments of these rows.
 
+use std::sync::{Mutex, PoisonError};
+
+use rayon::prelude::*;
+
 use super::{
     RecoverError,
     network::{Window, open_input},
-    rounding::Moments,
+    rounding::{Moments, products},
     walk::Layout,
 };
 use crate::{
     artifact::ContentHash,
-    backend::{Backend, BuildOptions, Runner},
+    backend::{Backend, BackendError, BuildOptions, Runner},
     onnx::{
         Model,
         proto::{AttributeProto, GraphProto, ModelProto, NodeProto},
@@ -22,7 +26,7 @@ const ROWS: [usize; 2] = [16, 8192];
 const NARROW: usize = 64;
 
 /// Multiplies rows with each other.
-pub(super) struct Patches(Box<dyn Runner>);
+pub(super) struct Patches(Vec<Mutex<Box<dyn Runner>>>);
 
 impl Patches {
     /// Builds the product `AᵀA`.
@@ -38,12 +42,14 @@ impl Patches {
         let mut proto = ModelProto { ir_version: Some(8), graph: Some(graph), ..ModelProto::default() };
         proto.set_opset("", 13);
         let model = Model { proto, path: None, hash: ContentHash::of_bytes(b"moments"), external_data: false };
-        Ok(Self(backend.build(&model, &BuildOptions { threads: 1, ..BuildOptions::default() })?))
+        let build = BuildOptions { threads: 1, ..BuildOptions::default() };
+        let runners = (0..rayon::current_num_threads()).map(|_| Ok(Mutex::new(backend.build(&model, &build)?)));
+        Ok(Self(runners.collect::<Result<_, BackendError>>()?))
     }
 
     /// The matrix of each group of channels; `None` for inputs of another rank than expected and for too few rows.
     pub fn moments(
-        &mut self,
+        &self,
         inputs: &[Tensor],
         window: Option<&Window>,
         weight: &[usize],
@@ -52,20 +58,30 @@ impl Patches {
         let group = window.map_or(1, |window| window.group);
         let most = (ROWS[0] * layout.columns).min(ROWS[1]).div_ceil(inputs.len().max(1));
         let mut moments: Vec<Moments> = (0..group).map(|_| Moments::new(layout.columns)).collect();
-        for (index, input) in inputs.iter().enumerate() {
-            for (group, moments) in moments.iter_mut().enumerate() {
-                let rows = match window {
-                    Some(window) => patches(input, window, weight, group, most, index),
-                    None => matrix_rows(input, layout.columns, most),
-                };
-                let Some(rows) = rows else { return Ok(None) };
-                if layout.columns <= NARROW {
-                    moments.add_rows(&rows);
-                } else {
-                    let tensor = Tensor::from_f32(vec![rows.len() / layout.columns, layout.columns], rows.clone())?;
-                    let products = self.0.infer(&TensorMap::from([("rows".to_owned(), tensor)]))?;
-                    moments.add(&rows, &products["products"].to_f32());
-                }
+        let of = |(index, group): (usize, usize)| -> Result<Option<(Vec<f32>, Vec<f32>)>, RecoverError> {
+            let rows = match window {
+                Some(window) => patches(&inputs[index], window, weight, group, most, index),
+                None => matrix_rows(&inputs[index], layout.columns, most),
+            };
+            let Some(rows) = rows else { return Ok(None) };
+            if layout.columns <= NARROW {
+                let products = products(&rows, layout.columns);
+                return Ok(Some((rows, products)));
+            }
+            let tensor = Tensor::from_f32(vec![rows.len() / layout.columns, layout.columns], rows.clone())?;
+            let worker = rayon::current_thread_index().unwrap_or(0) % self.0.len();
+            let mut runner = self.0[worker].lock().unwrap_or_else(PoisonError::into_inner);
+            let products = runner.infer(&TensorMap::from([("rows".to_owned(), tensor)]))?;
+            Ok(Some((rows, products["products"].to_f32())))
+        };
+        // As many at once as there are workers, for products take memory; added in order.
+        let jobs: Vec<(usize, usize)> = (0..inputs.len()).flat_map(|i| (0..group).map(move |g| (i, g))).collect();
+        let wide = layout.columns > NARROW;
+        for jobs in jobs.chunks(if wide { self.0.len() } else { 4096 }) {
+            let found = jobs.par_iter().map(|&job| of(job)).collect::<Result<Vec<_>, _>>()?;
+            for (&(_, group), found) in jobs.iter().zip(found) {
+                let Some((rows, products)) = found else { return Ok(None) };
+                moments[group].add(&rows, &products);
             }
         }
         // Far fewer rows than columns say nothing about how errors cancel.

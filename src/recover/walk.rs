@@ -29,6 +29,8 @@ use crate::{
 const RANGED: usize = 4;
 /// Held-out samples that decide about the rounding of a weight, at most.
 const JUDGED: usize = 8;
+/// What is left of the error of a weight when it is rounded anew, at most.
+const ROUNDS_CLEARLY: f64 = 0.95;
 /// A choice must lower the error of the result by this share.
 const CLEARLY: f64 = 0.995;
 
@@ -90,7 +92,7 @@ pub(super) fn walk(
     fit: usize,
     state: &mut State,
     tasks: &Tasks,
-    patches: &mut Patches,
+    patches: &Patches,
 ) -> Result<Objective, RecoverError> {
     let lane = |sample: &TensorMap| sample.clone().into_iter().collect::<Lane>();
     let mut lanes = Lanes { float: samples.iter().map(lane).collect(), quantized: samples.iter().map(lane).collect() };
@@ -142,7 +144,7 @@ struct Step<'a> {
     fit: usize,
     state: &'a mut State,
     tasks: &'a Tasks,
-    patches: &'a mut Patches,
+    patches: &'a Patches,
 }
 
 impl Step<'_> {
@@ -200,11 +202,11 @@ impl Step<'_> {
     }
 
     /// How far the results on `samples` are from the float ones.
-    fn error(&mut self, samples: Range<usize>, weight: Option<&[f32]>, results: &Results) -> Result<f64, RecoverError> {
-        let made = self.results(samples.clone(), weight)?;
+    fn error(&mut self, samples: Range<usize>, weight: Option<&[f32]>, exact: &[Tensor]) -> Result<f64, RecoverError> {
+        let made = self.results(samples, weight)?;
         let mut error = ChannelErrors::default();
-        for (made, float) in made.iter().zip(&results.float[samples]) {
-            error.add(self.operator, float, made);
+        for (made, exact) in made.iter().zip(exact) {
+            error.add(self.operator, exact, made);
         }
         Ok(error.total(self.operator.bias.is_some()))
     }
@@ -220,7 +222,7 @@ impl Step<'_> {
         let mut best: Option<(f64, Shift)> = None;
         for &candidate in candidates {
             self.state.ranges.insert(tensor.to_owned(), candidate);
-            let error = self.error(0..self.fit.min(RANGED), weights.values.as_deref(), results)?;
+            let error = self.error(0..self.fit.min(RANGED), weights.values.as_deref(), &results.float)?;
             let before = best.map_or(f64::INFINITY, |(error, _)| error);
             if error < before * CLEARLY || best.is_none() {
                 best = Some((error, candidate));
@@ -269,9 +271,11 @@ impl Step<'_> {
         // Where nothing is held out, the fitting samples have to tell.
         let held_out = if self.fit < results.float.len() { self.fit..results.float.len() } else { 0..self.fit };
         let held_out = held_out.start..held_out.end.min(held_out.start + JUDGED);
-        let before = self.error(held_out.clone(), Some(values), results)?;
-        let after = self.error(held_out, Some(&new.0), results)?;
-        if after < before * CLEARLY {
+        // Errors that come in are no matter of the weights.
+        let exact = self.results(held_out.clone(), Some(&weight.values))?;
+        let before = self.error(held_out.clone(), Some(values), &exact)?;
+        let after = self.error(held_out, Some(&new.0), &exact)?;
+        if after < before * ROUNDS_CLEARLY {
             let (values, codes) = new;
             let differences: Vec<i8> =
                 codes.iter().zip(&quantized.nearest).map(|(code, nearest)| (code - nearest) as i8).collect();
