@@ -65,9 +65,10 @@ pub struct RunConfig {
     /// `auto`: biases take back the mean error of INT8 where that measures better; or `off`.
     #[serde(with = "word")]
     pub bias_correction: BiasCorrection,
-    /// How far INT8 is brought nearer to float.
-    #[serde(with = "word")]
-    pub effort: Effort,
+    /// How far INT8 is brought nearer to float; absent: `default`, or `off` where one method was asked for or biases are to
+    /// stay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effort: Option<Effort>,
     /// Where INT8 will run, `rtx` or `tensorrt`: what costs no layer there is allowed.
     #[serde(with = "word")]
     pub deploy_to: DeployTo,
@@ -163,7 +164,7 @@ impl Default for RunConfig {
             method: Choice::Auto,
             percentile: 99.99,
             bias_correction: BiasCorrection::Auto,
-            effort: Effort::Off,
+            effort: None,
             deploy_to: DeployTo::Rtx,
             shift: None,
             lift_budget: 0.01,

@@ -112,7 +112,8 @@ pub struct RecoveryStep {
     pub before_db: Option<f64>,
     /// The same with it.
     pub after_db: Option<f64>,
-    /// Wall time.
+    /// Wall time; not kept in files, which are the same whenever they are made.
+    #[serde(skip)]
     pub seconds: f64,
     /// What it changed, or why it was not kept, in words.
     pub what: String,
@@ -122,7 +123,7 @@ impl fmt::Display for RecoveryStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.name, self.what)?;
         match (self.before_db, self.after_db) {
-            (Some(before), Some(after)) => write!(f, " ({before:.1} dB to {after:.1} dB, {:.1} s)", self.seconds),
+            (Some(before), Some(after)) => write!(f, " ({before:.1} dB to {after:.1} dB)"),
             _ => Ok(()),
         }
     }

@@ -13,10 +13,13 @@ mod patches;
 mod ranges;
 mod rank;
 mod rounding;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::atomic::AtomicBool,
     time::Instant,
 };
 
@@ -46,8 +49,11 @@ const RANKED_ON: usize = 2;
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     /// The model is of a kind that lockstep does not know; the reason in words.
-    #[error("recovery does not know such a model: {0}")]
+    #[error("{0}")]
     Unsupported(String),
+    /// The stop flag was set.
+    #[error("stopped")]
+    Stopped,
     /// A part of the model could not be run.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -119,6 +125,8 @@ pub struct Material<'a> {
     pub parts: Parts,
     /// Outputs that are not judged.
     pub ignored: BTreeSet<String>,
+    /// Ends the work when set.
+    pub stop: &'a AtomicBool,
     /// Inputs of calls to decide on.
     pub fit: Vec<TensorMap>,
     /// Inputs of calls to measure on; without any, steps are measured on those that they were decided on.
@@ -146,8 +154,8 @@ fn on_workers(
     table: &CalibrationTable,
     options: &RecoverOptions,
 ) -> Result<CalibrationTable, RecoverError> {
-    let Material { backend, model, shapes, placement, parts, ignored, mut fit, mut held_out } = material;
-    let network = Network::new(backend, model, shapes, placement, &ignored)?;
+    let Material { backend, model, shapes, placement, parts, ignored, stop, mut fit, mut held_out } = material;
+    let network = Network::new(backend, model, shapes, placement, &ignored, stop)?;
     // Both sides of all samples are in memory, and for a moment a copy of what an operator reads and makes.
     let most = (MEMORY_BYTES / (3 * network.bytes(shapes)).max(1)).max(2);
     let share = most.saturating_mul(fit.len()) / (fit.len() + held_out.len()).max(1);
@@ -232,8 +240,8 @@ fn shifts(
 }
 
 /// The steps so far.
-struct Steps {
-    network: Network,
+struct Steps<'a> {
+    network: Network<'a>,
     patches: Patches,
     samples: Vec<TensorMap>,
     fit: usize,
@@ -245,7 +253,7 @@ struct Steps {
     parts: Parts,
 }
 
-impl Steps {
+impl Steps<'_> {
     /// Measures the state so far on held-out samples.
     fn measure(&mut self) -> Result<(), RecoverError> {
         let held_out = if self.fit < self.samples.len() { &self.samples[self.fit..] } else { &self.samples[..] };

@@ -5,7 +5,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rayon::prelude::*;
@@ -27,12 +30,13 @@ const BIAS: &str = "calib:bias";
 const WEIGHT: &str = "calib:weight";
 
 /// Units in the order of execution.
-pub(super) struct Network {
+pub(super) struct Network<'a> {
     pub units: Vec<Unit>,
     /// Outputs of the model that are judged.
     pub outputs: Vec<String>,
     /// For every tensor, the last unit that reads it; outputs of the model are never done with.
     pub last_use: HashMap<String, usize>,
+    stop: &'a AtomicBool,
 }
 
 /// What runs in one call.
@@ -78,7 +82,12 @@ pub(super) struct Window {
     pub begin: [usize; 2],
 }
 
-impl Network {
+impl Network<'_> {
+    /// Fails once the stop flag is set.
+    pub fn check(&self) -> Result<(), RecoverError> {
+        if self.stop.load(Ordering::Relaxed) { Err(RecoverError::Stopped) } else { Ok(()) }
+    }
+
     /// Bytes of the tensors that one sample needs at once, as far as shapes are known.
     pub fn bytes(&self, shapes: &BTreeMap<String, TensorInfo>) -> usize {
         let size = |name: &String| {
@@ -173,7 +182,7 @@ impl Operator {
     }
 }
 
-impl Network {
+impl<'a> Network<'a> {
     /// Takes `model` apart; `shapes` tells the types of its tensors. It runs on the workers of the current rayon pool.
     ///
     /// # Errors
@@ -184,6 +193,7 @@ impl Network {
         shapes: &BTreeMap<String, TensorInfo>,
         placement: &Placement,
         ignored: &BTreeSet<String>,
+        stop: &'a AtomicBool,
     ) -> Result<Self, RecoverError> {
         let view = GraphView::new(model.graph())?;
         let mut quantized: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
@@ -216,7 +226,7 @@ impl Network {
         let outputs = model.graph().output.iter().map(|info| info.name().to_owned());
         let outputs: Vec<String> = outputs.filter(|name| !ignored.contains(name)).collect();
         last_use.extend(outputs.iter().map(|name| (name.clone(), usize::MAX)));
-        Ok(Self { units, outputs, last_use })
+        Ok(Self { units, outputs, last_use, stop })
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Ranked {
 /// Quantizes one operator after the other over `samples` and carries its error on to the outputs; what does not change is
 /// computed once.
 pub(super) fn rank(
-    network: &Network,
+    network: &Network<'_>,
     samples: &[TensorMap],
     state: &State,
     parts: &Parts,
@@ -49,13 +49,14 @@ pub(super) fn rank(
 
 /// The noise at the outputs when the operator of unit `start` alone is quantized, and its multiply-accumulates.
 fn one(
-    network: &Network,
+    network: &Network<'_>,
     start: usize,
     operator: &Operator,
     float: &mut Lane,
     state: &State,
     parts: &Parts,
 ) -> Result<(f64, f64), RecoverError> {
+    network.check()?;
     let Some((name, tensor)) = alone(&network.units[start], operator, float, state)? else {
         return Ok((0.0, 1.0));
     };

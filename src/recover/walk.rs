@@ -87,7 +87,7 @@ fn each(
 
 /// Runs `network` over `samples`, the first `fit` of which decide; the others are measured, all where there are no others.
 pub(super) fn walk(
-    network: &Network,
+    network: &Network<'_>,
     samples: &[TensorMap],
     fit: usize,
     state: &mut State,
@@ -99,6 +99,7 @@ pub(super) fn walk(
     let mut decided: BTreeSet<String> = BTreeSet::new();
     let last_use = &network.last_use;
     for (index, unit) in network.units.iter().enumerate() {
+        network.check()?;
         match &unit.operator {
             None => {
                 let both = lanes.float.par_iter_mut().chain(&mut lanes.quantized);

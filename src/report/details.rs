@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    CandidateResult, LatencyMs, Precision, Report, Speedup, Timing, format,
+    CandidateResult, LatencyMs, Precision, RecoveryRow, Report, Speedup, Timing, format,
     metrics::{decibels, share, speedup_cell, title},
     table::{Cell, Column, Table, Tone},
 };
@@ -64,6 +64,26 @@ pub(super) fn candidates(report: &Report) -> Table {
         row
     };
     Table { rows: all.iter().map(row).collect(), columns }
+}
+
+/// What recovery tried, in order; empty without any.
+pub(super) fn recovery(report: &Report) -> Table {
+    let columns = vec![
+        Column::text("Step", "step"),
+        Column::text("Kept", "kept"),
+        Column::number("Before", "before_db", "Signal to noise of the worst part of the outputs, on held-out samples"),
+        Column::number("With it", "after_db", "The same with the step"),
+        Column::number("Seconds", "seconds", "Wall time"),
+        Column::text("What it did", "what"),
+    ];
+    let row = |step: &RecoveryRow| {
+        let kept = if step.kept { Cell::text("kept").tone(Tone::Good) } else { Cell::text("no") };
+        let [before, after] = [step.before_db, step.after_db].map(|db| db.map_or_else(Cell::missing, decibels));
+        let seconds = Cell::number(step.seconds, format!("{:.1}", step.seconds));
+        vec![Cell::text(step.name.as_str()), kept, before, after, seconds, Cell::text(step.what.as_str())]
+    };
+    let steps = report.recovery.as_ref().map_or(&[][..], |recovery| &recovery.steps);
+    Table { rows: steps.iter().map(row).collect(), columns }
 }
 
 /// Every output of every precision, with its numeric differences.

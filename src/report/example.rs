@@ -12,7 +12,7 @@ use crate::{
         tensorrt::{EngineLayer, EngineTensor, LayerKind, NumberType},
     },
     bench::{Latency, Mode, SpeedUp, Throughput},
-    calibrate::Method,
+    calibrate::{DeployTo, Effort, Lifted, Method},
     compare::{Accuracy, Agreement, Flip, GateResult, Metric, OutputMetrics, Scored},
     tensor::ElementType,
 };
@@ -84,6 +84,7 @@ pub(super) fn report(size: &Size) -> Report {
             random_data: false,
         },
         calibration: Some(calibration()),
+        recovery: Some(recovery()),
         verdict: Verdict::new(gates(), &precisions),
         thumbnails,
         precisions,
@@ -146,6 +147,35 @@ fn output(sqnr_db: f64) -> OutputMetrics {
         sqnr_db: Some(sqnr_db),
         integers: false,
         parts: Vec::new(),
+    }
+}
+
+fn recovery() -> Recovery {
+    let row = |name: &str, kept, before_db, after_db, what: &str| RecoveryRow {
+        name: name.into(),
+        kept,
+        before_db: Some(before_db),
+        after_db: Some(after_db),
+        seconds: 1.25,
+        what: what.into(),
+    };
+    Recovery {
+        effort: Effort::Default,
+        deploy_to: DeployTo::Rtx,
+        steps: vec![
+            row("biases", true, 15.9, 18.75, "12 biases"),
+            row("shift", true, 18.75, 20.0, "2 activations shifted, 12 biases"),
+            row(
+                "rounding",
+                false,
+                20.0,
+                19.9,
+                "3 weights rounded anew; not kept, for held-out samples do not gain by it",
+            ),
+        ],
+        shifted: vec!["conv_1".into()],
+        rounded: Vec::new(),
+        lifted: vec![Lifted { node: "conv_2".into(), noise: 0.25, macs: 0.004 }],
     }
 }
 

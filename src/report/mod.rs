@@ -30,8 +30,8 @@ pub use json::schema;
 pub use junit::{failed_junit, junit};
 pub use model::{
     Advice, AdviceLevel, ArtifactFile, Calibration, CandidateResult, DatasetInfo, EngineInside, Environment, Gate, Gpu,
-    Histogram, Labels, LatencyMs, Layer, ModelInfo, OutputTask, Precision, Report, SkippedSample, SpeedAt, Speedup,
-    StageTime, Verdict,
+    Histogram, Labels, LatencyMs, Layer, ModelInfo, OutputTask, Precision, Recovery, RecoveryRow, Report,
+    SkippedSample, SpeedAt, Speedup, StageTime, Verdict,
 };
 
 pub use regression::{LATENCY_NOISE, Regressions, SHARE_NOISE, SQNR_NOISE_DB, regressions, unlike};

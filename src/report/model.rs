@@ -13,7 +13,7 @@ use crate::{
         tensorrt::{EngineLayer, EngineSummary},
     },
     bench::{Latency, Mode, SpeedUp, Throughput, Timing},
-    calibrate::Method,
+    calibrate::{DeployTo, Effort, Lifted, Method, Recovered, RecoveryStep},
     compare::{Accuracy, Agreement, DetectionResult, Flip, GateResult, OutputKind, OutputMetrics, Segmentation, TopK},
 };
 
@@ -39,6 +39,9 @@ pub struct Report {
     /// Absent when nothing was calibrated (ranges came from a file, or no precision needed them).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
+    /// How INT8 was brought nearer to float; absent where that was not tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Recovery>,
     /// Passed or not, and why.
     pub verdict: Verdict,
     /// One entry for each precision that was asked for; the reference first.
@@ -222,6 +225,62 @@ pub struct Calibration {
     /// What every method gives on held-out samples.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub candidates: Vec<CandidateResult>,
+}
+
+/// What recovery tried, and what it made of the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Recovery {
+    /// How far it went.
+    pub effort: Effort,
+    /// The runtime that it was made for.
+    pub deploy_to: DeployTo,
+    /// What was tried, in order.
+    pub steps: Vec<RecoveryRow>,
+    /// Activations that are quantized around another centre than 0.
+    pub shifted: Vec<String>,
+    /// Weights whose codes are not the nearest ones.
+    pub rounded: Vec<String>,
+    /// Nodes that stay in the high precision, those that gain most first.
+    pub lifted: Vec<Lifted>,
+}
+
+/// One step of recovery.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RecoveryRow {
+    /// `biases`, `ranges`, `shift`, `rounding`, `lifting`; `recovery` with the reason where it could not be tried at all.
+    pub name: String,
+    /// Whether its result is in the model.
+    pub kept: bool,
+    /// Signal to noise of the worst part of the outputs before it, in decibels, on held-out samples.
+    pub before_db: Option<f64>,
+    /// The same with it.
+    pub after_db: Option<f64>,
+    /// Wall time; 0 where an earlier run did it.
+    pub seconds: f64,
+    /// What it changed, or why it was not kept.
+    pub what: String,
+}
+
+impl Recovery {
+    /// What a calibration table tells of it.
+    pub fn new(recovered: &Recovered) -> Self {
+        let row = |step: &RecoveryStep| RecoveryRow {
+            name: step.name.clone(),
+            kept: step.kept,
+            before_db: step.before_db,
+            after_db: step.after_db,
+            seconds: step.seconds,
+            what: step.what.clone(),
+        };
+        Self {
+            effort: recovered.effort,
+            deploy_to: recovered.deploy_to,
+            steps: recovered.steps.iter().map(row).collect(),
+            shifted: recovered.shifts.keys().cloned().collect(),
+            rounded: recovered.rounding.keys().cloned().collect(),
+            lifted: recovered.lifted.clone(),
+        }
+    }
 }
 
 /// One calibration method on held-out samples.

@@ -377,8 +377,10 @@ impl Session {
     /// How far INT8 is to be brought nearer to float.
     fn recover_options(&self) -> Option<RecoverOptions> {
         let config = &self.config;
-        (config.effort != Effort::Off).then(|| RecoverOptions {
-            effort: config.effort,
+        let plain = config.method != Choice::Auto || config.bias_correction == BiasCorrection::Off;
+        let effort = config.effort.unwrap_or(if plain { Effort::Off } else { Effort::Default });
+        (effort != Effort::Off).then(|| RecoverOptions {
+            effort,
             deploy_to: config.deploy_to,
             shift: config.shift.unwrap_or(config.deploy_to.shifts()),
             lift_budget: config.lift_budget,

@@ -13,7 +13,7 @@ use askama::Template;
 
 use super::{
     AdviceLevel, Report, charts,
-    details::{candidates, class_iou, class_precision, outputs, tasks, timings, warnings},
+    details::{candidates, class_iou, class_precision, outputs, recovery, tasks, timings, warnings},
     engines, format,
     metrics::{Quality, Subject, precisions, title},
     table::Table,
@@ -93,6 +93,7 @@ struct Page<'a> {
     facts: Vec<facts::Group>,
     precisions: Table,
     candidates: Table,
+    recovery: Table,
     outputs: Table,
     tasks: Table,
     timings: Table,
@@ -134,6 +135,7 @@ impl<'a> Page<'a> {
             facts: facts::groups(report),
             precisions: precisions(report),
             candidates: candidates(report),
+            recovery: recovery(report),
             outputs: outputs(report),
             tasks: tasks(report),
             timings: timings(report),

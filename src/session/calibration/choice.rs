@@ -21,7 +21,7 @@ use crate::{
     quantize::{Precision, QuantizeOptions, SchemeOptions, quantize},
     recover::{Material, RecoverError, RecoverOptions, recover},
     session::{
-        Control, PipelineError,
+        Control, Interrupted, PipelineError,
         evaluation::{EvaluateOptions, Outputs, evaluate},
     },
     tensor::{ElementType, TensorMap},
@@ -31,6 +31,8 @@ use crate::{
 const MEASURED: usize = 128;
 /// Samples that bias corrections are measured on, at most.
 const CORRECTED: usize = 64;
+/// Samples to decide on, and held-out ones, without which recovery tells chance from nothing.
+const FEWEST: usize = 4;
 /// Ways of choosing thresholds that are tried with corrected biases: those that a correction may still put first.
 const FINALISTS: usize = 2;
 
@@ -116,7 +118,8 @@ impl Calibrator<'_> {
         let mut refused = None;
         if let Some(recovery) = options.recovery.as_ref().filter(|_| options.scheme.precision == Precision::Int8) {
             match self.recovered(histograms, &parts, options, recovery) {
-                Err(PipelineError::Recover(RecoverError::Unsupported(reason))) => refused = Some(reason),
+                Err(PipelineError::Recover(RecoverError::Stopped)) => return Err(Interrupted.into()),
+                Err(PipelineError::Recover(reason)) => refused = Some(reason.to_string()),
                 chosen => return chosen,
             }
         }
@@ -144,10 +147,12 @@ impl Calibrator<'_> {
         options: &ChooseOptions,
         recovery: &RecoverOptions,
     ) -> Result<Chosen, PipelineError> {
-        let measurable = histograms.held_out_samples > 0 && histograms.fit_samples > 0;
+        if parts.fit.len().min(parts.held_out.len()) < FEWEST {
+            let reason = format!("it needs {} calibration samples", 2 * FEWEST);
+            return Err(RecoverError::Unsupported(reason).into());
+        }
         // The thresholds that tensors by themselves prefer are where recovery starts.
-        let choice =
-            if options.choice == Choice::Auto && !measurable { Choice::Method(Method::Mse) } else { options.choice };
+        let choice = options.choice;
         let table = single(tables(histograms, options.percentile, &[choice])?)?;
         let placement = self.subject.place(&options.scheme)?;
         let [fit, held_out] = recovery.samples();
@@ -161,6 +166,7 @@ impl Calibrator<'_> {
                 .into_iter()
                 .filter_map(|(name, kind)| (kind == OutputKind::Ignored).then_some(name))
                 .collect(),
+            stop: self.control.stop,
             fit: self.inputs(&parts.fit, fit)?,
             held_out: self.inputs(&parts.held_out, held_out)?,
         };

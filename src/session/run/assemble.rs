@@ -15,7 +15,7 @@ use crate::{
     quantize::Precision as NumberFormat,
     report::{
         Calibration, CandidateResult, DatasetInfo, Histogram, Labels, LatencyMs, Layer, ModelInfo, Precision,
-        REPORT_FORMAT_VERSION, Report, SkippedSample, SpeedAt, Speedup, Verdict, rfc3339,
+        REPORT_FORMAT_VERSION, Recovery, Report, SkippedSample, SpeedAt, Speedup, Verdict, rfc3339,
     },
     session::{PipelineError, environment::environment, evaluation::Evaluation},
 };
@@ -119,6 +119,9 @@ impl Job<'_> {
                 .map(|calibrated| calibration(calibrated, self.session.config.percentile)),
             advice: self.advice(found.calibrated.as_ref(), found.layers.as_ref(), verdict.passed),
             verdict,
+            recovery: (found.calibrated.as_ref())
+                .and_then(|calibrated| calibrated.chosen.table.recovered.as_ref())
+                .map(Recovery::new),
             thumbnails: self.thumbnails(&precisions),
             layers_backend: layers_samples.map(|samples| self.session.analyst(samples).backend().to_owned()),
             layers_samples,

@@ -68,7 +68,8 @@ impl Job<'_> {
         let pair = Pair::new(&float, &quantized)?;
         // The results of quantized operators, too: that of a convolution in front of a sum is not quantized itself.
         let results: BTreeSet<&str> = pair.operators.iter().map(|operator| operator.tensor.as_str()).collect();
-        let mut sites = shared_tensors(&session.subject.folded, model)?;
+        // As the quantizer leaves it: a shifted tensor is not what it was in the model that was given.
+        let mut sites = shared_tensors(&float, model)?;
         sites.retain(|site| {
             let tensor = site.tensor.as_str();
             site.amax.is_some() || results.contains(tensor) || is_output(tensor)
@@ -86,7 +87,7 @@ impl Job<'_> {
         let reading =
             PrefetchOptions { batch: 1, threads: session.threads, policy, stop: session.host.stop(), skipped: &[] };
         let samples = Samples { dataset, indices: &readable, reading };
-        let graphwise = session.graphwise(&session.subject.folded, model, &sites, samples)?;
+        let graphwise = session.graphwise(&float, model, &sites, samples)?;
         session.host.check()?;
         let local = session.layerwise(&pair, samples)?;
         let few = Samples { indices: &readable[..readable.len().min(OUTPUT_SAMPLES)], ..samples };

@@ -1,0 +1,260 @@
+//! Small models whose best recovery is known, from recovery to the model that is written.
+
+use std::{collections::BTreeSet, sync::atomic::AtomicBool};
+
+use calib_test_support::Need;
+
+use super::*;
+use crate::{
+    artifact::{ContentHash, Tool},
+    backend::{BuildOptions, onnxruntime::OnnxRuntime},
+    calibrate::{Method, TensorRange},
+    onnx::proto::{
+        AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, TensorProto,
+        TensorShapeProto, TensorTypeProto, TypeProto, TypeValue, ValueInfoProto,
+    },
+    quantize::{QuantizeOptions, SchemeOptions, place, quantize},
+    tensor::{ElementType, Tensor},
+};
+
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+/// Channels of every map, and its height and width.
+const CHANNELS: usize = 16;
+const SIDE: usize = 8;
+
+/// Numbers in [-1, 1) that are the same everywhere.
+fn numbers(seed: u64, count: usize) -> Vec<f32> {
+    let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
+    let mut bytes = vec![0; 4 * count];
+    reader.fill(&mut bytes);
+    bytes.as_chunks().0.iter().map(|&b| (u32::from_le_bytes(b) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
+}
+
+fn tensor(shape: &[usize], values: Vec<f32>) -> Tensor {
+    Tensor::from_f32(shape.to_vec(), values).unwrap()
+}
+
+fn map(name: &str) -> TensorInfo {
+    let shape = [1, CHANNELS, SIDE, SIDE].map(Some).to_vec();
+    TensorInfo { name: name.to_owned(), element_type: Some(ElementType::F32), shape }
+}
+
+fn declared(name: &str) -> ValueInfoProto {
+    let dim = |extent: Option<usize>| {
+        let value = extent.map(|extent| DimensionValue::DimValue(extent as i64));
+        DimensionProto { value, ..Default::default() }
+    };
+    let shape = TensorShapeProto { dim: map(name).shape.into_iter().map(dim).collect() };
+    let tensor = TensorTypeProto { elem_type: Some(1), shape: Some(shape) };
+    let r#type = Some(TypeProto { value: Some(TypeValue::TensorType(tensor)), ..Default::default() });
+    ValueInfoProto { name: Some(name.to_owned()), r#type, ..Default::default() }
+}
+
+/// `x ─ Conv a (3 by 3, padded) ─ Clip(0, 6) ─ Conv b (3 by 3, padded) ─ Relu ─ Conv c (1 by 1) ─ y`; the input of `c` is
+/// multiplied by `stretch` in its first channel, and its weights there by the inverse.
+fn model(stretch: f32) -> Model {
+    let conv = |name: &str, from: &str, pad: i64| {
+        let names = [from.to_owned(), format!("{name}.w"), format!("{name}.b")];
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        NodeProto::new("Conv", name, &names, &[name]).with(AttributeProto::ints("pads", &[pad; 4]))
+    };
+    let node = vec![
+        conv("a", "x", 1),
+        NodeProto::new("Clip", "clip", &["a", "low", "high"], &["clip"]),
+        conv("b", "clip", 1),
+        NodeProto::new("Relu", "relu", &["b"], &["relu"]),
+        conv("c", "relu", 0),
+    ];
+    let weight = |name: &str, side: usize, gain: f32| {
+        let values = numbers(name.len() as u64 + u64::from(name.as_bytes()[0]), CHANNELS * CHANNELS * side * side);
+        let mut values: Vec<f32> = values.into_iter().map(|value| gain * value).collect();
+        let row = CHANNELS * side * side;
+        match name {
+            "b.w" => values[..row].iter_mut().for_each(|value| *value *= stretch),
+            "c.w" => values.iter_mut().step_by(row).for_each(|value| *value /= stretch),
+            _ => {}
+        }
+        TensorProto::from_tensor(name, tensor(&[CHANNELS, CHANNELS, side, side], values))
+    };
+    let vector = |name: &str, value: f32| TensorProto::from_tensor(name, tensor(&[CHANNELS], vec![value; CHANNELS]));
+    let bound = |name: &str, value: f32| TensorProto::from_tensor(name, tensor(&[], vec![value]));
+    let initializer = vec![
+        weight("a.w", 3, 0.6),
+        vector("a.b", 2.5),
+        weight("b.w", 3, 0.1),
+        vector("b.b", 0.3),
+        weight("c.w", 1, 0.4),
+        vector("c.b", 0.0),
+        bound("low", 0.0),
+        bound("high", 6.0),
+    ];
+    let graph = GraphProto {
+        node,
+        name: Some("model".to_owned()),
+        initializer,
+        input: vec![declared("x")],
+        output: vec![declared("c")],
+        ..Default::default()
+    };
+    let mut proto = ModelProto { ir_version: Some(8), graph: Some(graph), ..Default::default() };
+    proto.set_opset("", 17);
+    Model { proto, path: None, hash: ContentHash::of_bytes(b"model"), external_data: false }
+}
+
+fn samples(from: u64, count: u64) -> Vec<TensorMap> {
+    let sample = |seed| tensor(&[1, CHANNELS, SIDE, SIDE], numbers(1000 + seed, CHANNELS * SIDE * SIDE));
+    (from..from + count).map(|seed| TensorMap::from([("x".to_owned(), sample(seed))])).collect()
+}
+
+struct Case {
+    runtime: OnnxRuntime,
+    model: Model,
+    shapes: BTreeMap<String, TensorInfo>,
+    placement: Placement,
+    /// Thresholds that hold all values.
+    table: CalibrationTable,
+}
+
+impl Case {
+    fn new(stretch: f32) -> Option<Self> {
+        let runtime = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None))?;
+        let model = model(stretch);
+        let shapes: BTreeMap<String, TensorInfo> =
+            ["x", "a", "clip", "b", "relu", "c"].map(|name| (name.to_owned(), map(name))).into();
+        let placement = place(&model, &shapes, &SchemeOptions::default()).unwrap();
+        let options = BuildOptions { extra_outputs: vec!["clip".into(), "relu".into()], ..Default::default() };
+        let mut runner = runtime.build(&model, &options).unwrap();
+        let mut tensors: BTreeMap<String, TensorRange> = BTreeMap::new();
+        for sample in samples(0, 8) {
+            for (name, tensor) in runner.infer(&sample).unwrap().into_iter().chain(sample) {
+                let values = tensor.to_f32();
+                let (low, high) = values.iter().fold((0f32, 0f32), |(low, high), &v| (low.min(v), high.max(v)));
+                let range = tensors.entry(name).or_insert(TensorRange {
+                    min: 0.0,
+                    max: 0.0,
+                    count: 0,
+                    amax: 0.0,
+                    method: Method::MinMax,
+                    candidates: BTreeMap::new(),
+                    clipped: 0.0,
+                });
+                (range.min, range.max) = (range.min.min(low), range.max.max(high));
+                range.count += values.len() as u64;
+                range.amax = range.max.max(-range.min);
+                range.candidates = [(Method::MinMax, range.amax)].into();
+            }
+        }
+        tensors.retain(|name, _| placement.tensors_to_observe().contains(name));
+        let table = CalibrationTable {
+            format_version: crate::calibrate::TABLE_FORMAT_VERSION,
+            tool: Tool::current(),
+            model_hash: model.hash.clone(),
+            data_hash: ContentHash::of_bytes(b"data"),
+            method: "minmax".into(),
+            percentile: 99.99,
+            samples: 8,
+            random_data: false,
+            tensors,
+            bias_corrections: BTreeMap::new(),
+            magnitudes: None,
+            recovered: None,
+        };
+        Some(Self { runtime, model, shapes, placement, table })
+    }
+
+    fn recover(&self, options: &RecoverOptions) -> CalibrationTable {
+        let material = Material {
+            backend: &self.runtime,
+            model: &self.model,
+            shapes: &self.shapes,
+            placement: &self.placement,
+            parts: Parts::new(),
+            ignored: BTreeSet::new(),
+            stop: &NEVER,
+            fit: samples(0, 8),
+            held_out: samples(8, 4),
+        };
+        recover(material, &self.table, options).unwrap()
+    }
+
+    /// Signal to noise of the model that is written with `table`, on the held-out samples.
+    fn written(&self, table: &CalibrationTable) -> f64 {
+        let quantized = quantize(&self.model, &self.shapes, Some(table), &QuantizeOptions::default()).unwrap();
+        let [mut float, mut quantized] =
+            [&self.model, &quantized.model].map(|model| self.runtime.build(model, &BuildOptions::default()).unwrap());
+        let mut objective = objective::Objective::new(Parts::new());
+        for sample in samples(8, 4) {
+            objective.add("c", &float.infer(&sample).unwrap()["c"], &quantized.infer(&sample).unwrap()["c"]);
+        }
+        objective.decibels().unwrap()
+    }
+}
+
+fn options() -> RecoverOptions {
+    RecoverOptions {
+        effort: Effort::Default,
+        deploy_to: DeployTo::Rtx,
+        shift: ShiftPolicy::All,
+        lift_budget: 0.0,
+        ranges: true,
+        biases: true,
+        threads: 2,
+    }
+}
+
+#[test]
+fn a_tensor_that_is_never_negative_regains_a_bit_and_the_written_model_is_the_one_that_was_measured() {
+    let Some(case) = Case::new(1.0) else { return };
+    let table = case.recover(&options());
+    let recovered = table.recovered.as_ref().unwrap();
+    // From 0 to 6 in 255 steps around 128 of them.
+    let shift = recovered.shifts["clip"];
+    assert!((shift.amax - 127.0 * 6.0 / 255.0).abs() < 1e-3, "{shift:?}");
+    assert!((shift.offset - 128.0 * 6.0 / 255.0).abs() < 1e-3, "{shift:?}");
+    let step = |name: &str| recovered.steps.iter().find(|step| step.name == name).unwrap();
+    assert!(step("shift").kept && step("shift").after_db > step("shift").before_db.map(|db| db + 1.0));
+    let measured = recovered.steps.iter().rfind(|step| step.kept).unwrap().after_db.unwrap();
+    let [plain, written] = [&case.table, &table].map(|table| case.written(table));
+    assert!((written - measured).abs() < 0.3, "{written} dB written, {measured} dB measured");
+    assert!(written > plain + 3.0, "{written} {plain}");
+}
+
+#[test]
+fn what_is_switched_off_is_not_done() {
+    let Some(case) = Case::new(1.0) else { return };
+    let off =
+        RecoverOptions { shift: ShiftPolicy::Off, biases: false, ranges: false, effort: Effort::Fast, ..options() };
+    let table = case.recover(&off);
+    let recovered = table.recovered.unwrap();
+    assert!(recovered.shifts.is_empty() && recovered.steps.is_empty() && table.bias_corrections.is_empty());
+    // Padded convolutions read both the clipped tensor and the input.
+    let unpadded = case.recover(&RecoverOptions { shift: ShiftPolicy::Unpadded, ..options() }).recovered.unwrap();
+    assert_eq!(unpadded.shifts.keys().map(String::as_str).collect::<Vec<_>>(), ["relu"]);
+}
+
+#[test]
+fn an_outlier_channel_is_lifted_where_the_budget_allows() {
+    // The first channel of `relu` is 500 times the others: no scale serves both, and `c` has a tenth of the work.
+    let Some(case) = Case::new(500.0) else { return };
+    let lifted = |lift_budget| {
+        let table = case.recover(&RecoverOptions { lift_budget, ..options() });
+        let nodes: Vec<String> = table.recovered.iter().flat_map(|r| &r.lifted).map(|one| one.node.clone()).collect();
+        (nodes, case.written(&table))
+    };
+    let (none, before) = lifted(0.02);
+    assert!(none.is_empty(), "{none:?}");
+    let (nodes, after) = lifted(0.06);
+    assert_eq!(nodes, ["c"]);
+    assert!(after > before + 6.0, "{before} {after}");
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let Some(case) = Case::new(3.0) else { return };
+    let table = |threads| {
+        let table = case.recover(&RecoverOptions { threads, lift_budget: 0.5, ..options() });
+        serde_json::to_string(&table).unwrap()
+    };
+    assert_eq!(table(1), table(3));
+}
