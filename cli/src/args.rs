@@ -276,7 +276,7 @@ pub struct QuantizeArgs {
     /// int8, fp8, fp16 or bf16
     #[arg(long, value_name = "PRECISION", default_value = "int8")]
     pub precision: Precision,
-    /// List for every node what is decided and which rule decides; write nothing
+    /// List for every node what is decided and which rule decides, and with --table what recovery did to it; write nothing
     #[arg(long)]
     pub explain: bool,
     /// Also convert the model's float inputs and outputs to the high precision

@@ -5,6 +5,7 @@
 
 mod bias;
 mod convert;
+mod explained;
 mod facts;
 mod names;
 mod placement;
@@ -26,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 pub use convert::{Fp32Reason, KeptFp32, half_constant};
+pub use explained::explained;
 pub use placement::{ActivationEdge, Decision, Placement, Rule, WeightEdge};
 pub use plan::{Assignment, CompiledPlan, PLAN_FORMAT_VERSION, PatternError, Precision, PrecisionPlan, Selector};
 pub use qdq::WrittenScales;

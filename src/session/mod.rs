@@ -54,7 +54,7 @@ pub use events::{Event, Host, Interrupted, Sink};
 pub use folder::{OutputFolder, check_folders};
 pub use formats::FloatTypes;
 pub use opened::{Session, quantize_options, scheme, unmatched};
-pub use quantization::{QuantizeOutcome, QuantizeRequest, quantize_file};
+pub use quantization::{QuantizeOutcome, QuantizeRequest, quantize_file, read_table};
 pub use ranges::{CalibrateOptions, Calibrated, Shard};
 pub use run::{RunOutcome, check_tensorrt, record_failure};
 pub use target::{Spec, fill_from_sidecar};

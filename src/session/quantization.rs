@@ -125,7 +125,7 @@ pub fn quantize_file(
 }
 
 /// A calibration table of ours, or TensorRT's cache, which does not say which model it is of.
-fn read_table(path: &Path, subject: &Subject) -> Result<CalibrationTable, PipelineError> {
+pub fn read_table(path: &Path, subject: &Subject) -> Result<CalibrationTable, PipelineError> {
     let mut start = Vec::new();
     let file = std::fs::File::open(path).within(|| format!("cannot read the table {}", path.display()))?;
     file.take(64).read_to_end(&mut start)?;

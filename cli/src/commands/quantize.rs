@@ -1,6 +1,7 @@
 //! `calib quantize`: a model with explicit Q/DQ, or converted to a 16-bit float type.
 
 use anyhow::Context;
+use serde::Serialize;
 
 use super::{ExitStatus, Printer, host, settings::Apply};
 use crate::args::{GlobalArgs, QuantizeArgs};
@@ -8,8 +9,8 @@ use crate::printer::size;
 use trtcalib::{
     backend::onnxruntime::OnnxRuntime,
     config::{RunConfig, parse_shape},
-    quantize::{Decision, Placement},
-    session::{QuantizeRequest, model::Subject, quantize_file, scheme, unmatched},
+    quantize::{Decision, Placement, explained},
+    session::{QuantizeRequest, model::Subject, quantize_file, read_table, scheme, unmatched},
 };
 
 /// Quantizes or explains.
@@ -27,7 +28,11 @@ pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeAr
         for warning in unmatched(&config, &subject, &placement)? {
             printer.warn(&warning);
         }
-        printer.outcome(&placement.decisions, || explain(&placement))?;
+        let table = args.table.as_deref().map(|path| read_table(path, &subject)).transpose()?;
+        let done = table.map(|table| explained(subject.folded.graph(), &placement, &table)).unwrap_or_default();
+        let told = |decision| Told { decision, done: done.get(&decision.node).map_or(&[][..], |done| done) };
+        let told: Vec<Told<'_>> = placement.decisions.iter().map(told).collect();
+        printer.outcome(&told, || explain(&placement, &told))?;
         return Ok(ExitStatus::Passed);
     }
     let output = args.output.clone().context("no output was given; name it with -o FILE")?;
@@ -47,12 +52,23 @@ pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeAr
     Ok(ExitStatus::Passed)
 }
 
-fn explain(placement: &Placement) -> String {
+/// What is decided about a node, and what the table does to it.
+#[derive(Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    decision: &'a Decision,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    done: &'a [String],
+}
+
+fn explain(placement: &Placement, told: &[Told<'_>]) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["node", "operator", "precision", "rule"]);
-    for Decision { node, op_type, precision, rule } in &placement.decisions {
-        table.add_row([node.as_str(), op_type.as_str(), precision.name(), rule.describe()]);
+    let with = told.iter().any(|told| !told.done.is_empty());
+    table.set_header(["node", "operator", "precision", "rule", "recovery"].into_iter().take(if with { 5 } else { 4 }));
+    for Told { decision: Decision { node, op_type, precision, rule }, done } in told {
+        let cells = [node.as_str(), op_type.as_str(), precision.name(), rule.describe()].map(str::to_owned);
+        table.add_row(cells.into_iter().chain(with.then(|| done.join("; "))));
     }
     let observed = placement.tensors_to_observe().len();
     format!(
