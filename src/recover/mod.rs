@@ -24,7 +24,7 @@ use std::{
 };
 
 use crate::{
-    backend::{Backend, BackendError, TensorInfo},
+    backend::{Backend, BackendError, BuildOptions, TensorInfo},
     calibrate::{CalibrationTable, DeployTo, Effort, Lifted, Recovered, RecoveryStep, Rounding, Shift, ShiftPolicy},
     onnx::{GraphError, Model},
     qparams::QParamsError,
@@ -155,6 +155,10 @@ fn on_workers(
     options: &RecoverOptions,
 ) -> Result<CalibrationTable, RecoverError> {
     let Material { backend, model, shapes, placement, parts, ignored, stop, mut fit, mut held_out } = material;
+    let Some(first) = fit.first() else {
+        return Err(RecoverError::Unsupported("there is no sample to decide on".to_owned()));
+    };
+    let shapes = &with_ranks(backend, model, shapes, first)?;
     let network = Network::new(backend, model, shapes, placement, &ignored, stop)?;
     // Both sides of all samples are in memory, and for a moment a copy of what an operator reads and makes.
     let most = (MEMORY_BYTES / (3 * network.bytes(shapes)).max(1)).max(2);
@@ -162,9 +166,6 @@ fn on_workers(
     fit.truncate(share.max(1));
     held_out.truncate(most.saturating_sub(share).max(1));
     let samples = [fit.as_slice(), &held_out].concat();
-    if fit.is_empty() {
-        return Err(RecoverError::Unsupported("there is no sample to decide on".to_owned()));
-    }
     let state = State {
         ranges: table.tensors.iter().map(|(name, range)| (name.clone(), ranges::plain(range))).collect(),
         ..State::default()
@@ -209,6 +210,32 @@ fn on_workers(
         first.seconds += measuring;
     }
     steps.into_table(table, &plain, lifted, options)
+}
+
+/// `shapes` with the types and ranks that tensors have on `sample`, where they are not known before the model runs.
+fn with_ranks(
+    backend: &dyn Backend,
+    model: &Model,
+    shapes: &BTreeMap<String, TensorInfo>,
+    sample: &TensorMap,
+) -> Result<BTreeMap<String, TensorInfo>, RecoverError> {
+    let is_known = |name: &String| {
+        shapes.get(name).is_some_and(|info| info.element_type.is_some() && !info.shape.is_empty())
+    };
+    let made = model.graph().node.iter().flat_map(|node| &node.output).filter(|name| !name.is_empty());
+    let extra_outputs: Vec<String> = made.filter(|name| !is_known(name)).cloned().collect();
+    let mut known = shapes.clone();
+    if !extra_outputs.is_empty() {
+        let build = BuildOptions { threads: 1, extra_outputs: extra_outputs.clone(), ..BuildOptions::default() };
+        let mut found = backend.build(model, &build)?.infer(sample)?;
+        for name in extra_outputs {
+            if let Some(tensor) = found.remove(&name) {
+                let (element_type, shape) = (Some(tensor.element_type()), vec![None; tensor.shape().len()]);
+                known.insert(name.clone(), TensorInfo { name, element_type, shape });
+            }
+        }
+    }
+    Ok(known)
 }
 
 /// Ranges around other centres, with the one in force, of the tensors that may have them.
