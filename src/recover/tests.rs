@@ -258,3 +258,12 @@ fn the_number_of_threads_changes_nothing() {
     };
     assert_eq!(table(1), table(3));
 }
+
+#[test]
+fn ranks_that_the_model_does_not_tell_are_learned_from_a_sample() {
+    let Some(mut case) = Case::new(1.0) else { return };
+    let told = case.recover(&options());
+    case.shapes.retain(|name, _| ["x", "c", "relu"].contains(&name.as_str()));
+    case.shapes.get_mut("relu").unwrap().shape.clear();
+    assert_eq!(case.recover(&options()).recovered.unwrap().rounding, told.recovered.unwrap().rounding);
+}

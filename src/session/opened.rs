@@ -377,8 +377,7 @@ impl Session {
     /// How far INT8 is to be brought nearer to float.
     fn recover_options(&self) -> Option<RecoverOptions> {
         let config = &self.config;
-        let plain = config.method != Choice::Auto || config.bias_correction == BiasCorrection::Off;
-        let effort = config.effort.unwrap_or(if plain { Effort::Off } else { Effort::Default });
+        let effort = config.effort.unwrap_or(Effort::Off);
         (effort != Effort::Off).then(|| RecoverOptions {
             effort,
             deploy_to: config.deploy_to,

@@ -139,8 +139,7 @@ pub struct MethodArgs {
     /// Let biases take back the mean error of INT8 where that measures better: auto or off [default: auto]
     #[arg(long, value_name = "auto|off")]
     pub bias_correction: Option<BiasCorrection>,
-    /// How far INT8 is brought nearer to float: fast, default, thorough, or off [default: default; off with a
-    /// --method of your own or --bias-correction off]
+    /// How far INT8 is brought nearer to float: fast, default, thorough, or off [default: off]
     #[arg(long, value_name = "LEVEL")]
     pub effort: Option<Effort>,
     /// Where INT8 will run, which decides what costs no layer: rtx or tensorrt [default: rtx]
