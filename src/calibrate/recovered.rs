@@ -172,7 +172,7 @@ mod tests {
         assert_eq!("tensorrt".parse(), Ok(DeployTo::Tensorrt));
         assert_eq!(Effort::Thorough.to_string().parse(), Ok(Effort::Thorough));
         let refusal = "slow".parse::<Effort>().unwrap_err();
-        assert_eq!(refusal, "`slow` is no effort; use fast, default, thorough");
+        assert_eq!(refusal, "`slow` is no effort; use fast, default, thorough, off");
         assert_eq!((DeployTo::Rtx.shifts(), DeployTo::Tensorrt.shifts()), (ShiftPolicy::All, ShiftPolicy::Unpadded));
     }
 }

@@ -219,9 +219,8 @@ fn with_ranks(
     shapes: &BTreeMap<String, TensorInfo>,
     sample: &TensorMap,
 ) -> Result<BTreeMap<String, TensorInfo>, RecoverError> {
-    let is_known = |name: &String| {
-        shapes.get(name).is_some_and(|info| info.element_type.is_some() && !info.shape.is_empty())
-    };
+    let is_known =
+        |name: &String| shapes.get(name).is_some_and(|info| info.element_type.is_some() && !info.shape.is_empty());
     let made = model.graph().node.iter().flat_map(|node| &node.output).filter(|name| !name.is_empty());
     let extra_outputs: Vec<String> = made.filter(|name| !is_known(name)).cloned().collect();
     let mut known = shapes.clone();

@@ -127,8 +127,11 @@ mod tests {
 
     #[test]
     fn what_few_rows_tell_is_not_believed() {
-        // The same rows that pull two codes together when there are many.
-        let mut codes = [0, 0];
-        assert_eq!(descend(&[0.4, 0.4], 1.0, &mut codes, &moments(2, &[1.0, 1.0, -1.0, -1.0]).finish()), 0);
+        // The same rows pull two codes together when there are many.
+        let moved = |repeated| {
+            let rows = [1.0, 1.0, -1.0, -1.0].repeat(repeated);
+            descend(&[0.3, 0.3], 1.0, &mut [0, 0], &moments(2, &rows).finish())
+        };
+        assert_eq!([moved(1), moved(100)], [0, 1]);
     }
 }

@@ -158,6 +158,7 @@ impl Case {
             tensors,
             bias_corrections: BTreeMap::new(),
             magnitudes: None,
+            calibrated_on: BTreeMap::new(),
             recovered: None,
         };
         Some(Self { runtime, model, shapes, placement, table })
