@@ -25,6 +25,9 @@ const ROWS: [usize; 2] = [16, 8192];
 /// Up to this width rows are multiplied here; wider ones by the runtime.
 const NARROW: usize = 64;
 
+/// Rows of some operator and sample, and their `AᵀA`.
+type RowsAndProducts = (Vec<f32>, Vec<f32>);
+
 /// Multiplies rows with each other.
 pub(super) struct Patches(Vec<Mutex<Box<dyn Runner>>>);
 
@@ -58,7 +61,7 @@ impl Patches {
         let group = window.map_or(1, |window| window.group);
         let most = (ROWS[0] * layout.columns).min(ROWS[1]).div_ceil(inputs.len().max(1));
         let mut moments: Vec<Moments> = (0..group).map(|_| Moments::new(layout.columns)).collect();
-        let of = |(index, group): (usize, usize)| -> Result<Option<(Vec<f32>, Vec<f32>)>, RecoverError> {
+        let of = |(index, group): (usize, usize)| -> Result<Option<RowsAndProducts>, RecoverError> {
             let rows = match window {
                 Some(window) => patches(&inputs[index], window, weight, group, most, index),
                 None => matrix_rows(&inputs[index], layout.columns, most),
