@@ -193,12 +193,20 @@ pub fn remove_unfinished(folder: &Path) -> Result<(), ArtifactError> {
 
 /// Writes a file through `fill` so that `path` names either the old content or all of the new.
 ///
-/// The bytes go to a temporary file in the same folder, are flushed to the disk and renamed.
+/// The bytes go to a temporary file in the same folder, are flushed to the disk and renamed. What is there and is no file,
+/// such as `/dev/null` or a named pipe, is written to.
 pub fn write_atomic_with(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
 ) -> Result<(), ArtifactError> {
     let write = || {
+        // Renaming over /dev/null or a pipe would take it away from everyone.
+        if std::fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+            let there = File::options().write(true).open(path)?;
+            let mut writer = BufWriter::new(&there);
+            fill(&mut writer)?;
+            return writer.flush();
+        }
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
         let mut prefix = std::ffi::OsString::from(".");
@@ -280,6 +288,24 @@ mod tests {
         assert!(matches!(error, Err(ArtifactError::Write { .. })));
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_device_is_written_to_and_stays_one() {
+        use std::os::unix::fs::FileTypeExt;
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let reader = {
+            let pipe = pipe.clone();
+            std::thread::spawn(move || std::fs::read(pipe).unwrap())
+        };
+        write_atomic(&pipe, b"through").unwrap();
+        assert_eq!(reader.join().unwrap(), b"through");
+        assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
+        write_atomic(Path::new("/dev/null"), b"gone").unwrap();
+        assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
     }
 
     #[cfg(unix)]

@@ -419,7 +419,8 @@ mod tests {
     #[test]
     fn what_a_run_would_refuse_is_refused_before_anything_is_opened() {
         let refused = |key: &str, text: &str| {
-            let error = RunConfig::parse(text).unwrap().validate().unwrap_err().to_string();
+            let parsed = RunConfig::parse(text).map_err(|error| error.to_string());
+            let error = parsed.and_then(|config| config.validate().map_err(|error| error.to_string())).unwrap_err();
             assert!(error.contains(key), "{error}");
         };
         RunConfig::parse("provider = \"cuda:1\"\ngate = [\"top1=0.9\"]\npreset = \"clip\"")

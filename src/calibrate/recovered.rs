@@ -48,6 +48,17 @@ words! {
     }
 }
 
+words! {
+    /// Whether biases take back the mean error of INT8.
+    BiasCorrection "way to correct biases" {
+        /// Where that measures better.
+        #[default]
+        Auto "auto",
+        /// Never.
+        Off "off",
+    }
+}
+
 impl DeployTo {
     /// The shifts that cost no layer there.
     pub fn shifts(self) -> ShiftPolicy {
@@ -174,16 +185,5 @@ mod tests {
         let refusal = "slow".parse::<Effort>().unwrap_err();
         assert_eq!(refusal, "`slow` is no effort; use fast, default, thorough, off");
         assert_eq!((DeployTo::Rtx.shifts(), DeployTo::Tensorrt.shifts()), (ShiftPolicy::All, ShiftPolicy::Unpadded));
-    }
-}
-
-words! {
-    /// Whether biases take back the mean error of INT8.
-    BiasCorrection "way to correct biases" {
-        /// Where that measures better.
-        #[default]
-        Auto "auto",
-        /// Never.
-        Off "off",
     }
 }
