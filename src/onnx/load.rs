@@ -180,8 +180,9 @@ fn use_default_domain(proto: &mut ModelProto) {
     for import in proto.opset_import.iter_mut().filter(|import| import.domain() == LONG_DOMAIN) {
         import.domain = None;
     }
+    // Both names with one version are one; with two versions nothing tells which is meant, and the diagnosis says so.
     let mut named = BTreeSet::new();
-    proto.opset_import.retain(|import| named.insert(import.domain().to_owned()));
+    proto.opset_import.retain(|import| named.insert((import.domain().to_owned(), import.version)));
     let rename = |node: &mut NodeProto| node.domain = node.domain.take().filter(|domain| domain != LONG_DOMAIN);
     if let Some(graph) = &mut proto.graph {
         visit_graphs(graph, &mut |graph| graph.node.iter_mut().for_each(rename));

@@ -30,7 +30,7 @@ fn finite() -> impl Strategy<Value = f32> {
 }
 
 fn gate() -> impl Strategy<Value = Gate> {
-    let texts = ["top1=0.98", "int8:top1=0.9@95%", "sqnr_db[boxes]=20.5", "latency_ratio=1.5", "psnr_db=30"];
+    let texts = ["top1=0.98", "int8:top1=0.9@95%", "sqnr_db[boxes]=20.5", "latency_ratio=1.5", "map50=0.3"];
     prop::sample::select(texts.map(|text| text.parse().unwrap()).to_vec())
 }
 
