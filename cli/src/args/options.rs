@@ -40,14 +40,14 @@ pub struct DataArgs {
     /// Value of the letterbox around the picture, 0 to 255 [default: 114]
     #[arg(long, value_name = "N", requires = "letterbox")]
     pub pad: Option<u8>,
-    /// Resize: the shorter side, or HEIGHTxWIDTH exactly. This and the other flags on preprocessing are keys of [preprocess],
+    /// Resize: the shorter side, or HEIGHTxWIDTH exactly. This and the other flags on preprocessing are keys of `[preprocess]`,
     /// which says all of it, so that they go with no --preset and no --preprocessor
     #[arg(long, value_name = "SIZE", conflicts_with_all = ["preset", "preprocessor"])]
     pub resize: Option<String>,
     /// Centre crop after the resize: one size for both sides, or HEIGHTxWIDTH
     #[arg(long, value_name = "SIZE", conflicts_with_all = ["preset", "preprocessor"])]
     pub crop: Option<String>,
-    /// Filter of the resize: nearest, bilinear, bicubic, opencv or another that [preprocess] knows [default: bilinear]
+    /// Filter of the resize: nearest, bilinear, bicubic, opencv or another that `[preprocess]` knows [default: bilinear]
     #[arg(long, value_name = "NAME", conflicts_with_all = ["preset", "preprocessor"])]
     pub interpolation: Option<String>,
     /// Subtracted after scaling, e.g. 0.485,0.456,0.406 in the order red, green, blue, or one value for all
