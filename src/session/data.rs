@@ -7,9 +7,12 @@ use super::{
     evaluation::{EvaluateOptions, Outputs, evaluate},
     model::Subject,
 };
-use crate::dataset::{
-    CLASSIFIER_PRESETS, Collection, DataOptions, DatasetError, Extent, Kept, PRESETS, Preprocess, Split, holds_images,
-    image_size, load_classes, load_preprocessor, open, split,
+use crate::{
+    config::RunConfig,
+    dataset::{
+        CLASSIFIER_PRESETS, Collection, DataOptions, Dataset, DatasetError, Extent, Kept, PRESETS, Preprocess,
+        RandomDataset, Split, holds_images, image_size, load_classes, load_preprocessor, open, split,
+    },
 };
 
 /// Labelled samples that presets are tried on when none is given.
@@ -240,7 +243,7 @@ fn unknown_preset(name: &str) -> PipelineError {
 /// How many samples the model gets right; `None` when it is no classifier or its labels do not fit.
 fn right_answers(
     reference: &mut dyn Outputs,
-    dataset: &dyn crate::dataset::Dataset,
+    dataset: &dyn Dataset,
     indices: &[usize],
     options: &EvaluateOptions,
     control: Control<'_>,
@@ -249,4 +252,36 @@ fn right_answers(
     let evaluation = evaluate(reference, &mut [], dataset, indices, options, quiet)?;
     let accuracy = evaluation.reference.classification().and_then(|task| task.accuracy.as_ref());
     Ok(accuracy.map(|accuracy| (accuracy.top1 * accuracy.samples as f64).round() as usize))
+}
+
+/// A caller's own samples.
+pub(super) fn own_samples(config: &RunConfig, dataset: Box<dyn Dataset>) -> Result<Data, PipelineError> {
+    let names = config.classes.as_deref().map(load_classes).transpose()?.unwrap_or_default();
+    let has_labels = (0..dataset.len()).any(|index| dataset.label(index).is_some());
+    let label_source = has_labels.then(|| "the program that gave the samples".to_owned());
+    let dataset = Box::new(Kept::new(dataset));
+    let collection =
+        Collection { dataset, passed_over: Vec::new(), names, label_source, notes: Vec::new(), training: Vec::new() };
+    Ok(Data { collection, preprocess: None, provenance: Provenance::None })
+}
+
+/// Random numbers for every input.
+pub(super) fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data, PipelineError> {
+    if let Some(file) = &config.labels {
+        let reason = format!("random inputs have no right answers, so {} is of no use; leave it out", file.display());
+        return Err(PipelineError::Input(reason));
+    }
+    let evaluation = if config.eval_samples == 0 { config.calib_samples } else { config.eval_samples };
+    let count = config.calib_samples.saturating_add(evaluation).max(subject.usual_batch());
+    let dataset = RandomDataset::new(&subject.input_specs(), count, config.seed).map_err(PipelineError::Input)?;
+    let dataset = dataset.of_whole_inputs(subject.takes_whole_inputs());
+    let collection = Collection {
+        dataset: Box::new(Kept::new(Box::new(dataset))),
+        passed_over: Vec::new(),
+        names: BTreeMap::new(),
+        label_source: None,
+        notes: Vec::new(),
+        training: Vec::new(),
+    };
+    Ok(Data { collection, preprocess: None, provenance: Provenance::None })
 }

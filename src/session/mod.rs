@@ -42,6 +42,7 @@ mod resume;
 mod run;
 #[cfg(test)]
 mod same_figures;
+mod scheme;
 mod suggest;
 mod target;
 mod timings;
@@ -53,10 +54,11 @@ pub use engine::{EngineOrder, declared};
 pub use events::{Event, Host, Interrupted, Sink};
 pub use folder::{OutputFolder, check_folders};
 pub use formats::FloatTypes;
-pub use opened::{Session, quantize_options, scheme, unmatched};
+pub use opened::Session;
 pub use quantization::{QuantizeOutcome, QuantizeRequest, quantize_file, read_table};
 pub use ranges::{CalibrateOptions, Calibrated, Shard};
 pub use run::{RunOutcome, check_tensorrt, record_failure};
+pub use scheme::{quantize_options, scheme, unmatched};
 pub use target::{Spec, fill_from_sidecar};
 
 use std::sync::atomic::AtomicBool;

@@ -1,19 +1,17 @@
 //! A session: a configuration resolved once, its model and data opened, and what its stages share.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use super::{
     Control, Host, PipelineError,
     calibration::{Calibrator, ChooseOptions, ObserveOptions, judged_kinds},
     checkpoint::Checkpoints,
-    data::{Data, DataSettings, Provenance, open_data},
+    data::{Data, DataSettings, Provenance, open_data, own_samples, random_data},
     detector::{Exported, head, usual_preset},
     evaluation::{EvaluateOptions, class_names},
     events::TellTimings,
     model::Subject,
+    scheme::{require_op_types, unmatched},
 };
 use crate::{
     analyse::{
@@ -27,12 +25,9 @@ use crate::{
     calibrate::{BiasCorrection, Choice, Effort},
     compare::{CompareOptions, ComparisonResult, OutputKind, heads::Head},
     config::RunConfig,
-    dataset::{
-        BadPolicy, Collection, Dataset, Kept, PrefetchOptions, Preprocess, RandomDataset, Split, data_hash, image_size,
-        load_classes,
-    },
-    onnx::{Model, proto::NodeProto},
-    quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions},
+    dataset::{BadPolicy, Dataset, PrefetchOptions, Preprocess, Split, data_hash, image_size, load_classes},
+    onnx::Model,
+    quantize::{Placement, SchemeOptions},
     recover::RecoverOptions,
 };
 
@@ -58,29 +53,6 @@ fn compare_options(config: &RunConfig, names: &BTreeMap<u32, String>) -> Compare
 pub(super) fn mode(provider: ExecutionProvider, threads: usize) -> Mode {
     // Inputs and outputs lie in host memory, so every call on a GPU copies them.
     Mode { provider: provider.backend().to_owned(), threads, transfers: provider.gpu().is_some(), cuda_graph: false }
-}
-
-/// The rules of a configuration for a quantized precision.
-pub fn scheme(config: &RunConfig, precision: Precision) -> Result<SchemeOptions, PipelineError> {
-    let plan = match &config.plan {
-        Some(path) => PrecisionPlan::read(path)?,
-        None => PrecisionPlan::default(),
-    };
-    Ok(SchemeOptions {
-        precision,
-        exclude: config.nodes_to_exclude.clone(),
-        include: config.nodes_to_include.clone(),
-        exclude_op_types: config.op_types_to_exclude.iter().cloned().collect(),
-        op_types: config.op_types.iter().cloned().collect(),
-        plan,
-        ..SchemeOptions::default()
-    })
-}
-
-/// How a model of a precision is made; the high precision applies behind Q/DQ.
-pub fn quantize_options(config: &RunConfig, precision: Precision) -> Result<QuantizeOptions, PipelineError> {
-    let high_precision = if precision.is_quantized() { config.high_precision } else { Precision::Fp32 };
-    Ok(QuantizeOptions { scheme: scheme(config, precision)?, high_precision, ..QuantizeOptions::default() })
 }
 
 /// The float model of a configuration, its data, and the options of the stages.
@@ -464,73 +436,4 @@ impl Session {
         let ids = indices.iter().map(|&index| self.data.collection.dataset.id(index));
         data_hash(ids, self.data.preprocess.as_ref())
     }
-}
-
-/// Patterns and operator types of a configuration that match nothing in the model, in sentences.
-///
-/// # Errors
-/// The model has no node of an operator type that is to be quantized.
-pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -> Result<Vec<String>, PipelineError> {
-    require_op_types(config, subject)?;
-    let patterns =
-        placement.unmatched_patterns.iter().map(|pattern| format!("the pattern `{pattern}` matches no node"));
-    let types = config.op_types_to_exclude.iter().filter(|op_type| !holds(subject, op_type));
-    let types = types.map(|op_type| format!("the model has no node of the operator type `{op_type}`"));
-    Ok(patterns.chain(types).collect())
-}
-
-/// Whether the model has nodes of an operator type.
-fn holds(subject: &Subject, op_type: &str) -> bool {
-    [&subject.folded, &subject.float]
-        .iter()
-        .any(|model| model.graph().node.iter().any(|node| node.op_type() == op_type))
-}
-
-/// Refuses operator types to quantize of which the model has no node.
-fn require_op_types(config: &RunConfig, subject: &Subject) -> Result<(), PipelineError> {
-    let Some(missing) = config.op_types.iter().find(|op_type| !holds(subject, op_type)) else { return Ok(()) };
-    let known: BTreeSet<&str> = subject.float.graph().node.iter().map(NodeProto::op_type).collect();
-    let known = Vec::from_iter(known).join(", ");
-    bail!("--op-types {missing}: the model has no node of this operator type; it has {known}")
-}
-
-/// Refuses a placement that quantizes nothing.
-pub(super) fn require_operators(placement: &Placement) -> Result<(), PipelineError> {
-    if placement.tensors_to_observe().is_empty() {
-        bail!(
-            "nothing in this model is to be quantized; `calib quantize --explain` lists the rule that decided for every node"
-        );
-    }
-    Ok(())
-}
-
-/// A caller's own samples.
-fn own_samples(config: &RunConfig, dataset: Box<dyn Dataset>) -> Result<Data, PipelineError> {
-    let names = config.classes.as_deref().map(load_classes).transpose()?.unwrap_or_default();
-    let has_labels = (0..dataset.len()).any(|index| dataset.label(index).is_some());
-    let label_source = has_labels.then(|| "the program that gave the samples".to_owned());
-    let dataset = Box::new(Kept::new(dataset));
-    let collection =
-        Collection { dataset, passed_over: Vec::new(), names, label_source, notes: Vec::new(), training: Vec::new() };
-    Ok(Data { collection, preprocess: None, provenance: Provenance::None })
-}
-
-fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data, PipelineError> {
-    if let Some(file) = &config.labels {
-        let reason = format!("random inputs have no right answers, so {} is of no use; leave it out", file.display());
-        return Err(PipelineError::Input(reason));
-    }
-    let evaluation = if config.eval_samples == 0 { config.calib_samples } else { config.eval_samples };
-    let count = config.calib_samples.saturating_add(evaluation).max(subject.usual_batch());
-    let dataset = RandomDataset::new(&subject.input_specs(), count, config.seed).map_err(PipelineError::Input)?;
-    let dataset = dataset.of_whole_inputs(subject.takes_whole_inputs());
-    let collection = Collection {
-        dataset: Box::new(Kept::new(Box::new(dataset))),
-        passed_over: Vec::new(),
-        names: BTreeMap::new(),
-        label_source: None,
-        notes: Vec::new(),
-        training: Vec::new(),
-    };
-    Ok(Data { collection, preprocess: None, provenance: Provenance::None })
 }

@@ -7,7 +7,7 @@ use super::{
     calibration::{Chosen, Observation, hold_out},
     checkpoint::Checkpoints,
     environment::peak_rss_bytes,
-    opened::{require_operators, scheme},
+    scheme::{require_operators, scheme},
 };
 use crate::{
     artifact::ContentHash,
