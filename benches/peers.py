@@ -17,30 +17,21 @@ import sys
 import tempfile
 import time
 
+# What runs in processes of its own finds photos.py.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(os.path.abspath(__file__)), os.environ.get("PYTHONPATH")]))
+
 JOB = r"""
 import json, resource, sys, time
 import numpy as np, onnxruntime as ort
-from PIL import Image
-from onnxruntime.quantization import (CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static)
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from photos import Reader, load
 model, folder, lists, method, output = sys.argv[1:]
 names = json.load(open(lists))
-def load(name):
-    image = Image.open(f"{folder}/{name}").convert("RGB")
-    w, h = image.size
-    image = image.resize((256, int(256 * h / w)) if w <= h else (int(256 * w / h), 256), Image.BICUBIC)
-    left, top = round((image.width - 224) / 2), round((image.height - 224) / 2)
-    x = np.asarray(image.crop((left, top, left + 224, top + 224)), np.float32)
-    return ((x - 127) / 128).transpose(2, 0, 1)[None]
-class Reader(CalibrationDataReader):
-    def __init__(self, names): self.names = iter(names)
-    def get_next(self):
-        name = next(self.names, None)
-        return None if name is None else {"input": load(name)}
 start = time.perf_counter()
 seconds = peak = 0.0
 options = {"ActivationSymmetric": True, "WeightSymmetric": True}
 if method == "percentile": options["CalibPercentile"] = 99.99
-if method != "given": quantize_static(model, output, Reader(names["calibration"]), quant_format=QuantFormat.QDQ, per_channel=True,
+if method != "given": quantize_static(model, output, Reader(folder, names["calibration"]), quant_format=QuantFormat.QDQ, per_channel=True,
                 activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
                 calibrate_method=getattr(CalibrationMethod, {"percentile": "Percentile", "entropy": "Entropy"}.get(method, "MinMax")),
                 extra_options=options)
@@ -51,7 +42,7 @@ threads.add_session_config_entry("session.x64quantprecision", "1")
 a, b = ort.InferenceSession(model, threads), ort.InferenceSession(output, threads)
 top1 = overlap = 0; signal = noise = 0.0
 for name in names["evaluation"]:
-    x = load(name)
+    x = load(folder, name)
     r, t = a.run(None, {"input": x})[0][0], b.run(None, {"input": x})[0][0]
     top1 += r.argmax() == t.argmax()
     overlap += len(set(np.argsort(-r)[:5]) & set(np.argsort(-t)[:5])) / 5

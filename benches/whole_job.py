@@ -20,25 +20,15 @@ import sys
 import tempfile
 import time
 
+# What runs in processes of its own finds photos.py.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(os.path.abspath(__file__)), os.environ.get("PYTHONPATH")]))
+
 PEER = r"""
 import sys
-import numpy as np
-from PIL import Image
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from photos import Reader
 model, folder, output, *names = sys.argv[1:]
-def load(name):
-    image = Image.open(f"{folder}/{name}").convert("RGB")
-    w, h = image.size
-    image = image.resize((256, int(256 * h / w)) if w <= h else (int(256 * w / h), 256), Image.BICUBIC)
-    left, top = round((image.width - 224) / 2), round((image.height - 224) / 2)
-    x = np.asarray(image.crop((left, top, left + 224, top + 224)), np.float32)
-    return ((x - 127) / 128).transpose(2, 0, 1)[None]
-class Reader(CalibrationDataReader):
-    def __init__(self): self.names = iter(names)
-    def get_next(self):
-        name = next(self.names, None)
-        return None if name is None else {"input": load(name)}
-quantize_static(model, output, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QInt8,
+quantize_static(model, output, Reader(folder, names), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
                 extra_options={"ActivationSymmetric": True, "WeightSymmetric": True})
 """

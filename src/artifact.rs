@@ -126,8 +126,8 @@ pub fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 thread_local! {
-    /// The beginning of the path that this thread reads from, and its length. Kept without the heap, to be told when there
-    /// is none left.
+    /// The end of the path that this thread reads from, and its length. Kept without the heap, to be told when there is none
+    /// left.
     static BEING_READ: Cell<([u8; SHOWN_BYTES], usize)> = const { Cell::new(([0; SHOWN_BYTES], 0)) };
 }
 
@@ -304,8 +304,6 @@ mod tests {
         write_atomic(&pipe, b"through").unwrap();
         assert_eq!(reader.join().unwrap(), b"through");
         assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
-        write_atomic(Path::new("/dev/null"), b"gone").unwrap();
-        assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
     }
 
     #[cfg(unix)]

@@ -20,6 +20,14 @@ use std::path::{Path, PathBuf};
 use assert_cmd::Command;
 use calib_test_support::{python, root};
 
+/// A folder with the files that a Python script makes there; `None`, with a message, where libraries are missing.
+fn made(script: &str) -> Option<tempfile::TempDir> {
+    let folder = tempfile::tempdir().unwrap();
+    calib()?;
+    python(script, &[folder.path()])?;
+    Some(folder)
+}
+
 /// A command of the binary under test; `None` where the runtime libraries were not fetched.
 fn calib() -> Option<Command> {
     calib_test_support::calib().map(Command::from_std)

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use calib_test_support::Need;
 
-use super::{calib, demo, demo_flags, error_of, json, python};
+use super::{calib, demo, demo_flags, error_of, json, made};
 
 /// `log.onnx` gives infinities where a product is negative; `shifted.onnx` gives them elsewhere. `grid.onnx` has an output
 /// that is neither scores nor a map, and a tensor with a line break in its name. `sum.onnx` has nothing to quantize. How many rows
@@ -44,14 +44,6 @@ np.savez(f"{folder}/renamed.npz", pixels=x)
 np.savez(f"{folder}/other.npz", pixels=x, label=np.arange(400))
 "#;
 
-/// A folder with those files; `None`, with a message, where libraries are missing.
-fn made() -> Option<tempfile::TempDir> {
-    let folder = tempfile::tempdir().unwrap();
-    calib()?;
-    python(MAKE, &[folder.path()])?;
-    Some(folder)
-}
-
 /// Standard output and error of a command with this exit status.
 fn output(status: i32, command: &mut assert_cmd::Command) -> (String, String) {
     let output = command.output().unwrap();
@@ -78,7 +70,7 @@ fn run(folder: &Path, model: &str, more: &[&str]) -> assert_cmd::Command {
 
 #[test]
 fn infinities_that_differ_are_told_beside_the_figures_that_leave_them_out() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let (out, _) = output(0, &mut compare(folder.path(), "x.npz", &[]));
     assert!(
         out.contains("output `y` has ") && out.contains("NaN or infinite in one model and not in the other"),
@@ -93,7 +85,7 @@ fn infinities_that_differ_are_told_beside_the_figures_that_leave_them_out() {
 
 #[test]
 fn arrays_that_are_not_used_are_named() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let (_, error) = output(0, &mut compare(folder.path(), "more.npz", &[]));
     assert!(error.contains("the arrays `label`, `note`, which are not used"), "{error}");
     let (_, error) = output(0, &mut compare(folder.path(), "renamed.npz", &[]));
@@ -157,7 +149,7 @@ fn what_did_not_run_stands_under_the_table() {
 
 #[test]
 fn a_float_model_has_no_pairs_to_check_and_names_no_producer() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let model = folder.path().join("log.onnx");
     let (out, _) = output(0, calib().unwrap().arg("inspect").arg(&model));
     assert!(out.contains("producer    not named, IR 8, opset 17"), "{out}");
@@ -171,7 +163,7 @@ fn a_float_model_has_no_pairs_to_check_and_names_no_producer() {
 
 #[test]
 fn sixteen_bits_that_are_computed_in_thirty_two_are_told() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let at = |name: &str| folder.path().join(name);
     let mut quantize = calib().unwrap();
     quantize.args(["quantize", "--precision", "fp16", "--model"]).arg(at("grid.onnx")).arg("-o").arg(at("halves.onnx"));
@@ -187,7 +179,7 @@ fn sixteen_bits_that_are_computed_in_thirty_two_are_told() {
 
 #[test]
 fn a_bisection_that_has_nothing_to_find_or_to_judge_says_so() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let bisect = |model: &str, gate: &str| {
         let mut command = calib().unwrap();
         command.args(["bisect", "--tensorrt", "off", "--gate", gate, "--model"]).arg(folder.path().join(model));
@@ -206,7 +198,7 @@ fn a_bisection_that_has_nothing_to_find_or_to_judge_says_so() {
 /// The format has no line for such a name; nothing else needs the file.
 #[test]
 fn a_run_goes_on_without_the_cache_of_tensorrt_10() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let cache = folder.path().join("out/calibration.cache");
     fs::create_dir(folder.path().join("out")).unwrap();
     fs::write(&cache, "of another model").unwrap();
@@ -219,7 +211,7 @@ fn a_run_goes_on_without_the_cache_of_tensorrt_10() {
 /// `fp32` is built from the file as it was given, whose inputs `--shape` does not bind.
 #[test]
 fn engines_are_built_with_a_bound_batch() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let more = ["--precisions", "int8", "--shape", "x=4x32"];
     let (_, error) = output(0, &mut run(folder.path(), "log.onnx", &more));
     assert!(!error.contains("could not build"), "{error}");
@@ -232,7 +224,7 @@ fn engines_are_built_with_a_bound_batch() {
 
 #[test]
 fn files_that_cannot_or_must_not_be_written_are_refused_at_once() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let (model, data) = (folder.path().join("log.onnx"), folder.path().join("x.npz"));
     let before = fs::read(&model).unwrap();
     let mut quantize = calib().unwrap();
@@ -266,7 +258,7 @@ fn operator_types_that_the_model_has_not_are_told() {
 /// Commands that are recommended are about the precision that was looked into; 16-bit floats have no table to name.
 #[test]
 fn what_a_bisection_recommends_is_of_its_precision() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let bisect = |precision: &str| {
         let mut command = calib().unwrap();
         command
@@ -287,7 +279,7 @@ fn what_a_bisection_recommends_is_of_its_precision() {
 
 #[test]
 fn an_output_whose_shape_depends_on_the_data_can_be_left_out_everywhere() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let of = |model: &str, name: &str, more: &[&str]| {
         let mut command = calib().unwrap();
         command.arg(name).arg("--model").arg(folder.path().join(model));

@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use super::{calib, error_of, json, python};
+use super::{calib, error_of, json, made, python};
 
 /// `residual.onnx` adds up two convolutions; `half.onnx`, `double.onnx` and `mixed.onnx` are FP16, FP64 and in part FP16. `tiny.onnx`
 /// multiplies by 10⁻⁹, which FP16 does not have. `range-N.onnx` reads values of about 10ᴺ and
@@ -62,14 +62,6 @@ for count in 40, 160:
     np.savez(f"{folder}/{count}.npz", x=np.full((count, 3, 242, 242), 0.5, np.float32))
 "#;
 
-/// A folder with those files; `None`, with a message, where libraries are missing.
-fn made() -> Option<tempfile::TempDir> {
-    let folder = tempfile::tempdir().unwrap();
-    calib()?;
-    python(MAKE, &[folder.path()])?;
-    Some(folder)
-}
-
 /// A command over a model and data of the folder, whose relative files lie there.
 fn command(folder: &Path, name: &str, model: &str, data: &str, more: &[&str]) -> assert_cmd::Command {
     let mut command = calib().unwrap();
@@ -96,7 +88,7 @@ fn row<'r>(report: &'r serde_json::Value, precision: &str) -> &'r serde_json::Va
 
 #[test]
 fn a_model_in_another_precision_is_called_so() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let folder = folder.path();
     for (model, data, name, weights) in [
         ("half", "half", "fp16", "float16"),
@@ -121,7 +113,7 @@ fn a_model_in_another_precision_is_called_so() {
 
 #[test]
 fn sixteen_bits_in_a_run_have_the_constants_of_the_written_file() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let folder = folder.path();
     run(folder, "tiny", "x", &["--precisions", "fp16"]).assert().success();
     let imitated = row(&report(folder), "fp16")["outputs"][0]["sqnr_db"].as_f64().unwrap();
@@ -135,7 +127,7 @@ fn sixteen_bits_in_a_run_have_the_constants_of_the_written_file() {
 
 #[test]
 fn every_quantized_convolution_has_a_row() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let folder = folder.path();
     let flags =
         ["--precisions", "int8", "--gate", "sqnr_db=5", "--bench-seconds", "0.1", "--tensorrt", "off", "--out", "out"];
@@ -158,7 +150,7 @@ fn every_quantized_convolution_has_a_row() {
 
 #[test]
 fn ranges_far_from_one_keep_their_accuracy() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let folder = folder.path();
     for exponent in [-30, -20, 20, 30] {
         let name = format!("range{exponent}");
@@ -176,7 +168,7 @@ fn ranges_far_from_one_keep_their_accuracy() {
 
 #[test]
 fn a_run_that_fails_leaves_no_report_that_passed() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let folder = folder.path();
     let summary = ["--precisions", "fp16", "--gate", "sqnr_db=20", "--summary", "summary.md"];
     run(folder, "residual", "x", &summary).assert().success();
@@ -194,7 +186,7 @@ fn a_run_that_fails_leaves_no_report_that_passed() {
 
 #[test]
 fn gates_that_cannot_be_tested_end_before_the_work() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let folder = folder.path();
     for (gate, reason) in [
         ("accuracy=0.5", "no sample has a label"),
@@ -215,7 +207,7 @@ fn gates_that_cannot_be_tested_end_before_the_work() {
 
 #[test]
 fn samples_that_calibrated_are_left_out_of_a_comparison() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let folder = folder.path();
     command(folder, "calibrate", "residual", "more", &["-o", "t.json", "--calib-samples", "16"]).assert().success();
     assert_eq!(json(&folder.join("t.json"))["calibrated_on"].as_object().unwrap().len(), 16);
@@ -243,7 +235,7 @@ fn samples_that_calibrated_are_left_out_of_a_comparison() {
 
 #[test]
 fn what_is_valid_is_taken() {
-    let Some(folder) = made() else { return };
+    let Some(folder) = made(MAKE) else { return };
     let folder = folder.path();
     command(folder, "calibrate", "first", "x", &["-o", "t.json"]).assert().success();
     let quantize = |model: &str, more: &[&str]| {
