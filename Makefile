@@ -9,10 +9,13 @@ feature_11 := tensorrt
 FEATURES ?= $(feature_$(TENSORRT))
 cargo_features := $(if $(FEATURES),--features $(FEATURES))
 
+# With rustup's llvm-tools, `make test` counts which lines the tests of engines run.
+llvm_cov := $(wildcard $(shell rustc --print sysroot 2>/dev/null)/lib/rustlib/*/bin/llvm-cov)
+
 export LIBCLANG_PATH := $(CURDIR)/.runtime/libclang
 export BINDGEN_EXTRA_CLANG_ARGS := -isystem $(shell gcc -print-file-name=include 2>/dev/null)
 
-.PHONY: help setup build demo test test-engines test-engines-rtx test-engines-11 coverage test-python wheel test-gpu fuzz kill-test soak test-large zoo check fmt example models bench doc clean
+.PHONY: help setup build demo test test-lean test-engines test-engines-rtx test-engines-11 coverage test-python wheel test-gpu fuzz kill-test soak test-large zoo check fmt example models bench doc clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -32,8 +35,11 @@ demo: build ## run the main job on the embedded model and images
 
 test: setup-test ## run every test
 	cargo test $(cargo_features)
+	$(MAKE) $(if $(llvm_cov),coverage,test-lean test-engines)
+	$(if $(llvm_cov),,@echo "The coverage was not checked: llvm-tools are missing (rustup component add llvm-tools)")
+
+test-lean: setup-test
 	cargo test -p trtcalib --features tensorrt --lib backend::tensorrt # against the lean runtime of TensorRT 11
-	$(MAKE) test-engines
 
 # Kernels run on the stand-in's CPU as well: those of tests/gpu that need neither ONNX Runtime's CUDA provider nor gigabytes.
 on_stand_in := magnitudes:: pairs:: values:: --skip a_large
@@ -49,7 +55,7 @@ test-engines-11: setup-test
 	tests/stand_in/build.sh
 	$(if $(REAL_DRIVER),CALIB_REAL_DRIVER=1) cargo test --features tensorrt --test engines
 
-coverage: setup-test ## line coverage of src/backend/tensorrt and src/backend/cuda, without a GPU; fails below 85 %
+coverage: setup-test ## test-engines with the lines counted of src/backend/tensorrt and src/backend/cuda; fails below 85 %
 	scripts/coverage.sh
 
 test-python: setup-test ## build the wheel, install it into an empty environment and run its tests
