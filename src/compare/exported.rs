@@ -16,12 +16,31 @@ struct Exported {
     name: String,
     /// `8x1000`.
     dimensions: String,
-    values: Vec<f64>,
+    values: Vec<Number>,
+}
+
+/// A number, or the word that C++ prints for what is none.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Number {
+    Finite(f64),
+    Word(String),
+}
+
+impl Number {
+    fn value(&self) -> Option<f32> {
+        match self {
+            Self::Finite(value) => Some(*value as f32),
+            Self::Word(word) => word.parse().ok(),
+        }
+    }
 }
 
 /// The outputs in a file, whose first axis runs over the samples; otherwise why it is neither program's.
 pub(super) fn read(bytes: &[u8]) -> Result<TensorMap, String> {
-    let json: Value = serde_json::from_slice(bytes).map_err(|error| format!("it is no valid JSON: {error}"))?;
+    let json: Value = serde_json::from_slice(bytes)
+        .or_else(|error| serde_json::from_slice(&with_words_quoted(bytes)).map_err(|_| error))
+        .map_err(|error| format!("it is no valid JSON: {error}"))?;
     if let Some(runners) = json.get("lst").and_then(Value::as_array) {
         return polygraphy(runners);
     }
@@ -34,11 +53,31 @@ pub(super) fn read(bytes: &[u8]) -> Result<TensorMap, String> {
     outputs.into_iter().map(exported).collect()
 }
 
+/// trtexec writes `nan`, `-nan`, `inf` and `-inf` as C++ prints them, which JSON has no words for.
+fn with_words_quoted(bytes: &[u8]) -> Vec<u8> {
+    let (mut quoted, mut rest, mut in_text) = (Vec::with_capacity(bytes.len()), bytes, false);
+    while let Some(&byte) = rest.first() {
+        let word = [&b"-nan"[..], b"nan", b"-inf", b"inf"].into_iter().find(|word| !in_text && rest.starts_with(word));
+        let taken = if let Some(word) = word {
+            quoted.extend([b"\"", word, b"\""].concat());
+            word.len()
+        } else {
+            in_text ^= byte == b'"';
+            quoted.push(byte);
+            1
+        };
+        rest = &rest[taken..];
+    }
+    quoted
+}
+
 fn exported(output: Exported) -> Result<(String, Tensor), String> {
     let Exported { name, dimensions, values } = output;
-    let shape = dimensions.split('x').map(str::parse).collect::<Result<Vec<usize>, _>>();
+    let shape =
+        dimensions.split('x').filter(|_| !dimensions.is_empty()).map(str::parse).collect::<Result<Vec<usize>, _>>();
     let shape = shape.map_err(|_| format!("`{name}` has the dimensions `{dimensions}`, which are no numbers"))?;
-    let values = values.into_iter().map(|value| value as f32).collect();
+    let values = values.iter().map(Number::value).collect::<Option<Vec<f32>>>();
+    let values = values.ok_or_else(|| format!("`{name}` holds values that are no numbers"))?;
     let tensor = Tensor::new(shape, Values::F32(values)).map_err(|error| format!("`{name}`: {error}"))?;
     Ok((name, tensor))
 }
@@ -101,6 +140,24 @@ mod tests {
         let error = read(text.replace("2x3", "2x4").as_bytes()).unwrap_err();
         assert!(error.contains("`logits`"), "{error}");
         assert!(read(text.replace("2x3", "?x3").as_bytes()).unwrap_err().contains("`?x3`"));
+    }
+
+    /// As `exportJSONOutput` of NVIDIA's samples writes it: numbers and what is none as C++ prints them, truth values as
+    /// numbers, a single value without extents, names as they are, an output without values.
+    #[test]
+    fn what_trtexec_exports_of_odd_outputs() {
+        let text = "[\n  { \"name\" : \"an inf \"\n  , \"dimensions\" : \"1x4\"\n  , \"values\" : [ -nan, inf, -inf, nan ]\n  }\n\
+                    , { \"name\" : \"found\"\n  , \"dimensions\" : \"1x0x4\"\n  , \"values\" : [  ]\n  }\n\
+                    , { \"name\" : \"loss\"\n  , \"dimensions\" : \"\"\n  , \"values\" : [ 1.17549e-38 ]\n  }\n]\n";
+        let found = read(text.as_bytes()).unwrap();
+        let Values::F32(odd) = found["an inf "].values() else { panic!("floats") };
+        assert!(
+            odd[0].is_nan() && odd[3].is_nan() && odd[1] == f32::INFINITY && odd[2] == f32::NEG_INFINITY,
+            "{odd:?}"
+        );
+        assert_eq!((found["found"].shape(), found["loss"].shape()), (&[1, 0, 4][..], &[][..]));
+        assert!(read(text.replace("-nan", "none").as_bytes()).unwrap_err().contains("no valid JSON"));
+        assert!(read(text.replace("-nan", "\"none\"").as_bytes()).unwrap_err().contains("no numbers"));
     }
 
     /// Written by Polygraphy 0.53.6: the numbers 0 to 5, then 10 to 15, as arrays of 2x3.

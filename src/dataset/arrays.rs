@@ -13,7 +13,7 @@ use super::{Dataset, DatasetError, InputSpec, SampleError};
 use crate::{
     artifact::open_regular,
     npz::{Archive, Array, ArrayError, parse_npy, read_npz},
-    tensor::{Tensor, TensorMap},
+    tensor::{Tensor, TensorMap, rows},
 };
 
 /// Largest file of JSON that is read: its numbers are text, and all of it is held.
@@ -32,7 +32,7 @@ pub(super) struct ArrayDataset {
 enum Source {
     /// The first axis of every array counts the samples; a scalar is the same for all. Rows are read when their turn comes.
     Stacked(BTreeMap<String, Array>),
-    /// Each entry is one sample (or one batch, which is one inference call).
+    /// Each entry is one sample (or one batch of a model that fixes its batch, which is one inference call).
     Listed(Vec<TensorMap>),
     /// Each file is one sample.
     Files(Vec<PathBuf>),
@@ -83,7 +83,8 @@ impl ArrayDataset {
         Self { notes, ..Self::new(files, Source::Files(paths), inputs) }
     }
 
-    /// Polygraphy's `--save-inputs` JSON: a list of feed dictionaries whose arrays are base64 `.npy` files.
+    /// Polygraphy's `--save-inputs` JSON: a list of feed dictionaries whose arrays are base64 `.npy` files. Where the
+    /// model's batch is open, the rows of an entry are samples.
     pub(super) fn polygraphy(path: &Path, inputs: &[InputSpec]) -> Result<Self, DatasetError> {
         let mut bytes = Vec::new();
         let read = open_regular(path).and_then(|file| file.take(JSON_BYTES).read_to_end(&mut bytes));
@@ -109,6 +110,7 @@ impl ArrayDataset {
                 match_inputs(arrays, inputs).map_err(|reason| invalid(path, format!("entry {index}: {reason}")))
             })
             .collect::<Result<Vec<_>, _>>()?;
+        let feeds: Vec<TensorMap> = feeds.into_iter().flat_map(|feed| samples_of(feed, inputs)).collect();
         let ids = (0..feeds.len()).map(|index| format!("{index}")).collect();
         Ok(Self { notes, ..Self::new(ids, Source::Listed(feeds), inputs) })
     }
@@ -125,6 +127,16 @@ impl ArrayDataset {
     pub(super) fn set_labels(&mut self, labels: Vec<Option<u32>>) {
         self.labels = labels;
     }
+}
+
+/// The samples in a batch: its rows, where every input leaves its first axis open and the arrays have as many rows.
+fn samples_of(batch: TensorMap, inputs: &[InputSpec]) -> Vec<TensorMap> {
+    let open = !inputs.is_empty() && inputs.iter().all(|input| input.shape.first().is_some_and(Option::is_none));
+    let Some(&count) = batch.values().next().and_then(|array| array.shape().first()).filter(|_| open) else {
+        return vec![batch];
+    };
+    let samples: Option<Vec<TensorMap>> = (0..count).map(|row| rows(&batch, count, row..row + 1)).collect();
+    samples.unwrap_or_else(|| vec![batch])
 }
 
 fn feed_arrays(feed: &Value) -> Result<TensorMap, String> {
@@ -291,15 +303,21 @@ mod tests {
     #[test]
     fn polygraphy_inputs() {
         let mut npy = b"\x93NUMPY\x01\x00".to_vec();
-        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }\n";
+        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1), }\n";
         npy.extend((header.len() as u16).to_le_bytes());
         npy.extend(header.as_bytes());
-        npy.extend(2.5f32.to_le_bytes());
+        npy.extend([2.5_f32, -1.0].iter().flat_map(|value| value.to_le_bytes()));
         let npy = base64::engine::general_purpose::STANDARD.encode(npy);
         let json = format!(r#"[{{"x": {{"array": "{npy}", "polygraphy_class": "np.ndarray"}}}}]"#);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), json).unwrap();
-        let data = ArrayDataset::polygraphy(file.path(), &[spec("input")]).unwrap();
-        assert_eq!(data.sample(0).unwrap()["input"], Tensor::from_f32(vec![1], vec![2.5]).unwrap());
+        let read = |extent| {
+            let input = InputSpec { shape: vec![extent, Some(1)], ..spec("input") };
+            let data = ArrayDataset::polygraphy(file.path(), &[input]).unwrap();
+            (0..data.len()).map(|index| data.sample(index).unwrap().remove("input").unwrap()).collect::<Vec<_>>()
+        };
+        let array = |values: &[f32]| Tensor::from_f32(vec![values.len(), 1], values.to_vec()).unwrap();
+        assert_eq!(read(Some(2)), [array(&[2.5, -1.0])]);
+        assert_eq!(read(None), [array(&[2.5]), array(&[-1.0])], "the rows of a batch are samples where it is open");
     }
 }

@@ -90,6 +90,36 @@ fn outputs_that_other_programs_saved_are_compared_like_the_engine_itself() {
     assert!(error.contains("neither trtexec's --exportOutput nor Polygraphy's --save-outputs"), "{error}");
 }
 
+/// Files that Polygraphy itself wrote, of a batch of two and one of one (`tests/fixtures/polygraphy`), beside an engine.
+#[test]
+fn what_polygraphy_wrote_is_compared_with_its_own_inputs_and_with_the_pictures() {
+    let engines = Engines::build();
+    let model = root().join("calib_data/demo.onnx");
+    let written = |name: &str| text(&root().join("tests/fixtures/polygraphy").join(name)).to_owned();
+    let (inputs, outputs) = (written("inputs.json"), format!("saved:{}", written("outputs.json")));
+    let pictures = engines.path("pictures");
+    fs::create_dir(&pictures).unwrap();
+    for name in ["0000.png", "0001.png", "0002.png"] {
+        fs::copy(root().join("calib_data/images").join(name), format!("{pictures}/{name}")).unwrap();
+    }
+    let preprocess = ["--scale", "0.00392156862745098", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25"];
+    for data in [&["--data", inputs.as_str()][..], &[&["--data", pictures.as_str()], &preprocess[..]].concat()] {
+        let compare = ["compare", "--ref", "ort", "--model", text(&model)];
+        let targets =
+            ["--target", &outputs, "--target", &engines.path("fp32.plan"), "--target", &engines.path("int8.plan")];
+        let found = json("", &[&compare[..], data, &targets].concat());
+        let sqnr = |target: usize| {
+            let output = &found["targets"][target]["result"]["outputs"][0];
+            output["sqnr_db"].as_f64().unwrap_or(f64::INFINITY)
+        };
+        assert_eq!(found["targets"][0]["result"]["samples"], 3, "{found}");
+        assert!(sqnr(0) > 80.0 && sqnr(1) > 80.0 && sqnr(2) < 60.0, "{} {} {}", sqnr(0), sqnr(1), sqnr(2));
+    }
+    let other =
+        ends(2, "", &["compare", "--ref", "ort", "--model", text(&model), "--data", &inputs, "--target", &inputs]);
+    assert!(other.contains("inputs.json"), "{other}");
+}
+
 /// Plans of TensorRT 8.6 and 10 begin as those of 11 do and tell no version.
 #[test]
 fn an_engine_of_an_older_tensorrt_is_refused_with_the_way_that_works() {

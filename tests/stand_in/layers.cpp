@@ -15,18 +15,18 @@ bool multiplies(const std::string& op) {
 
 bool is_qdq(const std::string& op) { return op == "QuantizeLinear" || op == "DequantizeLinear"; }
 
-// The form of the name differs: a type of its own field, or a sentence.
+// Since version 11, as in RTX, the type has a field of its own; before, it was part of the format's sentence.
 const char* type_name(int type) {
     switch (type) {
-    case 1: return RTX ? "Float" : "Row major linear FP32";
-    case 2: return RTX ? "UInt8" : "Row major UInt8 format";
-    case 3: return RTX ? "Int8" : "Thirty-two wide channel vectorized row major Int8 format";
-    case 6: return RTX ? "Int32" : "Row major Int32 format";
-    case 7: return RTX ? "Int64" : "Row major Int64 format";
-    case 9: return RTX ? "Bool" : "Row major linear BOOL";
-    case 10: return RTX ? "Half" : "Row major linear FP16 format";
-    case 16: return RTX ? "BFloat16" : "Row major linear BF16 format";
-    case 17: return RTX ? "FP8" : "Row major linear FP8 format";
+    case 1: return "Float";
+    case 2: return "UInt8";
+    case 3: return "Int8";
+    case 6: return "Int32";
+    case 7: return "Int64";
+    case 9: return "Bool";
+    case 10: return "Half";
+    case 16: return "BFloat16";
+    case 17: return RTX ? "FP8" : "Float8E4M3FN";
     default: return "N/A due to dynamic shapes";
     }
 }
@@ -139,9 +139,9 @@ std::string listing(const std::vector<Layer>& layers) {
 
 std::string inspected(const std::vector<Layer>& layers, const Model& model, bool detailed) {
     auto tensor = [](const Value& value) {
-        std::string type = std::string(RTX ? "\"Datatype\": " : "\"Format/Datatype\": ") + quoted(type_name(value.type));
-        return "{\"Name\": " + quoted(value.name) + ", \"Location\": \"Device\", \"Dimensions\": " + extents(value) + ", " +
-               type + (RTX ? ", \"Format\": \"(Linear) Row major linear format\"}" : "}");
+        return "{\"Name\": " + quoted(value.name) + ", \"Location\": \"Device\", \"Dimensions\": " + extents(value) +
+               ", \"Datatype\": " + quoted(type_name(value.type)) + ", \"Format\": \"" +
+               (RTX ? "(Linear) Row major linear format" : "Row major linear") + "\"}";
     };
     auto tensors = [&](const std::vector<Value>& values) { return "[" + joined(values, ", ", tensor) + "]"; };
     auto layer = [&](const Layer& layer) {

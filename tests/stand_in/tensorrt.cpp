@@ -684,7 +684,7 @@ struct Runtime : apiv::RefusedVRuntime {
 // As the libraries do it: RTX notices a missing driver when it deserializes, TensorRT 11 at once.
 bool begins(void* logger, const char* what) {
     the_logger = static_cast<ILogger*>(logger);
-    say(ILogger::Severity::kINFO, "stand-in for TensorRT: nothing that it gives is a result or a time of TensorRT");
+    say(ILogger::Severity::kWARNING, "stand-in for TensorRT: nothing that it gives is a result or a time of TensorRT");
     if (order(what)) return false;
     if (!RTX && !driver()) return error("CUDA initialization failure with error: 35. Please check your CUDA installation");
     return true;
