@@ -65,7 +65,7 @@ pub struct RunConfig {
     /// `auto`: biases take back the mean error of INT8 where that measures better; or `off`.
     #[serde(with = "word")]
     pub bias_correction: BiasCorrection,
-    /// How far INT8 is brought nearer to float; absent: `off`, for now.
+    /// How far INT8 is brought nearer to float; absent: `default` where `auto` chooses and corrects biases, `off` elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub effort: Option<Effort>,
     /// Where INT8 will run, `rtx` or `tensorrt`: what costs no layer there is allowed.

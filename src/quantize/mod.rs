@@ -32,13 +32,13 @@ pub use placement::{ActivationEdge, Decision, Placement, Rule, WeightEdge};
 pub use plan::{Assignment, CompiledPlan, PLAN_FORMAT_VERSION, PatternError, Precision, PrecisionPlan, Selector};
 pub use qdq::WrittenScales;
 pub use scheme::place;
-pub use shift::{Shiftable, shiftable};
+pub use shift::{Shiftable, Shifted, shiftable};
 pub use validate::{Finding, Severity, validate};
 
 use crate::{
     artifact::{ContentHash, Tool},
     backend::TensorInfo,
-    calibrate::{CalibrationTable, Method, Recovered, Shift, TensorRange},
+    calibrate::{CalibrationTable, Method, Recovered, TensorRange},
     onnx::{
         GraphError, Model, TensorError,
         proto::{GraphProto, StringStringEntryProto, TensorProto},
@@ -197,6 +197,8 @@ pub struct Quantized {
     pub placement: Placement,
     /// The scales in the model, one entry for each quantized input of a node: activations first.
     pub scales: Vec<WrittenScales>,
+    /// What the tensors that only [`Self::float`] has were in the model that was given.
+    pub shifted: BTreeMap<String, Shifted>,
     /// Nodes that stayed in FP32 although the float part was converted.
     pub kept_fp32: Vec<KeptFp32>,
     /// What [`validate`] finds in the result: nothing, or a defect of this program.
@@ -204,9 +206,12 @@ pub struct Quantized {
 }
 
 impl Quantized {
-    /// Scale by quantized activation.
+    /// Scale by quantized activation, under the names of the model that was given.
     pub fn activation_scales(&self) -> BTreeMap<String, f32> {
-        let single = |written: &WrittenScales| Some((written.tensor.clone(), *written.scales.first()?));
+        let single = |written: &WrittenScales| {
+            let tensor = self.shifted.get(&written.tensor).map_or(&written.tensor, |shifted| &shifted.tensor);
+            Some((tensor.clone(), *written.scales.first()?))
+        };
         let is_activation =
             |written: &&WrittenScales| self.placement.activations.iter().any(|edge| edge.tensor == written.tensor);
         self.scales.iter().filter(is_activation).filter_map(single).collect()
@@ -240,7 +245,7 @@ pub fn quantize(
     upgrade::raise_opset(&mut model, opset, shapes)?;
     let recovered = table.and_then(|table| table.recovered.as_ref()).filter(|_| precision == Precision::Int8);
     let mut placement = place(&model, shapes, &scheme_with_lifted(options, recovered))?;
-    let shifts = match recovered {
+    let shifted = match recovered {
         Some(recovered) => shift::shift(model.graph_mut(), shapes, &mut placement, &recovered.shifts)?,
         None => BTreeMap::new(),
     };
@@ -249,7 +254,7 @@ pub fn quantize(
     let quantizes = !placement.activations.is_empty() || !placement.weights.is_empty();
     if precision.is_quantized() && quantizes {
         let table = table.ok_or(QuantizeError::NoTable)?;
-        let table = &with_shifts(table, shifts);
+        let table = &with_shifts(table, &shifted);
         let stored = weight_type(model.graph(), &placement)?;
         let types = ScaleTypes { stored, exact: half.unwrap_or(stored) };
         scales = qdq::insert(model.graph_mut(), &placement, table, precision, types)?;
@@ -260,7 +265,7 @@ pub fn quantize(
     };
     record_provenance(&mut model, table, precision);
     let findings = validate(&model)?;
-    Ok(Quantized { model, float, placement, scales, kept_fp32, findings })
+    Ok(Quantized { model, float, placement, scales, shifted, kept_fp32, findings })
 }
 
 /// The scheme, with the nodes that recovery lifts in the high precision; what the plan says comes after that.
@@ -275,9 +280,9 @@ fn scheme_with_lifted(options: &QuantizeOptions, recovered: Option<&Recovered>) 
 }
 
 /// The table, with the ranges of shifted tensors.
-fn with_shifts(table: &CalibrationTable, shifts: BTreeMap<String, Shift>) -> CalibrationTable {
+fn with_shifts(table: &CalibrationTable, shifted: &BTreeMap<String, Shifted>) -> CalibrationTable {
     let mut table = table.clone();
-    for (tensor, shift) in shifts {
+    for (tensor, Shifted { shift, .. }) in shifted {
         let range = TensorRange {
             min: -shift.amax,
             max: shift.amax,
@@ -287,7 +292,7 @@ fn with_shifts(table: &CalibrationTable, shifts: BTreeMap<String, Shift>) -> Cal
             candidates: BTreeMap::new(),
             clipped: 0.0,
         };
-        table.tensors.insert(tensor, range);
+        table.tensors.insert(tensor.clone(), range);
     }
     table
 }

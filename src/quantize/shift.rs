@@ -24,6 +24,15 @@ use crate::{
     tensor::{ElementType, Tensor, Values},
 };
 
+/// What a tensor of a shifted graph was in the graph that was given.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shifted {
+    /// The tensor.
+    pub tensor: String,
+    /// The range around another centre that it has now.
+    pub shift: Shift,
+}
+
 /// What it takes to shift an activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Shiftable {
@@ -169,13 +178,13 @@ fn pads(facts: &Facts<'_>, tensor: &str, node: &NodeProto, weight: &[usize]) -> 
 }
 
 /// Shifts the quantized activations that `shifts` names, where all their consumers can take it back, and points the
-/// edges of `placement` to what is quantized now. Returns the shift of every tensor that it made.
+/// edges of `placement` to what is quantized now. Returns the tensors that it made.
 pub(super) fn shift(
     graph: &mut GraphProto,
     shapes: &BTreeMap<String, TensorInfo>,
     placement: &mut Placement,
     shifts: &BTreeMap<String, Shift>,
-) -> Result<BTreeMap<String, Shift>, QuantizeError> {
+) -> Result<BTreeMap<String, Shifted>, QuantizeError> {
     let quantized: BTreeSet<String> = placement.tensors_to_observe();
     let mut names = Names::of(graph);
     let mut plan = Plan::default();
@@ -214,7 +223,7 @@ struct Plan {
     operators: BTreeMap<usize, &'static str>,
     nodes: Vec<NodeProto>,
     initializers: Vec<TensorProto>,
-    made: BTreeMap<String, Shift>,
+    made: BTreeMap<String, Shifted>,
 }
 
 impl Plan {
@@ -233,7 +242,8 @@ impl Plan {
             let name = names.derived(tensor, "Sub");
             self.nodes.push(NodeProto::new("Sub", &name, &[tensor, &offset], &[&shifted]));
         }
-        self.made.insert(shifted.clone(), shift);
+        let made = Shifted { tensor: tensor.to_owned(), shift };
+        self.made.insert(shifted.clone(), made.clone());
         let mut padded: BTreeMap<&[i64], String> = BTreeMap::new();
         for taker in takers {
             let input = if taker.pads.is_empty() {
@@ -242,7 +252,7 @@ impl Plan {
                 known.clone()
             } else {
                 let new = self.pad(names, tensor, &shifted, &taker.pads, shift.offset, element_type)?;
-                self.made.insert(new.clone(), shift);
+                self.made.insert(new.clone(), made.clone());
                 padded.insert(&taker.pads, new.clone());
                 new
             };
@@ -316,7 +326,7 @@ impl Plan {
         Ok(padded)
     }
 
-    fn apply(self, graph: &mut GraphProto, names: &mut Names) -> Result<BTreeMap<String, Shift>, QuantizeError> {
+    fn apply(self, graph: &mut GraphProto, names: &mut Names) -> Result<BTreeMap<String, Shifted>, QuantizeError> {
         let mut biases = Vec::new();
         {
             let view = GraphView::new(graph)?;

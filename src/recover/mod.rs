@@ -80,7 +80,7 @@ pub struct RecoverOptions {
     pub deploy_to: DeployTo,
     /// Which activations may be shifted.
     pub shift: ShiftPolicy,
-    /// Share of the multiply-accumulates that may stay in the high precision, between 0 and 1.
+    /// Share of the multiply-accumulates, and of the weights, that may stay in the high precision, between 0 and 1.
     pub lift_budget: f64,
     /// Whether ranges may be chosen among those of all methods.
     pub ranges: bool,
@@ -317,9 +317,8 @@ impl Steps<'_> {
         let started = Instant::now();
         let few = self.samples.len().min(RANKED_ON);
         let ranked = rank::rank(&self.network, &self.samples[..few], &self.state, &self.parts)?;
-        let costs: Vec<(f64, f64)> = ranked.iter().map(|one| (one.noise, one.macs)).collect();
-        let picked = lifting::pick(&costs, budget);
-        let (noise, macs) = costs.iter().fold((0.0, 0.0), |(noise, macs), one| (noise + one.0, macs + one.1));
+        let picked = lifting::pick(&ranked, budget);
+        let (noise, macs) = ranked.iter().fold((0.0, 0.0), |(noise, macs), one| (noise + one.noise, macs + one.macs));
         if picked.is_empty() {
             return Ok(Vec::new());
         }

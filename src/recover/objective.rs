@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::RecoverError;
 use crate::{
     compare::{PairSums, Part, PartSums, by_scale},
     tensor::{Tensor, TensorView},
@@ -37,11 +38,17 @@ impl Objective {
     }
 
     /// Adds one output of one call, whose first axis is the batch.
-    pub fn add(&mut self, name: &str, float: &Tensor, quantized: &Tensor) {
-        let Some((&rows, shape)) = float.shape().split_first() else { return };
-        if !float.element_type().is_float() || float.shape() != quantized.shape() || rows == 0 {
-            return;
+    ///
+    /// # Errors
+    /// The shapes differ.
+    pub fn add(&mut self, name: &str, float: &Tensor, quantized: &Tensor) -> Result<(), RecoverError> {
+        if !float.element_type().is_float() {
+            return Ok(());
         }
+        if float.shape() != quantized.shape() {
+            return Err(RecoverError::Unsupported(format!("the shape of output `{name}` depends on the data")));
+        }
+        let Some((&rows, shape)) = float.shape().split_first().filter(|&(&rows, _)| rows > 0) else { return Ok(()) };
         let output = self.outputs.entry(name.to_owned()).or_default();
         output.channels = channels(shape);
         let (float, quantized) = (float.view().values, quantized.view().values);
@@ -51,6 +58,7 @@ impl Objective {
             let [float, quantized] = [float, quantized].map(|v| TensorView { shape, values: v.slice(at.clone()) });
             output.sums.push(float, quantized);
         }
+        Ok(())
     }
 
     /// Noise relative to signal. `None` without any number; infinite with NaN.
@@ -114,7 +122,7 @@ mod tests {
     fn decibels(parts: Parts, shape: &[usize], float: &[f32], quantized: &[f32]) -> f64 {
         let tensor = |values: &[f32]| Tensor::from_f32(shape.to_vec(), values.to_vec()).unwrap();
         let mut objective = Objective::new(parts);
-        objective.add("y", &tensor(float), &tensor(quantized));
+        objective.add("y", &tensor(float), &tensor(quantized)).unwrap();
         objective.decibels().unwrap()
     }
 

@@ -16,7 +16,10 @@ use crate::tensor::TensorMap;
 pub(super) struct Ranked {
     pub node: String,
     pub noise: f64,
+    /// Multiply-accumulates of one sample.
     pub macs: f64,
+    /// Elements of its weight.
+    pub weights: f64,
 }
 
 /// Quantizes one operator after the other over `samples` and carries its error on to the outputs; what does not change is
@@ -39,10 +42,11 @@ pub(super) fn rank(
         operators.iter().map(|&(start, operator)| one(network, start, operator, &mut float, state, parts)).collect()
     });
     let by_sample = by_sample.collect::<Result<Vec<Vec<(f64, f64)>>, RecoverError>>()?;
-    let ranked = operators.iter().enumerate().map(|(place, (_, operator))| {
+    let ranked = operators.iter().enumerate().map(|(place, &(_, operator))| {
         let noise = by_sample.iter().map(|of| of[place].0).sum::<f64>() / by_sample.len().max(1) as f64;
         let macs = by_sample.first().map_or(1.0, |of| of[place].1);
-        Ranked { node: operator.node.clone(), noise, macs }
+        let weights = operator.weight.as_ref().map_or(0.0, |weight| weight.values.len() as f64);
+        Ranked { node: operator.node.clone(), noise, macs, weights }
     });
     Ok(ranked.collect())
 }
@@ -76,7 +80,7 @@ fn one(
     let mut objective = Objective::new(parts.clone());
     for name in &network.outputs {
         if let (Some(exact), Some(found)) = (float.get(name), changed.get(name).or(float.get(name))) {
-            objective.add(name, exact, found);
+            objective.add(name, exact, found)?;
         }
     }
     Ok((objective.noise().unwrap_or(0.0), macs))

@@ -186,7 +186,7 @@ impl Case {
             [&self.model, &quantized.model].map(|model| self.runtime.build(model, &BuildOptions::default()).unwrap());
         let mut objective = objective::Objective::new(Parts::new());
         for sample in samples(8, 4) {
-            objective.add("c", &float.infer(&sample).unwrap()["c"], &quantized.infer(&sample).unwrap()["c"]);
+            objective.add("c", &float.infer(&sample).unwrap()["c"], &quantized.infer(&sample).unwrap()["c"]).unwrap();
         }
         objective.decibels().unwrap()
     }

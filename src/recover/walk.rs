@@ -130,7 +130,7 @@ pub(super) fn walk(
     for index in measured {
         for name in &network.outputs {
             if let (Some(float), Some(quantized)) = (lanes.float[index].get(name), lanes.quantized[index].get(name)) {
-                objective.add(name, float, quantized);
+                objective.add(name, float, quantized)?;
             }
         }
     }

@@ -6,7 +6,7 @@ use super::{EngineInside, Gate, Histogram, Layer, OutputTask, Precision, Verdict
 use crate::{
     backend::tensorrt::{EngineLayer, EngineLayers},
     bench::Timing,
-    calibrate::TensorRange,
+    calibrate::{Shift, TensorRange},
     compare::{self, ComparisonResult, Direction, Footprint, GateResult, Metric, TaskResult, percent},
 };
 
@@ -114,6 +114,7 @@ impl Layer {
             min: None,
             max: None,
             amax: None,
+            offset: None,
             scale: None,
             method: None,
             candidates: BTreeMap::new(),
@@ -129,6 +130,13 @@ impl Layer {
         (self.amax, self.scale, self.method) = (Some(range.amax), scale, Some(range.method));
         self.candidates.clone_from(&range.candidates);
         self
+    }
+
+    /// Takes over the range around another centre that the tensor has, which cuts the share `clipped` of its values.
+    #[must_use]
+    pub fn with_shift(self, shift: Shift, clipped: f64) -> Self {
+        let (amax, offset, clipped) = (Some(shift.amax), Some(shift.offset), Some(clipped));
+        Self { amax, offset, clipped, method: None, ..self }
     }
 }
 

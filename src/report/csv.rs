@@ -38,6 +38,7 @@ pub fn layers_csv(report: &Report, to: impl Write) -> csv::Result<()> {
         "min",
         "max",
         "amax",
+        "offset",
         "scale",
         "clipped",
     ];
@@ -48,7 +49,7 @@ pub fn layers_csv(report: &Report, to: impl Write) -> csv::Result<()> {
     for layer in &report.layers {
         let names = [&layer.node, &layer.op_type, &layer.tensor, &layer.precision].map(|name| text_field(name));
         let errors = [layer.graphwise_sqnr_db, layer.layerwise_sqnr_db, layer.cosine, layer.weight_sqnr_db].map(double);
-        let range = [layer.min, layer.max, layer.amax, layer.scale].map(single);
+        let range = [layer.min, layer.max, layer.amax, layer.offset, layer.scale].map(single);
         let thresholds = methods.map(|(_, method)| single(layer.candidates.get(&method).copied()));
         let fields = names.into_iter().chain(errors).chain(range).chain([double(layer.clipped)]).chain(thresholds);
         let fields = fields.chain([report.dataset.random_data.to_string()]);

@@ -400,6 +400,7 @@ fn layers(count: usize) -> Vec<Layer> {
             min: Some(if i.is_multiple_of(3) { 0.0 } else { -limit }),
             max: Some(limit),
             amax: Some(amax),
+            offset: None,
             scale: Some(amax / 127.0),
             method: Some(Method::Percentile),
             candidates: [

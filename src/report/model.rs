@@ -402,9 +402,12 @@ pub struct Layer {
     /// Largest value seen in calibration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<f32>,
-    /// Threshold in force.
+    /// Threshold in force: values up to this far from `offset` keep their places.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amax: Option<f32>,
+    /// The centre of the range; absent where it is 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<f32>,
     /// Step of the quantized tensor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<f32>,

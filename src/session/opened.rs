@@ -346,10 +346,11 @@ impl Session {
         }
     }
 
-    /// How far INT8 is to be brought nearer to float.
+    /// How far INT8 is to be brought nearer to float: who names a method, or wants biases as they are, gets just that.
     fn recover_options(&self) -> Option<RecoverOptions> {
         let config = &self.config;
-        let effort = config.effort.unwrap_or(Effort::Off);
+        let as_asked = config.method != Choice::Auto || config.bias_correction == BiasCorrection::Off;
+        let effort = config.effort.unwrap_or(if as_asked { Effort::Off } else { Effort::Default });
         (effort != Effort::Off).then(|| RecoverOptions {
             effort,
             deploy_to: config.deploy_to,

@@ -24,7 +24,7 @@ use crate::{
     backend::{Backend, Runner},
     compare::Gate,
     dataset::Split,
-    quantize::{Placement, Precision, QuantizeError, Rule},
+    quantize::{Placement, Precision, QuantizeError, Rule, Shifted},
     report::Report,
 };
 
@@ -88,6 +88,8 @@ struct Target {
     quantized_nodes: Option<usize>,
     /// Scale by quantized activation.
     scales: BTreeMap<String, f32>,
+    /// What tensors around another centre were in the model that was given.
+    shifted: BTreeMap<String, Shifted>,
     model: Option<crate::onnx::Model>,
     /// What runs in its stead.
     imitation: Option<crate::onnx::Model>,
@@ -243,6 +245,7 @@ impl<'a> Job<'a> {
                     artifact: None,
                     quantized_nodes: None,
                     scales: BTreeMap::new(),
+                    shifted: BTreeMap::new(),
                     model: None,
                     imitation: None,
                     runner: None,
@@ -266,6 +269,7 @@ impl<'a> Job<'a> {
         self.note_plan(target.precision, &quantized.placement);
         target.quantized_nodes = Some(quantized.placement.quantized_nodes());
         target.scales = quantized.activation_scales();
+        target.shifted.clone_from(&quantized.shifted);
         target.imitation = self.imitation(&quantized, target.precision)?;
         let model = target.model.insert(quantized.model);
         let build = self.session.build_options(self.session.threads);

@@ -1,6 +1,8 @@
 //! The commands in the order a user types them, on the embedded model.
 
-use std::{ffi::OsString, fs, path::Path};
+use std::{collections::BTreeSet, ffi::OsString, fs, path::Path};
+
+use serde_json::Value;
 
 use super::{calib, demo, demo_flags, json, python, root};
 
@@ -53,9 +55,19 @@ fn a_run_leaves_everything_that_it_promises() {
     assert!(precision("fp16")["agreement"]["top1"].as_f64().unwrap() > 0.99);
     assert!(report["layers"].as_array().unwrap().len() > 10);
 
-    // INT8 weights: at most two fifths of the float file even here, where the graph is a large part of it.
+    // Rows are about tensors of the model that was given, around whichever centre INT8 has them.
+    let layers = report["layers"].as_array().unwrap();
+    let names: BTreeSet<&str> = layers.iter().map(|layer| layer["tensor"].as_str().unwrap()).collect();
+    assert_eq!(names.len(), layers.len());
+    assert!(names.iter().all(|name| !name.ends_with("_shifted") && !name.ends_with("_padded")), "{names:?}");
+    let around: Vec<&Value> = layers.iter().filter(|layer| layer["offset"].is_number()).collect();
+    assert_eq!(around.len(), report["recovery"]["shifted"].as_array().unwrap().len());
+    let number = |layer: &Value, key: &str| layer[key].as_f64().unwrap();
+    assert!(around.iter().all(|one| (number(one, "amax") / 127.0 / number(one, "scale") - 1.0).abs() < 1e-5));
+
+    // INT8 weights: below two thirds of the float file even here, where the graph is a large part of it.
     let size = |path: &Path| fs::metadata(path).unwrap().len();
-    assert!(size(&out.path().join("model.int8.onnx")) * 2 < size(&demo("demo.onnx")));
+    assert!(size(&out.path().join("model.int8.onnx")) * 3 < size(&demo("demo.onnx")) * 2);
     let checker = "import sys, onnx; [onnx.checker.check_model(m, full_check=True) for m in sys.argv[1:]]; print('ok')";
     let models = [out.path().join("model.int8.onnx"), out.path().join("model.fp16.onnx")];
     if let Some(answer) = python(checker, &[&models[0], &models[1]]) {
@@ -228,12 +240,12 @@ fn step_by_step_as_in_the_readme() {
     };
     let saved = path("reference.npz").display().to_string();
     let output = compare("int8.onnx", &["--gate", "top1=0.5", "--save-reference", &saved]).assert().success();
-    let outcome: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    let outcome: Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
     assert_eq!((outcome["passed"].as_bool(), outcome["samples"].as_u64()), (Some(true), Some(40)));
     compare("int8.onnx", &["--gate", "top1=1.0", "--gate", "sqnr_db=90"]).assert().code(1);
     // The float model against its own saved outputs: equal.
     let output = compare("reference.npz", &["--gate", "top1=1.0"]).assert().success();
-    let outcome: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    let outcome: Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
     assert_eq!(outcome["targets"][0]["result"]["outputs"][0]["max_abs"].as_f64(), Some(0.0));
 }
 

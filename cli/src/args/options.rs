@@ -139,7 +139,8 @@ pub struct MethodArgs {
     /// Let biases take back the mean error of INT8 where that measures better: auto or off [default: auto]
     #[arg(long, value_name = "auto|off")]
     pub bias_correction: Option<BiasCorrection>,
-    /// How far INT8 is brought nearer to float: fast, default, thorough, or off [default: off]
+    /// How far INT8 is brought nearer to float: fast, default, thorough, or off [default: default; off where --method names
+    /// one method or biases stay as they are]
     #[arg(long, value_name = "LEVEL")]
     pub effort: Option<Effort>,
     /// Where INT8 will run, which decides what costs no layer: rtx or tensorrt [default: rtx]
@@ -149,7 +150,8 @@ pub struct MethodArgs {
     /// unpadded for tensorrt]
     #[arg(long, value_name = "WHICH")]
     pub shift: Option<ShiftPolicy>,
-    /// Share of the multiply-accumulates that may stay in the high precision where that is worth most (1% or 0.01; 0: none)
+    /// Share of the multiply-accumulates, and of the weights, that may stay in the high precision where that is worth most
+    /// (1% or 0.01; 0: none)
     /// [default: 1%]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub lift_budget: Option<f64>,

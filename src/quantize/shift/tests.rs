@@ -57,7 +57,7 @@ fn shapes() -> BTreeMap<String, TensorInfo> {
     [(name.clone(), TensorInfo { name, element_type: None, shape: [1, 16, 9, 9].map(Some).to_vec() })].into()
 }
 
-fn shifted(shifts: &BTreeMap<String, Shift>) -> (Model, Placement, BTreeMap<String, Shift>) {
+fn shifted(shifts: &BTreeMap<String, Shift>) -> (Model, Placement, BTreeMap<String, Shifted>) {
     let mut model = model();
     let mut placement = place(&model, &no_shapes(), &crate::quantize::SchemeOptions::default()).unwrap();
     let made = shift(model.graph_mut(), &shapes(), &mut placement, shifts).unwrap();

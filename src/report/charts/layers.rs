@@ -128,7 +128,7 @@ pub(in crate::report) fn histogram(histogram: &Histogram, layer: &Layer, size: S
         }
         outline.push((limit, 0.0));
         chart.draw_series([Polygon::new(outline, Role::Series(0).color())])?;
-        let in_force = layer.amax.map(f64::from);
+        let in_force = layer.amax.map(|amax| f64::from(amax + layer.offset.unwrap_or_default()));
         for (row, (method, &amax)) in layer.candidates.iter().enumerate() {
             let x = f64::from(amax).clamp(0.0, limit);
             if !x.is_finite() {
@@ -143,7 +143,7 @@ pub(in crate::report) fn histogram(histogram: &Histogram, layer: &Layer, size: S
             let text = format!("{} {}", method_name(*method), format::significant(f64::from(amax), 3));
             root.draw_text(&text, &text_style(14, Role::Text, side), (px, py + 4))?;
         }
-        if let (true, Some(amax)) = (layer.candidates.is_empty(), in_force.filter(|a| a.is_finite())) {
+        if let (true, Some(amax)) = (layer.method.is_none(), in_force.filter(|a| a.is_finite())) {
             let x = amax.clamp(0.0, limit);
             chart.draw_series([PathElement::new(
                 vec![(x, 0.0), (x, tallest * 1.5)],

@@ -143,6 +143,7 @@ fn more(layer: &Layer) -> Vec<(&'static str, String)> {
         let short = |value: f32| format::significant(f64::from(value), 4);
         more.push(("Seen", format!("{} … {}", short(min), short(max))));
     }
+    more.extend(layer.offset.map(|offset| ("Centre of the range", format::significant(f64::from(offset), 4))));
     more.extend(layer.method.map(|method| ("Method in force", method_name(method).to_owned())));
     more.extend(layer.weight_sqnr_db.map(|db| ("SQNR of the weights", format::decibels(db))));
     for (method, amax) in &layer.candidates {

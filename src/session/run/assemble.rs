@@ -1,6 +1,9 @@
 //! From what the stages found to one report.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::SystemTime,
+};
 
 use base64::Engine;
 
@@ -12,7 +15,7 @@ use crate::{
     calibrate::Histograms,
     compare::{ComparisonResult, Gate},
     dataset::{Preprocess, SampleError},
-    quantize::Precision as NumberFormat,
+    quantize::{Precision as NumberFormat, Shifted},
     report::{
         Calibration, CandidateResult, DatasetInfo, Histogram, Labels, LatencyMs, Layer, ModelInfo, Precision,
         REPORT_FORMAT_VERSION, Recovery, Report, SkippedSample, SpeedAt, Speedup, Verdict, rfc3339,
@@ -191,7 +194,7 @@ impl Job<'_> {
     fn dataset_info(&self, skipped: Vec<SampleError>, evaluated: &[String]) -> DatasetInfo {
         let data = &self.session.data;
         let dataset = &*data.collection.dataset;
-        let bad: std::collections::BTreeSet<&str> = skipped.iter().map(|error| error.sample.as_str()).collect();
+        let bad: BTreeSet<&str> = skipped.iter().map(|error| error.sample.as_str()).collect();
         let calibration: Vec<String> = self
             .split
             .calibration
@@ -264,13 +267,16 @@ impl Job<'_> {
         let precision = quantized.map_or(NumberFormat::Int8, |target| target.precision);
         let table = &calibrated.chosen.table;
         let histograms = calibrated.histograms.as_ref();
-        layers
-            .graphwise
-            .tensors
-            .iter()
+        let shifted = |tensor: &str| quantized.and_then(|target| target.shifted.get(tensor));
+        // A tensor around another centre and its padded form are one with what they were in the model that was given.
+        let given = |tensor: &str| shifted(tensor).map_or(tensor, |shifted| &shifted.tensor).to_owned();
+        let mut seen = BTreeSet::new();
+        (layers.graphwise.tensors.iter())
+            .filter(|found| seen.insert(given(&found.site.tensor)))
             .map(|found| {
                 let site = &found.site;
-                let mut row = Layer::new(&site.node, &site.op_type, &site.tensor, precision.name());
+                let tensor = given(&site.tensor);
+                let mut row = Layer::new(&site.node, &site.op_type, &tensor, precision.name());
                 row.graphwise_sqnr_db = found.difference.sqnr_db;
                 row.cosine = Some(found.difference.cosine);
                 // An operator's own error is measured behind its activation: at the tensor that is quantized next.
@@ -278,10 +284,10 @@ impl Job<'_> {
                     row.layerwise_sqnr_db = local.layerwise_sqnr_db;
                     row.weight_sqnr_db = local.weight_sqnr_db;
                 }
-                if let Some(range) = table.tensors.get(&site.tensor) {
-                    row = row.with_range(range, quantized.and_then(|target| target.scales.get(&site.tensor).copied()));
+                if let Some(range) = table.tensors.get(&tensor) {
+                    row = row.with_range(range, quantized.and_then(|target| target.scales.get(&tensor).copied()));
                 }
-                let parts = histograms.map(|h| [h.fit.get(&site.tensor), h.held_out.get(&site.tensor)]);
+                let parts = histograms.map(|h| [h.fit.get(&tensor), h.held_out.get(&tensor)]);
                 let whole = parts.into_iter().flatten().flatten().fold(None, |whole, part| match whole {
                     None => Some(part.clone()),
                     Some(mut whole) => {
@@ -289,6 +295,12 @@ impl Job<'_> {
                         Some(whole)
                     }
                 });
+                let shift =
+                    quantized.and_then(|target| target.shifted.values().find(|shifted| shifted.tensor == tensor));
+                if let (Some(&Shifted { shift, .. }), Some(whole)) = (shift, &whole) {
+                    let clipped = whole.beyond(shift.offset + shift.amax) as f64 / whole.count().max(1) as f64;
+                    row = row.with_shift(shift, clipped);
+                }
                 row.histogram = whole.map(|whole| Histogram::coarse(whole.bin_width(), whole.counts()));
                 row
             })
