@@ -113,6 +113,9 @@ impl EngineOrder {
             layers,
         };
         sidecar.save(output).within(|| "the engine was written, its sidecar was not".to_owned())?;
+        for warning in &sidecar.warnings {
+            host.warn(&format!("{}: {warning}", output.display()));
+        }
         host.wrote(output);
         Ok(sidecar)
     }

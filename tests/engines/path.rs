@@ -18,6 +18,9 @@ const NODE: &str = "/blocks/blocks.2/depthwise/conv/Conv";
 /// The backend's name in reports.
 const BACKEND: &str = if cfg!(feature = "tensorrt") { "tensorrt" } else { "tensorrt-rtx" };
 
+/// What the stand-in says where it builds and where it runs.
+const STAND_IN: &str = "stand-in for TensorRT: nothing that it gives is a result or a time of TensorRT";
+
 /// Absent where there is no error.
 fn sqnr(target: &Value) -> f64 {
     target["result"]["outputs"][0]["sqnr_db"].as_f64().unwrap_or(f64::INFINITY)
@@ -46,7 +49,10 @@ fn a_run_that_requires_engines_reports_their_quality_times_and_layers() {
         notes.contains("int8: the model itself has ") && notes.contains("its engine differs from that by "),
         "{notes}"
     );
+    // Whatever shows a result says that it is none of TensorRT.
+    assert!(notes.contains(STAND_IN), "{notes}");
     let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert!(page.contains(STAND_IN));
     assert!(page.contains("Inside the engines") && page.contains("Quality over latency"));
     assert!(page.contains("stand-in for an NVIDIA GPU") || real_driver());
     assert_eq!(folder.path().join("engines/runtime.cache").exists(), FLAVOUR == "rtx");
@@ -63,7 +69,7 @@ fn an_engine_is_built_inspected_and_compared_in_three_ways() {
     assert_eq!(sidecar["options"]["profile"]["shapes"]["input"][2][0], 8, "{sidecar}");
     let inspected = json("", &["inspect", &int8]);
     let told = succeeds(&["inspect", &int8]);
-    assert!(told.contains("of which 26 multiply: INT8 26 (100 %)"), "{told}");
+    assert!(told.contains("of which 26 multiply: INT8 26 (100 %)") && told.contains(STAND_IN), "{told}");
     assert!(inspected.to_string().contains("/classifier/Gemm"));
     // Those that it was calibrated on, too: without its sidecar, nobody knows them.
     let three_ways = ["compare", "--ref", "ort", "--target", &int8, "--samples", "20", "--calibration-samples"];

@@ -4,7 +4,7 @@ use std::fs;
 
 use calib_test_support::root;
 
-use super::{Engines, FLAVOUR, calib_command, ends, error_of, real_driver, text};
+use super::{Engines, FLAVOUR, calib_command, ends, error_of, has_ended, real_driver, stand_in, text};
 
 #[test]
 fn every_refusal_of_tensorrt_is_an_error_that_says_why() {
@@ -57,6 +57,66 @@ fn every_refusal_of_the_builder_is_an_error_that_says_why() {
     assert!(warned.contains("demo.plan"), "{warned}");
     let sidecar = fs::read_to_string(folder.path().join("demo.plan.json")).unwrap();
     assert!(sidecar.contains("half precision is not exact"), "{sidecar}");
+}
+
+/// Options go to the builder as they were given; those of the other flavour are refused.
+#[test]
+fn every_option_of_the_builder_reaches_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, plan) = (root().join("calib_data/demo.onnx"), folder.path().join("demo.plan"));
+    let build = ["build", "--model", text(&model), "-o", text(&plan)];
+    let told = |more: &[&str]| {
+        let arguments = [&build[..], more].concat();
+        ends(0, "tell-options", &arguments);
+        fs::read_to_string(folder.path().join("demo.plan.json")).unwrap()
+    };
+    assert!(told(&[]).contains("options: workspace 0, level -1\""));
+    let shared = ["--tf32", "--workspace-mb", "64", "--optimization-level", "2"];
+    assert!(told(&shared).contains("options: workspace 67108864, level 2, TF32\""));
+    let of_11 = ["--version-compatible", "--hardware-compatible"];
+    let of_rtx = ["--compute-capability", "7.5,8.0,8.6,8.9,12.0,12.1"];
+    let refused = |more: &[&str]| ends(2, "", &[&build[..], more].concat());
+    if FLAVOUR == "11" {
+        assert!(told(&of_11).contains("options: workspace 0, level -1, version compatible, hardware compatible\""));
+        assert!(refused(&of_rtx).contains("--compute-capability is an option of TensorRT-RTX"));
+    } else {
+        assert!(
+            told(&of_rtx)
+                .contains("options: workspace 0, level -1, for 75, for 80, for 86, for 89, for 120, for 121\"")
+        );
+        assert!(of_11.iter().all(|option| refused(&[option]).contains("are options of TensorRT 11")));
+        assert!(refused(&["--compute-capability", "9.0"]).contains("not for 9.0"));
+    }
+}
+
+/// A folder that was named is the only one that is looked into.
+#[test]
+fn libraries_that_are_incomplete_or_of_the_other_flavour() {
+    let engines = Engines::build();
+    let folder = engines.path("libraries");
+    fs::create_dir(&folder).unwrap();
+    let (library, other) = if FLAVOUR == "11" { ("libnvinfer.so.11", "rtx") } else { ("libtensorrt_rtx.so.1", "11") };
+    let (model, plan, fp32) =
+        (root().join("calib_data/demo.onnx"), engines.path("new.plan"), engines.path("fp32.plan"));
+    let build = |folder: &str| {
+        ["build", "--model", text(&model), "-o", &plan, "--tensorrt-dir", folder].map(str::to_owned).to_vec()
+    };
+    let refused = |arguments: &[String]| ends(2, "", &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let error = refused(&build(&folder));
+    assert!(error.contains(&folder) && error.contains("not found"), "{error}");
+    if stand_in().join(other).exists() {
+        let error = refused(&build(text(&stand_in().join(other))));
+        assert!(error.contains(&format!("stand_in/{other}")), "{error}");
+    }
+    // Without its parser beside it, a library runs engines and builds none.
+    fs::copy(stand_in().join(FLAVOUR).join(library), format!("{folder}/{library}")).unwrap();
+    let error = refused(&build(&folder));
+    assert!(error.contains("parser"), "{error}");
+    let mut compare = calib_command("", &["compare", "--ref", "ort", "--target", &fp32, "--samples", "2", "-vv"]);
+    let output = compare.env("CALIB_TENSORRT_DIR", &folder).output().unwrap();
+    assert!(has_ended(output.status.code(), 0), "{}", error_of(&output));
+    let log = format!("{}{}", String::from_utf8_lossy(&output.stdout), error_of(&output));
+    assert!(log.contains("stand-in for TensorRT: nothing that it gives"), "{log}");
 }
 
 #[test]

@@ -128,12 +128,24 @@ struct Config : apiv::RefusedVBuilderConfig {
     std::vector<int> capabilities;
     std::set<BuilderFlag> flags;
     bool for_others = false;
+    size_t workspace = 0;
+    int32_t level = -1;
+
+    std::string told() const {
+        std::string text = "workspace " + stand_in::text(static_cast<long long>(workspace)) + ", level " + stand_in::text(level);
+        if (flags.count(BuilderFlag::kTF32)) text += ", TF32";
+        if (flags.count(BuilderFlag::kVERSION_COMPATIBLE)) text += ", version compatible";
+        if (for_others) text += ", hardware compatible";
+        for (int capability : capabilities) text += ", for " + stand_in::text(capability);
+        return text;
+    }
 
     void setProfilingVerbosity(ProfilingVerbosity value) noexcept override { verbosity = value; }
     void setFlag(BuilderFlag flag) noexcept override { flags.insert(flag); }
     void clearFlag(BuilderFlag flag) noexcept override { flags.erase(flag); }
-    void setMemoryPoolLimit(MemoryPoolType, std::size_t) noexcept override {}
-    void setBuilderOptimizationLevel(int32_t level) noexcept override {
+    void setMemoryPoolLimit(MemoryPoolType, std::size_t bytes) noexcept override { workspace = bytes; }
+    void setBuilderOptimizationLevel(int32_t value) noexcept override {
+        level = value;
         if (level < 0 || level > 5) refuse("the builder's optimization level was set to " + text(level));
     }
     void setHardwareCompatibilityLevel(HardwareCompatibilityLevel) noexcept override { for_others = true; }
@@ -204,6 +216,7 @@ struct Builder : apiv::RefusedVBuilder {
                 return error("Error Code 4: Internal Error (optimization profile is missing values for shape input " +
                              input.name + ")");
         }
+        if (order("tell-options")) say(ILogger::Severity::kWARNING, "options: " + config.told());
         if (const std::string* bad = order("build-warns")) say(ILogger::Severity::kWARNING, *bad);
         const char* phase = "building (stand-in)";
         auto steps = static_cast<int32_t>(network.model.nodes.size());

@@ -250,7 +250,10 @@ impl fmt::Display for EngineSummary {
             format!("{} {count} ({:.0} %)", kind.name(), 100.0 * self.share(*kind))
         };
         let types: Vec<String> = self.compute_by_type.iter().map(share).collect();
-        write!(f, "{}, of which {} multiply: {}; ", self.layers, self.compute_layers, types.join(", "))?;
+        match self.compute_layers {
+            0 => write!(f, "{}, of which none multiplies; ", self.layers)?,
+            count => write!(f, "{}, of which {count} multiply: {}; ", self.layers, types.join(", "))?,
+        }
         write!(f, "{} only move values", self.reformat_layers)
     }
 }

@@ -178,5 +178,7 @@ fn answers_that_tell_nothing() {
         assert!(error.contains("no layers") && error.contains("profiling verbosity"), "{error}");
     }
     assert!(parse("").unwrap_err().contains("no valid JSON"));
-    assert_eq!(EngineLayers::default().summary().share(NumberType::Int8), 0.0);
+    let summary = EngineLayers::default().summary();
+    assert_eq!(summary.share(NumberType::Int8), 0.0);
+    assert_eq!(summary.to_string(), "0, of which none multiplies; 0 only move values");
 }
