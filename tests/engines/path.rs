@@ -152,6 +152,14 @@ fn a_fault_in_one_layer_of_an_engine_is_found_and_named() {
     assert!(told.contains(&format!("first divergence: `{NODE}` (Conv)")), "{told}");
     let clean = succeeds(&search);
     assert!(clean.contains("nothing probed is beyond the threshold"), "{clean}");
+    // Beside the Q/DQ model that an engine was built from, what quantization costs is no divergence, and the fault is.
+    let (int8, quantized) = (engines.path("int8.plan"), engines.path("int8.onnx"));
+    let own = ["bisect", "--target", &int8, "--model", &quantized, "--samples", "4", "--out", &out];
+    let own = [&own[..], &["--find", "first", "--threshold-db", "20"]].concat();
+    let told = ends(0, &orders, &own);
+    assert!(told.contains(&format!("first divergence: `{NODE}` (Conv)")), "{told}");
+    let clean = succeeds(&own);
+    assert!(clean.contains("nothing probed is beyond the threshold"), "{clean}");
     // Tensors in FP16 become outputs of probes in FP16.
     let (model, half, plan) =
         (root().join("calib_data/demo.onnx"), engines.path("fp16.onnx"), engines.path("fp16.plan"));

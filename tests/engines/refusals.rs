@@ -169,8 +169,14 @@ fn what_the_header_of_an_engine_says_is_told_apart() {
         real_driver() || error.contains("built for 7.5, 8.6: build it again with --compute-capability 8.9"),
         "{error}"
     );
-    let error = ends(2, "capability=9.0", &["bench", &other]);
-    assert!(real_driver() || error.contains("TensorRT-RTX runs on 7.5"), "{error}");
+    if real_driver() {
+        return;
+    }
+    // An engine for any GPU that TensorRT-RTX knows is none for one that it does not.
+    for command in [&["bench", &other][..], &["bench", &plan], &["inspect", &plan], &compare] {
+        let error = ends(2, "capability=9.0", command);
+        assert!(error.contains("TensorRT-RTX runs on 7.5"), "{command:?}: {error}");
+    }
 }
 
 /// The inspector may tell nothing: then what the builder told is taken, or the error is.

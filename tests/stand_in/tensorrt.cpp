@@ -629,7 +629,8 @@ struct Engine : apiv::RefusedVCudaEngine {
 using CudaEngine = Made<ICudaEngine, Engine>;
 
 bool fits(const std::vector<int>& capabilities) {
-    if (order("refuse-gpu")) return false;
+    static const std::set<int> OF_RTX = {75, 80, 86, 89, 120, 121};
+    if (order("refuse-gpu") || (RTX && !OF_RTX.count(gpu_capability()))) return false;
     for (int one : capabilities)
         if (one == gpu_capability()) return true;
     return capabilities.empty();
