@@ -3,8 +3,9 @@
 use std::fs;
 
 use calib_test_support::root;
+use trtcalib::onnx::proto::NodeProto;
 
-use super::{Engines, FLAVOUR, calib_command, ends, error_of, has_ended, real_driver, stand_in, text};
+use super::{Engines, FLAVOUR, calib_command, ends, error_of, has_ended, models, real_driver, stand_in, text};
 
 #[test]
 fn every_refusal_of_tensorrt_is_an_error_that_says_why() {
@@ -53,6 +54,18 @@ fn every_refusal_of_the_builder_is_an_error_that_says_why() {
         assert!(error.contains(expected), "{orders}: {error}");
         assert!(!plan.exists());
     }
+    let node = NodeProto::new("Frobnicate", "strange", &["x"], &["y"]);
+    models::save(
+        folder.path(),
+        "odd",
+        vec![node],
+        vec![models::float("x", &[1, 4])],
+        vec![models::float("y", &[1, 4])],
+        vec![],
+    );
+    let odd = folder.path().join("odd.onnx");
+    let error = ends(2, "", &["build", "--model", text(&odd), "-o", text(&plan)]);
+    assert!(error.contains("odd.onnx") && error.contains("`strange` (Frobnicate)"), "{error}");
     let warned = ends(0, "build-warns=half precision is not exact", &build);
     assert!(warned.contains("demo.plan"), "{warned}");
     let sidecar = fs::read_to_string(folder.path().join("demo.plan.json")).unwrap();
