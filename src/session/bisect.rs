@@ -9,7 +9,7 @@ use std::{path::PathBuf, time::Instant};
 
 use subject::Bisection;
 
-use super::{PipelineError, Session, checkpoint::Checkpoints};
+use super::{PipelineError, Session, Spec, checkpoint::Checkpoints};
 use crate::{
     analyse::{
         advice::about_layers,
@@ -50,7 +50,8 @@ pub enum Find {
 /// Options of [`Session::bisect`].
 #[derive(Clone, Debug)]
 pub struct BisectOptions {
-    /// What to look for; without, a plan where there are gates, else layers.
+    /// What to look for; without, a plan where there are gates, else the first divergence of an engine or of saved outputs,
+    /// layers of a model.
     pub find: Option<Find>,
     /// Precision to look into.
     pub precision: Precision,
@@ -66,7 +67,7 @@ pub struct BisectOptions {
     pub max_trials: usize,
     /// Evaluation samples that plans are judged on (at most half; the others check the result) or tensors compared on.
     pub samples: usize,
-    /// What to look into instead of the model quantized here, as [`Spec`](super::Spec) reads it; not for a plan.
+    /// What to look into instead of the model quantized here, as [`Spec`] reads it; not for a plan.
     pub target: Option<String>,
     /// Tensors that one probe of an engine marks as outputs, at most.
     pub probe_tensors: usize,
@@ -113,7 +114,19 @@ impl BisectOptions {
     pub fn check(&self, config: &RunConfig) -> Result<Find, PipelineError> {
         let gates = &config.gate;
         let Self { precision, lift, target, .. } = self;
-        let find = self.find.unwrap_or(if gates.is_empty() { Find::Layers } else { Find::Plan });
+        let is_model = match target.as_deref().map(Spec::parse).transpose()? {
+            Some(Spec::Engine(_) | Spec::Saved(_)) => false,
+            None | Some(Spec::OnnxRuntime(..)) => true,
+        };
+        let find = self.find.unwrap_or(match gates.is_empty() {
+            true if is_model => Find::Layers,
+            true => Find::First,
+            false => Find::Plan,
+        });
+        ensure!(
+            find != Find::Layers || is_model,
+            "--find layers takes a model as its target, a file ending in .onnx; look into this one with --find first or tensors"
+        );
         let is_plan = find == Find::Plan;
         ensure!(!is_plan || !gates.is_empty(), "a plan needs a gate to pass; name one, as in --gate top1=0.99");
         ensure!(

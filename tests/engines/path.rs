@@ -53,7 +53,9 @@ fn a_run_that_requires_engines_reports_their_quality_times_and_layers() {
     assert!(notes.contains(STAND_IN), "{notes}");
     let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
     assert!(page.contains(STAND_IN));
-    assert!(page.contains("Inside the engines") && page.contains("Quality over latency"));
+    assert!(page.contains("Inside the engines"));
+    let chart = page.split_once("Quality over latency").unwrap().1.split_once("</figcaption>").unwrap().0;
+    assert!(["fp32", "int8"].iter().all(|number_type| chart.contains(&format!(">{number_type} · {BACKEND}<"))));
     assert!(page.contains("stand-in for an NVIDIA GPU") || real_driver());
     assert_eq!(folder.path().join("engines/runtime.cache").exists(), FLAVOUR == "rtx");
 }
@@ -150,6 +152,10 @@ fn a_fault_in_one_layer_of_an_engine_is_found_and_named() {
     let search = [&bisect[..], &["--find", "first", "--threshold-db", "40"]].concat();
     let told = ends(0, &orders, &search);
     assert!(told.contains(&format!("first divergence: `{NODE}` (Conv)")), "{told}");
+    // That is what is looked for in an engine unless something else is asked for; layers of an engine cannot be.
+    assert!(ends(0, &orders, &[&bisect[..], &["--threshold-db", "40"]].concat()).contains(&format!("`{NODE}` (Conv)")));
+    let layers = ends(2, "", &[&bisect[..], &["--find", "layers"]].concat());
+    assert!(layers.contains("look into this one with --find first or tensors"), "{layers}");
     let clean = succeeds(&search);
     assert!(clean.contains("nothing probed is beyond the threshold"), "{clean}");
     // Beside the Q/DQ model that an engine was built from, what quantization costs is no divergence, and the fault is.

@@ -85,7 +85,7 @@ pub struct BisectArgs {
     /// Calibration table; without one the ranges are calibrated first
     #[arg(long, value_name = "FILE")]
     pub table: Option<PathBuf>,
-    /// What to look for [default: plan with a gate, layers without]
+    /// What to look for [default: plan with a gate; else first for an engine, layers for a model]
     #[arg(long, value_enum)]
     pub find: Option<Find>,
     /// Threshold on a metric that the plan must pass, e.g. top1=0.99 (repeatable)
