@@ -131,7 +131,10 @@ impl ArrayDataset {
 
 /// The samples in a batch: its rows, where every input leaves its first axis open and the arrays have as many rows.
 fn samples_of(batch: TensorMap, inputs: &[InputSpec]) -> Vec<TensorMap> {
-    let open = !inputs.is_empty() && inputs.iter().all(|input| input.shape.first().is_some_and(Option::is_none));
+    // Without values, any number of rows takes no room in the file.
+    let open = !inputs.is_empty()
+        && inputs.iter().all(|input| input.shape.first().is_some_and(Option::is_none))
+        && batch.values().all(|array| !array.shape().contains(&0));
     let Some(&count) = batch.values().next().and_then(|array| array.shape().first()).filter(|_| open) else {
         return vec![batch];
     };
@@ -302,15 +305,18 @@ mod tests {
 
     #[test]
     fn polygraphy_inputs() {
-        let mut npy = b"\x93NUMPY\x01\x00".to_vec();
-        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1), }\n";
-        npy.extend((header.len() as u16).to_le_bytes());
-        npy.extend(header.as_bytes());
-        npy.extend([2.5_f32, -1.0].iter().flat_map(|value| value.to_le_bytes()));
-        let npy = base64::engine::general_purpose::STANDARD.encode(npy);
-        let json = format!(r#"[{{"x": {{"array": "{npy}", "polygraphy_class": "np.ndarray"}}}}]"#);
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), json).unwrap();
+        let save = |shape: &str, values: &[f32]| {
+            let mut npy = b"\x93NUMPY\x01\x00".to_vec();
+            let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n");
+            npy.extend((header.len() as u16).to_le_bytes());
+            npy.extend(header.as_bytes());
+            npy.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+            let npy = base64::engine::general_purpose::STANDARD.encode(npy);
+            let json = format!(r#"[{{"x": {{"array": "{npy}", "polygraphy_class": "np.ndarray"}}}}]"#);
+            std::fs::write(file.path(), json).unwrap();
+        };
+        save("(2, 1)", &[2.5, -1.0]);
         let read = |extent| {
             let input = InputSpec { shape: vec![extent, Some(1)], ..spec("input") };
             let data = ArrayDataset::polygraphy(file.path(), &[input]).unwrap();
@@ -319,5 +325,7 @@ mod tests {
         let array = |values: &[f32]| Tensor::from_f32(vec![values.len(), 1], values.to_vec()).unwrap();
         assert_eq!(read(Some(2)), [array(&[2.5, -1.0])]);
         assert_eq!(read(None), [array(&[2.5]), array(&[-1.0])], "the rows of a batch are samples where it is open");
+        save("(1000000000000, 0)", &[]);
+        assert_eq!(read(None).len(), 1, "rows that hold nothing are not counted");
     }
 }
