@@ -28,6 +28,20 @@ pub fn part(tensors: &TensorMap, samples: usize, range: Range<usize>) -> Option<
     if range == (0..samples) { Some(Cow::Borrowed(tensors)) } else { rows(tensors, samples, range).map(Cow::Owned) }
 }
 
+/// Tensors of several samples one behind the other along the first axis; all have the same names, types and shapes.
+pub fn stacked(samples: impl IntoIterator<Item = TensorMap>) -> TensorMap {
+    let mut samples = samples.into_iter();
+    let mut all = samples.next().unwrap_or_default();
+    for (name, tensor) in samples.flatten() {
+        if let Some(Tensor { shape, values }) = all.get_mut(&name)
+            && values.extend(tensor.values.view())
+        {
+            shape[0] += tensor.shape[0];
+        }
+    }
+    all
+}
+
 /// Tensors of fewer than `rows` rows with their last row repeated up to as many; others stay as they are.
 pub fn filled(tensors: &TensorMap, rows: usize) -> TensorMap {
     let fill = |(name, tensor): (&String, &Tensor)| {

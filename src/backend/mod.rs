@@ -191,6 +191,9 @@ pub struct BuildOptions {
     /// each other by spinning. Otherwise quantizers round in float as they stand, which is what TensorRT computes and twice
     /// as fast on a CPU, and cores are left to those who read samples.
     pub deployed: bool,
+    /// On the CPU, run the samples of a batch side by side, each as if it were alone, where the model tells them apart (see
+    /// [`Runner::at_once`]); not for tensors that are no results of single samples.
+    pub side_by_side: bool,
     /// Be ready for [`Runner::layer_times`], once. Slows every run down.
     pub layer_times: bool,
 }
@@ -288,6 +291,11 @@ pub trait Runner: Send {
         self.visit_all(&filled, &mut |outputs| {
             show(&Given { inputs: Tensors::from(&*filled), outputs: Tensors::Host(outputs.to_vec()) })
         })
+    }
+
+    /// Samples that run side by side: batches of fewer leave cores idle.
+    fn at_once(&self) -> usize {
+        1
     }
 
     /// The device that outputs are left on, if they are.

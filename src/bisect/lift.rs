@@ -54,7 +54,7 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// The backend refuses the reference.
     pub fn new(side: Side<'a>, samples: Samples<'a>, options: JudgeOptions) -> Result<Self, AnalysisError> {
-        let reference = Remembered::new(build(side, options.threads)?, options.memory_bytes);
+        let reference = Remembered::new(build(side, options.threads, true)?, options.memory_bytes);
         Ok(Self { side, samples, options, reference })
     }
 
@@ -63,7 +63,8 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// The target cannot be built or run, a sample cannot be read, or the outputs cannot be compared.
     pub fn compare(&mut self, target: &Model) -> Result<ComparisonResult, AnalysisError> {
-        let mut target = build(Side { model: target, ..self.side }, self.options.threads)?;
+        let mut target =
+            build(Side { model: target, ..self.side }, self.options.threads, self.reference.runner.at_once() > 1)?;
         let names = [self.reference.names(), target.names()];
         let mut trial = Trying(Comparison::new(&names[0], &names[1], self.options.compare.clone())?);
         some(self.samples.run(&mut [&mut self.reference, &mut target], &mut trial)?)?;
@@ -88,8 +89,8 @@ impl<'a> Judge<'a> {
     }
 }
 
-fn build(side: Side<'_>, threads: usize) -> Result<Box<dyn Runner>, BackendError> {
-    let options = BuildOptions { threads, provider: side.provider, ..BuildOptions::default() };
+fn build(side: Side<'_>, threads: usize, side_by_side: bool) -> Result<Box<dyn Runner>, BackendError> {
+    let options = BuildOptions { threads, provider: side.provider, side_by_side, ..BuildOptions::default() };
     side.backend.build(side.model, &options)
 }
 

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, bounded};
 use super::{Dataset, SampleError, Scene};
 use crate::{
     artifact::Reading,
-    tensor::{Tensor, TensorMap},
+    tensor::{Tensor, TensorMap, stacked},
 };
 
 /// Samples that run together, in order.
@@ -267,7 +267,7 @@ impl Iterator for Batches<'_> {
         Some(Batch {
             indices,
             ids,
-            inputs: stack(samples),
+            inputs: stacked(samples),
             labels,
             masks,
             scenes,
@@ -287,28 +287,6 @@ fn stackable(first: &TensorMap, other: &TensorMap) -> bool {
                 && x.shape()[0] == 1
                 && x.shape() == y.shape()
         })
-}
-
-/// Joins samples that are [`stackable`] along the first axis.
-fn stack(samples: Vec<TensorMap>) -> TensorMap {
-    let count = samples.len();
-    let mut samples = samples.into_iter();
-    let Some(first) = samples.next() else { return TensorMap::new() };
-    if count == 1 {
-        return first;
-    }
-    let mut joined: BTreeMap<String, (Vec<usize>, crate::tensor::Values)> =
-        first.iter().map(|(name, tensor)| (name.clone(), (tensor.shape().to_vec(), tensor.values().clone()))).collect();
-    for sample in samples {
-        for (name, tensor) in &sample {
-            if let Some((shape, values)) = joined.get_mut(name)
-                && values.extend(tensor.values().view())
-            {
-                shape[0] += 1;
-            }
-        }
-    }
-    joined.into_iter().filter_map(|(name, (shape, values))| Some((name, Tensor::new(shape, values).ok()?))).collect()
 }
 
 #[cfg(test)]

@@ -221,12 +221,15 @@ impl Samples<'_> {
         }
         let fixed = lanes.iter().filter_map(|lane| lane.taking.fixed).min();
         let fixed = fixed.map(|fixed| fixed.max(1));
+        // Not where others would have to take more samples in a call than they were meant to.
+        let at_once = lanes.iter().map(|lane| lane.taking.at_once).filter(|&many| many > 0);
+        let at_once = at_once.clone().max().filter(|_| fixed.is_none() && at_once.min() > Some(1));
         let sender = lanes.iter().find_map(|lane| Some((lane.accelerator()?, lane.taking)));
         let mut pass = Pass { lanes, consumer, fixed, most: fixed.unwrap_or(usize::MAX) };
         let known = at.skipped.clone();
         let (begin, good) = (at.done, at.good);
         let rest = self.indices.get(begin..).unwrap_or_default();
-        let batch = self.reading.batch.max(fixed.unwrap_or(1));
+        let batch = self.reading.batch.max(fixed.or(at_once).unwrap_or(1));
         let reading = PrefetchOptions { batch, skipped: &known, ..self.reading };
         let mut busy = Duration::ZERO;
         let mut waited = None;

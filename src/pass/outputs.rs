@@ -83,6 +83,8 @@ pub struct Taking {
     /// Whether smaller batches are to be filled up, as libraries may round otherwise in them, and can be: the number of
     /// samples is the first extent of all inputs and outputs, and nothing else in their shapes varies.
     pub fills: bool,
+    /// Samples that it runs side by side, 0 where it runs nothing.
+    pub at_once: usize,
 }
 
 impl Taking {
@@ -94,6 +96,7 @@ impl Taking {
         let fixed = if let [Some(extent)] = Vec::from_iter(extents)[..] { extent } else { None };
         Self {
             fixed,
+            at_once: runner.at_once(),
             fills: runner.accelerator().is_some() && runner.inputs().iter().chain(runner.outputs()).all(of_samples),
         }
     }

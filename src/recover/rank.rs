@@ -32,6 +32,8 @@ pub(super) fn rank(
 ) -> Result<Vec<Ranked>, RecoverError> {
     let operators: Vec<(usize, &Operator)> =
         (0..network.units.len()).filter_map(|index| Some((index, network.units[index].operator.as_ref()?))).collect();
+    // Samples alone would leave most cores idle.
+    let share = operators.len().div_ceil(rayon::current_num_threads().div_ceil(samples.len().max(1))).max(1);
     // Noise and multiply-accumulates of every operator.
     let by_sample = samples.par_iter().map(|sample| {
         let mut float: Lane = sample.clone().into_iter().collect();
@@ -39,7 +41,12 @@ pub(super) fn rank(
             let made = run_changed(unit, &mut float, TensorMap::new())?.0;
             float.extend(made);
         }
-        operators.iter().map(|&(start, operator)| one(network, start, operator, &mut float, state, parts)).collect()
+        let few = operators.chunks(share).collect::<Vec<_>>();
+        let few = few.into_par_iter().map(|few| {
+            let mut float = float.clone();
+            few.iter().map(|&(start, operator)| one(network, start, operator, &mut float, state, parts)).collect()
+        });
+        Ok(few.collect::<Result<Vec<Vec<_>>, RecoverError>>()?.concat())
     });
     let by_sample = by_sample.collect::<Result<Vec<Vec<(f64, f64)>>, RecoverError>>()?;
     let ranked = operators.iter().enumerate().map(|(place, &(_, operator))| {

@@ -3,6 +3,10 @@
 //! `H` holds the second moments of what the weights are multiplied with, as quantized. Each step moves one code by one
 //! where that lowers the error, until none does; the codes start at the nearest ones.
 
+use rayon::prelude::*;
+
+/// Entries of a matrix that are worth a thread.
+const CHUNK: usize = 1 << 14;
 /// Passes over all codes of a channel, at most.
 const SWEEPS: usize = 6;
 /// Share of the mean diagonal that is added to every entry of it, so that few samples do not decide alone.
@@ -31,7 +35,8 @@ impl Moments {
         for row in rows.chunks_exact(self.width) {
             self.sums.iter_mut().zip(row).for_each(|(sum, &value)| *sum += f64::from(value));
         }
-        self.products.iter_mut().zip(products).for_each(|(sum, &value)| *sum += f64::from(value));
+        let chunks = self.products.par_chunks_mut(CHUNK).zip(products.par_chunks(CHUNK));
+        chunks.for_each(|(sums, new)| sums.iter_mut().zip(new).for_each(|(sum, &value)| *sum += f64::from(value)));
     }
 
     /// The matrix to descend on, damped, with most of the mean taken out.
@@ -42,12 +47,12 @@ impl Moments {
             let (i, j) = (index / width, index % width);
             self.products[index] / rows - (1.0 - MEAN_PART) * means[i] * means[j]
         };
-        let mut matrix: Vec<f64> = (0..width * width).map(entry).collect();
+        let mut matrix: Vec<f64> = (0..width * width).into_par_iter().with_min_len(CHUNK).map(entry).collect();
         let trace: f64 = (0..width).map(|k| matrix[k * width + k].max(0.0)).sum();
         // Fewer rows than unknowns tell little about most directions: what they seem to tell does not hold elsewhere.
         let damping = (DAMPING + 2.0 * width as f64 / rows) * trace / width as f64;
         (0..width).for_each(|k| matrix[k * width + k] += damping);
-        matrix.into_iter().map(|value| value as f32).collect()
+        matrix.into_par_iter().with_min_len(CHUNK).map(|value| value as f32).collect()
     }
 }
 

@@ -144,13 +144,16 @@ impl Session {
         let indices = self.compared_samples(request, &reference_spec, &specs)?;
         self.check_gates(&request.gates, &indices)?;
         let engine = RunnerOptions { runtime_cache: request.runtime_cache.clone(), ..RunnerOptions::default() };
-        let mut reference = Side::new(&reference_spec, self, &engine, request.save_reference.as_deref())?;
+        // An engine has samples come as it takes them.
+        let side_by_side = specs.iter().chain([&reference_spec]).all(|spec| !matches!(spec, Spec::Engine(_)));
+        let build = BuildOptions { side_by_side, ..self.build_options(self.threads) };
+        let mut reference = Side::new(&reference_spec, self, (&build, &engine), request.save_reference.as_deref())?;
         let mut targets = Vec::new();
         let mut outcomes: Vec<TargetOutcome> = Vec::new();
         let mut places = Vec::new();
         for (index, (spec, name)) in specs.iter().zip(&names).enumerate() {
             let save = request.save_target.as_deref().filter(|_| index == 0);
-            let side = match Side::new(spec, self, &engine, save).within(|| format!("target {name}")) {
+            let side = match Side::new(spec, self, (&build, &engine), save).within(|| format!("target {name}")) {
                 // A model that was added to explain an engine's error: BF16 does not run on the CPU.
                 Err(error) if index >= request.targets.len() => {
                     let told = "so what the engine adds is not told apart from the error of that model";
@@ -337,10 +340,15 @@ enum Side {
 }
 
 impl Side {
-    fn new(spec: &Spec, session: &Session, engine: &RunnerOptions, save: Option<&Path>) -> Result<Self, PipelineError> {
+    fn new(
+        spec: &Spec,
+        session: &Session,
+        (build, engine): (&BuildOptions, &RunnerOptions),
+        save: Option<&Path>,
+    ) -> Result<Self, PipelineError> {
         let outputs: Box<dyn Outputs> = match spec {
             Spec::OnnxRuntime(file, provider) => {
-                let build = BuildOptions { threads: session.threads, provider: *provider, ..BuildOptions::default() };
+                let build = BuildOptions { provider: *provider, ..build.clone() };
                 let model = match file {
                     Some(path) => Model::load(path)?,
                     None => session.subject.float.clone(),

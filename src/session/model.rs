@@ -8,7 +8,7 @@ use std::{
 use super::{FloatTypes, PipelineError};
 use crate::{
     analyse::rounded::rounded,
-    backend::{Backend, BuildOptions, ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
+    backend::{Backend, BuildOptions, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     calibrate::CalibrationTable,
     dataset::InputSpec,
     onnx::{
@@ -162,13 +162,8 @@ impl Subject {
     }
 
     /// A runner of the float model.
-    pub fn reference(
-        &self,
-        runtime: OnnxRuntime,
-        provider: ExecutionProvider,
-        threads: usize,
-    ) -> Result<Box<dyn Runner>, PipelineError> {
-        Ok(runtime.build(&self.float, &BuildOptions { threads, provider, ..BuildOptions::default() })?)
+    pub fn reference(&self, runtime: OnnxRuntime, options: &BuildOptions) -> Result<Box<dyn Runner>, PipelineError> {
+        Ok(runtime.build(&self.float, options)?)
     }
 }
 

@@ -131,7 +131,8 @@ impl Session {
             host.warn(&format!("{}; {}", finding.message, finding.hint));
         }
         require_op_types(&config, &subject)?;
-        let mut reference = subject.reference(runtime, provider, threads)?;
+        let mut reference =
+            subject.reference(runtime, &BuildOptions { threads, provider, ..BuildOptions::default() })?;
         let batch = match (config.batch, subject.fixed_batch()) {
             // One sample at a time is what a fixed batch is filled up from, and what a whole input is.
             (Some(asked), Some(fixed)) if asked != fixed && asked != 1 => {

@@ -21,7 +21,7 @@ use super::{
     ranges::sample_hash,
 };
 use crate::{
-    backend::{Backend, Runner},
+    backend::{Backend, BuildOptions, Runner},
     compare::Gate,
     dataset::Split,
     quantize::{Placement, Precision, QuantizeError, Rule, Shifted},
@@ -382,6 +382,17 @@ impl<'a> Job<'a> {
         engines: &mut [engines::Engine],
     ) -> Result<Evaluation, PipelineError> {
         let session = &mut *self.session;
+        // An engine that runs in the same pass has samples come as it takes them.
+        if session.provider.gpu().is_none() && engines.iter().all(|engine| engine.runner.is_none()) {
+            let build = BuildOptions { side_by_side: true, ..session.build_options(session.threads) };
+            session.reference = session.subject.reference(session.runtime, &build)?;
+            let build = BuildOptions { side_by_side: session.reference.at_once() > 1, ..build };
+            for target in targets.iter_mut().filter(|target| build.side_by_side && target.runner.is_some()) {
+                if let Some(model) = target.imitation.as_ref().or(target.model.as_ref()) {
+                    target.runner = Some(session.runtime.build(model, &build)?);
+                }
+            }
+        }
         let options =
             EvaluateOptions { batch: session.batch, policy: session.policy, compare: session.compare_options() };
         let ran = targets.iter().filter(|target| target.runner.is_some());

@@ -4,13 +4,16 @@ use anyhow::{Result, bail};
 #[cfg(target_os = "linux")]
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
-/// One heap for all threads: each thread's own would keep the memory of the largest image it ever decoded, and the
-/// peak would grow with the number of images.
-pub fn share_one_heap() {
+/// Few heaps for all threads: each thread's own would keep the memory of the largest image it ever decoded, and the peak
+/// would grow with the number of images. One is enough for two cores; sixteen would wait for it a third of their time.
+pub fn share_heaps() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: sets an option of the allocator, before any other thread runs.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
+    {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        // SAFETY: sets an option of the allocator, before any other thread runs.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, cores.div_ceil(2).min(8) as libc::c_int);
+        }
     }
 }
 

@@ -40,7 +40,7 @@ pub enum ExitStatus {
 /// Runs a command and reports how it ended: 0 passed, 1 a gate failed, 2 error.
 pub fn main(global: &GlobalArgs, command: Command) -> u8 {
     let printer = Printer::new(global);
-    memory::share_one_heap();
+    memory::share_heaps();
     memory::refuse_large_files_by_error();
     start_logging(global, &printer);
     let name = command_name(&command);

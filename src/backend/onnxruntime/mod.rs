@@ -14,6 +14,7 @@ mod own_codes;
 mod runner;
 mod said;
 mod session;
+mod side_by_side;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -71,6 +72,9 @@ impl Backend for OnnxRuntime {
     fn build(&self, model: &Model, options: &BuildOptions) -> Result<Box<dyn Runner>, BackendError> {
         if let Some(device) = options.provider.gpu() {
             return Ok(Box::new(gpu_runner::GpuRunner::new(*self, model, options, device)?));
+        }
+        if options.side_by_side {
+            return side_by_side::build(self.loaded, model, options);
         }
         let built = session::build(self.loaded, model, options, None)?;
         Ok(Box::new(runner::SessionRunner::new(built)))

@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, fmt::Write};
 
+use ort::value::ValueType;
 use tempfile::TempDir;
 
 use super::{
@@ -21,12 +22,43 @@ pub(super) struct SessionRunner {
     outputs: Vec<TensorInfo>,
 }
 
+/// The first axis of a tensor as the model declares it.
+#[derive(PartialEq)]
+enum FirstAxis {
+    One,
+    Named(String),
+}
+
+impl FirstAxis {
+    fn of(dtype: &ValueType) -> Option<Self> {
+        let ValueType::Tensor { shape, dimension_symbols, .. } = dtype else { return None };
+        match shape.first()? {
+            1 => Some(Self::One),
+            -1 => dimension_symbols.first().filter(|name| !name.is_empty()).cloned().map(Self::Named),
+            _ => None,
+        }
+    }
+}
+
 impl SessionRunner {
     pub(super) fn new(built: Built) -> Self {
         let session = &built.session;
         let inputs = session.inputs().iter().map(|outlet| info(outlet.name(), outlet.dtype())).collect();
         let outputs = session.outputs().iter().map(|outlet| info(outlet.name(), outlet.dtype())).collect();
         Self { built, inputs, outputs }
+    }
+
+    /// Bytes of what one sample gives; `None` where the first axis of all inputs and outputs is not plainly that of samples,
+    /// or other extents of outputs vary.
+    pub(super) fn bytes_of_a_sample(&self) -> Option<usize> {
+        let session = &self.built.session;
+        let mut axes = session.inputs().iter().chain(session.outputs()).map(|outlet| FirstAxis::of(outlet.dtype()));
+        let first = axes.next()??;
+        let bytes = |info: &TensorInfo| {
+            let extents = info.shape.get(1..)?.iter().copied().collect::<Option<Vec<usize>>>()?;
+            Some(extents.iter().product::<usize>() * info.element_type?.size())
+        };
+        axes.all(|axis| axis.as_ref() == Some(&first)).then(|| self.outputs.iter().map(bytes).sum())?
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
         operators::Pair,
     },
     artifact::{ArtifactError, ContentHash},
-    backend::ExecutionProvider,
+    backend::BuildOptions,
     bisect::{
         advice::about_search,
         findings::{Findings, PlanFindings},
@@ -136,7 +136,8 @@ impl Bisection<'_> {
             dataset.label(**index).is_some() || dataset.mask_file(**index).is_some() || dataset.has_boxes(**index)
         };
         let Some(&sample) = indices.iter().find(labelled).or(indices.first()) else { return Ok(()) };
-        let mut reference = session.subject.reference(session.runtime, ExecutionProvider::Cpu, session.threads)?;
+        let on_cpu = BuildOptions { threads: session.threads, ..BuildOptions::default() };
+        let mut reference = session.subject.reference(session.runtime, &on_cpu)?;
         let options = EvaluateOptions { batch: 1, policy: session.policy, compare: session.compare_options() };
         let control = session.control(&|_| {});
         let evaluation = evaluate(&mut reference, &mut [], dataset, &[sample], &options, control)?;

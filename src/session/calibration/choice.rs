@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Calibrator, Parts, hold_out};
+use super::{Calibrator, ObserveOptions, Parts, hold_out};
 use crate::{
     analyse::{
         bias::mean_errors,
@@ -245,8 +245,10 @@ impl Calibrator<'_> {
         samples: &[usize],
         options: &ChooseOptions,
     ) -> Result<(Vec<ComparisonResult>, usize), PipelineError> {
-        let build =
-            BuildOptions { threads: self.options.threads, provider: self.options.provider, ..BuildOptions::default() };
+        let ObserveOptions { threads, provider, .. } = *self.options;
+        let build = BuildOptions { threads, provider, side_by_side: true, ..BuildOptions::default() };
+        let mut reference = self.subject.reference(self.runtime, &build)?;
+        let build = BuildOptions { side_by_side: reference.at_once() > 1, ..build };
         let quantize_options = QuantizeOptions { scheme: options.scheme.clone(), ..QuantizeOptions::default() };
         let mut runners = tables
             .iter()
@@ -255,7 +257,6 @@ impl Calibrator<'_> {
                 Ok(self.runtime.build(&quantized.model, &build)?)
             })
             .collect::<Result<Vec<Box<dyn Runner>>, PipelineError>>()?;
-        let mut reference = self.subject.reference(self.runtime, self.options.provider, self.options.threads)?;
         let evaluate_options = EvaluateOptions {
             batch: self.options.batch,
             policy: self.options.policy,
