@@ -158,7 +158,7 @@ impl Bench {
         models[0].save(int8)?;
         let mut runners =
             models.iter().map(|model| runtime.build(model, &BuildOptions::default())).collect::<Result<Vec<_>, _>>()?;
-        let mut reference = subject.reference(runtime, ExecutionProvider::Cpu, 0)?;
+        let mut reference = subject.reference(runtime, &BuildOptions::default())?;
         let mut targets: Vec<&mut dyn Outputs> = runners.iter_mut().map(|runner| runner as &mut dyn Outputs).collect();
         let compare = EvaluateOptions { batch: 1, policy: POLICY, compare: CompareOptions::default() };
         let evaluation: Vec<usize> = EVALUATION.collect();
