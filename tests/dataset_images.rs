@@ -266,19 +266,50 @@ fn what_most_files_are_is_read_and_the_rest_is_told() {
     arrays("c.tif");
     let (samples, notes) = listed(folder.path());
     assert_eq!(samples.len(), 2);
-    assert!(notes.len() == 1 && notes[0].contains("1 with .tif, as c.tif"), "{notes:?}");
+    let [below, beside] = &notes[..] else { panic!("{notes:?}") };
+    assert!(below.contains("1 in folders that are not read, as cache/features.npz: the folder itself"), "{notes:?}");
+    assert!(beside.contains("1 with .tif, as c.tif"), "{notes:?}");
+    std::fs::remove_dir_all(folder.path().join("cache")).unwrap();
     // As many below: those of the folder itself.
     ["x/1.png", "y/2.png"].into_iter().for_each(write);
     let (samples, notes) = listed(folder.path());
     assert_eq!(samples.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["a.png", "b.png"]);
-    assert!(notes[0].contains("2 in 2 folders below (the first is x/1.png)"), "{notes:?}");
+    assert!(notes[0].contains("2 in folders that are not read, as x/1.png: the folder itself"), "{notes:?}");
     write("y/3.png");
     let (samples, notes) = listed(folder.path());
     let ids: Vec<_> = samples.iter().map(|(id, label)| (id.as_str(), label.unwrap())).collect();
     assert_eq!(ids, [("x/1.png", 0), ("y/2.png", 1), ("y/3.png", 1)]);
     assert!(notes.iter().any(|note| note.contains("2 with .png, as a.png: it lies beside")), "{notes:?}");
+    // Deeper than classes, beside a link that leads in a circle; arrays among pictures.
+    std::fs::create_dir_all(folder.path().join("x/more/still")).unwrap();
+    write("x/more/still/4.png");
+    arrays("y/stats.npy");
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(folder.path(), folder.path().join("x/more/up")).unwrap();
+    let (samples, notes) = listed(folder.path());
+    assert_eq!(samples.len(), 3);
+    let told = |what: &str| assert!(notes.iter().any(|note| note.contains(what)), "{what}: {notes:?}");
+    told("1 in folders that are not read, as x/more/still/4.png: only the folder and those right in it");
+    told("1 with .npy, as y/stats.npy: it holds arrays, and the samples are pictures");
     for name in ["1", "2", "3", "4"] {
         arrays(&format!("arrays/{name}.npz"));
     }
     assert!(!trtcalib::dataset::holds_images(folder.path()));
+}
+
+#[test]
+fn a_folder_whose_samples_lie_too_deep_says_where_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(folder.path().join("train/cat")).unwrap();
+    write_picture(&folder.path().join("train/cat/1.png"));
+    let options = DataOptions {
+        path: folder.path(),
+        labels: None,
+        classes: &BTreeMap::new(),
+        category_ids: &[],
+        inputs: &[InputSpec { name: "x".to_owned(), element_type: None, shape: vec![None, Some(3), None, None] }],
+        preprocess: None,
+    };
+    let error = open(&options).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("1 in folders that are not read, as train/cat/1.png"), "{error}");
 }

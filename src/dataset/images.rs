@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Dataset, DatasetError, InputSpec, SampleError,
+    ARRAY_ENDINGS, Dataset, DatasetError, IMAGE_ENDINGS, InputSpec, SampleError,
     decode::decode,
     label_boxes::{PictureBoxes, Scene},
     masks,
@@ -214,8 +214,34 @@ pub(super) struct Listing {
     pub(super) classes: Vec<String>,
     /// Files that are neither images nor hidden, and images beside the folders that hold most of them.
     pub(super) skipped: Vec<SampleError>,
-    /// What lies in folders that are not read, since the folder itself holds as many samples or more.
-    pub(super) unread: Option<String>,
+    /// Folders that are not read, by the beginning of the names that their files would have.
+    pub(super) unread: Vec<(String, PathBuf)>,
+}
+
+impl Listing {
+    /// Pictures and arrays in the folders that are not read (nor are `except`), down to 8 levels: how many, and the first.
+    pub(super) fn unread(&self, except: Option<&Path>) -> Option<(usize, String)> {
+        let endings: Vec<&str> = IMAGE_ENDINGS.into_iter().chain(ARRAY_ENDINGS).collect();
+        let except = except.and_then(|path| path.canonicalize().ok());
+        let mut found = Self::default();
+        let mut level = self.unread.clone();
+        for _ in 0..8 {
+            let mut next = Vec::new();
+            for (prefix, path) in level {
+                // Links to folders may lead round in circles.
+                if path.is_symlink() || except.is_some() && path.canonicalize().ok() == except {
+                    continue;
+                }
+                let mut inside = Vec::new();
+                // What cannot be listed holds nothing that could be told.
+                let _ = scan(&path, &prefix, &endings, &mut found, &mut inside);
+                next.extend(inside.into_iter().map(|name| (format!("{prefix}{}/", escape(&name)), path.join(name))));
+            }
+            level = next;
+        }
+        let (first, _) = found.files.iter().min()?;
+        Some((found.files.len(), first.clone()))
+    }
 }
 
 /// Lists a folder: its own files, or those of its folders (but not `except`, which holds labels) when they hold more.
@@ -226,30 +252,32 @@ pub(super) fn list(folder: &Path, endings: &[&str], except: Option<&Path>) -> Re
     scan(folder, "", endings, &mut own, &mut folders)?;
     folders.sort();
     let except = except.and_then(|path| path.canonicalize().ok());
-    let mut below = Listing::default();
-    let mut failure = None;
+    let (mut below, mut deeper) = (Listing::default(), Vec::new());
+    let (mut failure, mut read_below) = (None, Vec::new());
     for name in folders {
         let path = folder.join(&name);
         if except.is_some() && path.canonicalize().ok() == except {
             continue;
         }
         let before = below.files.len();
-        let scanned = scan(&path, &format!("{}/", escape(&name)), endings, &mut below, &mut Vec::new());
+        let mut inside = Vec::new();
+        let prefix = format!("{}/", escape(&name));
+        let scanned = scan(&path, &prefix, endings, &mut below, &mut inside);
         failure = failure.or(scanned.err());
         if below.files.len() > before {
             below.classes.push(escape(&name));
         }
+        deeper.extend(inside.into_iter().map(|name| (format!("{prefix}{}/", escape(&name)), path.join(name))));
+        read_below.push((prefix, path));
     }
     let mut listing = if below.files.len() > own.files.len() {
         let reason = "it lies beside the folders that hold most of the samples".to_owned();
         let beside = own.files.into_iter().map(|(sample, _)| SampleError { sample, reason: reason.clone() });
         below.skipped.extend(own.skipped.into_iter().chain(beside));
+        below.unread = deeper;
         below
     } else {
-        if let Some((first, _)) = below.files.iter().min() {
-            let (count, folders) = (below.files.len(), below.classes.len());
-            own.unread = Some(format!("{count} in {folders} folders below (the first is {first})"));
-        }
+        own.unread = read_below;
         own
     };
     // A folder that cannot be read matters where its files would be samples.
@@ -286,9 +314,16 @@ fn scan(
         if endings.contains(&ending.as_str()) {
             listing.files.push((id, path));
         } else {
-            listing
-                .skipped
-                .push(SampleError { sample: id, reason: "its ending is none of those that are read".to_owned() });
+            let reason = if IMAGE_ENDINGS.contains(&ending.as_str()) {
+                "it is a picture, and the samples are arrays"
+            } else if !ARRAY_ENDINGS.contains(&ending.as_str()) {
+                "its ending is none of those that are read"
+            } else if endings.contains(&"npz") {
+                "arrays in a folder are read from .npz files"
+            } else {
+                "it holds arrays, and the samples are pictures"
+            };
+            listing.skipped.push(SampleError { sample: id, reason: reason.to_owned() });
         }
     }
     Ok(())

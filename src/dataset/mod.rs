@@ -203,6 +203,9 @@ const THUMBNAIL: usize = 96;
 /// Endings of files that are read as images.
 const IMAGE_ENDINGS: [&str; 8] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib"];
 
+/// Endings of files that hold arrays.
+const ARRAY_ENDINGS: [&str; 2] = ["npz", "npy"];
+
 /// True when a path holds images (and no more arrays than images), so that preprocessing is needed.
 pub fn holds_images(path: &Path) -> bool {
     match ending(path).as_str() {
@@ -233,11 +236,13 @@ pub fn open(options: &DataOptions<'_>) -> Result<Collection, DatasetError> {
         open_arrays(options, metadata.is_dir())?
     };
     if collection.dataset.is_empty() {
+        let left_out: String = collection.notes.iter().map(|note| format!("; {note}")).collect();
         return Err(DatasetError::Format {
             path: path.to_owned(),
-            reason: "it holds no samples; expected are images (JPEG, PNG, WebP, BMP), in it or in one folder a class, \
-                     or .npz files"
-                .to_owned(),
+            reason: format!(
+                "it holds no samples; expected are images (JPEG, PNG, WebP, BMP), in it or in one folder a class, or .npz \
+                 files{left_out}"
+            ),
         });
     }
     let left_out = left_out(&collection.passed_over);
@@ -262,17 +267,22 @@ fn left_out(passed_over: &[SampleError]) -> Option<String> {
     (!groups.is_empty()).then(|| format!("files left out of the data: {}", groups.join("; ")))
 }
 
-/// Says which samples in folders below are not read.
-fn unread(listing: &images::Listing) -> Option<String> {
-    let unread = listing.unread.as_ref()?;
-    Some(format!("samples left out of the data: {unread}; the folder itself holds as many or more"))
+/// Says what lies in folders that are not read.
+fn unread(listing: &images::Listing, labels: Option<&Path>) -> Option<String> {
+    let (count, first) = listing.unread(labels)?;
+    let why = if !listing.files.is_empty() && listing.classes.is_empty() {
+        "the folder itself holds as many samples or more"
+    } else {
+        "only the folder and those right in it are looked at"
+    };
+    Some(format!("files left out of the data: {count} in folders that are not read, as {first}: {why}"))
 }
 
 fn open_arrays(options: &DataOptions<'_>, folder: bool) -> Result<Collection, DatasetError> {
     let (mut passed_over, mut left_unread) = (Vec::new(), None);
     let mut data = if folder {
         let listing = images::list(options.path, &["npz"], options.labels)?;
-        left_unread = unread(&listing);
+        left_unread = unread(&listing, options.labels);
         passed_over = listing.skipped.into_iter().filter(|skipped| !is_label_file(skipped, options.labels)).collect();
         let names = listing.files.into_iter().map(|(name, _)| name).collect();
         arrays::ArrayDataset::files(options.path, names, options.inputs)
@@ -319,7 +329,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     } else {
         read_list(options.path)?
     };
-    let (mut names, mut notes) = (BTreeMap::new(), Vec::from_iter(unread(&listing)));
+    let (mut names, mut notes) = (BTreeMap::new(), Vec::from_iter(unread(&listing, options.labels)));
     let mut label_source = (!assigned.is_empty()).then(|| options.path.display().to_string());
     let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
     let mut masks = Vec::new();
