@@ -8,6 +8,7 @@ pub mod args;
 pub mod commands;
 pub mod heap;
 pub mod printer;
+mod table;
 
 /// Runs `calib` with the words of a command line, the program's name first, and returns its exit status: 0 passed,
 /// 1 a gate failed, 2 an error.

@@ -149,8 +149,7 @@ impl Printer {
 
 /// The stages of a session, and their sum.
 fn table_of(stages: &[StageTime]) -> String {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    let mut table = crate::table::table(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["stage", "waited s", "CPU s", "sessions built", "passes", "samples read"]);
     let row = |stage: &str, times: [f64; 2], counts: [String; 3]| {
         let times = times.map(|seconds| format!("{seconds:.2}"));

@@ -68,6 +68,19 @@ pub struct Calibrated {
     pub ran: Ran,
 }
 
+impl Calibrated {
+    /// In a sentence.
+    pub fn describe(&self) -> String {
+        format!(
+            "calibrated {} tensors on {} samples in {:.1} s, method {}",
+            self.chosen.table.tensors.len(),
+            self.chosen.table.samples,
+            self.all_seconds,
+            self.chosen.choice
+        )
+    }
+}
+
 impl Session {
     /// All samples, up to the number asked for, where nothing is evaluated.
     pub fn calibration_samples(&self) -> Vec<usize> {
@@ -178,13 +191,6 @@ impl Session {
         }
         self.host.check()?;
         let chosen = self.choose(precision, &histograms, samples, options.checkpoints)?;
-        self.host.info(&format!(
-            "calibrated {} tensors on {} samples in {:.1} s, method {}",
-            chosen.table.tensors.len(),
-            histograms.samples(),
-            started.elapsed().as_secs_f64(),
-            chosen.choice
-        ));
         let skipped = ran.summary.skipped.clone();
         let all_seconds = started.elapsed().as_secs_f64();
         Ok(Calibrated { histograms: Some(histograms), chosen, seconds, all_seconds, peak_rss_bytes, skipped, ran })

@@ -218,6 +218,7 @@ impl<'a> Job<'a> {
             }
             calibrated => calibrated?,
         };
+        self.session.host.info(&calibrated.describe());
         self.save_table(&calibrated.chosen.table)?;
         Ok(Some(calibrated))
     }

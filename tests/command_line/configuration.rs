@@ -78,7 +78,7 @@ fn a_run_with_a_table_and_a_plan_calibrates_nothing_and_names_what_is_lifted() {
     let run = |out: &str, more: &[&str]| {
         let out = folder.path().join(out);
         let mut command = calib().unwrap();
-        command.arg("run").args(demo_flags()).args(["--calib-samples", "60", "--eval-samples", "20"]);
+        command.arg("run").args(demo_flags()).args(["--calib-samples", "60", "--eval-samples", "16"]);
         command.args(["--precisions", "fp32,int8", "--bench-seconds", "0", "--out"]).arg(&out).args(more);
         let output = command.output().unwrap();
         assert!(output.status.code().is_some_and(|code| code < 2), "{}", String::from_utf8_lossy(&output.stderr));
@@ -103,6 +103,14 @@ fn a_run_with_a_table_and_a_plan_calibrates_nothing_and_names_what_is_lifted() {
     let (planned, _) = run("planned", &["--table", table, "--plan", plan.to_str().unwrap()]);
     let notes = planned["notes"].to_string();
     assert!(notes.contains(&format!("the plan lifts 1 nodes: {node} (fp32)")), "{notes}");
+    // What it brings, on the 16 samples that both runs were compared on.
+    let (_, told) = notes.split_once("with what the plan lifts the SQNR of the outputs is ").unwrap();
+    let figures: Vec<f64> = told.split([' ', '"']).filter_map(|word| word.parse().ok()).take(2).collect();
+    let expected = [&planned, &second].map(|report| report["precisions"][1]["outputs"][0]["sqnr_db"].as_f64().unwrap());
+    assert!(figures.len() == 2 && expected[0] != expected[1] && told.contains("(16 samples)"), "{told}");
+    for (found, expected) in figures.into_iter().zip(expected) {
+        assert!((found - expected).abs() < 0.06, "{found} and {expected}: {told}");
+    }
 }
 
 #[test]

@@ -256,8 +256,7 @@ fn describe_table(path: &Path, table: &CalibrationTable, all: bool) -> String {
         table.bias_corrections.len(),
         if table.random_data { ", FROM RANDOM DATA" } else { "" }
     );
-    let mut rows = comfy_table::Table::new();
-    rows.load_style(comfy_table::presets::NOTHING);
+    let mut rows = crate::table::table(comfy_table::presets::NOTHING);
     rows.set_header(["tensor", "min", "max", "amax", "method", "clipped"]);
     for (name, range) in table.tensors.iter().take(if all { usize::MAX } else { 20 }) {
         rows.add_row([

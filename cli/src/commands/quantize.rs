@@ -62,13 +62,14 @@ struct Told<'a> {
 }
 
 fn explain(placement: &Placement, told: &[Told<'_>]) -> String {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
-    let with = told.iter().any(|told| !told.done.is_empty());
-    table.set_header(["node", "operator", "precision", "rule", "recovery"].into_iter().take(if with { 5 } else { 4 }));
+    let mut table = crate::table::table(comfy_table::presets::NOTHING);
+    table.set_header(["node\n  operator", "precision", "rule"]);
     for Told { decision: Decision { node, op_type, precision, rule }, done } in told {
-        let cells = [node.as_str(), op_type.as_str(), precision.name(), rule.describe()].map(str::to_owned);
-        table.add_row(cells.into_iter().chain(with.then(|| done.join("; "))));
+        let why: Vec<&str> = std::iter::once(rule.describe()).chain(done.iter().map(String::as_str)).collect();
+        table.add_row([format!("{node}\n  {op_type}"), precision.name().to_owned(), why.join("\n")]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
     }
     let observed = placement.tensors_to_observe().len();
     format!(

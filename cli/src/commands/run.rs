@@ -159,8 +159,7 @@ fn table(report: &Report) -> String {
     // What no row has would only make the table wider.
     let is_filled = |column: &usize| rows.iter().any(|row| !row[*column].is_empty());
     let columns: Vec<usize> = (0..header.len()).filter(is_filled).collect();
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    let mut table = crate::table::table(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(columns.iter().map(|&column| header[column]));
     table.add_rows(rows.iter().map(|row| columns.iter().map(|&column| &row[column]).collect::<Vec<_>>()));
     for column in table.column_iter_mut() {

@@ -60,7 +60,9 @@ impl<'a> Bisection<'a> {
                 checkpoints: checkpoints.as_ref(),
                 ..CalibrateOptions::default()
             };
-            let table = session.calibrate(precision, calibrate)?.chosen.table;
+            let calibrated = session.calibrate(precision, calibrate)?;
+            session.host.info(&calibrated.describe());
+            let table = calibrated.chosen.table;
             table.save(&out.join("calibration.json"))?;
             Some(table)
         } else {

@@ -93,17 +93,18 @@ impl Job<'_> {
             }
             precisions.push(engine.row);
         }
-        let mut skipped: Vec<SampleError> = self.session.data.collection.passed_over.clone();
-        skipped.extend(found.calibrated.iter().flat_map(|calibrated| calibrated.skipped.clone()));
+        let mut skipped = found.calibrated.as_ref().map_or_else(Vec::new, |calibrated| calibrated.skipped.clone());
         skipped.extend(found.evaluation.summary.skipped);
-        skipped.sort_by(|a, b| a.sample.cmp(&b.sample));
-        skipped.dedup();
+        sort(&mut skipped);
+        // What was passed over is told when the data are opened.
         if let Some(SampleError { sample, reason }) = skipped.first() {
             self.session.host.warn(&format!(
-                "{} files or samples were not used, which the report lists with their reasons; the first: {sample}: {reason}",
+                "{} samples could not be used, which the report lists with their reasons; the first: {sample}: {reason}",
                 skipped.len()
             ));
         }
+        skipped.extend(self.session.data.collection.passed_over.iter().cloned());
+        sort(&mut skipped);
         let layers = Self::layer_rows(&found.targets, found.calibrated.as_ref(), found.layers.as_ref());
         let verdict = Verdict::new(gates, &precisions);
         let layers_samples = found.layers.as_ref().filter(|_| !layers.is_empty()).map(|found| found.graphwise.samples);
@@ -336,4 +337,10 @@ fn calibration(calibrated: &Calibrated, percentile: f64) -> Calibration {
 
 fn data_uri(jpeg: &[u8]) -> String {
     format!("data:image/jpeg;base64,{}", base64::engine::general_purpose::STANDARD.encode(jpeg))
+}
+
+/// Each sample once, by name.
+fn sort(skipped: &mut Vec<SampleError>) {
+    skipped.sort_by(|a, b| a.sample.cmp(&b.sample));
+    skipped.dedup();
 }

@@ -17,7 +17,8 @@ use crate::{
     calibrate::{CalibrationTable, Choice},
     compare::{CompareOptions, OutputKind},
     dataset::{BadPolicy, PrefetchOptions},
-    quantize::{Precision, QuantizeOptions},
+    onnx::Model,
+    quantize::{Precision, PrecisionPlan, QuantizeOptions, quantize},
     report::{Advice, AdviceLevel},
     session::{
         PipelineError,
@@ -100,6 +101,7 @@ impl Job<'_> {
         )?;
         session.host.check()?;
         let lifted = self.lift_effect(&options, &calibrated.chosen.table, told(&outputs), samples)?;
+        self.note_plan_effect(&options, &calibrated.chosen.table, samples)?;
         Ok(Some(Layers { graphwise, local, outputs, lifted }))
     }
 
@@ -123,14 +125,50 @@ impl Job<'_> {
             quantize: options,
             precision: LIFT,
         };
+        let targets = [start.model(&NodeSet::new())?, start.model(&nodes.iter().cloned().collect())?];
+        Ok(Some(LiftEffect { nodes, sqnr_db: self.worst_sqnrs(&targets, samples)?, samples: samples.indices.len() }))
+    }
+
+    /// The SQNR of the worst output of two models.
+    fn worst_sqnrs(&self, targets: &[Model; 2], samples: Samples<'_>) -> Result<[f64; 2], PipelineError> {
+        let session = &self.session;
         let compare = CompareOptions { max_flips: 0, resamples: 0, ..session.compare_options() };
         let judged = JudgeOptions { threads: session.threads, compare, ..JudgeOptions::default() };
         let provider = session.analyst(samples.indices.len());
         let samples = session.batched(provider, samples);
-        let mut judge = Judge::new(session.side(provider, &subject.float), samples, judged)?;
-        let mut sqnr_db = |lifted: NodeSet| Ok::<_, PipelineError>(worst_sqnr(&judge.compare(&start.model(&lifted)?)?));
-        let sqnr_db = [sqnr_db(NodeSet::new())?, sqnr_db(nodes.iter().cloned().collect())?];
-        Ok(Some(LiftEffect { nodes, sqnr_db, samples: samples.indices.len() }))
+        let mut judge = Judge::new(session.side(provider, &session.subject.float), samples, judged)?;
+        let [without, with] = targets;
+        Ok([worst_sqnr(&judge.compare(without)?), worst_sqnr(&judge.compare(with)?)])
+    }
+
+    /// Says what the precision plan brings, against the same ranges without it.
+    fn note_plan_effect(
+        &self,
+        options: &QuantizeOptions,
+        table: &CalibrationTable,
+        samples: Samples<'_>,
+    ) -> Result<(), PipelineError> {
+        let mut unplanned = options.clone();
+        unplanned.scheme.plan = PrecisionPlan::default();
+        if options.scheme.plan == unplanned.scheme.plan {
+            return Ok(());
+        }
+        let subject = &self.session.subject;
+        let model = |options| quantize(&subject.folded, &subject.shapes, Some(table), options).map(|made| made.model);
+        let without = match model(&unplanned) {
+            Ok(without) => without,
+            // A table that was made with the plan has no ranges where nothing was to be quantized.
+            Err(error) => {
+                self.session.host.note(&format!("what the plan brings was not measured: without it, {error}"));
+                return Ok(());
+            }
+        };
+        let [without, with] = self.worst_sqnrs(&[without, model(options)?], samples)?.map(decibels);
+        let samples = samples.indices.len();
+        self.session.host.note(&format!(
+            "with what the plan lifts the SQNR of the outputs is {with} instead of {without} ({samples} samples)"
+        ));
+        Ok(())
     }
 
     /// What the figures suggest, with commands that work as they stand.
@@ -172,6 +210,10 @@ impl Job<'_> {
             |a: advice::Advice| Advice { level: level(a.importance), text: a.text, nodes: a.nodes, command: a.command };
         found.into_iter().map(row).collect()
     }
+}
+
+fn decibels(db: f64) -> String {
+    if db == f64::INFINITY { "infinite".to_owned() } else { format!("{db:.1} dB") }
 }
 
 /// Which way to choose ranges won, where several were measured.

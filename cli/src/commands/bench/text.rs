@@ -1,6 +1,8 @@
 //! What `calib bench` prints: what must be known first, the conditions, latencies, throughputs, warnings.
 
-use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{CellAlignment, presets::UTF8_HORIZONTAL_ONLY};
+
+use crate::table::table;
 
 use trtcalib::{
     bench::{Measurement, Timing},
@@ -81,49 +83,66 @@ fn conditions(outcome: &BenchOutcome) -> String {
     text + &modes.concat()
 }
 
-fn table(header: &[&str], first: [&str; 3], rows: Vec<Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY);
-    table.set_header(first.iter().chain(header));
+/// Columns of figures behind the targets, of which a cell has as few characters as figures need.
+fn figures(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = table(UTF8_HORIZONTAL_ONLY);
+    table.set_header(std::iter::once(&"target").chain(header));
     table.add_rows(rows);
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 1));
+        if index > 0 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
     table.to_string()
 }
 
+/// A figure with four digits, or all before the point.
+fn digits(value: f64) -> String {
+    let before = if value.abs() >= 1.0 { value.abs().log10().floor() as usize + 1 } else { 1 };
+    format!("{value:.*}", 4_usize.saturating_sub(before))
+}
+
 /// Target, batch and threads.
-fn head(measured: &Measurement) -> Vec<String> {
+fn head(measured: &Measurement) -> String {
     let times = &measured.times;
     let mark = if times.timing == Timing::Emulated { " (emulated)" } else { "" };
-    vec![format!("{}{mark}", times.name), times.batch.to_string(), times.mode.threads.to_string()]
+    let threads = if times.mode.threads == 1 { "thread" } else { "threads" };
+    format!("{}{mark}\nbatch {}, {} {threads}", times.name, times.batch, times.mode.threads)
 }
 
 fn latencies(measurements: &[Measurement]) -> String {
     let row = |measured: &Measurement| {
         let l = measured.latency.as_ref()?;
-        let figures = [l.median, l.mean, l.std, l.jitter, l.p90, l.p95, l.p99, l.p99_uncertainty];
-        Some(
-            head(measured)
-                .into_iter()
-                .chain(figures.map(|ms| format!("{ms:.3}")))
-                .chain([l.count.to_string()])
-                .collect(),
-        )
+        let times = [l.median, l.mean, l.std, l.jitter, l.p90, l.p95, l.p99, l.p99_uncertainty].map(digits);
+        Some(std::iter::once(head(measured)).chain(times).chain([l.count.to_string()]).collect())
     };
     let header = ["median", "mean", "std", "jitter", "p90", "p95", "p99", "± p99", "calls"];
-    table(&header, ["target", "batch", "threads"], measurements.iter().filter_map(row).collect())
+    figures(&header, measurements.iter().filter_map(row).collect())
 }
 
 fn throughputs(measurements: &[Measurement]) -> String {
     let row = |measured: &Measurement| {
         let t = measured.throughput.as_ref()?;
-        let figures = [t.median, t.mean, t.uncertainty, t.jitter].map(|fps| format!("{fps:.1}"));
+        let rates = [t.median, t.mean, t.uncertainty, t.jitter].map(digits);
         let speed_up = measured.speed_up.map_or_else(String::new, |speed_up| {
             format!("{:.2} [{:.2}, {:.2}]", speed_up.ratio, speed_up.interval[0], speed_up.interval[1])
         });
-        Some(head(measured).into_iter().chain(figures).chain([speed_up]).collect())
+        Some(std::iter::once(head(measured)).chain(rates).chain([speed_up]).collect())
     };
     let header = ["median", "mean", "± mean", "jitter", "speed-up"];
-    table(&header, ["target", "batch", "threads"], measurements.iter().filter_map(row).collect())
+    figures(&header, measurements.iter().filter_map(row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_have_four_digits_and_a_table_of_long_names_fits() {
+        assert_eq!([0.0, 0.02345, 9.8765, 123.46, 172_599.8].map(digits), ["0.000", "0.023", "9.877", "123.5", "172600"]);
+        let row = [vec!["a/long/path/to/a/model/of/many/words.int8.onnx\nbatch 16, 4 threads".to_owned()], vec!["123.5".to_owned(); 9]];
+        let text = figures(&["median", "mean", "std", "jitter", "p90", "p95", "p99", "± p99", "calls"], vec![row.concat()]);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
 }

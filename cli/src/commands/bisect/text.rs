@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 
+use comfy_table::{CellAlignment, presets::NOTHING};
+
+use crate::table::table;
 use trtcalib::{
     analyse::{
         advice::Importance,
@@ -94,10 +97,12 @@ pub(in crate::commands) fn describe(findings: &Findings) -> String {
         report.sentences().iter().for_each(|sentence| text.push_str(&format!("{sentence}\n")));
     }
     if let Some(plan) = &findings.plan {
-        if !plan.curve.is_empty() {
+        // A single point is what the advice says.
+        let curve = if plan.curve.len() > 1 { &plan.curve[..] } else { &[] };
+        if !curve.is_empty() {
             let _ = writeln!(text, "\nlifted  {:<10}  score", "cost");
         }
-        for point in &plan.curve {
+        for point in curve {
             let passed = if point.passed { "  passes" } else { "" };
             let _ = writeln!(text, "{:>6}  {:<10}  {:.4}{passed}", point.lifted, cost(point.cost), point.score);
         }
@@ -137,25 +142,21 @@ fn layers(text: &mut String, findings: &Findings) {
     let noise = |layer: &LayerError| output(layer).map_or(0.0, |o| o.relative_noise.unwrap_or(f64::INFINITY));
     let mut worst: Vec<&LayerError> = findings.layers.iter().collect();
     worst.sort_by(|a, b| noise(b).total_cmp(&noise(a)));
-    let width = worst.iter().take(SHOWN).map(|layer| layer.node.chars().count()).max().unwrap_or(4).max(4);
-    let kind = worst.iter().take(SHOWN).map(|layer| layer.op_type.len()).max().unwrap_or(10).max(10);
-    let _ = writeln!(
-        text,
-        "{:<width$}  {:<kind$}  {:>10}  {:>10}  {:>10}  {:>10}",
-        "node", "operator", "outputs dB", "local dB", "weights dB", "inputs dB"
-    );
+    let mut table = table(NOTHING);
+    table.set_header(["node\n  operator", "outputs dB", "local dB", "weights dB", "inputs dB"]);
     for layer in worst.iter().take(SHOWN) {
-        let _ = writeln!(
-            text,
-            "{:<width$}  {:<kind$}  {:>10}  {:>10}  {:>10}  {:>10}",
-            layer.node,
-            layer.op_type,
-            output(layer).map_or_else(|| "-".to_owned(), |output| decibels(output.sqnr_db)),
-            decibels(layer.layerwise_sqnr_db),
-            decibels(layer.weight_sqnr_db),
-            decibels(layer.activation_sqnr_db)
-        );
+        let reaches = output(layer).map_or_else(|| "-".to_owned(), |output| decibels(output.sqnr_db));
+        let own = [layer.layerwise_sqnr_db, layer.weight_sqnr_db, layer.activation_sqnr_db].map(decibels);
+        let figures = std::iter::once(reaches).chain(own);
+        table.add_row(std::iter::once(format!("{}\n  {}", layer.node, layer.op_type)).chain(figures));
     }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if index > 0 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let _ = writeln!(text, "{table}");
     if worst.len() > SHOWN {
         let _ = writeln!(text, "... and {} more in bisect.json", worst.len() - SHOWN);
     }

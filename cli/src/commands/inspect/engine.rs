@@ -113,8 +113,7 @@ fn describe_summary(summary: &EngineSummary) -> String {
 }
 
 fn table(layers: &[EngineLayer], all: bool) -> String {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
+    let mut table = crate::table::table(comfy_table::presets::NOTHING);
     table.set_header(["layer", "type", "does", "in", "format", "ONNX nodes"]);
     let shown = if all { layers.len() } else { SHOWN.min(layers.len()) };
     for layer in &layers[..shown] {
