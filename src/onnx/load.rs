@@ -13,7 +13,7 @@ use super::{
     Model,
     external::{self, ExternalError},
     mapped::read,
-    proto::{GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto},
+    proto::{AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto},
     scan::{ScanError, scan},
 };
 use crate::{
@@ -200,6 +200,14 @@ fn fill_sparse(graph: &mut GraphProto) {
         match filled(&constant, &mut room) {
             Some(filled) => graph.initializer.push(filled),
             None => graph.sparse_initializer.push(constant),
+        }
+    }
+    for node in graph.node.iter_mut().filter(|node| node.is_standard() && node.op_type() == "Constant") {
+        let mut filled = |attribute: &AttributeProto| filled(attribute.sparse_tensor.as_deref()?, &mut room);
+        if let [attribute] = &mut node.attribute[..]
+            && let Some(filled) = filled(attribute)
+        {
+            *attribute = AttributeProto::tensor("value", filled);
         }
     }
 }

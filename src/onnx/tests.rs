@@ -247,10 +247,19 @@ fn sparse_constants_are_filled_up() {
         let dims = shape.iter().map(|&extent| extent as i64).collect();
         let sparse = SparseTensorProto { values: Some(values), indices: Some(indices), dims };
         let mut proto = small_model().proto;
-        proto.graph.as_mut().unwrap().sparse_initializer = vec![sparse];
+        let graph = proto.graph.as_mut().unwrap();
+        let attribute = AttributeProto {
+            name: Some("sparse_value".to_owned()),
+            sparse_tensor: Some(Box::new(sparse.clone())),
+            ..AttributeProto::default()
+        };
+        graph.node.push(NodeProto::new("Constant", "constant", &[], &["c"]).with(attribute));
+        graph.sparse_initializer = vec![sparse];
         let model = Model::from_bytes(proto.encode_to_vec()).unwrap();
         let left = model.graph().sparse_initializer.len();
         let found = model.graph().initializer.iter().find(|t| t.name() == "s").map(|t| t.to_tensor().unwrap());
+        let constant = model.graph().node.last().unwrap().attr_t("value").map(|t| t.to_tensor().unwrap());
+        assert_eq!(constant, found, "the same, as a node");
         (found.map(|tensor| (tensor.shape().to_vec(), tensor.to_f32())), left)
     };
     let expected = (Some((vec![2, 3], vec![0.0, 5.0, 0.0, 0.0, 0.0, 7.0])), 0);

@@ -40,12 +40,13 @@ use crate::{
     backend::TensorInfo,
     calibrate::{CalibrationTable, Method, Recovered, TensorRange},
     onnx::{
-        GraphError, Model, TensorError,
-        proto::{GraphProto, StringStringEntryProto, TensorProto},
+        GraphError, GraphView, Model, TensorError,
+        proto::{GraphProto, StringStringEntryProto},
     },
     qparams::QParamsError,
     tensor::{ElementType, ShapeError},
 };
+use types::element_types;
 use weights::ScaleTypes;
 
 /// Key of a model's metadata: the samples that it was calibrated on, as in [`CalibrationTable::calibrated_on`].
@@ -103,8 +104,6 @@ pub enum QuantizeError {
          already; use it as it is"
     )]
     NothingToConvert { precision: Precision },
-    #[error("the weights to quantize are of different float types; convert the model to float32 first")]
-    MixedWeights,
     #[error(transparent)]
     Pattern(#[from] PatternError),
     #[error(transparent)]
@@ -255,9 +254,8 @@ pub fn quantize(
     if precision.is_quantized() && quantizes {
         let table = table.ok_or(QuantizeError::NoTable)?;
         let table = &with_shifts(table, &shifted);
-        let stored = weight_type(model.graph(), &placement)?;
-        let types = ScaleTypes { stored, exact: half.unwrap_or(stored) };
-        scales = qdq::insert(model.graph_mut(), &placement, table, precision, types)?;
+        let types = scale_types(model.graph(), shapes, &placement, half)?;
+        scales = qdq::insert(model.graph_mut(), &placement, table, precision, &types)?;
     }
     let kept_fp32 = match half {
         Some(half) => convert_float_part(&mut model, shapes, table, options, half, &mut placement)?,
@@ -332,15 +330,18 @@ fn needed_opset(model: &Model, precision: Precision, half: Option<ElementType>) 
     }
 }
 
-/// The float type that the quantized weights have in common.
-fn weight_type(graph: &GraphProto, placement: &Placement) -> Result<ElementType, QuantizeError> {
-    let quantized: BTreeSet<&str> = placement.weights.iter().map(|edge| edge.tensor.as_str()).collect();
-    let weights = graph.initializer.iter().filter(|tensor| quantized.contains(tensor.name()));
-    let types = weights.map(TensorProto::element_type).collect::<Result<BTreeSet<_>, _>>()?;
-    match types.first() {
-        _ if types.len() > 1 => Err(QuantizeError::MixedWeights),
-        first => Ok(first.copied().unwrap_or(ElementType::F32)),
-    }
+/// The types of the scales of all tensors, which are those of the tensors: parts of a model may be in 16 bits. Where a
+/// tensor's type is unknown it is that of the first weight.
+fn scale_types(
+    graph: &GraphProto,
+    shapes: &BTreeMap<String, TensorInfo>,
+    placement: &Placement,
+    half: Option<ElementType>,
+) -> Result<ScaleTypes, QuantizeError> {
+    let tensors = element_types(&GraphView::new(graph)?, shapes);
+    let mut weights = placement.weights.iter().filter_map(|edge| tensors.get(&edge.tensor));
+    let usual = weights.next().copied().unwrap_or(ElementType::F32);
+    Ok(ScaleTypes { tensors, usual, half })
 }
 
 /// Converts the float part, and writes into the decisions what runs in what.

@@ -23,7 +23,6 @@ use crate::{
         proto::{AttributeProto, GraphProto, NodeProto, TensorProto},
     },
     qparams::QuantType,
-    tensor::ElementType,
 };
 
 /// Scales of one quantized input of a node, as they stand in the model.
@@ -47,9 +46,9 @@ pub(super) fn insert(
     placement: &Placement,
     table: &CalibrationTable,
     precision: Precision,
-    types: ScaleTypes,
+    types: &ScaleTypes,
 ) -> Result<Vec<WrittenScales>, QuantizeError> {
-    let scales = activation_scales(placement, table, precision, types.exact)?;
+    let scales = activation_scales(placement, table, precision, types)?;
     let (order, mut insertion, replaced) = {
         let view = GraphView::new(graph)?;
         let mut insertion = Insertion::new(graph, precision, types);
@@ -84,7 +83,7 @@ fn activation_scales(
     placement: &Placement,
     table: &CalibrationTable,
     precision: Precision,
-    scale_type: ElementType,
+    types: &ScaleTypes,
 ) -> Result<BTreeMap<String, f32>, QuantizeError> {
     let mut amax = BTreeMap::new();
     for edge in &placement.activations {
@@ -104,8 +103,8 @@ fn activation_scales(
             amax.entry(tensor.clone()).and_modify(|value| *value = largest);
         }
     }
-    let scale = |amax| round_scale_up(activation_type(precision).scale(amax), scale_type);
-    Ok(amax.into_iter().map(|(tensor, amax)| (tensor, scale(amax))).collect())
+    let scale = |tensor: &str, amax| round_scale_up(activation_type(precision).scale(amax), types.exact(tensor));
+    Ok(amax.into_iter().map(|(tensor, amax)| (tensor.clone(), scale(&tensor, amax))).collect())
 }
 
 fn activation_type(precision: Precision) -> QuantType {
@@ -117,10 +116,10 @@ fn weight_type(precision: Precision) -> QuantType {
 }
 
 /// What will be added where.
-struct Insertion {
+struct Insertion<'t> {
     names: Names,
     precision: Precision,
-    types: ScaleTypes,
+    types: &'t ScaleTypes,
     /// Nodes before all others: Q of graph inputs.
     first: Vec<NodeProto>,
     before: BTreeMap<NodeId, Vec<NodeProto>>,
@@ -131,8 +130,8 @@ struct Insertion {
     written: Vec<WrittenScales>,
 }
 
-impl Insertion {
-    fn new(graph: &GraphProto, precision: Precision, types: ScaleTypes) -> Self {
+impl<'t> Insertion<'t> {
+    fn new(graph: &GraphProto, precision: Precision, types: &'t ScaleTypes) -> Self {
         Self {
             names: Names::of(graph),
             precision,
@@ -163,7 +162,8 @@ impl Insertion {
             if !quantized.contains_key(tensor) {
                 let scale = self.fresh(tensor, "scale");
                 let zero_point = self.fresh(tensor, "zero_point");
-                self.initializers.push(scale_tensor(&scale, Vec::new(), vec![scales[tensor]], self.types.stored)?);
+                let stored = self.types.stored(tensor);
+                self.initializers.push(scale_tensor(&scale, Vec::new(), vec![scales[tensor]], stored)?);
                 self.initializers.push(codes_tensor(&zero_point, &[], quant_type, vec![0]));
                 let codes = self.fresh(tensor, "quantized");
                 let name = self.fresh(tensor, "QuantizeLinear");

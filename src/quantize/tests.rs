@@ -12,7 +12,7 @@ use crate::{
         Model,
         proto::{AttributeProto, NodeProto, TensorProto},
     },
-    tensor::{Tensor, TensorMap},
+    tensor::{ElementType, Tensor, TensorMap, Values},
 };
 
 fn runtime() -> Option<OnnxRuntime> {
@@ -207,4 +207,39 @@ fn constants_are_rounded_to_16_bits_as_onnx_runtime_rounds_them() {
         assert_eq!(ours, theirs, "{precision}");
         assert_ne!(ours, values);
     }
+}
+
+#[test]
+fn parts_in_sixteen_bits_keep_their_type() {
+    let Some(runtime) = runtime() else { return };
+    let cast = |name: &str, input: &str, output: &str, to: i64| {
+        NodeProto::new("Cast", name, &[input], &[output]).with(AttributeProto::int("to", to))
+    };
+    let conv = |name: &str, inputs: &[&str], output: &str| NodeProto::new("Conv", name, inputs, &[output]);
+    let mut model = testing::TestModel::new(17)
+        .input("x", &[1, 16, 8, 8])
+        .weight("w", &[16, 16, 3, 3])
+        .weight("v", &[16, 16, 3, 3])
+        .node(conv("first", &["x", "w"], "a"))
+        .node(cast("down", "a", "half", 10))
+        .node(conv("second", &["half", "v"], "b"))
+        .node(cast("up", "b", "y", 1))
+        .output("y", &[1, 16, 4, 4]);
+    let values = model.graph_mut().initializer[1].to_tensor().unwrap().to_f32();
+    let values = Values::F16(values.into_iter().map(half::f16::from_f32).collect());
+    model.graph_mut().initializer[1] = TensorProto::from_tensor("v", Tensor::new(vec![16, 16, 3, 3], values).unwrap());
+    let model = model.build();
+    let inputs = sample("x", &[1, 16, 8, 8], 3);
+    let reference = infer(runtime, &model, &inputs, &["half".to_owned()]);
+    let amax = |tensor: &Tensor| tensor.to_f32().iter().fold(0.0_f32, |amax, value| amax.max(value.abs()));
+    let table = testing::table(&[("x", amax(&inputs["x"])), ("half", amax(&reference["half"]))]);
+    let made = quantize(&model, &BTreeMap::new(), Some(&table), &QuantizeOptions::default()).unwrap();
+    let type_of = |name: &str| {
+        let found = made.model.graph().initializer.iter().find(|tensor| tensor.name() == name);
+        found.map(|tensor| tensor.element_type().unwrap())
+    };
+    let found = ["x_scale", "w_scale", "half_scale", "v_scale"].map(type_of);
+    assert_eq!(found, [ElementType::F32, ElementType::F32, ElementType::F16, ElementType::F16].map(Some));
+    let db = sqnr_db(&reference, &infer(runtime, &made.model, &inputs, &["half".to_owned()]));
+    assert!(db > 30.0, "{db}");
 }

@@ -1,5 +1,7 @@
 //! Constants as 8-bit initializers: the file keeps the codes and their scales, nothing in float.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use half::{bf16, f16};
 
@@ -32,12 +34,26 @@ impl QuantizedWeight {
 }
 
 /// Float types of scales.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ScaleTypes {
-    /// The type of the model's tensors, in which scales are stored.
-    pub stored: ElementType,
-    /// The type that scales must survive, when the model is converted later.
-    pub exact: ElementType,
+    /// The types of the model's tensors, in which their scales are stored.
+    pub tensors: BTreeMap<String, ElementType>,
+    /// The type of a tensor that is not among them.
+    pub usual: ElementType,
+    /// The type that the model is converted to later, which scales must survive.
+    pub half: Option<ElementType>,
+}
+
+impl ScaleTypes {
+    /// The type in which the scales of a tensor are stored.
+    pub fn stored(&self, tensor: &str) -> ElementType {
+        self.tensors.get(tensor).copied().unwrap_or(self.usual)
+    }
+
+    /// The type that its scales must survive.
+    pub fn exact(&self, tensor: &str) -> ElementType {
+        self.half.unwrap_or_else(|| self.stored(tensor))
+    }
 }
 
 /// The names of the three tensors.
@@ -54,7 +70,7 @@ pub(super) fn quantize_weight(
     weight: &TensorProto,
     edge: &WeightEdge,
     quant_type: QuantType,
-    types: ScaleTypes,
+    types: &ScaleTypes,
     floors: &[f32],
     names: &WeightNames,
 ) -> Result<QuantizedWeight, QuantizeError> {
@@ -70,7 +86,7 @@ pub(super) fn quantize_weight(
     };
     for (index, scale) in params.scales.iter_mut().enumerate() {
         let floor = floors.get(index).copied().filter(|floor| floor.is_finite()).unwrap_or(0.0);
-        *scale = round_scale_up(scale.max(floor), types.exact);
+        *scale = round_scale_up(scale.max(floor), types.exact(&edge.tensor));
     }
     let codes = params.quantize(shape, &values)?;
     let scale_shape = match params.granularity {
@@ -80,7 +96,7 @@ pub(super) fn quantize_weight(
     let zeros = vec![0; params.scales.len()];
     Ok(QuantizedWeight {
         codes: codes_tensor(&names.codes, shape, quant_type, codes),
-        scale: scale_tensor(&names.scale, scale_shape.clone(), params.scales, types.stored)?,
+        scale: scale_tensor(&names.scale, scale_shape.clone(), params.scales, types.stored(&edge.tensor))?,
         zero_point: codes_tensor(&names.zero_point, &scale_shape, quant_type, zeros),
     })
 }
@@ -148,7 +164,7 @@ pub(super) fn scale_floors(bias: Option<&TensorProto>, input_scale: f32, channel
 mod tests {
     use super::*;
 
-    const F32: ScaleTypes = ScaleTypes { stored: ElementType::F32, exact: ElementType::F32 };
+    const F32: ScaleTypes = ScaleTypes { tensors: BTreeMap::new(), usual: ElementType::F32, half: None };
 
     fn names() -> WeightNames {
         WeightNames { codes: "q".to_owned(), scale: "s".to_owned(), zero_point: "z".to_owned() }
@@ -158,7 +174,7 @@ mod tests {
         let tensor = Tensor::from_f32(shape.to_vec(), values.to_vec()).unwrap();
         let edge = WeightEdge { tensor: "w".to_owned(), node: 0, input: 1, axis };
         let proto = TensorProto::from_tensor("w", tensor);
-        quantize_weight(&proto, &edge, QuantType::Int8Narrow, F32, floors, &names()).unwrap()
+        quantize_weight(&proto, &edge, QuantType::Int8Narrow, &F32, floors, &names()).unwrap()
     }
 
     #[test]
@@ -203,7 +219,7 @@ mod tests {
     fn infinite_weights_are_refused_by_name() {
         let proto = TensorProto::from_tensor("w", Tensor::from_f32(vec![1, 2], vec![1.0, f32::NAN]).unwrap());
         let edge = WeightEdge { tensor: "w".to_owned(), node: 0, input: 1, axis: Some(0) };
-        let result = quantize_weight(&proto, &edge, QuantType::Int8Narrow, F32, &[], &names());
+        let result = quantize_weight(&proto, &edge, QuantType::Int8Narrow, &F32, &[], &names());
         assert!(result.err().unwrap().to_string().contains("`w`"));
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     backend::{Backend, BuildOptions, Runner},
     compare::Gate,
     dataset::Split,
-    quantize::{Placement, Precision, QuantizeError, Rule, Shifted},
+    quantize::{Placement, Precision, Rule, Shifted},
     report::Report,
 };
 
@@ -209,15 +209,7 @@ impl<'a> Job<'a> {
             histograms: Some(&histograms),
             checkpoints: self.checkpoints.as_ref(),
         };
-        let calibrated = match self.session.calibrate(Precision::Int8, options) {
-            // Only the ranges that FP16 must hold stay unknown.
-            Err(PipelineError::Quantize(QuantizeError::MixedWeights))
-                if !precisions.iter().any(|precision| precision.is_quantized()) =>
-            {
-                return Ok(None);
-            }
-            calibrated => calibrated?,
-        };
+        let calibrated = self.session.calibrate(Precision::Int8, options)?;
         self.session.host.info(&calibrated.describe());
         self.save_table(&calibrated.chosen.table)?;
         Ok(Some(calibrated))

@@ -101,7 +101,8 @@ fn shared_scales_take_the_largest_range() {
     }
     placement.shared_scales = vec![vec!["a".to_owned(), "c".to_owned()]];
     let table = table(&[("a", 1.27), ("b", 12.7), ("c", 2.54)]);
-    let scales = activation_scales(&placement, &table, Precision::Int8, ElementType::F32).unwrap();
+    let types = ScaleTypes { tensors: BTreeMap::new(), usual: crate::tensor::ElementType::F32, half: None };
+    let scales = activation_scales(&placement, &table, Precision::Int8, &types).unwrap();
     assert_eq!(scales.into_values().collect::<Vec<_>>(), [0.02, 0.1, 0.02]);
 }
 

@@ -10,7 +10,7 @@ use crate::{
     pass::Samples,
     quantize::Precision,
     session::{PipelineError, Session, opened::mode},
-    tensor::TensorMap,
+    tensor::{Tensor, TensorMap},
 };
 
 /// Batch sizes that the model cannot take are known before any work is done.
@@ -134,8 +134,18 @@ impl Job<'_> {
         }
     }
 
-    /// The first samples of the evaluation; `None` where there are too few of one shape.
+    /// The first samples of the evaluation; `None` where there are too few of one shape. A sample alone may be all that
+    /// the model takes in a call.
     pub(super) fn first_batch(&self, batch: usize) -> Option<TensorMap> {
+        if self.session.subject.fixed_batch() == Some(batch) && batch > 1 {
+            let is_whole = |tensor: &Tensor| tensor.shape().first() == Some(&batch);
+            let first = self.first_samples(1).filter(|first| first.values().all(is_whole));
+            return first.or_else(|| self.first_samples(batch));
+        }
+        self.first_samples(batch)
+    }
+
+    fn first_samples(&self, batch: usize) -> Option<TensorMap> {
         let policy = BadPolicy { max_share: 1.0, strict: false };
         let reading = PrefetchOptions { batch, threads: 1, policy, stop: self.session.host.stop(), skipped: &[] };
         let dataset = &*self.session.data.collection.dataset;
