@@ -37,8 +37,9 @@ impl ContentHash {
         Self(blake3::hash(bytes).to_hex().to_string())
     }
 
-    /// Hash of a file's content, read memory-mapped.
+    /// Hash of a regular file's content, read memory-mapped.
     pub fn of_file(path: &Path) -> io::Result<Self> {
+        open_regular(path)?;
         let mut hasher = blake3::Hasher::new();
         hasher.update_mmap(path)?;
         Ok(Self::from(hasher))

@@ -10,6 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    artifact::read_regular,
     backend::ExecutionProvider,
     calibrate::{BiasCorrection, Choice, DeployTo, Effort, ShiftPolicy},
     compare::{Gate, OutputKind, heads::DetectionOptions},
@@ -235,9 +236,9 @@ pub enum ConfigError {
 impl RunConfig {
     /// Reads a TOML file. Keys may be written with `-` or `_`; unknown ones are an error.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
         let invalid = |reason: String| ConfigError::Parse { path: path.to_owned(), reason };
+        let text = String::from_utf8(read_regular(path).map_err(read)?).map_err(|error| invalid(error.to_string()))?;
         let mut config = Self::parse(&text).map_err(|error| invalid(error.to_string()))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         for file in config.paths_mut() {

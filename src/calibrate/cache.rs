@@ -101,7 +101,8 @@ impl CalibrationCache {
 
     /// Reads the file; the error names the line.
     pub fn load(path: &Path) -> Result<Self, ArtifactError> {
-        let bytes = std::fs::read(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
+        let bytes =
+            artifact::read_regular(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
         let text = String::from_utf8(bytes).map_err(|_| invalid(path, "it is not UTF-8 text".to_owned()))?;
         Self::parse(&text).map_err(|(line, reason)| invalid(path, format!("line {line}: {reason}")))
     }

@@ -177,7 +177,8 @@ impl Histograms {
 
     /// Reads the file.
     pub fn load(path: &Path) -> Result<Self, ArtifactError> {
-        let bytes = std::fs::read(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
+        let bytes =
+            artifact::read_regular(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
         Self::from_bytes(&bytes).map_err(|reason| ArtifactError::Format {
             path: path.to_owned(),
             kind: "file of histograms",

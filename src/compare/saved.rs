@@ -13,7 +13,7 @@ use std::{
 
 use super::exported;
 use crate::{
-    artifact::{ArtifactError, ContentHash, write_atomic_with},
+    artifact::{ArtifactError, ContentHash, open_regular, write_atomic_with},
     backend::{BackendError, Given, Inputs, Show},
     npz::{Archive, Array, ArrayError, start_array, stored, write_npz, write_values},
     pass::{Outputs, Part},
@@ -222,7 +222,7 @@ const JSON_BYTES: u64 = 1 << 30;
 /// The content of a file that begins as JSON does.
 fn json(path: &Path) -> Result<Option<Vec<u8>>, SavedError> {
     let read = |source| ArrayError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(read)?;
+    let file = open_regular(path).map_err(read)?;
     let mut start = Vec::new();
     (&file).take(16).read_to_end(&mut start).map_err(read)?;
     if !start.trim_ascii_start().starts_with(b"[") && !start.trim_ascii_start().starts_with(b"{") {

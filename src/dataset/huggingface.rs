@@ -17,6 +17,7 @@ use super::{
     preprocess::{ChannelOrder, Extent, Preprocess},
     resample::{CropRounding, Interpolation},
 };
+use crate::artifact::read_regular;
 
 /// The cure that every refusal names.
 const CURE: &str = "describe the preprocessing with [preprocess] of the configuration, or pass the samples as .npz";
@@ -62,7 +63,7 @@ const HARMLESS: &[&str] = &[
 /// A processor that is not known, and keys that are not known of the processor and say something.
 pub fn load_preprocessor(path: &Path) -> Result<Preprocess, DatasetError> {
     let invalid = |reason: String| DatasetError::Format { path: path.to_owned(), reason };
-    let bytes = std::fs::read(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+    let bytes = read_regular(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
     let json: Value = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
     parse(&json).map_err(invalid)
 }

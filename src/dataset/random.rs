@@ -6,6 +6,9 @@ use crate::{
     tensor::{ElementType, Tensor, TensorMap, Values},
 };
 
+/// Most samples that are made.
+const MOST: usize = 1 << 24;
+
 /// Samples of seeded random numbers.
 pub struct RandomDataset {
     ids: Vec<String>,
@@ -18,6 +21,9 @@ impl RandomDataset {
     /// `count` samples: floats uniform in [-1, 1), integers and booleans 0 or 1. Every extent but the first must be
     /// fixed; the error names the input that is not.
     pub fn new(inputs: &[InputSpec], count: usize, seed: u64) -> Result<Self, String> {
+        if count > MOST {
+            return Err(format!("{count} random samples are more than {MOST}; ask for fewer, with a smaller batch"));
+        }
         for input in inputs {
             let open = input.shape.iter().skip(1).position(Option::is_none);
             if let Some(axis) = open {
@@ -62,8 +68,9 @@ impl Dataset for RandomDataset {
             }
             let bad = |reason: String| SampleError { sample: self.ids[index].clone(), reason };
             let count = shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
-            let count =
-                count.filter(|&count| count <= 1 << 30).ok_or_else(|| bad("it would be too large".to_owned()))?;
+            let count = count
+                .filter(|&count| count <= 1 << 30)
+                .ok_or_else(|| bad(format!("input `{}` would be too large", input.name)))?;
             let mut float = || (random.next_u64() >> 40) as f64 / f64::from(1 << 23) - 1.0;
             let values = match input.element_type.unwrap_or(ElementType::F32) {
                 ElementType::F32 => Values::F32((0..count).map(|_| float() as f32).collect()),

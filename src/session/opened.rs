@@ -34,6 +34,8 @@ use crate::{
 /// Samples in one call when neither user nor model say, on the CPU and on a GPU.
 const DEFAULT_BATCH: usize = 8;
 const DEFAULT_CUDA_BATCH: usize = 64;
+/// Most samples in one call; the queue that reads ahead has room for them.
+const MAX_BATCH: usize = 1 << 20;
 /// Multiply-accumulates that the cores beside a GPU do in about a second.
 const CPU_WORK: f64 = 2.5e11;
 /// Samples that the effect of single operators is measured on, at most.
@@ -143,6 +145,7 @@ impl Session {
                 asked.or(fixed).unwrap_or(default)
             }
         };
+        ensure!(batch <= MAX_BATCH, "a batch of {batch} samples is more than the {MAX_BATCH} that are possible");
         let policy = BadPolicy { max_share: config.max_bad, strict: config.strict };
         let exported = Exported::of(&subject.float);
         let inputs = subject.input_specs();

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{Host, PipelineError, Within, check_folders, model::Subject, quantize_options, unmatched};
 use crate::{
-    artifact::ContentHash,
+    artifact::{ContentHash, open_regular},
     backend::onnxruntime::OnnxRuntime,
     calibrate::{CalibrationTable, cache::CalibrationCache},
     config::RunConfig,
@@ -111,6 +111,13 @@ pub fn quantize_file(
     }
     quantized.model.save(output)?;
     host.wrote(output);
+    let (bytes, hash) = if output.is_file() {
+        (std::fs::metadata(output)?.len(), ContentHash::of_file(output)?)
+    } else {
+        // What went into a pipe or a device is not to be had again.
+        let written = prost::Message::encode_to_vec(&quantized.model.proto);
+        (written.len() as u64, ContentHash::of_bytes(&written))
+    };
     Ok(QuantizeOutcome {
         model: output.clone(),
         precision,
@@ -119,15 +126,15 @@ pub fn quantize_file(
         quantized_tensors: quantized.placement.tensors_to_observe().len(),
         all_nodes: quantized.placement.decisions.len(),
         kept_fp32: quantized.kept_fp32,
-        bytes: std::fs::metadata(output)?.len(),
-        hash: ContentHash::of_file(output)?,
+        bytes,
+        hash,
     })
 }
 
 /// A calibration table of ours, or TensorRT's cache, which does not say which model it is of.
 pub fn read_table(path: &Path, subject: &Subject) -> Result<CalibrationTable, PipelineError> {
     let mut start = Vec::new();
-    let file = std::fs::File::open(path).within(|| format!("cannot read the table {}", path.display()))?;
+    let file = open_regular(path).within(|| format!("cannot read the table {}", path.display()))?;
     file.take(64).read_to_end(&mut start)?;
     // A cache is lines of text, with or without a first line that tells of TensorRT.
     if !start.is_empty() && !start.trim_ascii_start().starts_with(b"{") && !start.contains(&0) {

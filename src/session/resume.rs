@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    PipelineError, Session,
+    PipelineError, Session, Within,
     checkpoint::{Checkpoints, Found, INTERVAL},
 };
 use crate::artifact::{ContentHash, Tool};
@@ -50,7 +50,8 @@ impl Session {
         // These decide what becomes of results, not the results.
         (config.out, config.bench_seconds) = (None, 0.0);
         config.gate.clear();
-        let hash = |file: &Option<PathBuf>| file.as_deref().map(ContentHash::of_file).transpose();
+        let of_file = |path: &Path| ContentHash::of_file(path).within(|| format!("cannot read {}", path.display()));
+        let hash = |file: &Option<PathBuf>| file.as_deref().map(of_file).transpose();
         let files = (hash(&self.config.plan)?, hash(&self.config.table)?);
         let data = &self.data;
         let runtime = (self.runtime.file(), self.runtime.build_info());

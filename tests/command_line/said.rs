@@ -302,3 +302,95 @@ fn an_output_whose_shape_depends_on_the_data_can_be_left_out_everywhere() {
     let bisect = ["--tensorrt", "off", "--gate", "sqnr_db=90", "--out", out.to_str().unwrap()];
     output(0, command("bisect", &bisect).args(ignored));
 }
+
+/// The lines of tables: all but sentences that name a file.
+fn fits(text: &str) {
+    let wide = text.lines().find(|line| line.chars().count() > 80);
+    assert!(wide.is_none(), "{}: {text}", wide.unwrap_or_default());
+}
+
+#[test]
+fn tables_fit_eighty_columns_and_say_what_is_emulated() {
+    if calib().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let mut command = calib().unwrap();
+    command.arg("run").args(demo_flags()).args(["--calib-samples", "32", "--eval-samples", "16", "--effort", "fast"]);
+    command.args(["--bench-seconds", "0.05", "--out"]).arg(path("out"));
+    let (text, said) = output(0, &mut command);
+    fits(text.split("report: ").next().unwrap());
+    // The rows of FP16 and of INT8 say so, the float model's does not.
+    assert_eq!(text.matches("emulated").count(), 2, "{text}");
+    assert_eq!(said.matches("calibrated ").count(), 1, "{said}");
+    let report = json(&folder.path().join("out/report.json"));
+    let timings: Vec<&str> = report["precisions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["latency_ms"]["timing"].as_str().unwrap())
+        .collect();
+    assert_eq!(timings, ["measured", "emulated", "emulated"]);
+
+    let (demo, int8, table) = (demo("demo.onnx"), path("out/model.int8.onnx"), path("out/calibration.json"));
+    let demo = demo.to_str().unwrap();
+    let bench = ["bench", "ort", &int8, "--model", demo, "--seconds", "0"];
+    let (text, _) = output(0, calib().unwrap().args(bench));
+    let (_, tables) = text.split_once("latency of a call").unwrap();
+    fits(tables.split("is emulated: ").next().unwrap().rsplit_once('\n').unwrap().0);
+    assert_eq!(text.matches("(emulated)").count(), 2, "once a table: {text}");
+    assert!(text.contains("is emulated: Q/DQ"), "{text}");
+
+    let (text, _) = output(0, calib().unwrap().args(["quantize", "--explain", "--model", demo, "--table", &table]));
+    fits(&text);
+    let (text, _) = output(0, calib().unwrap().args(["inspect", "--all", &table]));
+    fits(text.split_once('\n').unwrap().1);
+    let (text, _) = output(0, calib().unwrap().args(["quantize", "--explain", "--model", demo]));
+    assert!(text.contains("Conv") && text.contains("per output"), "{text}");
+}
+
+#[test]
+fn a_missing_library_is_status_1_of_the_doctor_and_told_once() {
+    if calib().is_none() {
+        return;
+    }
+    let (text, _) = output(0, calib().unwrap().arg("doctor"));
+    assert!(text.contains("ok       ONNX Runtime: "), "{text}");
+    let (text, _) = output(1, calib().unwrap().args(["doctor", "--ort-library", "/nowhere/libonnxruntime.so"]));
+    assert!(text.contains("missing  ONNX Runtime: ") && text.contains("looked at /nowhere"), "{text}");
+    let runtime =
+        text.lines().filter(|line| line.contains("pip install onnxruntime") || line.contains("`onnxruntime`"));
+    assert_eq!(runtime.count(), 1, "{text}");
+    let (text, _) =
+        output(1, calib().unwrap().args(["doctor", "--json", "--ort-library", "/nowhere/libonnxruntime.so"]));
+    let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(found["onnxruntime"]["loaded"].is_null() && found["onnxruntime"]["error"].is_string(), "{found}");
+}
+
+#[test]
+fn the_preset_that_wins_is_named_with_what_each_gave() {
+    let Some(mut command) = calib() else { return };
+    let file = |name: &str| demo(name).display().to_string();
+    command.args([
+        "compare",
+        "--ref",
+        "ort",
+        "--samples",
+        "20",
+        "--target",
+        &file("demo.onnx"),
+        "--model",
+        &file("demo.onnx"),
+    ]);
+    let (_, said) = output(0, command.args(["--data", &file("images"), "--labels", &file("labels.csv")]));
+    let (_, told) = said.split_once("preset `").unwrap();
+    let (winner, told) = told.split_once("`, the best one on 32 labelled samples (right answers: ").unwrap();
+    let (list, _) = told.split_once(')').unwrap();
+    let right =
+        |entry: &str| entry.rsplit_once(' ').map(|(name, right)| (name.to_owned(), right.parse::<u32>().unwrap()));
+    let tried: Vec<(String, u32)> = list.split(", ").filter_map(right).collect();
+    let most = tried.iter().map(|(_, right)| *right).max().unwrap();
+    assert!(tried.len() > 5 && most > 16, "{list}");
+    assert_eq!(tried.iter().find(|(_, right)| *right == most).unwrap().0, winner, "the first of the best: {list}");
+}

@@ -215,6 +215,44 @@ fn bad_models_are_errors_that_name_what_is_wrong() {
 }
 
 #[test]
+fn a_pipe_in_place_of_a_file_is_refused_by_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = |name: &str| {
+        let path = folder.path().join(name).display().to_string();
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        path
+    };
+    let [onnx, json, npz, toml, other] = ["m.onnx", "p.json", "p.npz", "p.toml", "p"].map(pipe);
+    let [demo, out] =
+        [root().join("calib_data/demo.onnx"), folder.path().join("out")].map(|path| path.display().to_string());
+    let (demo, out) = (demo.as_str(), out.as_str());
+    let run = ["run", "--model", demo, "--random-data", "--out", out];
+    let commands: [&[&str]; 12] = [
+        &["inspect", &onnx],
+        &["inspect", &json],
+        &["inspect", &npz],
+        &["bench", &onnx],
+        &["run", "--config", &toml],
+        &["quantize", "--model", demo, "--table", &json, "-o", out],
+        &["compare", "--ref", "ort", "--model", demo, "--target", &npz, "--random-data"],
+        &["compare", "--ref", "ort", "--model", demo, "--target", demo, "--data", &json],
+        &["merge", &other, "-o", out],
+        &["report", &json, "-o", out],
+        &[&run[..], &["--plan", &json]].concat(),
+        &[&run[..], &["--table", &json]].concat(),
+    ];
+    for arguments in commands {
+        let Some(command) = calib() else { return };
+        let mut limited = Command::new("timeout");
+        limited.arg("20").arg(command.get_program()).args(arguments);
+        limited.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let output = limited.output().unwrap();
+        let error = text(&output);
+        assert!(output.status.code() == Some(2) && error.contains("regular file"), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
 fn archives_that_unpack_to_far_more_are_refused_one_member_or_many() {
     use std::io::Write;
     let folder = tempfile::tempdir().unwrap();

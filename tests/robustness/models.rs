@@ -176,6 +176,25 @@ pub fn broken() -> Vec<(&'static str, &'static str, Vec<u8>)> {
                 graph.output.push(float("filled", &[40_000, 40_000]));
             }),
         ),
+        (
+            "copies that overflow",
+            "m.onnx",
+            with(&|graph| {
+                let times = Tensor::new(vec![4], Values::I64(vec![1, 1, i64::MAX, i64::MAX])).unwrap();
+                graph.initializer.push(TensorProto::from_tensor("times", times));
+                graph.node.push(NodeProto::new("Tile", "tile", &["x", "times"], &["tiled"]));
+                graph.output.push(float("tiled", &[-1, 3, -1, -1]));
+            }),
+        ),
+        (
+            "a batch of 2^63 - 1 samples",
+            "9223372036854775807",
+            with(&|graph| {
+                graph.input[0] = float("x", &[i64::MAX, 3, 4, 4]);
+                graph.output[0] = float("y", &[i64::MAX, 5]);
+            }),
+        ),
+        ("pictures of 2^63 - 1 pixels", "`x`", with(&|graph| graph.input[0] = float("x", &[-1, 3, i64::MAX, 4]))),
         ("a checkpoint of PyTorch", "it is a Zip archive", b"PK\x03\x04\x14\0\0\0".to_vec()),
         ("a picture", "it is a PNG image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec()),
         ("a model of TensorFlow Lite", "it is a TensorFlow Lite model", b"\x1c\0\0\0TFL3\0\0".to_vec()),

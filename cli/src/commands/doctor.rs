@@ -107,10 +107,8 @@ fn describe(findings: &Findings) -> String {
     let runtime = &findings.onnxruntime;
     match (&runtime.loaded, &runtime.error) {
         (Some(path), _) => lines.push(format!("ok       ONNX Runtime: {path}")),
-        (None, error) => {
-            lines.push(format!("missing  ONNX Runtime: {}", error.as_deref().unwrap_or("not loaded")));
-            lines.push("         get it with `make setup` or `pip install onnxruntime`, or set ORT_DYLIB_PATH to libonnxruntime.so".to_owned());
-        }
+        // The error names the cure.
+        (None, error) => lines.push(format!("missing  ONNX Runtime: {}", error.as_deref().unwrap_or("not loaded"))),
     }
     for place in &runtime.search.places {
         let package = if place.origin == Origin::Python { " (the Python package onnxruntime)" } else { "" };

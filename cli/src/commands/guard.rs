@@ -12,7 +12,7 @@ use std::{
 
 use super::ExitStatus;
 use crate::printer::Printer;
-use trtcalib::session::describe;
+use trtcalib::{backend::onnxruntime::panic_is_expected, session::describe};
 
 /// Set by Ctrl-C and SIGTERM; long loops look at it between batches.
 pub(super) static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
@@ -52,7 +52,11 @@ pub(super) fn guarded(
     action: impl FnOnce() -> anyhow::Result<ExitStatus>,
 ) -> u8 {
     let own = printer.clone();
-    std::panic::set_hook(Box::new(move |panic| own.error(&internal_error(command, panic))));
+    std::panic::set_hook(Box::new(move |panic| {
+        if !panic_is_expected() {
+            own.error(&internal_error(command, panic));
+        }
+    }));
     match std::panic::catch_unwind(AssertUnwindSafe(action)) {
         Ok(Ok(ExitStatus::Passed)) => 0,
         Ok(Ok(ExitStatus::GateFailed)) => 1,

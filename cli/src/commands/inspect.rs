@@ -12,7 +12,7 @@ use super::{ExitStatus, Printer};
 use crate::args::InspectArgs;
 use crate::printer::size;
 use trtcalib::{
-    artifact::read_json,
+    artifact::{open_regular, read_json, read_regular},
     bisect::findings::{FINDINGS_FORMAT_VERSION, Findings},
     calibrate::{CalibrationTable, Histograms, cache::CalibrationCache},
     onnx::{
@@ -49,7 +49,7 @@ pub(super) fn inspect(printer: &Printer, args: &InspectArgs) -> anyhow::Result<E
 fn first_bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
     use std::io::Read;
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let file = open_regular(path).with_context(|| format!("cannot read {}", path.display()))?;
     file.take(64).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
     anyhow::ensure!(!bytes.is_empty(), "{} is empty", path.display());
     Ok(bytes)
@@ -212,7 +212,7 @@ fn histograms(printer: &Printer, path: &Path) -> anyhow::Result<ExitStatus> {
 
 /// A table, a report, or another JSON file of ours.
 fn json_file(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitStatus> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = read_regular(path).with_context(|| format!("cannot read {}", path.display()))?;
     let value: Value =
         serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))?;
     if value.get("target").is_some() && value.get("seconds").is_some() {

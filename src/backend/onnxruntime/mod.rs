@@ -27,7 +27,7 @@ pub use library::{LIBRARY_VARIABLE, LibrarySearch, Origin, Place, search};
 use ort::ep::ExecutionProvider as _;
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 pub(crate) use runner::check_inputs;
-pub use session::sessions_built;
+pub use session::{panic_is_expected, sessions_built};
 
 use super::{Backend, BackendError, BuildOptions, ExecutionProvider, Runner};
 use crate::onnx::Model;

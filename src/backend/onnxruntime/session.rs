@@ -2,7 +2,9 @@
 
 use std::{
     borrow::Cow,
+    cell::Cell,
     collections::{BTreeMap, HashSet},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -257,6 +259,30 @@ fn configured(loaded: &Loaded, options: &BuildOptions) -> ort::Result<SessionBui
         .with_precise_qmm()?)
 }
 
+thread_local! {
+    static PANIC_IS_EXPECTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// True while this thread does what panics on some models, and tells it as an error: hooks need not report a defect.
+pub fn panic_is_expected() -> bool {
+    PANIC_IS_EXPECTED.get()
+}
+
+/// The session that `commit` makes. The crate between here and ONNX Runtime panics where that works out extents below 0,
+/// as of products that overflow.
+fn committed<R>(
+    model: &Model,
+    commit: impl FnOnce() -> Result<Session, ort::Error<R>>,
+) -> Result<Session, BackendError> {
+    PANIC_IS_EXPECTED.set(true);
+    let session = catch_unwind(AssertUnwindSafe(|| commit().map_err(|error| refused(model, &error))));
+    PANIC_IS_EXPECTED.set(false);
+    session.unwrap_or_else(|_| {
+        let reason = "the extents of a tensor overflow; the file is damaged or hostile".to_owned();
+        Err(BackendError::Build { runtime: RUNTIME, model: model.name(), reason })
+    })
+}
+
 /// Loads the model into a session.
 pub(super) fn commit(
     mut builder: SessionBuilder,
@@ -267,7 +293,7 @@ pub(super) fn commit(
     if fits_in_memory(&proto) {
         let bytes = proto.encode_to_vec();
         drop(proto);
-        let session = builder.commit_from_memory(&bytes).map_err(|error| refused(model, &error))?;
+        let session = committed(model, || builder.commit_from_memory(&bytes))?;
         return Ok(Built { session, _files: None, layer_times: None, in_float32: BTreeMap::new() });
     }
     let unwritable = |reason: String| BackendError::Build { runtime: RUNTIME, model: model.name(), reason };
@@ -279,7 +305,7 @@ pub(super) fn commit(
         unwritable(format!("{error}{cause}; large models pass through a file, set TMPDIR to a disk with room for them"))
     })?;
     drop(copy);
-    let session = builder.commit_from_file(&path).map_err(|error| refused(model, &error))?;
+    let session = committed(model, || builder.commit_from_file(&path))?;
     Ok(Built { session, _files: Some(files), layer_times: None, in_float32: BTreeMap::new() })
 }
 

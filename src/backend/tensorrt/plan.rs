@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{EngineSidecar, Flavour, TensorRtError, sidecar_path};
-use crate::artifact::ContentHash;
+use crate::artifact::{ContentHash, read_regular};
 
 /// Bytes of the header that are looked at; TensorRT-RTX reads 64.
 const HEADER: usize = 64;
@@ -150,7 +150,7 @@ impl Plan {
     /// Reads an engine for a program of `flavour` and checks everything that can be checked without a library.
     pub fn read(path: &Path, flavour: Flavour) -> Result<Self, TensorRtError> {
         let fault = |fault| TensorRtError::Engine { engine: path.to_owned(), fault };
-        let bytes = std::fs::read(path).map_err(|error| fault(EngineFault::Unreadable(error)))?;
+        let bytes = read_regular(path).map_err(|error| fault(EngineFault::Unreadable(error)))?;
         check_header(&bytes, flavour).map_err(fault)?;
         let sidecar = EngineSidecar::beside(path)?;
         if sidecar.as_ref().is_some_and(|sidecar| sidecar.engine_hash != ContentHash::of_bytes(&bytes)) {

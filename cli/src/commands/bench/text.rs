@@ -89,7 +89,7 @@ fn figures(header: &[&str], rows: Vec<Vec<String>>) -> String {
     table.set_header(std::iter::once(&"target").chain(header));
     table.add_rows(rows);
     for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 1));
+        column.set_padding((0, 0));
         if index > 0 {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -140,9 +140,16 @@ mod tests {
 
     #[test]
     fn figures_have_four_digits_and_a_table_of_long_names_fits() {
-        assert_eq!([0.0, 0.02345, 9.8765, 123.46, 172_599.8].map(digits), ["0.000", "0.023", "9.877", "123.5", "172600"]);
-        let row = [vec!["a/long/path/to/a/model/of/many/words.int8.onnx\nbatch 16, 4 threads".to_owned()], vec!["123.5".to_owned(); 9]];
-        let text = figures(&["median", "mean", "std", "jitter", "p90", "p95", "p99", "± p99", "calls"], vec![row.concat()]);
+        assert_eq!(
+            [0.0, 0.02345, 9.8765, 123.46, 172_599.8].map(digits),
+            ["0.000", "0.023", "9.877", "123.5", "172600"]
+        );
+        let row = [
+            vec!["a/long/path/to/a/model/of/many/words.int8.onnx\nbatch 16, 4 threads".to_owned()],
+            vec!["123.5".to_owned(); 9],
+        ];
+        let text =
+            figures(&["median", "mean", "std", "jitter", "p90", "p95", "p99", "± p99", "calls"], vec![row.concat()]);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
 }
