@@ -213,10 +213,10 @@ impl TensorProto {
     }
 }
 
-/// Product of the extents; `None` on overflow.
+/// Product of the extents; `None` where those that are not 0 overflow: then a product in their order may, too.
 pub(crate) fn element_count(shape: &[usize]) -> Option<usize> {
-    // A zero extent makes an empty tensor, whatever the others are: order must not decide about overflow.
-    if shape.contains(&0) { Some(0) } else { shape.iter().try_fold(1usize, |count, &extent| count.checked_mul(extent)) }
+    let all = shape.iter().try_fold(1usize, |count, &extent| count.checked_mul(extent.max(1)))?;
+    Some(if shape.contains(&0) { 0 } else { all })
 }
 
 /// Values seen as the bytes that they are.
@@ -303,7 +303,8 @@ mod tests {
     fn what_does_not_fit_is_refused_before_it_is_allocated() {
         let huge = proto(ElementType::F32, &[1 << 40, 1 << 10]);
         assert!(matches!(huge.to_tensor(), Err(TensorError::Length { found: 0, .. })));
-        for dims in [&[-1, 4][..], &[i64::MAX, i64::MAX], &[i64::MAX, 2]] {
+        for dims in [&[-1, 4][..], &[i64::MAX, i64::MAX], &[i64::MAX, 2], &[1 << 40, 1 << 40, 0]] {
+            assert!(proto(ElementType::F32, dims).check().is_err(), "{dims:?}");
             assert!(matches!(proto(ElementType::F32, dims).to_tensor(), Err(TensorError::Dims { .. })), "{dims:?}");
         }
         let short = TensorProto { raw_data: Some(Bytes::from_static(&[0; 7])), ..proto(ElementType::F32, &[2]) };
