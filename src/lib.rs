@@ -18,6 +18,7 @@ pub mod bisect;
 pub mod calibrate;
 pub mod compare;
 pub mod dataset;
+pub mod deploy;
 pub mod onnx;
 pub mod pass;
 pub mod quantize;

@@ -359,12 +359,51 @@ pub struct ReportArgs {
     /// Output folders of `calib run`, or report.json files
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<PathBuf>,
-    /// File to write: .html, .csv or .md
-    #[arg(short, long, value_name = "FILE", default_value = "report.html")]
-    pub output: PathBuf,
+    /// File to write: .html, .csv or .md [default: report.html; with figures from elsewhere, the run's own]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
     /// Earlier runs to find regressions against (repeatable)
     #[arg(long, value_name = "RUN")]
     pub baseline: Vec<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub measured: MeasuredArgs,
+}
+
+/// Figures from another machine, for `calib report` of one run.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Measured elsewhere")]
+pub struct MeasuredArgs {
+    /// The deploy.tar that the run's deploy/deploy.sh packed on another machine, or that folder (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub measured: Vec<PathBuf>,
+    /// Times that trtexec --exportTimes wrote, e.g. int8=times.json (repeatable, as the next three are)
+    #[arg(long, value_name = "PRECISION=FILE")]
+    pub times: Vec<String>,
+    /// Profile that trtexec --exportProfile wrote
+    #[arg(long, value_name = "PRECISION=FILE")]
+    pub profile: Vec<String>,
+    /// Layers that trtexec --exportLayerInfo wrote, or the sidecar of calib build
+    #[arg(long, value_name = "PRECISION=FILE")]
+    pub layers: Vec<String>,
+    /// Outputs for the inputs of the run's deploy/: of trtexec --exportOutput, Polygraphy --save-outputs, or .npz
+    #[arg(long, value_name = "PRECISION=FILE")]
+    pub outputs: Vec<String>,
+    /// What the machine is called
+    #[arg(long, value_name = "NAME")]
+    pub machine: Option<String>,
+}
+
+impl MeasuredArgs {
+    /// The single files, by kind.
+    pub fn files(&self) -> [&[String]; 4] {
+        [&self.times, &self.profile, &self.layers, &self.outputs]
+    }
+
+    /// True without any figures.
+    pub fn is_empty(&self) -> bool {
+        self.measured.is_empty() && self.files().iter().all(|files| files.is_empty())
+    }
 }
 
 /// Presets and metrics, for the end of `calib run --help`.

@@ -117,6 +117,11 @@ impl SavedOutputs {
         self.samples == 0
     }
 
+    /// The outputs of all samples, in the order of the file.
+    pub fn all(&self) -> Result<TensorMap, SavedError> {
+        self.of_rows(&Vec::from_iter(0..self.samples))
+    }
+
     /// False where the file names its samples, and this is none of them.
     pub fn may_hold(&self, id: &str) -> bool {
         self.rows.as_ref().is_none_or(|rows| rows.contains_key(id))

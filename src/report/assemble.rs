@@ -32,6 +32,7 @@ impl Precision {
             flips: Vec::new(),
             flips_total: 0,
             engine: None,
+            measured_elsewhere: Vec::new(),
             error: None,
         }
     }
@@ -120,6 +121,7 @@ impl Layer {
             candidates: BTreeMap::new(),
             clipped: None,
             histogram: None,
+            time: None,
         }
     }
 

@@ -5,6 +5,9 @@ use std::io::Write;
 use super::Report;
 use crate::calibrate::Method;
 
+/// Columns of the time of the engine's layer that the node became part of.
+const TIMES: [&str; 3] = ["engine_layer_ms", "engine_layer", "measured_on"];
+
 /// A text that a spreadsheet shows and never computes, and a terminal shows and never obeys: a cell that begins a formula
 /// gets an apostrophe in front, and control characters other than ends of lines, which quotes hold, are written as escapes.
 pub(super) fn text_field(text: &str) -> String {
@@ -43,7 +46,7 @@ pub fn layers_csv(report: &Report, to: impl Write) -> csv::Result<()> {
         "clipped",
     ];
     let thresholds = methods.map(|(name, _)| format!("amax_{name}"));
-    writer.write_record(fixed.map(str::to_owned).into_iter().chain(thresholds).chain(["random_data".to_owned()]))?;
+    writer.write_record(fixed.map(str::to_owned).into_iter().chain(thresholds).chain(TIMES.map(str::to_owned)).chain(["random_data".to_owned()]))?;
     let double = |value: Option<f64>| value.map_or_else(String::new, |v| v.to_string());
     let single = |value: Option<f32>| value.map_or_else(String::new, |v| v.to_string());
     for layer in &report.layers {
@@ -52,6 +55,10 @@ pub fn layers_csv(report: &Report, to: impl Write) -> csv::Result<()> {
         let range = [layer.min, layer.max, layer.amax, layer.offset, layer.scale].map(single);
         let thresholds = methods.map(|(_, method)| single(layer.candidates.get(&method).copied()));
         let fields = names.into_iter().chain(errors).chain(range).chain([double(layer.clipped)]).chain(thresholds);
+        let time = layer.time.as_ref();
+        let texts = [time.map(|time| &*time.engine_layer), time.map(|time| &*time.machine)];
+        let texts = texts.map(|text| text_field(text.unwrap_or_default()));
+        let fields = fields.chain([double(time.map(|time| time.ms))]).chain(texts);
         let fields = fields.chain([report.dataset.random_data.to_string()]);
         writer.write_record(fields)?;
     }

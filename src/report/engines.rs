@@ -1,7 +1,9 @@
 //! What TensorRT made of each model: in which types its layers multiply, and which ONNX nodes each holds.
 
 use super::{
-    EngineInside, Report, format,
+    EngineInside, Report,
+    elsewhere::called,
+    format,
     metrics::title,
     table::{Cell, Column, Table, Tone},
 };
@@ -59,7 +61,12 @@ fn row(name: String, inside: &EngineInside) -> Vec<Cell> {
 }
 
 fn engines(report: &Report) -> impl Iterator<Item = (String, &EngineInside)> {
-    report.precisions.iter().filter_map(|precision| Some((title(precision), precision.engine.as_ref()?)))
+    let own = report.precisions.iter().filter_map(|precision| Some((title(precision), precision.engine.as_ref()?)));
+    let elsewhere = report.precisions.iter().flat_map(|precision| {
+        let there = precision.measured_elsewhere.iter();
+        there.filter_map(|there| Some((called(precision, there), there.engine.as_ref()?)))
+    });
+    own.chain(elsewhere)
 }
 
 /// The layers of one engine.

@@ -1,7 +1,7 @@
 //! The figures of a precision as columns of a table: the same in the page of one run, of many, and in summaries.
 
 use super::{
-    Precision, Report, Speedup, Timing, format,
+    Elsewhere, Precision, Report, Speedup, Timing, format,
     table::{Cell, Column, Table, Tone},
 };
 use crate::{
@@ -26,6 +26,11 @@ impl<'a> Subject<'a> {
     pub fn speed(self) -> Option<f64> {
         let latency = self.precision.latency_ms.as_ref()?;
         (latency.timing == Timing::Measured).then_some(latency.figures.median)
+    }
+
+    /// What the machine that was measured last found of it.
+    pub fn there(self) -> Option<&'a Elsewhere> {
+        self.precision.measured_elsewhere.last()
     }
 
     /// Speed-up, where both sides of it were measured.
@@ -126,7 +131,7 @@ impl Quality {
 type Figure = fn(Subject<'_>) -> Option<Cell>;
 
 /// Name, key, meaning and making of every column.
-const FIGURES: [(&str, &str, &str, Figure); 21] = [
+const FIGURES: [(&str, &str, &str, Figure); 23] = [
     (
         "Top-1 acc.",
         "accuracy_top1",
@@ -243,6 +248,17 @@ const FIGURES: [(&str, &str, &str, Figure); 21] = [
         "speedup",
         "How many times faster than the reference on the same device, with its 95 % interval",
         |s| Some(speedup_cell(&s.speedup()?.figures)),
+    ),
+    ("Latency there", "measured_latency_ms", "Median time of one call on another machine, which the note names", |s| {
+        let there = s.there()?;
+        let median = there.latency_ms.as_ref()?.figures.median;
+        Some(Cell::number(median, format::milliseconds(median)).note(&there.machine.name))
+    }),
+    (
+        "Speed-up there",
+        "measured_speedup",
+        "How many times faster than the reference on that machine, with an interval from those of both medians",
+        |s| Some(speedup_cell(&s.there()?.speedup.as_ref()?.figures)),
     ),
     ("Size", "artifact_bytes", "Size of the file to deploy", |s| {
         let bytes = s.bytes()?;

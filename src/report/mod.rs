@@ -8,6 +8,7 @@ mod bisection;
 mod charts;
 mod csv;
 mod details;
+mod elsewhere;
 mod engines;
 #[cfg(test)]
 mod example;
@@ -29,9 +30,9 @@ pub use html::html;
 pub use json::schema;
 pub use junit::{failed_junit, junit};
 pub use model::{
-    Advice, AdviceLevel, ArtifactFile, Calibration, CandidateResult, DatasetInfo, EngineInside, Environment, Gate, Gpu,
-    Histogram, Labels, LatencyMs, Layer, ModelInfo, OutputTask, Precision, Recovery, RecoveryRow, Report,
-    SkippedSample, SpeedAt, Speedup, StageTime, Verdict,
+    Advice, AdviceLevel, ArtifactFile, Calibration, CandidateResult, DatasetInfo, Elsewhere, EngineInside, EngineLayerTime,
+    EngineOutputs, Environment, Gate, Gpu, Histogram, Labels, LatencyMs, Layer, Machine, ModelInfo, NodeTime, OutputTask,
+    Precision, Recovery, RecoveryRow, Report, SkippedSample, SpeedAt, Speedup, StageTime, TiedBy, Verdict,
 };
 
 pub use regression::{LATENCY_NOISE, Regressions, SHARE_NOISE, SQNR_NOISE_DB, regressions, unlike};

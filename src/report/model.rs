@@ -2,6 +2,7 @@
 //! from the JSON as well. Floats must be finite: JSON has no other.
 
 mod calibration;
+mod measured;
 
 use std::collections::BTreeMap;
 
@@ -20,6 +21,7 @@ use crate::{
 };
 
 pub use calibration::{Calibration, CandidateResult, Recovery, RecoveryRow};
+pub use measured::{Elsewhere, EngineLayerTime, EngineOutputs, Machine, NodeTime, TiedBy};
 
 /// Everything a run found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -288,6 +290,9 @@ pub struct Precision {
     /// TensorRT engines: the layers that the builder made of the model, where it listed them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineInside>,
+    /// What was measured of it on other machines, one entry a machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub measured_elsewhere: Vec<Elsewhere>,
     /// Why it could not run; everything measured is absent then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -423,6 +428,9 @@ pub struct Layer {
     /// Magnitudes seen in calibration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub histogram: Option<Histogram>,
+    /// Time on the machine that was measured last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<NodeTime>,
 }
 
 /// Distribution of |x|, coarse enough to draw.

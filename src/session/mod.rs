@@ -57,7 +57,7 @@ pub use formats::FloatTypes;
 pub use opened::Session;
 pub use quantization::{QuantizeOutcome, QuantizeRequest, quantize_file, read_table};
 pub use ranges::{CalibrateOptions, Calibrated, Shard};
-pub use run::{RunOutcome, check_tensorrt, record_failure};
+pub use run::{RunOutcome, check_tensorrt, record_failure, write_report};
 pub use scheme::{quantize_options, scheme, unmatched};
 pub use target::{Spec, fill_from_sidecar};
 
@@ -86,6 +86,8 @@ use crate::{
 pub enum PipelineError {
     #[error(transparent)]
     Recover(#[from] crate::recover::RecoverError),
+    #[error(transparent)]
+    Deploy(#[from] crate::deploy::DeployError),
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error(transparent)]

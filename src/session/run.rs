@@ -2,11 +2,13 @@
 
 mod artifacts;
 mod assemble;
+mod deploying;
 mod engines;
 mod failure;
 mod layers;
 mod times;
 
+pub use artifacts::write_report;
 pub use engines::check as check_tensorrt;
 pub use failure::record_failure;
 
@@ -338,6 +340,7 @@ impl<'a> Job<'a> {
         self.time_engines(&mut engines)?;
         self.session.host.check()?;
         self.session.host.stage("reporting");
+        self.deploy(&mut targets)?;
         self.assemble(assemble::Found {
             calibrated,
             targets,

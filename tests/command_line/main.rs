@@ -5,6 +5,7 @@
 mod bench;
 mod bisect;
 mod configuration;
+mod deploy;
 mod detection;
 mod errors;
 mod example;

@@ -63,7 +63,8 @@ pub(super) fn check(command: &Command) -> anyhow::Result<()> {
                     .chain(&args.baseline)
                     .map(|run| if run.is_dir() { run.join("report.json") } else { run.clone() }),
             );
-            outputs.push(args.output.clone());
+            inputs.extend(args.measured.measured.iter().cloned());
+            outputs.extend(args.output.clone());
         }
         Command::Inspect(_) | Command::Doctor | Command::Completions { .. } | Command::Man => {}
     }

@@ -1,5 +1,7 @@
 //! `calib report`: a page made again from one run, or one page over many.
 
+mod measured;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -26,7 +28,11 @@ struct Outcome<'a> {
 
 /// Renders.
 pub(super) fn report(printer: &Printer, args: &ReportArgs) -> anyhow::Result<ExitStatus> {
-    let reports = read_all(&args.runs)?;
+    let mut reports = read_all(&args.runs)?;
+    let output = match &args.output {
+        _ if args.measured.is_empty() => args.output.clone().unwrap_or_else(|| "report.html".into()),
+        given => measured::take(printer, args, &mut reports, given.as_deref())?,
+    };
     let baselines = read_all(&args.baseline)?;
     let named: Vec<Run<'_>> = reports.iter().map(|(name, report)| Run { name, report }).collect();
     let base: Vec<Run<'_>> = baselines.iter().map(|(name, report)| Run { name, report }).collect();
@@ -39,7 +45,7 @@ pub(super) fn report(printer: &Printer, args: &ReportArgs) -> anyhow::Result<Exi
     for sentence in &unlike {
         printer.warn(sentence);
     }
-    let ending = args.output.extension().map(|ending| ending.to_string_lossy().to_lowercase());
+    let ending = output.extension().map(|ending| ending.to_string_lossy().to_lowercase());
     let content = match ending.as_deref() {
         // One table a file: with a baseline, what changed.
         Some("csv") => found.as_ref().map_or_else(|| runs_table(&named), |found| found.table.clone()).csv()?,
@@ -52,12 +58,12 @@ pub(super) fn report(printer: &Printer, args: &ReportArgs) -> anyhow::Result<Exi
             own + &against.unwrap_or_default()
         }
         Some("html" | "htm") => page,
-        _ => anyhow::bail!("{}: reports are written as .html, .md or .csv", args.output.display()),
+        _ => anyhow::bail!("{}: reports are written as .html, .md or .csv", output.display()),
     };
-    write_atomic(&args.output, content.as_bytes())?;
+    write_atomic(&output, content.as_bytes())?;
     let worse = found.as_ref().map_or(0, |found| found.worse);
     let outcome = Outcome {
-        output: &args.output,
+        output: &output,
         passed: found.as_ref().map(|found| found.worse == 0),
         compared: found.as_ref().map_or(0, |found| found.compared),
         worse,
@@ -65,7 +71,7 @@ pub(super) fn report(printer: &Printer, args: &ReportArgs) -> anyhow::Result<Exi
     };
     printer.outcome(&outcome, || {
         let against = found.as_ref().map(|found| format!("\n{worse} of {} got worse or are gone", found.compared));
-        format!("report: {}{}", args.output.display(), against.unwrap_or_default())
+        format!("report: {}{}", output.display(), against.unwrap_or_default())
     })?;
     Ok(if worse == 0 { ExitStatus::Passed } else { ExitStatus::GateFailed })
 }

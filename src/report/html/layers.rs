@@ -24,6 +24,8 @@ pub(super) struct Layers<'a> {
     /// Values of the filters.
     pub op_types: Vec<&'a str>,
     pub precisions: Vec<&'a str>,
+    /// Whether the time of any layer is known.
+    pub timed: bool,
     /// Which measure the order goes by: layerwise or else graphwise.
     pub by_layerwise: bool,
     /// SQNR of all layers in the order of execution.
@@ -85,6 +87,7 @@ impl<'a> Layers<'a> {
         };
         let op_types = unique(|layer| &layer.op_type);
         let precisions = unique(|layer| &layer.precision);
+        let timed = layers.iter().any(|layer| layer.time.is_some());
         let by_layerwise = layers.iter().any(|layer| layer.layerwise_sqnr_db.is_some());
         let measure = |l: &Layer| if by_layerwise { l.layerwise_sqnr_db } else { l.graphwise_sqnr_db };
         let mut order: Vec<usize> = (0..layers.len()).collect();
@@ -112,7 +115,7 @@ impl<'a> Layers<'a> {
                 precision_token: precisions.iter().position(|p| *p == layer.precision).unwrap_or(0),
                 graphwise: Bar::new(layer.graphwise_sqnr_db),
                 layerwise: Bar::new(layer.layerwise_sqnr_db),
-                figures: figures(layer),
+                figures: figures(layer, timed),
                 more: more(layer),
                 histogram: match &layer.histogram {
                     Some(histogram) if place < MAX_HISTOGRAMS => charts::histogram(histogram, layer, (460, 210)),
@@ -121,19 +124,22 @@ impl<'a> Layers<'a> {
             }
         };
         let rows = order.iter().enumerate().map(row).collect();
-        Self { rows, total: layers.len(), op_types, precisions, by_layerwise, profile, lowest }
+        Self { rows, total: layers.len(), op_types, precisions, timed, by_layerwise, profile, lowest }
     }
 }
 
-/// Cosine, amax, scale, clipped: the columns behind the bars.
-fn figures(layer: &Layer) -> Vec<Figure> {
+/// Cosine, amax, scale, time, clipped: the columns behind the bars.
+fn figures(layer: &Layer, timed: bool) -> Vec<Figure> {
     let short = |value: f64| format::significant(value, 3);
-    vec![
+    let time = timed.then(|| Figure::new(layer.time.as_ref().map(|time| time.ms), short));
+    let mut figures = vec![
         Figure::new(layer.cosine, |c| format!("{c:.5}")),
         Figure::new(layer.amax.map(f64::from), short),
         Figure::new(layer.scale.map(f64::from), short),
-        Figure::new(layer.clipped, format::small_share),
-    ]
+    ];
+    figures.extend(time);
+    figures.push(Figure::new(layer.clipped, format::small_share));
+    figures
 }
 
 fn more(layer: &Layer) -> Vec<(&'static str, String)> {
@@ -146,6 +152,11 @@ fn more(layer: &Layer) -> Vec<(&'static str, String)> {
     more.extend(layer.offset.map(|offset| ("Centre of the range", format::significant(f64::from(offset), 4))));
     more.extend(layer.method.map(|method| ("Method in force", method_name(method).to_owned())));
     more.extend(layer.weight_sqnr_db.map(|db| ("SQNR of the weights", format::decibels(db))));
+    more.extend(layer.time.as_ref().map(|time| {
+        let (ms, share) = (format::milliseconds(time.ms), format::percent(time.share, 0));
+        let others = if time.nodes > 1 { format!(", {} nodes together", time.nodes) } else { String::new() };
+        ("In the engine", format!("{} on {}: {ms}, {share}{others}", time.engine_layer, time.machine))
+    }));
     for (method, amax) in &layer.candidates {
         more.push((method_name(*method), format!("amax {}", format::significant(f64::from(*amax), 4))));
     }

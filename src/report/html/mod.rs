@@ -14,7 +14,7 @@ use askama::Template;
 use super::{
     AdviceLevel, Report, charts,
     details::{candidates, class_iou, class_precision, outputs, recovery, tasks, timings, warnings},
-    engines, format,
+    elsewhere, engines, format,
     metrics::{Quality, Subject, precisions, title},
     table::Table,
 };
@@ -109,6 +109,9 @@ struct Page<'a> {
     layers: layers::Layers<'a>,
     layers_samples: Option<usize>,
     hints: Vec<Hint<'a>>,
+    elsewhere: Table,
+    elsewhere_says: Vec<String>,
+    profiles: Vec<elsewhere::Profile>,
     engines: Table,
     engine_layers: Vec<engines::Layers>,
     command: String,
@@ -155,6 +158,9 @@ impl<'a> Page<'a> {
                 .iter()
                 .map(|advice| Hint::new(advice.level, &advice.text, &advice.nodes, advice.command.as_deref()))
                 .collect(),
+            elsewhere: elsewhere::table(report),
+            elsewhere_says: elsewhere::sentences(report),
+            profiles: elsewhere::profiles(report),
             engines: engines::summaries(report),
             engine_layers: engines::layers(report),
             command: format::shell_line(&report.command),
@@ -164,29 +170,47 @@ impl<'a> Page<'a> {
     }
 }
 
-/// Quality over latency of every precision whose speed was measured, and why the others are not there.
+/// Quality over latency of every precision whose speed was measured, and why the others are not there. Where other machines
+/// measured, theirs are the latencies: those of this one would not stand beside them.
 fn scatter(report: &Report) -> (Chart, Vec<(usize, String)>, Option<String>) {
     let subjects: Vec<_> = Subject::all(report).collect();
     let Some(measure) = Quality::of(&subjects) else { return (Chart::default(), Vec::new(), None) };
-    let point = |(series, subject): (usize, &Subject<'_>)| {
-        Some(charts::Point {
-            label: title(subject.precision),
-            latency_ms: subject.speed()?,
-            quality: subject.quality(measure)?,
-            interval: subject.quality_interval(measure),
-            series,
+    let point = |(series, label, subject, latency_ms): (usize, String, &Subject<'_>, f64)| {
+        let (quality, interval) = (subject.quality(measure)?, subject.quality_interval(measure));
+        Some(charts::Point { label, latency_ms, quality, interval, series })
+    };
+    let elsewhere = |subject| {
+        let Subject { precision, .. } = subject;
+        precision.measured_elsewhere.iter().filter_map(move |there| {
+            let latency = there.latency_ms.as_ref()?;
+            Some((elsewhere::called(precision, there), latency.figures.median))
         })
     };
-    let points: Vec<_> = subjects.iter().enumerate().filter_map(point).collect();
-    let emulated = subjects.iter().filter(|s| s.precision.latency_ms.is_some() && s.speed().is_none());
-    let emulated: Vec<String> = emulated.map(|s| title(s.precision)).collect();
-    let note = (!emulated.is_empty()).then(|| {
-        format!("Left out, since a float runtime emulates them and their times say nothing: {}.", emulated.join(", "))
-    });
+    let numbered = || subjects.iter().enumerate();
+    let there: Vec<_> = numbered()
+        .flat_map(|(series, s)| elsewhere(*s).map(move |(label, latency)| (series, label, s, latency)))
+        .filter_map(point)
+        .collect();
+    let (points, note) = if there.is_empty() {
+        let here = numbered().filter_map(|(series, s)| Some((series, title(s.precision), s, s.speed()?)));
+        let emulated = subjects.iter().filter(|s| s.precision.latency_ms.is_some() && s.speed().is_none());
+        let emulated: Vec<String> = emulated.map(|s| title(s.precision)).collect();
+        let note = (!emulated.is_empty()).then(|| {
+            format!(
+                "Left out, since a float runtime emulates them and their times say nothing: {}. The script deploy/deploy.sh \
+                 in the run's folder measures them where TensorRT is.",
+                emulated.join(", ")
+            )
+        });
+        (here.filter_map(point).collect(), note)
+    } else {
+        let note = "Latencies come from the machines named; quality was measured here, by the backends under Precisions.";
+        (there, Some(note.to_owned()))
+    };
     if points.len() < 2 {
         return (Chart::default(), Vec::new(), note);
     }
-    let legend = points.iter().map(|point| (point.series % charts::SERIES, point.label.clone())).collect();
+    let legend = points.iter().map(|point: &charts::Point| (point.series % charts::SERIES, point.label.clone())).collect();
     let share = measure != Quality::Sqnr;
     (Chart::new(340, |size| charts::scatter(&points, measure.name(), share, size)), legend, note)
 }

@@ -80,20 +80,28 @@ impl Job<'_> {
 
     /// Everything that is made from the report.
     pub(super) fn write_report(&self, report: &Report) -> Result<(), PipelineError> {
-        let (mut tests, mut layers) = (Vec::new(), Vec::new());
-        report.write(&self.out.join("report.json"))?;
-        junit(report, &mut tests).map_err(PipelineError::render)?;
-        layers_csv(report, &mut layers).map_err(PipelineError::render)?;
-        let page = html(report).map_err(PipelineError::render)?;
-        for (name, bytes) in
-            [("report.html", page.as_bytes()), ("report.junit.xml", &tests[..]), ("layers.csv", &layers[..])]
-        {
-            let path = self.out.join(name);
-            write_atomic(&path, bytes)?;
-            self.session.host.wrote(&path);
-        }
-        Ok(())
+        write_report(report, &self.out, &|path| self.session.host.wrote(path))
     }
+}
+
+/// Writes `report.json` and everything that is made from it into a folder, and tells of every file but the first.
+///
+/// # Errors
+/// A file cannot be written.
+pub fn write_report(report: &Report, out: &Path, wrote: &dyn Fn(&Path)) -> Result<(), PipelineError> {
+    let (mut tests, mut layers) = (Vec::new(), Vec::new());
+    report.write(&out.join("report.json"))?;
+    junit(report, &mut tests).map_err(PipelineError::render)?;
+    layers_csv(report, &mut layers).map_err(PipelineError::render)?;
+    let page = html(report).map_err(PipelineError::render)?;
+    for (name, bytes) in
+        [("report.html", page.as_bytes()), ("report.junit.xml", &tests[..]), ("layers.csv", &layers[..])]
+    {
+        let path = out.join(name);
+        write_atomic(&path, bytes)?;
+        wrote(&path);
+    }
+    Ok(())
 }
 
 /// Size and hash of a file that was written.

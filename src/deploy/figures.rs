@@ -1,0 +1,217 @@
+//! The figures of one precision from the files that a machine made.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use super::{DeployError, times};
+use crate::{
+    artifact::{ContentHash, read_regular},
+    backend::tensorrt::{EngineLayers, EngineSidecar, NumberType},
+    bench::Times,
+    compare::{OutputMetrics, PairSums, SavedOutputs},
+    report::{Elsewhere, EngineInside, EngineLayerTime, EngineOutputs, LatencyMs, Machine, TiedBy},
+    tensor::TensorMap,
+};
+
+/// SQNR below which outputs are more likely those of other inputs than of an engine that is so wrong.
+const UNLIKELY_DB: f64 = 0.0;
+
+/// The files of one precision.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Parts {
+    pub times: Option<PathBuf>,
+    pub profile: Option<PathBuf>,
+    pub layers: Option<PathBuf>,
+    pub outputs: Option<PathBuf>,
+}
+
+/// What is known of the precision here.
+pub(super) struct Known<'a> {
+    pub precision: &'a str,
+    /// Hash of its model.
+    pub hash: &'a ContentHash,
+    /// Samples of a timed call.
+    pub batch: usize,
+    /// Operators of its model by node; empty where the model is not there.
+    pub op_types: BTreeMap<String, String>,
+    /// What the float model and this one give for the inputs that were given.
+    pub expected: Option<[TensorMap; 2]>,
+}
+
+/// Figures, and the calls that they come from.
+pub(super) struct Figures {
+    pub elsewhere: Elsewhere,
+    pub times: Option<Times>,
+    /// What a reader must know.
+    pub notes: Vec<String>,
+}
+
+/// Reads the files of one precision. `tied` says whether a hash ties them to the model; otherwise names and shapes must.
+pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: bool) -> Result<Figures, DeployError> {
+    let mut found = Figures {
+        elsewhere: Elsewhere {
+            machine,
+            files: Vec::new(),
+            tied_by: if tied { TiedBy::Hash } else { TiedBy::Word },
+            latency_ms: None,
+            throughput_fps: None,
+            speedup: None,
+            engine: None,
+            layer_times: Vec::new(),
+            outputs: None,
+        },
+        times: None,
+        notes: Vec::new(),
+    };
+    if let Some(path) = &parts.layers {
+        let engine = layers(path, known, &mut found.elsewhere)?;
+        found.notes.extend(is_really(known.precision, &engine));
+        found.elsewhere.engine = Some(engine);
+        if !tied {
+            found.elsewhere.tied_by = TiedBy::Shapes;
+        }
+    }
+    if let Some(path) = &parts.times {
+        let times = read(path, |bytes| times::times(bytes, known.precision, known.batch))?;
+        let latency = times.latency().ok_or_else(|| DeployError::content(path, "it holds no calls"))?;
+        let (mode, timing, warnings) = (times.mode.clone(), times.timing, times.warnings());
+        found.elsewhere.latency_ms = Some(LatencyMs { figures: latency, timing, mode, warnings });
+        found.elsewhere.throughput_fps = times.throughput();
+        found.times = Some(times);
+    }
+    if let Some(path) = &parts.profile {
+        let profile = read(path, times::profile)?;
+        check_profile(path, &profile, known, found.elsewhere.engine.as_ref())?;
+        found.elsewhere.layer_times = profile;
+    }
+    if let Some(path) = &parts.outputs {
+        let outputs = outputs(path, known)?;
+        if let Some(db) = OutputMetrics::worst_sqnr_db(&outputs.engine).filter(|&db| db < UNLIKELY_DB) {
+            found.notes.push(format!(
+                "{}: the engine's outputs have {db:.1} dB against the same model here: they are of other inputs, or the \
+                 engine computes something else",
+                known.precision
+            ));
+        }
+        found.elsewhere.outputs = Some(outputs);
+        if !tied {
+            found.elsewhere.tied_by = TiedBy::Shapes;
+        }
+    }
+    let files = [&parts.times, &parts.profile, &parts.layers, &parts.outputs].into_iter().flatten();
+    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    found.elsewhere.files = files.map(name).collect();
+    Ok(found)
+}
+
+fn read<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T, DeployError> {
+    let bytes = read_regular(path).map_err(DeployError::io("read", path))?;
+    parse(&bytes).map_err(|reason| DeployError::content(path, reason))
+}
+
+/// The engine's layers, from TensorRT's inspector or from what `calib build` wrote.
+fn layers(path: &Path, known: &Known<'_>, elsewhere: &mut Elsewhere) -> Result<EngineInside, DeployError> {
+    let bytes = read_regular(path).map_err(DeployError::io("read", path))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let layers = if let Ok(sidecar) = serde_json::from_slice::<EngineSidecar>(&bytes) {
+        if sidecar.model_hash != *known.hash {
+            return Err(of_another_model(path, known.precision));
+        }
+        elsewhere.machine.tensorrt.get_or_insert(sidecar.tensorrt_version);
+        sidecar.layers
+    } else {
+        let parsed = EngineLayers::parse(&text, &known.op_types);
+        parsed.map_err(|error| DeployError::content(path, error.to_string()))?.layers
+    };
+    let mut nodes = layers.iter().flat_map(|layer| &layer.nodes).peekable();
+    if nodes.peek().is_some() && !known.op_types.is_empty() && !nodes.any(|node| known.op_types.contains_key(node)) {
+        return Err(of_another_model(path, known.precision));
+    }
+    let engine = EngineInside::new(layers);
+    let narrow = [NumberType::Int8, NumberType::Fp8].into_iter().find(|&kind| engine.summary.share(kind) > 0.0);
+    if let (Some(kind), false) = (narrow, matches!(known.precision, "int8" | "fp8")) {
+        let reason =
+            format!("its layers multiply in {}, so it is not of {}; give it to another precision", kind.name(), known.precision);
+        return Err(DeployError::content(path, reason));
+    }
+    Ok(engine)
+}
+
+fn of_another_model(path: &Path, precision: &str) -> DeployError {
+    DeployError::content(path, format!("it is of another model than the run's {precision}: no node of it is in the model"))
+}
+
+/// Says where an engine of 8 bits multiplies in other types.
+fn is_really(precision: &str, engine: &EngineInside) -> Option<String> {
+    let asked = match precision {
+        "int8" => NumberType::Int8,
+        "fp8" => NumberType::Fp8,
+        _ => return None,
+    };
+    let share = engine.summary.share(asked);
+    (engine.summary.compute_layers > 0 && share < 0.5).then(|| {
+        format!("{precision}: the engine is not really {}: {:.0} % of its multiplying layers are", asked.name(), 100.0 * share)
+    })
+}
+
+fn check_profile(
+    path: &Path,
+    profile: &[EngineLayerTime],
+    known: &Known<'_>,
+    engine: Option<&EngineInside>,
+) -> Result<(), DeployError> {
+    let named = |layer: &EngineLayerTime| match engine {
+        Some(engine) => engine.layers.iter().any(|own| own.name == layer.layer),
+        None => known.op_types.is_empty() || layer.layer.split(" + ").any(|part| known.op_types.contains_key(part)),
+    };
+    if profile.iter().any(named) {
+        return Ok(());
+    }
+    Err(match engine {
+        Some(_) => DeployError::content(path, "none of its layers is in the engine's list of layers; it is of another engine"),
+        None => of_another_model(path, known.precision),
+    })
+}
+
+/// The engine's outputs against what ONNX Runtime gives.
+fn outputs(path: &Path, known: &Known<'_>) -> Result<EngineOutputs, DeployError> {
+    let Some([float, model]) = &known.expected else {
+        let reason = "what ONNX Runtime gives for the same inputs is not known: it lies in the folder `deploy` of the run";
+        return Err(DeployError::content(path, reason));
+    };
+    let invalid = |reason: String| DeployError::content(path, reason);
+    let saved = SavedOutputs::open(path).map_err(|error| invalid(error.to_string()))?;
+    let engine = saved.all().map_err(|error| invalid(error.to_string()))?;
+    for (name, expected) in model {
+        match engine.get(name) {
+            None => return Err(invalid(format!("it has no output `{name}`; it is of another model"))),
+            Some(found) if found.shape() != expected.shape() => {
+                return Err(invalid(format!(
+                    "its output `{name}` has the shape {:?}, where {:?} is expected: it is of other inputs or of another model",
+                    found.shape(),
+                    expected.shape()
+                )));
+            }
+            Some(_) => {}
+        }
+    }
+    let against = |reference: &TensorMap, target: &TensorMap| -> Vec<OutputMetrics> {
+        let pairs = model.keys().filter_map(|name| Some((name, reference.get(name)?, target.get(name)?)));
+        pairs
+            .map(|(name, reference, target)| {
+                // trtexec writes every type as a number; compare in the one that it is read back as.
+                let (reference, target) = (reference.view().to_f32(), target.view().to_f32());
+                let (r, t) = (crate::tensor::ValuesView::F32(&reference), crate::tensor::ValuesView::F32(&target));
+                PairSums::of(r, t, f32::INFINITY).metrics(name)
+            })
+            .collect()
+    };
+    Ok(EngineOutputs {
+        samples: saved.len(),
+        engine: against(model, &engine),
+        model: against(float, model),
+        together: against(float, &engine),
+    })
+}

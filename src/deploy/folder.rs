@@ -1,0 +1,161 @@
+//! Writing a `deploy/` folder.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    DeployError, DeployedModel, GivenInput, MANIFEST_FORMAT_VERSION, Manifest,
+    script::{calib, trtexec},
+};
+use crate::{
+    artifact::{ContentHash, Tool, write_atomic},
+    npz::write_npz,
+    tensor::TensorMap,
+};
+
+/// What is written into a `deploy/` folder.
+pub struct ToDeploy<'a> {
+    /// Hash of the float model.
+    pub model_hash: &'a ContentHash,
+    /// The models, the float model first.
+    pub models: Vec<Given<'a>>,
+    /// Inputs to give them, by name; none where no samples of one shape are there.
+    pub inputs: Option<&'a TensorMap>,
+    /// Samples in the inputs.
+    pub samples: usize,
+}
+
+/// A model to deploy.
+pub struct Given<'a> {
+    /// Its precision.
+    pub precision: &'a str,
+    /// Its file.
+    pub file: PathBuf,
+    /// Names of its inputs whose shapes are not fixed.
+    pub dynamic: Vec<String>,
+    /// Whether the first of the dynamic extents counts samples, so that a single one can be timed.
+    pub batches: bool,
+    /// What it gives for the inputs in ONNX Runtime.
+    pub expected: Option<TensorMap>,
+}
+
+/// Writes the folder anew.
+///
+/// # Errors
+/// A file cannot be linked, copied, read or written.
+pub fn write(folder: &Path, what: &ToDeploy<'_>) -> Result<Manifest, DeployError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(DeployError::io("replace", folder)(error)),
+        _ => {}
+    }
+    for part in ["models", "inputs", "expected"] {
+        let path = folder.join(part);
+        fs::create_dir_all(&path).map_err(DeployError::io("make", &path))?;
+    }
+    let none = TensorMap::new();
+    let given = what.inputs.unwrap_or(&none);
+    let mut inputs = Vec::new();
+    for (index, (name, tensor)) in given.iter().enumerate() {
+        let file = GivenInput::file_name(index);
+        write_atomic(&folder.join(&file), tensor.values().view().bytes())?;
+        let (shape, element_type) = (tensor.shape().to_vec(), tensor.element_type());
+        inputs.push(GivenInput { name: name.clone(), file, shape, element_type });
+    }
+    if !given.is_empty() {
+        write_npz(&folder.join("inputs.npz"), given)?;
+    }
+    let models = what.models.iter().map(|model| deploy(folder, model, what)).collect::<Result<Vec<_>, _>>()?;
+    let manifest = Manifest {
+        format_version: MANIFEST_FORMAT_VERSION,
+        tool: Tool::current(),
+        model_hash: what.model_hash.clone(),
+        reference: what.models.first().map(|model| model.precision.to_owned()).unwrap_or_default(),
+        samples: if given.is_empty() { 0 } else { what.samples },
+        inputs,
+        models,
+    };
+    manifest.write(folder)?;
+    for (name, text) in [("deploy.sh", trtexec(&manifest)), ("deploy_calib.sh", calib(&manifest))] {
+        let path = folder.join(name);
+        write_atomic(&path, text.as_bytes())?;
+        runnable(&path).map_err(DeployError::io("make runnable", &path))?;
+    }
+    Ok(manifest)
+}
+
+fn deploy(folder: &Path, model: &Given<'_>, what: &ToDeploy<'_>) -> Result<DeployedModel, DeployError> {
+    let name = model.file.file_name().unwrap_or_default().to_string_lossy();
+    // Names of models come from elsewhere; what a script holds must need no quotes. External weights keep theirs.
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let taken = what.models.iter().filter(|other| other.file.file_name() == model.file.file_name()).count() > 1;
+    let file = if name.chars().all(plain) && !taken && !name.starts_with('-') {
+        format!("models/{name}")
+    } else {
+        format!("models/given.{}.onnx", model.precision)
+    };
+    let path = folder.join(&file);
+    link(&model.file, &path)?;
+    let mut data = model.file.clone().into_os_string();
+    data.push(".data");
+    if Path::new(&data).is_file() {
+        link(Path::new(&data), &folder.join(format!("models/{name}.data")))?;
+    }
+    let hash = ContentHash::of_file(&path).map_err(DeployError::io("read", &path))?;
+    let expected = model.expected.as_ref().map(|_| format!("expected/{}.npz", model.precision));
+    if let (Some(tensors), Some(file)) = (&model.expected, &expected) {
+        write_npz(&folder.join(file), tensors)?;
+    }
+    let extents = |name: &String| {
+        let shape = what.inputs?.get(name)?.shape();
+        let mut small = shape.to_vec();
+        if let (true, Some(first)) = (model.batches, small.first_mut()) {
+            *first = 1;
+        }
+        Some((name.clone(), [small, shape.to_vec()]))
+    };
+    let dynamic: BTreeMap<_, _> = model.dynamic.iter().filter_map(extents).collect();
+    let batch = if model.batches && !dynamic.is_empty() { 1 } else { what.samples.max(1) };
+    Ok(DeployedModel {
+        precision: model.precision.to_owned(),
+        file,
+        hash,
+        sha256: sha256(&path)?,
+        batch,
+        dynamic,
+        expected,
+    })
+}
+
+/// A second name of the same file, which costs no room; a copy where the file system gives none.
+fn link(from: &Path, to: &Path) -> Result<(), DeployError> {
+    if fs::hard_link(from, to).is_err() {
+        fs::copy(from, to).map_err(DeployError::io("copy", from))?;
+    }
+    Ok(())
+}
+
+/// SHA-256 of a file in hexadecimal digits.
+fn sha256(path: &Path) -> Result<String, DeployError> {
+    let mut hasher = Sha256::new();
+    let mut file = fs::File::open(path).map_err(DeployError::io("read", path))?;
+    io::copy(&mut file, &mut hasher).map_err(DeployError::io("read", path))?;
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(unix)]
+fn runnable(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mut permissions = fs::metadata(path)?.permissions();
+    permissions.set_mode(permissions.mode() | (permissions.mode() & 0o444) >> 2);
+    fs::set_permissions(path, permissions)
+}
+
+#[cfg(not(unix))]
+fn runnable(_path: &Path) -> io::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! A run without a GPU, completed by what another machine measured: its `deploy.sh` runs here against a stand-in for trtexec
+//! that answers with files in the forms that NVIDIA documents, made by hand.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::{Value, json};
+use trtcalib::npz::read_npz;
+
+use super::{calib, demo_flags, error_of, json};
+
+/// Copies the file that it is asked to export from the folder beside it, and knows nothing of FP16.
+const TRTEXEC: &str = r#"#!/bin/sh
+case "$*" in
+  --help) echo "--stronglyTyped --skipInference"; exit 0 ;;
+  *fp16*) echo "[E] Error[9]: no kernel for half"; exit 1 ;;
+esac
+echo "[I] TensorRT version: 10.3.0"
+for argument in "$@"; do
+  case $argument in --export*) cp "$(dirname "$0")/given/$(basename "${argument#*=}")" "${argument#*=}" || exit 1 ;; esac
+done
+"#;
+
+fn script(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Calls of `ms` milliseconds, a little more each.
+fn times(ms: f64) -> Value {
+    let call = |i: u32| {
+        let compute = ms + f64::from(i % 5) * 1e-3 - 0.25;
+        json!({ "startEnqMs": i, "endEnqMs": i, "startH2dMs": i, "h2dMs": 0.125, "computeMs": compute, "d2hMs": 0.125,
+            "latencyMs": compute + 0.25 })
+    };
+    (0..200).map(call).collect()
+}
+
+fn engine(node: &str, format: &str) -> Value {
+    let tensor = json!({ "Name": "t", "Dimensions": [1, 8, 8, 8], "Format/Datatype": format });
+    json!({ "Layers": [{ "Name": "fused", "LayerType": "CaskConvolution", "Inputs": [tensor.clone()], "Outputs": [tensor],
+        "TacticName": "", "Metadata": format!("[ONNX Layer: {node}]\u{1e}[ONNX Layer: other]") }], "Bindings": [] })
+}
+
+/// A run on the embedded model, what trtexec shall answer, and a stand-in for it.
+fn deployed(folder: &Path) -> Option<(PathBuf, String)> {
+    let run = folder.join("run");
+    let mut command = calib()?;
+    command.arg("run").args(demo_flags()).args(["--bench-seconds", "0", "--eval-samples", "40", "--out"]).arg(&run);
+    command.assert().success();
+    let report = json(&run.join("report.json"));
+    let conv = report["layers"].as_array().unwrap().iter().find(|layer| layer["op_type"] == "Conv").unwrap();
+    let node = conv["node"].as_str().unwrap().to_owned();
+    let given = folder.join("given");
+    fs::create_dir(&given).unwrap();
+    let write = |name: &str, value: &Value| fs::write(given.join(name), value.to_string()).unwrap();
+    for (precision, ms, format) in [("fp32", 2.0, "Row major linear FP32 format"), ("int8", 0.5, "Row major Int8 format")] {
+        write(&format!("{precision}.times.json"), &times(ms));
+        write(&format!("{precision}.layers.json"), &engine(&node, format));
+        let profile = json!([{ "count": 10 }, { "name": "fused", "timeMs": 3.0, "averageMs": 0.3, "percentage": 75 },
+            { "name": "rest", "timeMs": 1.0, "averageMs": 0.1, "medianMs": 0.1, "percentage": 25 }]);
+        write(&format!("{precision}.profile.json"), &profile);
+        // The engine adds a thousandth of every value: 60 dB.
+        let expected = read_npz(&run.join(format!("deploy/expected/{precision}.npz"))).unwrap();
+        let outputs = expected.iter().map(|(name, tensor)| {
+            let dimensions: Vec<String> = tensor.shape().iter().map(ToString::to_string).collect();
+            let values: Vec<f64> = tensor.to_f32().iter().map(|&value| f64::from(value) * 1.001).collect();
+            json!({ "name": name, "dimensions": dimensions.join("x"), "values": values })
+        });
+        write(&format!("{precision}.outputs.json"), &outputs.collect());
+    }
+    script(&folder.join("trtexec"), TRTEXEC);
+    script(&folder.join("nvidia-smi"), "#!/bin/sh\ncase $1 in *=name) echo 'Test GPU' ;; *) echo 999.1 ;; esac\n");
+    Some((run, node))
+}
+
+#[test]
+fn what_another_machine_measured_completes_the_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((run, node)) = deployed(folder.path()) else { return };
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let output = Command::new(run.join("deploy/deploy.sh")).env("PATH", &path).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "FP16 failed, and the others were packed: {said}");
+    assert!(said.contains("no kernel for half") && said.contains("failed: fp16(build)"), "{said}");
+
+    let archive = run.join("deploy/deploy.tar");
+    let report = |extra: &[&str]| {
+        let mut command = calib().unwrap();
+        command.arg("report").arg(&run).args(extra);
+        command
+    };
+    let output = report(&["--measured", archive.to_str().unwrap()]).assert().success();
+    let warned = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+    assert!(warned.contains("fp16: nothing was measured on Test GPU ([E] Error[9]: no kernel for half)"), "{warned}");
+
+    let found = json(&run.join("report.json"));
+    let schema = json(&super::root().join("docs/report.schema.json"));
+    assert!(jsonschema::is_valid(&schema, &found), "{:?}", jsonschema::validate(&schema, &found));
+    let row = |precision: &str| {
+        found["precisions"].as_array().unwrap().iter().find(|row| row["precision"] == precision).unwrap().clone()
+    };
+    let there = &row("int8")["measured_elsewhere"][0];
+    assert_eq!((&there["machine"]["name"], &there["machine"]["driver"]), (&json!("Test GPU"), &json!("999.1")));
+    assert_eq!((&there["machine"]["tensorrt"], &there["tied_by"]), (&json!("10.3.0"), &json!("hash")));
+    let median = there["latency_ms"]["median"].as_f64().unwrap();
+    assert!((median - 0.502).abs() < 1e-9, "{median}");
+    let ratio = there["speedup"]["ratio"].as_f64().unwrap();
+    assert!((ratio - 2.002 / 0.502).abs() < 1e-9, "{ratio}");
+    assert_eq!(there["speedup"]["against"], "fp32 on Test GPU");
+    assert_eq!(there["engine"]["summary"]["compute_by_type"]["int8"], 1);
+    let sqnr = |what: &str| there["outputs"][what][0]["sqnr_db"].as_f64().unwrap();
+    assert!((sqnr("engine") - 60.0).abs() < 0.1, "{}", sqnr("engine"));
+    assert!(sqnr("model") < 40.0 && (sqnr("together") - sqnr("model")).abs() < 1.0);
+    assert_eq!(row("fp16")["measured_elsewhere"], Value::Null);
+    let timed: Vec<_> = found["layers"].as_array().unwrap().iter().filter(|layer| layer["time"] != Value::Null).collect();
+    assert!(!timed.is_empty() && timed.iter().all(|layer| layer["node"] == node.as_str()));
+    assert_eq!((&timed[0]["time"]["ms"], &timed[0]["time"]["nodes"]), (&json!(0.3), &json!(2)));
+    let page = fs::read_to_string(run.join("report.html")).unwrap();
+    for text in ["Measured elsewhere", "model checked by its SHA-256", "not by the engine", "int8 · Test GPU", "Quality over latency"] {
+        assert!(page.contains(text), "{text}");
+    }
+    let csv = fs::read_to_string(run.join("layers.csv")).unwrap();
+    assert!(csv.contains("0.3,fused,Test GPU"), "{csv}");
+
+    // Once more changes nothing: a machine has one entry.
+    report(&["--measured", archive.to_str().unwrap()]).assert().success();
+    assert_eq!(json(&run.join("report.json")), found);
+    // Another file of the same name on that machine is found out.
+    let sums = run.join("deploy/measured/sha256.txt");
+    let text = fs::read_to_string(&sums).unwrap();
+    let line = text.lines().find(|line| line.ends_with("model.int8.onnx")).unwrap();
+    fs::write(&sums, text.replace(line, &format!("{}  models/model.int8.onnx", "0".repeat(64)))).unwrap();
+    let error = error_of(&mut report(&["--measured", run.join("deploy").to_str().unwrap()]));
+    assert!(error.contains("models/model.int8.onnx was another file there"), "{error}");
+}
+
+#[test]
+fn single_files_are_taken_by_precision_and_refused_where_they_tell_another_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((run, _)) = deployed(folder.path()) else { return };
+    let file = |precision: &str, name: &str| format!("{precision}={}", folder.path().join("given").join(name).display());
+    let report = |extra: &[&str]| {
+        let mut command = calib().unwrap();
+        command.arg("report").arg(&run).args(extra);
+        command
+    };
+    let times = file("int8", "int8.times.json");
+    assert!(error_of(&mut report(&["--times", &times])).contains("--machine"));
+    let output = file("int8", "int8.outputs.json");
+    report(&["--times", &times, "--outputs", &output, "--machine", "Orin"]).assert().success();
+    let found = json(&run.join("report.json"));
+    let int8 = found["precisions"].as_array().unwrap().iter().find(|row| row["precision"] == "int8").unwrap();
+    let there = &int8["measured_elsewhere"][0];
+    assert_eq!((&there["machine"]["name"], &there["tied_by"]), (&json!("Orin"), &json!("shapes")));
+
+    fs::write(folder.path().join("given/else.json"), engine("no such node", "Row major Int8 format").to_string()).unwrap();
+    fs::write(folder.path().join("given/small.json"), r#"[{ "name": "output", "dimensions": "1x2", "values": [1, 2] }]"#).unwrap();
+    for (flag, given, why) in [
+        ("--layers", file("fp16", "int8.layers.json"), "multiply in INT8, so it is not of fp16"),
+        ("--times", file("fp16", "int8.profile.json"), "--exportTimes"),
+        ("--profile", file("fp16", "int8.profile.json"), "another model"),
+        ("--outputs", file("int8", "small.json"), "another model"),
+        ("--times", "bf16=x.json".to_owned(), "the report has no bf16, only fp16, fp32, int8"),
+        ("--times", "x.json".to_owned(), "no PRECISION=FILE"),
+    ] {
+        let error = error_of(&mut report(&[flag, &given, "--machine", "Orin"]));
+        assert!(error.contains(why), "{flag} {given}: {error}");
+    }
+}
