@@ -351,6 +351,15 @@ pub struct InspectArgs {
     /// List every node or tensor
     #[arg(long)]
     pub all: bool,
+    /// Draw a model's graph as a page, to `--output`
+    #[arg(long, conflicts_with_all = ["check", "all"])]
+    pub graph: bool,
+    /// Second model to draw below it, with what differs
+    #[arg(long, value_name = "FILE", requires = "graph")]
+    pub against: Option<PathBuf>,
+    /// Page to write with --graph
+    #[arg(short, long, value_name = "FILE", requires = "graph", default_value = "graph.html")]
+    pub output: PathBuf,
 }
 
 /// `calib report`.

@@ -17,7 +17,7 @@ use crate::{
     },
     artifact::{ContentHash, Tool},
     compare::Gate,
-    quantize::Precision,
+    quantize::{ModelGraph, Precision},
 };
 
 /// Format version of [`Findings`].
@@ -57,6 +57,9 @@ pub struct Findings {
     /// The search for the smallest plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanFindings>,
+    /// The model's graph, to show all of this in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graph: Option<ModelGraph>,
     /// What follows.
     pub advice: Vec<Advice>,
     /// Wall time of all of it.

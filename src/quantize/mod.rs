@@ -7,6 +7,7 @@ mod bias;
 mod convert;
 mod explained;
 mod facts;
+mod model_graph;
 mod names;
 mod placement;
 mod plan;
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 pub use convert::{Fp32Reason, KeptFp32, half_constant};
 pub use explained::explained;
+pub use model_graph::{GraphNode, ModelGraph};
 pub use placement::{ActivationEdge, Decision, Placement, Rule, WeightEdge};
 pub use plan::{Assignment, CompiledPlan, PLAN_FORMAT_VERSION, PatternError, Precision, PrecisionPlan, Selector};
 pub use qdq::WrittenScales;

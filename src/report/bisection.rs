@@ -8,6 +8,7 @@ use super::{
     AdviceLevel,
     assemble::{figure, is_share, shown_beside},
     charts, format,
+    graph::Picture,
     html::{Chart, Hint, nonce},
     metrics::decibels,
     table::{Cell, Column, Table, Tone},
@@ -43,6 +44,7 @@ pub fn bisection_html(findings: &Findings) -> Result<String, askama::Error> {
         profile: profile(findings),
         layers: &layers,
         tensors: tensors(findings),
+        network: Picture::of_findings(findings),
         first: first(findings),
         looked: looked(findings),
         hints: findings.advice.iter().map(hint).collect(),
@@ -58,6 +60,7 @@ struct Page<'a> {
     findings: &'a Findings,
     model: &'a str,
     /// Whether a plan passes, what to call it if none does, and the sentence.
+    network: Option<Picture>,
     verdict: Option<(bool, &'static str, String)>,
     plan: Option<Plan<'a>>,
     profile: (Chart, Vec<(&'a str, String)>),

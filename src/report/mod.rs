@@ -13,6 +13,7 @@ mod engines;
 #[cfg(test)]
 mod example;
 mod format;
+mod graph;
 mod html;
 mod json;
 mod junit;
@@ -26,6 +27,7 @@ mod table;
 pub use bisection::bisection_html;
 pub use csv::layers_csv;
 pub use format::{bytes, rfc3339, shell_word};
+pub use graph::graph_html;
 pub use html::html;
 pub use json::schema;
 pub use junit::{failed_junit, junit};

@@ -17,6 +17,7 @@ use crate::{
     },
     bench::{Latency, Mode, SpeedUp, Throughput, Timing},
     calibrate::Method,
+    quantize::ModelGraph,
     compare::{Accuracy, Agreement, DetectionResult, Flip, GateResult, OutputKind, OutputMetrics, Segmentation, TopK},
 };
 
@@ -55,6 +56,9 @@ pub struct Report {
     /// Quantization error by layer, in the order of execution; empty when it was not measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<Layer>,
+    /// The graph of the quantized model's float original, with what was decided for every node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graph: Option<ModelGraph>,
     /// What computed these errors: `onnxruntime-cpu`, `onnxruntime-cuda`, ...
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers_backend: Option<String>,

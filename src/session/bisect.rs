@@ -23,7 +23,7 @@ use crate::{
         search::Strategy,
     },
     config::RunConfig,
-    quantize::Precision,
+    quantize::{ModelGraph, Precision},
     report::bisection_html,
 };
 
@@ -174,6 +174,7 @@ impl Session {
             tensors: None,
             probes: None,
             plan: None,
+            graph: Some(ModelGraph::of(&self.subject.folded)),
             advice: Vec::new(),
             seconds: 0.0,
         };

@@ -88,6 +88,8 @@ struct Target {
     /// The model's file within the output folder.
     artifact: Option<crate::report::ArtifactFile>,
     quantized_nodes: Option<usize>,
+    /// What was decided for every node.
+    placement: Option<Placement>,
     /// Scale by quantized activation.
     scales: BTreeMap<String, f32>,
     /// What tensors around another centre were in the model that was given.
@@ -239,6 +241,7 @@ impl<'a> Job<'a> {
                     precision,
                     artifact: None,
                     quantized_nodes: None,
+                    placement: None,
                     scales: BTreeMap::new(),
                     shifted: BTreeMap::new(),
                     model: None,
@@ -266,6 +269,7 @@ impl<'a> Job<'a> {
         target.scales = quantized.activation_scales();
         target.shifted.clone_from(&quantized.shifted);
         target.imitation = self.imitation(&quantized, target.precision)?;
+        target.placement = Some(quantized.placement);
         let model = target.model.insert(quantized.model);
         let build = self.session.build_options(self.session.threads);
         target.runner = Some(self.session.runtime.build(target.imitation.as_ref().unwrap_or(model), &build)?);

@@ -1,6 +1,7 @@
 //! `calib inspect`: a model, table, calibration cache, histogram file, report, plan, bisection or engine, described.
 
 mod engine;
+mod graph;
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -27,6 +28,9 @@ use trtcalib::{
 /// Describes a file by what is in it.
 pub(super) fn inspect(printer: &Printer, args: &InspectArgs) -> anyhow::Result<ExitStatus> {
     let path = &args.file;
+    if args.graph {
+        return graph::graph(printer, args);
+    }
     let start = first_bytes(path)?;
     let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
     match ending.as_str() {

@@ -15,6 +15,7 @@ use super::{
     AdviceLevel, Report, charts,
     details::{candidates, class_iou, class_precision, outputs, recovery, tasks, timings, warnings},
     elsewhere, engines, format,
+    graph::Picture,
     metrics::{Quality, Subject, precisions, title},
     table::Table,
 };
@@ -106,6 +107,7 @@ struct Page<'a> {
     legend: Vec<(usize, String)>,
     scatter_note: Option<String>,
     samples: samples::Samples<'a>,
+    network: Option<Picture>,
     layers: layers::Layers<'a>,
     layers_samples: Option<usize>,
     hints: Vec<Hint<'a>>,
@@ -151,6 +153,7 @@ impl<'a> Page<'a> {
             legend,
             scatter_note,
             samples: samples::Samples::new(report),
+            network: Picture::of_report(report),
             layers: layers::Layers::new(&report.layers),
             layers_samples: report.layers_samples,
             hints: report

@@ -15,7 +15,7 @@ use crate::{
     calibrate::Histograms,
     compare::{ComparisonResult, Gate},
     dataset::{Preprocess, SampleError},
-    quantize::{Precision as NumberFormat, Shifted},
+    quantize::{ModelGraph, Precision as NumberFormat, Shifted},
     report::{
         Calibration, CandidateResult, DatasetInfo, Histogram, Labels, LatencyMs, Layer, ModelInfo, Precision,
         REPORT_FORMAT_VERSION, Recovery, Report, SkippedSample, SpeedAt, Speedup, Verdict, rfc3339,
@@ -129,11 +129,23 @@ impl Job<'_> {
             thumbnails: self.thumbnails(&precisions),
             layers_backend: layers_samples.map(|samples| self.session.analyst(samples).backend().to_owned()),
             layers_samples,
+            graph: Some(self.graph(&found.targets)),
             layers,
             notes: self.session.host.notes(),
             timings: self.session.host.timings(),
             precisions,
         })
+    }
+
+    /// The graph with what was decided for the quantized model, or else for the first that was made.
+    fn graph(&self, targets: &[Target]) -> ModelGraph {
+        let graph = ModelGraph::of(&self.session.subject.folded);
+        let decided = targets.iter().filter(|target| target.placement.is_some());
+        let target = decided.clone().find(|target| target.precision.is_quantized()).or(decided.into_iter().next());
+        match target.and_then(|target| target.placement.as_ref()) {
+            Some(placement) => graph.decided(placement),
+            None => graph,
+        }
     }
 
     fn backend(&self) -> String {

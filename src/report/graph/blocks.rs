@@ -1,0 +1,291 @@
+//! Blocks: a graph of thousands of nodes as a tree, of which one level is looked at.
+//!
+//! Names that were made by modules tell the tree (`/features/features.3/conv/Conv`). Where they tell nothing, structure
+//! does: what lies between two places that a single value crosses is a block (a residual block, a branch), and long chains
+//! are cut into pieces.
+
+use std::collections::BTreeMap;
+
+use crate::quantize::ModelGraph;
+
+/// Parts of one block, at most: more are cut into pieces.
+const MOST_PARTS: usize = 24;
+/// Share of nodes that names must put into blocks for names to be followed.
+const TELLING: f64 = 0.5;
+
+/// Something in a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    Node(usize),
+    Block(usize),
+}
+
+/// Nodes that are drawn as one until they are asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Block {
+    pub name: String,
+    /// The block that it is in; the whole graph is in itself.
+    pub parent: usize,
+    /// In topological order, as far as the graph of the parts has one.
+    pub parts: Vec<Part>,
+}
+
+/// The tree of a graph: the whole first, every block before those in it; and the block of every node.
+pub(super) struct Tree {
+    pub blocks: Vec<Block>,
+    pub block_of: Vec<usize>,
+}
+
+/// A tree that is being made.
+enum Piece {
+    Node(usize),
+    Group(String, Vec<Piece>),
+}
+
+impl Piece {
+    /// Place in the topological order of its first node.
+    fn first(&self, rank: &[usize]) -> usize {
+        match self {
+            Self::Node(node) => rank[*node],
+            Self::Group(_, pieces) => pieces.iter().map(|piece| piece.first(rank)).min().unwrap_or(0),
+        }
+    }
+}
+
+/// Makes the tree.
+pub(super) fn tree(graph: &ModelGraph) -> Tree {
+    let order = topological(graph);
+    let mut rank = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(place, &node)| rank[node] = place);
+    let pieces = by_names(graph, &order, &rank).unwrap_or_else(|| by_structure(graph, &order, &rank));
+    let mut tree = Tree { blocks: Vec::new(), block_of: vec![0; graph.nodes.len()] };
+    let whole = Block { name: String::new(), parent: 0, parts: Vec::new() };
+    tree.blocks.push(whole);
+    place(graph, &mut tree, 0, shortened(graph, pieces));
+    tree
+}
+
+fn place(graph: &ModelGraph, tree: &mut Tree, block: usize, pieces: Vec<Piece>) {
+    for piece in pieces {
+        let part = match piece {
+            Piece::Node(node) => {
+                tree.block_of[node] = block;
+                Part::Node(node)
+            }
+            Piece::Group(name, inner) => {
+                let index = tree.blocks.len();
+                tree.blocks.push(Block { name, parent: block, parts: Vec::new() });
+                place(graph, tree, index, shortened(graph, inner));
+                Part::Block(index)
+            }
+        };
+        tree.blocks[block].parts.push(part);
+    }
+}
+
+/// Nodes, each behind those that it reads; the order of the file where the graph leaves a choice, or has a cycle.
+fn topological(graph: &ModelGraph) -> Vec<usize> {
+    let count = graph.nodes.len();
+    let mut readers = vec![Vec::new(); count];
+    let mut waits = vec![0; count];
+    for (index, node) in graph.nodes.iter().enumerate() {
+        for &from in node.from.iter().filter(|&&from| from < count) {
+            readers[from].push(index);
+            waits[index] += 1;
+        }
+    }
+    let mut ready: std::collections::BTreeSet<usize> = (0..count).filter(|&node| waits[node] == 0).collect();
+    let mut order = Vec::with_capacity(count);
+    let mut placed = vec![false; count];
+    while let Some(node) = ready.pop_first().or_else(|| placed.iter().position(|placed| !placed)) {
+        placed[node] = true;
+        order.push(node);
+        for &reader in &readers[node] {
+            waits[reader] -= 1;
+            if waits[reader] == 0 && !placed[reader] {
+                ready.insert(reader);
+            }
+        }
+    }
+    order
+}
+
+/// Parts of a name that modules gave, without the node's own.
+fn path(name: &str) -> Vec<&str> {
+    let separator = if name.contains('/') { '/' } else { '.' };
+    let mut parts: Vec<&str> = name.split(separator).filter(|part| !part.is_empty()).collect();
+    parts.pop();
+    parts
+}
+
+fn by_names(graph: &ModelGraph, order: &[usize], rank: &[usize]) -> Option<Vec<Piece>> {
+    let named: Vec<(usize, Vec<&str>)> = order.iter().map(|&node| (node, path(&graph.nodes[node].name))).collect();
+    let pieces = grouped(&named, 0, rank);
+    let inside: usize = pieces.iter().filter_map(|p| if let Piece::Group(_, inner) = p { Some(size(inner)) } else { None }).sum();
+    let groups = pieces.iter().filter(|piece| matches!(piece, Piece::Group(..))).count();
+    (groups > 1 && inside as f64 >= TELLING * order.len() as f64).then_some(pieces)
+}
+
+fn size(pieces: &[Piece]) -> usize {
+    pieces.iter().map(|piece| if let Piece::Group(_, inner) = piece { size(inner) } else { 1 }).sum()
+}
+
+/// Groups nodes by the part of their names at `depth`; what all share is passed over.
+fn grouped(nodes: &[(usize, Vec<&str>)], depth: usize, rank: &[usize]) -> Vec<Piece> {
+    let mut groups: BTreeMap<&str, Vec<(usize, Vec<&str>)>> = BTreeMap::new();
+    let mut pieces = Vec::new();
+    for (node, path) in nodes {
+        match path.get(depth) {
+            Some(part) => groups.entry(part).or_default().push((*node, path.clone())),
+            None => pieces.push(Piece::Node(*node)),
+        }
+    }
+    if let (true, 1, Some(only)) = (pieces.is_empty(), groups.len(), groups.values().next()) {
+        return grouped(only, depth + 1, rank);
+    }
+    for (name, nodes) in groups {
+        match &nodes[..] {
+            [(node, _)] => pieces.push(Piece::Node(*node)),
+            _ => pieces.push(Piece::Group(name.to_owned(), grouped(&nodes, depth + 1, rank))),
+        }
+    }
+    pieces.sort_by_key(|piece| piece.first(rank));
+    pieces
+}
+
+/// Blocks between the places of the order that one value crosses.
+fn by_structure(graph: &ModelGraph, order: &[usize], rank: &[usize]) -> Vec<Piece> {
+    // A value is alive from its node to its last reader.
+    let mut last_reader: Vec<usize> = (0..order.len()).map(|node| rank[node]).collect();
+    for (index, node) in graph.nodes.iter().enumerate() {
+        for &from in &node.from {
+            if let Some(last) = last_reader.get_mut(from) {
+                *last = (*last).max(rank[index]);
+            }
+        }
+    }
+    let mut ends = vec![0; order.len() + 1];
+    last_reader.iter().for_each(|&last| ends[last] += 1);
+    let (mut alive, mut pieces, mut region) = (0, Vec::new(), Vec::new());
+    for (place, &node) in order.iter().enumerate() {
+        alive += 1;
+        alive -= ends[place];
+        region.push(node);
+        if alive <= 1 {
+            let inner: Vec<Piece> = std::mem::take(&mut region).into_iter().map(Piece::Node).collect();
+            match inner.len() {
+                0..3 => pieces.extend(inner),
+                _ => pieces.push(Piece::Group(ends_of(graph, &inner), inner)),
+            }
+        }
+    }
+    pieces.extend(region.into_iter().map(Piece::Node));
+    pieces
+}
+
+/// `Conv … Add`: the first operator and the last.
+fn ends_of(graph: &ModelGraph, pieces: &[Piece]) -> String {
+    fn edge<'p>(pieces: &'p [Piece], last: bool) -> Option<&'p Piece> {
+        if last { pieces.last() } else { pieces.first() }
+    }
+    let operator = |last: bool| {
+        let mut piece = edge(pieces, last);
+        loop {
+            match piece? {
+                Piece::Node(node) => return Some(graph.nodes[*node].op_type.as_str()),
+                Piece::Group(_, inner) => piece = edge(inner, last),
+            }
+        }
+    };
+    format!("{} … {}", operator(false).unwrap_or_default(), operator(true).unwrap_or_default())
+}
+
+/// Long lists are cut into pieces of equal length, and those again.
+fn shortened(graph: &ModelGraph, pieces: Vec<Piece>) -> Vec<Piece> {
+    if pieces.len() <= MOST_PARTS {
+        return pieces;
+    }
+    let count = pieces.len().div_ceil(MOST_PARTS).max(4).min(MOST_PARTS);
+    let length = pieces.len().div_ceil(count);
+    let mut pieces = pieces.into_iter();
+    let mut cut = Vec::new();
+    loop {
+        let inner: Vec<Piece> = pieces.by_ref().take(length).collect();
+        match inner.len() {
+            0 => return cut,
+            1 => cut.extend(inner),
+            _ => cut.push(Piece::Group(ends_of(graph, &inner), inner)),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::quantize::GraphNode;
+
+    pub fn graph(nodes: &[(&str, &str, &[usize])]) -> ModelGraph {
+        let node = |&(name, op_type, from): &(&str, &str, &[usize])| GraphNode {
+            name: name.to_owned(),
+            op_type: op_type.to_owned(),
+            from: from.to_vec(),
+            precision: None,
+            rule: None,
+        };
+        ModelGraph { nodes: nodes.iter().map(node).collect() }
+    }
+
+    fn shown(tree: &Tree, block: usize) -> String {
+        let part = |part: &Part| match *part {
+            Part::Node(node) => node.to_string(),
+            Part::Block(inner) => format!("{}[{}]", tree.blocks[inner].name, shown(tree, inner)),
+        };
+        tree.blocks[block].parts.iter().map(part).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn names_of_modules_make_blocks_and_shared_beginnings_none() {
+        let graph = graph(&[
+            ("/net/stem/Conv", "Conv", &[]),
+            ("/net/stem/Relu", "Relu", &[0]),
+            ("/net/layer1/layer1.0/Conv", "Conv", &[1]),
+            ("/net/layer1/layer1.0/Relu", "Relu", &[2]),
+            ("/net/layer1/layer1.1/Conv", "Conv", &[3]),
+            ("/net/fc/Gemm", "Gemm", &[4]),
+        ]);
+        let tree = tree(&graph);
+        assert_eq!(shown(&tree, 0), "stem[0 1] layer1[layer1.0[2 3] 4] 5");
+        assert_eq!(tree.block_of, [1, 1, 3, 3, 2, 0]);
+    }
+
+    #[test]
+    fn structure_tells_where_names_do_not() {
+        // Conv, a residual block (Conv, Relu, Conv, Add), Gemm; names of an old exporter.
+        let graph = graph(&[
+            ("Conv_0", "Conv", &[]),
+            ("Conv_1", "Conv", &[0]),
+            ("Relu_2", "Relu", &[1]),
+            ("Conv_3", "Conv", &[2]),
+            ("Add_4", "Add", &[3, 0]),
+            ("Gemm_5", "Gemm", &[4]),
+        ]);
+        assert_eq!(shown(&tree(&graph), 0), "0 Conv … Add[1 2 3 4] 5");
+    }
+
+    #[test]
+    fn no_block_is_long_however_long_the_chain() {
+        let nodes: Vec<_> = (0..4000).map(|i| (format!("n{i}"), "Relu", if i == 0 { vec![] } else { vec![i - 1] })).collect();
+        let nodes: Vec<_> = nodes.iter().map(|(name, op, from)| (name.as_str(), *op, &from[..])).collect();
+        let tree = tree(&graph(&nodes));
+        assert!(tree.blocks.iter().all(|block| block.parts.len() <= MOST_PARTS && block.parts.len() > 1));
+        let mut seen: Vec<usize> = tree.blocks.iter().flat_map(|b| &b.parts).filter_map(|p| if let Part::Node(n) = p { Some(*n) } else { None }).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, Vec::from_iter(0..4000), "every node once");
+    }
+
+    #[test]
+    fn a_cycle_keeps_every_node() {
+        let graph = graph(&[("a", "A", &[1]), ("b", "B", &[0]), ("c", "C", &[1])]);
+        assert_eq!(topological(&graph), [0, 1, 2]);
+    }
+}

@@ -1,0 +1,118 @@
+//! A model's graph as a picture: blocks that open, coloured by what was found of their nodes.
+//!
+//! The page carries the graph as compact JSON with the columns of every block; `assets/graph.js` makes SVG of what is open.
+
+mod blocks;
+mod layout;
+mod page;
+
+use std::collections::BTreeMap;
+
+use super::Report;
+use crate::{
+    bisect::findings::Findings,
+    quantize::{GraphNode, ModelGraph, Rule},
+};
+
+pub use page::graph_html;
+
+/// The script that draws.
+pub(super) const SCRIPT: &str = include_str!("../assets/graph.js");
+
+/// What is known of nodes, by name.
+#[derive(Default)]
+pub(super) struct Known<'a> {
+    /// SQNR with only this node quantized, in decibels.
+    pub own: BTreeMap<&'a str, f64>,
+    /// SQNR with the whole graph quantized, in decibels.
+    pub accumulated: BTreeMap<&'a str, f64>,
+    /// Time of the engine's layer in milliseconds, and the layer.
+    pub time: BTreeMap<&'a str, (f64, &'a str)>,
+    /// Difference from another graph.
+    pub difference: BTreeMap<&'a str, &'static str>,
+}
+
+/// A picture as a page carries it.
+pub(super) struct Picture {
+    /// What it is of.
+    pub label: String,
+    /// JSON that is safe within a script element.
+    pub data: String,
+}
+
+impl Picture {
+    /// A picture of a graph; `None` without nodes.
+    pub fn new(label: &str, graph: &ModelGraph, known: &Known<'_>) -> Option<Self> {
+        if graph.nodes.is_empty() {
+            return None;
+        }
+        Some(Self { label: label.to_owned(), data: page::data(graph, known) })
+    }
+
+    /// That of a run.
+    pub fn of_report(report: &Report) -> Option<Self> {
+        Self::new("the quantized model", report.graph.as_ref()?, &of_report(report))
+    }
+
+    /// That of a bisection.
+    pub fn of_findings(findings: &Findings) -> Option<Self> {
+        let mut known = Known::default();
+        let own = findings.layers.iter().filter_map(|layer| Some((&*layer.node, layer.layerwise_sqnr_db?)));
+        own.for_each(|(node, db)| lower(&mut known.own, node, db));
+        let tensors = findings.tensors.iter().flat_map(|found| &found.tensors);
+        let accumulated = tensors.filter_map(|tensor| Some((&*tensor.site.node, tensor.difference.sqnr_db?)));
+        accumulated.for_each(|(node, db)| lower(&mut known.accumulated, node, db));
+        let mut graph = findings.graph.clone()?;
+        let plan = findings.plan.as_ref().and_then(|plan| plan.search.plan()).map(|trial| &trial.lifted);
+        for node in graph.nodes.iter_mut().filter(|node| plan.is_some_and(|lifted| lifted.contains(&node.name))) {
+            node.rule = Some(Rule::Planned);
+            node.precision = findings.plan.as_ref().map(|plan| plan.lift);
+        }
+        Self::new("the model", &graph, &known)
+    }
+}
+
+/// What a report knows of the nodes of its graph.
+pub(super) fn of_report(report: &Report) -> Known<'_> {
+    let mut known = Known::default();
+    for layer in &report.layers {
+        // A node with several outputs goes by its worst.
+        layer.layerwise_sqnr_db.into_iter().for_each(|db| lower(&mut known.own, &layer.node, db));
+        layer.graphwise_sqnr_db.into_iter().for_each(|db| lower(&mut known.accumulated, &layer.node, db));
+        if let Some(time) = &layer.time {
+            known.time.insert(&layer.node, (time.ms, &time.engine_layer));
+        }
+    }
+    // Layers of an engine hold nodes that have no row of their own too.
+    let timed = report.precisions.iter().filter(|row| row.quantized_nodes.is_some());
+    for there in timed.filter_map(|row| row.measured_elsewhere.last()) {
+        let engine = there.engine.iter().flat_map(|engine| &engine.layers);
+        for layer in engine {
+            let Some(time) = there.layer_times.iter().find(|time| time.layer == layer.name) else { continue };
+            for node in &layer.nodes {
+                known.time.insert(node, (time.mean_ms, &layer.name));
+            }
+        }
+    }
+    known
+}
+
+fn lower<'a>(known: &mut BTreeMap<&'a str, f64>, node: &'a str, db: f64) {
+    let kept = known.entry(node).or_insert(db);
+    *kept = kept.min(db);
+}
+
+/// How the nodes of a graph differ from those of the same names in another.
+pub(super) fn differences<'a>(graph: &'a ModelGraph, other: &ModelGraph) -> BTreeMap<&'a str, &'static str> {
+    let others: BTreeMap<&str, &GraphNode> = other.nodes.iter().map(|node| (&*node.name, node)).collect();
+    let feeds = |graph: &ModelGraph, node: &GraphNode| -> Vec<String> {
+        node.from.iter().filter_map(|&from| Some(graph.nodes.get(from)?.name.clone())).collect()
+    };
+    let difference = |node: &GraphNode| match others.get(&*node.name) {
+        None => "only here",
+        Some(there) if there.op_type != node.op_type => "another operator",
+        Some(there) if feeds(graph, node) != feeds(other, there) => "fed by others",
+        Some(_) => "the same",
+    };
+    graph.nodes.iter().map(|node| (&*node.name, difference(node))).collect()
+}

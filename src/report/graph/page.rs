@@ -1,0 +1,127 @@
+//! The JSON that a page carries of a graph, and the page of one graph or two.
+
+use askama::Template;
+use serde_json::{Value, json};
+
+use super::{
+    Known, Picture,
+    blocks::{Part, tree},
+    differences,
+    layout::{Place, layouts},
+};
+use crate::{
+    quantize::{ModelGraph, Rule},
+    report::html::nonce,
+};
+
+/// Texts by their places in a list.
+#[derive(Default)]
+struct Texts(Vec<String>);
+
+impl Texts {
+    fn place(&mut self, text: String) -> usize {
+        self.0.iter().position(|known| *known == text).unwrap_or_else(|| {
+            self.0.push(text);
+            self.0.len() - 1
+        })
+    }
+}
+
+/// Every node as `[name, operator, precision, rule, own, accumulated, ms, layer, difference]` without the nulls at its end, and
+/// every block with its columns. Nodes are even numbers, blocks odd ones, passages of edges negative.
+pub(super) fn data(graph: &ModelGraph, known: &Known<'_>) -> String {
+    let (mut precisions, mut rules, mut layers, mut differences) =
+        (Texts::default(), Texts::default(), Texts::default(), Texts::default());
+    let rounded = |value: f64| json!((value * 100.0).round() / 100.0);
+    let mut nodes = Vec::new();
+    for node in &graph.nodes {
+        let name = node.name.as_str();
+        let precision = node.precision.map(|precision| {
+            let lifted = node.rule == Some(Rule::Planned) && !precision.is_quantized();
+            precisions.place(if lifted { format!("lifted to {precision}") } else { precision.to_string() })
+        });
+        let time = known.time.get(name);
+        let mut values = vec![
+            json!(name),
+            json!(node.op_type),
+            json!(precision),
+            json!(node.rule.map(|rule| rules.place(rule.describe().to_owned()))),
+            known.own.get(name).map_or(Value::Null, |&db| rounded(db)),
+            known.accumulated.get(name).map_or(Value::Null, |&db| rounded(db)),
+            time.map_or(Value::Null, |&(ms, _)| json!((ms * 1e5).round() / 1e5)),
+            json!(time.map(|&(_, layer)| layers.place(layer.to_owned()))),
+            json!(known.difference.get(name).map(|text| differences.place((*text).to_owned()))),
+        ];
+        while values.last().is_some_and(Value::is_null) {
+            values.pop();
+        }
+        nodes.push(Value::Array(values));
+    }
+    let tree = tree(graph);
+    let id = |part: Part| match part {
+        Part::Node(node) => 2 * node as i64,
+        Part::Block(block) => 2 * block as i64 + 1,
+    };
+    let place = |place: &Place| match *place {
+        Place::Part(part) => id(part),
+        Place::Passage(edge) => -1 - edge as i64,
+    };
+    let block = |(block, layout): (&super::blocks::Block, super::layout::Layout)| {
+        let columns: Vec<Vec<i64>> = layout.columns.iter().map(|column| column.iter().map(place).collect()).collect();
+        let edges: Vec<[i64; 2]> = layout.edges.iter().map(|&(from, to)| [id(from), id(to)]).collect();
+        let ids = |parts: &std::collections::BTreeSet<Part>| parts.iter().map(|&part| id(part)).collect::<Vec<_>>();
+        json!({ "n": block.name, "u": block.parent, "c": columns, "e": edges, "i": ids(&layout.enter), "o": ids(&layout.leave) })
+    };
+    let layouts = layouts(graph, &tree);
+    let blocks: Vec<Value> = tree.blocks.iter().zip(layouts).map(block).collect();
+    let data = json!({ "n": nodes, "p": precisions.0, "r": rules.0, "d": differences.0, "b": blocks });
+    // Within a script element, markup would end it.
+    data.to_string().replace('<', "\\u003c")
+}
+
+#[derive(Template)]
+#[template(path = "graph.html")]
+struct Page<'a> {
+    nonce: String,
+    name: &'a str,
+    against: Option<&'a str>,
+    pictures: Vec<Picture>,
+    summary: String,
+}
+
+/// A page of a model's graph; of two models, both below each other with what differs.
+///
+/// # Errors
+/// The template cannot be rendered.
+pub fn graph_html(model: (&str, &ModelGraph), against: Option<(&str, &ModelGraph)>) -> Result<String, askama::Error> {
+    let (name, graph) = model;
+    let picture = |name: &str, graph: &ModelGraph, other: Option<&ModelGraph>| {
+        let known = Known { difference: other.map(|other| differences(graph, other)).unwrap_or_default(), ..Known::default() };
+        Picture::new(name, graph, &known)
+    };
+    let other = against.map(|(_, graph)| graph);
+    let pictures: Vec<Picture> = [picture(name, graph, other), against.and_then(|(name, own)| picture(name, own, Some(graph)))]
+        .into_iter()
+        .flatten()
+        .collect();
+    let count = |graph: &ModelGraph| format!("{} nodes", graph.nodes.len());
+    let summary = match other {
+        None => count(graph),
+        Some(other) => {
+            let (here, there) = (differences(graph, other), differences(other, graph));
+            let of = |all: &std::collections::BTreeMap<&str, &str>, what| all.values().filter(|own| **own == what).count();
+            format!(
+                "{} and {}: {} the same, {} fed by others, {} of another operator, {} only in the first, {} only in the second",
+                count(graph),
+                count(other),
+                of(&here, "the same"),
+                of(&here, "fed by others"),
+                of(&here, "another operator"),
+                of(&here, "only here"),
+                of(&there, "only here")
+            )
+        }
+    };
+    let nonce = nonce(&format!("{name:?}{summary}{:?}", pictures.iter().map(|picture| &picture.data).collect::<Vec<_>>()));
+    Page { nonce, name, against: against.map(|(name, _)| name), pictures, summary }.render()
+}
