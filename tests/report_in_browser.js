@@ -22,7 +22,7 @@ check("headings go down one level at a time", () => {
   return levels[0] === 1 && levels.filter((level) => level === 1).length === 1 && levels.every((level, i) => i === 0 || level <= levels[i - 1] + 1) || levels;
 });
 check("every section has a name", () => all("section,nav,[role=region]").every((e) => e.getAttribute("aria-label") || document.getElementById(e.getAttribute("aria-labelledby"))));
-check("every picture has a text or is decoration", () => all("img").every((e) => e.hasAttribute("alt")) && all("svg").every((e) => e.getAttribute("role") === "img" && e.getAttribute("aria-label")));
+check("every picture has a text or is decoration", () => all("img").every((e) => e.hasAttribute("alt")) && all("svg").every((e) => e.getAttribute("role") === (e.closest("[data-network]") ? "group" : "img") && e.getAttribute("aria-label")));
 check("every heading of a column says its scope", () => all("th").every((e) => e.getAttribute("scope")));
 check("the keyboard reaches everything, and shows where it is", () => {
   const reachable = all("a[href],button,input,select,summary,[tabindex]").filter((e) => e.checkVisibility() && !e.disabled);
@@ -109,6 +109,87 @@ if (open) check("a layer opens and closes", () => {
   open.click(); states.push(detail.hidden);
   return JSON.stringify(states) === '[true,false,"true",true,true]' || states;
 });
+for (const root of all("[data-network]")) {
+  const find = (name) => root.querySelector(`[data-${name}]`);
+  const label = find("stage").getAttribute("aria-label");
+  const ask = (what, run) => check(`${label}: ${what}`, run);
+  const { n: nodes, b: blocks } = JSON.parse(find("graph").textContent);
+  const items = () => all(".item", root);
+  const at = (id) => root.querySelector(`[data-id="${id}"]`);
+  const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+  const home = (node) => blocks.findIndex((block) => block.c.flat().includes(2 * node));
+  ask("few items at first", () => items().length <= 40 && items().length > 0 || items().length);
+  const closed = items().find((item) => item.getAttribute("aria-expanded") === "false");
+  if (closed) {
+    const id = closed.dataset.id;
+    ask("a block opens by a click and closes again", () => {
+      const before = items().length;
+      closed.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      const during = items().length, opened = at(id).getAttribute("aria-expanded");
+      at(id).dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      return during > before && opened === "true" && items().length === before || [before, during, opened, items().length];
+    });
+    ask("a block opens by Enter, arrows walk, Escape closes", () => {
+      const before = items().length;
+      at(id).setAttribute("tabindex", "0");
+      at(id).focus(); press("Enter");
+      if (items().length <= before || document.activeElement !== at(id)) return ["Enter", document.activeElement.outerHTML.slice(0, 80)];
+      press("ArrowDown");
+      const inner = document.activeElement.dataset.id;
+      if (inner === id || document.activeElement.tabIndex !== 0) return ["ArrowDown", inner];
+      press("Escape");
+      return document.activeElement === at(id) && items().length === before || ["Escape", document.activeElement.dataset.id, items().length];
+    });
+    ask("no part lies outside of its block", () => {
+      at(id).dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      const outer = at(id).querySelector(":scope > rect").getBoundingClientRect();
+      const outside = all(".item", at(id)).filter((item) => { const box = item.querySelector("rect").getBoundingClientRect(); return box.left < outer.left - 1 || box.right > outer.right + 1 || box.top < outer.top - 1 || box.bottom > outer.bottom + 1; });
+      at(id).dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      return outside.length === 0 || outside.map((item) => item.dataset.id);
+    });
+  }
+  ask("only one item is a stop of the keyboard", () => all(".item[tabindex]", root).length === 1);
+  for (const option of find("colour").options) ask(`coloured by ${option.value}`, () => {
+    set(find("colour"), option.value, "change");
+    const tones = new Set(items().map((item) => [...item.classList].find((name) => name.startsWith("t-"))));
+    const fills = new Set(items().map((item) => getComputedStyle(item.querySelector("rect")).fill));
+    return (option.value === "nothing" ? tones.size === 1 : find("legend").children.length > 0) && fills.size >= tones.size || [...tones, ...fills];
+  });
+  set(find("colour"), find("colour").options[0].value, "change");
+  const last = nodes.length - 1;
+  ask("search finds a node, opens its blocks and chooses it", () => {
+    const search = find("find");
+    set(search, nodes[last][0], "input");
+    const good = at(2 * last)?.classList.contains("chosen") && find("found").textContent.startsWith("1 of");
+    set(search, "no such node", "input");
+    const none = find("found").textContent;
+    set(search, "", "input");
+    return good && none === "none found" || [good, none];
+  });
+  ask("the panel tells the chosen node, as text", () => find("chosen").textContent.includes(nodes[last][0]) || find("chosen").textContent);
+  const row = all("tbody[data-item]").find((item) => nodes.some((node) => node[0] === item.querySelector(".node [data-text]")?.textContent));
+  if (row) {
+    const name = row.querySelector(".node [data-text]").textContent;
+    const node = nodes.findIndex((own) => own[0] === name);
+    ask("a row of the table chooses the node", () => {
+      row.rows[0].cells[1].dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      return at(2 * node).classList.contains("chosen") && row.classList.contains("selected");
+    });
+    ask("a node chooses its row of the table", () => {
+      find("close").click();
+      if (row.classList.contains("selected") && home(node) !== 0) return "still selected";
+      set(find("find"), name, "input");
+      row.classList.remove("selected");
+      at(2 * node).dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      const button = find("chosen").querySelector("button");
+      button.click();
+      set(find("find"), "", "input");
+      return row.classList.contains("selected") && row.contains(document.activeElement) && find("chosen").textContent.includes("amax");
+    });
+  }
+  find("close").click();
+}
+
 check("`/` goes to a search box", () => {
   document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "/", bubbles: true }));
   return document.activeElement.matches("[data-search]") || !document.querySelector("[data-search]");

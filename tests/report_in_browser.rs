@@ -9,7 +9,8 @@ use calib_test_support::{Need, root};
 use serde_json::{Value, json};
 use trtcalib::{
     bisect::findings::Findings,
-    report::{Report, Run, bisection_html, html, runs_html},
+    quantize::{GraphNode, ModelGraph, Precision, Rule},
+    report::{Report, Run, bisection_html, graph_html, html, runs_html},
 };
 
 /// Runs when it becomes markup or script anywhere.
@@ -37,6 +38,7 @@ fn large_and_hostile() -> Report {
         layer.node = format!("/part.{i}{}{HOSTILE}", layer.node);
         layer.graphwise_sqnr_db = (i % 7 != 0).then(|| (i * 37 % 101) as f64 / 3.0);
     }
+    report.graph = Some(graph(&report.layers.iter().map(|layer| layer.node.clone()).collect::<Vec<_>>()));
     report.precisions[int8].flips = flips.iter().cycle().take(50).cloned().collect();
     for (i, flip) in report.precisions[int8].flips.iter_mut().enumerate() {
         let sample = format!("{i} {}{HOSTILE}", flip.sample);
@@ -49,6 +51,22 @@ fn large_and_hostile() -> Report {
     report.config += HOSTILE;
     report.precisions[int8].precision += HOSTILE;
     report
+}
+
+/// A chain of 4,000 nodes with shortcuts: first those of the names, then parts of modules with hostile names.
+fn graph(names: &[String]) -> ModelGraph {
+    let node = |i: usize| GraphNode {
+        name: names.get(i).cloned().unwrap_or_else(|| format!("/stage.{}/block.{}{HOSTILE}/Conv_{i}", i / 500, i / 25)),
+        op_type: ["Conv", "Relu", "Add"][i % 3].to_owned(),
+        from: if i == 0 {
+            Vec::new()
+        } else {
+            Vec::from_iter(std::collections::BTreeSet::from([i - 1, i.saturating_sub(i % 3 + 1)]))
+        },
+        precision: Some(if i % 3 == 2 { Precision::Fp32 } else { Precision::Int8 }),
+        rule: Some([Rule::Convolution, Rule::Planned, Rule::ResidualAdd][i % 3]),
+    };
+    ModelGraph { nodes: (0..4000).map(node).collect() }
 }
 
 /// A bisection of a model of 500 operators with hostile names, which tried a plan for every number of them up to 12.
@@ -75,6 +93,7 @@ fn bisection() -> Findings {
         "plan": { "gates": [{ "metric": "top1", "threshold": 0.945 }], "lift": "fp16", "cost": "time", "samples": 50,
             "curve": [], "check_samples": 0,
             "search": { "outcome": "found", "trial": trials[10], "minimal": true, "ranking": names, "trials": trials } },
+        "graph": graph(&names),
         "advice": [{ "importance": "warning", "text": HOSTILE, "nodes": names, "command": HOSTILE }],
     });
     serde_json::from_value(value).unwrap()
@@ -115,6 +134,8 @@ fn the_pages_work_and_nothing_foreign_runs() {
         ("runs", runs_html(&runs, &[]).unwrap()),
         ("regressions", runs_html(&runs, &runs[..1]).unwrap()),
         ("bisection", bisection_html(&bisection()).unwrap()),
+        ("graph", graph_html((HOSTILE, &graph(&[])), None).unwrap()),
+        ("graphs", graph_html((HOSTILE, &graph(&[])), Some(("b", &graph(&["other".to_owned()])))).unwrap()),
     ];
     for ((name, page), width) in pages.iter().flat_map(|page| [(page, 1280), (page, 400)]) {
         let findings = ask(browser, page, width);

@@ -374,6 +374,13 @@ pub struct ReportArgs {
     /// Earlier runs to find regressions against (repeatable)
     #[arg(long, value_name = "RUN")]
     pub baseline: Vec<PathBuf>,
+    /// Draw the figures of all runs in the order of their dates
+    #[arg(long, conflicts_with = "baseline")]
+    pub trend: bool,
+    /// Also write overlays for Google's Model Explorer: errors, precisions, rules and times, each into a file of its own
+    /// with its name before the ending (overlay.json gives overlay.error.json, ...)
+    #[arg(long, value_name = "FILE")]
+    pub model_explorer: Option<PathBuf>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub measured: MeasuredArgs,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Accuracy;
+use super::{Accuracy, Classes, classes::Answers};
 use crate::stats::{mcnemar, wilson};
 
 /// Shares below and above which labels look shifted by one.
@@ -21,6 +21,8 @@ pub(super) struct RightCounts {
     one_above: u64,
     one_below: u64,
     beyond_classes: u64,
+    /// First answers, by label.
+    answers: Answers,
 }
 
 impl RightCounts {
@@ -29,6 +31,9 @@ impl RightCounts {
         let label = label as usize;
         let rank = best.iter().position(|&class| class == label).unwrap_or(usize::MAX);
         self.samples += 1;
+        if let Some(&first) = best.first() {
+            *self.answers.entry(label as u32).or_default().entry(first as u32).or_default() += 1;
+        }
         self.top1 += u64::from(rank == 0);
         self.top5 += u64::from(rank < super::FIVE);
         self.further.resize(further.len(), 0);
@@ -109,6 +114,11 @@ impl PairedCounts {
         let target_right = self.target.push(target, label, classes, further);
         self.only_reference += u64::from(reference_right && !target_right);
         self.only_target += u64::from(target_right && !reference_right);
+    }
+
+    /// What the target does to single classes; `None` without labels.
+    pub fn classes(&self) -> Option<Classes> {
+        Classes::of(&self.reference.answers, &self.target.answers)
     }
 
     /// Accuracy of reference and target; `None` without labels.

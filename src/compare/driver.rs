@@ -400,6 +400,7 @@ impl Output {
                 result.top_k =
                     further.map(|(i, c)| c.top_k(right.reference.further(i), right.target.further(i))).collect();
                 (result.reference_accuracy, result.accuracy) = right.accuracies();
+                result.classes = right.classes();
                 result.label_hint = right.reference.hint(task.classes);
                 result.flipped.clone_from(&task.flips.positions);
                 result.flips.clone_from(&task.flips.details);

@@ -6,6 +6,7 @@ mod accuracy;
 mod agreement;
 pub mod average_precision;
 pub mod boxes;
+mod classes;
 mod detection;
 mod device;
 mod driver;
@@ -20,6 +21,7 @@ mod saved;
 mod segmentation;
 
 pub use agreement::{FIVE, TopK, top_k};
+pub use classes::{ClassAccuracy, Classes, Confusion};
 pub use detection::{ChangedPicture, DetectionAccuracy, DetectionAgreement, DetectionResult};
 pub use driver::{CompareOptions, Comparison, Sample};
 pub(crate) use gates::percent;
@@ -355,6 +357,8 @@ pub struct TaskResult {
     pub accuracy: Option<Accuracy>,
     /// Accuracy of the reference on the same samples.
     pub reference_accuracy: Option<Accuracy>,
+    /// Right answers by class, and confusions that grew.
+    pub classes: Option<Classes>,
     /// What looks wrong with the labels, if anything.
     pub label_hint: Option<String>,
     /// Maps: agreement with the reference.
@@ -376,6 +380,7 @@ impl TaskResult {
             top_k: Vec::new(),
             accuracy: None,
             reference_accuracy: None,
+            classes: None,
             label_hint: None,
             segmentation: None,
             reference_segmentation: None,

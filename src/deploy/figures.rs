@@ -132,15 +132,21 @@ fn layers(path: &Path, known: &Known<'_>, elsewhere: &mut Elsewhere) -> Result<E
     let engine = EngineInside::new(layers);
     let narrow = [NumberType::Int8, NumberType::Fp8].into_iter().find(|&kind| engine.summary.share(kind) > 0.0);
     if let (Some(kind), false) = (narrow, matches!(known.precision, "int8" | "fp8")) {
-        let reason =
-            format!("its layers multiply in {}, so it is not of {}; give it to another precision", kind.name(), known.precision);
+        let reason = format!(
+            "its layers multiply in {}, so it is not of {}; give it to another precision",
+            kind.name(),
+            known.precision
+        );
         return Err(DeployError::content(path, reason));
     }
     Ok(engine)
 }
 
 fn of_another_model(path: &Path, precision: &str) -> DeployError {
-    DeployError::content(path, format!("it is of another model than the run's {precision}: no node of it is in the model"))
+    DeployError::content(
+        path,
+        format!("it is of another model than the run's {precision}: no node of it is in the model"),
+    )
 }
 
 /// Says where an engine of 8 bits multiplies in other types.
@@ -152,7 +158,11 @@ fn is_really(precision: &str, engine: &EngineInside) -> Option<String> {
     };
     let share = engine.summary.share(asked);
     (engine.summary.compute_layers > 0 && share < 0.5).then(|| {
-        format!("{precision}: the engine is not really {}: {:.0} % of its multiplying layers are", asked.name(), 100.0 * share)
+        format!(
+            "{precision}: the engine is not really {}: {:.0} % of its multiplying layers are",
+            asked.name(),
+            100.0 * share
+        )
     })
 }
 
@@ -170,7 +180,9 @@ fn check_profile(
         return Ok(());
     }
     Err(match engine {
-        Some(_) => DeployError::content(path, "none of its layers is in the engine's list of layers; it is of another engine"),
+        Some(_) => {
+            DeployError::content(path, "none of its layers is in the engine's list of layers; it is of another engine")
+        }
         None => of_another_model(path, known.precision),
     })
 }
@@ -178,7 +190,8 @@ fn check_profile(
 /// The engine's outputs against what ONNX Runtime gives.
 fn outputs(path: &Path, known: &Known<'_>) -> Result<EngineOutputs, DeployError> {
     let Some([float, model]) = &known.expected else {
-        let reason = "what ONNX Runtime gives for the same inputs is not known: it lies in the folder `deploy` of the run";
+        let reason =
+            "what ONNX Runtime gives for the same inputs is not known: it lies in the folder `deploy` of the run";
         return Err(DeployError::content(path, reason));
     };
     let invalid = |reason: String| DeployError::content(path, reason);

@@ -58,14 +58,20 @@ pub fn measured_archive(
         return Err(DeployError::content(archive, reason));
     }
     let measured = folder.join("measured");
-    let text = |name: &str| fs::read(measured.join(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).ok();
+    let text =
+        |name: &str| fs::read(measured.join(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).ok();
     let sums = text("sha256.txt").ok_or_else(|| {
         DeployError::content(archive, "it holds no measured/sha256.txt; run deploy.sh there and bring its deploy.tar")
     })?;
     let log = |precision: &str, what: &str| text(&format!("{precision}.{what}.log"));
-    let logs: Vec<String> =
-        manifest.models.iter().flat_map(|model| ["build", "times"].map(|what| log(&model.precision, what))).flatten().collect();
-    let mut there = machine(&text("machine.txt").unwrap_or_default(), &logs).unwrap_or_else(|| unnamed("an unnamed machine"));
+    let logs: Vec<String> = manifest
+        .models
+        .iter()
+        .flat_map(|model| ["build", "times"].map(|what| log(&model.precision, what)))
+        .flatten()
+        .collect();
+    let mut there =
+        machine(&text("machine.txt").unwrap_or_default(), &logs).unwrap_or_else(|| unnamed("an unnamed machine"));
     if let Some(called) = called {
         called.clone_into(&mut there.name);
     }
@@ -201,7 +207,11 @@ fn op_types(report: &Report, row: usize, run: &Path) -> BTreeMap<String, String>
     model.map(|model| model.op_types()).unwrap_or_default()
 }
 
-fn expected(folder: &Path, manifest: &Manifest, precision: &str) -> Result<Option<crate::tensor::TensorMap>, DeployError> {
+fn expected(
+    folder: &Path,
+    manifest: &Manifest,
+    precision: &str,
+) -> Result<Option<crate::tensor::TensorMap>, DeployError> {
     let file = manifest.model(precision).and_then(|model| model.expected.as_ref());
     // The manifest comes from elsewhere: its paths are not followed.
     let file = file.map(|_| folder.join("expected").join(format!("{precision}.npz"))).filter(|file| file.is_file());
@@ -226,7 +236,8 @@ fn take(report: &mut Report, all: Vec<(usize, Figures)>) -> Vec<String> {
         if let (Some(own), Some(base), false) = (&found.times, &base, Some(row) == reference) {
             let figures = speed_up(base, own);
             let machine = &found.elsewhere.machine.name;
-            found.elsewhere.speedup = figures.map(|figures| Speedup { against: format!("{against} on {machine}"), figures });
+            found.elsewhere.speedup =
+                figures.map(|figures| Speedup { against: format!("{against} on {machine}"), figures });
         }
         for layer in &mut report.layers {
             if layer.precision == report.precisions[row].precision {

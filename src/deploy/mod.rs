@@ -25,7 +25,10 @@ pub use folder::{Given, ToDeploy, write};
 pub use manifest::{DeployedModel, GivenInput, MANIFEST_FORMAT_VERSION, Manifest};
 pub use measured::{Files, measured_archive, measured_files};
 
-use std::{io, path::{Path, PathBuf}};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use crate::{artifact::ArtifactError, npz::ArrayError};
 

@@ -95,7 +95,8 @@ fn trtexec_model(manifest: &Manifest, model: &DeployedModel) -> String {
         timed = flag("shapes", shapes(0)),
     );
     if !manifest.inputs.is_empty() {
-        let load: Vec<_> = manifest.inputs.iter().map(|input| format!("{}:{}", quoted(&input.name), input.file)).collect();
+        let load: Vec<_> =
+            manifest.inputs.iter().map(|input| format!("{}:{}", quoted(&input.name), input.file)).collect();
         text += &format!(
             "  step {precision} outputs \"$trtexec\" --loadEngine=engines/{precision}.plan{given} --warmUp=0 --duration=0 --iterations=1 \\\n    \
              {load} --exportOutput=measured/{precision}.outputs.json\n",
@@ -142,7 +143,10 @@ fn calib_model(manifest: &Manifest, model: &DeployedModel) -> String {
 
 fn written_by(manifest: &Manifest) -> String {
     let (tool, hash) = (&manifest.tool, manifest.model_hash.short());
-    format!("# Written by {} {} for the model {hash}; figures that come back are tied to it by hash.\n", tool.name, tool.version)
+    format!(
+        "# Written by {} {} for the model {hash}; figures that come back are tied to it by hash.\n",
+        tool.name, tool.version
+    )
 }
 
 /// `input:1x3x224x224`.

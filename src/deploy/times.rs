@@ -74,7 +74,10 @@ struct Layer {
 pub(super) fn profile(bytes: &[u8]) -> Result<Vec<EngineLayerTime>, String> {
     let written: Vec<Layer> = serde_json::from_slice(bytes)
         .map_err(|error| format!("no profile as trtexec --exportProfile writes it: {error}"))?;
-    let named: Vec<_> = written.into_iter().filter_map(|layer| Some((layer.name?, layer.time_ms?, layer.average_ms?, layer.median_ms))).collect();
+    let named: Vec<_> = written
+        .into_iter()
+        .filter_map(|layer| Some((layer.name?, layer.time_ms?, layer.average_ms?, layer.median_ms)))
+        .collect();
     let total: f64 = named.iter().map(|(_, total, ..)| total).sum();
     if !(total > 0.0 && total.is_finite()) {
         return Err("it holds no layer that took any time".to_owned());
@@ -99,7 +102,8 @@ mod tests {
         assert_eq!(found.throughput().unwrap().mean, 2000.0, "8 samples in 4 ms");
         let phases = found.calls[1].phases.unwrap();
         assert_eq!((phases.enqueue_ms, phases.compute_ms), (0.25, 2.0));
-        let old = new.replace("H2dMs", "InMs").replace("h2dMs", "inMs").replace("D2hMs", "OutMs").replace("d2hMs", "outMs");
+        let old =
+            new.replace("H2dMs", "InMs").replace("h2dMs", "inMs").replace("D2hMs", "OutMs").replace("d2hMs", "outMs");
         assert_eq!(times(old.as_bytes(), "int8", 4).unwrap(), found);
     }
 
@@ -117,7 +121,10 @@ mod tests {
         let text = r#"[ { "count" : 10 }, { "name" : "conv1", "timeMs" : 30, "averageMs" : 3, "percentage" : 75 },
             { "name" : "conv2", "timeMs" : 10, "averageMs" : 1, "medianMs" : 0.9, "percentage" : 25 } ]"#;
         let found = profile(text.as_bytes()).unwrap();
-        assert_eq!((&*found[0].layer, found[0].mean_ms, found[0].median_ms, found[0].share), ("conv1", 3.0, None, 0.75));
+        assert_eq!(
+            (&*found[0].layer, found[0].mean_ms, found[0].median_ms, found[0].share),
+            ("conv1", 3.0, None, 0.75)
+        );
         assert_eq!((found[1].median_ms, found[1].share), (Some(0.9), 0.25));
         assert!(profile(b"[{\"count\": 0}]").unwrap_err().contains("no layer"));
     }

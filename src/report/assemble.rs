@@ -21,6 +21,7 @@ impl Precision {
             quantized_nodes: None,
             agreement: None,
             accuracy: None,
+            classes: None,
             segmentation: None,
             detection: None,
             tasks: Vec::new(),
@@ -43,6 +44,7 @@ impl Precision {
         if let Some(task) = result.classification() {
             self.agreement.clone_from(&task.agreement);
             self.accuracy.clone_from(&task.accuracy);
+            self.classes.clone_from(&task.classes);
             self.flips.clone_from(&task.flips);
             self.flips_total = task.flipped.len();
         }

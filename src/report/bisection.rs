@@ -59,8 +59,8 @@ struct Page<'a> {
     nonce: String,
     findings: &'a Findings,
     model: &'a str,
-    /// Whether a plan passes, what to call it if none does, and the sentence.
     network: Option<Picture>,
+    /// Whether a plan passes, what to call it if none does, and the sentence.
     verdict: Option<(bool, &'static str, String)>,
     plan: Option<Plan<'a>>,
     profile: (Chart, Vec<(&'a str, String)>),
@@ -82,11 +82,13 @@ fn hint(advice: &Advice) -> Hint<'_> {
     Hint::new(level, &advice.text, &advice.nodes, advice.command.as_deref())
 }
 
-/// The search as the page shows it.
-struct Plan<'a> {
-    lifted: Vec<&'a str>,
-    charts: Vec<Chart>,
+/// The search as a page shows it.
+pub(super) struct Plan<'a> {
+    pub lifted: Vec<&'a str>,
+    pub charts: Vec<Chart>,
     trials: Table,
+    /// How the search went.
+    pub sentence: String,
 }
 
 /// A value of a gate's metric; see [`shown_beside`].
@@ -144,9 +146,14 @@ fn verdict(plan: &PlanFindings) -> (bool, &'static str, String) {
 }
 
 impl<'a> Plan<'a> {
-    fn new(plan: &'a PlanFindings) -> Self {
+    pub fn new(plan: &'a PlanFindings) -> Self {
         let lifted = plan.search.plan().map(|trial| trial.lifted.iter().map(String::as_str).collect());
-        Self { lifted: lifted.unwrap_or_default(), charts: tradeoffs(plan), trials: trials(plan) }
+        Self {
+            lifted: lifted.unwrap_or_default(),
+            charts: tradeoffs(plan),
+            trials: trials(plan),
+            sentence: verdict(plan).2,
+        }
     }
 }
 

@@ -46,7 +46,14 @@ pub fn layers_csv(report: &Report, to: impl Write) -> csv::Result<()> {
         "clipped",
     ];
     let thresholds = methods.map(|(name, _)| format!("amax_{name}"));
-    writer.write_record(fixed.map(str::to_owned).into_iter().chain(thresholds).chain(TIMES.map(str::to_owned)).chain(["random_data".to_owned()]))?;
+    writer.write_record(
+        fixed
+            .map(str::to_owned)
+            .into_iter()
+            .chain(thresholds)
+            .chain(TIMES.map(str::to_owned))
+            .chain(["random_data".to_owned()]),
+    )?;
     let double = |value: Option<f64>| value.map_or_else(String::new, |v| v.to_string());
     let single = |value: Option<f32>| value.map_or_else(String::new, |v| v.to_string());
     for layer in &report.layers {

@@ -10,8 +10,11 @@ use super::{
 use crate::{
     bench::{Mode, Throughput},
     calibrate::Method,
-    compare::{Accuracy, FIVE, OutputMetrics, average_precision::ClassPrecision},
+    compare::{Accuracy, ClassAccuracy, Confusion, FIVE, OutputMetrics, average_precision::ClassPrecision},
 };
+
+/// Rows of classes and of confusions on a page; `report.json` has all.
+const MAX_CLASSES: usize = 100;
 
 /// A calibration method's name.
 pub(super) fn method_name(method: Method) -> &'static str {
@@ -146,6 +149,64 @@ pub(super) fn class_precision(report: &Report) -> Table {
         [Cell::text(name), labels].into_iter().chain(measures.iter().map(cell)).collect()
     };
     Table { rows: classes.iter().map(row).collect(), columns }
+}
+
+/// Right answers of every class that gained or lost any, the worst first.
+pub(super) fn class_accuracy(report: &Report) -> Table {
+    let columns = vec![
+        Column::text("Precision", "precision"),
+        Column::text("Class", "class"),
+        Column::number("Samples", "samples", "Evaluated samples with that label"),
+        Column::number("Reference right", "reference_right", "How many of them the reference answers right"),
+        Column::number("Right", "right", "How many this precision does"),
+        Column::number("Change", "change", "More or fewer right answers than the reference"),
+    ];
+    let row = |precision: &Precision, class: &ClassAccuracy| {
+        let change = class.right as i64 - class.reference_right as i64;
+        let count = |count: u64| Cell::number(count as f64, count.to_string());
+        vec![
+            Cell::text(title(precision)),
+            Cell::text(class_name(report, class.class)),
+            count(class.samples),
+            count(class.reference_right),
+            count(class.right),
+            Cell::number(change as f64, format!("{change:+}")).tone(if change < 0 { Tone::Bad } else { Tone::Good }),
+        ]
+    };
+    let changed = |class: &&ClassAccuracy| class.right != class.reference_right;
+    let rows = report.precisions.iter().filter_map(|precision| Some((precision, precision.classes.as_ref()?)));
+    let rows =
+        rows.flat_map(|(precision, classes)| classes.accuracy.iter().filter(changed).map(move |c| row(precision, c)));
+    Table { columns, rows: rows.take(MAX_CLASSES).collect() }
+}
+
+/// Wrong answers that became more frequent.
+pub(super) fn confusions(report: &Report) -> Table {
+    let columns = vec![
+        Column::text("Precision", "precision"),
+        Column::text("Label", "label"),
+        Column::text("Answered", "answer"),
+        Column::number("Reference", "reference", "How often the reference answers so"),
+        Column::number("Now", "target", "How often this precision does"),
+    ];
+    let row = |precision: &Precision, confusion: &Confusion| {
+        let count = |count: u64| Cell::number(count as f64, count.to_string());
+        vec![
+            Cell::text(title(precision)),
+            Cell::text(class_name(report, confusion.class)),
+            Cell::text(class_name(report, confusion.answer)),
+            count(confusion.reference),
+            count(confusion.target),
+        ]
+    };
+    let rows = report.precisions.iter().filter_map(|precision| Some((precision, precision.classes.as_ref()?)));
+    let rows = rows.flat_map(|(precision, classes)| classes.grown.iter().map(move |c| row(precision, c)));
+    Table { columns, rows: rows.take(MAX_CLASSES).collect() }
+}
+
+fn class_name(report: &Report, class: u32) -> String {
+    let names = report.dataset.labels.as_ref().map(|labels| &labels.names);
+    names.and_then(|names| names.get(&class)).cloned().unwrap_or_else(|| format!("class {class}"))
 }
 
 /// Every latency and throughput with the conditions they were measured under.

@@ -27,10 +27,26 @@ pub(super) fn table(report: &Report) -> Table {
         Column::text("Measured on", "machine"),
         Column::number("Latency", "measured_latency_ms", "Median time of one call there, transfers included"),
         Column::number("Samples/s", "measured_throughput_fps", "Median samples a second there"),
-        Column::number("Speed-up", "measured_speedup", "How many times faster than the reference there, with its interval"),
-        Column::number("Multiplies in 8 bits", "measured_8_bit", "Share of the multiplying layers that do so in INT8 or FP8"),
-        Column::number("Model", "model_sqnr_db", "SQNR of this model against the float model, both in ONNX Runtime: what quantization costs"),
-        Column::number("Engine", "engine_sqnr_db", "SQNR of the engine against this model in ONNX Runtime: what the engine adds"),
+        Column::number(
+            "Speed-up",
+            "measured_speedup",
+            "How many times faster than the reference there, with its interval",
+        ),
+        Column::number(
+            "Multiplies in 8 bits",
+            "measured_8_bit",
+            "Share of the multiplying layers that do so in INT8 or FP8",
+        ),
+        Column::number(
+            "Model",
+            "model_sqnr_db",
+            "SQNR of this model against the float model, both in ONNX Runtime: what quantization costs",
+        ),
+        Column::number(
+            "Engine",
+            "engine_sqnr_db",
+            "SQNR of the engine against this model in ONNX Runtime: what the engine adds",
+        ),
         Column::number("Both", "together_sqnr_db", "SQNR of the engine against the float model"),
         Column::text("Files", "files"),
     ];
@@ -52,7 +68,13 @@ fn cells(row: &Precision, there: &Elsewhere) -> Vec<Cell> {
     let narrow = there.engine.as_ref().filter(|engine| engine.summary.compute_layers > 0).map(|engine| {
         let share = engine.summary.share(NumberType::Int8) + engine.summary.share(NumberType::Fp8);
         let asked = matches!(row.precision.as_str(), "int8" | "fp8");
-        let tone = if !asked { Tone::Plain } else if share < 0.5 { Tone::Bad } else { Tone::Good };
+        let tone = if !asked {
+            Tone::Plain
+        } else if share < 0.5 {
+            Tone::Bad
+        } else {
+            Tone::Good
+        };
         Cell::number(share, format::percent(share, 0)).tone(tone)
     });
     let error = |of: fn(&EngineOutputs) -> &Vec<OutputMetrics>| {
@@ -121,7 +143,8 @@ pub(super) fn profiles(report: &Report) -> Vec<Profile> {
             let mut order: Vec<_> = there.layer_times.iter().collect();
             order.sort_by(|a, b| b.mean_ms.total_cmp(&a.mean_ms));
             let line = |time: &&super::EngineLayerTime| {
-                let layer = there.engine.as_ref().and_then(|engine| engine.layers.iter().find(|l| l.name == time.layer));
+                let layer =
+                    there.engine.as_ref().and_then(|engine| engine.layers.iter().find(|l| l.name == time.layer));
                 let number_type = layer.map(|layer| layer.precision).filter(|kind| *kind != NumberType::Unknown);
                 vec![
                     Cell::text(&time.layer),

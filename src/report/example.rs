@@ -49,6 +49,7 @@ pub(super) fn report(size: &Size) -> Report {
     let thumbnails = thumbnails(&flips);
     let precisions = precisions(flips, size.layers);
     Report {
+        graph: None,
         format_version: REPORT_FORMAT_VERSION,
         tool: Tool { name: "calib".into(), version: "0.1.0".into() },
         created: "2026-11-21T12:00:00Z".into(),
@@ -382,6 +383,7 @@ fn layers(count: usize) -> Vec<Layer> {
         let spread = if weak { 0.05 } else { 0.24 };
         let share = |bin: usize| (-(bin as f64 / 64.0 / spread).powi(2)).exp();
         Layer {
+            time: None,
             node: format!("/blocks.{}/{part}/{op_type}", i / 4),
             op_type: op_type.into(),
             tensor: format!("/blocks.{}/{part}/{op_type}_output_0", i / 4),

@@ -19,6 +19,7 @@ mod json;
 mod junit;
 mod metrics;
 mod model;
+mod model_explorer;
 mod regression;
 mod runs;
 mod summary;
@@ -28,17 +29,19 @@ pub use bisection::bisection_html;
 pub use csv::layers_csv;
 pub use format::{bytes, rfc3339, shell_word};
 pub use graph::graph_html;
-pub use html::html;
+pub use html::{html, html_with};
 pub use json::schema;
 pub use junit::{failed_junit, junit};
 pub use model::{
-    Advice, AdviceLevel, ArtifactFile, Calibration, CandidateResult, DatasetInfo, Elsewhere, EngineInside, EngineLayerTime,
-    EngineOutputs, Environment, Gate, Gpu, Histogram, Labels, LatencyMs, Layer, Machine, ModelInfo, NodeTime, OutputTask,
-    Precision, Recovery, RecoveryRow, Report, SkippedSample, SpeedAt, Speedup, StageTime, TiedBy, Verdict,
+    Advice, AdviceLevel, ArtifactFile, Calibration, CandidateResult, DatasetInfo, Elsewhere, EngineInside,
+    EngineLayerTime, EngineOutputs, Environment, Gate, Gpu, Histogram, Labels, LatencyMs, Layer, Machine, ModelInfo,
+    NodeTime, OutputTask, Precision, Recovery, RecoveryRow, Report, SkippedSample, SpeedAt, Speedup, StageTime, TiedBy,
+    Verdict,
 };
 
+pub use model_explorer::model_explorer;
 pub use regression::{LATENCY_NOISE, Regressions, SHARE_NOISE, SQNR_NOISE_DB, regressions, unlike};
-pub use runs::{Run, runs_html, runs_table};
+pub use runs::{Run, runs_html, runs_table, trend_html};
 pub use summary::{failed_page, failed_summary, summary};
 pub use table::Table;
 

@@ -17,8 +17,10 @@ use crate::{
     },
     bench::{Latency, Mode, SpeedUp, Throughput, Timing},
     calibrate::Method,
+    compare::{
+        Accuracy, Agreement, Classes, DetectionResult, Flip, GateResult, OutputKind, OutputMetrics, Segmentation, TopK,
+    },
     quantize::ModelGraph,
-    compare::{Accuracy, Agreement, DetectionResult, Flip, GateResult, OutputKind, OutputMetrics, Segmentation, TopK},
 };
 
 pub use calibration::{Calibration, CandidateResult, Recovery, RecoveryRow};
@@ -261,6 +263,9 @@ pub struct Precision {
     /// Classifiers with labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<Accuracy>,
+    /// Classifiers with labels: right answers by class, and confusions that grew against the reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Classes>,
     /// Models whose output is a map of classes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segmentation: Option<Segmentation>,

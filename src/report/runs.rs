@@ -7,7 +7,7 @@ use askama::Template;
 use super::{
     Report, charts, format,
     html::{Chart, nonce},
-    metrics::{Quality, Subject, outcome, table},
+    metrics::{Quality, Subject, outcome, table, title},
     regression::{Regressions, regressions},
     table::{Cell, Column, Table, Tone},
 };
@@ -26,6 +26,8 @@ pub fn runs_table(runs: &[Run<'_>]) -> Table {
     let columns = vec![
         Column::text("Model", "model"),
         Column::hidden("Run", "run"),
+        Column::hidden("Date", "created"),
+        Column::hidden("Version", "version"),
         Column::text("Precision", "precision"),
         Column::hidden("Backend", "backend"),
         Column::text("Result", "result"),
@@ -39,7 +41,15 @@ pub fn runs_table(runs: &[Run<'_>]) -> Table {
             let model = format::file_name(&run.report.model.path);
             let precision = Cell::text(&p.precision).note(&p.backend);
             (
-                vec![Cell::text(model).note(run.name), Cell::text(run.name), precision, Cell::text(&p.backend), result],
+                vec![
+                    Cell::text(model).note(run.name),
+                    Cell::text(run.name),
+                    Cell::text(&run.report.created),
+                    Cell::text(&run.report.tool.version),
+                    precision,
+                    Cell::text(&p.backend),
+                    result,
+                ],
                 subject,
             )
         })
@@ -49,6 +59,56 @@ pub fn runs_table(runs: &[Run<'_>]) -> Table {
 
 /// The page of many runs; with `baseline`, what got better or worse comes first.
 pub fn runs_html(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Result<String, askama::Error> {
+    page(runs, baseline, Vec::new())
+}
+
+/// The page of the history of a model: figures over runs in the order of their dates.
+pub fn trend_html(runs: &[Run<'_>]) -> Result<String, askama::Error> {
+    let mut runs = runs.to_vec();
+    runs.sort_by(|a, b| a.report.created.cmp(&b.report.created).then(a.name.cmp(b.name)));
+    let trend = trends(&runs);
+    page(&runs, &[], trend)
+}
+
+/// A figure over runs, by precision and backend: what is drawn, and the lines' names.
+struct Trend {
+    name: &'static str,
+    chart: Chart,
+    legend: Vec<(usize, String)>,
+}
+
+fn trends(runs: &[Run<'_>]) -> Vec<Trend> {
+    let all: Vec<_> = runs.iter().flat_map(|run| Subject::all(run.report)).collect();
+    let names: BTreeSet<String> = all.iter().map(|subject| title(subject.precision)).collect();
+    let called: Vec<String> = runs
+        .iter()
+        .map(|run| {
+            format!("{} · {}", run.report.created.split('T').next().unwrap_or_default(), run.report.tool.version)
+        })
+        .collect();
+    let quality = Quality::of(&all);
+    let sqnr = Some(Quality::Sqnr).filter(|_| quality != Some(Quality::Sqnr));
+    let measures = [quality, sqnr].into_iter().flatten();
+    let drawn = |name: &'static str, share: bool, of: &dyn Fn(Subject<'_>) -> Option<f64>| {
+        let line = |(series, name): (usize, &String)| {
+            let value = |run: &Run<'_>| Subject::all(run.report).find(|s| title(s.precision) == *name).and_then(of);
+            let values: Vec<Option<f64>> = runs.iter().map(value).collect();
+            values.iter().any(Option::is_some).then_some((charts::Line { series, values }, name.clone()))
+        };
+        let (lines, named): (Vec<charts::Line>, Vec<String>) = names.iter().enumerate().filter_map(line).unzip();
+        let legend = lines.iter().map(|line| line.series % charts::SERIES).zip(named).collect();
+        let chart = Chart::new(300, |size| charts::trend(&lines, &called, name, share, size));
+        Trend { name, chart, legend }
+    };
+    let mut trends: Vec<Trend> = measures
+        .map(|measure| drawn(measure.name(), measure != Quality::Sqnr, &|subject| subject.quality(measure)))
+        .collect();
+    trends.push(drawn("Median latency (ms)", false, &|subject| subject.speed()));
+    trends.retain(|trend| !trend.chart.wide.is_empty());
+    trends
+}
+
+fn page(runs: &[Run<'_>], baseline: &[Run<'_>], trends: Vec<Trend>) -> Result<String, askama::Error> {
     let table = runs_table(runs);
     let (scatter, legend, measure) = scatter(runs);
     let random = runs.iter().chain(baseline).any(|run| run.report.dataset.random_data);
@@ -56,7 +116,7 @@ pub fn runs_html(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Result<String, askam
     let decided = |as_this| runs.iter().filter(|run| run.report.verdict.passed == Some(as_this)).count();
     let (passed, failed) = (decided(true), decided(false));
     let nonce = nonce(&format!("{table:?}{regressions:?}"));
-    let choices = table.rows.iter().map(|row| row[2].text.as_str()).collect::<BTreeSet<_>>().into_iter().collect();
+    let choices = table.rows.iter().map(|row| row[4].text.as_str()).collect::<BTreeSet<_>>().into_iter().collect();
     let count = runs.len();
     Page {
         nonce,
@@ -71,6 +131,7 @@ pub fn runs_html(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Result<String, askam
         legend,
         measure,
         regressions,
+        trends,
     }
     .render()
 }
@@ -90,6 +151,7 @@ struct Page<'a> {
     legend: Vec<String>,
     measure: &'static str,
     regressions: Option<Regressions>,
+    trends: Vec<Trend>,
 }
 
 /// What makes rows incomparable.

@@ -9,7 +9,7 @@ use std::{path::PathBuf, time::Instant};
 
 use subject::Bisection;
 
-use super::{PipelineError, Session, Spec, checkpoint::Checkpoints};
+use super::{PipelineError, Session, Spec, checkpoint::Checkpoints, page_of};
 use crate::{
     analyse::{
         advice::about_layers,
@@ -24,7 +24,7 @@ use crate::{
     },
     config::RunConfig,
     quantize::{ModelGraph, Precision},
-    report::bisection_html,
+    report::{Report, bisection_html},
 };
 
 /// Samples that local errors are measured on.
@@ -199,6 +199,11 @@ impl Session {
         write_atomic(&page, bisection_html(&findings).map_err(PipelineError::render)?.as_bytes())?;
         self.host.wrote(&data);
         self.host.wrote(&page);
+        // A run's report in the same folder shows the trade-off too.
+        let report = Report::read(&bisection.out.join("report.json"));
+        if let Some(report) = report.ok().filter(|report| report.model.hash == findings.model_hash) {
+            write_atomic(&bisection.out.join("report.html"), page_of(&report, &bisection.out)?.as_bytes())?;
+        }
         bisection.checkpoints.map(Checkpoints::finish).transpose()?;
         Ok(BisectOutcome { findings, out: bisection.out.to_path_buf(), passed })
     }

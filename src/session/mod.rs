@@ -57,7 +57,7 @@ pub use formats::FloatTypes;
 pub use opened::Session;
 pub use quantization::{QuantizeOutcome, QuantizeRequest, quantize_file, read_table};
 pub use ranges::{CalibrateOptions, Calibrated, Shard};
-pub use run::{RunOutcome, check_tensorrt, record_failure, write_report};
+pub use run::{RunOutcome, check_tensorrt, page_of, record_failure, write_report};
 pub use scheme::{quantize_options, scheme, unmatched};
 pub use target::{Spec, fill_from_sidecar};
 

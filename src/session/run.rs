@@ -8,7 +8,7 @@ mod failure;
 mod layers;
 mod times;
 
-pub use artifacts::write_report;
+pub use artifacts::{page_of, write_report};
 pub use engines::check as check_tensorrt;
 pub use failure::record_failure;
 

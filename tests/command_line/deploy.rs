@@ -58,7 +58,9 @@ fn deployed(folder: &Path) -> Option<(PathBuf, String)> {
     let given = folder.join("given");
     fs::create_dir(&given).unwrap();
     let write = |name: &str, value: &Value| fs::write(given.join(name), value.to_string()).unwrap();
-    for (precision, ms, format) in [("fp32", 2.0, "Row major linear FP32 format"), ("int8", 0.5, "Row major Int8 format")] {
+    for (precision, ms, format) in
+        [("fp32", 2.0, "Row major linear FP32 format"), ("int8", 0.5, "Row major Int8 format")]
+    {
         write(&format!("{precision}.times.json"), &times(ms));
         write(&format!("{precision}.layers.json"), &engine(&node, format));
         let profile = json!([{ "count": 10 }, { "name": "fused", "timeMs": 3.0, "averageMs": 0.3, "percentage": 75 },
@@ -117,11 +119,18 @@ fn what_another_machine_measured_completes_the_report() {
     assert!((sqnr("engine") - 60.0).abs() < 0.1, "{}", sqnr("engine"));
     assert!(sqnr("model") < 40.0 && (sqnr("together") - sqnr("model")).abs() < 1.0);
     assert_eq!(row("fp16")["measured_elsewhere"], Value::Null);
-    let timed: Vec<_> = found["layers"].as_array().unwrap().iter().filter(|layer| layer["time"] != Value::Null).collect();
+    let timed: Vec<_> =
+        found["layers"].as_array().unwrap().iter().filter(|layer| layer["time"] != Value::Null).collect();
     assert!(!timed.is_empty() && timed.iter().all(|layer| layer["node"] == node.as_str()));
     assert_eq!((&timed[0]["time"]["ms"], &timed[0]["time"]["nodes"]), (&json!(0.3), &json!(2)));
     let page = fs::read_to_string(run.join("report.html")).unwrap();
-    for text in ["Measured elsewhere", "model checked by its SHA-256", "not by the engine", "int8 · Test GPU", "Quality over latency"] {
+    for text in [
+        "Measured elsewhere",
+        "model checked by its SHA-256",
+        "not by the engine",
+        "int8 · Test GPU",
+        "Quality over latency",
+    ] {
         assert!(page.contains(text), "{text}");
     }
     let csv = fs::read_to_string(run.join("layers.csv")).unwrap();
@@ -143,7 +152,8 @@ fn what_another_machine_measured_completes_the_report() {
 fn single_files_are_taken_by_precision_and_refused_where_they_tell_another_model() {
     let folder = tempfile::tempdir().unwrap();
     let Some((run, _)) = deployed(folder.path()) else { return };
-    let file = |precision: &str, name: &str| format!("{precision}={}", folder.path().join("given").join(name).display());
+    let file =
+        |precision: &str, name: &str| format!("{precision}={}", folder.path().join("given").join(name).display());
     let report = |extra: &[&str]| {
         let mut command = calib().unwrap();
         command.arg("report").arg(&run).args(extra);
@@ -158,8 +168,13 @@ fn single_files_are_taken_by_precision_and_refused_where_they_tell_another_model
     let there = &int8["measured_elsewhere"][0];
     assert_eq!((&there["machine"]["name"], &there["tied_by"]), (&json!("Orin"), &json!("shapes")));
 
-    fs::write(folder.path().join("given/else.json"), engine("no such node", "Row major Int8 format").to_string()).unwrap();
-    fs::write(folder.path().join("given/small.json"), r#"[{ "name": "output", "dimensions": "1x2", "values": [1, 2] }]"#).unwrap();
+    fs::write(folder.path().join("given/else.json"), engine("no such node", "Row major Int8 format").to_string())
+        .unwrap();
+    fs::write(
+        folder.path().join("given/small.json"),
+        r#"[{ "name": "output", "dimensions": "1x2", "values": [1, 2] }]"#,
+    )
+    .unwrap();
     for (flag, given, why) in [
         ("--layers", file("fp16", "int8.layers.json"), "multiply in INT8, so it is not of fp16"),
         ("--times", file("fp16", "int8.profile.json"), "--exportTimes"),

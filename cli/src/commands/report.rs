@@ -9,8 +9,9 @@ use anyhow::Context;
 use super::{ExitStatus, Printer};
 use crate::args::ReportArgs;
 use trtcalib::{
-    artifact::write_atomic,
-    report::{Report, Run, html, regressions, runs_html, runs_table, summary, unlike},
+    artifact::{write_atomic, write_json},
+    report::{Report, Run, model_explorer, regressions, runs_html, runs_table, summary, trend_html, unlike},
+    session::page_of,
 };
 
 /// What `--json` prints.
@@ -34,10 +35,12 @@ pub(super) fn report(printer: &Printer, args: &ReportArgs) -> anyhow::Result<Exi
         given => measured::take(printer, args, &mut reports, given.as_deref())?,
     };
     let baselines = read_all(&args.baseline)?;
+    let overlays = args.model_explorer.as_deref().map(|path| overlays(path, &reports)).transpose()?.unwrap_or_default();
     let named: Vec<Run<'_>> = reports.iter().map(|(name, report)| Run { name, report }).collect();
     let base: Vec<Run<'_>> = baselines.iter().map(|(name, report)| Run { name, report }).collect();
     let page = match (&named[..], &base[..]) {
-        ([single], []) => html(single.report)?,
+        _ if args.trend => trend_html(&named)?,
+        ([single], []) => page_of(single.report, folder_of(&args.runs[0]))?,
         _ => runs_html(&named, &base)?,
     };
     let found = (!base.is_empty()).then(|| regressions(&named, &base));
@@ -71,9 +74,29 @@ pub(super) fn report(printer: &Printer, args: &ReportArgs) -> anyhow::Result<Exi
     };
     printer.outcome(&outcome, || {
         let against = found.as_ref().map(|found| format!("\n{worse} of {} got worse or are gone", found.compared));
-        format!("report: {}{}", output.display(), against.unwrap_or_default())
+        let overlays: String = overlays.iter().map(|path| format!("\noverlay: {}", path.display())).collect();
+        format!("report: {}{overlays}{}", output.display(), against.unwrap_or_default())
     })?;
     Ok(if worse == 0 { ExitStatus::Passed } else { ExitStatus::GateFailed })
+}
+
+/// The folder of a run, which may be named by its report.
+fn folder_of(run: &Path) -> &Path {
+    if run.is_dir() { run } else { run.parent().unwrap_or(Path::new(".")) }
+}
+
+/// Writes the overlays of one run.
+fn overlays(path: &Path, reports: &[(String, Report)]) -> anyhow::Result<Vec<PathBuf>> {
+    let [(_, report)] = reports else { anyhow::bail!("overlays are of one run; name one, not {}", reports.len()) };
+    let found = model_explorer(report);
+    anyhow::ensure!(!found.is_empty(), "the report knows nothing of single nodes to lay over the model");
+    let ending = path.extension().map_or_else(|| "json".into(), |ending| ending.to_string_lossy().into_owned());
+    let write = |(name, data): (&str, serde_json::Value)| {
+        let file = path.with_extension(format!("{name}.{ending}"));
+        write_json(&file, &data)?;
+        Ok(file)
+    };
+    found.into_iter().map(write).collect()
 }
 
 /// Reports by the names of their folders.

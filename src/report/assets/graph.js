@@ -26,7 +26,18 @@
     blocks.forEach((block, index) => block.c.flat().forEach((id) => { if (id >= 0) homes[id] = index; }));
     const inside = blocks.map(() => []);
     nodes.forEach((_, node) => { for (let block = homes[2 * node]; ; block = blocks[block].u) { inside[block].push(node); if (block === 0) break; } });
-    const open = new Set([0]);
+    const open = new Set();
+    // A handful of blocks tells little: the largest open by themselves.
+    const begin = () => {
+      open.clear(); open.add(0);
+      for (let shown = blocks[0].c.flat().filter((id) => id >= 0); shown.length < 8;) {
+        const largest = shown.filter((id) => id % 2 === 1 && !open.has((id - 1) / 2)).sort((a, b) => inside[(b - 1) / 2].length - inside[(a - 1) / 2].length)[0];
+        if (largest === undefined) break;
+        open.add((largest - 1) / 2);
+        shown = shown.concat(blocks[(largest - 1) / 2].c.flat().filter((id) => id >= 0));
+      }
+    };
+    begin();
     let chosen = null, scale = 1, drawn = new Map();
 
     // What an item is coloured by: a class, a text for the panel, and the legend.
@@ -54,6 +65,13 @@
         legend: [["bad", "half of the slowest layer and more"], ["warn", "a tenth and more"], ["fine", "less"], ["none", "not measured"]],
       },
       sort("difference", 8, differences),
+      (() => {
+        const counts = new Map();
+        for (const node of nodes) counts.set(node[1], (counts.get(node[1]) || 0) + 1);
+        const names = [...counts].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1)).slice(0, 7).map(([name]) => name);
+        const tone = (name) => (names.includes(name) ? `k${names.indexOf(name)}` : "none");
+        return { name: "operator", has: true, tone: (list) => tone(most(list, 1)[0]), text: (list) => { const [own, count] = most(list, 1); return list.length > 1 ? `${own} ${count} of ${list.length}` : ""; }, legend: names.map((name) => [tone(name), name]) };
+      })(),
       { name: "nothing", has: true, tone: () => "none", text: () => "", legend: [] },
     ].filter((colour) => colour.has);
     let colour = colours.find((one) => one.name === "difference") || colours[0];
@@ -62,15 +80,17 @@
     const title = (id) => (isBlock(id) ? blocks[(id - 1) / 2].n : nodes[id / 2][0]);
     const label = (id) => {
       if (isBlock(id)) return [short(title(id), 22), `${list(id).length} nodes`];
-      const own = title(id).split(/[/.]/).filter(Boolean).pop() || title(id);
-      return [nodes[id / 2][1], own === nodes[id / 2][1] ? "" : short(own, 22)];
+      const [operator, parts] = [nodes[id / 2][1], title(id).split(/[/.]/).filter(Boolean)];
+      const own = parts.at(-1) === operator ? parts.at(-2) : parts.at(-1);
+      return [operator, short(own || "", 22)];
     };
 
     // Sizes from the inside out, then positions of every part within its block.
     function measure(id) {
       if (!isBlock(id) || !open.has((id - 1) / 2)) {
-        const longest = Math.max(...label(id).map((text) => text.length), 6);
-        return { width: Math.min(170, Math.max(64, longest * 6.7 + 18)), height: 38 };
+        const [first, second] = label(id);
+        const says = isBlock(id) ? colour.text(list(id)).length : 0;
+        return { width: Math.max(64, (first.length + (isBlock(id) ? 2 : 0)) * 7.4 + 16, Math.max(second.length, says) * 6.2 + 16), height: 38 };
       }
       return inner((id - 1) / 2);
     }
@@ -264,7 +284,7 @@
     };
     search.addEventListener("input", () => step(false));
     search.addEventListener("keydown", (event) => { if (event.key === "Enter") { step(true); event.preventDefault(); } });
-    const shut = () => { open.clear(); open.add(0); if (chosen !== null && homes[chosen] !== 0) chosen = null; draw(); };
+    const shut = () => { begin(); if (chosen !== null && !open.has(homes[chosen])) chosen = null; draw(); };
     find("close").addEventListener("click", shut);
     for (const button of root.querySelectorAll("[data-zoom]")) button.addEventListener("click", () => { scale = Math.min(3, Math.max(0.2, scale * Number(button.dataset.zoom))); draw(); });
     addEventListener("beforeprint", shut);

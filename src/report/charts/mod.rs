@@ -14,10 +14,12 @@ use plotters::{
 mod layers;
 mod scatter;
 mod tradeoff;
+mod trend;
 
 pub(super) use layers::{Panel, histogram, lowest, profile};
 pub(super) use scatter::{Point, scatter};
 pub(super) use tradeoff::{Axes, Tried, tradeoff};
+pub(super) use trend::{Line, trend};
 
 /// What a stroke or a filling stands for. The style sheet gives the colours of `.f0`/`.s0` to `.f11`/`.s11`.
 #[derive(Clone, Copy)]

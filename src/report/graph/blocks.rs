@@ -83,27 +83,32 @@ fn place(graph: &ModelGraph, tree: &mut Tree, block: usize, pieces: Vec<Piece>) 
     }
 }
 
-/// Nodes, each behind those that it reads; the order of the file where the graph leaves a choice, or has a cycle.
+/// Nodes, each behind those that it reads, and constants right before their first reader; otherwise in the order of the file.
 fn topological(graph: &ModelGraph) -> Vec<usize> {
     let count = graph.nodes.len();
-    let mut readers = vec![Vec::new(); count];
-    let mut waits = vec![0; count];
-    for (index, node) in graph.nodes.iter().enumerate() {
-        for &from in node.from.iter().filter(|&&from| from < count) {
-            readers[from].push(index);
-            waits[index] += 1;
-        }
-    }
-    let mut ready: std::collections::BTreeSet<usize> = (0..count).filter(|&node| waits[node] == 0).collect();
+    let mut is_read = vec![false; count];
+    let known = |from: &&usize| **from < count;
+    graph.nodes.iter().flat_map(|node| node.from.iter().filter(known)).for_each(|&from| is_read[from] = true);
+    // Constants and the like wait for who reads them; in a cycle everyone does.
+    let waits = |&node: &usize| graph.nodes[node].from.is_empty() && is_read[node];
+    let (waiting, first): (Vec<usize>, Vec<usize>) = (0..count).partition(waits);
     let mut order = Vec::with_capacity(count);
-    let mut placed = vec![false; count];
-    while let Some(node) = ready.pop_first().or_else(|| placed.iter().position(|placed| !placed)) {
-        placed[node] = true;
-        order.push(node);
-        for &reader in &readers[node] {
-            waits[reader] -= 1;
-            if waits[reader] == 0 && !placed[reader] {
-                ready.insert(reader);
+    let mut seen = vec![false; count];
+    for root in first.into_iter().chain(waiting) {
+        // What has been entered, and how many of its inputs were followed.
+        let mut entered = Vec::new();
+        if !std::mem::replace(&mut seen[root], true) {
+            entered.push((root, 0));
+        }
+        while let Some((node, followed)) = entered.pop() {
+            match graph.nodes[node].from.iter().filter(known).nth(followed) {
+                None => order.push(node),
+                Some(&from) => {
+                    entered.push((node, followed + 1));
+                    if !std::mem::replace(&mut seen[from], true) {
+                        entered.push((from, 0));
+                    }
+                }
             }
         }
     }
@@ -121,7 +126,8 @@ fn path(name: &str) -> Vec<&str> {
 fn by_names(graph: &ModelGraph, order: &[usize], rank: &[usize]) -> Option<Vec<Piece>> {
     let named: Vec<(usize, Vec<&str>)> = order.iter().map(|&node| (node, path(&graph.nodes[node].name))).collect();
     let pieces = grouped(&named, 0, rank);
-    let inside: usize = pieces.iter().filter_map(|p| if let Piece::Group(_, inner) = p { Some(size(inner)) } else { None }).sum();
+    let inside: usize =
+        pieces.iter().filter_map(|p| if let Piece::Group(_, inner) = p { Some(size(inner)) } else { None }).sum();
     let groups = pieces.iter().filter(|piece| matches!(piece, Piece::Group(..))).count();
     (groups > 1 && inside as f64 >= TELLING * order.len() as f64).then_some(pieces)
 }
@@ -274,11 +280,17 @@ pub(super) mod tests {
 
     #[test]
     fn no_block_is_long_however_long_the_chain() {
-        let nodes: Vec<_> = (0..4000).map(|i| (format!("n{i}"), "Relu", if i == 0 { vec![] } else { vec![i - 1] })).collect();
+        let nodes: Vec<_> =
+            (0..4000).map(|i| (format!("n{i}"), "Relu", if i == 0 { vec![] } else { vec![i - 1] })).collect();
         let nodes: Vec<_> = nodes.iter().map(|(name, op, from)| (name.as_str(), *op, &from[..])).collect();
         let tree = tree(&graph(&nodes));
         assert!(tree.blocks.iter().all(|block| block.parts.len() <= MOST_PARTS && block.parts.len() > 1));
-        let mut seen: Vec<usize> = tree.blocks.iter().flat_map(|b| &b.parts).filter_map(|p| if let Part::Node(n) = p { Some(*n) } else { None }).collect();
+        let mut seen: Vec<usize> = tree
+            .blocks
+            .iter()
+            .flat_map(|b| &b.parts)
+            .filter_map(|p| if let Part::Node(n) = p { Some(*n) } else { None })
+            .collect();
         seen.sort_unstable();
         assert_eq!(seen, Vec::from_iter(0..4000), "every node once");
     }
@@ -286,6 +298,18 @@ pub(super) mod tests {
     #[test]
     fn a_cycle_keeps_every_node() {
         let graph = graph(&[("a", "A", &[1]), ("b", "B", &[0]), ("c", "C", &[1])]);
-        assert_eq!(topological(&graph), [0, 1, 2]);
+        assert_eq!(topological(&graph), [1, 0, 2]);
+    }
+
+    #[test]
+    fn constants_stand_before_their_first_reader() {
+        let graph = graph(&[
+            ("k", "Constant", &[]),
+            ("late", "Constant", &[]),
+            ("a", "Relu", &[0]),
+            ("b", "Relu", &[2]),
+            ("c", "Add", &[1, 3]),
+        ]);
+        assert_eq!(topological(&graph), [0, 2, 3, 1, 4]);
     }
 }

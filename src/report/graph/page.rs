@@ -96,20 +96,23 @@ struct Page<'a> {
 pub fn graph_html(model: (&str, &ModelGraph), against: Option<(&str, &ModelGraph)>) -> Result<String, askama::Error> {
     let (name, graph) = model;
     let picture = |name: &str, graph: &ModelGraph, other: Option<&ModelGraph>| {
-        let known = Known { difference: other.map(|other| differences(graph, other)).unwrap_or_default(), ..Known::default() };
+        let known =
+            Known { difference: other.map(|other| differences(graph, other)).unwrap_or_default(), ..Known::default() };
         Picture::new(name, graph, &known)
     };
     let other = against.map(|(_, graph)| graph);
-    let pictures: Vec<Picture> = [picture(name, graph, other), against.and_then(|(name, own)| picture(name, own, Some(graph)))]
-        .into_iter()
-        .flatten()
-        .collect();
+    let pictures: Vec<Picture> =
+        [picture(name, graph, other), against.and_then(|(name, own)| picture(name, own, Some(graph)))]
+            .into_iter()
+            .flatten()
+            .collect();
     let count = |graph: &ModelGraph| format!("{} nodes", graph.nodes.len());
     let summary = match other {
         None => count(graph),
         Some(other) => {
             let (here, there) = (differences(graph, other), differences(other, graph));
-            let of = |all: &std::collections::BTreeMap<&str, &str>, what| all.values().filter(|own| **own == what).count();
+            let of =
+                |all: &std::collections::BTreeMap<&str, &str>, what| all.values().filter(|own| **own == what).count();
             format!(
                 "{} and {}: {} the same, {} fed by others, {} of another operator, {} only in the first, {} only in the second",
                 count(graph),
@@ -122,6 +125,7 @@ pub fn graph_html(model: (&str, &ModelGraph), against: Option<(&str, &ModelGraph
             )
         }
     };
-    let nonce = nonce(&format!("{name:?}{summary}{:?}", pictures.iter().map(|picture| &picture.data).collect::<Vec<_>>()));
+    let nonce =
+        nonce(&format!("{name:?}{summary}{:?}", pictures.iter().map(|picture| &picture.data).collect::<Vec<_>>()));
     Page { nonce, name, against: against.map(|(name, _)| name), pictures, summary }.render()
 }

@@ -12,13 +12,18 @@ mod samples;
 use askama::Template;
 
 use super::{
-    AdviceLevel, Report, charts,
-    details::{candidates, class_iou, class_precision, outputs, recovery, tasks, timings, warnings},
+    AdviceLevel, Report,
+    bisection::Plan,
+    charts,
+    details::{
+        candidates, class_accuracy, class_iou, class_precision, confusions, outputs, recovery, tasks, timings, warnings,
+    },
     elsewhere, engines, format,
     graph::Picture,
     metrics::{Quality, Subject, precisions, title},
     table::Table,
 };
+use crate::bisect::findings::{Findings, PlanFindings};
 
 /// Our own style sheet and script.
 pub(super) const STYLE: &str = include_str!("../assets/style.css");
@@ -26,7 +31,12 @@ pub(super) const SCRIPT: &str = include_str!("../assets/script.js");
 
 /// The page of one run.
 pub fn html(report: &Report) -> Result<String, askama::Error> {
-    Page::new(report).render()
+    Page::new(report, None).render()
+}
+
+/// The page of one run with the trade-off that a bisection of the same model found.
+pub fn html_with(report: &Report, bisection: &Findings) -> Result<String, askama::Error> {
+    Page::new(report, bisection.plan.as_ref()).render()
 }
 
 /// A chart in two widths: charts keep the size of their text, so a small screen gets its own.
@@ -101,6 +111,8 @@ struct Page<'a> {
     warnings: Vec<String>,
     class_iou: Table,
     class_precision: Table,
+    class_accuracy: Table,
+    confusions: Table,
     boxes: boxes::Boxes<'a>,
     errors: Vec<(String, &'a str)>,
     scatter: Chart,
@@ -108,6 +120,7 @@ struct Page<'a> {
     scatter_note: Option<String>,
     samples: samples::Samples<'a>,
     network: Option<Picture>,
+    plan: Option<Plan<'a>>,
     layers: layers::Layers<'a>,
     layers_samples: Option<usize>,
     hints: Vec<Hint<'a>>,
@@ -121,7 +134,7 @@ struct Page<'a> {
 }
 
 impl<'a> Page<'a> {
-    fn new(report: &'a Report) -> Self {
+    fn new(report: &'a Report, plan: Option<&'a PlanFindings>) -> Self {
         let (scatter, legend, scatter_note) = scatter(report);
         let mut hashes = vec![("model", report.model.hash.as_str()), ("data", report.dataset.hash.as_str())];
         let artifacts = report.precisions.iter().filter_map(|precision| precision.artifact.as_ref());
@@ -147,6 +160,8 @@ impl<'a> Page<'a> {
             warnings: warnings(report),
             class_iou: class_iou(report),
             class_precision: class_precision(report),
+            class_accuracy: class_accuracy(report),
+            confusions: confusions(report),
             boxes: boxes::Boxes::new(report),
             errors: report.precisions.iter().filter_map(|p| Some((title(p), p.error.as_deref()?))).collect(),
             scatter,
@@ -154,6 +169,7 @@ impl<'a> Page<'a> {
             scatter_note,
             samples: samples::Samples::new(report),
             network: Picture::of_report(report),
+            plan: plan.map(Plan::new),
             layers: layers::Layers::new(&report.layers),
             layers_samples: report.layers_samples,
             hints: report
@@ -207,13 +223,15 @@ fn scatter(report: &Report) -> (Chart, Vec<(usize, String)>, Option<String>) {
         });
         (here.filter_map(point).collect(), note)
     } else {
-        let note = "Latencies come from the machines named; quality was measured here, by the backends under Precisions.";
+        let note =
+            "Latencies come from the machines named; quality was measured here, by the backends under Precisions.";
         (there, Some(note.to_owned()))
     };
     if points.len() < 2 {
         return (Chart::default(), Vec::new(), note);
     }
-    let legend = points.iter().map(|point: &charts::Point| (point.series % charts::SERIES, point.label.clone())).collect();
+    let legend =
+        points.iter().map(|point: &charts::Point| (point.series % charts::SERIES, point.label.clone())).collect();
     let share = measure != Quality::Sqnr;
     (Chart::new(340, |size| charts::scatter(&points, measure.name(), share, size)), legend, note)
 }

@@ -4,12 +4,13 @@ use std::{collections::BTreeSet, path::Path};
 
 use super::{Calibrated, Job};
 use crate::{
-    artifact::{ArtifactError, ContentHash, write_atomic},
+    artifact::{ArtifactError, ContentHash, read_json, write_atomic},
     backend::ExecutionProvider,
+    bisect::findings::{FINDINGS_FORMAT_VERSION, Findings},
     calibrate::{CalibrationTable, cache::CalibrationCache},
     onnx::Model,
     quantize::{Precision, Quantized, quantize},
-    report::{ArtifactFile, Report, html, junit, layers_csv},
+    report::{ArtifactFile, Report, html, html_with, junit, layers_csv},
     session::{PipelineError, Within, quantize_options},
 };
 
@@ -93,7 +94,7 @@ pub fn write_report(report: &Report, out: &Path, wrote: &dyn Fn(&Path)) -> Resul
     report.write(&out.join("report.json"))?;
     junit(report, &mut tests).map_err(PipelineError::render)?;
     layers_csv(report, &mut layers).map_err(PipelineError::render)?;
-    let page = html(report).map_err(PipelineError::render)?;
+    let page = page_of(report, out)?;
     for (name, bytes) in
         [("report.html", page.as_bytes()), ("report.junit.xml", &tests[..]), ("layers.csv", &layers[..])]
     {
@@ -102,6 +103,19 @@ pub fn write_report(report: &Report, out: &Path, wrote: &dyn Fn(&Path)) -> Resul
         wrote(&path);
     }
     Ok(())
+}
+
+/// The page of a report in its folder: with the trade-off of a bisection of the same model, where one lies there.
+///
+/// # Errors
+/// The page cannot be made.
+pub fn page_of(report: &Report, out: &Path) -> Result<String, PipelineError> {
+    let found: Option<Findings> = read_json(&out.join("bisect.json"), "bisection", FINDINGS_FORMAT_VERSION).ok();
+    let page = match found.filter(|found| found.model_hash == report.model.hash) {
+        Some(found) => html_with(report, &found),
+        None => html(report),
+    };
+    page.map_err(PipelineError::render)
 }
 
 /// Size and hash of a file that was written.

@@ -52,6 +52,7 @@ impl Job<'_> {
             Precision::new(self.reference_name(), &backend).with_comparison(&found.evaluation.reference);
         reference.reference = true;
         (reference.agreement, reference.outputs, reference.tasks) = (None, Vec::new(), Vec::new());
+        reference.classes = None;
         // Against itself a map says nothing, against label masks it does.
         if let Some(detection) = &mut reference.detection {
             detection.changed.clear();

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use super::{Job, Target};
 use crate::{
     deploy::{Given, ToDeploy, write},
-    onnx::{Model, proto::{DimensionValue, TypeValue}},
+    onnx::{
+        Model,
+        proto::{DimensionValue, TypeValue},
+    },
     session::{PipelineError, Within},
     tensor::TensorMap,
 };
@@ -25,8 +28,13 @@ impl Job<'_> {
         let name = self.reference_name();
         let subject = &self.session.subject;
         let batches = subject.fixed_batch().is_none();
-        let mut models =
-            vec![Given { precision: name, file: float, dynamic: dynamic(&subject.float), batches, expected: reference }];
+        let mut models = vec![Given {
+            precision: name,
+            file: float,
+            dynamic: dynamic(&subject.float),
+            batches,
+            expected: reference,
+        }];
         for target in targets.iter_mut().filter(|target| target.error.is_none()) {
             let (Some(artifact), Some(model)) = (&target.artifact, &target.model) else { continue };
             let expected = match (&inputs, &mut target.runner) {
@@ -64,7 +72,8 @@ impl Job<'_> {
                 Some(inputs) => Some(self.session.reference.infer(inputs)?),
                 None => None,
             };
-            let values: usize = given.iter().flat_map(|given| given.values()).map(|t| t.shape().iter().product::<usize>()).sum();
+            let values: usize =
+                given.iter().flat_map(|given| given.values()).map(|t| t.shape().iter().product::<usize>()).sum();
             let small = given.is_some() && values <= MOST_VALUES;
             if small || samples == 1 || fixed.is_some() {
                 return Ok((inputs, given));

@@ -33,7 +33,10 @@ fn read(path: &Path) -> anyhow::Result<ModelGraph> {
     }
     let sidecar = EngineSidecar::beside(path)?.filter(|sidecar| !sidecar.layers.is_empty());
     let sidecar = sidecar.with_context(|| {
-        format!("{}: the layers of an engine are drawn from what `calib build` writes beside it, which is not there", path.display())
+        format!(
+            "{}: the layers of an engine are drawn from what `calib build` writes beside it, which is not there",
+            path.display()
+        )
     })?;
     Ok(ModelGraph::of_engine(&sidecar.layers))
 }

@@ -25,7 +25,7 @@ pub(super) fn take(
     let ([(_, report)], [run]) = (reports, &args.runs[..]) else {
         anyhow::bail!("figures from elsewhere belong to one run; name one, not {}", args.runs.len());
     };
-    let folder = if run.is_dir() { run.as_path() } else { run.parent().unwrap_or(Path::new(".")) };
+    let folder = super::folder_of(run);
     anyhow::ensure!(
         run.is_dir() || run.file_name().is_some_and(|name| name == "report.json"),
         "{}: figures from elsewhere are written into report.json of a run's folder; name the folder",

@@ -1,0 +1,55 @@
+//! Overlays for Google's Model Explorer: its node data, keyed by the names of nodes, which its ONNX adapter takes as they are.
+//!
+//! The viewer reads one set of values a file, `{"results": {node: {"value": v}}, ...}`, and takes numbers or texts.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::{Report, graph::of_report};
+use crate::quantize::Rule;
+
+/// Colours of our pages: bad, in between, good.
+const COLOURS: [&str; 3] = ["#ff8f85", "#e6b35c", "#82b1f0"];
+
+/// What can be laid over the model, by its name in a file's name; only what the report knows.
+pub fn model_explorer(report: &Report) -> Vec<(&'static str, Value)> {
+    let known = of_report(report);
+    let numbers = |values: &BTreeMap<&str, f64>| -> serde_json::Map<String, Value> {
+        values.iter().map(|(node, value)| ((*node).to_owned(), json!({ "value": value }))).collect()
+    };
+    let errors = |values: &BTreeMap<&str, f64>, name: &str| {
+        // A threshold's colour is for values up to it.
+        let thresholds = [(10.0, COLOURS[0]), (20.0, COLOURS[1]), (1e9, COLOURS[2])];
+        let thresholds = thresholds.map(|(value, colour)| json!({ "value": value, "bgColor": colour }));
+        json!({ "name": name, "results": numbers(values), "thresholds": thresholds })
+    };
+    let times = known.time.iter().map(|(&node, &(ms, _))| (node, ms)).collect();
+    let gradient = [(0, "#ffffff"), (1, COLOURS[0])].map(|(stop, colour)| json!({ "stop": stop, "bgColor": colour }));
+    let words = |of: &dyn Fn(&crate::quantize::GraphNode) -> Option<String>, name: &str| {
+        let nodes = report.graph.iter().flat_map(|graph| &graph.nodes);
+        let results: serde_json::Map<String, Value> =
+            nodes.filter_map(|node| Some((node.name.clone(), json!({ "value": of(node)? })))).collect();
+        json!({ "name": name, "results": results })
+    };
+    let precision = words(
+        &|node| {
+            let precision = node.precision?;
+            let lifted = node.rule == Some(Rule::Planned) && !precision.is_quantized();
+            Some(if lifted { format!("lifted to {precision}") } else { precision.to_string() })
+        },
+        "precision",
+    );
+    let rule = words(&|node| Some(node.rule?.describe().to_owned()), "rule that decided");
+    let all = [
+        ("error", errors(&known.own, "SQNR by itself (dB)")),
+        ("accumulated", errors(&known.accumulated, "accumulated SQNR (dB)")),
+        ("precision", precision),
+        ("rule", rule),
+        (
+            "time",
+            json!({ "name": "time of the engine's layer (ms)", "results": numbers(&times), "gradient": gradient }),
+        ),
+    ];
+    all.into_iter().filter(|(_, data)| data["results"].as_object().is_some_and(|results| !results.is_empty())).collect()
+}
