@@ -57,7 +57,7 @@ fn large_and_hostile() -> Report {
 fn graph(names: &[String]) -> ModelGraph {
     let node = |i: usize| GraphNode {
         name: names.get(i).cloned().unwrap_or_else(|| {
-            let hostile = if i / 25 % 10 == 0 { HOSTILE } else { "" };
+            let hostile = if (i / 25).is_multiple_of(10) { HOSTILE } else { "" };
             format!("/stage.{}/block.{}{hostile}/Conv_{i}", i / 500, i / 25)
         }),
         op_type: ["Conv", "Relu", "Add"][i % 3].to_owned(),

@@ -119,7 +119,7 @@ impl SavedOutputs {
 
     /// The outputs of all samples, in the order of the file.
     pub fn all(&self) -> Result<TensorMap, SavedError> {
-        self.of_rows(&Vec::from_iter(0..self.samples))
+        self.of_rows(&(0..self.samples).collect::<Vec<_>>())
     }
 
     /// False where the file names its samples, and this is none of them.

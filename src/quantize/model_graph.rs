@@ -5,7 +5,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Placement, Precision, Rule};
-use crate::{backend::tensorrt::EngineLayer, onnx::Model};
+use crate::{
+    backend::tensorrt::EngineLayer,
+    onnx::{
+        Model,
+        proto::{NodeProto, ValueInfoProto},
+    },
+};
 
 /// Nodes and edges of a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -42,12 +48,12 @@ impl ModelGraph {
             .flat_map(|(index, node)| node.output.iter().map(move |output| (output.as_str(), index)))
             .filter(|(output, _)| !output.is_empty())
             .collect();
-        let node = |(index, node): (usize, &crate::onnx::proto::NodeProto)| {
+        let node = |(index, node): (usize, &NodeProto)| {
             let mut read: Vec<&str> = node.input.iter().map(String::as_str).collect();
             let mut bodies: Vec<_> = node.attribute.iter().filter_map(|attribute| attribute.g.as_ref()).collect();
             while let Some(body) = bodies.pop() {
                 read.extend(body.node.iter().flat_map(|inner| &inner.input).map(String::as_str));
-                read.extend(body.output.iter().map(|output| output.name()));
+                read.extend(body.output.iter().map(ValueInfoProto::name));
                 bodies.extend(body.node.iter().flat_map(|inner| &inner.attribute).filter_map(|a| a.g.as_ref()));
             }
             let mut from: Vec<usize> = read.into_iter().filter_map(|input| producers.get(input).copied()).collect();

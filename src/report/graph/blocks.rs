@@ -171,7 +171,9 @@ fn by_structure(graph: &ModelGraph, order: &[usize], rank: &[usize]) -> Vec<Piec
         }
     }
     let mut ends = vec![0; order.len() + 1];
-    last_reader.iter().for_each(|&last| ends[last] += 1);
+    for &last in &last_reader {
+        ends[last] += 1;
+    }
     let (mut alive, mut pieces, mut region) = (0, Vec::new(), Vec::new());
     for (place, &node) in order.iter().enumerate() {
         alive += 1;
@@ -191,7 +193,7 @@ fn by_structure(graph: &ModelGraph, order: &[usize], rank: &[usize]) -> Vec<Piec
 
 /// `Conv … Add`: the first operator and the last.
 fn ends_of(graph: &ModelGraph, pieces: &[Piece]) -> String {
-    fn edge<'p>(pieces: &'p [Piece], last: bool) -> Option<&'p Piece> {
+    fn edge(pieces: &[Piece], last: bool) -> Option<&Piece> {
         if last { pieces.last() } else { pieces.first() }
     }
     let operator = |last: bool| {
@@ -211,7 +213,7 @@ fn shortened(graph: &ModelGraph, pieces: Vec<Piece>) -> Vec<Piece> {
     if pieces.len() <= MOST_PARTS {
         return pieces;
     }
-    let count = pieces.len().div_ceil(MOST_PARTS).max(4).min(MOST_PARTS);
+    let count = pieces.len().div_ceil(MOST_PARTS).clamp(4, MOST_PARTS);
     let length = pieces.len().div_ceil(count);
     let mut pieces = pieces.into_iter();
     let mut cut = Vec::new();
@@ -292,7 +294,7 @@ pub(super) mod tests {
             .filter_map(|p| if let Part::Node(n) = p { Some(*n) } else { None })
             .collect();
         seen.sort_unstable();
-        assert_eq!(seen, Vec::from_iter(0..4000), "every node once");
+        assert_eq!(seen, (0..4000).collect::<Vec<_>>(), "every node once");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::{
     deploy::{Given, ToDeploy, write},
     onnx::{
         Model,
-        proto::{DimensionValue, TypeValue},
+        proto::{DimensionValue, TensorProto, TypeValue, ValueInfoProto},
     },
     session::{PipelineError, Within},
     tensor::TensorMap,
@@ -86,8 +86,8 @@ impl Job<'_> {
 /// Inputs of a model whose shapes are not fixed.
 fn dynamic(model: &Model) -> Vec<String> {
     let graph = model.graph();
-    let weights: std::collections::BTreeSet<&str> = graph.initializer.iter().map(|tensor| tensor.name()).collect();
-    let is_free = |input: &&crate::onnx::proto::ValueInfoProto| {
+    let weights: std::collections::BTreeSet<&str> = graph.initializer.iter().map(TensorProto::name).collect();
+    let is_free = |input: &&ValueInfoProto| {
         let Some(TypeValue::TensorType(tensor)) = input.r#type.as_ref().and_then(|kind| kind.value.as_ref()) else {
             return false;
         };
