@@ -257,7 +257,7 @@
       let next;
       if (event.key === "ArrowRight") next = beside(1);
       else if (event.key === "ArrowLeft") next = beside(-1);
-      else if (event.key === "ArrowDown") next = column(1) ?? (isBlock(id) && open.has((id - 1) / 2) ? blocks[(id - 1) / 2].c.flat().find((other) => other >= 0) : undefined);
+      else if (event.key === "ArrowDown") next = isBlock(id) && open.has((id - 1) / 2) ? blocks[(id - 1) / 2].c.flat().find((other) => other >= 0) : column(1);
       else if (event.key === "ArrowUp") next = column(-1);
       else if (event.key === "Escape" && homes[id] !== 0) { const outer = 2 * homes[id] + 1; open.delete(homes[id]); chosen = outer; draw(); choose(outer, { focus: true }); event.preventDefault(); return; }
       else if (event.key === "Enter" || event.key === " ") { if (isBlock(id)) toggle(id); else { choose(id, { focus: true }); others(id); } event.preventDefault(); return; }
