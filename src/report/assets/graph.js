@@ -210,10 +210,10 @@
     }
     function choose(id, { focus = false, scroll = false } = {}) {
       for (let block = homes[id]; ; block = blocks[block].u) { if (!open.has(block)) { open.add(block); chosen = id; draw(); } if (block === 0) break; }
-      drawn.get(chosen)?.removeAttribute("tabindex");
-      for (const group of drawn.values()) group.removeAttribute("tabindex");
       chosen = id;
       const group = drawn.get(id);
+      // What loses its tabindex loses the focus too.
+      for (const other of drawn.values()) if (other !== group) other.removeAttribute("tabindex");
       group.setAttribute("tabindex", "0");
       mark();
       tell(id);
