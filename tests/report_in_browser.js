@@ -118,6 +118,8 @@ for (const root of all("[data-network]")) {
   const at = (id) => root.querySelector(`[data-id="${id}"]`);
   const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
   const home = (node) => blocks.findIndex((block) => block.c.flat().includes(2 * node));
+  // What was clicked above has opened blocks.
+  find("close").click();
   ask("few items at first", () => items().length <= 40 && items().length > 0 || items().length);
   const closed = items().find((item) => item.getAttribute("aria-expanded") === "false");
   if (closed) {
