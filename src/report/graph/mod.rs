@@ -6,7 +6,7 @@ mod blocks;
 mod layout;
 mod page;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Report;
 use crate::{
@@ -102,17 +102,57 @@ fn lower<'a>(known: &mut BTreeMap<&'a str, f64>, node: &'a str, db: f64) {
     *kept = kept.min(db);
 }
 
-/// How the nodes of a graph differ from those of the same names in another.
+/// How a node can differ from the one of its name in another graph.
+const DIFFERENCES: [&str; 4] = ["the same", "fed by others", "another operator", "only here"];
+
+/// How the nodes of a graph differ from those of the same names in another. Q/DQ nodes are looked through: what they quantize is
+/// what feeds a node.
 pub(super) fn differences<'a>(graph: &'a ModelGraph, other: &ModelGraph) -> BTreeMap<&'a str, &'static str> {
     let others: BTreeMap<&str, &GraphNode> = other.nodes.iter().map(|node| (&*node.name, node)).collect();
-    let feeds = |graph: &ModelGraph, node: &GraphNode| -> Vec<String> {
-        node.from.iter().filter_map(|&from| Some(graph.nodes.get(from)?.name.clone())).collect()
-    };
     let difference = |node: &GraphNode| match others.get(&*node.name) {
-        None => "only here",
-        Some(there) if there.op_type != node.op_type => "another operator",
-        Some(there) if feeds(graph, node) != feeds(other, there) => "fed by others",
-        Some(_) => "the same",
+        None => DIFFERENCES[3],
+        Some(there) if there.op_type != node.op_type => DIFFERENCES[2],
+        Some(there) if feeds(graph, node) != feeds(other, there) => DIFFERENCES[1],
+        Some(_) => DIFFERENCES[0],
     };
     graph.nodes.iter().map(|node| (&*node.name, difference(node))).collect()
+}
+
+/// Names of the nodes that feed a node.
+fn feeds<'a>(graph: &'a ModelGraph, node: &GraphNode) -> BTreeSet<&'a str> {
+    let source = |&from: &usize| {
+        // A graph with a cycle must not keep this going.
+        let mut at = graph.nodes.get(from)?;
+        for _ in 0..graph.nodes.len() {
+            if !matches!(at.op_type.as_str(), "QuantizeLinear" | "DequantizeLinear") {
+                return Some(at.name.as_str());
+            }
+            at = graph.nodes.get(*at.from.first()?)?;
+        }
+        None
+    };
+    node.from.iter().filter_map(source).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{blocks::tests::graph, *};
+
+    #[test]
+    fn quantizing_a_tensor_changes_no_node_that_reads_it() {
+        let float = graph(&[("a", "Conv", &[]), ("b", "Relu", &[0]), ("c", "Add", &[0, 1])]);
+        let quantized = graph(&[
+            ("a", "Conv", &[]),
+            ("a_Q", "QuantizeLinear", &[0]),
+            ("a_DQ", "DequantizeLinear", &[1]),
+            ("b", "Relu", &[2]),
+            ("c", "Mul", &[2, 3]),
+        ]);
+        let found = differences(&quantized, &float);
+        let of = |name: &str| found[name];
+        assert_eq!((of("a"), of("b"), of("c")), ("the same", "the same", "another operator"));
+        assert_eq!((of("a_Q"), of("a_DQ")), ("only here", "only here"));
+        let cut = graph(&[("a", "Conv", &[]), ("b", "Relu", &[]), ("c", "Add", &[0, 1])]);
+        assert_eq!(differences(&cut, &float)["b"], "fed by others");
+    }
 }

@@ -4,7 +4,7 @@ use askama::Template;
 use serde_json::{Value, json};
 
 use super::{
-    Known, Picture,
+    DIFFERENCES, Known, Picture,
     blocks::{Part, tree},
     differences,
     layout::{Place, layouts},
@@ -32,6 +32,12 @@ impl Texts {
 pub(super) fn data(graph: &ModelGraph, known: &Known<'_>) -> String {
     let (mut precisions, mut rules, mut layers, mut differences) =
         (Texts::default(), Texts::default(), Texts::default(), Texts::default());
+    if !known.difference.is_empty() {
+        // In this order, so that a colour means the same in two pictures.
+        for text in DIFFERENCES {
+            differences.place(text.to_owned());
+        }
+    }
     let rounded = |value: f64| json!((value * 100.0).round() / 100.0);
     let mut nodes = Vec::new();
     for node in &graph.nodes {
