@@ -90,6 +90,12 @@ fn refuse(inputs: &[PathBuf], outputs: &[PathBuf]) -> anyhow::Result<()> {
             if let Some(file) = read.into_iter().find(|read| written.iter().any(|written| same(read, written))) {
                 anyhow::bail!("{} is an input and would be written over; choose another name for it", file.display());
             }
+            anyhow::ensure!(
+                !is_sample_of(input, output),
+                "{} is one of the samples in {} and would be written over; choose another name for it",
+                output.display(),
+                input.display()
+            );
         }
         anyhow::ensure!(
             !outputs[..at].contains(output),
@@ -98,6 +104,14 @@ fn refuse(inputs: &[PathBuf], outputs: &[PathBuf]) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Whether a file is in a folder of samples or labels, and of their kind.
+fn is_sample_of(folder: &Path, file: &Path) -> bool {
+    const ENDINGS: [&str; 11] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "npz", "npy", "txt"];
+    let (Ok(folder), Ok(file)) = (folder.canonicalize(), file.canonicalize()) else { return false };
+    let ending = file.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
+    folder.is_dir() && file.starts_with(folder) && ENDINGS.contains(&ending.as_str())
 }
 
 /// Whether two paths lead to one file, through links too.
@@ -128,6 +142,10 @@ mod tests {
         for name in ["m.onnx", "m.onnx.data", "x.onnx", "x.plan", "t.json", "l.csv", "h.calib", "report.json"] {
             std::fs::write(path(name), name).unwrap();
         }
+        std::fs::create_dir_all(path("d/cat")).unwrap();
+        for name in ["d/0.npz", "d/cat/1.PNG", "d/t.json"] {
+            std::fs::write(path(name), name).unwrap();
+        }
         std::os::unix::fs::symlink(path("m.onnx"), path("link")).unwrap();
         std::fs::hard_link(path("m.onnx"), path("hard")).unwrap();
         let check = |line: &str| {
@@ -142,6 +160,8 @@ mod tests {
             "calibrate @m.onnx --config @t.json -o @t.json",
             "calibrate --model @m.onnx --random-data --cache @hard",
             "calibrate --model @m.onnx --data @l.csv --histograms @l.csv",
+            "calibrate --model @m.onnx --data @d --histograms @d/0.npz",
+            "compare --ref ort --target @x.onnx --data @d --save-reference @d/cat/1.PNG",
             "merge @h.calib -o @h.calib",
             "quantize --model @m.onnx --table @t.json -o @t.json",
             "quantize --model @m.onnx --table @t.json -o @m.onnx",
@@ -157,6 +177,7 @@ mod tests {
         }
         assert!(check("calibrate --model @m.onnx --random-data --cache @c -o @c").unwrap_err().contains("two results"));
         check("calibrate --model @m.onnx --random-data -o @new.json --cache @new.cache").unwrap();
+        check("calibrate --model @m.onnx --data @d -o @d/t.json --histograms @d/new.npz").unwrap();
         check("quantize --model @m.onnx --table @t.json -o @new.onnx").unwrap();
         check("report @report.json -o @new.html").unwrap();
     }
