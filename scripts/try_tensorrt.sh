@@ -20,6 +20,7 @@ while [[ ${1:-} == --* ]]; do
     esac
     shift
 done
+(($# % 2 == 0)) || { echo "each model needs its data behind it: MODEL.onnx DATA" >&2; exit 2; }
 [ -x "$calib" ] || { echo "there is no $calib; run make build, or name the program with --calib" >&2; exit 2; }
 rm -rf "$out"
 mkdir -p "$out"
@@ -75,6 +76,8 @@ for ((i = 0; i + 1 < ${#models[@]}; i += 2)); do
 done
 
 archive=$out.tar.gz
-tar -czf "$archive" -C "$(dirname "$out")" --exclude='*.plan' --exclude='*.onnx' "$(basename "$out")"
+# Logs and reports, and nothing that holds a model: weights beside an ONNX file and kernels have endings of their own.
+(cd "$(dirname "$out")" && find "$(basename "$out")" -type f \( -name '*.txt' -o -name '*.json' -o -name '*.toml' -o -name '*.html' \
+    -o -name '*.xml' -o -name '*.csv' -o -name '*.md' \) -print0) | tar -czf "$archive" -C "$(dirname "$out")" --null -T -
 echo "$(wc -l < "$out/steps.txt") steps, $failed failed; attach $archive to the report (it holds no model and no engine)"
 exit $((failed > 0))

@@ -54,6 +54,13 @@ fn every_refusal_of_the_builder_is_an_error_that_says_why() {
         assert!(error.contains(expected), "{orders}: {error}");
         assert!(!plan.exists());
     }
+    // A run that requires engines reports what it has, and fails.
+    let (config, out) = (root().join("configs/demo.toml"), folder.path().join("run"));
+    let run = ["run", "--config", text(&config), "--out", text(&out), "--tensorrt", "require", "--bench-seconds", "0"];
+    let few = ["--calib-samples", "8", "--eval-samples", "8", "--method", "minmax", "--precisions", "fp32,int8"];
+    let error = ends(2, "null-engine", &[&run[..], &few].concat());
+    assert!(error.contains("--tensorrt require: no engine ran in fp32, int8"), "{error}");
+    assert!(out.join("report.json").exists());
     let node = NodeProto::new("Frobnicate", "strange", &["x"], &["y"]);
     models::save(
         folder.path(),

@@ -1,5 +1,7 @@
 //! `calib run`: the whole job. Calibrate, quantize, compare every precision with the reference, time, report.
 
+use anyhow::ensure;
+
 use super::{
     ExitStatus, Printer, host,
     settings::{Apply, model_configuration},
@@ -9,7 +11,7 @@ use crate::printer::size;
 use trtcalib::{
     artifact::write_atomic,
     compare::OutputMetrics,
-    config::RunConfig,
+    config::{RunConfig, UseTensorRt},
     report::{Report, Timing, failed_summary, summary},
     session::{RunOutcome, Session, check_folders, check_tensorrt, record_failure},
 };
@@ -38,6 +40,11 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
     }
     let page = out.join("report.html");
     printer.outcome(&report, || format!("{}\n\nreport: {}", table(&report), page.display()))?;
+    if config.tensorrt == UseTensorRt::Require {
+        let engines = report.precisions.iter().filter(|row| row.backend.starts_with("tensorrt") && row.error.is_some());
+        let engines: Vec<&str> = engines.map(|row| row.precision.as_str()).collect();
+        ensure!(engines.is_empty(), "--tensorrt require: no engine ran in {}; the report says why", engines.join(", "));
+    }
     Ok(if report.verdict.passed == Some(false) { ExitStatus::GateFailed } else { ExitStatus::Passed })
 }
 
