@@ -143,7 +143,8 @@ pub fn open_data(
         let dataset = if preprocess.is_some() { Box::new(Kept::new(collection.dataset)) } else { collection.dataset };
         Ok::<_, DatasetError>(Collection { dataset, ..collection })
     };
-    if settings.path.exists() && !holds_images(&settings.path) {
+    // A path that is not there is told by whoever opens it, whatever the model takes.
+    if !settings.path.exists() || !holds_images(&settings.path) {
         let mut collection = open_with(None)?;
         if settings.preprocess.is_some() || settings.preset.is_some() || settings.preprocessor.is_some() {
             let path = settings.path.display();

@@ -90,6 +90,8 @@ fn arrays_that_are_not_used_are_named() {
     assert!(error.contains("the arrays `label`, `note`, which are not used"), "{error}");
     let (_, error) = output(0, &mut compare(folder.path(), "renamed.npz", &[]));
     assert!(error.contains("its only array `pixels` is taken for the input `x`"), "{error}");
+    let missing = error_of(&mut compare(folder.path(), "missing", &[]));
+    assert!(missing.contains("missing: ") && !missing.contains("images feed"), "{missing}");
     let error = error_of(&mut compare(folder.path(), "other.npz", &[]));
     assert!(error.contains("the inputs `x` are missing; the arrays are `label`, `pixels`"), "{error}");
     let (_, error) = output(0, &mut compare(folder.path(), "x.npz", &["--preset", "imagenet"]));

@@ -133,7 +133,10 @@ fn an_engine_of_an_older_tensorrt_is_refused_with_the_way_that_works() {
     for command in [&compare[..], &bench, &["inspect", &old]] {
         let error = ends(2, "", command);
         assert!(error.contains("old.plan") && error.contains("TensorRT 8.6 to 10"), "{error}");
-        assert!(error.contains("trtexec --loadEngine=FILE --exportOutput=outputs.json"), "{error}");
+        assert!(
+            error.contains("trtexec --loadEngine=FILE --loadInputs=NAME:FILE.bin --exportOutput=outputs.json"),
+            "{error}"
+        );
         assert!(error.contains("--target saved:outputs.json"), "{error}");
         assert_eq!(error.contains("`make build TENSORRT=11`"), FLAVOUR == "rtx", "{error}");
     }

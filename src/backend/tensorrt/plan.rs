@@ -83,8 +83,9 @@ pub(super) fn older(engine: Flavour) -> &'static str {
     match engine {
         Flavour::TensorRtRtx => "",
         Flavour::TensorRt => {
-            "; engines of TensorRT 8.6 to 10 are run and timed by their own trtexec: compare what `trtexec \
-             --loadEngine=FILE --exportOutput=outputs.json` gives with --target saved:outputs.json"
+            "; engines of TensorRT 8.6 to 10 are run and timed by their own trtexec, as `deploy/deploy.sh` of `calib run` does: \
+             compare what `trtexec --loadEngine=FILE --loadInputs=NAME:FILE.bin --exportOutput=outputs.json`, or \
+             `polygraphy run --save-outputs outputs.json`, gives for the same inputs with --target saved:outputs.json"
         }
     }
 }
