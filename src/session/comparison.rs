@@ -102,6 +102,9 @@ impl TargetOutcome {
     }
 }
 
+/// What follows where the model of an engine cannot be compared as well.
+const UNTOLD: &str = "what the engine adds is not told apart from the error of that model";
+
 impl CompareRequest {
     fn specs(&self) -> Result<(Spec, Vec<Spec>), PipelineError> {
         let targets = self.targets.iter().map(|target| Spec::parse(target)).collect::<Result<_, _>>()?;
@@ -132,6 +135,36 @@ impl CompareRequest {
 }
 
 impl Session {
+    /// Adds the Q/DQ model of every engine that was built from one, to be run by ONNX Runtime: the error of quantization
+    /// without the engine's own. Gives the pairs of both.
+    fn add_sources(
+        &self,
+        specs: &mut Vec<Spec>,
+        names: &mut Vec<String>,
+    ) -> Result<Vec<(usize, usize)>, PipelineError> {
+        let mut pairs = Vec::new();
+        for engine in 0..specs.len() {
+            let Spec::Engine(path) = &specs[engine] else { continue };
+            let Some(sidecar) = EngineSidecar::beside(path)? else { continue };
+            if self.config.model.as_ref() == Some(&sidecar.model) || sidecar.reference.is_none() {
+                continue;
+            }
+            if !sidecar.model.exists() {
+                let (engine, model) = (path.display(), sidecar.model.display());
+                self.host.warn(&format!("{engine}: {model}, from which it was built, is not there, so {UNTOLD}"));
+                continue;
+            }
+            let source = Spec::OnnxRuntime(Some(sidecar.model.clone()), ExecutionProvider::Cpu);
+            let index = specs.iter().position(|spec| *spec == source).unwrap_or_else(|| {
+                names.push(format!("ort:{}", sidecar.model.display()));
+                specs.push(source);
+                specs.len() - 1
+            });
+            pairs.push((index, engine));
+        }
+        Ok(pairs)
+    }
+
     /// Compares targets with a reference over the session's samples. Engines that were built from a quantized model are
     /// compared with that model in ONNX Runtime as well.
     ///
@@ -140,7 +173,7 @@ impl Session {
     pub fn compare(&self, request: &CompareRequest) -> Result<CompareOutcome, PipelineError> {
         let (reference_spec, mut specs) = request.specs()?;
         let mut names = request.targets.clone();
-        let pairs = add_sources(&mut specs, &mut names, self.config.model.as_deref())?;
+        let pairs = self.add_sources(&mut specs, &mut names)?;
         let indices = self.compared_samples(request, &reference_spec, &specs)?;
         self.check_gates(&request.gates, &indices)?;
         let engine = RunnerOptions { runtime_cache: request.runtime_cache.clone(), ..RunnerOptions::default() };
@@ -156,8 +189,8 @@ impl Session {
             let side = match Side::new(spec, self, (&build, &engine), save).within(|| format!("target {name}")) {
                 // A model that was added to explain an engine's error: BF16 does not run on the CPU.
                 Err(error) if index >= request.targets.len() => {
-                    let told = "so what the engine adds is not told apart from the error of that model";
-                    self.host.warn(&format!("{name}, from which an engine was built, is left out, {told}: {error}"));
+                    self.host
+                        .warn(&format!("{name}, from which an engine was built, is left out, so {UNTOLD}: {error}"));
                     places.push(None);
                     continue;
                 }
@@ -306,31 +339,6 @@ fn float_model(reference: &Spec, targets: &[Spec]) -> Option<PathBuf> {
     file(reference).or_else(|| {
         if *reference == Spec::OnnxRuntime(None, ExecutionProvider::Cpu) { None } else { targets.iter().find_map(file) }
     })
-}
-
-/// Adds the Q/DQ model of every engine that was built from one, to be run by ONNX Runtime: the error of quantization
-/// without the engine's own. Gives the pairs of both.
-fn add_sources(
-    specs: &mut Vec<Spec>,
-    names: &mut Vec<String>,
-    float: Option<&Path>,
-) -> Result<Vec<(usize, usize)>, PipelineError> {
-    let mut pairs = Vec::new();
-    for engine in 0..specs.len() {
-        let Spec::Engine(path) = &specs[engine] else { continue };
-        let Some(sidecar) = EngineSidecar::beside(path)? else { continue };
-        if float == Some(&sidecar.model) || sidecar.reference.is_none() || !sidecar.model.exists() {
-            continue;
-        }
-        let source = Spec::OnnxRuntime(Some(sidecar.model.clone()), ExecutionProvider::Cpu);
-        let index = specs.iter().position(|spec| *spec == source).unwrap_or_else(|| {
-            names.push(format!("ort:{}", sidecar.model.display()));
-            specs.push(source);
-            specs.len() - 1
-        });
-        pairs.push((index, engine));
-    }
-    Ok(pairs)
 }
 
 /// What gives outputs, and where they are saved on the way.

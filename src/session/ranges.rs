@@ -163,7 +163,8 @@ impl Session {
             self.host.note(&format!("too few calibration samples to measure methods on: {} was taken", chosen.choice));
         }
         for step in chosen.table.recovered.iter().flat_map(|recovered| &recovered.steps) {
-            self.host.note(&format!("recovery, {step}"));
+            // The report has its steps in a table.
+            self.host.info(&format!("recovery, {step}"));
         }
         Ok(chosen)
     }

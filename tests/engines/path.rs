@@ -10,7 +10,7 @@ use std::{
 use calib_test_support::{calib_path, root};
 use serde_json::Value;
 
-use super::{Engines, FLAVOUR, ends, error_of, json, real_driver, succeeds, text, with_stand_in};
+use super::{Engines, FLAVOUR, calib_command, ends, error_of, json, real_driver, succeeds, text, with_stand_in};
 
 /// The node whose result the stand-in doubles where it is told to.
 const NODE: &str = "/blocks/blocks.2/depthwise/conv/Conv";
@@ -84,6 +84,14 @@ fn an_engine_is_built_inspected_and_compared_in_three_ways() {
     let faulty = json(&orders, &three_ways);
     assert!(sqnr(&faulty["engine_errors"][0]) < sqnr(&targets[0]), "{faulty}");
     assert_eq!(faulty["targets"][1]["result"], targets[1]["result"]);
+
+    // Where the Q/DQ model is gone, the engine is compared alone, and that is said.
+    let (moved, sidecar) = (engines.path("moved.plan"), fs::read_to_string(format!("{int8}.json")).unwrap());
+    fs::copy(&int8, &moved).unwrap();
+    fs::write(format!("{moved}.json"), sidecar.replace("int8.onnx", "gone.onnx")).unwrap();
+    let alone = calib_command("", &["compare", "--ref", "ort", "--target", &moved, "--samples", "8"]).output().unwrap();
+    let said = error_of(&alone);
+    assert!(alone.status.success() && said.contains("gone.onnx, from which it was built, is not there"), "{said}");
 
     // Without its sidecar, an engine is compared where the model is named, and says so where it is not.
     let bare = engines.path("bare.plan");
