@@ -6,6 +6,7 @@ use std::{
     fs::File,
     io::{self, BufWriter, Read, Write},
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use serde::{Deserialize, Serialize};
@@ -135,6 +136,23 @@ thread_local! {
 /// Bytes of a path that are told.
 const SHOWN_BYTES: usize = 512;
 
+/// What the whole work is about, for threads that read nothing: the first model.
+static WORKED_ON: OnceLock<([u8; SHOWN_BYTES], usize)> = OnceLock::new();
+
+/// Says what the process works on, for [`being_read`] to tell where a thread reads nothing. The first word stays.
+pub fn works_on(path: &Path) {
+    WORKED_ON.get_or_init(|| shown(path));
+}
+
+/// The end of a path, which tells more than the beginning.
+fn shown(path: &Path) -> ([u8; SHOWN_BYTES], usize) {
+    let path = path.as_os_str().as_encoded_bytes();
+    let path = &path[path.len().saturating_sub(SHOWN_BYTES)..];
+    let mut shown = [0; SHOWN_BYTES];
+    shown[..path.len()].copy_from_slice(path);
+    (shown, path.len())
+}
+
 /// Says what this thread reads while it lives: see [`being_read`].
 #[derive(Debug)]
 pub struct Reading {
@@ -144,12 +162,7 @@ pub struct Reading {
 impl Reading {
     /// The thread begins to read `path`.
     pub fn of(path: &Path) -> Self {
-        let path = path.as_os_str().as_encoded_bytes();
-        // The end tells more than the beginning.
-        let path = &path[path.len().saturating_sub(SHOWN_BYTES)..];
-        let mut shown = [0; SHOWN_BYTES];
-        shown[..path.len()].copy_from_slice(path);
-        Self { before: BEING_READ.replace((shown, path.len())) }
+        Self { before: BEING_READ.replace(shown(path)) }
     }
 }
 
@@ -159,9 +172,11 @@ impl Drop for Reading {
     }
 }
 
-/// Tells the path that this thread reads from, if it does. Takes no memory: for the moment when there is none.
+/// Tells the path that this thread reads from, or that the process works on. Takes no memory: for the moment when there is
+/// none.
 pub fn being_read(tell: &mut dyn FnMut(&[u8])) {
-    let (path, length) = BEING_READ.get();
+    let own = BEING_READ.get();
+    let (path, length) = if own.1 > 0 { own } else { WORKED_ON.get().copied().unwrap_or(own) };
     if length > 0 {
         tell(&path[..length]);
     }

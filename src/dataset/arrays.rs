@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{Dataset, DatasetError, InputSpec, SampleError};
 use crate::{
-    artifact::open_regular,
+    artifact::{Reading, open_regular},
     npz::{Archive, Array, ArrayError, parse_npy, read_npz},
     tensor::{Tensor, TensorMap, rows},
 };
@@ -31,7 +31,7 @@ pub(super) struct ArrayDataset {
 
 enum Source {
     /// The first axis of every array counts the samples; a scalar is the same for all. Rows are read when their turn comes.
-    Stacked(BTreeMap<String, Array>),
+    Stacked(PathBuf, BTreeMap<String, Array>),
     /// Each entry is one sample (or one batch of a model that fixes its batch, which is one inference call).
     Listed(Vec<TensorMap>),
     /// Each file is one sample.
@@ -71,7 +71,7 @@ impl ArrayDataset {
             return Err(invalid(path, format!("the first axis must count the samples alike; found {list}")));
         };
         let ids = (0..count).map(|index| format!("{index}")).collect();
-        Ok(Self { notes, ..Self::new(ids, Source::Stacked(arrays), inputs) })
+        Ok(Self { notes, ..Self::new(ids, Source::Stacked(path.to_owned(), arrays), inputs) })
     }
 
     /// A folder of `.npz` files, one sample each.
@@ -218,22 +218,23 @@ impl Dataset for ArrayDataset {
     fn file(&self, index: usize) -> Option<&Path> {
         match &self.source {
             Source::Files(paths) => Some(&paths[index]),
-            Source::Stacked(_) | Source::Listed(_) => None,
+            Source::Stacked(..) | Source::Listed(_) => None,
         }
     }
 
     fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {
         let bad = |reason: String| SampleError { sample: self.ids[index].clone(), reason };
         match &self.source {
-            Source::Stacked(arrays) => arrays
-                .iter()
-                .map(|(name, array)| {
+            Source::Stacked(path, arrays) => {
+                let _reading = Reading::of(path);
+                let of = |(name, array): (&String, &Array)| {
                     let spec = self.inputs.iter().find(|input| input.name == *name);
                     // An axis more than the model takes: each element is a whole input.
                     let whole = spec.is_some_and(|spec| spec.shape.len() + 1 == array.shape().len());
                     Ok((name.clone(), row(array, index, whole).map_err(|error| bad(error.to_string()))?))
-                })
-                .collect(),
+                };
+                arrays.iter().map(of).collect()
+            }
             Source::Listed(feeds) => Ok(feeds[index].clone()),
             Source::Files(paths) => {
                 let arrays = read_npz(&paths[index]).map_err(|error| bad(error.to_string()))?;

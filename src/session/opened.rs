@@ -19,7 +19,7 @@ use crate::{
         layerwise::{LayerError, LayerwiseOptions, OutputNoiseOptions, Samples, layerwise},
         operators::Pair,
     },
-    artifact::ContentHash,
+    artifact::{ContentHash, works_on},
     backend::{BuildOptions, ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     bench::Mode,
     calibrate::{BiasCorrection, Choice, Effort},
@@ -128,6 +128,7 @@ impl Session {
             threads => threads,
         };
         host.detail(&format!("reading {}", model.display()));
+        works_on(&model);
         let subject = Subject::load(runtime, &model, &config.shape)?;
         for finding in &subject.findings {
             host.warn(&format!("{}; {}", finding.message, finding.hint));
