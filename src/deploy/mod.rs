@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The scripts leave `deploy.tar`: manifest, expected outputs, and in `measured/` the machine, the models' SHA-256 and for
-//! each precision what trtexec exports. [`measured`] reads it into a report.
+//! each precision what trtexec exports. `measured` reads it into a report.
 
 mod figures;
 mod folder;
