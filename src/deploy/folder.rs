@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     DeployError, DeployedModel, GivenInput, MANIFEST_FORMAT_VERSION, Manifest,
+    manifest::MANIFEST,
     script::{calib, trtexec},
 };
 use crate::{
@@ -44,15 +45,47 @@ pub struct Given<'a> {
     pub expected: Option<TensorMap>,
 }
 
-/// Writes the folder anew.
+/// Name of the folder while it is being made.
+const MAKING: &str = ".deploy.new";
+
+/// Refuses a folder that is there and no deployment: it would be replaced.
 ///
 /// # Errors
-/// A file cannot be linked, copied, read or written.
-pub fn write(folder: &Path, what: &ToDeploy<'_>) -> Result<Manifest, DeployError> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(DeployError::io("replace", folder)(error)),
-        _ => {}
+/// There is one, with something in it.
+pub fn check_free(folder: &Path) -> Result<(), DeployError> {
+    let taken = match fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_some() && !folder.join(MANIFEST).is_file(),
+        Err(_) => fs::symlink_metadata(folder).is_ok(),
+    };
+    if !taken {
+        return Ok(());
     }
+    let reason = "a run leaves its deployment there, and this is none; move it, or name another folder with --out";
+    Err(DeployError::content(folder, reason))
+}
+
+/// Writes the folder anew; a former one stays until the new one is whole.
+///
+/// # Errors
+/// What is there is no deployment; a file cannot be linked, copied, read or written.
+pub fn write(folder: &Path, what: &ToDeploy<'_>) -> Result<Manifest, DeployError> {
+    check_free(folder)?;
+    let making = folder.with_file_name(MAKING);
+    remove(&making)?;
+    let manifest = fill(&making, what)?;
+    remove(folder)?;
+    fs::rename(&making, folder).map_err(DeployError::io("make", folder))?;
+    Ok(manifest)
+}
+
+fn remove(folder: &Path) -> Result<(), DeployError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DeployError::io("replace", folder)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn fill(folder: &Path, what: &ToDeploy<'_>) -> Result<Manifest, DeployError> {
     for part in ["models", "inputs", "expected"] {
         let path = folder.join(part);
         fs::create_dir_all(&path).map_err(DeployError::io("make", &path))?;
@@ -158,4 +191,36 @@ fn runnable(path: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn runnable(_path: &Path) -> io::Result<()> {
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_deployment_stays_as_it_is() {
+        let out = tempfile::tempdir().unwrap();
+        let folder = out.path().join("deploy");
+        let hash = ContentHash::of_bytes(b"model");
+        let what = ToDeploy { model_hash: &hash, models: Vec::new(), inputs: None, samples: 0 };
+        write(&folder, &what).unwrap();
+        fs::write(folder.join("models/old.onnx"), b"old").unwrap();
+        write(&folder, &what).unwrap();
+        assert!(
+            folder.join(MANIFEST).is_file() && !folder.join("models/old.onnx").exists(),
+            "a former one is replaced"
+        );
+        assert!(!out.path().join(MAKING).exists());
+        // Someone's own folder, or a file, of that name.
+        fs::remove_dir_all(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        check_free(&folder).unwrap();
+        fs::write(folder.join("deploy.yaml"), b"mine").unwrap();
+        let error = write(&folder, &what).unwrap_err().to_string();
+        assert!(error.contains("deploy: ") && error.contains("--out"), "{error}");
+        assert_eq!(fs::read(folder.join("deploy.yaml")).unwrap(), b"mine");
+        fs::remove_dir_all(&folder).unwrap();
+        fs::write(&folder, b"mine").unwrap();
+        assert!(check_free(&folder).is_err());
+    }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    DeployError, Manifest,
+    DEPLOY, DeployError, Manifest,
     figures::{Figures, Known, Parts, figures},
     machine::machine,
     pack::unpack,
@@ -127,7 +127,7 @@ pub fn measured_files(
     files: &Files,
     called: &str,
 ) -> Result<Vec<String>, DeployError> {
-    let deployed = run.join("deploy");
+    let deployed = run.join(DEPLOY);
     let manifest = if deployed.is_dir() { Some(Manifest::read(&deployed)?) } else { None };
     let precisions: BTreeSet<&String> =
         [&files.times, &files.profile, &files.layers, &files.outputs].into_iter().flat_map(BTreeMap::keys).collect();
@@ -169,13 +169,12 @@ fn tolerant(whole: &Parts, known: &Known<'_>, there: &Machine, notes: &mut Vec<S
             Ok(found) => return found,
             Err(error) => {
                 notes.push(format!("{}: {error}", known.precision));
-                let own = error.to_string();
-                let slots = [&mut parts.layers, &mut parts.times, &mut parts.profile, &mut parts.outputs];
-                let named = |path: &PathBuf| own.contains(&*path.to_string_lossy());
-                let mut given: Vec<_> = slots.into_iter().filter(|slot| slot.is_some()).collect();
-                let bad = given.iter().position(|slot| slot.as_ref().is_some_and(named)).unwrap_or(0);
-                if let Some(slot) = given.get_mut(bad) {
-                    **slot = None;
+                let Parts { times, profile, layers, outputs } = &mut parts;
+                for part in [times, profile, layers, outputs] {
+                    // Without a file of its own, an error takes all of them with it.
+                    if error.path().is_none_or(|path| part.as_deref() == Some(path)) {
+                        *part = None;
+                    }
                 }
             }
         }

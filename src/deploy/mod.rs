@@ -21,7 +21,7 @@ mod pack;
 mod script;
 mod times;
 
-pub use folder::{Given, ToDeploy, write};
+pub use folder::{Given, ToDeploy, check_free, write};
 pub use manifest::{DeployedModel, GivenInput, MANIFEST_FORMAT_VERSION, Manifest};
 pub use measured::{Files, measured_archive, measured_files};
 
@@ -31,6 +31,9 @@ use std::{
 };
 
 use crate::{artifact::ArtifactError, npz::ArrayError};
+
+/// The folder, within that of the run.
+pub const DEPLOY: &str = "deploy";
 
 /// Why something cannot be deployed, or what came back cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +65,14 @@ pub enum DeployError {
 }
 
 impl DeployError {
+    /// The file that it is about, where it is one from elsewhere.
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Io { path, .. } | Self::Content { path, .. } => Some(path),
+            Self::Artifact(_) | Self::Array(_) => None,
+        }
+    }
+
     fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { doing, path, source }

@@ -70,7 +70,7 @@ mod tests {
         assert_eq!(fs::read(folder.path().join("measured/a.txt")).unwrap(), b"hi");
         for (name, kind) in [
             ("../a.txt", tar::EntryType::Regular),
-            ("/tmp/a.txt", tar::EntryType::Regular),
+            ("/a.txt", tar::EntryType::Regular),
             ("a", tar::EntryType::Symlink),
             ("a", tar::EntryType::Link),
         ] {

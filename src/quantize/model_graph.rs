@@ -38,6 +38,15 @@ pub struct GraphNode {
     pub rule: Option<Rule>,
 }
 
+impl GraphNode {
+    /// Its precision in words, which tell where a plan chose it over a quantized one.
+    pub fn precision_in_words(&self) -> Option<String> {
+        let precision = self.precision?;
+        let lifted = self.rule == Some(Rule::Planned) && !precision.is_quantized();
+        Some(if lifted { format!("lifted to {precision}") } else { precision.to_string() })
+    }
+}
+
 impl ModelGraph {
     /// The main graph of a model. What nested graphs read of it counts as read by the node that holds them.
     pub fn of(model: &Model) -> Self {

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{Report, graph::of_report};
-use crate::quantize::Rule;
 
 /// Colours of our pages: bad, in between, good.
 const COLOURS: [&str; 3] = ["#ff8f85", "#e6b35c", "#82b1f0"];
@@ -32,14 +31,7 @@ pub fn model_explorer(report: &Report) -> Vec<(&'static str, Value)> {
             nodes.filter_map(|node| Some((node.name.clone(), json!({ "value": of(node)? })))).collect();
         json!({ "name": name, "results": results })
     };
-    let precision = words(
-        &|node| {
-            let precision = node.precision?;
-            let lifted = node.rule == Some(Rule::Planned) && !precision.is_quantized();
-            Some(if lifted { format!("lifted to {precision}") } else { precision.to_string() })
-        },
-        "precision",
-    );
+    let precision = words(&crate::quantize::GraphNode::precision_in_words, "precision");
     let rule = words(&|node| Some(node.rule?.describe().to_owned()), "rule that decided");
     let all = [
         ("error", errors(&known.own, "SQNR by itself (dB)")),

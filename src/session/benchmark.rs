@@ -14,7 +14,7 @@ use crate::{
     backend::{
         Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Runner,
         onnxruntime::{emulation, lowest_bits},
-        tensorrt::{EngineSidecar, Library, RunnerOptions, require_library, run_engine},
+        tensorrt::{EngineSidecar, Flavour, RunnerOptions, require_library, run_engine},
     },
     bench::{LAYER_CALLS, Measurement, Mode, Protocol, SystemClock, Target, Timing, run, slowdowns},
     config::RunConfig,
@@ -101,10 +101,10 @@ enum Kind {
     Engine(Box<Engine>),
 }
 
-/// An engine, the library that runs it, and what its sidecar tells if it has one.
+/// An engine, which library runs it, and what its sidecar tells if it has one.
 struct Engine {
     path: PathBuf,
-    library: Library,
+    flavour: Flavour,
     version: String,
     precision: Option<Precision>,
     options: RunnerOptions,
@@ -114,7 +114,13 @@ impl Engine {
     fn new(path: &Path, options: &RunnerOptions) -> Result<Self, PipelineError> {
         let library = require_library(options.search_in.as_deref())?;
         let precision = EngineSidecar::beside(path)?.and_then(|sidecar| sidecar.precision?.parse().ok());
-        Ok(Self { path: path.to_owned(), version: library.version()?, library, precision, options: options.clone() })
+        Ok(Self {
+            path: path.to_owned(),
+            flavour: library.flavour,
+            version: library.version()?,
+            precision,
+            options: options.clone(),
+        })
     }
 }
 
@@ -145,7 +151,7 @@ impl Subject {
     fn library(&self) -> Option<(String, String)> {
         match &self.kind {
             Kind::Model(..) => None,
-            Kind::Engine(engine) => Some((engine.library.flavour.to_string(), engine.version.clone())),
+            Kind::Engine(engine) => Some((engine.flavour.to_string(), engine.version.clone())),
         }
     }
 
@@ -153,7 +159,7 @@ impl Subject {
         match &self.kind {
             Kind::Model(_, provider) => mode(*provider, threads),
             Kind::Engine(engine) => Mode {
-                provider: engine.library.flavour.to_string().to_lowercase(),
+                provider: engine.flavour.to_string().to_lowercase(),
                 threads: 1,
                 transfers: true,
                 cuda_graph: engine.options.cuda_graph,

@@ -118,11 +118,8 @@ impl BisectOptions {
             Some(Spec::Engine(_) | Spec::Saved(_)) => false,
             None | Some(Spec::OnnxRuntime(..)) => true,
         };
-        let find = self.find.unwrap_or(match gates.is_empty() {
-            true if is_model => Find::Layers,
-            true => Find::First,
-            false => Find::Plan,
-        });
+        let without_gates = if is_model { Find::Layers } else { Find::First };
+        let find = self.find.unwrap_or(if gates.is_empty() { without_gates } else { Find::Plan });
         ensure!(
             find != Find::Layers || is_model,
             "--find layers takes a model as its target, a file ending in .onnx; look into this one with --find first or tensors"

@@ -26,6 +26,7 @@ use crate::{
     backend::{Backend, BuildOptions, Runner},
     compare::Gate,
     dataset::Split,
+    deploy::{DEPLOY, check_free},
     quantize::{Placement, Precision, Rule, Shifted},
     report::Report,
 };
@@ -65,6 +66,7 @@ impl Session {
         check_tensorrt(self.config.tensorrt)?;
         times::check(self)?;
         let out = OutputFolder::open(&self.config)?;
+        check_free(&out.join(DEPLOY))?;
         failure::set_aside(&out)?;
         let mut job = Job::new(self, out, command)?;
         let names: Vec<&str> = job.precisions().iter().map(|precision| precision.name()).collect();
@@ -233,7 +235,12 @@ impl<'a> Job<'a> {
 
     /// Makes the model of every precision but the reference's. What cannot be made is reported; what cannot be written
     /// ends the run.
-    fn targets(&self, calibrated: Option<&Calibrated>) -> Result<Vec<Target>, PipelineError> {
+    fn targets(&mut self, calibrated: Option<&Calibrated>) -> Result<Vec<Target>, PipelineError> {
+        let session = &mut *self.session;
+        if session.provider.gpu().is_none() {
+            let build = BuildOptions { side_by_side: true, ..session.build_options(session.threads) };
+            session.reference = session.subject.reference(session.runtime, &build)?;
+        }
         self.precisions()
             .into_iter()
             .map(|precision| {
@@ -271,7 +278,8 @@ impl<'a> Job<'a> {
         target.imitation = self.imitation(&quantized, target.precision)?;
         target.placement = Some(quantized.placement);
         let model = target.model.insert(quantized.model);
-        let build = self.session.build_options(self.session.threads);
+        let side_by_side = self.session.reference.at_once() > 1;
+        let build = BuildOptions { side_by_side, ..self.session.build_options(self.session.threads) };
         target.runner = Some(self.session.runtime.build(target.imitation.as_ref().unwrap_or(model), &build)?);
         Ok(())
     }
@@ -344,7 +352,10 @@ impl<'a> Job<'a> {
         self.time_engines(&mut engines)?;
         self.session.host.check()?;
         self.session.host.stage("reporting");
-        self.deploy(&mut targets)?;
+        // What was measured is not lost for want of room for this.
+        if let Err(error) = self.deploy(&mut targets) {
+            self.session.host.warn(&format!("deploy/ was not written: {}", describe(&error)));
+        }
         self.assemble(assemble::Found {
             calibrated,
             targets,
@@ -383,11 +394,10 @@ impl<'a> Job<'a> {
     ) -> Result<Evaluation, PipelineError> {
         let session = &mut *self.session;
         // An engine that runs in the same pass has samples come as it takes them.
-        if session.provider.gpu().is_none() && engines.iter().all(|engine| engine.runner.is_none()) {
-            let build = BuildOptions { side_by_side: true, ..session.build_options(session.threads) };
+        if session.reference.at_once() > 1 && engines.iter().any(|engine| engine.runner.is_some()) {
+            let build = session.build_options(session.threads);
             session.reference = session.subject.reference(session.runtime, &build)?;
-            let build = BuildOptions { side_by_side: session.reference.at_once() > 1, ..build };
-            for target in targets.iter_mut().filter(|target| build.side_by_side && target.runner.is_some()) {
+            for target in targets.iter_mut().filter(|target| target.runner.is_some()) {
                 if let Some(model) = target.imitation.as_ref().or(target.model.as_ref()) {
                     target.runner = Some(session.runtime.build(model, &build)?);
                 }

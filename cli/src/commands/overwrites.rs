@@ -64,7 +64,13 @@ pub(super) fn check(command: &Command) -> anyhow::Result<()> {
                     .map(|run| if run.is_dir() { run.join("report.json") } else { run.clone() }),
             );
             inputs.extend(args.measured.measured.iter().cloned());
-            outputs.extend(args.output.clone());
+            let files = args.measured.files().into_iter().flatten();
+            inputs.extend(files.filter_map(|given| Some(given.split_once('=')?.1.into())));
+            outputs.extend(args.output.iter().chain(&args.model_explorer).cloned());
+        }
+        Command::Inspect(args) if args.graph => {
+            inputs.extend([&args.file].into_iter().chain(&args.against).cloned());
+            outputs.push(args.output.clone());
         }
         Command::Inspect(_) | Command::Doctor | Command::Completions { .. } | Command::Man => {}
     }
@@ -163,6 +169,9 @@ mod tests {
             "calibrate --model @m.onnx --data @d --histograms @d/0.npz",
             "compare --ref ort --target @x.onnx --data @d --save-reference @d/cat/1.PNG",
             "merge @h.calib -o @h.calib",
+            "inspect @m.onnx --graph -o @link",
+            "inspect @m.onnx --graph --against @x.onnx -o @x.onnx",
+            "report @d --times int8=@t.json --machine here -o @t.json",
             "quantize --model @m.onnx --table @t.json -o @t.json",
             "quantize --model @m.onnx --table @t.json -o @m.onnx",
             "quantize --model @m.onnx --table @t.json -o @m.onnx.data",
@@ -180,5 +189,6 @@ mod tests {
         check("calibrate --model @m.onnx --data @d -o @d/t.json --histograms @d/new.npz").unwrap();
         check("quantize --model @m.onnx --table @t.json -o @new.onnx").unwrap();
         check("report @report.json -o @new.html").unwrap();
+        check("inspect @m.onnx --graph -o @new.html").unwrap();
     }
 }

@@ -9,10 +9,7 @@ use super::{
     differences,
     layout::{Place, layouts},
 };
-use crate::{
-    quantize::{ModelGraph, Rule},
-    report::html::nonce,
-};
+use crate::{quantize::ModelGraph, report::html::nonce};
 
 /// Texts by their places in a list.
 #[derive(Default)]
@@ -42,10 +39,7 @@ pub(super) fn data(graph: &ModelGraph, known: &Known<'_>) -> String {
     let mut nodes = Vec::new();
     for node in &graph.nodes {
         let name = node.name.as_str();
-        let precision = node.precision.map(|precision| {
-            let lifted = node.rule == Some(Rule::Planned) && !precision.is_quantized();
-            precisions.place(if lifted { format!("lifted to {precision}") } else { precision.to_string() })
-        });
+        let precision = node.precision_in_words().map(|words| precisions.place(words));
         let time = known.time.get(name);
         let mut values = vec![
             json!(name),

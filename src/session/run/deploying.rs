@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{Job, Target};
 use crate::{
-    deploy::{Given, ToDeploy, write},
+    deploy::{DEPLOY, Given, ToDeploy, write},
     onnx::{
         Model,
         proto::{DimensionValue, TensorProto, TypeValue, ValueInfoProto},
@@ -21,7 +21,7 @@ const MOST_VALUES: usize = 2_000_000;
 impl Job<'_> {
     /// Writes the folder.
     pub(super) fn deploy(&mut self, targets: &mut [Target]) -> Result<(), PipelineError> {
-        let folder = self.out.join("deploy");
+        let folder = self.out.join(DEPLOY);
         let float = self.float_file()?;
         let (inputs, reference) = self.given_inputs()?;
         let samples = inputs.as_ref().and_then(|inputs| inputs.values().next()?.shape().first().copied()).unwrap_or(1);
