@@ -155,7 +155,10 @@ mod tests {
         std::os::unix::fs::symlink(path("m.onnx"), path("link")).unwrap();
         std::fs::hard_link(path("m.onnx"), path("hard")).unwrap();
         let check = |line: &str| {
-            let words = line.split(' ').map(|word| word.strip_prefix('@').map_or(word.to_owned(), path));
+            let words = line.split(' ').map(|word| match word.split_once('@') {
+                Some((before, name)) => format!("{before}{}", path(name)),
+                None => word.to_owned(),
+            });
             let cli = Cli::try_parse_from(std::iter::once("calib".to_owned()).chain(words)).unwrap();
             check(&cli.command).map_err(|error| error.to_string())
         };
