@@ -1,9 +1,9 @@
 //! The command line: what can be typed. Every flag of a run is also a key of its configuration file.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use trtcalib::{compare::Gate, config::UseTensorRt, quantize::Precision};
+use trtcalib::{compare::Gate, config::UseTensorRt, quantize::Precision, session::Shard};
 
 mod bisect;
 mod engines;
@@ -49,7 +49,7 @@ pub enum Command {
     Run(RunArgs),
     /// Observe the ranges of activations; also writes the mergeable histograms
     Calibrate(CalibrateArgs),
-    /// Join the histograms of several shards into the table of a single run
+    /// Join what several shards observed or compared into the table or the figures of a single run
     Merge(MergeArgs),
     /// Write a model with explicit Q/DQ (INT8, FP8) or converted to FP16/BF16
     Quantize(QuantizeArgs),
@@ -65,6 +65,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Render a report again, or one report over many runs (models × precisions)
     Report(ReportArgs),
+    /// Write out a small model with its images, and do the whole job on them
+    Demo(DemoArgs),
     /// Say what was found on this machine, what it lacks and how to get it
     Doctor,
     /// Print a completion script for a shell
@@ -192,6 +194,17 @@ pub struct RunArgs {
     pub summary: Option<PathBuf>,
 }
 
+/// `calib demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Folder for the model, the images and the results
+    #[arg(value_name = "DIR", default_value = "calib-demo")]
+    pub folder: PathBuf,
+    /// Further options, as `calib run` takes them
+    #[arg(last = true, value_name = "OPTIONS")]
+    pub run: Vec<OsString>,
+}
+
 /// `calib calibrate`.
 #[derive(Debug, Args)]
 pub struct CalibrateArgs {
@@ -207,9 +220,10 @@ pub struct CalibrateArgs {
     /// TensorRT calibration cache to write as well (TensorRT 10 and older)
     #[arg(long, value_name = "FILE")]
     pub cache: Option<PathBuf>,
-    /// Observe only part i of n of the calibration samples; join the parts with `calib merge`
+    /// Observe only part i of n of the calibration samples; join the parts with `calib merge`. `auto` and `auto/N` read
+    /// which part it is from the environment of a Slurm array or a Kubernetes Indexed Job
     #[arg(long, value_name = "I/N")]
-    pub shard: Option<String>,
+    pub shard: Option<Shard>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub data: DataArgs,
@@ -233,9 +247,10 @@ pub struct MergeArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub config: ConfigArgs,
-    /// Histogram files of all shards
+    /// Files of all shards: histograms of `calib calibrate --shard`, or parts of `calib compare --shard`, which need no
+    /// more than their files
     #[arg(required = true, value_name = "FILE")]
-    pub histograms: Vec<PathBuf>,
+    pub parts: Vec<PathBuf>,
     /// Table to write (JSON)
     #[arg(short, long, value_name = "FILE", default_value = "calibration.json")]
     pub output: PathBuf,
@@ -320,6 +335,13 @@ pub struct CompareArgs {
     /// Threshold on a metric, e.g. top1=0.98 (repeatable); failing one gives exit status 1
     #[arg(long, value_name = "METRIC=VALUE")]
     pub gate: Vec<Gate>,
+    /// Compare only part i of n of the samples and write what was counted to `--part`; join the parts with `calib merge`.
+    /// `auto` and `auto/N` read which part it is from the environment of a Slurm array or a Kubernetes Indexed Job
+    #[arg(long, value_name = "I/N", requires = "part", conflicts_with_all = ["save_reference", "save_target"])]
+    pub shard: Option<Shard>,
+    /// File for what a shard counted (JSON)
+    #[arg(long, value_name = "FILE", requires = "shard")]
+    pub part: Option<PathBuf>,
     /// Save the reference's outputs (.npz)
     #[arg(long, value_name = "FILE")]
     pub save_reference: Option<PathBuf>,

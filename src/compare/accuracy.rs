@@ -46,6 +46,25 @@ impl RightCounts {
         rank == 0
     }
 
+    /// Adds what was counted over other samples.
+    fn append(&mut self, later: Self) {
+        self.samples += later.samples;
+        self.top1 += later.top1;
+        self.top5 += later.top5;
+        // Empty before the first label.
+        self.further.resize(self.further.len().max(later.further.len()), 0);
+        self.further.iter_mut().zip(later.further).for_each(|(count, more)| *count += more);
+        self.one_above += later.one_above;
+        self.one_below += later.one_below;
+        self.beyond_classes += later.beyond_classes;
+        for (label, answers) in later.answers {
+            let mine = self.answers.entry(label).or_default();
+            for (answer, count) in answers {
+                *mine.entry(answer).or_default() += count;
+            }
+        }
+    }
+
     /// Share right among the best k of the further k at `index`; `None` without labels.
     pub fn further(&self, index: usize) -> Option<f64> {
         self.further.get(index).map(|&count| self.share(count))
@@ -114,6 +133,14 @@ impl PairedCounts {
         let target_right = self.target.push(target, label, classes, further);
         self.only_reference += u64::from(reference_right && !target_right);
         self.only_target += u64::from(target_right && !reference_right);
+    }
+
+    /// Adds what was counted over other samples.
+    pub fn append(&mut self, later: Self) {
+        self.reference.append(later.reference);
+        self.target.append(later.target);
+        self.only_reference += later.only_reference;
+        self.only_target += later.only_target;
     }
 
     /// What the target does to single classes; `None` without labels.

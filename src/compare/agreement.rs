@@ -72,6 +72,15 @@ impl AgreementCounts {
         same_first
     }
 
+    /// Adds what was counted over other samples.
+    pub fn append(&mut self, later: &Self) {
+        self.samples += later.samples;
+        self.same_first += later.same_first;
+        self.overlap += later.overlap;
+        self.same_set += later.same_set;
+        self.first_in_best += later.first_in_best;
+    }
+
     pub fn agreement(&self) -> Agreement {
         Agreement {
             top1: self.share(self.same_first),

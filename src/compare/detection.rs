@@ -172,6 +172,12 @@ impl Detections {
         Ok(())
     }
 
+    /// Adds the boxes of later samples.
+    pub fn append(&mut self, later: Self) {
+        self.traits = self.traits.or(later.traits);
+        self.pictures.extend(later.pictures);
+    }
+
     /// The figures, with intervals of at most `resamples` draws.
     pub fn finish(&self, names: &[String], resamples: usize) -> DetectionResult {
         let (agreement, changed) = self.agreement(resamples);

@@ -13,6 +13,7 @@ use super::{
     heads::Head,
     parts::by_scale,
     segmentation::{ClassMap, MapCounts},
+    totals::Totals,
 };
 use crate::{
     backend::Tensors,
@@ -107,11 +108,11 @@ impl<'a> Sample<'a> {
 /// It can be written and read in the middle of the samples; it goes on as if nothing had happened.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Comparison {
-    options: CompareOptions,
-    samples: u64,
-    outputs: Vec<Output>,
+    pub(super) options: CompareOptions,
+    pub(super) samples: u64,
+    pub(super) outputs: Vec<Output>,
     ignored_outputs: Vec<String>,
-    detections: Option<Detections>,
+    pub(super) detections: Option<Detections>,
     /// The outputs of a head that chose its boxes: place by place they cannot be compared.
     chosen: Vec<OutputPair>,
 }
@@ -130,9 +131,9 @@ pub(super) struct Batch<'a> {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Output {
     pub pair: OutputPair,
-    pub sums: PairSums,
+    pub sums: Totals,
     pub parts: PartSums,
-    integers: bool,
+    pub integers: bool,
     /// `None` before the first sample.
     pub task: Option<Task>,
 }
@@ -146,19 +147,19 @@ pub(super) enum Task {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Map {
-    kind: OutputKind,
+    pub kind: OutputKind,
     labelled: bool,
-    counts: MapCounts,
+    pub counts: MapCounts,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Classification {
-    classes: usize,
+    pub classes: usize,
     labelled: bool,
-    counts: AgreementCounts,
-    further: Vec<AgreementCounts>,
-    right: PairedCounts,
-    flips: Flips,
+    pub counts: AgreementCounts,
+    pub further: Vec<AgreementCounts>,
+    pub right: PairedCounts,
+    pub flips: Flips,
 }
 
 impl Comparison {
@@ -260,11 +261,12 @@ impl Comparison {
 
     /// The figures over all samples.
     pub fn finish(self) -> ComparisonResult {
-        let non_finite = self.outputs.iter().filter(|output| !output.sums.non_finite.is_empty());
+        let non_finite =
+            self.outputs.iter().map(|output| (output.pair.reference.clone(), output.sums.sums().non_finite));
         ComparisonResult {
             samples: self.samples as usize,
             outputs: self.outputs.iter().map(|output| output.metrics(&self.options)).collect(),
-            non_finite: non_finite.map(|output| (output.pair.reference.clone(), output.sums.non_finite)).collect(),
+            non_finite: non_finite.filter(|(_, counts)| !counts.is_empty()).collect(),
             tasks: self.outputs.iter().filter_map(Output::result).collect(),
             detection: self
                 .detections
@@ -321,14 +323,14 @@ pub(super) fn row<'a>(
 
 impl Output {
     fn new(pair: OutputPair) -> Self {
-        Self { pair, sums: PairSums::default(), parts: PartSums::default(), integers: false, task: None }
+        Self { pair, sums: Totals::default(), parts: PartSums::default(), integers: false, task: None }
     }
 
     fn metrics(&self, options: &CompareOptions) -> OutputMetrics {
         let name = &self.pair.reference;
         let parts = options.parts.get(name).cloned().unwrap_or_else(|| by_scale(&self.parts));
         let parts = self.parts.figures(&parts).iter().map(|(part, sums)| PartMetrics::new(part, sums)).collect();
-        OutputMetrics { integers: self.integers, parts, ..self.sums.metrics(name) }
+        OutputMetrics { integers: self.integers, parts, ..self.sums.sums().metrics(name) }
     }
 
     /// Whether sums by part are needed of a sample, besides those of the whole.

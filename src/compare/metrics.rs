@@ -164,15 +164,15 @@ impl PairSums {
 }
 
 /// A float as its bits, since JSON holds neither infinities nor NaN.
-mod exact {
+pub(super) mod exact {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
-    pub(super) fn serialize<S: Serializer>(x: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<S: Serializer>(x: &f64, serializer: S) -> Result<S::Ok, S::Error> {
         x.to_bits().serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
         u64::deserialize(deserializer).map(f64::from_bits)
     }
 }
@@ -260,7 +260,7 @@ impl NonFinite {
         self.differing += u64::from(!(r == t || r.is_nan() && t.is_nan()));
     }
 
-    fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         self.reference_nan += other.reference_nan;
         self.reference_infinite += other.reference_infinite;
         self.target_nan += other.target_nan;

@@ -4,6 +4,7 @@
 
 mod accuracy;
 mod agreement;
+mod append;
 pub mod average_precision;
 pub mod boxes;
 mod classes;
@@ -19,6 +20,7 @@ mod metrics;
 mod parts;
 mod saved;
 mod segmentation;
+mod totals;
 
 pub use agreement::{FIVE, TopK, top_k};
 pub use classes::{ClassAccuracy, Classes, Confusion};
@@ -460,6 +462,14 @@ pub enum CompareError {
         /// The sample.
         sample: String,
         /// What does not fit.
+        reason: String,
+    },
+    /// Two comparisons do not go on from each other.
+    #[error("output `{output}` {reason}; join parts of one comparison, of the same models and options")]
+    Parts {
+        /// The output.
+        output: String,
+        /// What differs.
         reason: String,
     },
     /// The values do not fit the output's kind.

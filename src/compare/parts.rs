@@ -25,7 +25,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::PairSums;
+use super::{PairSums, totals::Totals};
 use crate::tensor::TensorView;
 
 /// Longest axis that parts are looked for along.
@@ -76,7 +76,7 @@ pub struct PartSums {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct AxisSums {
     axis: usize,
-    positions: Vec<PairSums>,
+    positions: Vec<Totals>,
 }
 
 impl PartSums {
@@ -91,7 +91,7 @@ impl PartSums {
         let shape = reference.shape;
         if !std::mem::replace(&mut self.begun, true) && Self::suits(shape) {
             let suited = shape.iter().enumerate().filter(|(_, extent)| (2..=LONGEST).contains(*extent));
-            let sums = |(axis, &extent)| AxisSums { axis, positions: vec![PairSums::default(); extent] };
+            let sums = |(axis, &extent)| AxisSums { axis, positions: vec![Totals::default(); extent] };
             self.axes = suited.map(sums).collect();
         }
         self.axes.retain(|sums| shape.get(sums.axis) == Some(&sums.positions.len()));
@@ -102,13 +102,31 @@ impl PartSums {
         for AxisSums { axis, positions } in &mut self.axes {
             let inner: usize = shape[*axis + 1..].iter().product::<usize>().max(1);
             let extent = positions.len();
+            let mut sample = vec![PairSums::default(); extent];
             for (index, (r, t)) in r.chunks(inner).zip(t.chunks(inner)).enumerate() {
-                let sums = &mut positions[index % extent];
+                let sums = &mut sample[index % extent];
                 for (&r, &t) in r.iter().zip(t) {
                     if r.is_finite() && t.is_finite() {
                         sums.push(r, t);
                     }
                 }
+            }
+            positions.iter_mut().zip(&sample).for_each(|(totals, sums)| totals.add(sums));
+        }
+    }
+
+    /// Adds what was added up over later samples elsewhere.
+    pub(super) fn append(&mut self, later: Self) {
+        if !self.begun {
+            *self = later;
+        } else if later.begun {
+            let other = |sums: &AxisSums| {
+                later.axes.iter().find(|other| (other.axis, other.positions.len()) == (sums.axis, sums.positions.len()))
+            };
+            self.axes.retain(|sums| other(sums).is_some());
+            for sums in &mut self.axes {
+                let positions = other(sums).into_iter().flat_map(|other| &other.positions);
+                sums.positions.iter_mut().zip(positions).for_each(|(totals, later)| totals.append(later));
             }
         }
     }
@@ -118,7 +136,7 @@ impl PartSums {
         let figure = |part: &Part| {
             let sums = self.axes.iter().find(|sums| sums.axis == part.axis)?;
             let mut total = PairSums::default();
-            sums.positions.get(part.range.clone())?.iter().for_each(|position| total.add(position));
+            sums.positions.get(part.range.clone())?.iter().for_each(|position| total.add(&position.sums()));
             Some((part.clone(), total))
         };
         parts.iter().filter_map(figure).collect()
@@ -132,7 +150,8 @@ impl PartSums {
 /// a feature map, nothing is split.
 pub fn by_scale(sums: &PartSums) -> Vec<Part> {
     let split = |sums: &AxisSums| {
-        let level = |position: &PairSums| {
+        let level = |position: &Totals| {
+            let position = position.sums();
             0.5 * (position.reference_squares / position.count.max(1) as f64).max(f64::MIN_POSITIVE).log2()
         };
         let levels: Vec<f64> = sums.positions.iter().map(level).collect();

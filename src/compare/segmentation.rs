@@ -127,6 +127,12 @@ impl Overlaps {
         }
     }
 
+    fn append(&mut self, later: &Self) {
+        self.pixels += later.pixels;
+        self.equal += later.equal;
+        (0..).zip(&later.classes).for_each(|(class, &counts)| self.count(class, counts));
+    }
+
     fn share_equal(&self) -> f64 {
         self.equal as f64 / self.pixels.max(1) as f64
     }
@@ -199,6 +205,13 @@ impl MapCounts {
             self.target_labels.push(&mask.classes, &target.classes, ignored);
         }
         Ok(())
+    }
+
+    /// Adds what was counted over other samples.
+    pub fn append(&mut self, later: &Self) {
+        self.agreement.append(&later.agreement);
+        self.reference_labels.append(&later.reference_labels);
+        self.target_labels.append(&later.target_labels);
     }
 
     /// Figures of the reference (against itself, and the labels) and of the target.

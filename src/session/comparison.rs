@@ -5,21 +5,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Serialize;
-
 use super::{
-    PipelineError, Session, Spec, Within, describe,
-    evaluation::{EvaluateOptions, Outputs, Recorder, evaluate_pairs},
+    PipelineError, Session, Shard, Spec, Within,
+    compared::{CompareOutcome, Compared, Compares, Comparing},
+    evaluation::{EvaluateOptions, Outputs, Recorder, count},
     ranges::sample_hash,
     target::fill_from_sidecar,
 };
 use crate::{
+    artifact::{ArtifactError, ContentHash},
     backend::{
         Backend, BuildOptions, ExecutionProvider,
         onnxruntime::widens_halves,
         tensorrt::{EngineSidecar, RunnerOptions, run_engine},
     },
-    compare::{ComparisonResult, Footprint, Gate, GateResult, Needs, SavedOutputs},
+    compare::{Gate, Needs, SavedOutputs},
     config::RunConfig,
     onnx::Model,
     quantize::calibrated_on,
@@ -47,59 +47,6 @@ pub struct CompareRequest {
     pub save_target: Option<PathBuf>,
     /// File that keeps the kernels which TensorRT-RTX compiles for this GPU.
     pub runtime_cache: Option<PathBuf>,
-}
-
-/// The outcome for one target.
-#[derive(Debug, Serialize)]
-pub struct TargetOutcome {
-    /// Name of the target.
-    pub target: String,
-    /// What it is compared with, where that is not the reference.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub against: Option<String>,
-    /// Why it was not run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-    /// All figures.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub result: Option<ComparisonResult>,
-    /// The gates, with what was measured.
-    pub gates: Vec<GateResult>,
-}
-
-/// What a comparison found.
-#[derive(Debug, Serialize)]
-pub struct CompareOutcome {
-    /// Whether every target ran and passed every gate.
-    pub passed: bool,
-    /// Name of the reference.
-    pub reference: String,
-    /// Samples that were compared.
-    pub samples: usize,
-    /// Samples that could not be read, with the reasons.
-    pub skipped: Vec<String>,
-    /// What was asked for, and the models that engines among them were built from.
-    pub targets: Vec<TargetOutcome>,
-    /// Engines against the models that they were built from, in ONNX Runtime: what the engine adds to the error of
-    /// quantization.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub engine_errors: Vec<TargetOutcome>,
-}
-
-impl TargetOutcome {
-    fn new(target: &str) -> Self {
-        Self { target: target.to_owned(), against: None, error: None, result: None, gates: Vec::new() }
-    }
-
-    fn take(&mut self, result: Result<ComparisonResult, PipelineError>, gates: &[Gate], footprint: Footprint) {
-        match result {
-            Ok(result) => {
-                self.gates = gates.iter().map(|gate| gate.evaluate(&result, &footprint)).collect();
-                self.result = Some(result);
-            }
-            Err(error) => self.error = Some(describe(&error)),
-        }
-    }
 }
 
 /// What follows where the model of an engine cannot be compared as well.
@@ -171,6 +118,16 @@ impl Session {
     /// # Errors
     /// Something cannot be opened, or the reference cannot be run; a target that cannot is told in its outcome.
     pub fn compare(&self, request: &CompareRequest) -> Result<CompareOutcome, PipelineError> {
+        let (outcome, reference) = self.compared(request, None)?.finish();
+        self.label_warnings(&reference).iter().for_each(|warning| self.host.warn(warning));
+        Ok(outcome)
+    }
+
+    /// The same up to what is counted, over all samples or over the part of one machine.
+    ///
+    /// # Errors
+    /// As [`Session::compare`].
+    pub fn compared(&self, request: &CompareRequest, shard: Option<&Shard>) -> Result<Compared, PipelineError> {
         let (reference_spec, mut specs) = request.specs()?;
         let mut names = request.targets.clone();
         let pairs = self.add_sources(&mut specs, &mut names)?;
@@ -182,13 +139,14 @@ impl Session {
         let build = BuildOptions { side_by_side, ..self.build_options(self.threads) };
         let mut reference = Side::new(&reference_spec, self, (&build, &engine), request.save_reference.as_deref())?;
         let mut targets = Vec::new();
-        let mut outcomes: Vec<TargetOutcome> = Vec::new();
+        let mut compares = Vec::new();
         let mut places = Vec::new();
         for (index, (spec, name)) in specs.iter().zip(&names).enumerate() {
             let save = request.save_target.as_deref().filter(|_| index == 0);
+            let gated = index < request.targets.len();
             let side = match Side::new(spec, self, (&build, &engine), save).within(|| format!("target {name}")) {
                 // A model that was added to explain an engine's error: BF16 does not run on the CPU.
-                Err(error) if index >= request.targets.len() => {
+                Err(error) if !gated => {
                     self.host
                         .warn(&format!("{name}, from which an engine was built, is left out, so {UNTOLD}: {error}"));
                     places.push(None);
@@ -198,47 +156,54 @@ impl Session {
             };
             places.push(Some(targets.len()));
             targets.push(side);
-            outcomes.push(TargetOutcome::new(name));
+            compares.push(Compares { name: name.clone(), size_mb: size_mb(spec), gated });
         }
         let pairs: Vec<_> =
             pairs.iter().filter_map(|&(model, engine)| Some((places[model]?, places[engine]?))).collect();
-        let specs: Vec<_> =
-            specs.iter().zip(&places).filter(|(_, place)| place.is_some()).map(|(spec, _)| spec).collect();
         self.host.stage("comparing");
         let options = EvaluateOptions { batch: self.batch, policy: self.policy, compare: self.compare_options() };
-        let work = self.host.begin("comparing", indices.len());
+        let mine = &indices[shard.map_or(0..indices.len(), |shard| shard.range(indices.len()))];
+        let work = self.host.begin("comparing", mine.len());
         let progress = |samples: usize| work.advance(samples);
         let control = self.control(&progress);
         let mut sides: Vec<&mut dyn Outputs> = targets.iter_mut().map(Side::outputs).collect();
-        let dataset = self.dataset();
-        let evaluation = evaluate_pairs(reference.outputs(), &mut sides, &pairs, dataset, &indices, &options, control)?;
+        let (counted, ran) = count(reference.outputs(), &mut sides, &pairs, self.dataset(), mine, &options, control)?;
         drop(work);
-        self.warn_halved("the comparison", evaluation.fitting_batch);
-        self.label_warnings(&evaluation.reference).iter().for_each(|warning| self.host.warn(warning));
-        for (index, (outcome, result)) in outcomes.iter_mut().zip(evaluation.targets).enumerate() {
-            // Gates are for what was asked for, not for what was added to explain it.
-            let gates = if index < request.targets.len() { &*request.gates } else { &[] };
-            outcome.take(result, gates, Footprint { size_mb: size_mb(specs[index]), ..Footprint::default() });
-        }
-        let mut engine_errors = Vec::new();
-        for (&(source, engine), result) in pairs.iter().zip(evaluation.pairs) {
-            let mut outcome = TargetOutcome::new(&names[engine]);
-            outcome.against = Some(outcomes[source].target.clone());
-            outcome.take(result, &[], Footprint::default());
-            engine_errors.push(outcome);
-        }
+        self.warn_halved("the comparison", ran.fitting_batch);
         for side in std::iter::once(reference).chain(targets) {
             side.finish()?;
         }
-        let passed = |outcome: &TargetOutcome| outcome.error.is_none() && outcome.gates.iter().all(|gate| gate.passed);
-        Ok(CompareOutcome {
-            passed: outcomes.iter().all(passed),
+        let comparing = Comparing {
+            context: self.compared_context(request, &reference_spec, &specs, &indices, &options)?,
             reference: request.reference.clone(),
-            samples: evaluation.ids.len(),
-            skipped: evaluation.summary.skipped.iter().map(ToString::to_string).collect(),
-            targets: outcomes,
-            engine_errors,
-        })
+            targets: compares,
+            gates: request.gates.clone(),
+            pairs,
+            tolerated: if self.policy.strict { 0.0 } else { self.policy.max_share * self.dataset().len() as f64 },
+        };
+        Ok(Compared::new(comparing, shard, counted, ran.summary.skipped))
+    }
+
+    /// Hash over all that the parts of one comparison have in common.
+    fn compared_context(
+        &self,
+        request: &CompareRequest,
+        reference: &Spec,
+        targets: &[Spec],
+        indices: &[usize],
+        options: &EvaluateOptions,
+    ) -> Result<ContentHash, PipelineError> {
+        let file = |spec: &Spec| match spec {
+            Spec::OnnxRuntime(None, _) => Ok(self.subject.float.hash.clone()),
+            Spec::OnnxRuntime(Some(path), _) | Spec::Saved(path) | Spec::Engine(path) => {
+                ContentHash::of_file(path).map_err(|source| ArtifactError::Read { path: path.clone(), source })
+            }
+        };
+        let files = std::iter::once(reference).chain(targets).map(file).collect::<Result<Vec<_>, _>>()?;
+        let data = self.data_hash(indices);
+        let common = (&self.subject.float.hash, data, &request.reference, &request.targets, files, &request.gates);
+        let common = serde_json::to_vec(&(common, &options.compare));
+        Ok(ContentHash::of_bytes(&common.map_err(|error| PipelineError::Input(error.to_string()))?))
     }
 }
 

@@ -66,6 +66,36 @@ pub fn evaluate_pairs(
     options: &EvaluateOptions,
     control: Control<'_>,
 ) -> Result<Evaluation, PipelineError> {
+    let (counted, ran) = count(reference, targets, pairs, dataset, indices, options, control)?;
+    let finish = |comparisons: Vec<Result<Comparison, PipelineError>>| {
+        comparisons.into_iter().map(|comparison| comparison.map(Comparison::finish)).collect()
+    };
+    let Counted { ids, own, targets, pairs } = counted;
+    let (reference, targets, pairs) = (own.finish(), finish(targets), finish(pairs));
+    let Ran { summary, fitting_batch, .. } = ran;
+    Ok(Evaluation { reference, targets, pairs, summary, ids, fitting_batch })
+}
+
+/// What [`evaluate_pairs`] counted, before figures are made of it: parts of the samples go on from each other.
+pub(super) struct Counted {
+    /// Names of the samples compared, in order.
+    pub ids: Vec<String>,
+    /// The reference against itself.
+    pub own: Comparison,
+    pub targets: Vec<Result<Comparison, PipelineError>>,
+    pub pairs: Vec<Result<Comparison, PipelineError>>,
+}
+
+/// Counts; see [`evaluate_pairs`].
+pub(super) fn count(
+    reference: &mut dyn Outputs,
+    targets: &mut [&mut dyn Outputs],
+    pairs: &[(usize, usize)],
+    dataset: &dyn Dataset,
+    indices: &[usize],
+    options: &EvaluateOptions,
+    control: Control<'_>,
+) -> Result<(Counted, Ran), PipelineError> {
     let names = reference.names();
     let new = |a: &[String], b: &[String]| Ok(Comparison::new(a, b, options.compare.clone())?);
     let mut state = State {
@@ -97,13 +127,8 @@ pub fn evaluate_pairs(
     if matches!(ran, Ok(_) | Err(PipelineError::Pass(PassError::Stopped))) {
         evaluating.save(&at)?;
     }
-    let Ran { summary, fitting_batch, .. } = ran?;
-    let finish = |comparisons: Vec<Result<Comparison, PipelineError>>| {
-        comparisons.into_iter().map(|comparison| comparison.map(Comparison::finish)).collect()
-    };
     let State { position, own, targets, pairs } = evaluating.state;
-    let (reference, targets, pairs) = (own.finish(), finish(targets), finish(pairs));
-    Ok(Evaluation { reference, targets, pairs, summary, ids: position.ids, fitting_batch })
+    Ok((Counted { ids: position.ids, own, targets, pairs }, ran?))
 }
 
 /// Compares what the sources of one pass give: the reference, then the targets.

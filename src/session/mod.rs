@@ -23,6 +23,7 @@ mod benchmark;
 mod bisect;
 pub mod calibration;
 pub mod checkpoint;
+mod compared;
 mod comparison;
 pub mod data;
 pub mod detector;
@@ -43,22 +44,25 @@ mod run;
 #[cfg(test)]
 mod same_figures;
 mod scheme;
+mod shard;
 mod suggest;
 mod target;
 mod timings;
 
 pub use benchmark::{BenchOptions, BenchOutcome, counted};
 pub use bisect::{BisectOptions, BisectOutcome, Find};
-pub use comparison::{CompareOutcome, CompareRequest, TargetOutcome};
+pub use compared::{CompareOutcome, Compared, TargetOutcome};
+pub use comparison::CompareRequest;
 pub use engine::{EngineOrder, declared};
 pub use events::{Event, Host, Interrupted, Sink};
 pub use folder::{OutputFolder, check_folders};
 pub use formats::FloatTypes;
 pub use opened::Session;
 pub use quantization::{QuantizeOutcome, QuantizeRequest, quantize_file, read_table};
-pub use ranges::{CalibrateOptions, Calibrated, Shard};
+pub use ranges::{CalibrateOptions, Calibrated};
 pub use run::{RunOutcome, check_tensorrt, page_of, record_failure, write_report};
 pub use scheme::{quantize_options, scheme, unmatched};
+pub use shard::Shard;
 pub use target::{Spec, fill_from_sidecar};
 
 use std::sync::atomic::AtomicBool;

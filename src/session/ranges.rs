@@ -1,9 +1,9 @@
 //! Ranges of a session's model: observe its calibration samples, then choose how thresholds are made of the counts.
 
-use std::{path::Path, str::FromStr, time::Instant};
+use std::{path::Path, time::Instant};
 
 use super::{
-    PipelineError, Session,
+    PipelineError, Session, Shard,
     calibration::{Chosen, Observation, hold_out},
     checkpoint::Checkpoints,
     environment::peak_rss_bytes,
@@ -12,32 +12,10 @@ use super::{
 use crate::{
     artifact::ContentHash,
     calibrate::{CalibrationTable, Choice, Histograms, Provenance, Shards},
-    config::ConfigError,
     dataset::{Dataset, SampleError},
     pass::Ran,
     quantize::Precision,
 };
-
-/// Part `index` (from 0) of `count` parts of the calibration samples. Reads as `1/4`, counted from 1.
-#[derive(Clone, Debug)]
-pub struct Shard {
-    index: usize,
-    count: usize,
-    shards: Shards,
-}
-
-impl FromStr for Shard {
-    type Err = ConfigError;
-
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let invalid = || ConfigError::Value { key: "shard", reason: format!("`{text}` does not read like 2/8") };
-        let (index, count) = text.split_once('/').ok_or_else(invalid)?;
-        let (index, count): (u32, u32) = (index.parse().map_err(|_| invalid())?, count.parse().map_err(|_| invalid())?);
-        let zero_based = index.checked_sub(1).ok_or_else(invalid)?;
-        let shards = Shards::one(zero_based, count).ok_or_else(invalid)?;
-        Ok(Self { index: zero_based as usize, count: count as usize, shards })
-    }
-}
 
 /// What [`Session::calibrate`] works on and leaves on the way.
 #[derive(Clone, Copy, Default)]
@@ -258,15 +236,4 @@ pub(super) fn sample_hash(dataset: &dyn Dataset, index: usize) -> Option<String>
         ContentHash::of_bytes(&bytes)
     };
     Some(hash.as_str()[..16].to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shards_count_from_one() {
-        assert!("1/4".parse::<Shard>().is_ok_and(|shard| (shard.index, shard.count) == (0, 4)));
-        assert!(["0/4", "5/4", "1"].iter().all(|text| text.parse::<Shard>().is_err()));
-    }
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::{
-    ExitStatus, Printer, host,
+    ExitStatus, Printer, compare, host,
     settings::{Apply, configuration, model_configuration, one_size},
 };
 use crate::args::{CalibrateArgs, GlobalArgs, MergeArgs};
@@ -16,7 +16,7 @@ use trtcalib::{
     dataset::SampleError,
     pass::Ran,
     quantize::Precision,
-    session::{CalibrateOptions, Session, Shard, check_folders, environment::peak_rss_bytes},
+    session::{CalibrateOptions, Compared, Session, check_folders, environment::peak_rss_bytes},
 };
 
 /// What the tensors are observed for. FP8 quantizes the same.
@@ -79,13 +79,12 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     args.kinds.apply(&mut config)?;
-    let shard = args.shard.as_deref().map(str::parse::<Shard>).transpose()?;
     let histogram_file = args.histograms.clone().unwrap_or_else(|| args.output.with_file_name("histograms.calib"));
     check_folders([&*args.output, &histogram_file].into_iter().chain(args.cache.as_deref()))?;
     let session = Session::open(config, global.ort_library.as_deref(), &host(printer))?;
     session.require_operators(PRECISION)?;
     let mut outcome = Outcome { histograms: Some(&histogram_file), ..Outcome::default() };
-    if let Some(shard) = &shard {
+    if let Some(shard) = &args.shard {
         let observed = session.observe(PRECISION, &session.calibration_samples(), Some(shard), None)?;
         observed.histograms.save(&histogram_file)?;
         outcome.take(&observed.histograms, observed.seconds, &observed.ran, &observed.ran.summary.skipped);
@@ -108,7 +107,10 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
 
 /// Joins the histograms of shards; with model and data the table is that of a single run, bit for bit.
 pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) -> anyhow::Result<ExitStatus> {
-    let mut files = args.histograms.iter();
+    if args.parts.iter().any(|part| Compared::is_at(part)) {
+        return merge_comparison(printer, args);
+    }
+    let mut files = args.parts.iter();
     let Some(first) = files.next() else { anyhow::bail!("no histogram files were given") };
     let mut merged = Histograms::load(first)?;
     for file in files {
@@ -148,6 +150,14 @@ pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) ->
         format!("{}: {} tensors from {} samples", args.output.display(), outcome.tensors, outcome.samples)
     })?;
     Ok(ExitStatus::Passed)
+}
+
+/// Joins the parts of a comparison: the figures are those of a single run, to the last digit.
+fn merge_comparison(printer: &Printer, args: &MergeArgs) -> anyhow::Result<ExitStatus> {
+    let parts = args.parts.iter().map(|part| Compared::load(part)).collect::<Result<Vec<_>, _>>()?;
+    let (outcome, reference) = Compared::join(parts)?.finish();
+    reference.tasks.iter().filter_map(|task| task.label_hint.as_ref()).for_each(|hint| printer.warn(hint));
+    compare::verdict(printer, &outcome)
 }
 
 fn write_table(table: &CalibrationTable, path: &Path, cache: Option<&Path>) -> anyhow::Result<()> {

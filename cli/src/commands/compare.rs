@@ -1,8 +1,9 @@
 //! `calib compare`: the same samples through a reference and one or several targets.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use serde::Serialize;
 
 use super::{
     ExitStatus, Printer, host,
@@ -34,11 +35,29 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
         save_target: args.save_target.clone(),
         runtime_cache: args.runtime_cache.clone(),
     };
-    check_folders([&args.save_reference, &args.save_target].into_iter().flatten().map(PathBuf::as_path))?;
+    check_folders([&args.save_reference, &args.save_target, &args.part].into_iter().flatten().map(PathBuf::as_path))?;
     request.complete(&mut config)?;
     let session = Session::open(config, global.ort_library.as_deref(), &host(printer))?;
-    let outcome = session.compare(&request)?;
-    printer.outcome(&outcome, || describe(&outcome))?;
+    if let Some((shard, part)) = args.shard.as_ref().zip(args.part.as_deref()) {
+        let compared = session.compared(&request, Some(shard))?;
+        compared.save(part)?;
+        let samples = compared.samples();
+        printer.outcome(&Part { part, samples }, || format!("{samples} samples, part {shard}: {}", part.display()))?;
+        return Ok(ExitStatus::Passed);
+    }
+    verdict(printer, &session.compare(&request)?)
+}
+
+/// What a shard wrote, for `--json`.
+#[derive(Serialize)]
+struct Part<'a> {
+    part: &'a Path,
+    samples: usize,
+}
+
+/// Prints what a comparison found, and ends with it.
+pub(super) fn verdict(printer: &Printer, outcome: &CompareOutcome) -> anyhow::Result<ExitStatus> {
+    printer.outcome(&outcome, || describe(outcome))?;
     let failed: Vec<String> =
         outcome.targets.iter().filter_map(|o| Some(format!("{}: {}", o.target, o.error.as_ref()?))).collect();
     anyhow::ensure!(failed.is_empty(), "a target could not be run: {}", failed.join("; "));

@@ -16,6 +16,7 @@ mod bisect;
 mod build;
 mod calibrate;
 mod compare;
+mod demo;
 mod doctor;
 mod guard;
 mod inspect;
@@ -54,6 +55,7 @@ pub fn main(global: &GlobalArgs, command: Command) -> u8 {
 
 fn dispatch(printer: &Printer, global: &GlobalArgs, command: Command) -> anyhow::Result<ExitStatus> {
     match command {
+        Command::Demo(args) => demo::demo(printer, global, &args),
         Command::Doctor => doctor::doctor(printer, global),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -92,6 +94,7 @@ fn command_name(command: &Command) -> &'static str {
         Command::Report(_) => "report",
         Command::Bisect(_) => "bisect",
         Command::Inspect(_) => "inspect",
+        Command::Demo(_) => "demo",
         Command::Doctor => "doctor",
         Command::Completions { .. } => "completions",
         Command::Man => "man",

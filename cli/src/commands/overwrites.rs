@@ -27,7 +27,7 @@ pub(super) fn check(command: &Command) -> anyhow::Result<()> {
         Command::Merge(args) => {
             read(&[&args.model, &args.config.config]);
             read(&data(&args.data).each_ref());
-            inputs.extend(args.histograms.iter().cloned());
+            inputs.extend(args.parts.iter().cloned());
             outputs.extend(args.merged.iter().cloned().chain([args.output.clone()]));
         }
         Command::Quantize(args) => {
@@ -43,7 +43,7 @@ pub(super) fn check(command: &Command) -> anyhow::Result<()> {
             read(&data(&args.data).each_ref());
             let specs = args.reference.iter().chain(&args.targets).chain(&args.specs);
             inputs.extend(specs.filter_map(|spec| file(spec)));
-            outputs.extend([&args.save_reference, &args.save_target].into_iter().flatten().cloned());
+            outputs.extend([&args.save_reference, &args.save_target, &args.part].into_iter().flatten().cloned());
         }
         Command::Bench(args) => {
             read(&[&args.model, &args.config.config]);
@@ -72,7 +72,7 @@ pub(super) fn check(command: &Command) -> anyhow::Result<()> {
             inputs.extend([&args.file].into_iter().chain(&args.against).cloned());
             outputs.push(args.output.clone());
         }
-        Command::Inspect(_) | Command::Doctor | Command::Completions { .. } | Command::Man => {}
+        Command::Inspect(_) | Command::Demo(_) | Command::Doctor | Command::Completions { .. } | Command::Man => {}
     }
     refuse(&inputs, &outputs)
 }

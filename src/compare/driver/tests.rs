@@ -27,12 +27,16 @@ fn outputs(range: std::ops::Range<usize>, disturbance: f32) -> TensorMap {
 }
 
 fn compare(total: usize, batch: usize, written: bool) -> ComparisonResult {
+    compared(0..total, batch, written).finish()
+}
+
+fn compared(all: std::ops::Range<usize>, batch: usize, written: bool) -> Comparison {
     let order = names(&["logits", "map", "boxes"]);
     let options = CompareOptions { top_k: vec![3], max_flips: 2, ..CompareOptions::default() };
     let mut comparison = Comparison::new(&order, &order, options).unwrap();
-    let ids: Vec<String> = (0..total).map(|i| format!("{i}.jpg")).collect();
-    for start in (0..total).step_by(batch) {
-        let range = start..(start + batch).min(total);
+    let ids: Vec<String> = (0..all.end).map(|i| format!("{i}.jpg")).collect();
+    for start in all.clone().step_by(batch) {
+        let range = start..(start + batch).min(all.end);
         let sample = |i: usize| Sample {
             id: &ids[i],
             label: (!i.is_multiple_of(3)).then_some(i as u32 % 12),
@@ -46,7 +50,22 @@ fn compare(total: usize, batch: usize, written: bool) -> ComparisonResult {
             comparison = serde_json::from_str(&text).unwrap();
         }
     }
-    comparison.finish()
+    comparison
+}
+
+#[test]
+fn parts_that_were_compared_apart_add_up_to_the_bits_of_the_whole() {
+    let whole = compare(37, 5, false);
+    for cuts in [vec![0, 37], vec![0, 0, 11, 12, 30, 37, 37], vec![0, 36, 37]] {
+        let mut parts = cuts.windows(2).map(|cut| compared(cut[0]..cut[1], 3, true));
+        let mut joined = parts.next().unwrap();
+        parts.for_each(|part| joined.append(part).unwrap());
+        assert_eq!(joined.finish(), whole, "{cuts:?}");
+    }
+    let order = names(&["logits", "map"]);
+    let other = Comparison::new(&order, &order, CompareOptions::default()).unwrap();
+    let error = compared(0..5, 5, false).append(other).unwrap_err().to_string();
+    assert!(error.contains("`boxes` is not in both"), "{error}");
 }
 
 #[test]

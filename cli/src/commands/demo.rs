@@ -1,0 +1,77 @@
+//! `calib demo`: writes out the embedded example and does the whole job on it.
+
+use std::{
+    ffi::OsString,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+
+use super::{ExitStatus, Printer, run};
+use crate::args::{Cli, Command, DemoArgs, GlobalArgs};
+use trtcalib::artifact::write_atomic;
+
+/// The configuration, which names the other files, in the folder.
+const CONFIG: &str = "configs/demo.toml";
+
+/// Model, images, labels and configuration, in a tar archive.
+static FILES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/demo.tar"));
+
+/// Writes the files and runs the job.
+pub(super) fn demo(printer: &Printer, global: &GlobalArgs, args: &DemoArgs) -> anyhow::Result<ExitStatus> {
+    let config = write(&args.folder)?;
+    printer.note(&format!("wrote a model, 640 images and {}", config.display()));
+    let words = ["calib", "run", "--config"].map(OsString::from);
+    let words = words.into_iter().chain([config.into_os_string()]).chain(args.run.iter().cloned());
+    match Cli::try_parse_from(words)?.command {
+        Command::Run(args) => run::run(printer, global, &args),
+        _ => anyhow::bail!("only options of `calib run` may follow"),
+    }
+}
+
+/// Writes the example into `folder`, and gives the path of its configuration.
+fn write(folder: &Path) -> anyhow::Result<PathBuf> {
+    let config = folder.join(CONFIG);
+    let is_empty = std::fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none());
+    ensure!(
+        is_empty || config.exists(),
+        "{} is there and holds something else; name another folder, or an empty one",
+        folder.display()
+    );
+    for entry in tar::Archive::new(FILES).entries()? {
+        let mut entry = entry?;
+        let path = folder.join(entry.path()?);
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes)?;
+        // What is there already is not written again: other programs may be reading it.
+        if std::fs::read(&path).is_ok_and(|there| there == bytes) {
+            continue;
+        }
+        let parent = path.parent().unwrap_or(folder);
+        std::fs::create_dir_all(parent).with_context(|| format!("{} cannot be made", parent.display()))?;
+        write_atomic(&path, &bytes)?;
+    }
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_that_of_the_repository_and_other_folders_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = write(folder.path()).unwrap();
+        for name in [CONFIG, "calib_data/demo.onnx", "calib_data/labels.csv", "calib_data/images/0639.png"] {
+            let original = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
+            assert_eq!(std::fs::read(folder.path().join(name)).unwrap(), std::fs::read(original).unwrap(), "{name}");
+        }
+        assert_eq!(std::fs::read_dir(folder.path().join("calib_data/images")).unwrap().count(), 640);
+        assert_eq!(write(folder.path()).unwrap(), config);
+        let other = tempfile::tempdir().unwrap();
+        std::fs::write(other.path().join("mine.txt"), "").unwrap();
+        assert!(write(other.path()).unwrap_err().to_string().contains("something else"));
+    }
+}

@@ -1,0 +1,260 @@
+//! What a comparison counted, over all samples or over one part of them, and the figures of it.
+//!
+//! Parts are files of JSON. Joined in order they are what a single run counts, bit for bit: counts are integers, sums do
+//! not depend on how samples are put together.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{PipelineError, Shard, describe, evaluation::Counted};
+use crate::{
+    artifact::{ArtifactError, ContentHash, Tool, open_regular, read_json, write_json},
+    compare::{Comparison, ComparisonResult, Footprint, Gate, GateResult},
+    dataset::SampleError,
+};
+
+/// What `format_version` is in the file of a part.
+pub const PART_FORMAT_VERSION: u32 = 1;
+
+/// The outcome for one target.
+#[derive(Debug, Serialize)]
+pub struct TargetOutcome {
+    /// Name of the target.
+    pub target: String,
+    /// What it is compared with, where that is not the reference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub against: Option<String>,
+    /// Why it was not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// All figures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<ComparisonResult>,
+    /// The gates, with what was measured.
+    pub gates: Vec<GateResult>,
+}
+
+impl TargetOutcome {
+    fn new(target: &str, counted: Counts, gates: &[Gate], footprint: &Footprint) -> Self {
+        let mut outcome =
+            Self { target: target.to_owned(), against: None, error: None, result: None, gates: Vec::new() };
+        match counted {
+            Ok(counted) => {
+                let result = counted.finish();
+                outcome.gates = gates.iter().map(|gate| gate.evaluate(&result, footprint)).collect();
+                outcome.result = Some(result);
+            }
+            Err(error) => outcome.error = Some(error),
+        }
+        outcome
+    }
+}
+
+/// What a comparison found.
+#[derive(Debug, Serialize)]
+pub struct CompareOutcome {
+    /// Whether every target ran and passed every gate.
+    pub passed: bool,
+    /// Name of the reference.
+    pub reference: String,
+    /// Samples that were compared.
+    pub samples: usize,
+    /// Samples that could not be read, with the reasons.
+    pub skipped: Vec<String>,
+    /// What was asked for, and the models that engines among them were built from.
+    pub targets: Vec<TargetOutcome>,
+    /// Engines against the models that they were built from, in ONNX Runtime: what the engine adds to the error of
+    /// quantization.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub engine_errors: Vec<TargetOutcome>,
+}
+
+/// A comparison, or why it could not go on.
+type Counts = Result<Comparison, String>;
+
+/// A target as it is named in the outcome.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Compares {
+    pub name: String,
+    pub size_mb: Option<f64>,
+    /// Gates are for what was asked for, not for what was added to explain it.
+    pub gated: bool,
+}
+
+/// What is compared, before anything has run.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Comparing {
+    /// Hash over all that every part must have in common.
+    pub context: ContentHash,
+    pub reference: String,
+    pub targets: Vec<Compares>,
+    pub gates: Vec<Gate>,
+    /// Targets that are compared with each other, too.
+    pub pairs: Vec<(usize, usize)>,
+    /// Bad samples that are tolerated over all parts.
+    pub tolerated: f64,
+}
+
+/// What a comparison counted: a whole, or part of one.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Compared {
+    format_version: u32,
+    tool: Tool,
+    /// The part, from 0, of how many.
+    part: (usize, usize),
+    comparing: Comparing,
+    samples: usize,
+    skipped: Vec<SampleError>,
+    own: Comparison,
+    targets: Vec<Counts>,
+    pairs: Vec<Counts>,
+}
+
+impl Compared {
+    pub(super) fn new(
+        comparing: Comparing,
+        shard: Option<&Shard>,
+        counted: Counted,
+        skipped: Vec<SampleError>,
+    ) -> Self {
+        let plain = |counts: Vec<Result<Comparison, PipelineError>>| {
+            counts.into_iter().map(|counts| counts.map_err(|error| describe(&error))).collect()
+        };
+        Self {
+            format_version: PART_FORMAT_VERSION,
+            tool: Tool::current(),
+            part: shard.map_or((0, 1), |shard| (shard.index, shard.count)),
+            comparing,
+            samples: counted.ids.len(),
+            skipped,
+            own: counted.own,
+            targets: plain(counted.targets),
+            pairs: plain(counted.pairs),
+        }
+    }
+
+    /// Samples that were compared.
+    pub fn samples(&self) -> usize {
+        self.samples
+    }
+
+    /// Writes a part.
+    ///
+    /// # Errors
+    /// A target could not be run, or the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), PipelineError> {
+        let names = self.comparing.targets.iter().map(|target| &target.name);
+        if let Some((name, Err(error))) = names.zip(&self.targets).find(|(_, counts)| counts.is_err()) {
+            bail!("the target {name} could not be run: {error}");
+        }
+        Ok(write_json(path, self)?)
+    }
+
+    /// Reads a part.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is something else.
+    pub fn load(path: &Path) -> Result<Self, PipelineError> {
+        const KIND: &str = "part of a comparison";
+        let part: Self = read_json(path, KIND, PART_FORMAT_VERSION)?;
+        let Comparing { targets, pairs, .. } = &part.comparing;
+        let sound = part.part.0 < part.part.1
+            && (part.targets.len(), part.pairs.len()) == (targets.len(), pairs.len())
+            && pairs.iter().all(|&(a, b)| a.max(b) < targets.len());
+        if !sound {
+            let reason = "its targets and what was counted of them do not fit together".to_owned();
+            return Err(ArtifactError::Format { path: path.to_owned(), kind: KIND, reason }.into());
+        }
+        Ok(part)
+    }
+
+    /// Whether a file looks like a part of a comparison: JSON, where histograms are not.
+    pub fn is_at(path: &Path) -> bool {
+        let mut first = [0];
+        let read = open_regular(path).and_then(|mut file| std::io::Read::read_exact(&mut file, &mut first));
+        read.is_ok() && first == *b"{"
+    }
+
+    /// Joins all parts of one comparison, in any order.
+    ///
+    /// # Errors
+    /// Parts are missing, twice there, or of different comparisons.
+    pub fn join(mut parts: Vec<Self>) -> Result<Self, PipelineError> {
+        parts.sort_by_key(|part| part.part.0);
+        let mut parts = parts.into_iter();
+        let Some(mut joined) = parts.next() else { bail!("there are no parts to join") };
+        let count = joined.part.1;
+        let missing = |index: usize| {
+            PipelineError::Input(format!(
+                "part {} of {count} of the comparison is missing; give all of them",
+                index + 1
+            ))
+        };
+        if joined.part.0 != 0 {
+            return Err(missing(0));
+        }
+        for (expected, part) in (1..).zip(parts) {
+            let (index, _) = part.part;
+            ensure!(
+                part.comparing.context == joined.comparing.context && part.part.1 == count,
+                "the files are parts of different comparisons; make them with the same options, models and data"
+            );
+            ensure!(index + 1 != expected, "part {} of {count} would be counted twice", index + 1);
+            if index != expected {
+                return Err(missing(expected));
+            }
+            joined.append(part)?;
+        }
+        if joined.part.0 + 1 != count {
+            return Err(missing(joined.part.0 + 1));
+        }
+        let bad = joined.skipped.len();
+        if let Some(first) = joined.skipped.first().filter(|_| bad as f64 > joined.comparing.tolerated) {
+            bail!("{bad} of the samples cannot be used, more than --max-bad allows; the first: {first}");
+        }
+        Ok(joined)
+    }
+
+    fn append(&mut self, later: Self) -> Result<(), PipelineError> {
+        self.part.0 = later.part.0;
+        self.samples += later.samples;
+        self.skipped.extend(later.skipped);
+        self.own.append(later.own)?;
+        let others = later.targets.into_iter().chain(later.pairs);
+        for (mine, other) in self.targets.iter_mut().chain(&mut self.pairs).zip(others) {
+            match (mine.as_mut(), other) {
+                (Ok(mine), Ok(other)) => mine.append(other)?,
+                (Ok(_), Err(error)) => *mine = Err(error),
+                (Err(_), _) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The figures, and those of the reference against itself.
+    pub fn finish(self) -> (CompareOutcome, ComparisonResult) {
+        let Comparing { reference, targets, gates, pairs, .. } = self.comparing;
+        let mut engine_errors = Vec::new();
+        for (&(source, engine), counted) in pairs.iter().zip(self.pairs) {
+            let mut outcome = TargetOutcome::new(&targets[engine].name, counted, &[], &Footprint::default());
+            outcome.against = Some(targets[source].name.clone());
+            engine_errors.push(outcome);
+        }
+        let outcome = |(target, counted): (&Compares, Counts)| {
+            let footprint = Footprint { size_mb: target.size_mb, ..Footprint::default() };
+            TargetOutcome::new(&target.name, counted, if target.gated { &gates } else { &[] }, &footprint)
+        };
+        let targets: Vec<TargetOutcome> = targets.iter().zip(self.targets).map(outcome).collect();
+        let passed = |outcome: &TargetOutcome| outcome.error.is_none() && outcome.gates.iter().all(|gate| gate.passed);
+        let outcome = CompareOutcome {
+            passed: targets.iter().all(passed),
+            reference,
+            samples: self.samples,
+            skipped: self.skipped.iter().map(ToString::to_string).collect(),
+            targets,
+            engine_errors,
+        };
+        (outcome, self.own.finish())
+    }
+}
