@@ -35,6 +35,7 @@ demo: build ## run the main job on the embedded model and images
 
 test: setup-test ## run every test
 	cargo test $(cargo_features)
+	scripts/test_wheel.sh
 	$(MAKE) $(if $(llvm_cov),coverage,test-lean test-engines)
 	$(if $(llvm_cov),,@echo "The coverage was not checked: llvm-tools are missing (rustup component add llvm-tools)")
 
@@ -58,8 +59,8 @@ test-engines-11: setup-test
 coverage: setup-test ## test-engines with the lines counted of src/backend/tensorrt and src/backend/cuda; fails below 85 %
 	scripts/coverage.sh
 
-test-python: setup-test ## build the wheel, install it into an empty environment and run its tests
-	scripts/test_wheel.sh
+test-python: setup-test ## build the wheel, install it into an empty environment and run its tests, those of Ray too
+	scripts/test_wheel.sh --ray
 
 wheel: setup ## build the Python package into target/wheels
 	[ -x .runtime/wheel-tools/bin/maturin ] || { python3 -m venv .runtime/wheel-tools && .runtime/wheel-tools/bin/pip install -q maturin==1.16.0; }
@@ -90,6 +91,7 @@ check: setup-test ## formatting, lints, documentation, licences: the same as CI
 	cargo fmt --check
 	cargo clippy --all-targets --features tensorrt-rtx -- -D warnings
 	cargo clippy --all-targets --features tensorrt -- -D warnings
+	cargo clippy -p trtcalib-python --features tensorrt-rtx -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps $(cargo_features)
 	@if command -v cargo-deny >/dev/null; then cargo deny $(cargo_features) check bans licenses sources; \
 	else echo "cargo-deny is not installed; skipped (install it with: cargo install cargo-deny)"; fi

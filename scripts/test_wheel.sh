@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# Builds the wheel (unoptimized, so that what the other tests built is used again), installs it into an empty
-# environment, and runs its tests and examples.
+# Builds the wheel, installs it into an empty environment, and runs the demonstration, the tests and the examples there.
+# `--ray` installs Ray as well (a quarter of a gigabyte) and runs the tests of it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=.runtime/wheel-tools
 [ -x "$tools/bin/maturin" ] || { python3 -m venv "$tools"; "$tools/bin/pip" install -q "maturin==1.16.0"; }
 rm -rf target/wheel-test
 mkdir -p target/wheel-test
+# The library itself is not optimized: ONNX Runtime does the work here, and compiling takes a third of the time.
+export CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=0
 "$tools/bin/maturin" build -q --profile dev -m python/Cargo.toml -o target/wheel-test
 python3 -m venv target/wheel-test/env
 env=target/wheel-test/env/bin
-"$env/pip" install -q target/wheel-test/*.whl pytest onnx pillow
-"$env/calib" doctor > target/wheel-test/doctor.txt
-# From another folder, so that the installed package is what is imported.
+"$env/pip" install -q target/wheel-test/*.whl
+# With nothing but what the wheel depends on, and from another folder, so that the installed package is what runs.
+(cd target/wheel-test && env/bin/calib doctor > doctor.txt && env/bin/calib demo demo -- --bench-seconds 0 --tensorrt off > demo.txt)
+"$env/pip" install -q pytest onnx pillow mypy
+[ "${1:-}" != --ray ] || "$env/pip" install -q "ray[data]>=2.40"
 root=$PWD
 cd target/wheel-test
+env/bin/mypy --python-executable env/bin/python --check-untyped-defs -p trtcalib
 env/bin/python -m pytest -q -p no:cacheprovider "$root/python/tests"

@@ -16,8 +16,8 @@ use trtcalib::{
     quantize::Precision,
     report::{Report, html},
     session::{
-        BisectOptions, CalibrateOptions, CompareRequest, Host, PipelineError, QuantizeRequest, Session, Shard,
-        quantize_file,
+        BisectOptions, CalibrateOptions, CompareRequest, Compared, Host, PipelineError, QuantizeRequest, Session,
+        Shard, quantize_file,
     },
 };
 
@@ -84,13 +84,12 @@ fn observe(
     settings_json: &str,
     file: Option<PathBuf>,
     samples: Option<Py<data::Samples>>,
-    shard: &str,
+    shard: String,
     histograms: PathBuf,
     listener: Option<Py<PyAny>>,
 ) -> PyResult<()> {
     let config = settings(settings_json, file)?;
-    let shard: Shard =
-        shard.parse().map_err(|error: trtcalib::config::ConfigError| CalibError::new_err(error.to_string()))?;
+    let shard: Shard = parsed(shard)?;
     host::run(py, listener, move |host| {
         let session = open(config, samples, host)?;
         let observed = session.observe(Precision::Int8, &session.calibration_samples(), Some(&shard), None)?;
@@ -137,22 +136,23 @@ fn quantize(
     py: Python<'_>,
     settings_json: &str,
     file: Option<PathBuf>,
-    precision: &str,
+    precision: String,
     table: Option<PathBuf>,
     output: PathBuf,
     listener: Option<Py<PyAny>>,
 ) -> PyResult<String> {
     let config = settings(settings_json, file)?;
-    let precision = precision.parse().map_err(|error: String| CalibError::new_err(error))?;
+    let precision = parsed(precision)?;
     host::run(py, listener, move |host| {
         let request = QuantizeRequest { precision, table, output, convert_io: false };
         json(&quantize_file(&config, &request, None, host)?)
     })
 }
 
-/// Runs the same samples through a reference and targets; returns the figures as JSON.
+/// Runs the same samples through a reference and targets; returns the figures as JSON, or writes what a part of the
+/// samples (`i/n`) counted.
 #[pyfunction]
-#[pyo3(signature = (settings_json, file, samples, reference, targets, save_reference, save_target, listener))]
+#[pyo3(signature = (settings_json, file, samples, reference, targets, save_reference, save_target, calibration_samples, part, listener))]
 #[expect(clippy::too_many_arguments, reason = "called by the Python module only")]
 fn compare(
     py: Python<'_>,
@@ -163,9 +163,12 @@ fn compare(
     targets: Vec<String>,
     save_reference: Option<PathBuf>,
     save_target: Option<PathBuf>,
+    calibration_samples: bool,
+    part: Option<(String, PathBuf)>,
     listener: Option<Py<PyAny>>,
-) -> PyResult<String> {
+) -> PyResult<Option<String>> {
     let mut config = settings(settings_json, file)?;
+    let shard = part.map(|(shard, file)| Ok::<_, PyErr>((parsed::<Shard>(shard)?, file))).transpose()?;
     host::run(py, listener, move |host| {
         let gates = config.gate.clone();
         let request = CompareRequest {
@@ -175,11 +178,30 @@ fn compare(
             gates,
             save_reference,
             save_target,
+            calibration_samples,
             ..CompareRequest::default()
         };
         request.complete(&mut config)?;
-        json(&open(config, samples, host)?.compare(&request)?)
+        let session = open(config, samples, host)?;
+        if let Some((shard, file)) = shard {
+            session.compared(&request, Some(&shard))?.save(&file)?;
+            return Ok(None);
+        }
+        json(&session.compare(&request)?).map(Some)
     })
+}
+
+/// Joins the parts of a comparison; returns the figures of a single run as JSON.
+#[pyfunction]
+fn join(py: Python<'_>, parts: Vec<PathBuf>, listener: Option<Py<PyAny>>) -> PyResult<String> {
+    host::run(py, listener, move |_| {
+        let parts = parts.iter().map(|part| Compared::load(part)).collect::<Result<Vec<_>, _>>()?;
+        json(&Compared::join(parts)?.finish().0)
+    })
+}
+
+fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(text: String) -> PyResult<T> {
+    text.parse().map_err(|error: T::Err| CalibError::new_err(error.to_string()))
 }
 
 /// Looks for layers or a plan; returns the findings as JSON, the folder, and whether a plan passes.
@@ -196,9 +218,7 @@ fn bisect(
     let config = settings(settings_json, file)?;
     let mut asked = BisectOptions::default();
     for (name, value) in options {
-        let parsed = |text: String| text.parse().map_err(|error: String| CalibError::new_err(error));
         match name.extract::<String>()?.as_str() {
-            "table" => asked.table = value.extract()?,
             "precision" => asked.precision = parsed(value.extract()?)?,
             "lift" => asked.lift = parsed(value.extract()?)?,
             "group_by" => asked.group_by = value.extract()?,
@@ -271,6 +291,7 @@ fn _trtcalib(module: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(write_cache, module)?,
         wrap_pyfunction!(quantize, module)?,
         wrap_pyfunction!(compare, module)?,
+        wrap_pyfunction!(join, module)?,
         wrap_pyfunction!(bisect, module)?,
         wrap_pyfunction!(run, module)?,
         wrap_pyfunction!(input_names, module)?,

@@ -32,6 +32,7 @@ from . import _trtcalib
 from ._data import held
 from ._libraries import name_libraries
 from ._results import CalibrationTable, Comparison, Findings, Quantized, Report, Result
+from ._search import Judge, Trial, ranking, smallest, write_plan
 from ._trtcalib import CalibError, DataError, ModelError, RuntimeLibraryError, __version__
 
 __all__ = [
@@ -62,6 +63,7 @@ def calibrate(
     labels: Any = None,
     samples: int | None = None,
     histograms: PathLike | None = None,
+    metric: Metric | None = None,
     config: PathLike | None = None,
     progress: Progress = None,
     **settings: Any,
@@ -76,6 +78,9 @@ def calibrate(
         labels: right classes of arrays, or a label file.
         samples: calibration samples, at most (512).
         histograms: file to write the mergeable histograms to.
+        metric: decides between the methods instead of the error of held-out samples, as in `compare`: every method makes a
+            table with its recovery, and the one whose INT8 model gets the largest number is kept. ``judged`` of the table
+            has the numbers.
         config: configuration file; keywords win over it.
         progress: called with ``(what, done, total)``; True shows a bar.
 
@@ -87,11 +92,32 @@ def calibrate(
     """
     keys = {"model": str(model), "method": method, **_limited(samples), **settings}
     limit = keys.get("calib_samples", 512)
-    keys, held_samples = _data(keys, data, labels, model, limit)
+    keys, held_samples = _read(keys, data, labels, model, limit)
+    if metric is not None:
+        if method != "auto" or histograms is not None:
+            raise CalibError("metric: it chooses the method itself, so leave `method` and `histograms` out")
+        return _best(model, held_samples or data, metric, samples=samples, config=config, progress=progress, **settings)
     table = CalibrationTable._temporary()
     histogram_file = None if histograms is None else Path(histograms)
     _trtcalib.calibrate(json.dumps(keys), _path(config), held_samples, table.path, histogram_file, _Listener(progress))
     return table
+
+
+def _best(model: PathLike, data: Any, metric: Metric, **options: Any) -> CalibrationTable:
+    """The table of the method that the metric likes best; of equal ones the first."""
+    tables, judged = {}, {}
+    with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
+        target = Path(folder) / "model.int8.onnx"
+        for method in ("auto", "entropy", "percentile", "mse", "minmax"):
+            tables[method] = calibrate(model, data, method=method, **options)
+            keys = {key: options[key] for key in _PLACEMENT if key in options}
+            quantize(model, tables[method], target, config=options["config"], **keys)
+            shared = {key: value for key, value in options.items() if key in _DATA}
+            found = compare(model, target, data, metric=metric, calibration_samples=True, config=options["config"], **shared)
+            judged[method] = found["targets"][0]["metric"]
+    best = tables[max(judged, key=lambda method: judged[method])]
+    best.judged = judged
+    return best
 
 
 def quantize(
@@ -113,7 +139,7 @@ def quantize(
         settings: ``high_precision="fp16"``, ``plan="plan.json"``, ``nodes_to_exclude=["..."]`` and the like.
     """
     keys = {"model": str(model), **_strings(settings)}
-    file = table.path if isinstance(table, CalibrationTable) else _path(table)
+    file = _table_file(table)
     result = _trtcalib.quantize(json.dumps(keys), _path(config), precision, file, Path(output), _Listener(None))
     return Quantized(json.loads(result))
 
@@ -126,7 +152,9 @@ def compare(
     labels: Any = None,
     gates: Sequence[str] | Mapping[str, float] = (),
     metric: Metric | None = None,
+    minimum: float | None = None,
     samples: int = 0,
+    calibration_samples: bool = False,
     config: PathLike | None = None,
     progress: Progress = None,
     **settings: Any,
@@ -141,32 +169,48 @@ def compare(
         gates: thresholds: ``["top1=0.98"]`` or ``{"top1": 0.98}``.
         metric: called with the outputs of every sample (a list of dicts of arrays without the batch axis) and their names;
             its number stands in ``targets[i]["metric"]`` and in ``reference_metric``.
+        minimum: a gate on `metric`: smaller numbers do not pass.
         samples: samples to compare; 0 for all.
+        calibration_samples: compare those that a target was calibrated on, too.
+
+    Raises:
+        DataError, ModelError, RuntimeLibraryError: with the program's messages.
     """
+    if minimum is not None and metric is None:
+        raise CalibError("minimum: it is a gate on `metric`, which is missing")
     listed = [targets] if isinstance(targets, (str, Path, Saved)) else list(targets)
     keys = {"eval_samples": samples, "gate": _gates(gates), **settings}
     if isinstance(reference, Saved) and "model" not in keys:
         named = next((target for target in listed if str(_spec(target)).endswith(".onnx")), None)
         keys["model"] = None if named is None else _spec(named)
     model = keys.get("model") or _spec(reference)
-    keys, held_samples = _data(keys, data, labels, model, samples or None)
+    keys, held_samples = _read(keys, data, labels, model, samples or None)
     listener = _Listener(progress)
-    call = lambda names, *save: json.loads(
-        _trtcalib.compare(json.dumps(keys), _path(config), held_samples, _spec(reference), names, *save, listener)
-    )
+
+    def call(names: list[str], save_reference: Path | None = None, save_target: Path | None = None) -> dict[str, Any]:
+        text = _trtcalib.compare(
+            json.dumps(keys), _path(config), held_samples, _spec(reference), names, save_reference, save_target,
+            calibration_samples, None, listener,
+        )
+        return json.loads(text or "{}")
+
     names = [_spec(target) for target in listed]
     if metric is None:
-        return Comparison(call(names, None, None))
+        return Comparison(call(names))
     whole: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
         for name in names:
             files = Path(folder) / "reference.npz", Path(folder) / "target.npz"
             part = call([name], *files)
             part["reference_metric"] = float(metric(*_outputs(files[0])))
-            part["targets"][0]["metric"] = float(metric(*_outputs(files[1])))
+            value = part["targets"][0]["metric"] = float(metric(*_outputs(files[1])))
+            if minimum is not None:
+                # A number that is none passes nothing.
+                part["targets"][0]["metric_passed"] = value >= minimum
+                part["passed"] = part["passed"] and value >= minimum
             if whole:
                 whole["targets"] += part["targets"]
-                whole["passed"] &= part["passed"]
+                whole["passed"] = whole["passed"] and part["passed"]
             else:
                 whole = part
     return Comparison(whole)
@@ -178,6 +222,8 @@ def bisect(
     data: Any = None,
     *,
     gate: Sequence[str] | Mapping[str, float] = (),
+    metric: Metric | None = None,
+    minimum: float | None = None,
     labels: Any = None,
     out: PathLike | None = None,
     precision: str = "int8",
@@ -195,18 +241,70 @@ def bisect(
         table: ranges from `calibrate`; None calibrates first.
         data: as for `calibrate`.
         gate: what the plan must pass, ``{"top1": 0.99}``; without one the layers are measured.
+        metric, minimum: the same by a metric of one's own, as in `compare`: nodes are lifted in the order of the noise that
+            they bring to the outputs, and the fewest are found with which the metric reaches `minimum`. The plan is checked
+            on all samples.
         out: folder for ``plan.json``, ``bisect.json`` and the model; a temporary one without.
         lift: precision that nodes are lifted to.
         max_trials: plans that may be tried.
         samples: samples that plans are judged on.
     """
+    if (metric is None) != (minimum is None) or (metric is not None and gate):
+        raise CalibError("bisect: give either `gate`, or `metric` and `minimum`")
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="trtcalib-"))
-    keys = {"model": str(model), "gate": _gates(gate), "out": str(folder), **settings}
-    keys, held_samples = _data(keys, data, labels, model, None)
-    file = table.path if isinstance(table, CalibrationTable) else _path(table)
-    options = {"table": file, "precision": precision, "lift": lift, "max_trials": max_trials, "samples": samples}
+    keys = {"model": str(model), "gate": _gates(gate), "out": str(folder), "table": _table_file(table), **settings}
+    keys, held_samples = _read(keys, data, labels, model, None)
+    options = {"precision": precision, "lift": lift, "max_trials": max_trials, "samples": samples}
     found = _trtcalib.bisect(json.dumps(keys), _path(config), held_samples, options, _Listener(progress))
-    return Findings(json.loads(found[0]), Path(found[1]), found[2])
+    findings = Findings(json.loads(found[0]), Path(found[1]), found[2])
+    if metric is None:
+        return findings
+    if table is None:
+        raise CalibError("table: a plan is searched by a metric for one table; make it with `calibrate` first")
+    plans = _Plans(model, table, findings, precision, lift, config, settings)
+    shared = {"metric": metric, "minimum": minimum, "labels": labels, "config": config, "progress": progress}
+    shared |= {"calibration_samples": True} | {key: value for key, value in settings.items() if key in _DATA}
+
+    def judge(wanted: Sequence[int], most: int = samples) -> list[Trial]:
+        trials = []
+        for lifted in wanted:
+            with tempfile.TemporaryDirectory(prefix="trtcalib-") as place:
+                target = plans.model(lifted, Path(place) / "model.onnx")
+                found = compare(model, target, data if held_samples is None else held_samples, samples=most, **shared)
+            trials.append(Trial(lifted, found["targets"][0]["metric"], found.passed))
+        return trials
+
+    trials, best = smallest(len(plans.nodes), judge, most=max_trials)
+    return plans.finish(folder, trials, best, lambda lifted: judge([lifted], 0)[0])
+
+
+class _Plans:
+    """Plans that lift the first nodes of a ranking, and their models."""
+
+    def __init__(
+        self, model: PathLike, table: Any, findings: Findings, precision: str, lift: str, config: Any, settings: Mapping[str, Any]
+    ) -> None:
+        self.nodes = ranking(findings)
+        self._findings, self._lift, self._model, self._table = findings, lift, model, table
+        self._keys = {key: settings[key] for key in _PLACEMENT if key in settings} | {"precision": precision, "config": config}
+
+    def model(self, lifted: int, path: Path) -> Path:
+        """Writes the model of the plan that lifts so many nodes, and the plan beside it."""
+        plan = write_plan(self.nodes[:lifted], self._lift, path.with_name("plan.json"))
+        return quantize(self._model, self._table, path, plan=plan, **self._keys).path
+
+    def finish(
+        self, folder: Path, trials: list[Trial], best: Trial | None, check: Callable[[int], Trial]
+    ) -> Findings:
+        """Writes the plan that was found and tries it on all samples."""
+        found: dict[str, Any] = {"trials": [trial._asdict() for trial in trials], "lifted": None, "check": None}
+        passed = False
+        if best is not None:
+            self.model(best.lifted, folder / "model.plan.onnx")
+            checked = check(best.lifted)
+            found |= {"lifted": self.nodes[: best.lifted], "check": checked._asdict()}
+            passed = checked.passed
+        return Findings(self._findings.to_dict() | {"metric_plan": found}, folder, passed)
 
 
 def run(
@@ -230,9 +328,18 @@ def run(
         settings: ``precisions=["fp32", "fp16", "int8"]``, ``calib_samples``, ``eval_samples``, ``bench_seconds`` and the like.
     """
     keys = {"model": str(model), "out": str(out), "gate": _gates(gates), **settings}
-    keys, held_samples = _data(keys, data, labels, model, None)
+    keys, held_samples = _read(keys, data, labels, model, None)
     report, folder = _trtcalib.run(json.dumps(keys), _path(config), held_samples, _Listener(progress))
     return Report(json.loads(report), Path(folder))
+
+
+#: Settings that say what is quantized, and those that say how samples are read and run.
+_PLACEMENT = ("high_precision", "nodes_to_exclude", "nodes_to_include", "op_types", "op_types_to_exclude", "shape")
+_DATA = ("preset", "preprocess", "preprocessor", "batch", "threads", "provider", "shape", "max_bad", "strict", "classes")
+
+
+def _table_file(table: CalibrationTable | PathLike | None) -> Path | None:
+    return table.path if isinstance(table, CalibrationTable) else _path(table)
 
 
 def _limited(samples: int | None) -> dict[str, int]:
@@ -257,9 +364,11 @@ def _gates(gates: Sequence[str] | Mapping[str, float]) -> list[str]:
     return [gates] if isinstance(gates, str) else list(gates)
 
 
-def _data(keys: dict[str, Any], data: Any, labels: Any, model: Any, limit: int | None) -> tuple[dict[str, Any], Any]:
+def _read(keys: dict[str, Any], data: Any, labels: Any, model: Any, limit: int | None) -> tuple[dict[str, Any], Any]:
     """Settings that name the data, and the samples that Python holds."""
     keys = _strings(keys)
+    if isinstance(data, _trtcalib.Samples):
+        return keys, data
     if data is None or isinstance(data, (str, Path)):
         if data is not None:
             keys["data"] = str(data)
@@ -312,7 +421,7 @@ class _Listener:
 
     def _advance(self, what: str, done: int, total: int) -> None:
         if what not in self._bars:
-            from tqdm.auto import tqdm
+            from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
 
             self._bars[what] = tqdm(total=total or None, desc=what)
         self._bars[what].update(done - self._bars[what].n)

@@ -44,8 +44,8 @@ class _Spool:
         return np.memmap(self._file, dtype=array.dtype, mode="r", offset=start + padding, shape=array.shape)
 
 
-def _batches(data: Any, limit: int | None) -> Iterator[tuple[Any, Any]]:
-    """(inputs, labels) of every batch, until `limit` samples are there."""
+def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
+    """(inputs, labels) of every batch."""
     if hasattr(data, "get_next"):
         def read() -> Iterator[Any]:
             while (feed := data.get_next()) is not None:
@@ -60,14 +60,9 @@ def _batches(data: Any, limit: int | None) -> Iterator[tuple[Any, Any]]:
             f"data of type {type(data).__name__} cannot be read; give a folder, a dict of arrays, an iterable of dicts, "
             "or an object with get_next()"
         )
-    count = 0
     for item in items:
         inputs, labels = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
         yield inputs, labels
-        first = next(iter(inputs.values()), None) if isinstance(inputs, Mapping) else inputs
-        count += len(first) if first is not None else 0
-        if limit is not None and count >= limit:
-            return
 
 
 def held(data: Any, *, labels: Any = None, limit: int | None = None, input_name: str | None = None) -> _trtcalib.Samples:
@@ -85,7 +80,7 @@ def held(data: Any, *, labels: Any = None, limit: int | None = None, input_name:
     batches: list[dict[str, np.ndarray]] = []
     classes: list[int] = []
     count = 0
-    for inputs, given in _batches(data, limit):
+    for inputs, given in _batches(data):
         if not isinstance(inputs, Mapping):
             if input_name is None:
                 raise DataError("arrays without a name serve a model with one input only; give dicts from input name to array")
@@ -101,6 +96,8 @@ def held(data: Any, *, labels: Any = None, limit: int | None = None, input_name:
         count += size
         if given is not None:
             classes.extend(int(label) for label in np.atleast_1d(as_array(given)).ravel())
+        if limit is not None and count >= limit:
+            break
     if count == 0:
         raise DataError("the data hold no samples; a generator that was read before is empty the second time")
     if labels is not None:

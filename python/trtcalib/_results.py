@@ -63,8 +63,10 @@ class CalibrationTable:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._folder: tempfile.TemporaryDirectory | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.path = Path(path)
+        #: What ``metric=`` gave for every method, where one was given to `calibrate`.
+        self.judged: dict[str, float] | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> CalibrationTable:

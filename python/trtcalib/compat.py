@@ -18,7 +18,7 @@ __all__ = ["quantize_static"]
 
 _METHODS = {"MinMax": "minmax", "Entropy": "entropy", "Percentile": "percentile"}
 #: Options whose effect is had in any case, or that ask for what is done: (name, values that are taken).
-_SATISFIED = {
+_SATISFIED: dict[str, tuple[Any, ...]] = {
     "ActivationSymmetric": (True,),
     "WeightSymmetric": (True,),
     "CalibTensorRangeSymmetric": (True,),
@@ -70,13 +70,13 @@ def quantize_static(
     Raises:
         CalibError: an argument asks for what TensorRT cannot run.
     """
-    if _name(quant_format, "QDQ") != "QDQ":
+    if _name(quant_format) not in (None, "QDQ"):
         raise CalibError("quant_format: TensorRT reads Q/DQ models only; give QuantFormat.QDQ")
     if calibration_data_reader is None or calibration_cache_path is not None:
         raise CalibError("calibration_data_reader: ranges come from data; give a reader (calibration_cache_path is not read)")
     if reduce_range:
         raise CalibError("reduce_range: TensorRT's INT8 kernels need no 7-bit weights; leave it out")
-    types = {_name(activation_type, "QInt8"), _name(weight_type, "QInt8")}
+    types = {_name(activation_type) or "QInt8", _name(weight_type) or "QInt8"}
     precisions = {"QInt8": "int8", "QFLOAT8E4M3FN": "fp8"}
     if len(types) != 1 or not types <= precisions.keys():
         raise CalibError(
@@ -91,7 +91,7 @@ def quantize_static(
     for key, names in (("nodes_to_include", nodes_to_quantize), ("nodes_to_exclude", nodes_to_exclude)):
         if names:
             settings[key] = [f"^{re.escape(name)}$" for name in names]
-    method = _name(calibrate_method, None)
+    method = _name(calibrate_method)
     if method is not None and method not in _METHODS:
         raise CalibError(f"calibrate_method {method}: {', '.join(_METHODS)} are known; `auto` (without one) measures them all")
     for name, value in (extra_options or {}).items():
@@ -102,14 +102,14 @@ def quantize_static(
     with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
         model = _file(model_input, Path(folder))
         # Placement options say what is quantized; the table is made for that.
-        table = calibrate(model, calibration_data_reader, method=_METHODS.get(method, "auto"), samples=1 << 30, **settings)
+        table = calibrate(model, calibration_data_reader, method="auto" if method is None else _METHODS[method], samples=1 << 30, **settings)
         placement = {key: settings[key] for key in ("op_types", "nodes_to_include", "nodes_to_exclude") if key in settings}
         quantize(model, table, model_output, precision=precisions[types.pop()], **placement)
 
 
-def _name(choice: Any, default: str | None) -> str | None:
+def _name(choice: Any) -> str | None:
     """Name of an enumerator, or the text that stands for it."""
-    return default if choice is None else str(getattr(choice, "name", choice))
+    return None if choice is None else str(getattr(choice, "name", choice))
 
 
 def _file(model: Any, folder: Path) -> Path:

@@ -1,53 +1,124 @@
-"""Calibration on a Ray cluster: blocks of a ``ray.data.Dataset`` go to actors, and their histograms add up exactly.
+"""Calibration, comparison and the search for a plan on a Ray cluster.
 
-The table has the bytes of a single process's, since a histogram depends on the set of its values only. Needs
-``pip install trtcalib[ray]``.
+Blocks of a ``ray.data.Dataset`` stay in Ray's object store; each actor takes its part of the samples, and what the parts
+counted is joined exactly: the table and every figure have the bytes of a single process's. An actor that dies is started
+again and its part is done again, so nothing counts twice. Needs ``pip install trtcalib[ray]``.
+
+The model, and the models that are compared, lie at the same path on every node.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
+import ray  # type: ignore[import-not-found, unused-ignore]
 
-from . import CalibrationTable, PathLike, Progress, _Listener, _limited, _only_input, _path, _strings, _trtcalib
+from . import (
+    CalibError, CalibrationTable, Comparison, Findings, Metric, PathLike, Progress, Trial, _gates, _limited, _Listener,
+    _only_input, _path, _Plans, _spec, _strings, _trtcalib, smallest,
+)
+from . import bisect as _bisect
+from . import compare as _compare
 from ._data import as_array
 
-__all__ = ["calibrate"]
+__all__ = ["bisect", "calibrate", "compare"]
 
 
-def _rows(block: dict[str, Any]) -> int:
-    return len(next(iter(block.values())))
+class _Blocks:
+    """A data set's blocks by reference, and which columns are inputs and labels."""
+
+    def __init__(self, dataset: Any, model: Any, columns: Mapping[str, str] | None, labels: str | None, limit: int | None) -> None:
+        self._refs = (dataset if limit is None else dataset.limit(limit)).to_numpy_refs()
+        if not self._refs:
+            raise CalibError("the data set holds no rows")
+        about = ray.remote(_about).options(num_cpus=0)
+        told = ray.get([about.remote(ref, labels) for ref in self._refs])
+        self._counts = [count for _, count, _ in told]
+        # An empty block knows no columns.
+        names = [name for name in next((names for names, count, _ in told if count), []) if name != labels]
+        self._labels = [label for _, _, given in told for label in given] if labels is not None else None
+        if columns is None:
+            only = _only_input(model)
+            columns = {only: names[0]} if only is not None and len(names) == 1 else {name: name for name in names}
+        self._columns = dict(columns)
+
+    def samples(self) -> _trtcalib.Samples:
+        """Samples whose arrays are fetched when they are asked for."""
+
+        def loader(ref: Any) -> Callable[[], dict[str, Any]]:
+            return lambda: {name: _stacked(ray.get(ref)[column]) for name, column in self._columns.items()}
+
+        total = sum(self._counts)
+        batches = [(count, loader(ref)) for ref, count in zip(self._refs, self._counts) if count]
+        return _trtcalib.Samples(batches, [str(index) for index in range(total)], self._labels or [None] * total)
 
 
-def _samples(refs: list[Any], counts: list[int], columns: dict[str, str], limit: int) -> _trtcalib.Samples:
-    """Samples whose arrays stay in Ray's object store until they are asked for."""
+def _about(block: Mapping[str, Any], labels: str | None) -> tuple[list[str], int, list[int | None]]:
+    """Columns of a block, its rows, and their labels."""
+    count = len(next(iter(block.values()))) if block else 0
+    known = [None if label < 0 else int(label) for label in block[labels]] if labels is not None and count else []
+    return list(block), count, known
 
-    def loader(ref: Any, count: int):
-        return lambda: {name: as_array(ray.get(ref)[column])[:count] for name, column in columns.items()}
 
-    batches, total = [], 0
-    for ref, count in zip(refs, counts):
-        count = min(count, limit - total)
-        if count > 0:
-            batches.append((count, loader(ref, count)))
-            total += count
-    return _trtcalib.Samples(batches, [str(index) for index in range(total)], [None] * total)
+def _stacked(column: Any) -> Any:
+    """A column as one array; Ray keeps rows of other shapes as objects."""
+    array = as_array(column)
+    return as_array([as_array(row) for row in array]) if array.dtype == object else array
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1)
 class _Worker:
-    """Observes one shard a call; a call that died with its worker is made again, and nothing counts twice."""
+    """Does one part a call. What it gives is a file's bytes and nothing is kept, so a call may be made again."""
 
-    def observe(self, settings: str, config: Any, refs: Any, counts: list[int], columns: dict[str, str], limit: int, shard: str) -> bytes:
-        samples = _samples(refs, counts, columns, limit)
+    def observe(self, settings: str, config: Any, blocks: _Blocks, shard: str) -> bytes:
         with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
             path = Path(folder) / "part.calib"
-            _trtcalib.observe(settings, config, samples, shard, path, _Listener(None))
+            _trtcalib.observe(settings, config, blocks.samples(), shard, path, _Listener(None))
             return path.read_bytes()
+
+    def compare(self, settings: str, config: Any, blocks: _Blocks, reference: str, targets: list[str], shard: str, everything: bool) -> bytes:
+        with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
+            path = Path(folder) / "part.json"
+            listener = _Listener(None)
+            _trtcalib.compare(
+                settings, config, blocks.samples(), reference, targets, None, None, everything, (shard, path), listener
+            )
+            return path.read_bytes()
+
+    def judge(self, lifted: int, model: bytes, blocks: _Blocks, options: dict[str, Any]) -> Trial:
+        with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
+            target = Path(folder) / "model.onnx"
+            target.write_bytes(model)
+            found = _compare(options["model"], target, blocks.samples(), **options["compare"])
+        return Trial(lifted, found["targets"][0].get("metric"), found.passed)
+
+
+def _workers(actors: int, num_cpus: float, num_gpus: float) -> list[Any]:
+    if actors < 1:
+        raise CalibError(f"actors: there must be one at least, not {actors}")
+    worker: Any = _Worker
+    return [worker.options(num_cpus=num_cpus, num_gpus=num_gpus).remote() for _ in range(actors)]
+
+
+def _keys(settings: Mapping[str, Any], num_cpus: float, num_gpus: float) -> dict[str, Any]:
+    """Settings of workers: each uses what it was given."""
+    keys = _strings(settings)
+    keys.setdefault("threads", max(1, int(num_cpus)))
+    if num_gpus:
+        keys.setdefault("provider", "cuda")
+    return keys
+
+
+def _joined(parts: Sequence[bytes], join: Callable[[list[Path]], Any]) -> Any:
+    with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
+        files = [Path(folder) / f"{index}.part" for index in range(len(parts))]
+        for path, part in zip(files, parts):
+            path.write_bytes(part)
+        return join(files)
 
 
 def calibrate(
@@ -55,9 +126,10 @@ def calibrate(
     dataset: Any,
     *,
     actors: int = 2,
+    num_cpus: float = 1,
     num_gpus: float = 0,
     samples: int | None = None,
-    columns: dict[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
     config: PathLike | None = None,
     progress: Progress = None,
     **settings: Any,
@@ -66,31 +138,111 @@ def calibrate(
 
     Args:
         model: float ONNX model, at the same path on every node.
-        dataset: ``ray.data.Dataset`` whose rows hold the model's inputs as arrays without the batch axis.
-        actors: workers; each takes one CPU, or `num_gpus` GPUs.
-        columns: column of the data set for each input; their own names without.
+        dataset: ``ray.data.Dataset`` whose rows hold the model's inputs as arrays without the batch axis, preprocessed.
+        actors: workers; each takes `num_cpus` CPUs (as many threads run in it) and `num_gpus` GPUs.
         samples: calibration samples, at most (512): the first rows of the data set.
+        columns: column of the data set for each input; their own names without, and for a model with one input the only
+            column.
+        settings: as for `trtcalib.calibrate`.
     """
-    keys = _strings({"model": str(model), **_limited(samples), **settings})
-    limit = keys.get("calib_samples", 512)
-    if num_gpus:
-        keys.setdefault("provider", "cuda")
-    refs = dataset.limit(limit).to_numpy_refs()
-    counts = ray.get([ray.remote(_rows).remote(ref) for ref in refs])
-    if columns is None:
-        names = list(ray.get(refs[0]))
-        only = _only_input(model)
-        columns = {only: names[0]} if only is not None and len(names) == 1 else {name: name for name in names}
-    text, file = json.dumps(keys), _path(config)
-    workers = [_Worker.options(num_cpus=1, num_gpus=num_gpus).remote() for _ in range(actors)]
-    # A list in a list: the references themselves travel, not what they stand for.
-    call = lambda i, worker: worker.observe.remote(text, file, [*refs], counts, columns, limit, f"{i + 1}/{actors}")
-    parts = ray.get([call(i, worker) for i, worker in enumerate(workers)])
+    keys = _keys({"model": str(model), **_limited(samples), **settings}, num_cpus, num_gpus)
+    blocks = _Blocks(dataset, model, columns, None, keys.get("calib_samples", 512))
+    text, file, shared = json.dumps(keys), _path(config), ray.put(blocks)
+    workers = _workers(actors, num_cpus, num_gpus)
+    calls = [worker.observe.remote(text, file, shared, f"{i + 1}/{actors}") for i, worker in enumerate(workers)]
     table = CalibrationTable._temporary()
-    with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
-        files = [Path(folder) / f"{i}.calib" for i in range(actors)]
-        for path, part in zip(files, parts):
-            path.write_bytes(part)
-        held = _samples(refs, counts, columns, limit)
-        _trtcalib.merge(text, file, held, files, table.path, _Listener(progress))
+    listener = _Listener(progress)
+    _joined(ray.get(calls), lambda files: _trtcalib.merge(text, file, blocks.samples(), files, table.path, listener))
     return table
+
+
+def compare(
+    reference: PathLike,
+    targets: PathLike | Sequence[PathLike],
+    dataset: Any,
+    *,
+    actors: int = 2,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    columns: Mapping[str, str] | None = None,
+    labels: str | None = None,
+    gates: Sequence[str] | Mapping[str, float] = (),
+    samples: int = 0,
+    calibration_samples: bool = False,
+    config: PathLike | None = None,
+    **settings: Any,
+) -> Comparison:
+    """As `trtcalib.compare`, with the samples compared by `actors` workers; every figure has the bytes of one process's.
+
+    Args:
+        reference, targets: models at the same path on every node.
+        dataset, actors, columns: as for `calibrate`.
+        labels: column of right classes; negative where unknown.
+        gates, samples, calibration_samples: as for `trtcalib.compare`.
+    """
+    listed = [targets] if isinstance(targets, (str, Path)) else list(targets)
+    keys = _keys({"eval_samples": samples, "gate": _gates(gates), **settings}, num_cpus, num_gpus)
+    blocks = ray.put(_Blocks(dataset, keys.get("model") or reference, columns, labels, None))
+    names, text, file = [_spec(target) for target in listed], json.dumps(keys), _path(config)
+    calls = [
+        worker.compare.remote(text, file, blocks, _spec(reference), names, f"{i + 1}/{actors}", calibration_samples)
+        for i, worker in enumerate(_workers(actors, num_cpus, num_gpus))
+    ]
+    return Comparison(json.loads(_joined(ray.get(calls), lambda files: _trtcalib.join(files, None))))
+
+
+def bisect(
+    model: PathLike,
+    table: CalibrationTable | PathLike,
+    dataset: Any,
+    *,
+    gate: Sequence[str] | Mapping[str, float] = (),
+    metric: Metric | None = None,
+    minimum: float | None = None,
+    actors: int = 2,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    columns: Mapping[str, str] | None = None,
+    labels: str | None = None,
+    out: PathLike | None = None,
+    precision: str = "int8",
+    lift: str = "fp32",
+    max_trials: int = 64,
+    samples: int = 200,
+    config: PathLike | None = None,
+    **settings: Any,
+) -> Findings:
+    """The fewest layers to lift, in the order of the noise that they bring; trials run side by side on the actors.
+
+    The plan and its trials are those of one actor, whatever their number: trials ahead of what is known are thrown away
+    where they turn out not to be needed.
+
+    Args:
+        table: ranges from `calibrate`.
+        gate: what the plan must pass; or `metric` and `minimum`, as for `trtcalib.bisect`.
+        dataset, actors, columns, labels: as for `compare`.
+        samples: samples that plans are judged on; the one that is found is checked on all.
+    """
+    if bool(gate) == (metric is not None) or (metric is None) != (minimum is None):
+        raise CalibError("bisect: give either `gate`, or `metric` and `minimum`")
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="trtcalib-"))
+    workers = _workers(actors, num_cpus, num_gpus)
+    held = _Blocks(dataset, model, columns, labels, None)
+    keys = _keys(settings, num_cpus, num_gpus)
+    findings = _bisect(model, table, held.samples(), out=folder, precision=precision, lift=lift, config=config, **keys)
+    plans = _Plans(model, table, findings, precision, lift, config, settings)
+    blocks = ray.put(held)
+    run = {key: keys[key] for key in ("threads", "provider", "batch") if key in keys}
+
+    def judge(wanted: Sequence[int], most: int = samples) -> list[Trial]:
+        common = {"gates": gate, "metric": metric, "minimum": minimum, "samples": most, "calibration_samples": True}
+        options = {"model": str(model), "compare": common | {"config": config} | run}
+        calls = []
+        for index, lifted in enumerate(wanted):
+            with tempfile.TemporaryDirectory(prefix="trtcalib-") as place:
+                bytes_of = plans.model(lifted, Path(place) / "model.onnx").read_bytes()
+            calls.append(workers[index % actors].judge.remote(lifted, bytes_of, blocks, options))
+        return ray.get(calls)
+
+    trials, best = smallest(len(plans.nodes), judge, ahead=actors, most=max_trials)
+    return plans.finish(folder, trials, best, lambda lifted: judge([lifted], 0)[0])
