@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fetch the runtime libraries (and, with --test, the Python packages of the tests) into .runtime/.
 
-Versions and sha256 are pinned in requirements-runtime.txt, and for the tests in requirements-test-runtime.txt and
+Versions and sha256 are pinned in requirements-runtime.txt (by machine), and for the tests in requirements-test-runtime.txt and
 requirements-test.txt, beside this script; pip checks the hashes. A second call with the same pins does nothing, so everything works offline once fetched. Nothing is
 installed outside .runtime/.
 """
@@ -19,12 +19,14 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parent
 RUNTIME = SCRIPTS.parent / ".runtime"
+MACHINE = platform.machine()
+PINS = {"x86_64": "requirements-runtime.txt", "aarch64": "requirements-runtime-aarch64.txt"}
 WHEEL_TARGET = ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"]
 WHEEL_TARGET += [word for abi in ("cp312", "abi3", "none") for word in ("--abi", abi)]
 WHEEL_TARGET += [
     word
     for name in ("_2_28", "_2_27", "_2_17", "2014", "2010")
-    for word in ("--platform", f"manylinux{name}_x86_64")
+    for word in ("--platform", f"manylinux{name}_{MACHINE}")
 ]
 
 
@@ -91,13 +93,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--test", action="store_true", help="also fetch the Python packages that the tests use")
     options = parser.parse_args()
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        fail("the pinned libraries are for Linux on x86-64; elsewhere install ONNX Runtime yourself and set "
+    if sys.platform != "linux" or MACHINE not in PINS:
+        fail("the pinned libraries are for Linux on x86-64 and aarch64; elsewhere install ONNX Runtime yourself and set "
              "ORT_DYLIB_PATH to its shared library")
+    if options.test and MACHINE != "x86_64":
+        fail(f"the packages of the tests are pinned for x86-64, not for {MACHINE}; `make build` works without them")
     if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode != 0:
         fail("pip is missing; install it with: apt-get install python3-pip (or: python3 -m ensurepip --user)")
     RUNTIME.mkdir(exist_ok=True)
-    fetch_libraries(SCRIPTS / "requirements-runtime.txt")
+    fetch_libraries(SCRIPTS / PINS[MACHINE])
     if options.test:
         if sys.version_info < (3, 11):
             fail("the tests compare with Python packages that need Python 3.11 or newer; "

@@ -12,6 +12,6 @@ loader = [(x[i : i + 32], y[i : i + 32]) for i in range(0, len(x), 32)]  # or a 
 table = tc.calibrate(model, loader[: len(loader) // 2])
 tc.quantize(model, table, output)
 verdict = tc.compare(model, output, loader[len(loader) // 2 :], gates={"top1": 0.9})
-for row in verdict._rows():
+for row in verdict.rows():
     print(row)
 print("passed" if verdict.passed else "failed")

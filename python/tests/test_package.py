@@ -120,6 +120,26 @@ def test_an_iterable_is_read_no_further_than_needed(arrays):
     assert len(read) == 12
 
 
+def test_memory_that_is_written_again_is_noticed(arrays):
+    buffer = np.empty((4, 3, 64, 64), np.float32)
+
+    def batches():
+        for start in range(0, 12, 4):
+            buffer[:] = arrays[start : start + 4]
+            yield {"input": buffer}
+
+    with pytest.raises(tc.DataError, match="batch 1 lies in the memory of an earlier one"):
+        tc.calibrate(MODEL, batches(), method="minmax")
+    tc.calibrate(MODEL, [{"input": buffer}] * 2, method="minmax")  # the caller's own list
+
+
+def test_progress_reaches_tqdm_or_says_that_it_is_missing(arrays, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(tc.CalibError, match="pip install tqdm"):
+        tc.calibrate(MODEL, {"input": arrays[:2]}, method="minmax", progress=True)
+
+
 def test_quantize_and_compare_with_labels_gates_and_a_metric(arrays, table, tmp_path):
     model = tmp_path / "model.int8.onnx"
     made = tc.quantize(MODEL, table, model, high_precision="fp16")
@@ -323,6 +343,8 @@ def test_errors_are_typed_and_say_what_to_do(arrays, tmp_path, table):
         tc.calibrate(MODEL, iter([]))
     with pytest.raises(tc.DataError, match="axis"):
         tc.calibrate(MODEL, {"input": arrays, "other": arrays[:2]})
+    with pytest.raises(tc.DataError, match="axis"):
+        tc.calibrate(MODEL, {"input": np.float32(1)})
     with pytest.raises(tc.CalibError, match="unknown field|calib_sample"):
         tc.calibrate(MODEL, {"input": arrays}, calib_sample=3)
     with pytest.raises(tc.ModelError):

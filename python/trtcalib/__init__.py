@@ -19,6 +19,7 @@ library works.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import tempfile
@@ -399,6 +400,8 @@ class _Listener:
     """Hears what a session tells."""
 
     def __init__(self, progress: Progress) -> None:
+        if progress is True and importlib.util.find_spec("tqdm") is None:
+            raise CalibError("progress=True shows bars of tqdm, which is not installed: pip install tqdm, or give a callable")
         self._progress = _bar if progress is True else progress or None
         self._bars: dict[str, Any] = {}
 

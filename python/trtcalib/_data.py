@@ -19,8 +19,13 @@ MEMORY = 1 << 30
 def as_array(value: Any) -> np.ndarray:
     """A C-contiguous array over the same memory where the layout allows it. Tensors of PyTorch work without importing it."""
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
-    return np.ascontiguousarray(value)
+        try:
+            value = value.detach().cpu().numpy()
+        except TypeError as error:
+            raise DataError(f"a tensor of type {value.dtype} cannot be read as an array; convert it with .float()") from error
+    array: np.ndarray = np.asarray(value)
+    # A single value would get an axis.
+    return np.ascontiguousarray(array) if array.ndim else array
 
 
 class _Spool:
@@ -80,6 +85,9 @@ def held(data: Any, *, labels: Any = None, limit: int | None = None, input_name:
     batches: list[dict[str, np.ndarray]] = []
     classes: list[int] = []
     count = 0
+    # What is yielded may lie in memory that the next batch is written to; what a program holds itself does not.
+    yielded = not isinstance(data, (list, tuple, Mapping))
+    places: set[int] = set()
     for inputs, given in _batches(data):
         if not isinstance(inputs, Mapping):
             if input_name is None:
@@ -92,6 +100,14 @@ def held(data: Any, *, labels: Any = None, limit: int | None = None, input_name:
         size = next(iter(rows.values()))
         if size < 0 or any(other != size for other in rows.values()):
             raise DataError(f"batch {len(batches)}: the first axis must count the samples alike; found {rows}")
+        if yielded:
+            here = [array.ctypes.data for array in batch.values() if array.nbytes and not isinstance(array, np.memmap)]
+            if not places.isdisjoint(here):
+                raise DataError(
+                    f"batch {len(batches)} lies in the memory of an earlier one, which it has overwritten; "
+                    "yield a new array each time, such as batch.copy()"
+                )
+            places.update(here)
         batches.append(batch)
         count += size
         if given is not None:

@@ -32,11 +32,12 @@ class Result(Mapping[str, Any]):
         """All figures as plain dicts, lists, numbers and strings."""
         return self._values
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
+        """What a table of it shows: one dict a row."""
         return [self._values]
 
     def _repr_html_(self) -> str:
-        return _table(self._rows())
+        return _table(self.rows())
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -133,7 +134,7 @@ class Comparison(Result):
         """Whether every target ran and passed every gate."""
         return bool(self["passed"])
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         rows = []
         for target in self["targets"]:
             result = target.get("result") or {}
@@ -160,7 +161,7 @@ class Findings(Result):
         path = self.folder / "plan.json"
         return path if path.exists() else None
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         return self["layers"]
 
 
