@@ -169,24 +169,26 @@ for (const root of all("[data-network]")) {
     return good && none === "none found" || [good, none];
   });
   ask("the panel tells the chosen node, as text", () => find("chosen").textContent.includes(nodes[last][0]) || find("chosen").textContent);
-  const row = all("tbody[data-item]").find((item) => nodes.some((node) => node[0] === item.querySelector(".node [data-text]")?.textContent));
-  if (row) {
-    const name = row.querySelector(".node [data-text]").textContent;
+  const nameOf = (item) => item.dataset.node ?? item.querySelector(".node [data-text]")?.textContent;
+  const perTable = new Map(all("[data-item]").filter((item) => nodes.some((node) => node[0] === nameOf(item))).reverse().map((item) => [item.closest("table"), item]));
+  for (const [table, row] of perTable) {
+    const name = nameOf(row), label = table.parentElement.getAttribute("aria-label").toLowerCase();
     const node = nodes.findIndex((own) => own[0] === name);
-    ask("a row of the table chooses the node", () => {
-      row.rows[0].cells[1].dispatchEvent(new MouseEvent("click", { bubbles: true }));
+    ask(`a row of ${label} chooses the node`, () => {
+      (row.rows?.[0] ?? row).cells[1].dispatchEvent(new MouseEvent("click", { bubbles: true }));
       return at(2 * node).classList.contains("chosen") && row.classList.contains("selected");
     });
-    ask("a node chooses its row of the table", () => {
+    ask(`a node chooses its row of ${label}`, () => {
       find("close").click();
       if (row.classList.contains("selected") && home(node) !== 0) return "still selected";
       set(find("find"), name, "input");
       row.classList.remove("selected");
       at(2 * node).dispatchEvent(new MouseEvent("click", { bubbles: true }));
-      const button = find("chosen").querySelector("button");
+      const button = all("button", find("chosen")).find((one) => one.textContent === `Show in ${label}`);
       button.click();
       set(find("find"), "", "input");
-      return row.classList.contains("selected") && row.contains(document.activeElement) && find("chosen").textContent.includes("amax");
+      const figures = all("[data-key].number:not([hidden])", table).filter((head) => !/sqnr_db|index/.test(head.dataset.key));
+      return row.classList.contains("selected") && row.contains(document.activeElement) && figures.every((head) => find("chosen").textContent.includes(head.textContent)) || find("chosen").textContent;
     });
   }
   find("close").click();

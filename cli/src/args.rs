@@ -427,6 +427,9 @@ pub struct MeasuredArgs {
     /// Outputs for the inputs of the run's deploy/: of trtexec --exportOutput, Polygraphy --save-outputs, or .npz
     #[arg(long, value_name = "PRECISION=FILE")]
     pub outputs: Vec<String>,
+    /// Inputs that these outputs are of, where they are not those of deploy/: .npz, or of Polygraphy --save-inputs
+    #[arg(long, value_name = "FILE", requires = "outputs")]
+    pub inputs: Option<PathBuf>,
     /// What the machine is called
     #[arg(long, value_name = "NAME")]
     pub machine: Option<String>,

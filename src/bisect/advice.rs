@@ -61,6 +61,8 @@ pub fn about_search(result: &SearchResult, candidates: usize, metric: &str, lift
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::bisect::trials::{NodeSet, Phase, Trial, Verdict, plan_hash};
 
@@ -76,7 +78,7 @@ mod tests {
     fn every_outcome_of_a_search_has_its_sentence() {
         let trial = |nodes: &[&str], score| {
             let lifted: NodeSet = nodes.iter().map(|&node| node.to_owned()).collect();
-            let verdict = Verdict { passed: true, score, metrics: std::collections::BTreeMap::new() };
+            let verdict = Verdict { passed: true, score, metrics: BTreeMap::new(), intervals: BTreeMap::new() };
             Trial { plan: plan_hash(&lifted), phase: Phase::Prefix, lifted, cost: 1.0, verdict }
         };
         let about = |outcome| {

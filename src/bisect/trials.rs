@@ -21,6 +21,9 @@ pub struct Verdict {
     pub score: Option<f64>,
     /// Every metric measured, by name; only finite ones.
     pub metrics: BTreeMap<String, f64>,
+    /// The 95 % intervals of those that have one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub intervals: BTreeMap<String, [f64; 2]>,
 }
 
 /// Why a plan was tried.

@@ -126,6 +126,11 @@ impl Metric {
         matches!(self, Self::Top1 | Self::Top5Set | Self::RefTop1InTop5 | Self::Accuracy | Self::AccuracyTop5)
     }
 
+    /// True for a figure whose 95 % interval comes from drawing the pictures anew.
+    pub fn is_resampled(self) -> bool {
+        matches!(self, Self::Map5095 | Self::Map5095Drop | Self::DetectionPrecision | Self::DetectionRecall)
+    }
+
     /// What must be there to measure it.
     pub fn needs(self) -> Needs {
         match self {
@@ -232,6 +237,9 @@ pub struct Gate {
     pub confidence: Option<f64>,
 }
 
+/// Confidence of intervals that come from drawing the pictures anew.
+const RESAMPLED_LEVEL: f64 = 0.95;
+
 /// The outcome of a gate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct GateResult {
@@ -249,6 +257,9 @@ pub struct GateResult {
     pub confidence: Option<f64>,
     /// What was measured; absent when `note` says why.
     pub value: Option<f64>,
+    /// The 95 % interval of the value, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<[f64; 2]>,
     /// The bound of the interval, where that was tested instead of the value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<f64>,
@@ -308,9 +319,10 @@ impl FromStr for Gate {
 
 /// The level of `95%` or `0.95`.
 fn confidence_of(metric: Metric, threshold: f64, level: &str) -> Result<f64, String> {
-    if !metric.is_counted() {
-        let counted: Vec<&str> = Metric::ALL.iter().filter(|m| m.is_counted()).map(|m| m.name()).collect();
-        return Err(format!("{} has no confidence interval; those of {} do", metric.name(), counted.join(", ")));
+    if !metric.is_counted() && !metric.is_resampled() {
+        let known = Metric::ALL.iter().filter(|m| m.is_counted() || m.is_resampled());
+        let known: Vec<&str> = known.map(|m| m.name()).collect();
+        return Err(format!("{} has no confidence interval; {} have one", metric.name(), known.join(", ")));
     }
     if threshold >= 1.0 {
         return Err("no number of samples shows a share of 1 with any confidence; ask for less".to_owned());
@@ -319,10 +331,18 @@ fn confidence_of(metric: Metric, threshold: f64, level: &str) -> Result<f64, Str
         Some(percent) => percent.trim().parse().map(|percent: f64| percent / 100.0),
         None => level.parse(),
     };
-    share
+    let share = share
         .ok()
         .filter(|share| (0.5..=0.9999).contains(share))
-        .ok_or_else(|| format!("`{level}` is no confidence between 50% and 99.99%; write @95%"))
+        .ok_or_else(|| format!("`{level}` is no confidence between 50% and 99.99%; write @95%"))?;
+    if metric.is_resampled() && share != RESAMPLED_LEVEL {
+        return Err(format!(
+            "intervals of {} are at {} confidence; write @95%",
+            metric.name(),
+            percent(RESAMPLED_LEVEL)
+        ));
+    }
+    Ok(share)
 }
 
 impl fmt::Display for Gate {
@@ -339,6 +359,11 @@ impl Gate {
     /// What is tested, for people and as a key: `top1`, `sqnr_db[boxes]`.
     pub fn subject(&self) -> String {
         subject(self.metric, self.part.as_deref())
+    }
+
+    /// Whether it asks for an interval that takes drawing the pictures anew.
+    pub fn resamples(&self) -> bool {
+        self.confidence.is_some() && self.metric.is_resampled()
     }
 
     /// Whether it is for a precision.

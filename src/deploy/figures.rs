@@ -25,6 +25,8 @@ pub(super) struct Parts {
     pub profile: Option<PathBuf>,
     pub layers: Option<PathBuf>,
     pub outputs: Option<PathBuf>,
+    /// What the outputs are of, where it is not the run's own.
+    pub inputs: Option<PathBuf>,
 }
 
 /// What is known of the precision here.
@@ -100,7 +102,7 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
             found.elsewhere.tied_by = TiedBy::Shapes;
         }
     }
-    let files = [&parts.times, &parts.profile, &parts.layers, &parts.outputs].into_iter().flatten();
+    let files = [&parts.times, &parts.profile, &parts.layers, &parts.outputs, &parts.inputs].into_iter().flatten();
     let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     found.elsewhere.files = files.map(name).collect();
     Ok(found)

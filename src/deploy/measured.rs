@@ -19,6 +19,7 @@ use crate::{
     onnx::Model,
     report::{Layer, Machine, NodeTime, Precision, Report, Speedup},
     stats::{percentile_interval, sorted},
+    tensor::TensorMap,
 };
 
 /// Single files from another machine, by precision.
@@ -32,6 +33,8 @@ pub struct Files {
     pub layers: BTreeMap<String, PathBuf>,
     /// `trtexec --exportOutput`, or what Polygraphy saved.
     pub outputs: BTreeMap<String, PathBuf>,
+    /// Inputs that these outputs are of; absent for those of the run's `deploy/`.
+    pub inputs: Option<PathBuf>,
 }
 
 /// Takes what `deploy.sh` packed (or the folder itself) into a report. `run` is the folder of the run, `called` what the
@@ -97,6 +100,7 @@ pub fn measured_archive(
             profile: file("profile", "json"),
             layers: file("layers", "json"),
             outputs: file("outputs", "json").or_else(|| file("outputs", "npz")),
+            inputs: None,
         };
         let known = Known {
             precision,
@@ -117,18 +121,20 @@ pub fn measured_archive(
     Ok(notes)
 }
 
-/// Takes single files into a report, measured on the machine `called`.
+/// Takes single files into a report, measured on the machine `called`. Where [`Files::inputs`] are given, `outputs_for`
+/// tells what a model gives for them.
 ///
 /// # Errors
 /// A file cannot be read, or is of another model or precision; the report has no such precision.
-pub fn measured_files(
+pub fn measured_files<E: From<DeployError>>(
     report: &mut Report,
     run: &Path,
     files: &Files,
     called: &str,
-) -> Result<Vec<String>, DeployError> {
+    outputs_for: &dyn Fn(&Path, &Path) -> Result<TensorMap, E>,
+) -> Result<Vec<String>, E> {
     let deployed = run.join(DEPLOY);
-    let manifest = if deployed.is_dir() { Some(Manifest::read(&deployed)?) } else { None };
+    let manifest = deployed.is_dir().then(|| Manifest::read(&deployed)).transpose().map_err(DeployError::from)?;
     let precisions: BTreeSet<&String> =
         [&files.times, &files.profile, &files.layers, &files.outputs].into_iter().flat_map(BTreeMap::keys).collect();
     let mut all = Vec::new();
@@ -136,7 +142,7 @@ pub fn measured_files(
         let Some(row) = row(report, precision, None) else {
             let known: BTreeSet<&str> = report.precisions.iter().map(|row| row.precision.as_str()).collect();
             let reason = format!("the report has no {precision}, only {}", Vec::from_iter(known).join(", "));
-            return Err(DeployError::content(&run.join("report.json"), reason));
+            return Err(DeployError::content(&run.join("report.json"), reason).into());
         };
         let of = |map: &BTreeMap<String, PathBuf>| map.get(precision).cloned();
         let parts = Parts {
@@ -144,13 +150,18 @@ pub fn measured_files(
             profile: of(&files.profile),
             layers: of(&files.layers),
             outputs: of(&files.outputs),
+            inputs: files.inputs.clone().filter(|_| files.outputs.contains_key(precision)),
         };
-        let expected = match &manifest {
-            Some(manifest) => {
+        let expected = match (&parts.inputs, &manifest) {
+            (Some(inputs), _) => {
+                let gives = |row: Option<&Precision>| outputs_for(&model_of(report, row, run)?, inputs);
+                Some([gives(None)?, gives(Some(&report.precisions[row]))?])
+            }
+            (None, Some(manifest)) => {
                 let float = expected(&deployed, manifest, &manifest.reference)?;
                 float.zip(expected(&deployed, manifest, precision)?).map(Into::into)
             }
-            None => None,
+            (None, None) => None,
         };
         let own = &report.precisions[row];
         let hash = own.artifact.as_ref().map_or(&report.model.hash, |artifact| &artifact.hash).clone();
@@ -169,7 +180,7 @@ fn tolerant(whole: &Parts, known: &Known<'_>, there: &Machine, notes: &mut Vec<S
             Ok(found) => return found,
             Err(error) => {
                 notes.push(format!("{}: {error}", known.precision));
-                let Parts { times, profile, layers, outputs } = &mut parts;
+                let Parts { times, profile, layers, outputs, .. } = &mut parts;
                 for part in [times, profile, layers, outputs] {
                     // Without a file of its own, an error takes all of them with it.
                     if error.path().is_none_or(|path| part.as_deref() == Some(path)) {
@@ -195,22 +206,32 @@ fn row(report: &Report, precision: &str, hash: Option<&ContentHash>) -> Option<u
     report.precisions.iter().position(is_it)
 }
 
-/// Operators of the row's model, where it still lies in the folder of the run.
-fn op_types(report: &Report, row: usize, run: &Path) -> BTreeMap<String, String> {
-    let row = &report.precisions[row];
-    let (path, hash) = match &row.artifact {
+/// The file of a row's model, or of the float model, and its hash.
+fn file_of<'a>(report: &'a Report, row: Option<&'a Precision>, run: &Path) -> (PathBuf, &'a ContentHash) {
+    match row.and_then(|row| row.artifact.as_ref()) {
         Some(artifact) => (run.join(&artifact.path), &artifact.hash),
         None => (PathBuf::from(&report.model.path), &report.model.hash),
-    };
+    }
+}
+
+/// The same, where it is still the run's.
+fn model_of(report: &Report, row: Option<&Precision>, run: &Path) -> Result<PathBuf, DeployError> {
+    let (path, hash) = file_of(report, row, run);
+    if Model::load(&path).is_ok_and(|model| model.hash == *hash) {
+        return Ok(path);
+    }
+    let reason = "it is not there any more as the run had it, so what it gives for these inputs cannot be computed";
+    Err(DeployError::content(&path, reason))
+}
+
+/// Operators of the row's model, where it still lies in the folder of the run.
+fn op_types(report: &Report, row: usize, run: &Path) -> BTreeMap<String, String> {
+    let (path, hash) = file_of(report, Some(&report.precisions[row]), run);
     let model = Model::load(&path).ok().filter(|model| model.hash == *hash);
     model.map(|model| model.op_types()).unwrap_or_default()
 }
 
-fn expected(
-    folder: &Path,
-    manifest: &Manifest,
-    precision: &str,
-) -> Result<Option<crate::tensor::TensorMap>, DeployError> {
+fn expected(folder: &Path, manifest: &Manifest, precision: &str) -> Result<Option<TensorMap>, DeployError> {
     let file = manifest.model(precision).and_then(|model| model.expected.as_ref());
     // The manifest comes from elsewhere: its paths are not followed.
     let file = file.map(|_| folder.join("expected").join(format!("{precision}.npz"))).filter(|file| file.is_file());

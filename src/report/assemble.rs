@@ -230,9 +230,13 @@ impl GateResult {
     pub fn shown(&self) -> String {
         let value = self.value.map(|value| {
             let shown = shown_beside(self.metric, value, self.threshold);
-            let Some((bound, level)) = self.bound.zip(self.confidence) else { return shown };
-            let bound = shown_beside(self.metric, bound, self.threshold);
-            format!("{shown} (at {} confidence {bound} or more)", percent(level))
+            if let Some((bound, level)) = self.bound.zip(self.confidence) {
+                let bound = shown_beside(self.metric, bound, self.threshold);
+                let side = if self.direction == Direction::AtLeast { "more" } else { "less" };
+                return format!("{shown} (at {} confidence {bound} or {side})", percent(level));
+            }
+            self.interval
+                .map_or(shown.clone(), |interval| format!("{shown} ({})", format::percent_interval(interval, 0)))
         });
         value.or_else(|| self.note.clone()).unwrap_or_else(|| "not measured".to_owned())
     }
@@ -285,6 +289,7 @@ mod tests {
             threshold,
             confidence: None,
             value,
+            interval: None,
             bound: None,
             passed,
             note: None,

@@ -105,7 +105,10 @@ fn measured(gates: &[Gate], verdict: &Verdict) -> String {
     let one = |gate: &Gate| {
         let side = if gate.metric.direction() == Direction::AtLeast { "at least" } else { "at most" };
         let value = value(verdict, gate).map_or_else(|| "not finite".to_owned(), |value| beside(gate, value));
-        format!("{} {value} ({side} {})", gate.subject(), figure(gate.metric, gate.threshold))
+        let interval = verdict.intervals.get(&gate.subject());
+        let interval = interval.map(|&interval| format!("{}, ", format::percent_interval(interval, 0)));
+        let threshold = figure(gate.metric, gate.threshold);
+        format!("{} {value} ({}{side} {threshold})", gate.subject(), interval.unwrap_or_default())
     };
     gates.iter().map(one).collect::<Vec<_>>().join(", ")
 }

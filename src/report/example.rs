@@ -216,6 +216,7 @@ fn gates() -> Vec<Gate> {
             part: None,
             direction: metric.direction(),
             confidence: None,
+            interval: metric.is_counted().then(|| [value - 0.014, (value + 0.011).min(1.0)]),
             bound: None,
             threshold,
             value: Some(value),

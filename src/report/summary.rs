@@ -89,7 +89,7 @@ mod tests {
         report.layers[0].layerwise_sqnr_db = Some(-3.25);
         let text = summary(&report);
         assert!(text.starts_with("### ❌ calib: example net.onnx\n"));
-        assert!(text.contains("- ❌ int8 tensorrt top1 ≥ 0.98: 97.6\u{a0}%\n"));
+        assert!(text.contains("- ❌ int8 tensorrt top1 ≥ 0.98: 97.6\u{a0}% (96.2…98.7)\n"));
         assert!(text.contains("| &lt;b&gt;\\|worst | Conv | -3.2\u{a0}dB |"), "{text}");
         assert!(text.contains("emulated") && !text.contains("14.0"));
         assert!(!text.contains("Random data"));

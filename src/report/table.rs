@@ -137,6 +137,12 @@ impl Cell {
 }
 
 impl Table {
+    /// The node of the network that a row is about.
+    pub(super) fn node_of<'a>(&self, row: &'a [Cell]) -> Option<&'a str> {
+        let at = self.columns.iter().position(|column| column.key == "node")?;
+        row.get(at).map(|cell| cell.text.as_str())
+    }
+
     /// Drops the columns of numbers that have none.
     pub(super) fn drop_empty_columns(&mut self) {
         for i in (0..self.columns.len()).rev() {

@@ -168,6 +168,26 @@ fn single_files_are_taken_by_precision_and_refused_where_they_tell_another_model
     let there = &int8["measured_elsewhere"][0];
     assert_eq!((&there["machine"]["name"], &there["tied_by"]), (&json!("Orin"), &json!("shapes")));
 
+    // What Polygraphy saved of other inputs: the models run on them here. The outputs are those of the float model.
+    let written = |name: &str| super::root().join("tests/fixtures/polygraphy").join(name).display().to_string();
+    let outputs = ["fp32", "int8"].map(|precision| format!("{precision}={}", written("outputs.json")));
+    let polygraphy = ["--outputs", &outputs[0], "--outputs", &outputs[1], "--machine", "Polygraphy"];
+    assert!(error_of(&mut report(&polygraphy)).contains("of other inputs"));
+    report(&[&polygraphy[..], &["--inputs", &written("inputs.json")]].concat()).assert().success();
+    let found = json(&run.join("report.json"));
+    let rows = found["precisions"].as_array().unwrap();
+    let of = |precision: &str| {
+        let row = rows.iter().find(|row| row["precision"] == precision).unwrap();
+        row["measured_elsewhere"].as_array().unwrap().last().unwrap()
+    };
+    let sqnr = |precision: &str, what: &str| of(precision)["outputs"][what][0]["sqnr_db"].as_f64();
+    assert_eq!(of("fp32")["files"], json!(["outputs.json", "inputs.json"]));
+    assert_eq!(of("int8")["outputs"]["samples"], 3);
+    assert!(sqnr("fp32", "engine").is_none_or(|db| db > 80.0), "{:?}", sqnr("fp32", "engine"));
+    assert!((sqnr("int8", "engine").unwrap() - sqnr("int8", "model").unwrap()).abs() < 1.0, "INT8's own error, twice");
+    assert!(sqnr("int8", "together").is_none_or(|db| db > 80.0), "{:?}", sqnr("int8", "together"));
+    assert!(error_of(&mut report(&[&polygraphy[..], &["--inputs", "no.json"]].concat())).contains("no.json"));
+
     fs::write(folder.path().join("given/else.json"), engine("no such node", "Row major Int8 format").to_string())
         .unwrap();
     fs::write(

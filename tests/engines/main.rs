@@ -8,6 +8,7 @@
 #![cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod deployed;
 mod device;
 mod models;
 mod outputs;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use super::{ExitStatus, Printer};
-use crate::args::ReportArgs;
+use crate::args::{GlobalArgs, ReportArgs};
 use trtcalib::{
     artifact::{write_atomic, write_json},
     report::{Report, Run, model_explorer, regressions, runs_html, runs_table, summary, trend_html, unlike},
@@ -28,11 +28,11 @@ struct Outcome<'a> {
 }
 
 /// Renders.
-pub(super) fn report(printer: &Printer, args: &ReportArgs) -> anyhow::Result<ExitStatus> {
+pub(super) fn report(printer: &Printer, global: &GlobalArgs, args: &ReportArgs) -> anyhow::Result<ExitStatus> {
     let mut reports = read_all(&args.runs)?;
     let output = match &args.output {
         _ if args.measured.is_empty() => args.output.clone().unwrap_or_else(|| "report.html".into()),
-        given => measured::take(printer, args, &mut reports, given.as_deref())?,
+        given => measured::take(printer, global.ort_library.as_deref(), args, &mut reports, given.as_deref())?,
     };
     let baselines = read_all(&args.baseline)?;
     let overlays = args.model_explorer.as_deref().map(|path| overlays(path, &reports)).transpose()?.unwrap_or_default();

@@ -1,6 +1,6 @@
 //! The search on synthetic oracles.
 
-use std::convert::Infallible;
+use std::{collections::BTreeMap, convert::Infallible};
 
 use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
 
@@ -25,7 +25,7 @@ fn names(members: &[usize]) -> NodeSet {
 }
 
 fn verdict(passed: bool, score: f64) -> Verdict {
-    Verdict { passed, score: Some(score), metrics: std::collections::BTreeMap::new() }
+    Verdict { passed, score: Some(score), metrics: BTreeMap::new(), intervals: BTreeMap::new() }
 }
 
 /// Searches with an oracle that says whether a set passes; returns the result and how often the oracle was asked.

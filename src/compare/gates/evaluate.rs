@@ -42,6 +42,7 @@ impl Gate {
             threshold,
             confidence,
             value,
+            interval: None,
             bound: None,
             passed,
             note,
@@ -66,13 +67,21 @@ impl Gate {
             Measured::Equal => outcome(None, true, Some("equal to the reference".to_owned())),
             Measured::Value(value) if value.is_nan() => outcome(None, false, Some("it is not a number".to_owned())),
             Measured::Value(value) => {
-                let bound = confidence.map(|level| wilson_at(share_of(value, metric, result), level)[0]);
-                let tested = bound.unwrap_or(value);
-                let within = match direction {
-                    Direction::AtLeast => tested >= threshold,
-                    Direction::AtMost => tested <= threshold,
+                let towards_failing = |[low, high]: [f64; 2]| match direction {
+                    Direction::AtLeast => low,
+                    Direction::AtMost => high,
                 };
-                GateResult { bound, ..outcome(Some(value), within && note.is_none(), note.or_else(rests_on)) }
+                let bound = confidence.map(|level| interval(value, metric, result, level).map(towards_failing));
+                let within = match bound.unwrap_or(Some(value)) {
+                    Some(tested) if direction == Direction::AtLeast => tested >= threshold,
+                    Some(tested) => tested <= threshold,
+                    None => return outcome(Some(value), false, Some("so few pictures have no interval".to_owned())),
+                };
+                GateResult {
+                    interval: interval(value, metric, result, 0.95),
+                    bound: bound.flatten(),
+                    ..outcome(Some(value), within && note.is_none(), note.or_else(rests_on))
+                }
             }
         }
     }
@@ -99,6 +108,21 @@ impl Gate {
              {bound:.3} (at {} confidence), so {outcome}; at least {needed} samples are needed",
             percent(level)
         ))
+    }
+}
+
+/// The interval of a value at a confidence, where there is one.
+fn interval(value: f64, metric: Metric, result: &ComparisonResult, level: f64) -> Option<[f64; 2]> {
+    if metric.is_counted() {
+        return Some(wilson_at(share_of(value, metric, result), level));
+    }
+    let detection = result.detection.as_ref()?;
+    match metric {
+        Metric::Map5095 => detection.accuracy.as_ref()?.map50_95_interval,
+        Metric::Map5095Drop => detection.map50_95_drop_interval,
+        Metric::DetectionPrecision => detection.agreement.precision_interval,
+        Metric::DetectionRecall => detection.agreement.recall_interval,
+        _ => None,
     }
 }
 

@@ -117,8 +117,9 @@ fn every_part_of_a_gate_is_read_and_written_back() {
     let error = |text: &str| text.parse::<Gate>().unwrap_err().to_string();
     assert_eq!(error("max_abs>=0.5"), "gate `max_abs>=0.5`: of max_abs less is better; write max_abs<=0.5");
     assert!(error("top1[x]=0.9").contains("no figure of a single output"));
-    assert!(error("sqnr_db=15@95%").contains("sqnr_db has no confidence interval; those of top1, "));
+    assert!(error("sqnr_db=15@95%").contains("sqnr_db has no confidence interval; top1, "));
     assert!(error("top1=1@95%").contains("no number of samples"));
+    assert!(error("detection_recall=0.9@90%").contains("at 95% confidence; write @95%"));
     assert!(error("top1=0.9@95").contains("write @95%") && error("top1=0.9@").contains("write @95%"));
     assert!(error("sqnr_db[]=15").contains("not of the form") && error(":top1=0.9").contains("not of the form"));
 }
@@ -201,7 +202,7 @@ fn detectors_are_gated_by_boxes() {
         precision: 0.8,
         precision_interval: None,
         recall: 0.6,
-        recall_interval: None,
+        recall_interval: Some([0.5, 0.72]),
         precision_75: 0.7,
         recall_75: 0.5,
         mean_iou: Some(0.9),
@@ -215,7 +216,7 @@ fn detectors_are_gated_by_boxes() {
         head: "yolox".to_owned(),
         accuracy: None,
         reference_map50_95: Some(0.5),
-        map50_95_drop_interval: None,
+        map50_95_drop_interval: Some([0.02, 0.12]),
         agreement,
         changed: Vec::new(),
     };
@@ -240,4 +241,14 @@ fn detectors_are_gated_by_boxes() {
     let (drop, passed, _) = evaluate("map50_95_drop=0.05", &result);
     assert!(!passed && (drop.unwrap() - 0.1).abs() < 1e-12);
     assert!(evaluate("map50_95_drop=0.11", &result).1);
+
+    // Their intervals come from drawing pictures anew; the end that lies towards failing is tested.
+    let outcome = |gate: &str| gate.parse::<Gate>().unwrap().evaluate(&result, &Footprint::default());
+    assert_eq!(outcome("detection_recall=0.6").interval, Some([0.5, 0.72]));
+    let (near, far) = (outcome("detection_recall=0.5@95%"), outcome("detection_recall=0.51@95%"));
+    assert_eq!((near.passed, far.passed, near.bound), (true, false, Some(0.5)));
+    let (near, far) = (outcome("map50_95_drop=0.12@95%"), outcome("map50_95_drop=0.11@95%"));
+    assert_eq!((near.passed, far.passed, near.bound), (true, false, Some(0.12)));
+    let unknown = outcome("detection_precision=0.1@95%");
+    assert!(!unknown.passed && unknown.note.unwrap().contains("no interval"));
 }

@@ -16,6 +16,7 @@
 
   const networks = [];
   for (const root of document.querySelectorAll("[data-network]")) networks.push(network(root));
+  for (const one of networks) for (const path of one.paths()) for (const other of networks) other.open(path, true);
 
   function network(root) {
     const find = (name) => root.querySelector(`[data-${name}]`);
@@ -171,12 +172,13 @@
       drawn.set(id, group);
     }
 
-    // The panel under the picture: what the row of the table says.
+    // The panel under the picture: what the rows of the tables say.
     const rows = new Map();
     for (const row of document.querySelectorAll("[data-item]")) {
       const name = row.dataset.node ?? row.querySelector(".node [data-text]")?.textContent;
-      if (name !== undefined && !rows.has(name)) rows.set(name, row);
+      if (name !== undefined) rows.set(name, [...(rows.get(name) || []), row]);
     }
+    const rowsOf = (id) => (id === null || isBlock(id) ? [] : rows.get(title(id)) || []);
     function tell(id) {
       const panel = find("chosen");
       const facts = [];
@@ -184,8 +186,7 @@
       if (isBlock(id)) say("Block", `${title(id)}: ${list(id).length} nodes`);
       else { say("Node", title(id)); say("Operator", nodes[id / 2][1]); }
       for (const one of colours) say(one.name, one.text(list(id)));
-      const row = isBlock(id) ? null : rows.get(title(id));
-      if (row) {
+      for (const row of rowsOf(id)) {
         const first = row.matches("tr") ? row : row.rows[0];
         const heads = [...row.closest("table").tHead.rows[0].cells];
         heads.forEach((head, at) => { if (head.classList.contains("number") && !head.hidden && !/sqnr_db|index/.test(head.dataset.key)) say(head.textContent, (first.cells[at].querySelector("span") || first.cells[at]).textContent); });
@@ -195,18 +196,22 @@
         term.textContent = name; detail.textContent = text; fact.append(term, detail);
         return fact;
       }));
-      if (row) {
+      for (const row of rowsOf(id)) {
         const go = document.createElement("button");
-        go.type = "button"; go.textContent = "Show in the table";
-        go.addEventListener("click", () => { row.scrollIntoView({ block: "center" }); (row.querySelector("button") || row).focus(); });
+        go.type = "button"; go.textContent = `Show in ${row.closest("[role=region]").getAttribute("aria-label").toLowerCase()}`;
+        go.addEventListener("click", () => {
+          row.scrollIntoView({ block: "center" });
+          const stop = row.querySelector("button") || row;
+          if (stop === row) row.setAttribute("tabindex", "-1");
+          stop.focus({ preventScroll: true });
+        });
         panel.append(go);
       }
     }
     function mark() {
       for (const [id, group] of drawn) group.classList.toggle("chosen", id === chosen);
       for (const row of document.querySelectorAll(".selected")) row.classList.remove("selected");
-      const row = chosen !== null && !isBlock(chosen) && rows.get(title(chosen));
-      if (row) { row.classList.add("selected"); row.hidden = false; }
+      for (const row of rowsOf(chosen)) { row.classList.add("selected"); row.hidden = false; }
     }
     function choose(id, { focus = false, scroll = false } = {}) {
       for (let block = homes[id]; ; block = blocks[block].u) { if (!open.has(block)) { open.add(block); chosen = id; draw(); } if (block === 0) break; }
@@ -231,7 +236,17 @@
       chosen = id;
       draw();
       tell(id);
+      for (const other of networks) if (other.root !== root) other.open(pathOf(block), open.has(block));
     }
+    // Two models beside each other have the same blocks open, as far as both have them.
+    const pathOf = (block) => (block === 0 ? "" : `${pathOf(blocks[block].u)}\u0000${blocks[block].n}`);
+    const byPath = new Map(blocks.map((_, block) => [pathOf(block), block]));
+    const opened = (path, is) => {
+      const block = byPath.get(path);
+      if (block === undefined || open.has(block) === is) return;
+      if (is) open.add(block); else open.delete(block);
+      draw();
+    };
     const idOf = (event) => { const group = event.target.closest?.("[data-id]"); return group ? Number(group.dataset.id) : null; };
     const stage = find("stage");
     const others = (id) => { if (!isBlock(id)) for (const other of networks) if (other.root !== root) other.show(title(id)); };
@@ -269,7 +284,7 @@
     // From the table to the picture.
     const byName = new Map(nodes.map((node, index) => [node[0], index]));
     const show = (name) => { const node = byName.get(name); if (node !== undefined) choose(2 * node, { scroll: true }); };
-    for (const [name, row] of rows) row.addEventListener("click", (event) => { if (!event.target.closest("tr.detail")) show(name); });
+    for (const [name, own] of rows) for (const row of own) row.addEventListener("click", (event) => { if (!event.target.closest("tr.detail")) show(name); });
 
     const choice = find("colour"), search = find("find"), found = find("found");
     choice.replaceChildren(...colours.map((one) => new Option(one.name, one.name, one === colour, one === colour)));
@@ -289,6 +304,6 @@
     for (const button of root.querySelectorAll("[data-zoom]")) button.addEventListener("click", () => { scale = Math.min(3, Math.max(0.2, scale * Number(button.dataset.zoom))); draw(); });
     addEventListener("beforeprint", shut);
     draw();
-    return { root, show };
+    return { root, show, open: opened, paths: () => [...open].map(pathOf) };
   }
 })();

@@ -123,8 +123,30 @@ fn path(name: &str) -> Vec<&str> {
     parts
 }
 
+/// For every node the one whose name tells its place: quantizers and constants stand where they are read.
+fn named_by(graph: &ModelGraph, order: &[usize]) -> Vec<usize> {
+    let mut reader = vec![None; graph.nodes.len()];
+    for &node in order.iter().rev() {
+        for &from in &graph.nodes[node].from {
+            if let Some(first) = reader.get_mut(from) {
+                *first = Some(node);
+            }
+        }
+    }
+    let serves =
+        |node: usize| matches!(graph.nodes[node].op_type.as_str(), "QuantizeLinear" | "DequantizeLinear" | "Constant");
+    let mut named: Vec<usize> = (0..graph.nodes.len()).collect();
+    for &node in order.iter().rev() {
+        if let (true, Some(reader)) = (serves(node), reader[node]) {
+            named[node] = named[reader];
+        }
+    }
+    named
+}
+
 fn by_names(graph: &ModelGraph, order: &[usize], rank: &[usize]) -> Option<Vec<Piece>> {
-    let named: Vec<(usize, Vec<&str>)> = order.iter().map(|&node| (node, path(&graph.nodes[node].name))).collect();
+    let by = named_by(graph, order);
+    let named: Vec<(usize, Vec<&str>)> = order.iter().map(|&node| (node, path(&graph.nodes[by[node]].name))).collect();
     let pieces = grouped(&named, 0, rank);
     let inside: usize =
         pieces.iter().filter_map(|p| if let Piece::Group(_, inner) = p { Some(size(inner)) } else { None }).sum();
@@ -264,6 +286,21 @@ pub(super) mod tests {
         let tree = tree(&graph);
         assert_eq!(shown(&tree, 0), "stem[0 1] layer1[layer1.0[2 3] 4] 5");
         assert_eq!(tree.block_of, [1, 1, 3, 3, 2, 0]);
+    }
+
+    #[test]
+    fn quantizers_and_constants_stand_in_the_block_that_reads_them() {
+        let graph = graph(&[
+            ("w.0_DequantizeLinear", "DequantizeLinear", &[]),
+            ("/a/Conv", "Conv", &[0]),
+            ("/a/Relu", "Relu", &[1]),
+            ("/a/Relu_Q", "QuantizeLinear", &[2]),
+            ("/a/Relu_DQ", "DequantizeLinear", &[3]),
+            ("k", "Constant", &[]),
+            ("/b/Clip", "Clip", &[4, 5]),
+            ("/b/Conv", "Conv", &[6]),
+        ]);
+        assert_eq!(shown(&tree(&graph), 0), "a[0 1 2] b[3 4 5 6 7]");
     }
 
     #[test]

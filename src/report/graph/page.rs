@@ -89,7 +89,7 @@ struct Page<'a> {
     summary: String,
 }
 
-/// A page of a model's graph; of two models, both below each other with what differs.
+/// A page of a model's graph; of two models, both beside each other with what differs.
 ///
 /// # Errors
 /// The template cannot be rendered.

@@ -43,12 +43,12 @@ impl Bisection<'_> {
         // Every trial reads them.
         session.dataset().keep(&search_on);
         self.check_gates(gates, &search_on)?;
-        let judge = JudgeOptions {
-            gates: gates.to_vec(),
-            compare: CompareOptions { max_flips: 0, resamples: 0, ..session.compare_options() },
-            threads: session.threads,
-            ..JudgeOptions::default()
-        };
+        let mut compare = CompareOptions { max_flips: 0, ..session.compare_options() };
+        if !gates.iter().any(Gate::resamples) {
+            compare.resamples = 0;
+        }
+        let judge =
+            JudgeOptions { gates: gates.to_vec(), compare, threads: session.threads, ..JudgeOptions::default() };
         let start = Start {
             model: &session.subject.folded,
             shapes: &session.subject.shapes,

@@ -10,14 +10,16 @@ use anyhow::Context;
 use super::Printer;
 use crate::args::ReportArgs;
 use trtcalib::{
+    backend::onnxruntime::OnnxRuntime,
     deploy::{Files, measured_archive, measured_files},
     report::Report,
-    session::write_report,
+    session::{outputs_for, write_report},
 };
 
 /// Takes the figures in and writes the run's files anew; returns the page to write.
 pub(super) fn take(
     printer: &Printer,
+    ort_library: Option<&Path>,
     args: &ReportArgs,
     reports: &mut [(String, Report)],
     output: Option<&Path>,
@@ -37,13 +39,16 @@ pub(super) fn take(
         notes.extend(measured_archive(report, folder, archive, given.machine.as_deref())?);
     }
     let [times, profile, layers, outputs] = given.files().map(by_precision);
-    let files = Files { times: times?, profile: profile?, layers: layers?, outputs: outputs? };
+    let inputs = given.inputs.clone();
+    let files = Files { times: times?, profile: profile?, layers: layers?, outputs: outputs?, inputs };
     if given.files().iter().any(|files| !files.is_empty()) {
         let machine = given.machine.as_deref().context(
             "say where these files were made, e.g. --machine \"Jetson Orin Nano, TensorRT 10.3\": the report names the machine \
              of every figure",
         )?;
-        notes.extend(measured_files(report, folder, &files, machine)?);
+        notes.extend(measured_files(report, folder, &files, machine, &|model, inputs| {
+            anyhow::Ok(outputs_for(OnnxRuntime::load(ort_library)?, model, inputs)?)
+        })?);
     }
     notes.sort();
     notes.dedup();

@@ -1,0 +1,52 @@
+//! A run without a GPU, completed where there is one: its `deploy_calib.sh` runs on the stand-ins, and the report takes what
+//! it packed.
+
+use std::{fs, process::Command};
+
+use calib_test_support::{calib_path, root};
+use serde_json::Value;
+
+use super::{ends, succeeds, text, with_stand_in};
+
+#[test]
+fn what_deploy_calib_packs_completes_a_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let config = root().join("configs/demo.toml");
+    let here = ["run", "--config", text(&config), "--out", text(&run), "--tensorrt", "off", "--bench-seconds", "0"];
+    succeeds(&[&here[..], &["--calib-samples", "16", "--eval-samples", "20", "--precisions", "fp32,int8"]].concat());
+    let page = || fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(!page().contains("Measured elsewhere"), "nothing was measured yet");
+
+    let mut there = Command::new(run.join("deploy/deploy_calib.sh"));
+    with_stand_in(&mut there, "");
+    let output = there.env("CALIB", calib_path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let archive = run.join("deploy/deploy.tar");
+    succeeds(&["report", text(&run), "--measured", text(&archive), "--machine", "stand-in"]);
+
+    let report: Value = serde_json::from_slice(&fs::read(run.join("report.json")).unwrap()).unwrap();
+    for (number_type, at_least) in [("fp32", 80.0), ("int8", 40.0)] {
+        let rows = report["precisions"].as_array().unwrap();
+        let there = &rows.iter().find(|row| row["precision"] == number_type).unwrap()["measured_elsewhere"][0];
+        assert_eq!((&there["machine"]["name"], &there["tied_by"]), (&"stand-in".into(), &"hash".into()), "{there}");
+        assert_eq!(there["engine"]["summary"]["compute_by_type"][number_type], 26, "{there}");
+        assert!(there["latency_ms"]["median"].as_f64().unwrap() > 0.0, "{there}");
+        assert!(!there["layer_times"].as_array().unwrap().is_empty(), "{there}");
+        // The stand-in computes in ONNX Runtime as well: what it adds is as good as nothing.
+        let engine = there["outputs"]["engine"][0]["sqnr_db"].as_f64().unwrap_or(f64::INFINITY);
+        assert!(engine > at_least, "{number_type}: {engine}");
+    }
+    assert!(report["layers"].as_array().unwrap().iter().any(|layer| layer["time"]["machine"] == "stand-in"));
+    let page = page();
+    let chart = page.split_once("Quality over latency").unwrap().1.split_once("</figcaption>").unwrap().0;
+    assert!(["fp32 · stand-in", "int8 · stand-in"].iter().all(|point| chart.contains(point)), "{chart}");
+
+    // Another run's report does not take it.
+    let other = folder.path().join("other");
+    let again = ["run", "--config", text(&config), "--out", text(&other), "--tensorrt", "off", "--bench-seconds", "0"];
+    let minmax = ["--method", "minmax", "--calib-samples", "16", "--eval-samples", "20", "--precisions", "fp32,int8"];
+    succeeds(&[&again[..], &minmax].concat());
+    let refused = ends(2, "", &["report", text(&other), "--measured", text(&archive)]);
+    assert!(refused.contains("its model of int8 is none of this report"), "{refused}");
+}
