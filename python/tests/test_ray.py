@@ -43,6 +43,17 @@ def test_actors_give_the_table_of_one_process(cluster, dataset, table, tmp_path)
     assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
 
 
+def spread(outputs, ids):
+    return float(np.mean([output["logits"].std() for output in outputs]))
+
+
+def test_candidates_are_those_of_one_process(cluster, dataset, arrays, tmp_path):  # noqa: F811
+    alone = tc.calibrate(MODEL, {"input": arrays[:16]}, metric=spread, samples=16, threads=1)
+    found = cluster.calibrate(MODEL, dataset, actors=2, metric=spread, samples=16, **COLUMNS)
+    assert found.judged == alone.judged and len(set(found.judged.values())) > 1
+    assert found.path.read_bytes() == alone.path.read_bytes()
+
+
 def workers() -> list[int]:
     """Processes of actors of this cluster that are at work."""
     found = []

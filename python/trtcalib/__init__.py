@@ -104,21 +104,32 @@ def calibrate(
     return table
 
 
+#: Methods that a metric chooses among; of equal ones the first.
+_CHOICES = ("auto", "entropy", "percentile", "mse", "minmax")
+
+
 def _best(model: PathLike, data: Any, metric: Metric, **options: Any) -> CalibrationTable:
-    """The table of the method that the metric likes best; of equal ones the first."""
-    tables, judged = {}, {}
+    """The table of the method that the metric likes best."""
+    tables = {method: calibrate(model, data, method=method, **options) for method in _CHOICES}
+    return _chosen({method: (_worth(model, table, data, metric, options), table) for method, table in tables.items()})
+
+
+def _chosen(candidates: Mapping[str, tuple[float, CalibrationTable]]) -> CalibrationTable:
+    method = max(candidates, key=lambda method: candidates[method][0])
+    best = candidates[method][1]
+    best.judged = {method: value for method, (value, _) in candidates.items()}
+    return best
+
+
+def _worth(model: PathLike, table: CalibrationTable, data: Any, metric: Metric, options: Mapping[str, Any]) -> float:
+    """What the metric gives for a table's INT8 model."""
+    shared = {key: options[key] for key in _DATA if key in options}
     with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
         target = Path(folder) / "model.int8.onnx"
-        for method in ("auto", "entropy", "percentile", "mse", "minmax"):
-            tables[method] = calibrate(model, data, method=method, **options)
-            keys = {key: options[key] for key in _PLACEMENT if key in options}
-            quantize(model, tables[method], target, config=options["config"], **keys)
-            shared = {key: value for key, value in options.items() if key in _DATA}
-            found = compare(model, target, data, metric=metric, calibration_samples=True, config=options["config"], **shared)
-            judged[method] = found["targets"][0]["metric"]
-    best = tables[max(judged, key=lambda method: judged[method])]
-    best.judged = judged
-    return best
+        config = options.get("config")
+        quantize(model, table, target, config=config, **{key: options[key] for key in _PLACEMENT if key in options})
+        found = compare(model, target, data, metric=metric, calibration_samples=True, config=config, **shared)
+    return float(found["targets"][0]["metric"])
 
 
 def quantize(

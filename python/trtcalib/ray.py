@@ -18,8 +18,8 @@ from typing import Any
 import ray  # type: ignore[import-not-found, unused-ignore]
 
 from . import (
-    CalibError, CalibrationTable, Comparison, Findings, Metric, PathLike, Progress, Trial, _gates, _limited, _Listener,
-    _only_input, _path, _Plans, _spec, _strings, _trtcalib, smallest,
+    _CHOICES, CalibError, CalibrationTable, Comparison, Findings, Metric, PathLike, Progress, Trial, _chosen, _gates, _limited, _Listener,
+    _only_input, _path, _Plans, _spec, _strings, _trtcalib, _worth, smallest,
 )
 from . import bisect as _bisect
 from . import compare as _compare
@@ -89,6 +89,14 @@ class _Worker:
             )
             return path.read_bytes()
 
+    def candidate(
+        self, model: str, settings: dict[str, Any], config: Any, blocks: _Blocks, parts: list[bytes], metric: Metric
+    ) -> tuple[float, bytes]:
+        table, samples = CalibrationTable._temporary(), blocks.samples()
+        text, listener = json.dumps(settings), _Listener(None)
+        _joined(parts, lambda files: _trtcalib.merge(text, config, samples, files, table.path, listener))
+        return _worth(model, table, samples, metric, settings | {"config": config}), table.path.read_bytes()
+
     def judge(self, lifted: int, model: bytes, blocks: _Blocks, options: dict[str, Any]) -> Trial:
         with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
             target = Path(folder) / "model.onnx"
@@ -130,6 +138,7 @@ def calibrate(
     num_gpus: float = 0,
     samples: int | None = None,
     columns: Mapping[str, str] | None = None,
+    metric: Metric | None = None,
     config: PathLike | None = None,
     progress: Progress = None,
     **settings: Any,
@@ -143,6 +152,7 @@ def calibrate(
         samples: calibration samples, at most (512): the first rows of the data set.
         columns: column of the data set for each input; their own names without, and for a model with one input the only
             column.
+        metric: chooses the method, as for `trtcalib.calibrate`; the candidates are made and judged side by side.
         settings: as for `trtcalib.calibrate`.
     """
     keys = _keys({"model": str(model), **_limited(samples), **settings}, num_cpus, num_gpus)
@@ -150,9 +160,25 @@ def calibrate(
     text, file, shared = json.dumps(keys), _path(config), ray.put(blocks)
     workers = _workers(actors, num_cpus, num_gpus)
     calls = [worker.observe.remote(text, file, shared, f"{i + 1}/{actors}") for i, worker in enumerate(workers)]
+    parts = ray.get(calls)
+    if metric is not None:
+        if "method" in settings:
+            raise CalibError("metric: it chooses the method itself, so leave `method` out")
+        # The counts are the same for every method.
+        tries = [
+            workers[index % actors].candidate.remote(str(model), keys | {"method": method}, file, shared, parts, metric)
+            for index, method in enumerate(_CHOICES)
+        ]
+        return _chosen({method: (value, _table(bytes_of)) for method, (value, bytes_of) in zip(_CHOICES, ray.get(tries))})
     table = CalibrationTable._temporary()
     listener = _Listener(progress)
-    _joined(ray.get(calls), lambda files: _trtcalib.merge(text, file, blocks.samples(), files, table.path, listener))
+    _joined(parts, lambda files: _trtcalib.merge(text, file, blocks.samples(), files, table.path, listener))
+    return table
+
+
+def _table(content: bytes) -> CalibrationTable:
+    table = CalibrationTable._temporary()
+    table.path.write_bytes(content)
     return table
 
 
