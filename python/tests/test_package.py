@@ -177,6 +177,23 @@ def test_a_bisection_finds_a_plan(arrays, table, tmp_path):
     assert found.passed == found["plan"]["check"]["passed"]
 
 
+def test_layers_are_drawn_worst_first(arrays, table):
+    class Axes:
+        def barh(self, nodes, values):
+            self.nodes, self.values = nodes, values
+
+        def invert_yaxis(self):
+            pass
+
+        set_xlabel = lambda self, text: None
+
+    found = tc.bisect(MODEL, table, {"input": arrays[:16]})
+    axes = found.plot(Axes(), most=5)
+    assert len(axes.nodes) == 5 and axes.values == sorted(axes.values)
+    assert axes.values[0] == min(layer["layerwise_sqnr_db"] for layer in found.rows() if layer["layerwise_sqnr_db"] is not None)
+    assert "<table>" in found._repr_html_()
+
+
 def error(outputs, ids):
     """A metric that a plan of more nodes makes larger: the sharpness of the mean answer."""
     return float(np.std([output["logits"].std() for output in outputs]))

@@ -46,6 +46,7 @@ name_libraries()
 _log = logging.getLogger("trtcalib")
 PathLike = Union[str, Path]
 Progress = Union[bool, Callable[[str, int, int], None], None]
+#: From the outputs of all samples and their names to a number, larger for better.
 Metric = Callable[[list[dict[str, np.ndarray]], list[str]], float]
 
 
@@ -73,10 +74,12 @@ def calibrate(
 
     Args:
         model: float ONNX model.
-        data: folder of images (with ``preset=`` or ``preprocess=``), file of arrays, dict of arrays whose first axis counts
-            the samples, iterable of dicts (batches of any size), or a reader with ``get_next()``.
+        data: folder of images (with ``preset=`` or ``preprocess=``); file of arrays (``.npz``, ``.npy``); dict from input name
+            to an array of shape [samples, ...] as the model takes it, preprocessed; iterable of such dicts, of arrays for a
+            model with one input, or of ``(inputs, labels)``, in batches of any size; or a reader with ``get_next()``.
+            Arrays are read where they lie. What can be read only once is kept, beyond 1 GiB in a temporary file.
         method: ``auto``, ``entropy``, ``percentile``, ``mse`` or ``minmax``.
-        labels: right classes of arrays, or a label file.
+        labels: right classes of arrays, [samples] integers, -1 where unknown; or a label file.
         samples: calibration samples, at most (512).
         histograms: file to write the mergeable histograms to.
         metric: decides between the methods instead of the error of held-out samples, as in `compare`: every method makes a
@@ -179,7 +182,8 @@ def compare(
         data: as for `calibrate`.
         labels: right classes of arrays, or a label file.
         gates: thresholds: ``["top1=0.98"]`` or ``{"top1": 0.98}``.
-        metric: called with the outputs of every sample (a list of dicts of arrays without the batch axis) and their names;
+        metric: called with the outputs of all samples (a list of dicts from output name to an array without the batch axis)
+            and their names (a list of strings: file names, or 0, 1, ... for arrays);
             its number stands in ``targets[i]["metric"]`` and in ``reference_metric``.
         minimum: a gate on `metric`: smaller numbers do not pass.
         samples: samples to compare; 0 for all.

@@ -164,6 +164,19 @@ class Findings(Result):
     def rows(self) -> list[dict[str, Any]]:
         return self["layers"]
 
+    def plot(self, axes: Any = None, *, most: int = 20) -> Any:
+        """Draws the layers with the lowest SQNR in dB, the worst on top; gives the axes. Needs ``trtcalib[plot]``."""
+        if axes is None:
+            from matplotlib import pyplot  # type: ignore[import-not-found, unused-ignore]
+
+            axes = pyplot.figure(layout="constrained").subplots()
+        measured = [layer for layer in self["layers"] if layer.get("layerwise_sqnr_db") is not None]
+        worst = sorted(measured, key=lambda layer: layer["layerwise_sqnr_db"])[:most]
+        axes.barh([layer["node"] for layer in worst], [layer["layerwise_sqnr_db"] for layer in worst])
+        axes.invert_yaxis()
+        axes.set_xlabel("SQNR of the layer by itself, dB")
+        return axes
+
 
 class Report(Result):
     """All figures of a run, as in ``report.json``; the files lie in `folder`."""
