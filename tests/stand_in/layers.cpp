@@ -102,7 +102,12 @@ std::vector<Layer> layers_of(const Model& model) {
             const Node* maker = makers.count(node.inputs[0]) ? makers[node.inputs[0]] : nullptr;
             if (into_product && (node.op == "DequantizeLinear" || maker)) continue;
         }
-        Layer layer{node.name.empty() ? node.outputs[0] : node.name, layer_type(node.op), is_qdq(node.op) ? "QDQ" : "", {}, {}, {}};
+        std::string name = node.name.empty() ? node.outputs[0] : node.name;
+        // RTX names kernels that it generates after what they do, which tells Q/DQ where nobody knows the ONNX model.
+        if (RTX && is_qdq(node.op))
+            name = std::string("__myl_") + (node.op == "QuantizeLinear" ? "MulMinMaxRounCast" : "CastMul") + "_myl0_" +
+                   text(static_cast<long long>(layers.size()));
+        Layer layer{name, layer_type(node.op), is_qdq(node.op) ? "QDQ" : "", {}, {}, {}};
         layer.nodes.push_back(node.name);
         for (const std::string& input : node.inputs) {
             if (input.empty() || model.weights.count(input)) continue;

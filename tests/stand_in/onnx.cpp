@@ -1,5 +1,6 @@
 #include "onnx.h"
 
+#include <fstream>
 #include <string_view>
 
 namespace stand_in {
@@ -106,6 +107,16 @@ void append(std::string* to, uint64_t number, std::string_view content) {
     to->append(content);
 }
 
+// The model with another graph.
+std::string with_graph(std::string_view model, std::string_view graph) {
+    std::string made;
+    for (const Field& field : fields_of(model)) {
+        if (field.number == 7) append(&made, 7, graph);
+        else made.append(field.whole);
+    }
+    return made;
+}
+
 constexpr uint64_t BF16 = 16; // ONNX's number
 
 bool casts_to(std::string_view node, uint64_t type) {
@@ -130,7 +141,6 @@ bool read_model(const std::string& bytes, Model* model) {
             for (const Field& part : fields_of(field.content)) {
                 if (part.number == 2) type = static_cast<int>(part.value);
                 if (part.number == 8) name = part.content;
-                if (part.number == 14) model->external |= part.value == 1;
             }
             model->weights.insert(name);
             model->types[name] = type;
@@ -160,7 +170,7 @@ std::set<size_t> Model::makers_of(const std::string& tensor) const {
 }
 
 std::string with_fault(const std::string& bytes, const std::string& name) {
-    std::string graph, made;
+    std::string graph;
     bool planted = false;
     for (const Field& field : fields_of(graph_of(bytes))) {
         Node node = field.number == 1 ? node_of(field.content) : Node{};
@@ -185,15 +195,52 @@ std::string with_fault(const std::string& bytes, const std::string& name) {
         planted = true;
     }
     if (!planted) return "";
-    for (const Field& field : fields_of(bytes)) {
-        if (field.number == 7) append(&made, 7, graph);
-        else made.append(field.whole);
+    return with_graph(bytes, graph);
+}
+
+// The bytes of a weight that lies in another file; false where they are not there.
+bool read_external(std::string_view weight, const std::string& folder, std::string* bytes) {
+    std::string file;
+    size_t offset = 0, length = std::string::npos;
+    for (const Field& part : fields_of(weight)) {
+        if (part.number != 13) continue;
+        std::string key, value;
+        for (const Field& word : fields_of(part.content)) (word.number == 1 ? key : value) = word.content;
+        if (key == "location") file = value;
+        if (key == "offset") offset = std::stoull(value);
+        if (key == "length") length = std::stoull(value);
     }
-    return made;
+    std::ifstream stream(folder + "/" + file, std::ios::binary | std::ios::ate);
+    auto size = static_cast<size_t>(stream ? static_cast<std::streamoff>(stream.tellg()) : 0);
+    if (offset > size) return false;
+    if (length == std::string::npos) length = size - offset;
+    bytes->resize(length);
+    stream.seekg(static_cast<std::streamoff>(offset));
+    return static_cast<bool>(stream.read(bytes->data(), static_cast<std::streamsize>(length)));
+}
+
+std::string with_external_weights(const std::string& bytes, const std::string& folder) {
+    std::string graph;
+    for (const Field& field : fields_of(graph_of(bytes))) {
+        std::string weight, values;
+        bool external = false;
+        for (const Field& part : field.number == 5 ? fields_of(field.content) : std::vector<Field>{}) {
+            external |= part.number == 14 && part.value == 1;
+            if (part.number != 13 && part.number != 14) weight.append(part.whole);
+        }
+        if (!external) {
+            graph.append(field.whole);
+            continue;
+        }
+        if (!read_external(field.content, folder, &values)) return "";
+        append(&weight, 9, values);
+        append(&graph, 5, weight);
+    }
+    return with_graph(bytes, graph);
 }
 
 std::string without_types(const std::string& bytes) {
-    std::string graph, made;
+    std::string graph;
     for (const Field& field : fields_of(graph_of(bytes))) {
         Value value = field.number == 12 ? value_of(field.content) : Value{};
         if (field.number != 12 || !value.extents.empty()) {
@@ -204,15 +251,11 @@ std::string without_types(const std::string& bytes) {
         append(&bare, 1, value.name);
         append(&graph, 12, bare);
     }
-    for (const Field& field : fields_of(bytes)) {
-        if (field.number == 7) append(&made, 7, graph);
-        else made.append(field.whole);
-    }
-    return made;
+    return with_graph(bytes, graph);
 }
 
 std::string in_floats(const std::string& bytes) {
-    std::string graph, made;
+    std::string graph;
     for (const Field& field : fields_of(graph_of(bytes))) {
         if (field.number == 13) continue; // types of what lies between: ONNX Runtime finds them
         if (field.number == 5) {
@@ -255,11 +298,7 @@ std::string in_floats(const std::string& bytes) {
         append(&graph, 1, narrow);
         append(&graph, 1, back);
     }
-    for (const Field& field : fields_of(bytes)) {
-        if (field.number == 7) append(&made, 7, graph);
-        else made.append(field.whole);
-    }
-    return made;
+    return with_graph(bytes, graph);
 }
 
 size_t size_of_type(int type) {

@@ -25,7 +25,6 @@ struct Model {
     std::vector<Value> inputs, outputs; // without weights
     std::map<std::string, int> types;   // of tensors whose type the file tells
     std::set<std::string> weights;
-    bool external = false; // weights in other files
 
     // Nodes that make the tensor, directly or through others; by index.
     std::set<size_t> makers_of(const std::string& tensor) const;
@@ -36,6 +35,9 @@ bool read_model(const std::string& bytes, Model* model);
 
 // The model with what `node` gives doubled; empty where there is no such node.
 std::string with_fault(const std::string& bytes, const std::string& node);
+
+// The model with weights from other files in `folder` among its own; empty where one is not there.
+std::string with_external_weights(const std::string& bytes, const std::string& folder);
 
 // The model without the types of outputs that have no shape: TensorRT takes the type that the tensor has.
 std::string without_types(const std::string& bytes);

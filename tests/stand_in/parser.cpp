@@ -1,4 +1,5 @@
 // A stand-in for TensorRT's ONNX parser: hands the file to the stand-in's network.
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 
@@ -19,7 +20,8 @@ class Parser : public nvonnxparser::RefusedIParser {
         std::string bytes{std::istreambuf_iterator<char>(file), {}};
         stand_in::Model model;
         if (bytes.empty() || !read_model(bytes, &model)) return fail("Failed to parse ONNX model from file: ", path);
-        if (model.external) return fail("the stand-in reads no weights from other files: ", path);
+        bytes = stand_in::with_external_weights(bytes, std::filesystem::absolute(path).parent_path().string());
+        if (bytes.empty()) return fail("Failed to open the external weights of ", path);
         // One operator stands for all that the real parser lacks.
         for (size_t i = 0; i < model.nodes.size(); i++) {
             const stand_in::Node& node = model.nodes[i];

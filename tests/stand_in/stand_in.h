@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <set>
 #include <string>
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
@@ -26,7 +27,16 @@ inline std::string hex(unsigned long long address) {
     return digits;
 }
 
-// Orders to misbehave, from the variable `STAND_IN`: `key=value` pairs between semicolons.
+// What can be ordered; `README.md` tells what each does.
+inline const std::set<std::string> ORDERS = {
+    "build-warns", "capability", "driver", "enqueue-fails", "fail", "fault", "invalid", "kernel-fails", "memory",
+    "names-only", "no-device", "no-inspection", "no-pools", "null-builder", "null-cache", "null-config", "null-context",
+    "null-engine", "null-inspector", "null-network", "null-parser", "null-plan", "null-profile", "null-runtime",
+    "packed", "refuse-addresses", "refuse-gpu", "shape-values", "slow", "slow-build", "slow-load", "tell-options",
+    "vanish", "version"};
+
+// Orders to misbehave, from the variable `STAND_IN`: `key=value` pairs between semicolons. An unknown one ends the test,
+// which would wait in vain for what it ordered.
 inline const std::map<std::string, std::string>& orders() {
     static const std::map<std::string, std::string> found = [] {
         std::map<std::string, std::string> found;
@@ -36,7 +46,9 @@ inline const std::map<std::string, std::string>& orders() {
             std::string one = rest.substr(0, rest.find(';'));
             rest = one.size() < rest.size() ? rest.substr(one.size() + 1) : "";
             size_t equals = one.find('=');
-            if (!one.empty()) found[one.substr(0, equals)] = equals == std::string::npos ? "" : one.substr(equals + 1);
+            if (one.empty()) continue;
+            if (!ORDERS.count(one.substr(0, equals))) refuse("STAND_IN orders `" + one + "`, which is unknown");
+            found[one.substr(0, equals)] = equals == std::string::npos ? "" : one.substr(equals + 1);
         }
         return found;
     }();

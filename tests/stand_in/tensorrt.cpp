@@ -712,6 +712,9 @@ EXPORTED bool stand_in_take_model(INetworkDefinition* network_made, const char* 
     return read_model(network.bytes, &network.model);
 }
 
+// By this name calib knows a stand-in, and says so in the library's version and in the backend's name.
+EXPORTED bool stand_in_for_tensorrt() noexcept { return true; }
+
 EXPORTED int32_t getInferLibVersion() noexcept { return static_cast<int32_t>(number_of("version", NV_TENSORRT_VERSION)); }
 
 EXPORTED void* createInferBuilder_INTERNAL(void* logger, int32_t) noexcept {
