@@ -418,6 +418,8 @@ impl Task {
         let detected = || OutputKind::detect(element_type, shape);
         match options.kinds.get(name).copied().unwrap_or_else(detected) {
             OutputKind::Generic | OutputKind::Ignored => Self::Generic,
+            // Nothing has no arg-max.
+            _ if shape.contains(&0) => Self::Generic,
             kind @ (OutputKind::Map | OutputKind::MapChannelsLast) => {
                 Self::Map(Map { kind, labelled: masks, counts: MapCounts::of(kind, shape) })
             }

@@ -158,6 +158,7 @@ impl PairSums {
             cosine: self.cosine(),
             sqnr_db: self.sqnr_db(),
             integers: false,
+            empty: self.count == 0 && self.non_finite == NonFinite::default(),
             parts: Vec::new(),
         }
     }

@@ -58,6 +58,9 @@ pub struct OutputMetrics {
     /// The values are integers or flags.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub integers: bool,
+    /// No sample has a value of it, so that nothing of it can be judged.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub empty: bool,
     /// The same by part, where the output joins parts that mean something else or are of another size.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<PartMetrics>,
@@ -176,10 +179,11 @@ impl OutputMetrics {
     }
 
     /// Those of `outputs` that say how close two models are: integers (indices, counts, flags), whose differences mean
-    /// nothing, only where there is nothing else.
+    /// nothing, only where there is nothing else; none without a value.
     pub fn judged(outputs: &[Self]) -> impl Iterator<Item = &Self> {
-        let all = outputs.iter().all(|output| output.integers);
-        outputs.iter().filter(move |output| all || !output.integers)
+        let filled = || outputs.iter().filter(|output| !output.empty);
+        let all = filled().all(|output| output.integers);
+        filled().filter(move |output| all || !output.integers)
     }
 
     /// The least SQNR of the outputs that are judged, and of their parts, in decibels: infinite where nothing differs.
@@ -326,8 +330,8 @@ impl ComparisonResult {
     }
 
     /// A sentence for every output with NaN or infinities that are not the same on both sides: the numeric differences
-    /// leave them out.
-    pub fn non_finite_warnings(&self) -> Vec<String> {
+    /// leave them out. And one for every output without values.
+    pub fn warnings(&self) -> Vec<String> {
         let differing = self.non_finite.iter().filter(|(_, counts)| counts.differing > 0);
         let sentence = |(output, counts): (&String, &NonFinite)| {
             format!(
@@ -340,7 +344,9 @@ impl ComparisonResult {
                 counts.target_infinite
             )
         };
-        differing.map(sentence).collect()
+        let empty = self.outputs.iter().filter(|output| output.empty);
+        let nothing = |output: &OutputMetrics| format!("output `{}` has no elements, and is not judged", output.name);
+        differing.map(sentence).chain(empty.map(nothing)).collect()
     }
 }
 

@@ -147,6 +147,7 @@ fn output(sqnr_db: f64) -> OutputMetrics {
         cosine: 1.0 - rel_l2 * rel_l2 / 2.0,
         sqnr_db: Some(sqnr_db),
         integers: false,
+        empty: false,
         parts: Vec::new(),
     }
 }

@@ -341,7 +341,7 @@ impl<'a> Job<'a> {
         for warning in self.session.label_warnings(&evaluation.reference) {
             self.session.host.warn(&warning);
         }
-        self.note_non_finite(&targets, &engines, &evaluation);
+        self.warn_of_outputs(&targets, &engines, &evaluation);
         self.session.host.check()?;
         self.session.host.stage("looking into layers");
         let layers = self.layers(&targets, calibrated.as_ref())?;
@@ -369,7 +369,7 @@ impl<'a> Job<'a> {
     }
 
     /// Says which precisions give NaN or infinities that the reference does not, which no figure of the table shows.
-    fn note_non_finite(&self, targets: &[Target], engines: &[engines::Engine], evaluation: &Evaluation) {
+    fn warn_of_outputs(&self, targets: &[Target], engines: &[engines::Engine], evaluation: &Evaluation) {
         let ran =
             targets.iter().filter(|target| target.runner.is_some()).map(|target| target.precision.name().to_owned());
         let models = ran.zip(evaluation.targets.iter().map(|result| result.as_ref().ok()));
@@ -378,7 +378,7 @@ impl<'a> Job<'a> {
             .map(|engine| (format!("{} · {}", engine.row.precision, engine.row.backend), engine.measured.as_ref()));
         let warnings =
             models.chain(engines).filter_map(|(name, result)| Some((name, result?))).flat_map(|(name, result)| {
-                let warnings = result.non_finite_warnings();
+                let warnings = result.warnings();
                 warnings.into_iter().map(move |warning| format!("{name}: {warning}"))
             });
         for warning in warnings.collect::<Vec<_>>() {

@@ -76,6 +76,9 @@ fn sides(args: &CompareArgs) -> anyhow::Result<(String, Vec<String>)> {
 
 fn describe(outcome: &CompareOutcome) -> String {
     let mut text = format!("{} samples against {}\n", outcome.samples, outcome.reference);
+    if let Some(library) = &outcome.library {
+        text.push_str(&format!("engines ran on {library}\n"));
+    }
     for skipped in &outcome.skipped {
         text.push_str(&format!("skipped {skipped}\n"));
     }
@@ -88,14 +91,14 @@ fn describe(outcome: &CompareOutcome) -> String {
             text.push_str(&format!("  not run: {error}\n"));
         }
         let Some(result) = &target.result else { continue };
-        for output in &result.outputs {
+        for output in result.outputs.iter().filter(|output| !output.empty) {
             let sqnr = output.sqnr_db.map_or_else(|| "equal".to_owned(), |db| format!("SQNR {db:.2} dB"));
             text.push_str(&format!(
                 "  {}: {sqnr}, cosine {:.6}, max abs {:.4e}, mean abs {:.4e}, relative L2 {:.4e}\n",
                 output.name, output.cosine, output.max_abs, output.mean_abs, output.rel_l2
             ));
         }
-        for warning in result.non_finite_warnings() {
+        for warning in result.warnings() {
             text.push_str(&format!("  {warning}\n"));
         }
         if let Some(detection) = &result.detection {

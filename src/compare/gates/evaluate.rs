@@ -157,12 +157,12 @@ fn measure(metric: Metric, part: Option<&str>, result: &ComparisonResult, footpr
         };
         let concerned = Figures::of(&result.outputs, part)
             .ok_or("no output that is compared, and no part of one, has this name")?;
-        let values = concerned.into_iter().map(value);
+        let values = concerned.into_iter().filter(|figures| !figures.output.empty).map(value);
         match metric.direction() {
             Direction::AtLeast => values.reduce(f64::min),
             Direction::AtMost => values.reduce(f64::max),
         }
-        .ok_or("there are no outputs")
+        .ok_or("no output that it is for has an element")
     };
     let value = match metric {
         Metric::Top1 => agreement.map(|a| a.top1),

@@ -16,6 +16,7 @@ fn output(name: &str, sqnr_db: Option<f64>, max_abs: f64) -> OutputMetrics {
         cosine: 0.99,
         sqnr_db,
         integers: false,
+        empty: false,
         parts: Vec::new(),
     }
 }

@@ -404,8 +404,9 @@ mod tests {
         let candidate = |choice, bias_correction, sqnr_db| {
             let (name, [max_abs, mean_abs, rel_l2, cosine]) = ("y".to_owned(), [0.0; 4]);
             let sqnr_db = Some(sqnr_db);
-            let (integers, parts) = (false, Vec::new());
-            let outputs = vec![OutputMetrics { name, max_abs, mean_abs, rel_l2, cosine, sqnr_db, integers, parts }];
+            let (integers, empty, parts) = (false, false, Vec::new());
+            let outputs =
+                vec![OutputMetrics { name, max_abs, mean_abs, rel_l2, cosine, sqnr_db, integers, empty, parts }];
             let result = ComparisonResult { outputs, ..ComparisonResult::default() };
             Candidate { choice, bias_correction, final_thresholds: true, result }
         };
