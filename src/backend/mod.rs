@@ -293,6 +293,11 @@ pub trait Runner: Send {
         })
     }
 
+    /// Samples of a batch at least, where the inputs leave their number open: the profile of an engine may begin above one.
+    fn least_batch(&self) -> usize {
+        1
+    }
+
     /// Samples that run side by side: batches of fewer leave cores idle.
     fn at_once(&self) -> usize {
         1

@@ -8,7 +8,8 @@ use crate::backend::LayerTime;
 
 impl Times {
     /// An array with one object for each call, times in milliseconds since the measurement began. Where the backend tells
-    /// no parts, the whole call is computation and the transfers take no time of their own.
+    /// no parts, the whole call is computation and the transfers take no time of their own. `provider` is no word of trtexec's:
+    /// it tells whose times these are.
     pub fn trtexec_json(&self) -> Value {
         let trace = |call: &Call| {
             let (start, end) = (call.start_ms, call.end_ms);
@@ -18,6 +19,7 @@ impl Times {
             };
             let (computing, copying) = (start + h2d, start + h2d + compute);
             json!({
+                "provider": self.mode.provider,
                 "startEnqMs": start, "endEnqMs": start + enqueue,
                 "startH2dMs": start, "endH2dMs": computing,
                 "startComputeMs": computing, "endComputeMs": copying,
@@ -29,9 +31,9 @@ impl Times {
     }
 }
 
-/// An array that begins with the number of calls, then one object for each layer: the time of all calls together, mean and
+/// An array that begins with the number of calls and what took the times (which trtexec does not tell), then one object for each layer: the time of all calls together, mean and
 /// median of a call, and the share of the time of all layers in percent.
-pub fn profile_json(layers: &[LayerTime], calls: usize) -> Value {
+pub fn profile_json(layers: &[LayerTime], calls: usize, provider: &str) -> Value {
     let total: f64 = layers.iter().map(|layer| layer.total_ms).sum();
     let layer = |layer: &LayerTime| {
         json!({
@@ -39,7 +41,7 @@ pub fn profile_json(layers: &[LayerTime], calls: usize) -> Value {
             "percentage": 100.0 * layer.total_ms / total,
         })
     };
-    std::iter::once(json!({ "count": calls })).chain(layers.iter().map(layer)).collect()
+    std::iter::once(json!({ "count": calls, "provider": provider })).chain(layers.iter().map(layer)).collect()
 }
 
 #[cfg(test)]
@@ -60,9 +62,9 @@ mod tests {
             settled: true,
             calls: vec![Call { start_ms: 1.0, end_ms: 3.5, phases }],
         };
-        let expected = r#"[{"computeMs":2.5,"d2hMs":0.0,"endComputeMs":3.5,"endD2hMs":3.5,"endEnqMs":3.5,"endH2dMs":1.0,"h2dMs":0.0,"latencyMs":2.5,"startComputeMs":1.0,"startD2hMs":3.5,"startEnqMs":1.0,"startH2dMs":1.0}]"#;
+        let expected = r#"[{"computeMs":2.5,"d2hMs":0.0,"endComputeMs":3.5,"endD2hMs":3.5,"endEnqMs":3.5,"endH2dMs":1.0,"h2dMs":0.0,"latencyMs":2.5,"provider":"x","startComputeMs":1.0,"startD2hMs":3.5,"startEnqMs":1.0,"startH2dMs":1.0}]"#;
         assert_eq!(times(None).trtexec_json().to_string(), expected);
-        let expected = r#"[{"computeMs":1.0,"d2hMs":0.25,"endComputeMs":2.5,"endD2hMs":2.75,"endEnqMs":1.1,"endH2dMs":1.5,"h2dMs":0.5,"latencyMs":1.75,"startComputeMs":1.5,"startD2hMs":2.5,"startEnqMs":1.0,"startH2dMs":1.0}]"#;
+        let expected = r#"[{"computeMs":1.0,"d2hMs":0.25,"endComputeMs":2.5,"endD2hMs":2.75,"endEnqMs":1.1,"endH2dMs":1.5,"h2dMs":0.5,"latencyMs":1.75,"provider":"x","startComputeMs":1.5,"startD2hMs":2.5,"startEnqMs":1.0,"startH2dMs":1.0}]"#;
         assert_eq!(times(Some(phases)).trtexec_json().to_string(), expected);
     }
 
@@ -70,11 +72,11 @@ mod tests {
     fn a_profile_has_the_count_first_and_shares_of_the_whole() {
         let layer = |layer: &str, ms: &[f64]| LayerTime::new(layer.to_owned(), ms).unwrap();
         let expected = json!([
-            { "count": 3 },
+            { "count": 3, "provider": "x" },
             { "name": "a", "timeMs": 6.0, "averageMs": 2.0, "medianMs": 1.5, "percentage": 75.0 },
             { "name": "b", "timeMs": 2.0, "averageMs": 2.0, "medianMs": 2.0, "percentage": 25.0 },
         ]);
-        assert_eq!(profile_json(&[layer("a", &[1.5, 3.5, 1.0]), layer("b", &[2.0])], 3), expected);
-        assert_eq!(profile_json(&[], 0).to_string(), r#"[{"count":0}]"#);
+        assert_eq!(profile_json(&[layer("a", &[1.5, 3.5, 1.0]), layer("b", &[2.0])], 3, "x"), expected);
+        assert_eq!(profile_json(&[], 0, "x").to_string(), r#"[{"count":0,"provider":"x"}]"#);
     }
 }

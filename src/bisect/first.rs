@@ -72,6 +72,19 @@ pub struct Culprit<D> {
     pub divergence: D,
     /// How far the node's inputs are off, all within the threshold; absent for one the target does not show.
     pub inputs: BTreeMap<String, Option<D>>,
+    /// Those that the target does not show, with the nodes that make them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hidden: BTreeMap<String, String>,
+}
+
+impl<D> Culprit<D> {
+    /// Where the fault may lie instead: before an input that could not be looked at (what a QuantizeLinear gives, for one).
+    pub fn instead(&self) -> Option<String> {
+        let maker =
+            |(input, node): (&String, &String)| format!("in `{node}`, whose output `{input}` cannot be looked at");
+        let makers: Vec<String> = self.hidden.iter().map(maker).collect();
+        (!makers.is_empty()).then(|| format!("the fault may also lie {}", makers.join(", or ")))
+    }
 }
 
 /// Result of [`first_divergence`].
@@ -115,8 +128,12 @@ pub fn first_divergence<D: Clone, E>(
             .filter(|input| finder.producer.contains_key(input.as_str()))
             .map(|input| (input.clone(), finder.seen.get(input).cloned().flatten()))
             .collect();
+        let maker =
+            |input: &String| Some((input.clone(), flow.nodes[*finder.producer.get(input.as_str())?].name.clone()));
+        let is_hidden = |input: &&String| finder.seen.get(*input).is_some_and(Option::is_none);
+        let hidden = node.inputs.iter().filter(is_hidden).filter_map(maker).collect();
         let divergence = finder.seen.get(tensor).cloned().flatten()?;
-        Some(Culprit { node: node.name.clone(), tensor: tensor.to_owned(), divergence, inputs })
+        Some(Culprit { node: node.name.clone(), tensor: tensor.to_owned(), divergence, inputs, hidden })
     });
     Ok(FirstDivergence { culprit, probes: finder.probes, tensors: finder.seen })
 }

@@ -4,12 +4,15 @@
 //! fusion, so few are set at a time, and every time the engine's own outputs are compared again: where they come out
 //! otherwise than without marks, the marks have changed what was to be looked at, and the result says so.
 
+mod source;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::analyse::graphwise::{Graphwise, TensorDivergence, TensorSite};
+pub use self::source::SourceModel;
 use crate::{
+    analyse::graphwise::{Graphwise, TensorDivergence, TensorSite},
     onnx::{
         Model,
         proto::{TensorTypeProto, TypeProto, TypeValue, ValueInfoProto},
@@ -37,17 +40,24 @@ pub struct Disturbance {
 /// What looking took, and what it changed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ProbeReport {
+    /// What built and ran them, with its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub library: Option<String>,
     /// Times that something was built with marks.
     pub builds: usize,
     /// Outputs that marks changed.
     pub disturbances: Vec<Disturbance>,
+    /// The model that the engine was built from, by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceModel>,
 }
 
 impl ProbeReport {
     /// What looking into an engine took, and what each mark changed.
     pub fn sentences(&self) -> Vec<String> {
         let decibels = |db: Option<f64>| db.map_or_else(|| "no error".to_owned(), |db| format!("{db:.1} dB"));
-        let took = format!("{} engines were built to look into this one", self.builds);
+        let by = self.library.as_ref().map_or_else(String::new, |library| format!(", by {library}"));
+        let took = format!("{} engines were built to look into this one{by}", self.builds);
         let changed = self.disturbances.iter().map(|disturbance| {
             let marked: Vec<String> = disturbance.marked.iter().map(|tensor| format!("`{tensor}`")).collect();
             format!(
@@ -59,7 +69,7 @@ impl ProbeReport {
                 decibels(disturbance.sqnr_db)
             )
         });
-        std::iter::once(took).chain(changed).collect()
+        std::iter::once(took).chain(changed).chain(self.source.iter().map(SourceModel::sentence)).collect()
     }
 }
 

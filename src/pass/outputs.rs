@@ -80,6 +80,8 @@ pub trait Outputs {
 pub struct Taking {
     /// Samples of every batch, where the model fixes it.
     pub fixed: Option<usize>,
+    /// Samples of a batch at least: fewer are filled up.
+    pub least: usize,
     /// Whether smaller batches are to be filled up, as libraries may round otherwise in them, and can be: the number of
     /// samples is the first extent of all inputs and outputs, and nothing else in their shapes varies.
     pub fills: bool,
@@ -96,6 +98,7 @@ impl Taking {
         let fixed = if let [Some(extent)] = Vec::from_iter(extents)[..] { extent } else { None };
         Self {
             fixed,
+            least: runner.least_batch(),
             at_once: runner.at_once(),
             fills: runner.accelerator().is_some() && runner.inputs().iter().chain(runner.outputs()).all(of_samples),
         }
@@ -105,6 +108,7 @@ impl Taking {
     pub(super) fn rows(self, samples: usize, whole: usize) -> Option<usize> {
         match self.fixed {
             Some(fixed) => Some(fixed).filter(|&fixed| fixed > samples),
+            None if samples < self.least => Some(self.least),
             None => self.fills.then_some(whole),
         }
     }

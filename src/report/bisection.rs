@@ -342,8 +342,9 @@ fn tensors(findings: &Findings) -> Table {
 
 /// What one should know of how tensors were looked at.
 fn looked(findings: &Findings) -> Vec<String> {
+    let instead = findings.first.iter().flat_map(|first| first.culprit.as_ref()?.instead());
     let probes = findings.probes.iter().flat_map(ProbeReport::sentences);
-    probes.chain(findings.tensors.iter().flat_map(Graphwise::notes)).collect()
+    instead.chain(probes).chain(findings.tensors.iter().flat_map(Graphwise::notes)).collect()
 }
 
 fn first(findings: &Findings) -> Option<String> {

@@ -9,12 +9,17 @@ use std::{
 
 use serde::Serialize;
 
-use super::{PipelineError, Session, Spec, environment::environment, opened::mode};
+use super::{
+    PipelineError, Session, Spec,
+    environment::environment,
+    opened::mode,
+    target::{batches, sidecar_beside, warn_of_cache},
+};
 use crate::{
     backend::{
         Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Runner,
         onnxruntime::{emulation, lowest_bits},
-        tensorrt::{EngineSidecar, Flavour, RunnerOptions, require_library, run_engine},
+        tensorrt::{EngineSidecar, Library, RunnerOptions, require_library, run_engine},
     },
     bench::{LAYER_CALLS, Measurement, Mode, Protocol, SystemClock, Target, Timing, run, slowdowns},
     config::RunConfig,
@@ -104,7 +109,7 @@ enum Kind {
 /// An engine, which library runs it, and what its sidecar tells if it has one.
 struct Engine {
     path: PathBuf,
-    flavour: Flavour,
+    library: Library,
     version: String,
     precision: Option<Precision>,
     options: RunnerOptions,
@@ -114,13 +119,7 @@ impl Engine {
     fn new(path: &Path, options: &RunnerOptions) -> Result<Self, PipelineError> {
         let library = require_library(options.search_in.as_deref())?;
         let precision = EngineSidecar::beside(path)?.and_then(|sidecar| sidecar.precision?.parse().ok());
-        Ok(Self {
-            path: path.to_owned(),
-            flavour: library.flavour,
-            version: library.version()?,
-            precision,
-            options: options.clone(),
-        })
+        Ok(Self { path: path.to_owned(), version: library.version()?, library, precision, options: options.clone() })
     }
 }
 
@@ -151,7 +150,7 @@ impl Subject {
     fn library(&self) -> Option<(String, String)> {
         match &self.kind {
             Kind::Model(..) => None,
-            Kind::Engine(engine) => Some((engine.flavour.to_string(), engine.version.clone())),
+            Kind::Engine(engine) => Some((engine.library.flavour.to_string(), engine.version.clone())),
         }
     }
 
@@ -159,7 +158,7 @@ impl Subject {
         match &self.kind {
             Kind::Model(_, provider) => mode(*provider, threads),
             Kind::Engine(engine) => Mode {
-                provider: engine.flavour.to_string().to_lowercase(),
+                provider: engine.library.backend(),
                 threads: 1,
                 transfers: true,
                 cuda_graph: engine.options.cuda_graph,
@@ -185,6 +184,17 @@ impl BenchOptions {
         self.specs.iter().map(|spec| Spec::parse(spec)).collect()
     }
 
+    /// The least batch that all engines take, as far as their sidecars tell.
+    fn least_batch(&self) -> Result<usize, PipelineError> {
+        let mut least = 1;
+        for spec in self.specs()? {
+            let Spec::Engine(path) = spec else { continue };
+            let own = EngineSidecar::beside(&path)?.as_ref().and_then(batches);
+            least = least.max(own.map_or(1, |[min, ..]| min));
+        }
+        Ok(least)
+    }
+
     /// Takes the model from what is measured where `config` names none, and random inputs where it names no data.
     ///
     /// # Errors
@@ -200,8 +210,8 @@ impl BenchOptions {
             let file = match spec {
                 Spec::OnnxRuntime(path, _) => path,
                 Spec::Engine(path) => {
-                    ensure!(path.exists(), "there is no engine {}; `calib build` makes one", path.display());
-                    EngineSidecar::beside(&path)?.map(|sidecar| sidecar.reference.unwrap_or(sidecar.model))
+                    let sidecar = sidecar_beside(&path, config)?;
+                    sidecar.map(|sidecar| sidecar.reference.unwrap_or(sidecar.model))
                 }
                 Spec::Saved(_) => None,
             };
@@ -209,7 +219,8 @@ impl BenchOptions {
         }
         config.model = config.model.take().or(fallback);
         config.random_data |= config.data.is_none();
-        config.calib_samples = self.batches.iter().copied().max().unwrap_or(1);
+        let asked = self.batches.iter().copied().max();
+        config.calib_samples = asked.map_or_else(|| self.least_batch(), Ok)?;
         Ok(())
     }
 }
@@ -225,10 +236,13 @@ impl Session {
         threads.sort_unstable();
         threads.dedup();
         ensure!(!threads.contains(&0), "--threads 0 runs nothing; give counts of 1 or more");
-        let usual = vec![self.subject.usual_batch()];
+        let usual = vec![self.subject.usual_batch().max(options.least_batch()?)];
         let batches = if options.batches.is_empty() { &usual } else { &options.batches };
         let inputs = batches.iter().map(|&batch| first_batch(self, batch)).collect::<Result<Vec<_>, _>>()?;
         let (cuda_graph, runtime_cache) = (options.cuda_graph, options.runtime_cache.clone());
+        if specs.iter().any(|spec| matches!(spec, Spec::Engine(_))) {
+            warn_of_cache(&self.host, runtime_cache.as_ref())?;
+        }
         let engine = RunnerOptions { cuda_graph, runtime_cache, ..RunnerOptions::default() };
         let named = specs.iter().zip(&options.specs);
         let subjects = named.map(|(spec, name)| Subject::new(spec, name, self, &engine));

@@ -10,14 +10,14 @@ use super::{
     compared::{CompareOutcome, Compared, Compares, Comparing},
     evaluation::{EvaluateOptions, Outputs, Recorder, count},
     ranges::sample_hash,
-    target::fill_from_sidecar,
+    target::{fill_from_sidecar, warn_of_cache},
 };
 use crate::{
     artifact::{ArtifactError, ContentHash},
     backend::{
         Backend, BuildOptions, ExecutionProvider,
         onnxruntime::widens_halves,
-        tensorrt::{EngineSidecar, RunnerOptions, run_engine},
+        tensorrt::{EngineSidecar, RunnerOptions, require_library, run_engine},
     },
     compare::{Gate, Needs, SavedOutputs},
     config::RunConfig,
@@ -69,8 +69,6 @@ impl CompareRequest {
         config.model = self.model.clone().or_else(|| float_model(&reference, &targets));
         for spec in [&reference].into_iter().chain(&targets) {
             fill_from_sidecar(config, spec)?;
-            let Spec::Engine(path) = spec else { continue };
-            ensure!(path.exists(), "there is no engine {}; `calib build` makes one", path.display());
         }
         config.model = config.model.take().or(fallback);
         ensure!(
@@ -129,14 +127,18 @@ impl Session {
     /// As [`Session::compare`].
     pub fn compared(&self, request: &CompareRequest, shard: Option<&Shard>) -> Result<Compared, PipelineError> {
         let (reference_spec, mut specs) = request.specs()?;
+        let has_engine = specs.iter().chain([&reference_spec]).any(|spec| matches!(spec, Spec::Engine(_)));
+        let library = has_engine.then(|| require_library(None)?.name()).transpose()?;
         let mut names = request.targets.clone();
         let pairs = self.add_sources(&mut specs, &mut names)?;
         let indices = self.compared_samples(request, &reference_spec, &specs)?;
         self.check_gates(&request.gates, &indices)?;
+        if has_engine {
+            warn_of_cache(&self.host, request.runtime_cache.as_ref())?;
+        }
         let engine = RunnerOptions { runtime_cache: request.runtime_cache.clone(), ..RunnerOptions::default() };
         // An engine has samples come as it takes them.
-        let side_by_side = specs.iter().chain([&reference_spec]).all(|spec| !matches!(spec, Spec::Engine(_)));
-        let build = BuildOptions { side_by_side, ..self.build_options(self.threads) };
+        let build = BuildOptions { side_by_side: !has_engine, ..self.build_options(self.threads) };
         let mut reference = Side::new(&reference_spec, self, (&build, &engine), request.save_reference.as_deref())?;
         let mut targets = Vec::new();
         let mut compares = Vec::new();
@@ -176,6 +178,7 @@ impl Session {
         let comparing = Comparing {
             context: self.compared_context(request, &reference_spec, &specs, &indices, &options)?,
             reference: request.reference.clone(),
+            library,
             targets: compares,
             gates: request.gates.clone(),
             pairs,

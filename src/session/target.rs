@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::PipelineError;
+use super::{Host, PipelineError};
 use crate::{
-    artifact::ArtifactError,
-    backend::{ExecutionProvider, tensorrt::EngineSidecar},
+    backend::{
+        ExecutionProvider,
+        tensorrt::{EngineSidecar, RunnerOptions, TensorRtError, run_engine, runtime_cache_warning},
+    },
     config::RunConfig,
 };
 
@@ -59,17 +61,44 @@ impl Spec {
 /// Takes model, data and labels from what `calib build` wrote beside an engine, where nothing else named them.
 ///
 /// # Errors
-/// The sidecar cannot be read.
-pub fn fill_from_sidecar(config: &mut RunConfig, spec: &Spec) -> Result<(), ArtifactError> {
+/// There is no such engine, its sidecar cannot be read, or it has none and is refused.
+pub fn fill_from_sidecar(config: &mut RunConfig, spec: &Spec) -> Result<(), PipelineError> {
     let Spec::Engine(path) = spec else { return Ok(()) };
-    let Some(sidecar) = EngineSidecar::beside(path)? else { return Ok(()) };
-    let model = sidecar.reference.unwrap_or(sidecar.model);
-    config.model.get_or_insert(model);
+    let Some(sidecar) = sidecar_beside(path, config)? else { return Ok(()) };
+    config.batch = config.batch.or(batches(&sidecar).map(|[_, opt, _]| opt));
+    config.model.get_or_insert(sidecar.reference.unwrap_or(sidecar.model));
     config.data = config.data.take().or(sidecar.data);
     config.labels = config.labels.take().or(sidecar.labels);
-    let batch = sidecar.inputs.first().and_then(|input| sidecar.options.profile.shapes.get(&input.name));
-    config.batch = config.batch.or(batch.and_then(|[_, opt, _]| opt.first().copied()));
     Ok(())
+}
+
+/// What `calib build` wrote beside an engine, if it did. Where nothing names the model, an engine that is refused is refused
+/// now: for one of an older TensorRT, naming it would not help.
+pub(super) fn sidecar_beside(engine: &Path, config: &RunConfig) -> Result<Option<EngineSidecar>, PipelineError> {
+    ensure!(engine.exists(), "there is no engine {}; `calib build` makes one", engine.display());
+    let sidecar = EngineSidecar::beside(engine)?;
+    if sidecar.is_none()
+        && config.model.is_none()
+        && let Err(error @ TensorRtError::Engine { .. }) = run_engine(engine, &RunnerOptions::default())
+    {
+        return Err(error.into());
+    }
+    Ok(sidecar)
+}
+
+/// Warns of a runtime cache that holds nothing that can be used.
+pub(super) fn warn_of_cache(host: &Host, cache: Option<&PathBuf>) -> Result<(), PipelineError> {
+    if let Some(warning) = cache.map(|path| runtime_cache_warning(path)).transpose()?.flatten() {
+        host.warn(&warning);
+    }
+    Ok(())
+}
+
+/// The smallest, likely and largest batch of an engine.
+pub(super) fn batches(sidecar: &EngineSidecar) -> Option<[usize; 3]> {
+    let shapes = sidecar.options.profile.shapes.get(&sidecar.inputs.first()?.name)?;
+    let [Some(min), Some(opt), Some(max)] = shapes.each_ref().map(|shape| shape.first().copied()) else { return None };
+    Some([min, opt, max])
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 #![cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod batches;
 mod deployed;
 mod device;
 mod models;
@@ -17,6 +18,7 @@ mod refusals;
 mod saved;
 mod shapes;
 mod strict;
+mod told;
 mod tried;
 
 use std::{

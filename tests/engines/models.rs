@@ -91,7 +91,7 @@ pub fn save_kinds(folder: &Path) {
     let slice = NodeProto::new("Slice", "slice", &["x", "from", "to", "axes"], &["none"]);
     let nodes = vec![slice, NodeProto::new("Neg", "neg", &["x"], &["y"])];
     let bounds = vec![integer("from", 0), integer("to", 0), integer("axes", 1)];
-    save(folder, "empty", nodes, x(), vec![float("none", &[-1, 0]), float("y", &[-1, 4])], bounds);
+    save(folder, "empty", nodes, x(), vec![float("none", &[-1, -2]), float("y", &[-1, 4])], bounds);
     let add = NodeProto::new("Add", "sum of both", &["an input", "an input"], &["the sum"]);
     save(folder, "doubled", vec![add], vec![float("an input", &[-1, 4])], vec![float("the sum", &[-1, 4])], vec![]);
 }

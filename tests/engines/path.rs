@@ -15,8 +15,8 @@ use super::{Engines, FLAVOUR, calib_command, ends, error_of, json, real_driver, 
 /// The node whose result the stand-in doubles where it is told to.
 const NODE: &str = "/blocks/blocks.2/depthwise/conv/Conv";
 
-/// The backend's name in reports.
-const BACKEND: &str = if cfg!(feature = "tensorrt") { "tensorrt" } else { "tensorrt-rtx" };
+/// The flavour's name in files.
+const NAME: &str = if cfg!(feature = "tensorrt") { "tensorrt" } else { "tensorrt-rtx" };
 
 /// What the stand-in says where it builds and where it runs.
 const STAND_IN: &str = "stand-in for TensorRT: nothing that it gives is a result or a time of TensorRT";
@@ -34,8 +34,9 @@ fn a_run_that_requires_engines_reports_their_quality_times_and_layers() {
     let few = ["--calib-samples", "16", "--eval-samples", "20", "--bench-seconds", "0.05", "--precisions", "fp32,int8"];
     succeeds(&[&run[..], &few, &["--gate", "top1=0.5"]].concat());
     let report: Value = serde_json::from_slice(&fs::read(folder.path().join("report.json")).unwrap()).unwrap();
+    let backend = format!("{NAME} (stand-in)");
     let rows: Vec<&Value> =
-        report["precisions"].as_array().unwrap().iter().filter(|row| row["backend"] == BACKEND).collect();
+        report["precisions"].as_array().unwrap().iter().filter(|row| row["backend"] == backend).collect();
     assert_eq!(rows.len(), 2, "{report}");
     for (row, number_type) in rows.iter().zip(["fp32", "int8"]) {
         assert_eq!(row["precision"], number_type);
@@ -55,7 +56,7 @@ fn a_run_that_requires_engines_reports_their_quality_times_and_layers() {
     assert!(page.contains(STAND_IN));
     assert!(page.contains("Inside the engines"));
     let chart = page.split_once("Quality over latency").unwrap().1.split_once("</figcaption>").unwrap().0;
-    assert!(["fp32", "int8"].iter().all(|number_type| chart.contains(&format!(">{number_type} · {BACKEND}<"))));
+    assert!(["fp32", "int8"].iter().all(|number_type| chart.contains(&format!(">{number_type} · {backend}<"))));
     assert!(page.contains("stand-in for an NVIDIA GPU") || real_driver());
     assert_eq!(folder.path().join("engines/runtime.cache").exists(), FLAVOUR == "rtx");
 }
@@ -65,7 +66,7 @@ fn an_engine_is_built_inspected_and_compared_in_three_ways() {
     let engines = Engines::build();
     let int8 = engines.path("int8.plan");
     let sidecar: Value = serde_json::from_slice(&fs::read(format!("{int8}.json")).unwrap()).unwrap();
-    assert_eq!((&sidecar["flavour"], &sidecar["precision"]), (&BACKEND.into(), &"int8".into()), "{sidecar}");
+    assert_eq!((&sidecar["flavour"], &sidecar["precision"]), (&NAME.into(), &"int8".into()), "{sidecar}");
     assert!(sidecar["model"].as_str().unwrap().ends_with("int8.onnx"), "{sidecar}");
     assert!(sidecar["reference"].as_str().unwrap().ends_with("calib_data/demo.onnx"), "{sidecar}");
     assert_eq!(sidecar["options"]["profile"]["shapes"]["input"][2][0], 8, "{sidecar}");
@@ -166,14 +167,30 @@ fn a_fault_in_one_layer_of_an_engine_is_found_and_named() {
     assert!(layers.contains("look into this one with --find first or tensors"), "{layers}");
     let clean = succeeds(&search);
     assert!(clean.contains("nothing probed is beyond the threshold"), "{clean}");
-    // Beside the Q/DQ model that an engine was built from, what quantization costs is no divergence, and the fault is.
+    // What quantization costs is no divergence of the engine, whatever the threshold; what quantizes in front of a node is
+    // part of it where the float model is looked at.
     let (int8, quantized) = (engines.path("int8.plan"), engines.path("int8.onnx"));
+    let beside_float = ["bisect", "--target", &int8, "--samples", "4", "--out", &out];
+    for more in [&[][..], &["--threshold-db", "20"]] {
+        let search = [&beside_float[..], more].concat();
+        let told = ends(0, &orders, &search);
+        assert!(told.contains(&format!("first divergence: `{NODE}` (Conv)")), "{told}");
+        let clean = succeeds(&search);
+        assert!(clean.contains("nothing probed is beyond the threshold"), "{clean}");
+        assert!(clean.contains("the model that the engine was built from "), "{clean}");
+    }
+    // Beside the Q/DQ model that an engine was built from, what quantization costs is no divergence, and the fault is.
     let own = ["bisect", "--target", &int8, "--model", &quantized, "--samples", "4", "--out", &out];
     let own = [&own[..], &["--find", "first", "--threshold-db", "20"]].concat();
     let told = ends(0, &orders, &own);
     assert!(told.contains(&format!("first divergence: `{NODE}` (Conv)")), "{told}");
     let clean = succeeds(&own);
     assert!(clean.contains("nothing probed is beyond the threshold"), "{clean}");
+    // Codes are no outputs of an engine: a fault in a quantizer shows behind its DequantizeLinear, which says so.
+    let quantizer = "/head/act/HardSwish_output_0_QuantizeLinear";
+    let told = ends(0, &format!("fault={quantizer}"), &own);
+    assert!(told.contains("first divergence: `/head/act/HardSwish_output_0_DequantizeLinear"), "{told}");
+    assert!(told.contains(&format!("the fault may also lie in `{quantizer}`")), "{told}");
     // Tensors in FP16 become outputs of probes in FP16.
     let (model, half, plan) =
         (root().join("calib_data/demo.onnx"), engines.path("fp16.onnx"), engines.path("fp16.plan"));
@@ -205,6 +222,23 @@ fn kernels_are_kept_in_the_runtime_cache_and_read_again() {
     assert!(kept.starts_with(b"calibrtc") && kept.ends_with(b"kernels (stand-in); compiled"));
     succeeds(&compare);
     assert_eq!(fs::read(&cache).unwrap(), kept, "nothing new was compiled");
+    // One that is empty or damaged is made anew, and that is said; another file is left alone.
+    for damage in [&|_: &mut Vec<u8>| (), &|kept: &mut Vec<u8>| kept.clear(), &|kept: &mut Vec<u8>| kept[0] ^= 1]
+        as [&dyn Fn(&mut Vec<u8>); 3]
+    {
+        let mut damaged = kept.clone();
+        damage(&mut damaged);
+        fs::write(&cache, &damaged).unwrap();
+        let output = calib_command("", &compare).output().unwrap();
+        assert!(output.status.success(), "{}", error_of(&output));
+        let is_whole = damaged == kept;
+        assert_eq!(error_of(&output).contains("it is made anew"), !is_whole, "{}", error_of(&output));
+        assert_eq!(fs::read(&cache).unwrap(), kept);
+    }
+    let other = engines.path("labels.csv");
+    fs::write(&other, "file,label").unwrap();
+    let refused = ends(2, "", &[&compare[..compare.len() - 1], &[&other]].concat());
+    assert!(refused.contains("no runtime cache of calib") && fs::read(&other).unwrap() == b"file,label", "{refused}");
     let refused = ends(2, "null-cache", &[&compare[..compare.len() - 1], &[&engines.path("other.cache")]].concat());
     assert!(refused.contains("Failed to serialize IRuntimeCache"), "{refused}");
 }

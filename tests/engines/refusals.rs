@@ -192,6 +192,9 @@ fn what_the_header_of_an_engine_says_is_told_apart() {
     if real_driver() {
         return;
     }
+    // It was built for this one: to build it for this one again would not help.
+    let error = ends(2, "capability=8.6;refuse-gpu", &["bench", &other, "--seconds", "0.02"]);
+    assert!(error.contains("built for 7.5, 8.6, so") && !error.contains("--compute-capability"), "{error}");
     // An engine for any GPU that TensorRT-RTX knows is none for one that it does not.
     for command in [&["bench", &other][..], &["bench", &plan], &["inspect", &plan], &compare] {
         let error = ends(2, "capability=9.0", command);
@@ -204,7 +207,10 @@ fn what_the_header_of_an_engine_says_is_told_apart() {
 fn an_inspector_that_tells_nothing() {
     let engines = Engines::build();
     let bare = engines.path("bare.plan");
-    fs::copy(engines.path("fp32.plan"), &bare).unwrap();
+    fs::copy(engines.path("int8.plan"), &bare).unwrap();
+    // Without a sidecar, nobody knows the ONNX model: Q/DQ are told all the same.
+    let told = ends(0, "", &["inspect", &bare]);
+    assert!(told.contains("Q/DQ alone  input_QuantizeLinear"), "{told}");
     for (orders, expected) in [
         ("names-only", "build it with detailed profiling verbosity"),
         ("no-inspection", "Could not get layer information"),

@@ -34,15 +34,16 @@ fn every_breach_of_a_rule_ends_with_a_sentence() {
         ("context-in-flight", "before its work was waited for"),
         ("not-stood-in-for", "VCudaEngine::isRefittable was called"),
     ];
-    let misuse = |case: &str| {
+    let misuse = |case: &str, orders: &str| {
         let mut command = Command::new(stand_in().join(FLAVOUR).join("misuse"));
-        with_stand_in(&mut command, "");
+        with_stand_in(&mut command, orders);
         command.args([case, &engines.path("fp32.plan")]).output().unwrap()
     };
-    let fine = misuse("nothing");
+    let fine = misuse("nothing", "");
     assert_eq!(fine.status.code(), Some(0), "{}", error_of(&fine));
-    for (case, sentence) in cases {
-        let output = misuse(case);
+    let unknown = ("nothing", "orders `fualt=relu`, which is unknown");
+    for (case, sentence) in cases.into_iter().chain([unknown]) {
+        let output = misuse(case, if case == "nothing" { "slow=0;fualt=relu" } else { "" });
         let error = error_of(&output);
         assert_eq!(output.status.signal(), Some(6), "{case}: {error}");
         assert!(error.contains("stand-in: ") && error.contains(sentence), "{case}: {error}");

@@ -54,10 +54,15 @@ fn export(args: &BenchArgs, outcome: &BenchOutcome) -> anyhow::Result<()> {
         }
     }
     if let Some(path) = &args.export_profile {
-        let profile = |(target, layers): &(String, Vec<LayerTime>)| serde_json::json!({ "target": target, "profile": profile_json(layers, LAYER_CALLS) });
+        let profile = |(target, layers): &(String, Vec<LayerTime>)| {
+            let measured = measurements.iter().find(|m| m.times.name == *target);
+            profile_json(layers, LAYER_CALLS, measured.map_or("", |m| &m.times.mode.provider))
+        };
+        let named =
+            |layers: &(String, Vec<LayerTime>)| serde_json::json!({ "target": layers.0, "profile": profile(layers) });
         match layers {
-            [(_, only)] => write_json(path, &profile_json(only, LAYER_CALLS))?,
-            several => write_json(path, &several.iter().map(profile).collect::<Vec<_>>())?,
+            [only] => write_json(path, &profile(only))?,
+            several => write_json(path, &several.iter().map(named).collect::<Vec<_>>())?,
         }
     }
     Ok(())

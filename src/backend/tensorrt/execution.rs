@@ -22,7 +22,7 @@ use trtx::{TensorIOMode, TensorLocation, interfaces::ReportLayerTime, trtx_sys::
 
 #[cfg(feature = "tensorrt-rtx")]
 use super::runtime_cache::Kernels;
-use super::{Engine, RunnerOptions, TensorRtError, log::Turn};
+use super::{Engine, RunnerOptions, TensorRtError, log::Turn, profile::least_batch};
 use crate::{
     backend::{
         BackendError, LayerTime, Phases, Runner, TensorInfo, Visit,
@@ -64,6 +64,8 @@ pub struct EngineRunner {
     timers: [Timer; 3],
     inputs: Vec<TensorInfo>,
     outputs: Vec<TensorInfo>,
+    /// Samples of a batch at least, by the engine's profile.
+    least_batch: usize,
     cuda_graph: bool,
     phases: Option<Phases>,
     /// What the profiler reported; `None` until one is attached, which can be done once.
@@ -89,7 +91,7 @@ impl EngineRunner {
         device.context().bind_to_thread().map_err(CudaError::from)?;
         let turn = Turn::take();
         let failed = |error: trtx::Error| TensorRtError::Runtime { flavour, reason: turn.reason(&error.to_string()) };
-        let (context, kernels) = match &options.runtime_cache {
+        let (mut context, kernels) = match &options.runtime_cache {
             None => (engine.inner.create_execution_context().map_err(failed)?, None),
             Some(path) => Kernels::context(&mut engine, path, &turn)?,
         };
@@ -108,6 +110,7 @@ impl EngineRunner {
                 _ => outputs.push(info),
             }
         }
+        let least_batch = least_batch(&mut context, &mut inputs);
         let timers = [device.timer()?, device.timer()?, device.timer()?];
         let stream = device.stream()?;
         Ok(Self {
@@ -118,6 +121,7 @@ impl EngineRunner {
             timers,
             inputs,
             outputs,
+            least_batch,
             cuda_graph: options.cuda_graph,
             phases: None,
             kernels,
@@ -147,8 +151,8 @@ impl EngineRunner {
             self.context.set_input_shape(&info.name, &Dims64::from_slice(&extents)).map_err(|error| {
                 let reason = turn.reason(&error.to_string());
                 self.failed(format!(
-                    "input `{}` cannot have the shape {:?}: {reason}; build the engine with a profile that holds it \
-                     (`calib build --profile {}=MIN:OPT:MAX`)",
+                    "input `{}` cannot have the shape {:?}: {reason}; take another --batch, or build the engine with a profile \
+                     that holds it (`calib build --profile {}=MIN:OPT:MAX`)",
                     info.name,
                     tensor.shape(),
                     info.name
@@ -376,6 +380,10 @@ impl Runner for EngineRunner {
             visit(&slot.name, TensorView { shape: &slot.shape, values }).map_err(BackendError::Visitor)?;
         }
         Ok(())
+    }
+
+    fn least_batch(&self) -> usize {
+        self.least_batch
     }
 
     fn phases(&self) -> Option<Phases> {

@@ -2,7 +2,7 @@
 //! either in `.runtime/` of the installation and in the system's folders.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString, c_void},
     fmt,
     path::{Path, PathBuf},
 };
@@ -104,26 +104,53 @@ pub struct Library {
     pub parser: Option<PathBuf>,
 }
 
+/// What a test double of TensorRT adds to its version and to the backend's name: no result that it is named beside is one
+/// of TensorRT.
+const STAND_IN: &str = " (stand-in)";
+
 impl Library {
+    /// What reports call it, as `tensorrt-rtx`.
+    pub fn backend(&self) -> String {
+        self.flavour.to_string().to_lowercase() + self.mark()
+    }
+
+    /// Flavour and version, as `TensorRT-RTX 1.7.1`.
+    pub fn name(&self) -> Result<String, TensorRtError> {
+        Ok(format!("{} {}", self.flavour, self.version()?))
+    }
+
     /// Loads the library and asks for its version, e.g. `1.7.1`. Needs no driver.
     pub fn version(&self) -> Result<String, TensorRtError> {
-        let failed = |reason: &str| TensorRtError::Load { path: self.file.clone(), reason: reason.to_owned() };
-        let path =
-            CString::new(self.file.as_os_str().as_encoded_bytes()).map_err(|error| failed(&error.to_string()))?;
+        let symbol = self
+            .symbol(c"getInferLibVersion")?
+            .ok_or_else(|| self.failed("it has no function `getInferLibVersion`, so it is no TensorRT library"))?;
+        // SAFETY: every TensorRT declares this function so: no arguments, no state, a constant number.
+        let version = unsafe { std::mem::transmute::<*mut c_void, extern "C" fn() -> i32>(symbol) }();
+        Ok(format!("{}.{}.{}{}", version / 10_000, version / 100 % 100, version % 100, self.mark()))
+    }
+
+    /// A test double (`tests/stand_in`) has a function that no TensorRT has.
+    fn mark(&self) -> &'static str {
+        if let Ok(Some(_)) = self.symbol(c"stand_in_for_tensorrt") { STAND_IN } else { "" }
+    }
+
+    fn failed(&self, reason: &str) -> TensorRtError {
+        TensorRtError::Load { path: self.file.clone(), reason: reason.to_owned() }
+    }
+
+    /// Loads the library and looks a function up.
+    fn symbol(&self, name: &CStr) -> Result<Option<*mut c_void>, TensorRtError> {
+        let path = CString::new(self.file.as_os_str().as_encoded_bytes());
+        let path = path.map_err(|error| self.failed(&error.to_string()))?;
         // SAFETY: `path` ends with a null byte; the library is one of the vendor's that `find_library` knows by name. It
         // stays open, so that no code is unloaded that something may still point to.
         let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         if handle.is_null() {
-            return Err(failed("the loader refused it; is it complete, and for this processor?"));
+            return Err(self.failed("the loader refused it; is it complete, and for this processor?"));
         }
         // SAFETY: the handle was just opened, the name ends with a null byte.
-        let symbol = unsafe { libc::dlsym(handle, c"getInferLibVersion".as_ptr()) };
-        if symbol.is_null() {
-            return Err(failed("it has no function `getInferLibVersion`, so it is no TensorRT library"));
-        }
-        // SAFETY: every TensorRT declares this function so: no arguments, no state, a constant number.
-        let version = unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> i32>(symbol) }();
-        Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
+        let symbol = unsafe { libc::dlsym(handle, name.as_ptr()) };
+        Ok((!symbol.is_null()).then_some(symbol))
     }
 }
 

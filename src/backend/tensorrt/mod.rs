@@ -18,6 +18,8 @@ mod load;
 mod log;
 mod plan;
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
+mod profile;
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 mod runtime;
 #[cfg(feature = "tensorrt-rtx")]
 mod runtime_cache;
@@ -303,6 +305,18 @@ pub fn run_engine(engine: &Path, options: &RunnerOptions) -> Result<Box<dyn Runn
 #[cfg(not(any(feature = "tensorrt", feature = "tensorrt-rtx")))]
 pub fn run_engine(_engine: &Path, _options: &RunnerOptions) -> Result<Box<dyn Runner>, TensorRtError> {
     Err(TensorRtError::NotCompiled)
+}
+
+/// Says when a runtime cache that was named will be made anew.
+#[cfg(feature = "tensorrt-rtx")]
+pub fn runtime_cache_warning(path: &Path) -> Result<Option<String>, TensorRtError> {
+    runtime_cache::warning(path)
+}
+
+/// Without TensorRT-RTX there are no runtime caches.
+#[cfg(not(feature = "tensorrt-rtx"))]
+pub fn runtime_cache_warning(_path: &Path) -> Result<Option<String>, TensorRtError> {
+    Ok(None)
 }
 
 /// Layers of an engine; needs a GPU that runs it. `op_types` gives the operator of every node of its ONNX model.

@@ -125,6 +125,12 @@ impl fmt::Display for GpuMismatch {
             )?;
         } else if self.built_for.is_empty() {
             write!(f, "; build the engine on this machine")?;
+        } else if self.built_for.contains(&format!("{major}.{minor}")) {
+            let built_for = self.built_for.join(", ");
+            write!(
+                f,
+                "; it was built for {built_for}, so the library or the driver refuses it: update both, and build it again here"
+            )?;
         } else {
             let hint = match self.flavour {
                 Flavour::TensorRtRtx => format!("--compute-capability {major}.{minor}"),
@@ -162,7 +168,9 @@ impl Plan {
 
     /// Says when the library that is to run the engine is not the one that built it.
     pub fn check_version(&self, flavour: Flavour, library: &str) -> Result<(), TensorRtError> {
-        let written = header_version(&self.bytes);
+        // A header has the number alone, and not what a stand-in adds to it.
+        let number = library.split(' ').next();
+        let written = header_version(&self.bytes).filter(|written| Some(written.as_str()) != number);
         let engine = self.sidecar.as_ref().map(|sidecar| sidecar.tensorrt_version.clone()).or(written);
         let compatible = |engine: &str| {
             let version_compatible = self.sidecar.as_ref().is_some_and(|sidecar| sidecar.options.version_compatible);
@@ -305,6 +313,9 @@ mod tests {
         mismatch.compute_capability = (8, 9);
         let text = mismatch.to_string();
         assert!(text.contains("built for 8.6") && text.ends_with("--compute-capability 8.9"), "{text}");
+        mismatch.built_for.push("8.9".to_owned());
+        let text = mismatch.to_string();
+        assert!(text.contains("built for 8.6, 8.9, so") && !text.contains("--compute-capability"), "{text}");
         (mismatch.flavour, mismatch.built_for) = (Flavour::TensorRt, Vec::new());
         assert!(mismatch.to_string().contains("build the engine on this machine"));
         assert!([(7, 5), (8, 0), (8, 6), (8, 9), (12, 1)].into_iter().all(rtx_runs_on));

@@ -2,8 +2,8 @@
 //! compile them again.
 //!
 //! TensorRT trusts what it is given, so the file has a head of our own: `calibrtc`, then the BLAKE3 hash over the library's
-//! version and the cache. A file without that head is not ours and is never overwritten; one that is damaged or of another
-//! version is made anew.
+//! version and the cache. One that is empty, damaged or of another version is made anew. A file whose beginning is nothing
+//! like that head is not ours and is never overwritten.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Engine, TensorRtError, log::Turn};
+use super::{Engine, TensorRtError, log::Turn, require_library};
 use crate::artifact::write_atomic;
 
 const MAGIC: &[u8; 8] = b"calibrtc";
@@ -53,6 +53,13 @@ impl Kernels {
     }
 }
 
+/// Says when a cache holds nothing that can be used.
+pub(super) fn warning(path: &Path) -> Result<Option<String>, TensorRtError> {
+    let (_, kept) = RuntimeCacheFile::open(path, require_library(None)?.version()?)?;
+    let anew = || format!("{} is damaged or of another version of TensorRT-RTX; it is made anew", path.display());
+    Ok((kept.is_none() && path.exists()).then(anew))
+}
+
 /// A runtime cache's file.
 struct RuntimeCacheFile {
     path: PathBuf,
@@ -72,10 +79,14 @@ impl RuntimeCacheFile {
             Err(error) => return Err(failed(&error.to_string())),
         };
         let foreign = || failed("the file is no runtime cache of calib; name another file, or remove this one");
-        let rest = bytes.strip_prefix(MAGIC).ok_or_else(foreign)?;
-        let cache = rest.split_at_checked(HASH).filter(|(hash, cache)| file.hash(cache).as_bytes() == hash);
+        // Damage in the head leaves most of it.
+        let right = bytes.iter().zip(MAGIC).filter(|(found, right)| found == right).count();
+        if 2 * right < MAGIC.len().min(bytes.len()) {
+            return Err(foreign());
+        }
+        let cache = bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(HASH));
+        let cache = cache.filter(|(hash, cache)| file.hash(cache).as_bytes() == hash);
         let Some((_, cache)) = cache else {
-            tracing::warn!("{} is damaged or of another version of TensorRT-RTX; it is made anew", path.display());
             return Ok((file, None));
         };
         file.written = Some(file.hash(cache));
@@ -112,9 +123,18 @@ mod tests {
         assert_eq!(open("1.7.1").unwrap().1.as_deref(), Some(&b"kernels"[..]));
         assert_eq!(open("1.8.0").unwrap().1, None, "another version");
         let whole = std::fs::read(&path).unwrap();
-        for length in [8, 20, whole.len() - 1] {
+        for length in [0, 1, 8, 20, whole.len() - 1] {
             std::fs::write(&path, &whole[..length]).unwrap();
             assert_eq!(open("1.7.1").unwrap().1, None, "{length} bytes are left");
+        }
+        for at in [0, 7, 8, 45] {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            std::fs::write(&path, &damaged).unwrap();
+            let (mut file, none) = open("1.7.1").unwrap();
+            assert_eq!(none, None, "byte {at} is damaged");
+            file.save(b"kernels").unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), whole, "made anew");
         }
         // What is known to be in the file is not written again.
         std::fs::remove_file(&path).unwrap();

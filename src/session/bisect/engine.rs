@@ -25,6 +25,8 @@ pub(super) struct EngineTarget {
     runner: Box<dyn Runner>,
     origin: Option<Origin>,
     probes: Probes,
+    /// What runs it.
+    library: String,
 }
 
 /// What an engine was built from.
@@ -46,8 +48,9 @@ impl EngineTarget {
             ));
         }
         let outputs = runner.outputs().iter().map(|output| output.name.clone()).collect();
+        let library = require_library(None)?.name()?;
         let probes = Probes::new(sites_of(&bisection.float, &outputs)?, bisection.args.probe_tensors);
-        Ok(Self { runner, origin, probes })
+        Ok(Self { runner, origin, probes, library })
     }
 
     /// What can be looked at.
@@ -71,7 +74,7 @@ impl EngineTarget {
         sites: &[TensorSite],
         samples: Samples<'_>,
     ) -> Result<Graphwise, PipelineError> {
-        let Self { runner, origin, probes } = self;
+        let Self { runner, origin, probes, .. } = self;
         probes.look(sites, &mut |marked, sites| {
             let tensors = sites.iter().map(|site| site.tensor.clone()).collect();
             let mut float = bisection.side(&bisection.float).build(tensors, bisection.session.threads)?;
@@ -88,9 +91,14 @@ impl EngineTarget {
         })
     }
 
+    /// The model that it was built from.
+    pub(super) fn model(&self) -> Option<&Model> {
+        self.origin.as_ref().map(|origin| &origin.model)
+    }
+
     /// What looking took.
     pub(super) fn report(&self) -> ProbeReport {
-        self.probes.report().clone()
+        ProbeReport { library: Some(self.library.clone()), ..self.probes.report().clone() }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     backend::ExecutionProvider,
     bisect::{
         first::{FirstDivergence, FirstOptions, Scan, first_divergence, flow},
-        probes::ProbeReport,
+        probes::{ProbeReport, SourceModel},
     },
     compare::SavedOutputs,
     onnx::Model,
@@ -118,6 +118,7 @@ impl Bisection<'_> {
         let mut target = self.target()?;
         let sites = self.sites(&target)?;
         let is_engine = matches!(target, Target::Engine(_));
+        let source = self.source(&target, &sites)?;
         let mut probe = |tensors: &[String]| {
             let some: Vec<_> = sites.iter().filter(|site| tensors.contains(&site.tensor)).cloned().collect();
             if some.is_empty() {
@@ -132,8 +133,42 @@ impl Bisection<'_> {
         if is_engine {
             options.tensors_per_probe = self.args.probe_tensors;
         }
-        let diverged = |tensor: &TensorDivergence| tensor.diverged(self.args.threshold_db);
-        let found = first_divergence(&flow(&self.float)?, options, &diverged, &mut probe)?;
-        Ok((found, self.origin(&target, OUTPUT_SAMPLES)))
+        let flow = flow(&self.float)?;
+        let found = match &source {
+            None => {
+                let diverged = |tensor: &TensorDivergence| tensor.diverged(self.args.threshold_db);
+                first_divergence(&flow, options, &diverged, &mut probe)?
+            }
+            Some(source) => {
+                let found = first_divergence(&flow, options, &|tensor| source.diverged(tensor), &mut probe)?;
+                if found.culprit.is_none() {
+                    first_divergence(&flow, options, &|tensor| source.is_left_by(tensor), &mut probe)?
+                } else {
+                    found
+                }
+            }
+        };
+        let mut origin = self.origin(&target, OUTPUT_SAMPLES);
+        origin.probes.iter_mut().for_each(|probes| probes.source.clone_from(&source));
+        Ok((found, origin))
+    }
+
+    /// The model that an engine was built from, by itself.
+    fn source(&self, target: &Target, sites: &[TensorSite]) -> Result<Option<SourceModel>, PipelineError> {
+        let Target::Engine(engine) = target else { return Ok(None) };
+        let Some(model) = engine.model() else { return Ok(None) };
+        let is_reference = model.hash == self.session.subject.float.hash;
+        match self.session.graphwise(&self.float, model, sites, self.first_of(OUTPUT_SAMPLES)) {
+            Ok(Graphwise { tensors, .. }) => {
+                Ok(Some(SourceModel { tensors, is_reference, threshold_db: self.args.threshold_db }))
+            }
+            Err(error) => {
+                self.session.host.check()?;
+                self.session.host.warn(&format!(
+                    "what the engine adds is not told apart from what the model that it was built from loses: {error}"
+                ));
+                Ok(None)
+            }
+        }
     }
 }

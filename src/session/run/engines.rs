@@ -22,6 +22,7 @@ use crate::{
     session::{
         EngineOrder, PipelineError, Within, declared, describe,
         evaluation::{Evaluation, Outputs},
+        target::warn_of_cache,
     },
 };
 
@@ -160,11 +161,13 @@ impl Job<'_> {
         }));
         let folder = self.out.join("engines");
         std::fs::create_dir_all(&folder).within(|| format!("cannot make the folder {}", folder.display()))?;
+        let runtime_cache = (library.flavour == Flavour::TensorRtRtx).then(|| folder.join("runtime.cache"));
+        warn_of_cache(&self.session.host, runtime_cache.as_ref())?;
         let gpu = Device::open(0);
         let mut engines = Vec::new();
         for (precision, model) in models {
             self.session.host.check()?;
-            let backend = library.flavour.to_string().to_lowercase();
+            let backend = library.backend();
             let mut engine = Engine { row: Precision::new(precision, &backend), runner: None, measured: None };
             let built = model
                 .ok_or_else(|| PipelineError::input("the model has no file"))
@@ -173,8 +176,7 @@ impl Job<'_> {
                 Ok((artifact, sidecar)) => {
                     let path = self.out.join(&artifact.path);
                     engine.row.artifact = Some(artifact);
-                    let runtime_cache = (library.flavour == Flavour::TensorRtRtx).then(|| folder.join("runtime.cache"));
-                    let options = RunnerOptions { runtime_cache, ..RunnerOptions::default() };
+                    let options = RunnerOptions { runtime_cache: runtime_cache.clone(), ..RunnerOptions::default() };
                     match runnable(&gpu).and_then(|()| run_engine(&path, &options)) {
                         Ok(runner) => engine.runner = Some(runner),
                         Err(error) => engine.row.error = Some(format!("the engine was built, but not run: {error}")),

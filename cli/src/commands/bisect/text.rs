@@ -13,6 +13,7 @@ use trtcalib::{
     },
     bisect::{
         findings::Findings,
+        first::Culprit,
         search::Outcome,
         trials::{Phase, Progress, Verdict},
     },
@@ -89,6 +90,8 @@ pub(in crate::commands) fn describe(findings: &Findings) -> String {
                 )
             }
         };
+        let instead = first.culprit.as_ref().and_then(Culprit::instead);
+        instead.iter().for_each(|sentence| text.push_str(&format!("{sentence}\n")));
     }
     if let Some(graphwise) = &findings.tensors {
         tensors(&mut text, graphwise);

@@ -8,7 +8,7 @@ use super::{ExitStatus, Printer};
 use trtcalib::{
     backend::tensorrt::{
         EngineFault, EngineLayer, EngineLayers, EngineSidecar, EngineSummary, Flavour, LayerKind, Plan, RunnerOptions,
-        TensorRtError, compiled_flavour, engine_layers, sidecar_path,
+        TensorRtError, compiled_flavour, engine_layers, require_library, sidecar_path,
     },
     onnx::Model,
 };
@@ -24,6 +24,9 @@ struct EngineFacts {
     summary: Option<EngineSummary>,
     #[serde(skip_serializing_if = "Option::is_none")]
     layers: Option<Vec<EngineLayer>>,
+    /// Whose engine inspector told the layers, with its version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inspector: Option<String>,
     /// Why the engine inspector was not asked; layers are those that the builder listed, then.
     #[serde(skip_serializing_if = "Option::is_none")]
     inspector_missing: Option<String>,
@@ -56,6 +59,7 @@ pub(super) fn engine(printer: &Printer, path: &Path, all: bool) -> anyhow::Resul
         sidecar: plan.sidecar,
         summary: layers.as_ref().map(EngineLayers::summary),
         layers: layers.map(|layers| layers.layers),
+        inspector: if missing.is_none() { Some(require_library(None)?.name()?) } else { None },
         inspector_missing: missing,
     };
     printer.outcome(&facts, || describe(path, &facts, all))?;
@@ -90,7 +94,9 @@ fn describe(path: &Path, facts: &EngineFacts, all: bool) -> String {
     match (&facts.inspector_missing, &facts.layers) {
         (Some(missing), None) => lines.push(format!("layers      not told: {missing}")),
         (Some(missing), Some(_)) => lines.push(format!("layers      as the builder listed them ({missing})")),
-        (None, _) => {}
+        (None, _) => {
+            lines.extend(facts.inspector.iter().map(|by| format!("layers      as the inspector of {by} tells")));
+        }
     }
     if let Some(summary) = &facts.summary {
         lines.push(describe_summary(summary));

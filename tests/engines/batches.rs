@@ -1,0 +1,85 @@
+//! Batches that an engine takes, and models that are put together in less common ways.
+
+use std::fs;
+
+use calib_test_support::root;
+use prost::Message;
+use serde_json::Value;
+use trtcalib::onnx::proto::{ModelProto, StringStringEntryProto};
+
+use super::{Engines, ends, json, models, succeeds, text};
+
+fn sqnr(found: &Value) -> f64 {
+    found["targets"][0]["result"]["outputs"][0]["sqnr_db"].as_f64().unwrap_or(f64::INFINITY)
+}
+
+/// The last of nine samples is a batch of one, which is filled up and cut.
+#[test]
+fn a_profile_that_does_not_begin_at_one_fills_the_last_batch() {
+    let engines = Engines::build();
+    let (model, data) = (root().join("calib_data/demo.onnx"), root().join("calib_data/images"));
+    for (profile, usual) in [("4x3x64x64:4x3x64x64:4x3x64x64", 4), ("2x3x64x64:4x3x64x64:6x3x64x64", 2)] {
+        let (plan, bare) = (engines.path("some.plan"), engines.path("bare.plan"));
+        let build = ["build", "--model", text(&model), "--data", text(&data), "-o", &plan];
+        succeeds(&[&build[..], &["--profile", &format!("input={profile}")]].concat());
+        fs::copy(&plan, &bare).unwrap();
+        let compare = ["compare", "--ref", "ort", "--samples", "9", "--target"];
+        let named = ["--model", text(&model), "--data", text(&data), "--batch", "4"];
+        for found in
+            [json("", &[&compare[..], &[&plan]].concat()), json("", &[&compare[..], &[&bare], &named].concat())]
+        {
+            assert_eq!(found["targets"][0]["result"]["samples"], 9, "{profile}: {found}");
+            assert!(sqnr(&found) > 80.0, "{profile}: {found}");
+        }
+        let timed = json("", &["bench", &plan, "--seconds", "0.02"]);
+        assert_eq!(timed["measurements"][0]["times"]["batch"], usual, "{timed}");
+        let error = ends(2, "", &["bench", &plan, "--seconds", "0.02", "--batch", "1"]);
+        assert!(error.contains("batch"), "{error}");
+    }
+}
+
+#[test]
+fn an_output_without_elements_is_told_and_not_judged() {
+    let folder = tempfile::tempdir().unwrap();
+    models::save_kinds(folder.path());
+    let (model, plan) = (folder.path().join("empty.onnx"), folder.path().join("empty.plan"));
+    succeeds(&["build", "--model", text(&model), "-o", text(&plan)]);
+    let compare = ["compare", "--ref", "ort", "--target", text(&plan), "--model", text(&model), "--random-data"];
+    let compare = [&compare[..], &["--samples", "3"]].concat();
+    let told = succeeds(&[&compare[..], &["--gate", "top1=0.9"]].concat());
+    assert!(told.contains("output `none` has no elements, and is not judged"), "{told}");
+    assert!(told.contains("gate top1 ") && told.contains("y: top-1 agreement 1.0000"), "{told}");
+    let refused = ends(1, "", &[&compare[..], &["--gate", "sqnr_db[none]=20"]].concat());
+    assert!(refused.contains("FAILED (no output that it is for has an element)"), "{refused}");
+}
+
+#[test]
+fn weights_in_another_file_are_part_of_the_engine() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = fs::read(root().join("calib_data/demo.onnx")).unwrap();
+    let mut model = ModelProto::decode(&bytes[..]).unwrap();
+    let mut weights = Vec::new();
+    for weight in &mut model.graph.as_mut().unwrap().initializer {
+        let Some(values) = weight.raw_data.take() else { continue };
+        let entry = |key: &str, value: String| StringStringEntryProto { key: Some(key.to_owned()), value: Some(value) };
+        let (offset, length) = (weights.len().to_string(), values.len().to_string());
+        weight.external_data =
+            vec![entry("location", "weights.bin".to_owned()), entry("offset", offset), entry("length", length)];
+        weight.data_location = Some(1);
+        weights.extend(values);
+    }
+    assert!(weights.len() > 100_000);
+    let (path, plan) = (folder.path().join("apart.onnx"), folder.path().join("apart.plan"));
+    fs::write(&path, model.encode_to_vec()).unwrap();
+    fs::write(folder.path().join("weights.bin"), weights).unwrap();
+    let data = root().join("calib_data/images");
+    let build = ["build", "--model", text(&path), "--data", text(&data), "-o", text(&plan)];
+    succeeds(&build);
+    // The engine holds them.
+    let original = root().join("calib_data/demo.onnx");
+    fs::remove_file(folder.path().join("weights.bin")).unwrap();
+    let compare = ["compare", "--ref", "ort", "--target", text(&plan), "--model", text(&original), "--samples", "4"];
+    assert!(sqnr(&json("", &compare)) > 80.0);
+    let error = ends(2, "", &build);
+    assert!(error.contains("weights.bin"), "{error}");
+}

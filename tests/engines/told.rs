@@ -1,0 +1,78 @@
+//! Whatever shows a result of a stand-in says that it is one of a stand-in.
+
+use std::{fs, path::Path};
+
+use calib_test_support::root;
+
+use super::{Engines, FLAVOUR, ends, json, succeeds, text};
+
+/// What stands beside the version, and beside the backend's name.
+const MARK: &str = "(stand-in)";
+
+fn library() -> String {
+    if FLAVOUR == "11" { format!("TensorRT 11.4.0 {MARK}") } else { format!("TensorRT-RTX 1.7.1 {MARK}") }
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn terminal_json_and_files_of_every_command_name_the_stand_in() {
+    let engines = Engines::build();
+    let (int8, library) = (engines.path("int8.plan"), library());
+    let model = root().join("calib_data/demo.onnx");
+    let other = engines.path("other.plan");
+    assert!(succeeds(&["build", "--model", text(&model), "-o", &other]).contains(&library));
+    let version = library.split_once(' ').unwrap().1;
+    assert!(read(&format!("{other}.json")).contains(&format!("\"library_version\": \"{version}\"")));
+    assert!(succeeds(&["doctor"]).contains(&library));
+
+    let bare = engines.path("bare.plan");
+    fs::copy(&int8, &bare).unwrap();
+    let compare = ["compare", "--ref", "ort", "--target", &int8, "--samples", "2"];
+    for command in [&compare[..], &["inspect", &int8], &["inspect", &bare]] {
+        assert!(succeeds(command).contains(&library), "{command:?}");
+        assert!(json("", command).to_string().contains(&library), "{command:?}");
+    }
+
+    let (times, profile) = (engines.path("times.json"), engines.path("profile.json"));
+    let bench =
+        ["bench", &int8, "--seconds", "0.02", "--export-times", &times, "--export-profile", &profile, "--layer-times"];
+    assert!(succeeds(&bench).contains(&library));
+    let found = json("", &bench);
+    assert_eq!(found["environment"]["libraries"][library.split_once(' ').unwrap().0], version);
+    for text in [found["measurements"][0].to_string(), read(&times), read(&profile)] {
+        assert!(text.contains(MARK), "{text}");
+    }
+
+    let out = engines.path("bisect");
+    let told = succeeds(&["bisect", "--target", &engines.path("fp32.plan"), "--samples", "2", "--out", &out]);
+    for text in [told, read(&format!("{out}/bisect.json")), read(&format!("{out}/bisect.html"))] {
+        assert!(text.contains(&library), "{text}");
+    }
+
+    let (config, run) = (root().join("configs/demo.toml"), engines.path("run"));
+    let few = [
+        "--calib-samples",
+        "8",
+        "--eval-samples",
+        "8",
+        "--method",
+        "minmax",
+        "--bench-seconds",
+        "0.02",
+        "--gate",
+        "top1=0.1",
+    ];
+    let tensorrt =
+        ["run", "--config", text(&config), "--out", &run, "--tensorrt", "require", "--precisions", "fp32,int8"];
+    assert!(ends(0, "", &[&tensorrt[..], &few].concat()).contains(MARK));
+    let runs = engines.path("runs.html");
+    succeeds(&["report", &run, "-o", &runs]);
+    for file in ["report.json", "report.html", "report.junit.xml"] {
+        let text = read(text(&Path::new(&run).join(file)));
+        assert!(text.contains(MARK), "{file}");
+    }
+    assert!(read(&runs).contains(MARK));
+}
