@@ -342,7 +342,7 @@ fn tensors(findings: &Findings) -> Table {
 
 /// What one should know of how tensors were looked at.
 fn looked(findings: &Findings) -> Vec<String> {
-    let instead = findings.first.iter().flat_map(|first| first.culprit.as_ref()?.instead());
+    let instead = findings.first.iter().filter_map(|first| first.culprit.as_ref()?.instead());
     let probes = findings.probes.iter().flat_map(ProbeReport::sentences);
     instead.chain(probes).chain(findings.tensors.iter().flat_map(Graphwise::notes)).collect()
 }

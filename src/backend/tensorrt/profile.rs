@@ -20,7 +20,9 @@ pub(super) fn least_batch(context: &mut trtx::ExecutionContext<'static>, inputs:
     };
     let least = (1..=MOST).find(|&batch| takes(batch)).unwrap_or(1);
     if least > 1 && !takes(least + 1) {
-        open.iter_mut().for_each(|info| info.shape[0] = Some(least));
+        for info in &mut open {
+            info.shape[0] = Some(least);
+        }
     }
     least
 }

@@ -73,17 +73,27 @@ impl SourceModel {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+    use crate::{
+        analyse::graphwise::TensorSite,
+        compare::{NonFinite, graphwise::TensorDifference},
+    };
 
     fn tensor(name: &str, sqnr_db: f64) -> TensorDivergence {
-        serde_json::from_value(json!({
-            "tensor": name, "node": format!("makes {name}"), "op_type": "Conv", "amax": null, "sqnr_db": sqnr_db,
-            "cosine": 1.0, "max_abs": 0.0, "saturated": null, "shape_mismatch": null,
-            "non_finite": { "reference_nan": 0, "reference_infinite": 0, "target_nan": 0, "target_infinite": 0, "differing": 0 },
-        }))
-        .unwrap()
+        let node = format!("makes {name}");
+        TensorDivergence {
+            site: TensorSite { tensor: name.to_owned(), node, op_type: "Conv".to_owned(), amax: None },
+            difference: TensorDifference {
+                count: 1,
+                sqnr_db: Some(sqnr_db),
+                cosine: 1.0,
+                max_abs: 0.0,
+                saturated: None,
+                non_finite: NonFinite::default(),
+                first_non_finite: None,
+                shape_mismatch: None,
+            },
+        }
     }
 
     #[test]

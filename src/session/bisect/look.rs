@@ -149,7 +149,9 @@ impl Bisection<'_> {
             }
         };
         let mut origin = self.origin(&target, OUTPUT_SAMPLES);
-        origin.probes.iter_mut().for_each(|probes| probes.source.clone_from(&source));
+        if let Some(probes) = &mut origin.probes {
+            probes.source = source;
+        }
         Ok((found, origin))
     }
 

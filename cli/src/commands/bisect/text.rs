@@ -90,8 +90,9 @@ pub(in crate::commands) fn describe(findings: &Findings) -> String {
                 )
             }
         };
-        let instead = first.culprit.as_ref().and_then(Culprit::instead);
-        instead.iter().for_each(|sentence| text.push_str(&format!("{sentence}\n")));
+        if let Some(sentence) = first.culprit.as_ref().and_then(Culprit::instead) {
+            text.push_str(&format!("{sentence}\n"));
+        }
     }
     if let Some(graphwise) = &findings.tensors {
         tensors(&mut text, graphwise);
