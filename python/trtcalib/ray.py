@@ -32,7 +32,13 @@ class _Blocks:
     """A data set's blocks by reference, and which columns are inputs and labels."""
 
     def __init__(self, dataset: Any, model: Any, columns: Mapping[str, str] | None, labels: str | None, limit: int | None) -> None:
-        self._refs = (dataset if limit is None else dataset.limit(limit)).to_numpy_refs()
+        # Samples are told apart by their place, so blocks must come as they lie, not as they are done.
+        running = dataset.context.execution_options
+        before, running.preserve_order = running.preserve_order, True
+        try:
+            self._refs = (dataset if limit is None else dataset.limit(limit)).to_numpy_refs()
+        finally:
+            running.preserve_order = before
         if not self._refs:
             raise CalibError("the data set holds no rows")
         about = ray.remote(_about).options(num_cpus=0)
@@ -49,11 +55,24 @@ class _Blocks:
     def samples(self) -> _trtcalib.Samples:
         """Samples whose arrays are fetched when they are asked for."""
 
-        def loader(ref: Any) -> Callable[[], dict[str, Any]]:
-            return lambda: {name: _stacked(ray.get(ref)[column]) for name, column in self._columns.items()}
+        # Samples are read in order: the block of the last one serves the next.
+        last: dict[int, dict[str, Any]] = {}
+
+        def loader(index: int, ref: Any) -> Callable[[], dict[str, Any]]:
+            def load() -> dict[str, Any]:
+                found = last.get(index)
+                if found is None:
+                    block = ray.get(ref)
+                    found = {name: _stacked(block[column]) for name, column in self._columns.items()}
+                    last.clear()
+                    last[index] = found
+                return found
+
+            return load
 
         total = sum(self._counts)
-        batches = [(count, loader(ref)) for ref, count in zip(self._refs, self._counts) if count]
+        blocks = enumerate(zip(self._refs, self._counts))
+        batches = [(count, loader(index, ref)) for index, (ref, count) in blocks if count]
         return _trtcalib.Samples(batches, [str(index) for index in range(total)], self._labels or [None] * total)
 
 
@@ -147,7 +166,8 @@ def calibrate(
 
     Args:
         model: float ONNX model, at the same path on every node.
-        dataset: ``ray.data.Dataset`` whose rows hold the model's inputs as arrays without the batch axis, preprocessed.
+        dataset: ``ray.data.Dataset`` whose rows hold the model's inputs as arrays without the batch axis, preprocessed. Rows
+            are taken in order; one that was materialized before keeps the order that Ray gave it then.
         actors: workers; each takes `num_cpus` CPUs (as many threads run in it) and `num_gpus` GPUs.
         samples: calibration samples, at most (512): the first rows of the data set.
         columns: column of the data set for each input; their own names without, and for a model with one input the only
