@@ -122,6 +122,7 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
 /// # Errors
 /// As [`open_regular`].
 pub fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let _reading = Reading::of(path);
     let mut content = Vec::new();
     open_regular(path)?.read_to_end(&mut content)?;
     Ok(content)
@@ -172,14 +173,24 @@ impl Drop for Reading {
     }
 }
 
-/// Tells the path that this thread reads from, or that the process works on. Takes no memory: for the moment when there is
-/// none.
-pub fn being_read(tell: &mut dyn FnMut(&[u8])) {
-    let own = BEING_READ.get();
-    let (path, length) = if own.1 > 0 { own } else { WORKED_ON.get().copied().unwrap_or(own) };
+/// Tells the path that this thread reads from, or that the process works on, and which of the two it is. Takes no memory:
+/// for the moment when there is none.
+pub fn being_read(tell: &mut dyn FnMut(&[u8], Told)) {
+    let (path, length) = BEING_READ.get();
     if length > 0 {
-        tell(&path[..length]);
+        tell(&path[..length], Told::Read);
+    } else if let Some((path, length)) = WORKED_ON.get() {
+        tell(&path[..*length], Told::WorkedOn);
     }
+}
+
+/// What a path is to the thread that asks: see [`being_read`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// The thread reads it.
+    Read,
+    /// The process works on it.
+    WorkedOn,
 }
 
 /// Ending of files that are being written.

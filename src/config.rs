@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    artifact::read_regular,
+    artifact::{Reading, read_regular},
     backend::ExecutionProvider,
     calibrate::{BiasCorrection, Choice, DeployTo, Effort, ShiftPolicy},
     compare::{Gate, OutputKind, heads::DetectionOptions},
@@ -238,6 +238,7 @@ impl RunConfig {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };
         let invalid = |reason: String| ConfigError::Parse { path: path.to_owned(), reason };
+        let _reading = Reading::of(path);
         let text = String::from_utf8(read_regular(path).map_err(read)?).map_err(|error| invalid(error.to_string()))?;
         let mut config = Self::parse(&text).map_err(|error| invalid(error.to_string()))?;
         let folder = path.parent().unwrap_or(Path::new(""));

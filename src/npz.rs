@@ -13,10 +13,12 @@ use crate::{
 
 mod archive;
 mod header;
+mod json;
 mod values;
 
 pub use archive::{Archive, Array};
 use header::Header;
+pub use json::{Encoded, Listed};
 pub use values::write_values;
 use values::{decode, row_major, stored_type};
 

@@ -3,9 +3,12 @@
 //! Rust's own way to end is an abort, status 134, whose backtrace needs the memory that is not there, or the lock of
 //! whoever was asking for it.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
-use trtcalib::artifact::being_read;
+use trtcalib::artifact::{Told, being_read};
 
 /// The system's heap with that end.
 pub struct Heap;
@@ -40,9 +43,18 @@ fn given(pointer: *mut u8, size: usize) -> *mut u8 {
     pointer
 }
 
+/// Set by the first thread that ends the process: two that speak at once are not understood.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
 /// Says what lacks and ends the process. Nothing here takes memory or a lock.
 #[cold]
 fn end(size: usize) -> ! {
+    if ENDING.swap(true, Ordering::SeqCst) {
+        loop {
+            // SAFETY: sleeps, until the first thread has ended the process.
+            unsafe { libc::sleep(1) };
+        }
+    }
     let mut digits = [0u8; 20];
     let mut rest = size.div_ceil(1 << 20);
     let mut at = digits.len();
@@ -57,8 +69,8 @@ fn end(size: usize) -> ! {
     say(b"error: out of memory: ");
     say(&digits[at..]);
     say(b" MB more are not to be had");
-    being_read(&mut |file| {
-        say(b", while reading ");
+    being_read(&mut |file, told| {
+        say(if told == Told::Read { b", while reading " } else { b", while working on " });
         say(file);
     });
     say(b"; give the command more with --max-memory-mb, a machine with more, or less to read\n");

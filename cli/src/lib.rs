@@ -13,21 +13,28 @@ mod table;
 /// Runs `calib` with the words of a command line, the program's name first, and returns its exit status: 0 passed,
 /// 1 a gate failed, 2 an error.
 pub fn calib(words: impl IntoIterator<Item = OsString>) -> u8 {
-    parsed::<args::Cli>(words, |cli| commands::main(&cli.global, cli.command))
+    let words: Vec<OsString> = words.into_iter().collect();
+    parsed::<args::Cli>(&words, |cli| commands::main(&cli.global, cli.command))
 }
 
 /// Runs `compare`, which is the same as `calib compare`.
 pub fn compare(words: impl IntoIterator<Item = OsString>) -> u8 {
-    parsed::<args::CompareCli>(words, |cli| commands::main(&cli.global, args::Command::Compare(cli.compare)))
+    let words: Vec<OsString> = words.into_iter().collect();
+    parsed::<args::CompareCli>(&words, |cli| commands::main(&cli.global, args::Command::Compare(cli.compare)))
 }
 
 /// What cannot be parsed, and help and versions, are printed by clap.
-fn parsed<C: Parser>(words: impl IntoIterator<Item = OsString>, run: impl FnOnce(C) -> u8) -> u8 {
+fn parsed<C: Parser>(words: &[OsString], run: impl FnOnce(C) -> u8) -> u8 {
     match C::try_parse_from(words) {
         Ok(cli) => run(cli),
         Err(error) => {
             // A reader that went away is no error.
             let _ = error.print();
+            if error.use_stderr() {
+                let text = error.to_string();
+                let reason = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+                commands::not_understood(words, reason);
+            }
             u8::try_from(error.exit_code()).unwrap_or(2)
         }
     }

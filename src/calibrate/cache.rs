@@ -101,6 +101,7 @@ impl CalibrationCache {
 
     /// Reads the file; the error names the line.
     pub fn load(path: &Path) -> Result<Self, ArtifactError> {
+        let _reading = artifact::Reading::of(path);
         let bytes =
             artifact::read_regular(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
         let text = String::from_utf8(bytes).map_err(|_| invalid(path, "it is not UTF-8 text".to_owned()))?;

@@ -177,6 +177,7 @@ impl Histograms {
 
     /// Reads the file.
     pub fn load(path: &Path) -> Result<Self, ArtifactError> {
+        let _reading = artifact::Reading::of(path);
         let bytes =
             artifact::read_regular(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
         Self::from_bytes(&bytes).map_err(|reason| ArtifactError::Format {

@@ -1,12 +1,15 @@
 //! Outputs that other programs save as JSON: trtexec's `--exportOutput`, and Polygraphy's `--save-outputs`. They are how
 //! engines of TensorRT 8.6 and 10 are compared, which `calib` does not load.
 
-use base64::Engine as _;
-use serde::Deserialize;
-use serde_json::Value;
+use std::{collections::BTreeMap, fmt};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, IgnoredAny, Visitor},
+};
 
 use crate::{
-    npz::parse_npy,
+    npz::{Encoded, Listed},
     tensor::{Tensor, TensorMap, Values},
 };
 
@@ -19,38 +22,78 @@ struct Exported {
     values: Vec<Number>,
 }
 
-/// A number, or the word that C++ prints for what is none.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Number {
-    Finite(f64),
-    Word(String),
+/// A number, or the word that C++ prints for what is none; nothing for other words.
+struct Number(Option<f32>);
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OfNumber)
+    }
 }
 
-impl Number {
-    fn value(&self) -> Option<f32> {
-        match self {
-            Self::Finite(value) => Some(*value as f32),
-            Self::Word(word) => word.parse().ok(),
-        }
+struct OfNumber;
+
+impl Visitor<'_> for OfNumber {
+    type Value = Number;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number")
     }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Number, E> {
+        Ok(Number(Some(value as f32)))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Number, E> {
+        Ok(Number(Some(value as f32)))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Number, E> {
+        Ok(Number(Some(value as f32)))
+    }
+
+    fn visit_str<E>(self, word: &str) -> Result<Number, E> {
+        Ok(Number(word.parse().ok()))
+    }
+}
+
+/// A runner of Polygraphy's, by name, and what it gave.
+#[derive(Deserialize)]
+struct RunnerResults(IgnoredAny, Vec<Iteration>);
+
+/// One call of a runner.
+#[derive(Deserialize)]
+struct Iteration {
+    outputs: BTreeMap<String, Encoded>,
 }
 
 /// The outputs in a file, whose first axis runs over the samples; otherwise why it is neither program's.
 pub(super) fn read(bytes: &[u8]) -> Result<TensorMap, String> {
-    let json: Value = serde_json::from_slice(bytes)
-        .or_else(|error| serde_json::from_slice(&with_words_quoted(bytes)).map_err(|_| error))
-        .map_err(|error| format!("it is no valid JSON: {error}"))?;
-    if let Some(runners) = json.get("lst").and_then(Value::as_array) {
-        return polygraphy(runners);
+    if bytes.trim_ascii_start().starts_with(b"{") {
+        let Listed(runners) = parse(bytes)?;
+        return polygraphy(runners.ok_or_else(|| neither(&"it has no `lst`"))?);
     }
-    let outputs = Vec::<Exported>::deserialize(&json).map_err(|error| {
-        format!(
-            "neither trtexec's --exportOutput nor Polygraphy's --save-outputs wrote this ({error}); the arrays of other \
-             programs are read from .npz"
-        )
-    })?;
-    outputs.into_iter().map(exported).collect()
+    parse::<Vec<Exported>>(bytes)?.into_iter().map(exported).collect()
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let quoted = |error: serde_json::Error| {
+        if error.is_syntax() {
+            serde_json::from_slice(&with_words_quoted(bytes)).map_err(|_| error)
+        } else {
+            Err(error)
+        }
+    };
+    serde_json::from_slice(bytes)
+        .or_else(quoted)
+        .map_err(|error| if error.is_data() { neither(&error) } else { format!("it is no valid JSON: {error}") })
+}
+
+fn neither(reason: &dyn fmt::Display) -> String {
+    format!(
+        "neither trtexec's --exportOutput nor Polygraphy's --save-outputs wrote this ({reason}); the arrays of other \
+         programs are read from .npz"
+    )
 }
 
 /// trtexec writes `nan`, `-nan`, `inf` and `-inf` as C++ prints them, which JSON has no words for.
@@ -76,42 +119,32 @@ fn exported(output: Exported) -> Result<(String, Tensor), String> {
     let shape =
         dimensions.split('x').filter(|_| !dimensions.is_empty()).map(str::parse).collect::<Result<Vec<usize>, _>>();
     let shape = shape.map_err(|_| format!("`{name}` has the dimensions `{dimensions}`, which are no numbers"))?;
-    let values = values.iter().map(Number::value).collect::<Option<Vec<f32>>>();
+    let values = values.into_iter().map(|Number(value)| value).collect::<Option<Vec<f32>>>();
     let values = values.ok_or_else(|| format!("`{name}` holds values that are no numbers"))?;
     let tensor = Tensor::new(shape, Values::F32(values)).map_err(|error| format!("`{name}`: {error}"))?;
     Ok((name, tensor))
 }
 
 /// Results of one runner, whose iterations follow each other.
-fn polygraphy(runners: &[Value]) -> Result<TensorMap, String> {
-    let [runner] = runners else {
-        return Err(format!("it holds the results of {} runners; save those of one", runners.len()));
+fn polygraphy(mut runners: Vec<RunnerResults>) -> Result<TensorMap, String> {
+    let (Some(RunnerResults(_, iterations)), 0) = (runners.pop(), runners.len()) else {
+        return Err(format!("it holds the results of {} runners; save those of one", runners.len() + 1));
     };
-    let iterations = runner.get(1).and_then(Value::as_array).ok_or("its runner holds no iterations")?;
     let mut all = TensorMap::new();
-    for (index, iteration) in iterations.iter().enumerate() {
-        let outputs = iteration.get("outputs").and_then(Value::as_object);
-        let outputs = outputs.ok_or_else(|| format!("iteration {index} holds no outputs"))?;
-        for (name, value) in outputs.iter().filter(|(name, _)| !name.starts_with("polygraphy_")) {
-            let next = array(value).map_err(|reason| format!("iteration {index}: `{name}` {reason}"))?;
-            let joined = match all.remove(name) {
+    for (index, iteration) in iterations.into_iter().enumerate() {
+        let outputs = iteration.outputs.into_iter().filter(|(name, _)| !name.starts_with("polygraphy_"));
+        for (name, Encoded(array)) in outputs {
+            let next = array.map_err(|reason| format!("iteration {index}: `{name}` {reason}"))?;
+            let joined = match all.remove(&name) {
                 None => next,
                 Some(before) => joined(&before, &next).ok_or_else(|| {
                     format!("iteration {index}: `{name}` has another type or shape than before; save equal batches")
                 })?,
             };
-            all.insert(name.clone(), joined);
+            all.insert(name, joined);
         }
     }
     Ok(all)
-}
-
-/// An array, as a base64 `.npy`, by itself or where Polygraphy could have put the path of a file.
-fn array(value: &Value) -> Result<Tensor, String> {
-    let text = value.get("values").unwrap_or(value).get("array").and_then(Value::as_str);
-    let text = text.ok_or("holds no base64 `array`")?;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(text).map_err(|error| error.to_string())?;
-    parse_npy(&bytes)
 }
 
 fn joined(before: &Tensor, next: &Tensor) -> Option<Tensor> {

@@ -6,13 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use base64::Engine;
-use serde_json::Value;
-
 use super::{Dataset, DatasetError, InputSpec, SampleError};
 use crate::{
     artifact::{Reading, open_regular},
-    npz::{Archive, Array, ArrayError, parse_npy, read_npz},
+    npz::{Archive, Array, ArrayError, Encoded, Listed, read_npz},
     tensor::{Tensor, TensorMap, rows},
 };
 
@@ -92,15 +89,12 @@ impl ArrayDataset {
         if bytes.len() as u64 == JSON_BYTES {
             return Err(invalid(path, "JSON of 1 GiB and more is not read; save the arrays as .npz".to_owned()));
         }
-        let json: Value = serde_json::from_slice(&bytes)
+        let Listed(list) = serde_json::from_slice::<Listed<BTreeMap<String, Encoded>>>(&bytes)
             .map_err(|error| invalid(path, format!("it is no Polygraphy inputs JSON: {error}")))?;
-        let list = json
-            .as_array()
-            .or_else(|| json.get("lst").and_then(Value::as_array))
-            .ok_or_else(|| invalid(path, "a list of inputs is expected".to_owned()))?;
+        let list = list.ok_or_else(|| invalid(path, "a list of inputs is expected".to_owned()))?;
         let mut notes = Vec::new();
         let feeds = list
-            .iter()
+            .into_iter()
             .enumerate()
             .map(|(index, feed)| {
                 let arrays = feed_arrays(feed).map_err(|reason| invalid(path, format!("entry {index}: {reason}")))?;
@@ -142,19 +136,12 @@ fn samples_of(batch: TensorMap, inputs: &[InputSpec]) -> Vec<TensorMap> {
     samples.unwrap_or_else(|| vec![batch])
 }
 
-fn feed_arrays(feed: &Value) -> Result<TensorMap, String> {
-    let entries = feed.as_object().ok_or("an object of arrays by name is expected")?;
-    let arrays = entries.iter().filter(|(key, _)| !key.starts_with("polygraphy_"));
+fn feed_arrays(feed: BTreeMap<String, Encoded>) -> Result<TensorMap, String> {
+    let arrays = feed.into_iter().filter(|(key, _)| !key.starts_with("polygraphy_"));
     arrays
-        .map(|(name, value)| {
-            let text = value
-                .get("array")
-                .and_then(Value::as_str)
-                .ok_or_else(|| format!("`{name}` holds no base64 `array`"))?;
-            let bytes =
-                base64::engine::general_purpose::STANDARD.decode(text).map_err(|error| format!("`{name}`: {error}"))?;
-            let tensor = parse_npy(&bytes).map_err(|reason| format!("`{name}`: {reason}"))?;
-            Ok((name.clone(), tensor))
+        .map(|(name, Encoded(array))| match array {
+            Ok(tensor) => Ok((name, tensor)),
+            Err(reason) => Err(format!("`{name}` {reason}")),
         })
         .collect()
 }
@@ -257,6 +244,8 @@ fn row(array: &Array, index: usize, whole: bool) -> std::io::Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+
     use super::*;
     use crate::npz::write_npz;
 

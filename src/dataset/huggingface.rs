@@ -57,13 +57,22 @@ const HARMLESS: &[&str] = &[
     "transformers_version",
 ];
 
+/// Characters of a value that errors show.
+const SHOWN: usize = 80;
+/// Files of this kind have some kilobytes.
+const MAX_BYTES: u64 = 1 << 20;
+
 /// Reads the file and does as the processor that it names does.
 ///
 /// # Errors
 /// A processor that is not known, and keys that are not known of the processor and say something.
 pub fn load_preprocessor(path: &Path) -> Result<Preprocess, DatasetError> {
     let invalid = |reason: String| DatasetError::Format { path: path.to_owned(), reason };
-    let bytes = read_regular(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+    let read = |source| DatasetError::Read { path: path.to_owned(), source };
+    if std::fs::metadata(path).map_err(read)?.len() > MAX_BYTES {
+        return Err(invalid(format!("it is larger than the {MAX_BYTES} bytes that such a file may have")));
+    }
+    let bytes = read_regular(path).map_err(read)?;
     let json: Value = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
     parse(&json).map_err(invalid)
 }
@@ -94,7 +103,9 @@ fn parse(json: &Value) -> Result<Preprocess, String> {
     preprocess.scale = match file.given("rescale_factor") {
         _ if !rescales => 1.0,
         None => 1.0 / 255.0,
-        Some(value) => value.as_f64().ok_or_else(|| format!("`rescale_factor` is {value}; a number is expected"))?,
+        Some(value) => {
+            value.as_f64().ok_or_else(|| format!("`rescale_factor` is {}; a number is expected", shown(value)))?
+        }
     };
     let statistics = file.class.and_then(|class| class.statistics);
     let normalizes = file.class.map_or(file.given("image_mean").is_some(), |class| class.normalize);
@@ -119,10 +130,22 @@ fn parse(json: &Value) -> Result<Preprocess, String> {
     Ok(preprocess)
 }
 
+/// The beginning of a value, for errors.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
 /// The class that a file names; `None` for files without a name.
 fn class(keys: &Map<String, Value>) -> Result<Option<&'static Class>, String> {
-    let named = ["image_processor_type", "feature_extractor_type"].iter().find_map(|key| keys.get(*key)?.as_str());
-    let Some(named) = named else { return Ok(None) };
+    let mut named = ["image_processor_type", "feature_extractor_type"].into_iter();
+    let Some((key, named)) = named.find_map(|key| Some((key, keys.get(key).filter(|named| !named.is_null())?))) else {
+        return Ok(None);
+    };
+    let named = named.as_str().ok_or_else(|| format!("`{key}` is {}; a name is expected", shown(named)))?;
     let stem = ["ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor"]
         .iter()
         .find_map(|suffix| named.strip_suffix(suffix))
@@ -159,7 +182,7 @@ impl File<'_> {
             let padded = key == "do_pad" && self.class.is_some_and(|class| class.resizing == Resizing::Boxes);
             if !known && !nothing && !padded {
                 let whose = self.class.map_or("files that name no processor", |class| class.name);
-                return Err(format!("`{key}` is {value}, which is not supported for {whose}; {CURE}"));
+                return Err(format!("`{key}` is {}, which is not supported for {whose}; {CURE}", shown(value)));
             }
         }
         if self.given("ensure_multiple_of").is_some_and(|value| value.as_u64() != Some(1)) {
@@ -224,13 +247,13 @@ impl File<'_> {
         match numbers.as_deref() {
             Some(&[one]) => Ok(Some([one; 3])),
             Some(&[r, g, b]) => Ok(Some([r, g, b])),
-            _ => Err(format!("`{key}` is {value}; three numbers are expected")),
+            _ => Err(format!("`{key}` is {}; three numbers are expected", shown(value))),
         }
     }
 }
 
 fn boolean(value: &Value, key: &str) -> Result<bool, String> {
-    value.as_bool().ok_or_else(|| format!("`{key}` is {value}; true or false is expected"))
+    value.as_bool().ok_or_else(|| format!("`{key}` is {}; true or false is expected", shown(value)))
 }
 
 fn exact(extent: Extent) -> Extent {
@@ -260,7 +283,7 @@ fn extent(value: &Value, key: &str, shortest: bool) -> Result<Extent, String> {
         [("height", height), ("width", width)] => number(height).zip(number(width)).map(|(h, w)| Extent::Exact([h, w])),
         _ => None,
     };
-    found.ok_or_else(|| format!("`{key}` is {value}; {expected} is supported: {CURE}"))
+    found.ok_or_else(|| format!("`{key}` is {}; {expected} is supported: {CURE}", shown(value)))
 }
 
 /// Pillow's filter numbers.
@@ -272,6 +295,6 @@ fn interpolation(value: &Value) -> Result<Interpolation, String> {
         Some(3) => Ok(Interpolation::Bicubic),
         Some(4) => Ok(Interpolation::Box),
         Some(5) => Ok(Interpolation::Hamming),
-        _ => Err(format!("`resample` is {value}; 0 to 5 are known")),
+        _ => Err(format!("`resample` is {}; 0 to 5 are known", shown(value))),
     }
 }

@@ -138,7 +138,7 @@ impl Dataset for Kept {
 }
 
 /// Memory that this process may still take: of the machine, of its container, of its own limit; 0 where nothing tells.
-fn free_bytes() -> u64 {
+pub fn free_bytes() -> u64 {
     let system =
         System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
     let Ok(system) = system else { return 0 };

@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{DatasetError, Placement, images::list, labels::read_text};
-use crate::artifact::read_regular;
+use crate::artifact::{Reading, read_regular};
 
 /// Largest JSON file of labels.
 const MAX_JSON_BYTES: u64 = 4 << 30;
@@ -128,6 +128,7 @@ impl BoxLabels {
         if std::fs::metadata(path).map_err(read)?.len() > MAX_JSON_BYTES {
             return Err(invalid(format!("it is larger than the limit of {MAX_JSON_BYTES} bytes")));
         }
+        let _reading = Reading::of(path);
         let bytes = read_regular(path).map_err(read)?;
         let coco: Coco = serde_json::from_slice(&bytes)
             .map_err(|error| invalid(format!("it is no COCO instances JSON: {error}")))?;

@@ -28,7 +28,7 @@ use std::{
 
 pub use decode::{MAX_PIXELS, decode};
 pub use huggingface::load_preprocessor;
-pub use kept::{Kept, samples_read};
+pub use kept::{Kept, free_bytes, samples_read};
 pub use label_boxes::{Scene, Truth};
 pub use labels::load_classes;
 pub use letterbox::{Letterbox, Place, Placement, SideRounding};

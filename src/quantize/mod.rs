@@ -53,6 +53,13 @@ use weights::ScaleTypes;
 
 /// Key of a model's metadata: the samples that it was calibrated on, as in [`CalibrationTable::calibrated_on`].
 const CALIBRATED_ON: &str = "calib.calibrated_on";
+/// Key of the metadata of a model whose ranges are of random numbers.
+const RANDOM_DATA: &str = "calib.random_data";
+
+/// Whether a model says that its ranges are of random numbers.
+pub fn of_random_data(model: &Model) -> bool {
+    model.proto.metadata_props.iter().any(|entry| entry.key() == RANDOM_DATA)
+}
 
 /// The samples that a model was calibrated on, by name, with their hashes; empty where it does not say.
 pub fn calibrated_on(model: &Model) -> BTreeMap<String, String> {
@@ -395,7 +402,7 @@ fn record_provenance(model: &mut Model, table: Option<&CalibrationTable>, precis
         entries.push((CALIBRATED_ON, samples));
     }
     if table.is_some_and(|table| table.random_data) {
-        entries.push(("calib.random_data", "true".to_owned()));
+        entries.push((RANDOM_DATA, "true".to_owned()));
     }
     for (key, value) in entries {
         model.proto.metadata_props.retain(|entry| entry.key() != key);

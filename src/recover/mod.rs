@@ -161,11 +161,12 @@ fn on_workers(
     let shapes = &with_ranks(backend, model, shapes, first)?;
     let network = Network::new(backend, model, shapes, placement, &ignored, stop)?;
     // Both sides of all samples are in memory, and for a moment a copy of what an operator reads and makes.
-    let most = (MEMORY_BYTES / (3 * network.bytes(shapes)).max(1)).max(2);
+    let most = (MEMORY_BYTES / network.bytes(shapes).saturating_mul(3).max(1)).max(2);
     let share = most.saturating_mul(fit.len()) / (fit.len() + held_out.len()).max(1);
     fit.truncate(share.max(1));
     held_out.truncate(most.saturating_sub(share).max(1));
-    let samples = [fit.as_slice(), &held_out].concat();
+    let decided_on = fit.len();
+    fit.append(&mut held_out);
     let state = State {
         ranges: table.tensors.iter().map(|(name, range)| (name.clone(), ranges::plain(range))).collect(),
         ..State::default()
@@ -175,8 +176,8 @@ fn on_workers(
     let mut steps = Steps {
         network,
         patches,
-        samples,
-        fit: fit.len(),
+        samples: fit,
+        fit: decided_on,
         state,
         before: None,
         rows: Vec::new(),

@@ -92,12 +92,12 @@ impl Network<'_> {
     pub fn bytes(&self, shapes: &BTreeMap<String, TensorInfo>) -> usize {
         let size = |name: &String| {
             let extents = shapes.get(name).map_or(&[][..], |info| &info.shape);
-            4 * extents.iter().map(|extent| extent.unwrap_or(1).max(1)).product::<usize>()
+            extents.iter().map(|extent| extent.unwrap_or(1).max(1)).fold(4, usize::saturating_mul)
         };
         let (mut live, mut most) = (BTreeMap::new(), 0usize);
         for (index, unit) in self.units.iter().enumerate() {
             live.extend(unit.inputs.iter().chain(&unit.outputs).map(|name| (name, size(name))));
-            most = most.max(live.values().sum());
+            most = most.max(live.values().fold(0, |all, &bytes| all.saturating_add(bytes)));
             live.retain(|name, _| self.last_use.get(*name).is_some_and(|&last| last > index));
         }
         most

@@ -92,6 +92,10 @@ pub fn unlike(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Vec<String> {
                 differ(format!("the number of evaluation samples: {} and {}", samples.len(), before.len()));
             } else if samples != before {
                 differ("their evaluation samples".to_owned());
+            } else if (new.dataset.evaluation_hash.as_ref().zip(old.dataset.evaluation_hash.as_ref()))
+                .is_some_and(|(new, old)| new != old)
+            {
+                differ("what their evaluation samples of the same names, or the labels of these, are".to_owned());
             }
             if new.dataset.preprocess != old.dataset.preprocess {
                 differ("their preprocessing".to_owned());
@@ -264,6 +268,11 @@ mod tests {
         };
         let mut new = old.clone();
         assert_eq!(said(&new), "");
+        new.dataset.evaluation_hash = None;
+        assert_eq!(said(&new), "", "nothing is known of an older report");
+        new.dataset.evaluation_hash = Some(crate::artifact::ContentHash::of_bytes(b"other pictures"));
+        assert_eq!(said(&new), "what their evaluation samples of the same names, or the labels of these, are");
+        new.dataset.evaluation_hash.clone_from(&old.dataset.evaluation_hash);
         new.verdict.gates.pop();
         assert_eq!(said(&new), "their gates");
         new.dataset.preprocess = None;

@@ -17,13 +17,13 @@ use super::{
 };
 use crate::{
     backend::{
-        Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Runner,
+        Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Runner, TensorInfo,
         onnxruntime::{emulation, lowest_bits},
         tensorrt::{EngineSidecar, Library, RunnerOptions, require_library, run_engine},
     },
     bench::{LAYER_CALLS, Measurement, Mode, Protocol, SystemClock, Target, Timing, run, slowdowns},
     config::RunConfig,
-    dataset::{BadPolicy, PrefetchOptions},
+    dataset::{BadPolicy, PrefetchOptions, free_bytes},
     onnx::Model,
     pass::Samples,
     quantize::Precision,
@@ -337,6 +337,17 @@ fn measure(
     Ok((run(&mut targets, first, &protocol, &SystemClock::default())?, widened))
 }
 
+/// Bytes of the inputs of `batch` samples, as far as their extents are known.
+fn batch_bytes(inputs: &[TensorInfo], batch: usize) -> u64 {
+    let of = |info: &TensorInfo| {
+        let element = info.element_type.map_or(1, |kind| kind.size());
+        let first = info.shape.first().map_or(1, |extent| extent.unwrap_or(batch));
+        let rest = info.shape.iter().skip(1).map(|extent| extent.unwrap_or(1));
+        [element, first].into_iter().chain(rest).fold(1, |all: u64, extent| all.saturating_mul(extent as u64))
+    };
+    inputs.iter().map(of).fold(0, u64::saturating_add)
+}
+
 /// The times of every target's layers, at the first batch size and thread count.
 fn layer_times(
     session: &Session,
@@ -355,6 +366,14 @@ fn first_batch(session: &Session, batch: usize) -> Result<TensorMap, PipelineErr
     if let Some(fixed) = session.subject.fixed_batch().filter(|_| batch != session.subject.usual_batch()) {
         ensure!(fixed == batch, "--batch {batch} was asked for, but the model fixes its batch to {fixed}");
     }
+    let bytes = batch_bytes(&session.subject.inputs, batch);
+    let free = free_bytes();
+    ensure!(
+        bytes <= free || free == 0,
+        "--batch {batch} takes {} MB for its inputs, more than the {} MB of memory that are free; ask for fewer samples",
+        bytes >> 20,
+        free >> 20
+    );
     let dataset = &*session.data.collection.dataset;
     let indices: Vec<usize> = (0..dataset.len()).collect();
     let policy = BadPolicy { max_share: 1.0, strict: false };

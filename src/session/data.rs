@@ -274,7 +274,7 @@ pub(super) fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data,
     }
     let evaluation = if config.eval_samples == 0 { config.calib_samples } else { config.eval_samples };
     let count = config.calib_samples.saturating_add(evaluation).max(subject.usual_batch());
-    let dataset = RandomDataset::new(&subject.input_specs(), count, config.seed).map_err(PipelineError::Input)?;
+    let dataset = RandomDataset::new(&subject.specs_of_a_sample(), count, config.seed).map_err(PipelineError::Input)?;
     let dataset = dataset.of_whole_inputs(subject.takes_whole_inputs());
     let collection = Collection {
         dataset: Box::new(Kept::new(Box::new(dataset))),

@@ -25,7 +25,8 @@ impl FloatTypes {
     pub(super) fn of(float: &Model, folded: &Model, shapes: &BTreeMap<String, TensorInfo>) -> Self {
         let mut weights = BTreeMap::new();
         for tensor in constants(float.graph()) {
-            let count: u64 = tensor.dims.iter().map(|&extent| u64::try_from(extent).unwrap_or(0)).product();
+            let extents = tensor.dims.iter().map(|&extent| u64::try_from(extent).unwrap_or(0));
+            let count = extents.fold(1, u64::saturating_mul);
             if let Some(element_type) = tensor.element_type().ok().filter(|kind| kind.is_float() && count > 1) {
                 *weights.entry(element_type).or_default() += count;
             }

@@ -1,7 +1,11 @@
 //! Gates, before any work is done: whether they can be tested at all, and whether the samples are enough to decide them.
 
 use super::{PipelineError, Session};
-use crate::compare::{Gate, Metric, Needs};
+use crate::{
+    backend::{ExecutionProvider, cuda::Device},
+    compare::{Gate, Metric, Needs},
+    config::UseTensorRt,
+};
 
 impl Session {
     /// Refuses gates whose data are missing, and says which ones so few of `samples` cannot decide.
@@ -61,6 +65,16 @@ impl Session {
             ensure!(
                 gate.metric.needs() != Needs::Times || self.config.bench_seconds > 0.0,
                 "gate {gate} cannot be tested: no latency is measured with --bench-seconds 0"
+            );
+            // On the CPU other precisions than the model's own are emulated.
+            let says_something = || {
+                self.provider != ExecutionProvider::Cpu
+                    || (self.config.tensorrt != UseTensorRt::Off && Device::open(0).is_ok())
+            };
+            ensure!(
+                gate.metric.needs() != Needs::Times || says_something(),
+                "gate {gate} cannot be tested: without a GPU, or with --tensorrt off, low precisions are emulated and their \
+                 latency says nothing; test it where engines run, or measure there with what `deploy/` holds"
             );
         }
         Ok(())

@@ -7,12 +7,12 @@ use std::{
 
 use super::{FloatTypes, PipelineError};
 use crate::{
-    analyse::rounded::rounded,
+    analyse::{layerwise::ActivationError, rounded::rounded},
     backend::{Backend, BuildOptions, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     calibrate::CalibrationTable,
     dataset::InputSpec,
     onnx::{
-        Finding, Model, Severity, diagnose,
+        Finding, GraphView, Model, Severity, diagnose,
         proto::{DimensionProto, DimensionValue, NodeProto, TypeValue},
     },
     quantize::{Placement, Precision, QuantizeOptions, SchemeOptions, place, quantize, with_opset},
@@ -87,6 +87,28 @@ impl Subject {
         self.inputs.iter().map(spec).collect()
     }
 
+    /// The same for one sample, where a batch that is another axis of some input (a state whose first axis counts layers) is
+    /// known by the name that it has as the first axis of another.
+    pub(super) fn specs_of_a_sample(&self) -> Vec<InputSpec> {
+        let names = |input: &str| {
+            let info = self.float.graph().input.iter().find(|info| info.name() == input);
+            let Some(TypeValue::TensorType(tensor)) = info.and_then(|info| info.r#type.as_ref()?.value.as_ref()) else {
+                return Vec::new();
+            };
+            let named = |value: &&DimensionValue| matches!(value, DimensionValue::DimParam(_));
+            let extents = tensor.shape.iter().flat_map(|shape| &shape.dim);
+            extents.map(|extent| extent.value.as_ref().filter(named)).collect::<Vec<_>>()
+        };
+        let mut specs = self.input_specs();
+        let batches: Vec<_> = self.inputs.iter().filter_map(|input| *names(&input.name).first()?).collect();
+        for spec in &mut specs {
+            for (extent, name) in spec.shape.iter_mut().zip(names(&spec.name)).skip(1) {
+                *extent = extent.or_else(|| batches.contains(&name?).then_some(1));
+            }
+        }
+        specs
+    }
+
     /// The batch that the model fixes, if any. A sample is one whole call where the inputs do not agree on a batch axis
     /// (scalars, or states whose first axis counts layers): that is a batch of 1.
     pub fn fixed_batch(&self) -> Option<usize> {
@@ -148,6 +170,27 @@ impl Subject {
         lifted.filter(|precision| precision.half_type().is_some()).for_each(|precision| *precision = Precision::Fp32);
         let quantized = quantize(&self.folded, &self.shapes, Some(table), &options)?;
         Ok((quantized.float, quantized.model))
+    }
+
+    /// Calls an activation of the `float` model of a pair what it is in the folded model, where quantizing around another
+    /// centre put nodes between it and what reads it.
+    pub(super) fn name_as_given(
+        &self,
+        float: &GraphView<'_>,
+        activation: &mut ActivationError,
+    ) -> Result<(), PipelineError> {
+        let folded = GraphView::new(self.folded.graph())?;
+        let mut tensor = activation.tensor.as_str();
+        while let Some(node) =
+            float.producer(tensor).map(|id| float.node(id)).filter(|_| folded.producer(tensor).is_none())
+        {
+            let given = folded.node_named(node.name()).map(|id| folded.node(id));
+            let Some(before) = given.map_or(&node.input, |node| &node.output).first() else { break };
+            tensor = before;
+            activation.producer = given.map(|node| node.op_type().to_owned());
+        }
+        activation.tensor = tensor.to_owned();
+        Ok(())
     }
 
     /// The folded model, and the same with the operators that `rounds` takes, by name, [`rounded`] to `half`.

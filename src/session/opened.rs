@@ -314,8 +314,11 @@ impl Session {
     pub(super) fn layerwise(&self, pair: &Pair<'_>, samples: Samples<'_>) -> Result<Vec<LayerError>, PipelineError> {
         let (threads, provider) = (self.threads, self.analyst(samples.indices.len()));
         let options = LayerwiseOptions { threads, provider, ..LayerwiseOptions::default() };
-        let (found, fitting_batch) = layerwise(&self.runtime, pair, self.batched(provider, samples), options)?;
+        let (mut found, fitting_batch) = layerwise(&self.runtime, pair, self.batched(provider, samples), options)?;
         self.warn_halved("the errors of operators", fitting_batch);
+        for activation in found.iter_mut().flat_map(|layer| &mut layer.activations) {
+            self.subject.name_as_given(&pair.float, activation)?;
+        }
         Ok(found)
     }
 

@@ -38,7 +38,7 @@ pub struct Calibrated {
     pub seconds: f64,
     /// Wall time of everything: the pass, and the choice of thresholds.
     pub all_seconds: f64,
-    /// Largest resident memory up to the end of that pass.
+    /// Largest resident memory up to the end of the choice.
     pub peak_rss_bytes: u64,
     /// Samples that could not be read.
     pub skipped: Vec<SampleError>,
@@ -163,7 +163,6 @@ impl Session {
         // They are read again when thresholds are chosen.
         self.dataset().keep(samples);
         let Observation { histograms, ran, seconds } = self.observe(precision, samples, None, options.checkpoints)?;
-        let peak_rss_bytes = peak_rss_bytes();
         if let Some(path) = options.histograms {
             histograms.save(path)?;
             self.host.wrote(path);
@@ -171,7 +170,7 @@ impl Session {
         self.host.check()?;
         let chosen = self.choose(precision, &histograms, samples, options.checkpoints)?;
         let skipped = ran.summary.skipped.clone();
-        let all_seconds = started.elapsed().as_secs_f64();
+        let (all_seconds, peak_rss_bytes) = (started.elapsed().as_secs_f64(), peak_rss_bytes());
         Ok(Calibrated { histograms: Some(histograms), chosen, seconds, all_seconds, peak_rss_bytes, skipped, ran })
     }
 

@@ -116,6 +116,7 @@ fn a_shape_that_the_model_computes_takes_no_more_memory_than_it_may() {
     command.args(["compare", "--max-memory-mb", "1000", "--random-data", "--samples", "1", "--preset", "unit"]);
     let error = error_of(command.args(["--ref", "ort", "--target"]).arg(&file).arg("--model").arg(&file));
     assert!(error.contains("huge_node") && error.contains("--max-memory-mb"), "{error}");
+    assert!(error.contains("while working on") && error.contains("huge.onnx"), "{error}");
 }
 
 #[test]
@@ -190,6 +191,11 @@ fn random_data_only_when_asked_and_then_marked() {
     assert_eq!(super::json(&out.path().join("calibration.json"))["random_data"], true);
     let page = fs::read_to_string(out.path().join("report.html")).unwrap();
     assert!(page.to_lowercase().contains("random"));
+    for name in ["calibration.json", "calibration.cache", "histograms.calib", "model.int8.onnx"] {
+        let output = calib().unwrap().arg("inspect").arg(out.path().join(name)).assert().success();
+        let said = String::from_utf8_lossy(&output.get_output().stdout).into_owned();
+        assert!(said.lines().next().unwrap().ends_with("FROM RANDOM DATA"), "{name}: {said}");
+    }
 }
 
 #[test]

@@ -8,7 +8,9 @@ use super::{calib, error_of, json, made, python};
 /// `residual.onnx` adds up two convolutions; `half.onnx`, `double.onnx` and `mixed.onnx` are FP16, FP64 and in part FP16. `tiny.onnx`
 /// multiplies by 10⁻⁹, which FP16 does not have. `range-N.onnx` reads values of about 10ᴺ and
 /// brings its results back to about 1. `first.onnx` imports the operators as `ai.onnx`; `four.onnx` fixes its batch to 4;
-/// `time.onnx` has time as its first axis, and `state.onnx` a state whose first axis counts layers.
+/// `time.onnx` has time as its first axis, `state.onnx` a state whose first axis counts
+/// layers, and `batched.onnx` the same with an open batch. The extents of `endless.onnx` and `overflowing.onnx` cannot be
+/// multiplied.
 const MAKE: &str = r#"
 import os, sys
 import numpy as np, onnx
@@ -40,7 +42,11 @@ save("time", [("Transpose", ["x"], "t", dict(perm=[1, 0, 2])), ("Reshape", ["t",
      [nh.from_array(np.array([1, 96]), "s"), c("w", 96, 16)])
 save("state", [("Reshape", ["h", "s"], "u", {}), ("MatMul", ["u", "v"], "p", {}), ("MatMul", ["x", "w"], "q", {}), ("Add", ["p", "q"], "y", {})],
      [("h", [2, 1, 32]), ("x", [1, 32])], [("y", [1, 16])], [nh.from_array(np.array([1, 64]), "s"), c("v", 64, 16), c("w", 32, 16)])
+save("batched", [("Transpose", ["h"], "t", dict(perm=[1, 0, 2])), ("Reshape", ["t", "s"], "u", {}), ("MatMul", ["u", "v"], "p", {}), ("MatMul", ["x", "w"], "q", {}), ("Add", ["p", "q"], "y", {})],
+     [("h", [2, "n", 32]), ("x", ["n", 32])], [("y", ["n", 16])], [nh.from_array(np.array([-1, 64]), "s"), c("v", 64, 16), c("w", 32, 16)])
 save("relu", [("Relu", ["x"], "y", {})], x, y, [])
+for name, shape in ("endless", ["n", 2 ** 63 - 1]), ("overflowing", [1, 2 ** 62, 8]):
+    save(name, [("Relu", ["x"], "y", {})], [("x", shape)], [("y", shape)], [])
 for count, name in (24, "x"), (40, "more"):
     np.savez(f"{folder}/{name}.npz", x=rng.normal(size=(count, 8, 10, 10)).astype(np.float32))
 np.savez(f"{folder}/half.npz", x=rng.normal(size=(24, 8, 10, 10)).astype(np.float16))
@@ -139,6 +145,8 @@ fn every_quantized_convolution_has_a_row() {
     let commands = report["advice"].as_array().unwrap().iter().filter_map(|advice| advice["command"].as_str());
     assert!(commands.clone().all(|command| !command.contains("bisect")), "what passes needs none");
     let layers = report["layers"].as_array().unwrap();
+    let known = ["p", "r", "q", "s", "y"];
+    assert!(layers.iter().all(|layer| known.contains(&layer["node"].as_str().unwrap())), "{layers:?}");
     // `q` goes into the sum as it is: only its error tells of its convolution.
     let row = layers.iter().find(|layer| layer["tensor"] == "q").unwrap_or_else(|| panic!("{layers:?}"));
     assert_eq!((&row["node"], &row["op_type"]), (&"q".into(), &"Conv".into()));
@@ -182,6 +190,22 @@ fn a_run_that_fails_leaves_no_report_that_passed() {
     assert!(read("summary.md").contains('❌') && !read("summary.md").contains('✅'));
     assert!(!folder.join("out/report.json").exists() && !folder.join("out/layers.csv").exists());
     assert!(read("out/former/report.json").contains("\"passed\": true"));
+    // Options that cannot be used: the run does not even begin.
+    fs::write(folder.join("bad.toml"), "gate = [\"nonsense=3\"]").unwrap();
+    for more in [["--gate", "nonsense=3"], ["--config", "bad.toml"], ["--samples-of-none", "3"], ["--batch", "0"]] {
+        run(folder, "residual", "x", &summary).assert().success();
+        assert!(!read("out/report.junit.xml").contains("errors=\"1\""));
+        run(folder, "residual", "x", &[&summary[..], &more].concat()).assert().code(2);
+        assert!(read("out/report.junit.xml").contains("errors=\"1\""), "{more:?}");
+        assert!(read("summary.md").contains('❌') && !folder.join("out/report.json").exists(), "{more:?}");
+    }
+    // What runs nothing changes nothing, and no other file is taken for a summary.
+    run(folder, "residual", "x", &summary).assert().success();
+    run(folder, "residual", "x", &["--gate", "nonsense=3", "--summary", "bad.toml"]).assert().code(2);
+    assert_eq!(read("bad.toml"), "gate = [\"nonsense=3\"]");
+    run(folder, "residual", "x", &summary).assert().success();
+    run(folder, "residual", "x", &["--print-config", "--gate", "nonsense=3"]).assert().code(2);
+    assert!(folder.join("out/report.json").exists());
 }
 
 #[test]
@@ -200,6 +224,10 @@ fn gates_that_cannot_be_tested_end_before_the_work() {
         assert!(error.contains(reason), "{gate}: {error}");
         assert!(!folder.join("out/model.fp16.onnx").exists(), "{gate}");
     }
+    // Where no engine runs, low precisions have no latency that says anything.
+    let more = ["--precisions", "fp16", "--tensorrt", "off", "--out", "out", "--gate", "latency_ratio=0.9"];
+    let error = error_of(&mut command(folder, "run", "residual", "x", &more));
+    assert!(error.contains("without a GPU, or with --tensorrt off"), "{error}");
     let more = ["--ref", "ort", "--target", "residual.onnx", "--gate", "accuracy=0.5"];
     let error = error_of(&mut command(folder, "compare", "residual", "x", &more));
     assert!(error.contains("no sample has a label"), "{error}");
@@ -254,7 +282,7 @@ fn what_is_valid_is_taken() {
     assert!(row(&report, "fp16").get("error").is_none());
     assert!(row(&report, "int8")["error"].as_str().unwrap().contains("nothing in this model is to be quantized"));
     // A fixed batch, and first axes that are no batch.
-    for model in ["four", "time", "state"] {
+    for model in ["four", "time", "state", "batched"] {
         let mut bench = calib().unwrap();
         bench.current_dir(folder).args(["bench", "ort", "--seconds", "0.1", "--model"]).arg(format!("{model}.onnx"));
         bench.assert().success();
@@ -279,6 +307,21 @@ fn memory_does_not_grow_with_arrays_and_its_end_is_an_error_that_names_the_file(
     };
     let (few, many) = (peak("40"), peak("160"));
     assert!(many < few + 30, "{few} MiB with 40 samples, {many} MiB with 160");
+    // JSON of other content takes no tree of many times its size.
+    let numbers = "0,".repeat(10 << 20) + "0";
+    fs::write(folder.join("numbers.json"), format!("{{\"lst\": [{{\"x\": {{\"array\": [{numbers}]}}}}]}}")).unwrap();
+    let limited = |words: &[&str]| {
+        let mut command = calib().unwrap();
+        error_of(command.current_dir(folder).args(words).args(["--max-memory-mb", "250"]))
+    };
+    let error = limited(&["calibrate", "--model", "large.onnx", "-o", "t.json", "--data", "numbers.json"]);
+    assert!(error.contains("entry 0: `x` holds no base64 `array`"), "{error}");
+    let saved = ["--model", "large.onnx", "--data", "40.npz", "--ref", "ort", "--target", "saved:numbers.json"];
+    let error = limited(&[&["compare"], &saved[..]].concat());
+    assert!(error.contains("neither trtexec's --exportOutput nor Polygraphy's --save-outputs"), "{error}");
+    assert!(limited(&["inspect", "numbers.json"]).contains("no calibration table"), "{error}");
+    let error = limited(&["bench", "ort", "--model", "large.onnx", "--batch", "10000"]);
+    assert!(error.contains("--batch 10000 takes 6702 MB for its inputs"), "{error}");
     // A hole of 400 MB, which would be read whole. A backtrace takes memory, too, and must not be waited for.
     let file = fs::File::create(folder.join("inputs.json")).unwrap();
     file.set_len(400 << 20).unwrap();
@@ -297,4 +340,28 @@ fn memory_does_not_grow_with_arrays_and_its_end_is_an_error_that_names_the_file(
     ]);
     let error = error_of(&mut calibrate);
     assert!(error.contains("out of memory") && error.contains("while reading inputs.json"), "{error}");
+    let table = ["quantize", "--model", "large.onnx", "-o", "q.onnx", "--table", "inputs.json"];
+    let error = limited(&table);
+    assert!(error.contains("out of memory") && error.contains("while reading inputs.json"), "{error}");
+    // Several threads may find no memory at once: one of them says so.
+    for megabytes in ["60", "80", "100", "120"] {
+        let mut command = command(folder, "calibrate", "large", "40", &["-o", "t.json", "--max-memory-mb", megabytes]);
+        let output = command.timeout(std::time::Duration::from_mins(2)).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() || output.status.code() == Some(2), "{megabytes}: {said}");
+        assert!(said.matches("out of memory").count() <= 1, "{megabytes}: {said}");
+    }
+}
+
+/// Debug builds stop where a product of extents overflows; others would go on with a wrong number.
+#[test]
+fn extents_that_overflow_are_refused_by_name() {
+    let Some(folder) = made(MAKE) else { return };
+    let folder = folder.path();
+    for model in ["endless", "overflowing"] {
+        let mut run = calib().unwrap();
+        run.current_dir(folder).args(["run", "--random-data", "--tensorrt", "off", "--bench-seconds", "0"]);
+        let error = error_of(run.args(["--out", "out", "--model"]).arg(format!("{model}.onnx")));
+        assert!(error.contains("input `x` would be too large") && !error.contains("internal error"), "{error}");
+    }
 }

@@ -170,7 +170,7 @@ fn write_table(table: &CalibrationTable, path: &Path, cache: Option<&Path>) -> a
 
 fn describe(outcome: &Outcome<'_>) -> String {
     let mut text = format!(
-        "{} tensors from {} samples in {:.2} s ({:.1} samples/s), peak memory {}",
+        "{} tensors from {} samples in {:.2} s (observed at {:.1} samples/s), peak memory {}",
         outcome.tensors,
         outcome.samples,
         outcome.seconds,

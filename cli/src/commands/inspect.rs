@@ -6,21 +6,21 @@ mod graph;
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context;
-use serde::Serialize;
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::{Value, json};
 
 use super::{ExitStatus, Printer};
 use crate::args::InspectArgs;
 use crate::printer::size;
 use trtcalib::{
-    artifact::{open_regular, read_json, read_regular},
+    artifact::{Reading, open_regular, read_json, read_regular},
     bisect::findings::{FINDINGS_FORMAT_VERSION, Findings},
     calibrate::{CalibrationTable, Histograms, cache::CalibrationCache},
     onnx::{
         Finding, Model, Severity, diagnose,
         proto::{DimensionValue, NodeProto, TensorProto, TypeValue, ValueInfoProto},
     },
-    quantize::{Assignment, PrecisionPlan, Selector, validate},
+    quantize::{Assignment, PrecisionPlan, Selector, of_random_data, validate},
     report::{Report, summary},
     tensor::ElementType,
 };
@@ -28,6 +28,7 @@ use trtcalib::{
 /// Describes a file by what is in it.
 pub(super) fn inspect(printer: &Printer, args: &InspectArgs) -> anyhow::Result<ExitStatus> {
     let path = &args.file;
+    let _reading = Reading::of(path);
     if args.graph {
         return graph::graph(printer, args);
     }
@@ -71,6 +72,8 @@ struct ModelFacts {
     parameters: u64,
     weight_bytes: u64,
     operators: BTreeMap<String, usize>,
+    /// Whether its ranges are of random numbers.
+    random_data: bool,
     findings: Vec<Finding>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     nodes: Vec<[String; 2]>,
@@ -84,7 +87,8 @@ fn model(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitStatus
     for node in &graph.node {
         *operators.entry(node.op_type().to_owned()).or_default() += 1;
     }
-    let count = |dims: &[i64]| dims.iter().map(|&dim| u64::try_from(dim).unwrap_or(0)).product::<u64>();
+    let count =
+        |dims: &[i64]| dims.iter().fold(1, |all: u64, &dim| all.saturating_mul(u64::try_from(dim).unwrap_or(0)));
     let bytes = |kind: i32| ElementType::from_onnx(kind).map_or(1, |kind| kind.size() as u64);
     let facts = ModelFacts {
         path: path.display().to_string(),
@@ -94,9 +98,12 @@ fn model(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitStatus
         opsets: model.proto.opset_import.iter().map(|set| (set.domain().to_owned(), set.version())).collect(),
         inputs: graph.input.iter().filter(|input| !weights.contains(input.name())).map(describe_value).collect(),
         outputs: graph.output.iter().map(describe_value).collect(),
-        parameters: graph.initializer.iter().map(|tensor| count(&tensor.dims)).sum(),
-        weight_bytes: graph.initializer.iter().map(|tensor| count(&tensor.dims) * bytes(tensor.data_type())).sum(),
+        parameters: graph.initializer.iter().map(|tensor| count(&tensor.dims)).fold(0, u64::saturating_add),
+        weight_bytes: (graph.initializer.iter())
+            .map(|tensor| count(&tensor.dims).saturating_mul(bytes(tensor.data_type())))
+            .fold(0, u64::saturating_add),
         operators,
+        random_data: of_random_data(&model),
         findings: diagnose(&model),
         nodes: if all {
             graph.node.iter().map(|node| [node.name().to_owned(), node.op_type().to_owned()]).collect()
@@ -114,7 +121,7 @@ fn model(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitStatus
             .collect();
         let operators: Vec<String> = facts.operators.iter().map(|(name, count)| format!("{name} {count}")).collect();
         let mut lines = vec![
-            format!("ONNX model {}", facts.path),
+            format!("ONNX model {}{}", facts.path, random_mark(facts.random_data)),
             format!("hash        {}", facts.hash),
             format!(
                 "producer    {}, IR {}, opset {}",
@@ -173,14 +180,12 @@ fn check(printer: &Printer, path: &Path) -> anyhow::Result<ExitStatus> {
 
 fn cache(printer: &Printer, path: &Path) -> anyhow::Result<ExitStatus> {
     let cache = CalibrationCache::load(path)?;
-    let value = json!({"version": cache.version, "algorithm": cache.algorithm, "scales": cache.scales});
+    let CalibrationCache { version, algorithm, scales, random_data } = &cache;
+    let value = json!({"version": version, "algorithm": algorithm, "scales": scales, "random_data": random_data});
     printer.outcome(&value, || {
-        let mut lines = vec![format!(
-            "TensorRT {} calibration cache {} ({}): amax",
-            cache.version,
-            path.display(),
-            cache.algorithm
-        )];
+        let mark = random_mark(*random_data);
+        let mut lines =
+            vec![format!("TensorRT {version} calibration cache {} ({algorithm}): amax{mark}", path.display())];
         lines.extend(cache.scales.iter().map(|(name, scale)| format!("  {:>12.6}  {name}", scale * 127.0)));
         lines.join("\n")
     })?;
@@ -202,11 +207,12 @@ fn histograms(printer: &Printer, path: &Path) -> anyhow::Result<ExitStatus> {
     let value = json!({"provenance": histograms.provenance, "samples": histograms.samples(), "tensors": tensors});
     printer.outcome(&value, || {
         let mut lines = vec![format!(
-            "histograms {} of model {}: {} tensors from {} samples",
+            "histograms {} of model {}: {} tensors from {} samples{}",
             path.display(),
             histograms.provenance.model_hash.short(),
             tensors.len(),
-            histograms.samples()
+            histograms.samples(),
+            random_mark(histograms.provenance.random_data)
         )];
         lines.extend(tensors.iter().map(|(name, facts)| format!("  amax {:<14} {name}", facts["amax"])));
         lines.join("\n")
@@ -214,21 +220,38 @@ fn histograms(printer: &Printer, path: &Path) -> anyhow::Result<ExitStatus> {
     Ok(ExitStatus::Passed)
 }
 
+/// Behind what was made from random numbers.
+fn random_mark(random_data: bool) -> &'static str {
+    if random_data { ", FROM RANDOM DATA" } else { "" }
+}
+
+/// The keys by which JSON files of ours are told apart. Their values are passed over: a tree of any JSON takes many times
+/// the memory of its text.
+#[derive(Deserialize)]
+struct Keys {
+    target: Option<IgnoredAny>,
+    seconds: Option<IgnoredAny>,
+    assignments: Option<IgnoredAny>,
+    tensors: Option<IgnoredAny>,
+    model_hash: Option<IgnoredAny>,
+    precisions: Option<IgnoredAny>,
+}
+
 /// A table, a report, or another JSON file of ours.
 fn json_file(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitStatus> {
     let bytes = read_regular(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let value: Value =
-        serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))?;
-    if value.get("target").is_some() && value.get("seconds").is_some() {
+    let keys: Keys = serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))?;
+    drop(bytes);
+    if keys.target.is_some() && keys.seconds.is_some() {
         let findings: Findings = read_json(path, "bisection", FINDINGS_FORMAT_VERSION)?;
         printer.outcome(&findings, || super::bisect::text::describe(&findings))?;
-    } else if value.get("assignments").is_some() {
+    } else if keys.assignments.is_some() {
         let plan = PrecisionPlan::read(path)?;
         printer.outcome(&plan, || describe_plan(&plan))?;
-    } else if value.get("tensors").is_some() && value.get("model_hash").is_some() {
+    } else if keys.tensors.is_some() && keys.model_hash.is_some() {
         let table = CalibrationTable::load(path)?;
         printer.outcome(&table, || describe_table(path, &table, all))?;
-    } else if value.get("precisions").is_some() {
+    } else if keys.precisions.is_some() {
         let report = Report::read(path)?;
         printer.outcome(&report, || summary(&report))?;
     } else {
@@ -258,7 +281,7 @@ fn describe_table(path: &Path, table: &CalibrationTable, all: bool) -> String {
         table.samples,
         table.method,
         table.bias_corrections.len(),
-        if table.random_data { ", FROM RANDOM DATA" } else { "" }
+        random_mark(table.random_data)
     );
     let mut rows = crate::table::table(comfy_table::presets::NOTHING);
     rows.set_header(["tensor", "min", "max", "amax", "method", "clipped"]);

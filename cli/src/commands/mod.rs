@@ -1,6 +1,9 @@
 //! One file a subcommand: each turns flags into options, calls the library and prints what it returns.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    ffi::OsString,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use clap::CommandFactory;
 use indicatif::ProgressBar;
@@ -51,6 +54,11 @@ pub fn main(global: &GlobalArgs, command: Command) -> u8 {
         overwrites::check(&command)?;
         dispatch(&printer, global, command)
     })
+}
+
+/// What follows from a command line that is not understood: a run fails. What cannot be written then changes nothing.
+pub fn not_understood(words: &[OsString], reason: &str) {
+    let _ = run::not_understood(words, reason);
 }
 
 fn dispatch(printer: &Printer, global: &GlobalArgs, command: Command) -> anyhow::Result<ExitStatus> {

@@ -1,5 +1,10 @@
 //! `calib run`: the whole job. Calibrate, quantize, compare every precision with the reference, time, report.
 
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
 use anyhow::ensure;
 
 use super::{
@@ -9,7 +14,7 @@ use super::{
 use crate::args::{GlobalArgs, RunArgs};
 use crate::printer::size;
 use trtcalib::{
-    artifact::write_atomic,
+    artifact::{read_regular, write_atomic},
     compare::OutputMetrics,
     config::{RunConfig, UseTensorRt},
     report::{Report, Timing, failed_summary, summary},
@@ -18,8 +23,15 @@ use trtcalib::{
 
 /// Does the job.
 pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> anyhow::Result<ExitStatus> {
-    let config = configuration(printer, args)?;
-    config.validate()?;
+    let config = match configuration(printer, args).and_then(|config| Ok(config.validate().map(|()| config)?)) {
+        Err(error) if !args.print_config => {
+            let reason = format!("{error:#}");
+            let model = args.model.model.as_ref().or(args.model.positional.as_ref());
+            not_begun(model.cloned(), args.out.clone(), args.summary.as_deref(), &reason)?;
+            return Err(error);
+        }
+        config => config?,
+    };
     if args.print_config {
         printer.outcome(&config, || config.to_toml().unwrap_or_default())?;
         return Ok(ExitStatus::Passed);
@@ -28,11 +40,8 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
     check_folders(args.summary.as_deref())?;
     let command = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     let outcome = open_and_run(printer, global, &config, command);
-    if let Err(error) = &outcome
-        && let Some(path) = &args.summary
-    {
-        let model = config.model.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
-        write_atomic(path, failed_summary(&model, &format!("{error:#}")).as_bytes())?;
+    if let Err(error) = &outcome {
+        write_failed_summary(args.summary.as_deref(), config.model.as_deref(), &format!("{error:#}"))?;
     }
     let RunOutcome { report, out } = outcome?;
     if let Some(path) = &args.summary {
@@ -46,6 +55,43 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
         ensure!(engines.is_empty(), "--tensorrt require: no engine ran in {}; the report says why", engines.join(", "));
     }
     Ok(if report.verdict.passed == Some(false) { ExitStatus::GateFailed } else { ExitStatus::Passed })
+}
+
+/// What tells of a former run is replaced where the options of this one cannot be used. Only what stands on the command line
+/// is known of it.
+fn not_begun(model: Option<PathBuf>, out: Option<PathBuf>, summary: Option<&Path>, reason: &str) -> anyhow::Result<()> {
+    // The summary of a former run, and nothing else that may have been named by mistake.
+    let is_summary = |path: &&Path| {
+        let text = read_regular(path).unwrap_or_default();
+        text.starts_with(b"### ")
+            && text
+                .split(|&byte| byte == b'\n')
+                .next()
+                .is_some_and(|line| line.windows(7).any(|word| word == b" calib:"))
+    };
+    write_failed_summary(summary.filter(is_summary), model.as_deref(), reason)?;
+    Ok(record_failure(&RunConfig { model, out, ..RunConfig::default() }, reason)?)
+}
+
+fn write_failed_summary(summary: Option<&Path>, model: Option<&Path>, reason: &str) -> anyhow::Result<()> {
+    let Some(summary) = summary else { return Ok(()) };
+    let model = model.map(|path| path.display().to_string()).unwrap_or_default();
+    Ok(write_atomic(summary, failed_summary(&model, reason).as_bytes())?)
+}
+
+/// The same for a command line that is not understood.
+pub(super) fn not_understood(words: &[OsString], reason: &str) -> anyhow::Result<()> {
+    let is_flag = |word: &OsString| word.as_encoded_bytes().starts_with(b"-");
+    let command = words.iter().skip(1).find(|&word| !is_flag(word));
+    if command.is_none_or(|word| word != "run") || words.iter().any(|word| word == "--print-config") {
+        return Ok(());
+    }
+    let value = |flag: &str| {
+        let at = words.iter().rposition(|word| word == flag);
+        let joined = || words.iter().rev().find_map(|word| word.to_str()?.strip_prefix(flag)?.strip_prefix('='));
+        at.and_then(|at| words.get(at + 1)).map(PathBuf::from).or_else(|| joined().map(PathBuf::from))
+    };
+    not_begun(value("--model"), value("--out"), value("--summary").as_deref(), reason)
 }
 
 /// The run; where it cannot even begin, a report that says so takes the place of a former one.

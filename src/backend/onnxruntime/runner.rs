@@ -55,10 +55,12 @@ impl SessionRunner {
         let mut axes = session.inputs().iter().chain(session.outputs()).map(|outlet| FirstAxis::of(outlet.dtype()));
         let first = axes.next()??;
         let bytes = |info: &TensorInfo| {
-            let extents = info.shape.get(1..)?.iter().copied().collect::<Option<Vec<usize>>>()?;
-            Some(extents.iter().product::<usize>() * info.element_type?.size())
+            let mut extents = info.shape.get(1..)?.iter();
+            extents.try_fold(info.element_type?.size(), |bytes, extent| bytes.checked_mul((*extent)?))
         };
-        axes.all(|axis| axis.as_ref() == Some(&first)).then(|| self.outputs.iter().map(bytes).sum())?
+        let mut outputs = self.outputs.iter();
+        axes.all(|axis| axis.as_ref() == Some(&first))
+            .then(|| outputs.try_fold(0usize, |all, info| all.checked_add(bytes(info)?)))?
     }
 }
 

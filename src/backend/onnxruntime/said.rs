@@ -1,10 +1,16 @@
 //! What ONNX Runtime says, without the places in its source.
 
+use crate::artifact::being_read;
+
 /// The message of an error. Where it begins with, or holds, `FILE.cc:LINE FUNCTION(TYPES) `, that is left out. Where
 /// memory was short, it ends with what helps.
 pub(super) fn reason<R>(error: &ort::Error<R>) -> String {
     let mut reason = without_places(error.message().trim());
     if ["Failed to allocate memory", "bad_alloc", "bad allocation"].iter().any(|short| reason.contains(short)) {
+        being_read(&mut |file, _| {
+            reason.push_str("; memory ended while working on ");
+            reason.push_str(&String::from_utf8_lossy(file));
+        });
         reason.push_str("; a smaller --batch needs less memory, and --max-memory-mb lets the program take more");
     }
     reason

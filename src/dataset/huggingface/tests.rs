@@ -80,6 +80,9 @@ fn what_is_not_understood_is_refused() {
         assert!(refusal(vit(true)).contains(key));
         assert!(parse(&vit(false)).is_ok(), "{key}");
     }
+    assert!(refusal(json!({"image_processor_type": 3, "size": 4})).contains("`image_processor_type` is 3; a name"));
+    let long = refusal(json!({"image_processor_type": "ViTImageProcessor", "do_invent": vec!["ä"; 1 << 20]}));
+    assert!(long.contains("do_invent") && long.len() < 500, "{} bytes", long.len());
     let multiple = json!({"image_processor_type": "DPTImageProcessor", "ensure_multiple_of": 14});
     assert!(refusal(multiple).contains("ensure_multiple_of"));
 }

@@ -80,7 +80,7 @@ fn calibration(report: &Report) -> Option<Group> {
         fact("Method", method),
         fact("Samples", format::count(calibration.samples as u64)),
         fact("Time", format::seconds(calibration.seconds)),
-        fact("Rate", format!("{} samples/s", format::significant(calibration.images_per_second, 3))),
+        fact("Observed at", format!("{} samples/s", format::significant(calibration.images_per_second, 3))),
         fact("Peak memory", format::bytes(calibration.peak_rss_bytes)),
     ];
     Some(Group { name: "Calibration", facts })

@@ -17,9 +17,9 @@ pub struct Calibration {
     pub percentile: f64,
     /// Samples observed.
     pub samples: usize,
-    /// Wall time of the pass over the data.
+    /// Wall time of the pass over the data and of the choice of ranges.
     pub seconds: f64,
-    /// Samples a second.
+    /// Samples a second of the pass.
     pub images_per_second: f64,
     /// Largest resident memory of the process up to the end of calibration.
     pub peak_rss_bytes: u64,

@@ -9,18 +9,19 @@ use base64::Engine;
 
 use super::{Calibrated, Job, Target, layers::Layers};
 use crate::{
-    artifact::Tool,
+    artifact::{ContentHash, Tool},
     backend::tensorrt::RunnerOptions,
     bench::Measurement,
     calibrate::Histograms,
     compare::{ComparisonResult, Gate},
     dataset::{Preprocess, SampleError},
+    onnx::GraphView,
     quantize::{ModelGraph, Precision as NumberFormat, Shifted},
     report::{
         Calibration, CandidateResult, DatasetInfo, Histogram, Labels, LatencyMs, Layer, ModelInfo, Precision,
         REPORT_FORMAT_VERSION, Recovery, Report, SkippedSample, SpeedAt, Speedup, Verdict, rfc3339,
     },
-    session::{PipelineError, environment::environment, evaluation::Evaluation},
+    session::{PipelineError, environment::environment, evaluation::Evaluation, ranges::sample_hash},
 };
 
 /// Longer side of a picture on which boxes are drawn.
@@ -106,7 +107,7 @@ impl Job<'_> {
         }
         skipped.extend(self.session.data.collection.passed_over.iter().cloned());
         sort(&mut skipped);
-        let layers = Self::layer_rows(&found.targets, found.calibrated.as_ref(), found.layers.as_ref());
+        let layers = self.layer_rows(&found.targets, found.calibrated.as_ref(), found.layers.as_ref());
         let verdict = Verdict::new(gates, &precisions);
         let layers_samples = found.layers.as_ref().filter(|_| !layers.is_empty()).map(|found| found.graphwise.samples);
         Ok(Report {
@@ -240,6 +241,7 @@ impl Job<'_> {
             hash: self.session.data_hash(&[&self.split.calibration[..], &self.split.evaluation[..]].concat()),
             calibration,
             evaluation: evaluated.to_vec(),
+            evaluation_hash: self.evaluation_hash(evaluated),
             overlapping: self.split.overlapping,
             skipped: skipped
                 .into_iter()
@@ -249,6 +251,16 @@ impl Job<'_> {
             preprocess: data.preprocess.as_ref().map(Preprocess::describe),
             random_data: self.session.config.random_data,
         }
+    }
+
+    /// Hash over the samples that were evaluated and over their labels; names alone are the same for other data.
+    fn evaluation_hash(&self, evaluated: &[String]) -> Option<ContentHash> {
+        let dataset = &*self.session.data.collection.dataset;
+        let evaluated: BTreeSet<&str> = evaluated.iter().map(String::as_str).collect();
+        let indices = self.split.evaluation.iter().filter(|&&index| evaluated.contains(dataset.id(index)));
+        let samples = indices.map(|&index| Some((sample_hash(dataset, index)?, dataset.label(index))));
+        let samples = samples.take_while(|_| !self.session.config.random_data).collect::<Option<Vec<_>>>()?;
+        (!samples.is_empty()).then(|| ContentHash::of_bytes(format!("{samples:?}").as_bytes()))
     }
 
     fn thumbnails(&self, precisions: &[Precision]) -> BTreeMap<String, String> {
@@ -275,7 +287,7 @@ impl Job<'_> {
     }
 
     /// One row for each quantized tensor, each result of a quantized operator and each output, in the order of execution.
-    fn layer_rows(targets: &[Target], calibrated: Option<&Calibrated>, layers: Option<&Layers>) -> Vec<Layer> {
+    fn layer_rows(&self, targets: &[Target], calibrated: Option<&Calibrated>, layers: Option<&Layers>) -> Vec<Layer> {
         let (Some(calibrated), Some(layers)) = (calibrated, layers) else { return Vec::new() };
         let quantized = targets.iter().find(|target| target.precision.is_quantized() && target.model.is_some());
         let precision = quantized.map_or(NumberFormat::Int8, |target| target.precision);
@@ -284,13 +296,21 @@ impl Job<'_> {
         let shifted = |tensor: &str| quantized.and_then(|target| target.shifted.get(tensor));
         // A tensor around another centre and its padded form are one with what they were in the model that was given.
         let given = |tensor: &str| shifted(tensor).map_or(tensor, |shifted| &shifted.tensor).to_owned();
+        // The node, too: what shifts and pads is no node of that model.
+        let folded = GraphView::new(self.session.subject.folded.graph()).ok();
+        let made_by = |tensor: &str| {
+            let id = folded.as_ref()?.producer(tensor)?;
+            let node = folded.as_ref()?.node(id);
+            Some((node.label(id.0), node.op_type().to_owned()))
+        };
         let mut seen = BTreeSet::new();
         (layers.graphwise.tensors.iter())
             .filter(|found| seen.insert(given(&found.site.tensor)))
             .map(|found| {
                 let site = &found.site;
                 let tensor = given(&site.tensor);
-                let mut row = Layer::new(&site.node, &site.op_type, &tensor, precision.name());
+                let (node, op_type) = made_by(&tensor).unwrap_or_else(|| (site.node.clone(), site.op_type.clone()));
+                let mut row = Layer::new(&node, &op_type, &tensor, precision.name());
                 row.graphwise_sqnr_db = found.difference.sqnr_db;
                 row.cosine = Some(found.difference.cosine);
                 // An operator's own error is measured behind its activation: at the tensor that is quantized next.
