@@ -10,7 +10,7 @@ mod times;
 
 pub use artifacts::{page_of, write_report};
 pub use engines::check as check_tensorrt;
-pub use failure::record_failure;
+pub use failure::{record_failure, set_findings_aside};
 
 use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
 

@@ -258,4 +258,8 @@ fn trials_on_other_pictures_of_the_same_names_are_not_taken() {
     }
     let (_, _, said) = demo.bisect("out", &arguments);
     assert!(!said.contains("(known)") && said.contains("starting a new search"), "{said}");
+    // One that cannot begin leaves no findings that could be taken for its own.
+    let arguments = [&arguments[..], &["--ort-library", "/nowhere.so"]].concat();
+    calib().unwrap().args(demo.arguments("out", &arguments)).assert().code(2);
+    assert!(!demo.path("out/bisect.json").exists() && demo.path("out/former/bisect.html").exists());
 }

@@ -9,7 +9,7 @@ use super::{
 use crate::args::{BisectArgs, GlobalArgs};
 use trtcalib::{
     config::RunConfig,
-    session::{BisectOptions, BisectOutcome, Session, Spec, fill_from_sidecar},
+    session::{BisectOptions, BisectOutcome, Session, Spec, fill_from_sidecar, set_findings_aside},
 };
 
 /// Does the job.
@@ -29,8 +29,17 @@ pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) 
         threshold_db: args.threshold_db,
         exhaustive: args.exhaustive,
     };
-    options.check(&config)?;
-    let session = Session::open(config, global.ort_library.as_deref(), &host(printer))?;
+    let opened = options
+        .check(&config)
+        .and_then(|_| Session::open(config.clone(), global.ort_library.as_deref(), &host(printer)));
+    // What an earlier bisection found is not what this one finds.
+    let session = match opened {
+        Err(error) => {
+            set_findings_aside(&config)?;
+            return Err(error.into());
+        }
+        Ok(session) => session,
+    };
     let BisectOutcome { findings, out, passed } = session.bisect(&options)?;
     printer.outcome(&findings, || text::describe(&findings))?;
     printer.note(&format!("wrote {} in {:.1} s", out.join("bisect.html").display(), findings.seconds));

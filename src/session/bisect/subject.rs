@@ -11,7 +11,7 @@ use crate::{
     quantize::QuantizeOptions,
     session::{
         CalibrateOptions, OutputFolder, PipelineError, Session, checkpoint::Checkpoints, quantize_options,
-        suggest::Suggest,
+        set_findings_aside, suggest::Suggest,
     },
 };
 
@@ -41,6 +41,7 @@ impl<'a> Bisection<'a> {
     pub(super) fn open(session: &'a Session, args: &'a BisectOptions, find: Find) -> Result<Self, PipelineError> {
         let precision = args.precision;
         let out = OutputFolder::open(&session.config)?;
+        set_findings_aside(&session.config)?;
         let repeatable = session.repeatable(&out).to_toml().map_err(PipelineError::render)?;
         write_atomic(&out.join(REPEATS), repeatable.as_bytes())?;
         let split = session.data.split(session.config.seed, session.config.calib_samples, 0);

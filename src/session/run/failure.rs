@@ -14,9 +14,24 @@ const OUTCOME: [&str; 4] = ["report.json", "report.html", "report.junit.xml", "l
 /// Where the former ones go.
 const FORMER: &str = "former";
 
+/// What a bisection tells its outcome by. Its plan and trials stay: they are inputs of what follows.
+const FINDINGS: [&str; 2] = ["bisect.json", "bisect.html"];
+
 /// Moves the outcome of a former run into the folder `former`.
 pub(super) fn set_aside(out: &Path) -> Result<(), PipelineError> {
-    for name in OUTCOME {
+    move_away(out, &OUTCOME)
+}
+
+/// The same for what a bisection found.
+///
+/// # Errors
+/// A file cannot be moved.
+pub fn set_findings_aside(config: &RunConfig) -> Result<(), PipelineError> {
+    move_away(&out_folder(config), &FINDINGS)
+}
+
+fn move_away(out: &Path, names: &[&str]) -> Result<(), PipelineError> {
+    for name in names {
         let (file, former) = (out.join(name), out.join(FORMER));
         if file.exists() {
             let context = || format!("cannot move {} into {}", file.display(), former.display());
