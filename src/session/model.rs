@@ -7,7 +7,7 @@ use std::{
 
 use super::{FloatTypes, PipelineError};
 use crate::{
-    analyse::{layerwise::ActivationError, rounded::rounded},
+    analyse::{layerwise::LayerError, rounded::rounded},
     backend::{Backend, BuildOptions, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     calibrate::CalibrationTable,
     dataset::InputSpec,
@@ -172,24 +172,19 @@ impl Subject {
         Ok((quantized.float, quantized.model))
     }
 
-    /// Calls an activation of the `float` model of a pair what it is in the folded model, where quantizing around another
-    /// centre put nodes between it and what reads it.
-    pub(super) fn name_as_given(
-        &self,
-        float: &GraphView<'_>,
-        activation: &mut ActivationError,
-    ) -> Result<(), PipelineError> {
+    /// Calls the activations that operators of the `float` model of a pair read what they are in the folded model, where
+    /// quantizing around another centre put nodes between.
+    pub(super) fn name_as_given(&self, float: &GraphView<'_>, layers: &mut [LayerError]) -> Result<(), PipelineError> {
         let folded = GraphView::new(self.folded.graph())?;
-        let mut tensor = activation.tensor.as_str();
-        while let Some(node) =
-            float.producer(tensor).map(|id| float.node(id)).filter(|_| folded.producer(tensor).is_none())
-        {
-            let given = folded.node_named(node.name()).map(|id| folded.node(id));
-            let Some(before) = given.map_or(&node.input, |node| &node.output).first() else { break };
-            tensor = before;
-            activation.producer = given.map(|node| node.op_type().to_owned());
+        for activation in layers.iter_mut().flat_map(|layer| &mut layer.activations) {
+            while let (None, Some(id)) = (folded.producer(&activation.tensor), float.producer(&activation.tensor)) {
+                let node = float.node(id);
+                let given = folded.node_named(node.name()).map(|id| folded.node(id));
+                let Some(before) = given.map_or(&node.input, |node| &node.output).first() else { break };
+                activation.tensor.clone_from(before);
+                activation.producer = given.map(|node| node.op_type().to_owned());
+            }
         }
-        activation.tensor = tensor.to_owned();
         Ok(())
     }
 

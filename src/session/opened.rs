@@ -316,9 +316,7 @@ impl Session {
         let options = LayerwiseOptions { threads, provider, ..LayerwiseOptions::default() };
         let (mut found, fitting_batch) = layerwise(&self.runtime, pair, self.batched(provider, samples), options)?;
         self.warn_halved("the errors of operators", fitting_batch);
-        for activation in found.iter_mut().flat_map(|layer| &mut layer.activations) {
-            self.subject.name_as_given(&pair.float, activation)?;
-        }
+        self.subject.name_as_given(&pair.float, &mut found)?;
         Ok(found)
     }
 
