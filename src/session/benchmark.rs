@@ -28,7 +28,7 @@ use crate::{
     pass::Samples,
     quantize::Precision,
     report::Environment,
-    tensor::TensorMap,
+    tensor::{ElementType, TensorMap},
 };
 
 /// Options of [`Session::bench`].
@@ -340,7 +340,7 @@ fn measure(
 /// Bytes of the inputs of `batch` samples, as far as their extents are known.
 fn batch_bytes(inputs: &[TensorInfo], batch: usize) -> u64 {
     let of = |info: &TensorInfo| {
-        let element = info.element_type.map_or(1, |kind| kind.size());
+        let element = info.element_type.map_or(1, ElementType::size);
         let first = info.shape.first().map_or(1, |extent| extent.unwrap_or(batch));
         let rest = info.shape.iter().skip(1).map(|extent| extent.unwrap_or(1));
         [element, first].into_iter().chain(rest).fold(1, |all: u64, extent| all.saturating_mul(extent as u64))

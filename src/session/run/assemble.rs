@@ -255,12 +255,15 @@ impl Job<'_> {
 
     /// Hash over the samples that were evaluated and over their labels; names alone are the same for other data.
     fn evaluation_hash(&self, evaluated: &[String]) -> Option<ContentHash> {
+        if self.session.config.random_data {
+            return None;
+        }
         let dataset = &*self.session.data.collection.dataset;
         let evaluated: BTreeSet<&str> = evaluated.iter().map(String::as_str).collect();
         let indices = self.split.evaluation.iter().filter(|&&index| evaluated.contains(dataset.id(index)));
         let samples = indices.map(|&index| Some((sample_hash(dataset, index)?, dataset.label(index))));
-        let samples = samples.take_while(|_| !self.session.config.random_data).collect::<Option<Vec<_>>>()?;
-        (!samples.is_empty()).then(|| ContentHash::of_bytes(format!("{samples:?}").as_bytes()))
+        let samples = samples.collect::<Option<Vec<_>>>()?;
+        Some(ContentHash::of_bytes(format!("{samples:?}").as_bytes()))
     }
 
     fn thumbnails(&self, precisions: &[Precision]) -> BTreeMap<String, String> {
