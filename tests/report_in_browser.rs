@@ -3,7 +3,11 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 
 use calib_test_support::{Need, root};
 use serde_json::{Value, json};
@@ -102,6 +106,17 @@ fn bisection() -> Findings {
     serde_json::from_value(value).unwrap()
 }
 
+/// Opens a file with more arguments; `folder` is the browser's own.
+fn browse(browser: &str, folder: &Path, file: &Path, arguments: &[&str]) -> Output {
+    Command::new(browser)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"])
+        .args(arguments)
+        .arg(format!("--user-data-dir={}", folder.join("profile").display()))
+        .arg(format!("file://{}", file.display()))
+        .output()
+        .unwrap()
+}
+
 /// Opens `page` in a window of that width with the questions in it and returns the findings.
 fn ask(browser: &str, page: &str, width: u32) -> String {
     let folder = tempfile::tempdir().unwrap();
@@ -109,14 +124,8 @@ fn ask(browser: &str, page: &str, width: u32) -> String {
     let file = folder.path().join("page.html");
     fs::write(&file, page.replace("</body>", &format!("<script nonce=\"{nonce}\">{QUESTIONS}</script></body>")))
         .unwrap();
-    let output = Command::new(browser)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"])
-        .args(["--enable-logging=stderr", "--dump-dom"])
-        .arg(format!("--window-size={width},900"))
-        .arg(format!("--user-data-dir={}", folder.path().join("profile").display()))
-        .arg(format!("file://{}", file.display()))
-        .output()
-        .unwrap();
+    let window = format!("--window-size={width},900");
+    let output = browse(browser, folder.path(), &file, &["--enable-logging=stderr", "--dump-dom", &window]);
     let log = String::from_utf8_lossy(&output.stderr);
     let console: Vec<_> = log.lines().filter(|line| line.contains("CONSOLE")).collect();
     assert!(console.is_empty(), "the console is not clean: {console:#?}");
@@ -147,6 +156,19 @@ fn the_pages_work_and_nothing_foreign_runs() {
         let least = if ["report", "bisection"].contains(name) { 30 } else { 10 };
         assert!(findings.lines().count() >= least, "{name} answered too little: {findings}");
     }
+}
+
+#[test]
+fn on_paper_the_example_is_three_pages_of_a4() {
+    let Some(browser) = chromium() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (page, paper) = (root().join("reports/example/report.html"), folder.path().join("paper.pdf"));
+    let print = format!("--print-to-pdf={}", paper.display());
+    browse(browser, folder.path(), &page, &[&print, "--no-pdf-header-footer"]);
+    let printed = fs::read(&paper).unwrap();
+    let text = String::from_utf8_lossy(&printed);
+    assert_eq!(text.matches("/Type /Page\n").count(), 3);
+    assert_eq!(text.matches("/MediaBox [0 0 594.9").count(), 3, "in points, A4");
 }
 
 #[test]
