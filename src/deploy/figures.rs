@@ -69,8 +69,15 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
     };
     if let Some(path) = &parts.layers {
         let engine = layers(path, known, &mut found.elsewhere)?;
-        found.notes.extend(is_really(known.precision, &engine));
-        found.elsewhere.engine = Some(engine);
+        found.notes.extend(match &engine {
+            Some(engine) => is_really(known.precision, engine),
+            None => Some(format!(
+                "{}: the engine's layers are not known, for its builder lists none; `calib inspect --json ENGINE` does where a \
+                 GPU runs it, and --layers takes that",
+                known.precision
+            )),
+        });
+        found.elsewhere.engine = engine;
         if !tied {
             found.elsewhere.tied_by = TiedBy::Shapes;
         }
@@ -113,8 +120,9 @@ fn read<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Resul
     parse(&bytes).map_err(|reason| DeployError::content(path, reason))
 }
 
-/// The engine's layers, from TensorRT's inspector or from what `calib build` wrote.
-fn layers(path: &Path, known: &Known<'_>, elsewhere: &mut Elsewhere) -> Result<EngineInside, DeployError> {
+/// The engine's layers, from TensorRT's inspector, or from what `calib build` or `calib inspect --json` wrote; `None` where that
+/// lists none.
+fn layers(path: &Path, known: &Known<'_>, elsewhere: &mut Elsewhere) -> Result<Option<EngineInside>, DeployError> {
     let bytes = read_regular(path).map_err(DeployError::io("read", path))?;
     let text = String::from_utf8_lossy(&bytes);
     let layers = if let Ok(sidecar) = serde_json::from_slice::<EngineSidecar>(&bytes) {
@@ -122,6 +130,9 @@ fn layers(path: &Path, known: &Known<'_>, elsewhere: &mut Elsewhere) -> Result<E
             return Err(of_another_model(path, known.precision));
         }
         elsewhere.machine.tensorrt.get_or_insert(sidecar.tensorrt_version);
+        if sidecar.layers.is_empty() {
+            return Ok(None);
+        }
         sidecar.layers
     } else {
         let parsed = EngineLayers::parse(&text, &known.op_types);
@@ -141,7 +152,7 @@ fn layers(path: &Path, known: &Known<'_>, elsewhere: &mut Elsewhere) -> Result<E
         );
         return Err(DeployError::content(path, reason));
     }
-    Ok(engine)
+    Ok(Some(engine))
 }
 
 fn of_another_model(path: &Path, precision: &str) -> DeployError {

@@ -127,7 +127,9 @@ fn calib_model(manifest: &Manifest, model: &DeployedModel) -> String {
     let mut text = format!(
         "\n# {precision}\n\
          if step {precision} build \"$calib\" build {file} --config none -o engines/{precision}.plan{profiles}; then\n  \
-         cp engines/{precision}.plan.json measured/{precision}.layers.json\n  \
+         # Not every builder lists layers; the engine's inspector does.\n  \
+         \"$calib\" inspect --json engines/{precision}.plan > measured/{precision}.layers.json 2> measured/{precision}.layers.log \\\n    \
+         || cp engines/{precision}.plan.json measured/{precision}.layers.json\n  \
          step {precision} times \"$calib\" bench trt:engines/{precision}.plan --config none --data inputs.npz --batch {batch} \\\n    \
          --export-times measured/{precision}.times.json --export-profile measured/{precision}.profile.json\n"
     );

@@ -38,8 +38,6 @@ use walk::{State, Tasks, walk, whole_correction};
 
 /// Decibels by which a step must lower the error on held-out samples to be kept.
 const MARGIN_DB: f64 = 0.02;
-/// Memory for the tensors of all samples together.
-const MEMORY_BYTES: usize = 1 << 30;
 /// Workers at most: each has its own copy of what runs.
 const WORKERS: usize = 8;
 /// Samples that operators are ranked on.
@@ -97,7 +95,15 @@ impl RecoverOptions {
             Effort::Off => [0, 0],
             Effort::Fast => [8, 4],
             Effort::Default => [20, 12],
-            Effort::Thorough => [48, 24],
+            Effort::Thorough => [80, 20],
+        }
+    }
+
+    /// Memory for the tensors of all samples together; fewer samples are used where it is short.
+    fn memory_bytes(&self) -> usize {
+        match self.effort {
+            Effort::Thorough => 4 << 30,
+            _ => 1 << 30,
         }
     }
 
@@ -161,7 +167,7 @@ fn on_workers(
     let shapes = &with_ranks(backend, model, shapes, first)?;
     let network = Network::new(backend, model, shapes, placement, &ignored, stop)?;
     // Both sides of all samples are in memory, and for a moment a copy of what an operator reads and makes.
-    let most = (MEMORY_BYTES / network.bytes(shapes).saturating_mul(3).max(1)).max(2);
+    let most = (options.memory_bytes() / network.bytes(shapes).saturating_mul(3).max(1)).max(2);
     let share = most.saturating_mul(fit.len()) / (fit.len() + held_out.len()).max(1);
     fit.truncate(share.max(1));
     held_out.truncate(most.saturating_sub(share).max(1));
