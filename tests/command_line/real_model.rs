@@ -43,7 +43,9 @@ fn the_main_job_on_real_photos() {
     let preprocess = report["dataset"]["preprocess"].as_str().unwrap();
     assert!(preprocess.contains("127") && preprocess.contains("bicubic"), "chosen by accuracy: {preprocess}");
     assert_eq!(report["dataset"]["evaluation"].as_array().unwrap().len(), 400);
-    assert!(report["calibration"]["peak_rss_bytes"].as_u64().unwrap() < 700 << 20);
+    // Recovery holds its samples in up to 1 GiB.
+    let peak = report["calibration"]["peak_rss_bytes"].as_u64().unwrap();
+    assert!(peak < 1400 << 20, "{peak}");
     let float = std::fs::metadata(&model).unwrap().len();
     let int8 = std::fs::metadata(out.path().join("model.int8.onnx")).unwrap().len();
     assert!((0.24..0.28).contains(&(int8 as f64 / float as f64)), "{int8} of {float} bytes");
