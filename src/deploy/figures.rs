@@ -18,6 +18,9 @@ use crate::{
 /// SQNR below which outputs are more likely those of other inputs than of an engine that is so wrong.
 const UNLIKELY_DB: f64 = 0.0;
 
+/// Decibels by which outputs are nearer to those of another precision's model than to those of their own when they are its.
+const OTHER_DB: f64 = 30.0;
+
 /// The files of one precision.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parts {
@@ -40,6 +43,8 @@ pub(super) struct Known<'a> {
     pub op_types: BTreeMap<String, String>,
     /// What the float model and this one give for the inputs that were given.
     pub expected: Option<[TensorMap; 2]>,
+    /// What the models of other precisions give for them, by precision.
+    pub others: Vec<(&'a str, TensorMap)>,
 }
 
 /// Figures, and the calls that they come from.
@@ -127,7 +132,11 @@ fn layers(path: &Path, known: &Known<'_>, elsewhere: &mut Elsewhere) -> Result<O
     let text = String::from_utf8_lossy(&bytes);
     let layers = if let Ok(sidecar) = serde_json::from_slice::<EngineSidecar>(&bytes) {
         if sidecar.model_hash != *known.hash {
-            return Err(of_another_model(path, known.precision));
+            let reason = format!(
+                "it is of an engine that was not built from the run's {}: the model's hash differs",
+                known.precision
+            );
+            return Err(DeployError::content(path, reason));
         }
         elsewhere.machine.tensorrt.get_or_insert(sidecar.tensorrt_version);
         if sidecar.layers.is_empty() {
@@ -234,6 +243,18 @@ fn outputs(path: &Path, known: &Known<'_>) -> Result<EngineOutputs, DeployError>
             })
             .collect()
     };
+    let worst = |reference: &TensorMap| OutputMetrics::worst_sqnr_db(&against(reference, &engine));
+    let own = worst(model);
+    for (other, tensors) in &known.others {
+        if let (Some(own), Some(there)) = (own, worst(tensors).filter(|&db| own.is_some_and(|own| db > own + OTHER_DB)))
+        {
+            return Err(invalid(format!(
+                "its outputs are those of {other} ({there:.0} dB against that model, {own:.0} dB against the one of {}): give \
+                 it to {other}, or see whether the engine quantizes at all",
+                known.precision
+            )));
+        }
+    }
     Ok(EngineOutputs {
         samples: saved.len(),
         engine: against(model, &engine),

@@ -108,6 +108,7 @@ pub fn measured_archive(
             batch: model.batch,
             op_types: op_types(report, row, run),
             expected: float.clone().zip(expected(folder, &manifest, precision)?).map(Into::into),
+            others: others(folder, &manifest, precision)?,
         };
         if whole.times.is_none() && whole.layers.is_none() {
             let said = log(precision, "build").as_deref().and_then(last_error).unwrap_or_default();
@@ -166,7 +167,11 @@ pub fn measured_files<E: From<DeployError>>(
         let own = &report.precisions[row];
         let hash = own.artifact.as_ref().map_or(&report.model.hash, |artifact| &artifact.hash).clone();
         let batch = manifest.as_ref().and_then(|manifest| manifest.model(precision)).map_or(1, |model| model.batch);
-        let known = Known { precision, hash: &hash, batch, op_types: op_types(report, row, run), expected };
+        let others = match &manifest {
+            Some(manifest) if parts.inputs.is_none() => others(&deployed, manifest, precision)?,
+            _ => Vec::new(),
+        };
+        let known = Known { precision, hash: &hash, batch, op_types: op_types(report, row, run), expected, others };
         all.push((row, figures(&parts, &known, unnamed(called), false)?));
     }
     Ok(take(report, all))
@@ -236,6 +241,19 @@ fn expected(folder: &Path, manifest: &Manifest, precision: &str) -> Result<Optio
     // The manifest comes from elsewhere: its paths are not followed.
     let file = file.map(|_| folder.join("expected").join(format!("{precision}.npz"))).filter(|file| file.is_file());
     Ok(file.map(|file| read_npz(&file)).transpose()?)
+}
+
+/// The same of all other precisions.
+fn others<'a>(
+    folder: &Path,
+    manifest: &'a Manifest,
+    precision: &str,
+) -> Result<Vec<(&'a str, TensorMap)>, DeployError> {
+    let mut found = Vec::new();
+    for other in manifest.models.iter().map(|model| &*model.precision).filter(|&other| other != precision) {
+        found.extend(expected(folder, manifest, other)?.map(|tensors| (other, tensors)));
+    }
+    Ok(found)
 }
 
 /// ` (what the log says)`.

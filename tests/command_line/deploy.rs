@@ -200,6 +200,7 @@ fn single_files_are_taken_by_precision_and_refused_where_they_tell_another_model
         ("--times", file("fp16", "int8.profile.json"), "--exportTimes"),
         ("--profile", file("fp16", "int8.profile.json"), "another model"),
         ("--outputs", file("int8", "small.json"), "another model"),
+        ("--outputs", file("int8", "fp32.outputs.json"), "its outputs are those of fp32 (60 dB against that model"),
         ("--times", "bf16=x.json".to_owned(), "the report has no bf16, only fp16, fp32, int8"),
         ("--times", "x.json".to_owned(), "no PRECISION=FILE"),
     ] {
