@@ -42,7 +42,7 @@ pub struct Disturbance {
 pub struct ProbeReport {
     /// What built and ran them, with its version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub library: Option<String>,
+    pub tensorrt: Option<String>,
     /// Times that something was built with marks.
     pub builds: usize,
     /// Outputs that marks changed.
@@ -56,7 +56,7 @@ impl ProbeReport {
     /// What looking into an engine took, and what each mark changed.
     pub fn sentences(&self) -> Vec<String> {
         let decibels = |db: Option<f64>| db.map_or_else(|| "no error".to_owned(), |db| format!("{db:.1} dB"));
-        let by = self.library.as_ref().map_or_else(String::new, |library| format!(", by {library}"));
+        let by = self.tensorrt.as_ref().map_or_else(String::new, |tensorrt| format!(", by {tensorrt}"));
         let took = format!("{} engines were built to look into this one{by}", self.builds);
         let changed = self.disturbances.iter().map(|disturbance| {
             let marked: Vec<String> = disturbance.marked.iter().map(|tensor| format!("`{tensor}`")).collect();

@@ -109,7 +109,7 @@ enum Kind {
 /// An engine, which library runs it, and what its sidecar tells if it has one.
 struct Engine {
     path: PathBuf,
-    library: Library,
+    tensorrt: Library,
     version: String,
     precision: Option<Precision>,
     options: RunnerOptions,
@@ -117,9 +117,9 @@ struct Engine {
 
 impl Engine {
     fn new(path: &Path, options: &RunnerOptions) -> Result<Self, PipelineError> {
-        let library = require_library(options.search_in.as_deref())?;
+        let tensorrt = require_library(options.search_in.as_deref())?;
         let precision = EngineSidecar::beside(path)?.and_then(|sidecar| sidecar.precision?.parse().ok());
-        Ok(Self { path: path.to_owned(), version: library.version()?, library, precision, options: options.clone() })
+        Ok(Self { path: path.to_owned(), version: tensorrt.version()?, tensorrt, precision, options: options.clone() })
     }
 }
 
@@ -150,7 +150,7 @@ impl Subject {
     fn library(&self) -> Option<(String, String)> {
         match &self.kind {
             Kind::Model(..) => None,
-            Kind::Engine(engine) => Some((engine.library.flavour.to_string(), engine.version.clone())),
+            Kind::Engine(engine) => Some((engine.tensorrt.flavour.to_string(), engine.version.clone())),
         }
     }
 
@@ -158,7 +158,7 @@ impl Subject {
         match &self.kind {
             Kind::Model(_, provider) => mode(*provider, threads),
             Kind::Engine(engine) => Mode {
-                provider: engine.library.backend(),
+                provider: engine.tensorrt.backend(),
                 threads: 1,
                 transfers: true,
                 cuda_graph: engine.options.cuda_graph,

@@ -60,7 +60,7 @@ pub struct CompareOutcome {
     pub reference: String,
     /// TensorRT with its version, where an engine ran.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub library: Option<String>,
+    pub tensorrt: Option<String>,
     /// Samples that were compared.
     pub samples: usize,
     /// Samples that could not be read, with the reasons.
@@ -91,9 +91,9 @@ pub(super) struct Comparing {
     /// Hash over all that every part must have in common.
     pub context: ContentHash,
     pub reference: String,
-    /// As [`CompareOutcome::library`].
+    /// As [`CompareOutcome::tensorrt`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub library: Option<String>,
+    pub tensorrt: Option<String>,
     pub targets: Vec<Compares>,
     pub gates: Vec<Gate>,
     /// Targets that are compared with each other, too.
@@ -240,7 +240,7 @@ impl Compared {
 
     /// The figures, and those of the reference against itself.
     pub fn finish(self) -> (CompareOutcome, ComparisonResult) {
-        let Comparing { reference, library, targets, gates, pairs, .. } = self.comparing;
+        let Comparing { reference, tensorrt, targets, gates, pairs, .. } = self.comparing;
         let mut engine_errors = Vec::new();
         for (&(source, engine), counted) in pairs.iter().zip(self.pairs) {
             let mut outcome = TargetOutcome::new(&targets[engine].name, counted, &[], &Footprint::default());
@@ -256,7 +256,7 @@ impl Compared {
         let outcome = CompareOutcome {
             passed: targets.iter().all(passed),
             reference,
-            library,
+            tensorrt,
             samples: self.samples,
             skipped: self.skipped.iter().map(ToString::to_string).collect(),
             targets,

@@ -128,7 +128,7 @@ impl Session {
     pub fn compared(&self, request: &CompareRequest, shard: Option<&Shard>) -> Result<Compared, PipelineError> {
         let (reference_spec, mut specs) = request.specs()?;
         let has_engine = specs.iter().chain([&reference_spec]).any(|spec| matches!(spec, Spec::Engine(_)));
-        let library = has_engine.then(|| require_library(None)?.name()).transpose()?;
+        let tensorrt = has_engine.then(|| require_library(None)?.name()).transpose()?;
         let mut names = request.targets.clone();
         let pairs = self.add_sources(&mut specs, &mut names)?;
         let indices = self.compared_samples(request, &reference_spec, &specs)?;
@@ -178,7 +178,7 @@ impl Session {
         let comparing = Comparing {
             context: self.compared_context(request, &reference_spec, &specs, &indices, &options)?,
             reference: request.reference.clone(),
-            library,
+            tensorrt,
             targets: compares,
             gates: request.gates.clone(),
             pairs,

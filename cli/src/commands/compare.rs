@@ -76,8 +76,8 @@ fn sides(args: &CompareArgs) -> anyhow::Result<(String, Vec<String>)> {
 
 fn describe(outcome: &CompareOutcome) -> String {
     let mut text = format!("{} samples against {}\n", outcome.samples, outcome.reference);
-    if let Some(library) = &outcome.library {
-        text.push_str(&format!("engines ran on {library}\n"));
+    if let Some(tensorrt) = &outcome.tensorrt {
+        text.push_str(&format!("engines ran on {tensorrt}\n"));
     }
     for skipped in &outcome.skipped {
         text.push_str(&format!("skipped {skipped}\n"));

@@ -26,7 +26,7 @@ pub(super) struct EngineTarget {
     origin: Option<Origin>,
     probes: Probes,
     /// What runs it.
-    library: String,
+    tensorrt: String,
 }
 
 /// What an engine was built from.
@@ -48,9 +48,9 @@ impl EngineTarget {
             ));
         }
         let outputs = runner.outputs().iter().map(|output| output.name.clone()).collect();
-        let library = require_library(None)?.name()?;
+        let tensorrt = require_library(None)?.name()?;
         let probes = Probes::new(sites_of(&bisection.float, &outputs)?, bisection.args.probe_tensors);
-        Ok(Self { runner, origin, probes, library })
+        Ok(Self { runner, origin, probes, tensorrt })
     }
 
     /// What can be looked at.
@@ -98,7 +98,7 @@ impl EngineTarget {
 
     /// What looking took.
     pub(super) fn report(&self) -> ProbeReport {
-        ProbeReport { library: Some(self.library.clone()), ..self.probes.report().clone() }
+        ProbeReport { tensorrt: Some(self.tensorrt.clone()), ..self.probes.report().clone() }
     }
 }
 
