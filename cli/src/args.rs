@@ -192,6 +192,16 @@ pub struct RunArgs {
     /// Also write a Markdown summary for a pull request
     #[arg(long, value_name = "FILE")]
     pub summary: Option<PathBuf>,
+    /// Only evaluate, with the ranges of `--table`, and write what was counted to `--part`; `calib merge` makes the report
+    #[arg(long, requires = "part", conflicts_with = "summary", help_heading = "Evaluation")]
+    pub eval: bool,
+    /// Evaluate only part i of n of the samples. `auto` and `auto/N` read which part it is from the environment of a Slurm
+    /// array or a Kubernetes Indexed Job
+    #[arg(long, value_name = "I/N", requires = "eval", help_heading = "Evaluation")]
+    pub shard: Option<Shard>,
+    /// File for what was counted (JSON)
+    #[arg(long, value_name = "FILE", requires = "eval", help_heading = "Evaluation")]
+    pub part: Option<PathBuf>,
 }
 
 /// `calib demo`.
@@ -247,13 +257,16 @@ pub struct MergeArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub config: ConfigArgs,
-    /// Files of all shards: histograms of `calib calibrate --shard`, or parts of `calib compare --shard`, which need no
-    /// more than their files
+    /// Files of all shards: histograms of `calib calibrate --shard`; parts of `calib compare --shard`, which need no
+    /// more than their files; or parts of `calib run --eval --shard`, whose model, table and data are used again
     #[arg(required = true, value_name = "FILE")]
     pub parts: Vec<PathBuf>,
     /// Table to write (JSON)
     #[arg(short, long, value_name = "FILE", default_value = "calibration.json")]
     pub output: PathBuf,
+    /// Folder for everything that a run leaves, of parts of `calib run --eval` [default: as they were told, or runs/MODEL]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
     /// Joined histogram file to write as well
     #[arg(long, value_name = "FILE")]
     pub merged: Option<PathBuf>,

@@ -3,19 +3,38 @@
 //! Parts are files of JSON. Joined in order they are what a single run counts, bit for bit: counts are integers, sums do
 //! not depend on how samples are put together.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{PipelineError, Shard, describe, evaluation::Counted};
+use super::{
+    PipelineError, Shard, describe,
+    evaluation::{Counted, Evaluation},
+};
 use crate::{
     artifact::{ArtifactError, ContentHash, Tool, open_regular, read_json, write_json},
     compare::{Comparison, ComparisonResult, Footprint, Gate, GateResult},
-    dataset::SampleError,
+    config::RunConfig,
+    dataset::{PassSummary, SampleError},
 };
 
 /// What `format_version` is in the file of a part.
-pub const PART_FORMAT_VERSION: u32 = 1;
+pub const PART_FORMAT_VERSION: u32 = 2;
+/// What such a file is called.
+const KIND: &str = "part of a comparison";
+
+/// A part as it lies in its file.
+#[derive(Serialize, Deserialize)]
+struct Sealed<P> {
+    format_version: u32,
+    /// Of the part as JSON without white space.
+    content_hash: ContentHash,
+    part: P,
+}
+
+fn hash_of(part: &Compared) -> Result<ContentHash, PipelineError> {
+    Ok(ContentHash::of_bytes(&serde_json::to_vec(part).map_err(PipelineError::render)?))
+}
 
 /// The outcome for one target.
 #[derive(Debug, Serialize)]
@@ -105,8 +124,10 @@ pub(super) struct Comparing {
 /// What a comparison counted: a whole, or part of one.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Compared {
-    format_version: u32,
     tool: Tool,
+    /// The configuration of the run that this is the evaluation of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run: Option<RunConfig>,
     /// The part, from 0, of how many.
     part: (usize, usize),
     comparing: Comparing,
@@ -128,8 +149,8 @@ impl Compared {
             counts.into_iter().map(|counts| counts.map_err(|error| describe(&error))).collect()
         };
         Self {
-            format_version: PART_FORMAT_VERSION,
             tool: Tool::current(),
+            run: None,
             part: shard.map_or((0, 1), |shard| (shard.index, shard.count)),
             comparing,
             samples: counted.ids.len(),
@@ -138,6 +159,21 @@ impl Compared {
             targets: plain(counted.targets),
             pairs: plain(counted.pairs),
         }
+    }
+
+    /// The same as the evaluation of a run.
+    pub(super) fn of_run(self, config: RunConfig) -> Self {
+        Self { run: Some(config), ..self }
+    }
+
+    /// The configuration of the run that this is the evaluation of, if it is one.
+    pub fn config(&self) -> Option<&RunConfig> {
+        self.run.as_ref()
+    }
+
+    /// Hash over all that the parts have in common.
+    pub(super) fn context(&self) -> &ContentHash {
+        &self.comparing.context
     }
 
     /// Samples that were compared.
@@ -154,23 +190,29 @@ impl Compared {
         if let Some((name, Err(error))) = names.zip(&self.targets).find(|(_, counts)| counts.is_err()) {
             bail!("the target {name} could not be run: {error}");
         }
-        Ok(write_json(path, self)?)
+        let sealed = Sealed { format_version: PART_FORMAT_VERSION, content_hash: hash_of(self)?, part: self };
+        Ok(write_json(path, &sealed)?)
     }
 
     /// Reads a part.
     ///
     /// # Errors
-    /// The file cannot be read, or is something else.
+    /// The file cannot be read, is something else, or was changed after it was written.
     pub fn load(path: &Path) -> Result<Self, PipelineError> {
-        const KIND: &str = "part of a comparison";
-        let part: Self = read_json(path, KIND, PART_FORMAT_VERSION)?;
+        let Sealed { content_hash, part, .. } = read_json::<Sealed<Self>>(path, KIND, PART_FORMAT_VERSION)?;
+        let refuse = |reason: &str| {
+            let reason = format!("{reason}; make this part again");
+            PipelineError::from(ArtifactError::Format { path: path.to_owned(), kind: KIND, reason })
+        };
+        if hash_of(&part)? != content_hash {
+            return Err(refuse("its content does not match its hash, so it was changed after it was written"));
+        }
         let Comparing { targets, pairs, .. } = &part.comparing;
         let sound = part.part.0 < part.part.1
             && (part.targets.len(), part.pairs.len()) == (targets.len(), pairs.len())
             && pairs.iter().all(|&(a, b)| a.max(b) < targets.len());
         if !sound {
-            let reason = "its targets and what was counted of them do not fit together".to_owned();
-            return Err(ArtifactError::Format { path: path.to_owned(), kind: KIND, reason }.into());
+            return Err(refuse("its targets and what was counted of them do not fit together"));
         }
         Ok(part)
     }
@@ -236,6 +278,23 @@ impl Compared {
             }
         }
         Ok(())
+    }
+
+    /// The same as one evaluation of all of `samples`, named in order.
+    pub(super) fn into_evaluation<'s>(self, samples: impl Iterator<Item = &'s str>) -> Evaluation {
+        let bad: BTreeSet<&str> = self.skipped.iter().map(|error| error.sample.as_str()).collect();
+        let ids = samples.filter(|id| !bad.contains(id)).map(str::to_owned).collect();
+        let finish = |counts: Vec<Counts>| {
+            counts.into_iter().map(|counts| counts.map(Comparison::finish).map_err(PipelineError::Input)).collect()
+        };
+        Evaluation {
+            ids,
+            reference: self.own.finish(),
+            targets: finish(self.targets),
+            pairs: finish(self.pairs),
+            summary: PassSummary { skipped: self.skipped, ..PassSummary::default() },
+            fitting_batch: None,
+        }
     }
 
     /// The figures, and those of the reference against itself.

@@ -182,7 +182,7 @@ impl Session {
             targets: compares,
             gates: request.gates.clone(),
             pairs,
-            tolerated: if self.policy.strict { 0.0 } else { self.policy.max_share * self.dataset().len() as f64 },
+            tolerated: self.tolerated(),
         };
         Ok(Compared::new(comparing, shard, counted, ran.summary.skipped))
     }

@@ -258,6 +258,11 @@ impl Session {
         Control { threads: self.threads, stop: self.host.stop(), progress, checkpoints: None }
     }
 
+    /// Bad samples that are tolerated over all parts of a comparison.
+    pub(super) fn tolerated(&self) -> f64 {
+        if self.policy.strict { 0.0 } else { self.policy.max_share * self.dataset().len() as f64 }
+    }
+
     /// Says that the GPU's memory was too small for the batch.
     pub(super) fn warn_halved(&self, what: &str, fitting_batch: Option<usize>) {
         if let Some(batch) = fitting_batch {

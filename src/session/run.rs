@@ -6,33 +6,34 @@ mod deploying;
 mod engines;
 mod failure;
 mod layers;
+mod parts;
+mod targets;
 mod times;
 
 pub use artifacts::{page_of, write_report};
 pub use engines::check as check_tensorrt;
 pub use failure::{record_failure, set_findings_aside};
 
-use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
+use std::{path::PathBuf, time::SystemTime};
 
 use super::{
-    CalibrateOptions, Calibrated, Control, OutputFolder, PipelineError, Session,
+    CalibrateOptions, Calibrated, Compared, Control, OutputFolder, PipelineError, Session,
     benchmark::counted,
     checkpoint::Checkpoints,
     describe,
     evaluation::{EvaluateOptions, Evaluation, Outputs, evaluate_pairs},
-    ranges::sample_hash,
 };
 use crate::{
-    backend::{Backend, BuildOptions, Runner},
+    backend::Backend,
     compare::Gate,
     dataset::Split,
     deploy::{DEPLOY, check_free},
-    quantize::{Placement, Precision, Rule, Shifted},
+    onnx::Model,
+    quantize::Precision,
     report::Report,
 };
-
-/// Nodes of a plan that are named, at most.
-const PLANNED_SHOWN: usize = 50;
+use artifacts::save_model;
+use targets::Target;
 
 /// What a run made.
 pub struct RunOutcome {
@@ -51,7 +52,20 @@ impl Session {
     /// stopped it: then a report that says so takes the place of a former one. A precision that cannot be made or run is no
     /// error: the report says so.
     pub fn run(&mut self, command: Vec<String>) -> Result<RunOutcome, PipelineError> {
-        let outcome = self.whole_run(command);
+        self.recorded_run(command, None)
+    }
+
+    /// The whole job, but for the evaluation, which was counted in parts: see [`Session::evaluate_part`]. The session is one of
+    /// the parts' own configuration, [`Compared::config`].
+    ///
+    /// # Errors
+    /// As [`Session::run`]; the parts are of other samples or models than are found here.
+    pub fn run_joined(&mut self, joined: Compared, command: Vec<String>) -> Result<RunOutcome, PipelineError> {
+        self.recorded_run(command, Some(joined))
+    }
+
+    fn recorded_run(&mut self, command: Vec<String>, joined: Option<Compared>) -> Result<RunOutcome, PipelineError> {
+        let outcome = self.whole_run(command, joined);
         if let Err(error) = outcome.as_ref().map_err(|error| describe(error))
             && let Err(second) = record_failure(&self.config, &error).map_err(|error| describe(&error))
             && second != error
@@ -61,7 +75,7 @@ impl Session {
         outcome
     }
 
-    fn whole_run(&mut self, command: Vec<String>) -> Result<RunOutcome, PipelineError> {
+    fn whole_run(&mut self, command: Vec<String>, joined: Option<Compared>) -> Result<RunOutcome, PipelineError> {
         let gates = self.config.gate.clone();
         check_tensorrt(self.config.tensorrt)?;
         times::check(self)?;
@@ -69,38 +83,20 @@ impl Session {
         check_free(&out.join(DEPLOY))?;
         failure::set_aside(&out)?;
         let mut job = Job::new(self, out, command)?;
-        let names: Vec<&str> = job.precisions().iter().map(|precision| precision.name()).collect();
+        let names: Vec<&str> = job.session.precisions().iter().map(|precision| precision.name()).collect();
         job.session.check_run_gates(&gates, &names)?;
         job.session.check_gates(&gates, &job.split.evaluation)?;
         job.write_config()?;
         let calibrated = job.calibrate()?;
-        job.leave_out_calibrated(calibrated.as_ref());
+        job.session.leave_out_calibrated(&mut job.split, calibrated.as_ref());
         job.session.host.stage("quantizing");
-        let targets = job.targets(calibrated.as_ref())?;
-        let report = job.measure(calibrated, targets, &gates)?;
+        let save = |model: &Model, precision| save_model(&job.out, model, precision).map(Some);
+        let targets = job.session.targets(calibrated.as_ref(), &save)?;
+        let report = job.measure(calibrated, targets, &gates, joined)?;
         job.write_report(&report)?;
         job.checkpoints.map(Checkpoints::finish).transpose()?;
         Ok(RunOutcome { report, out: job.out.to_path_buf() })
     }
-}
-
-/// A precision that is to be compared with the reference.
-struct Target {
-    precision: Precision,
-    /// The model's file within the output folder.
-    artifact: Option<crate::report::ArtifactFile>,
-    quantized_nodes: Option<usize>,
-    /// What was decided for every node.
-    placement: Option<Placement>,
-    /// Scale by quantized activation.
-    scales: BTreeMap<String, f32>,
-    /// What tensors around another centre were in the model that was given.
-    shifted: BTreeMap<String, Shifted>,
-    model: Option<crate::onnx::Model>,
-    /// What runs in its stead.
-    imitation: Option<crate::onnx::Model>,
-    runner: Option<Box<dyn Runner>>,
-    error: Option<String>,
 }
 
 /// A run in progress.
@@ -123,22 +119,6 @@ impl<'a> Job<'a> {
         let job = Self { split, session, out, command, checkpoints, tensorrt: None };
         job.note_data();
         Ok(job)
-    }
-
-    /// Takes the samples that a given table was made on out of those that are evaluated.
-    fn leave_out_calibrated(&mut self, calibrated: Option<&Calibrated>) {
-        let (Some(calibrated), Some(_)) = (calibrated, &self.session.config.table) else { return };
-        let (known, dataset) = (&calibrated.chosen.table.calibrated_on, self.session.dataset());
-        let is_known = |&index: &usize| {
-            known.get(dataset.id(index)).is_some_and(|hash| sample_hash(dataset, index).as_ref() == Some(hash))
-        };
-        let (left_out, others): (Vec<usize>, Vec<usize>) = self.split.evaluation.iter().copied().partition(is_known);
-        if others.is_empty() && !left_out.is_empty() {
-            self.session.host.warn("the table was made on all of the samples that are evaluated: its figures are better here than on others");
-        } else if !left_out.is_empty() {
-            self.session.host.info(&format!("{} samples that the table was made on are not evaluated", left_out.len()));
-            self.split.evaluation = others;
-        }
     }
 
     fn note_data(&self) {
@@ -187,8 +167,7 @@ impl<'a> Job<'a> {
 
     /// Observes ranges and chooses thresholds, when a precision needs them.
     fn calibrate(&self) -> Result<Option<Calibrated>, PipelineError> {
-        let precisions = self.precisions();
-        if precisions.is_empty() {
+        if self.session.precisions().is_empty() {
             return Ok(None);
         }
         // INT8 and FP8 observe the same tensors.
@@ -197,15 +176,7 @@ impl<'a> Job<'a> {
             return Ok(None);
         }
         if let Some(path) = &self.session.config.table {
-            let calibrated = self.session.calibrated_before(path)?;
-            if calibrated.chosen.table.calibrated_on.is_empty()
-                && calibrated.chosen.table.data_hash != self.session.data_hash(&self.split.calibration)
-            {
-                self.session.host.warn(
-                    "the table was made on other samples than those set aside here, so that samples which calibrated may be \
-                     among those evaluated",
-                );
-            }
+            let calibrated = self.session.given_ranges(path, &self.split)?;
             self.save_table(&calibrated.chosen.table)?;
             return Ok(Some(calibrated));
         }
@@ -221,91 +192,13 @@ impl<'a> Job<'a> {
         Ok(Some(calibrated))
     }
 
-    /// The precisions that are made, each once: those asked for but the one that the model is of.
-    fn precisions(&self) -> Vec<Precision> {
-        let mut precisions = Vec::new();
-        for &precision in &self.session.config.precisions {
-            let is_there = precision == Precision::Fp32 || precision.name() == self.session.subject.float_types.name();
-            if !is_there && !precisions.contains(&precision) {
-                precisions.push(precision);
-            }
-        }
-        precisions
-    }
-
-    /// Makes the model of every precision but the reference's. What cannot be made is reported; what cannot be written
-    /// ends the run.
-    fn targets(&mut self, calibrated: Option<&Calibrated>) -> Result<Vec<Target>, PipelineError> {
-        let session = &mut *self.session;
-        if session.provider.gpu().is_none() {
-            let build = BuildOptions { side_by_side: true, ..session.build_options(session.threads) };
-            session.reference = session.subject.reference(session.runtime, &build)?;
-        }
-        self.precisions()
-            .into_iter()
-            .map(|precision| {
-                let mut target = Target {
-                    precision,
-                    artifact: None,
-                    quantized_nodes: None,
-                    placement: None,
-                    scales: BTreeMap::new(),
-                    shifted: BTreeMap::new(),
-                    model: None,
-                    imitation: None,
-                    runner: None,
-                    error: None,
-                };
-                if let Err(error) = self.fill(&mut target, calibrated) {
-                    if error.is_about_the_disk() {
-                        return Err(error);
-                    }
-                    self.session.host.warn(&format!("{precision} cannot run: {}", describe(&error)));
-                    target.error = Some(describe(&error));
-                }
-                Ok(target)
-            })
-            .collect()
-    }
-
-    fn fill(&self, target: &mut Target, calibrated: Option<&Calibrated>) -> Result<(), PipelineError> {
-        let quantized = self.make_model(target.precision, calibrated)?;
-        target.artifact = Some(self.save_model(&quantized.model, target.precision)?);
-        self.note_plan(target.precision, &quantized.placement);
-        target.quantized_nodes = Some(quantized.placement.quantized_nodes());
-        target.scales = quantized.activation_scales();
-        target.shifted.clone_from(&quantized.shifted);
-        target.imitation = self.imitation(&quantized, target.precision)?;
-        target.placement = Some(quantized.placement);
-        let model = target.model.insert(quantized.model);
-        let side_by_side = self.session.reference.at_once() > 1;
-        let build = BuildOptions { side_by_side, ..self.session.build_options(self.session.threads) };
-        target.runner = Some(self.session.runtime.build(target.imitation.as_ref().unwrap_or(model), &build)?);
-        Ok(())
-    }
-
-    /// Names the nodes that the precision plan decided for.
-    fn note_plan(&self, precision: Precision, placement: &Placement) {
-        let planned = placement
-            .decisions
-            .iter()
-            .filter(|decision| decision.rule == Rule::Planned && decision.precision != precision);
-        let planned: Vec<String> =
-            planned.map(|decision| format!("{} ({})", decision.node, decision.precision)).collect();
-        if !planned.is_empty() && precision.is_quantized() {
-            let more = planned.len().saturating_sub(PLANNED_SHOWN);
-            let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let shown = planned[..planned.len() - more].join(", ");
-            self.session.host.note(&format!("{precision}: the plan lifts {} nodes: {shown}{rest}", planned.len()));
-        }
-    }
-
     /// Compares, looks into the layers, times, and puts the report together.
     fn measure(
         &mut self,
         calibrated: Option<Calibrated>,
         mut targets: Vec<Target>,
         gates: &[Gate],
+        joined: Option<Compared>,
     ) -> Result<Report, PipelineError> {
         let imitated: Vec<&str> =
             targets.iter().filter(|target| target.imitation.is_some()).map(|target| target.precision.name()).collect();
@@ -337,7 +230,10 @@ impl<'a> Job<'a> {
         self.session.host.stage("building engines");
         let mut engines = self.engines(&targets)?;
         self.session.host.stage("comparing");
-        let evaluation = self.evaluate(&mut targets, &mut engines)?;
+        let evaluation = match joined {
+            Some(joined) => self.take_joined(joined, &targets, &mut engines)?,
+            None => self.evaluate(&mut targets, &mut engines)?,
+        };
         for warning in self.session.label_warnings(&evaluation.reference) {
             self.session.host.warn(&warning);
         }

@@ -181,6 +181,98 @@ fn shards_join_to_the_table_of_a_single_run() {
 }
 
 #[test]
+fn parts_of_a_run_join_to_the_report_of_a_single_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let Some(mut command) = calib() else { return };
+    let data = || [OsString::from("--model"), demo("demo.onnx").into(), "--data".into(), demo("images").into()];
+    let table = path("table.json");
+    command.arg("calibrate").args(data()).args([
+        "--preset",
+        "unit",
+        "--calib-samples",
+        "16",
+        "--method",
+        "minmax",
+        "-o",
+    ]);
+    command.arg(&table).assert().success();
+    let run = |extra: &[&str]| {
+        let mut command = calib().unwrap();
+        command.arg("run").args(data()).arg("--labels").arg(demo("labels.csv")).arg("--table").arg(&table).args([
+            "--preset",
+            "unit",
+            "--calib-samples",
+            "16",
+            "--eval-samples",
+            "50",
+            "--precisions",
+            "fp32,fp16,int8",
+            "--bench-seconds",
+            "0",
+            "--tensorrt",
+            "off",
+            "--gate",
+            "top1=0.5",
+            "--gate",
+            "int8:sqnr_db=99",
+        ]);
+        command.args(extra).current_dir(folder.path());
+        command
+    };
+    run(&["--out", path("whole").to_str().unwrap()]).assert().code(1);
+    for part in 1..=3 {
+        run(&["--eval", "--shard", &format!("{part}/3"), "--part", &format!("{part}.json")]).assert().success();
+    }
+    assert!(!path("runs").exists(), "a part leaves nothing but its file");
+    let merge = |files: &[&str]| {
+        let mut command = calib().unwrap();
+        command.args(["merge", "--out", path("joined").to_str().unwrap()]).args(files).current_dir(folder.path());
+        command
+    };
+    merge(&["2.json", "3.json", "1.json"]).assert().code(1);
+    let refused = |files: &[&str], told: &str| {
+        let output = merge(files).assert().code(2);
+        let text = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+        assert!(text.contains(told), "{text}");
+    };
+    let report = |out: &str| {
+        let text = fs::read_to_string(path(out).join("report.json")).unwrap();
+        let mut report: Value = serde_json::from_str(&text.replace(path(out).to_str().unwrap(), "OUT")).unwrap();
+        let keys = report.as_object_mut().unwrap();
+        for of_this_call in ["created", "command", "config", "timings"] {
+            assert!(keys.remove(of_this_call).is_some());
+        }
+        assert!(keys["calibration"].as_object_mut().unwrap().remove("peak_rss_bytes").is_some());
+        report
+    };
+    let whole = report("whole");
+    assert_eq!(whole, report("joined"));
+    assert_eq!(whole["dataset"]["evaluation"].as_array().unwrap().len(), 50);
+    for file in ["layers.csv", "model.int8.onnx", "model.fp16.onnx"] {
+        assert!(fs::read(path("whole").join(file)).unwrap() == fs::read(path("joined").join(file)).unwrap(), "{file}");
+    }
+    // Parts of something else, and parts that are no longer what was written.
+    run(&["--eval", "--shard", "3/3", "--part", "other.json", "--seed", "5"]).assert().success();
+    refused(&["1.json", "2.json", "other.json"], "different comparisons");
+    let text = fs::read_to_string(path("3.json")).unwrap();
+    let samples = text.find("\"samples\": 1").unwrap();
+    for (edited, told) in [
+        (text.replacen("\"samples\": 1", "\"samples\": 2", 1), "does not match its hash"),
+        (text[..samples].to_owned(), "3.json is not a valid part of a comparison"),
+    ] {
+        fs::write(path("3.json"), edited).unwrap();
+        refused(&["1.json", "2.json", "3.json"], told);
+    }
+    // The table is another one now than the parts were made with.
+    fs::write(path("3.json"), text).unwrap();
+    let mut other = calib().unwrap();
+    other.arg("calibrate").args(data()).args(["--preset", "unit", "--calib-samples", "12", "--method", "minmax", "-o"]);
+    other.arg(&table).assert().success();
+    refused(&["1.json", "2.json", "3.json"], "evaluate them again");
+}
+
+#[test]
 fn step_by_step_as_in_the_readme() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);

@@ -6,13 +6,14 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::{
-    ExitStatus, Printer, compare, host,
+    ExitStatus, Printer, compare, host, run,
     settings::{Apply, configuration, model_configuration, one_size},
 };
 use crate::args::{CalibrateArgs, GlobalArgs, MergeArgs};
 use crate::printer::size;
 use trtcalib::{
     calibrate::{CalibrationTable, Histograms, cache::CalibrationCache, tables},
+    config::RunConfig,
     dataset::SampleError,
     pass::Ran,
     quantize::Precision,
@@ -108,7 +109,7 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
 /// Joins the histograms of shards; with model and data the table is that of a single run, bit for bit.
 pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) -> anyhow::Result<ExitStatus> {
     if args.parts.iter().any(|part| Compared::is_at(part)) {
-        return merge_comparison(printer, args);
+        return merge_comparison(printer, global, args);
     }
     let mut files = args.parts.iter();
     let Some(first) = files.next() else { anyhow::bail!("no histogram files were given") };
@@ -152,10 +153,16 @@ pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) ->
     Ok(ExitStatus::Passed)
 }
 
-/// Joins the parts of a comparison: the figures are those of a single run, to the last digit.
-fn merge_comparison(printer: &Printer, args: &MergeArgs) -> anyhow::Result<ExitStatus> {
+/// Joins the parts of a comparison or of a run: the figures are those of a single one, to the last digit.
+fn merge_comparison(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) -> anyhow::Result<ExitStatus> {
     let parts = args.parts.iter().map(|part| Compared::load(part)).collect::<Result<Vec<_>, _>>()?;
-    let (outcome, reference) = Compared::join(parts)?.finish();
+    let joined = Compared::join(parts)?;
+    if let Some(config) = joined.config() {
+        let out = args.out.clone().or_else(|| config.out.clone());
+        let config = RunConfig { out, ..config.clone() };
+        return run::run_joined(printer, global, &config, joined);
+    }
+    let (outcome, reference) = joined.finish();
     reference.tasks.iter().filter_map(|task| task.label_hint.as_ref()).for_each(|hint| printer.warn(hint));
     compare::verdict(printer, &outcome)
 }

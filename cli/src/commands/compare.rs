@@ -12,7 +12,7 @@ use super::{
 use crate::args::{CompareArgs, GlobalArgs};
 use trtcalib::{
     compare::{DetectionResult, PartMetrics, Segmentation},
-    session::{CompareOutcome, CompareRequest, Session, check_folders},
+    session::{CompareOutcome, CompareRequest, Compared, Session, Shard, check_folders},
 };
 
 /// Compares.
@@ -41,11 +41,22 @@ pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs
     if let Some((shard, part)) = args.shard.as_ref().zip(args.part.as_deref()) {
         let compared = session.compared(&request, Some(shard))?;
         compared.save(part)?;
-        let samples = compared.samples();
-        printer.outcome(&Part { part, samples }, || format!("{samples} samples, part {shard}: {}", part.display()))?;
-        return Ok(ExitStatus::Passed);
+        return wrote_part(printer, &compared, Some(shard), part);
     }
     verdict(printer, &session.compare(&request)?)
+}
+
+/// Says what a shard counted and where it was written.
+pub(super) fn wrote_part(
+    printer: &Printer,
+    counted: &Compared,
+    shard: Option<&Shard>,
+    part: &Path,
+) -> anyhow::Result<ExitStatus> {
+    let samples = counted.samples();
+    let which = shard.map_or_else(String::new, |shard| format!(", part {shard}"));
+    printer.outcome(&Part { part, samples }, || format!("{samples} samples{which}: {}", part.display()))?;
+    Ok(ExitStatus::Passed)
 }
 
 /// What a shard wrote, for `--json`.

@@ -16,7 +16,7 @@ pub(super) fn check(command: &Command) -> anyhow::Result<()> {
             read(&model(&args.model).each_ref());
             read(&[&args.table, &args.scheme.plan]);
             read(&data(&args.data).each_ref());
-            outputs.extend(args.summary.clone());
+            outputs.extend(args.summary.iter().chain(&args.part).cloned());
         }
         Command::Calibrate(args) => {
             read(&model(&args.model).each_ref());

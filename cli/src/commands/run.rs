@@ -8,7 +8,7 @@ use std::{
 use anyhow::ensure;
 
 use super::{
-    ExitStatus, Printer, host,
+    ExitStatus, Printer, compare, host,
     settings::{Apply, model_configuration},
 };
 use crate::args::{GlobalArgs, RunArgs};
@@ -18,7 +18,7 @@ use trtcalib::{
     compare::OutputMetrics,
     config::{RunConfig, UseTensorRt},
     report::{Report, Timing, failed_summary, summary},
-    session::{RunOutcome, Session, check_folders, check_tensorrt, record_failure},
+    session::{Compared, PipelineError, RunOutcome, Session, Shard, check_folders, check_tensorrt, record_failure},
 };
 
 /// Does the job.
@@ -38,15 +38,54 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
     }
     check_tensorrt(config.tensorrt)?;
     check_folders(args.summary.as_deref())?;
-    let command = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
-    let outcome = open_and_run(printer, global, &config, command);
+    if let Some(part) = &args.part {
+        return evaluate_part(printer, global, config, args.shard.as_ref(), part);
+    }
+    let outcome = open_and_run(printer, global, &config, |session| session.run(command()));
     if let Err(error) = &outcome {
         write_failed_summary(args.summary.as_deref(), config.model.as_deref(), &format!("{error:#}"))?;
     }
-    let RunOutcome { report, out } = outcome?;
+    let outcome = outcome?;
     if let Some(path) = &args.summary {
-        write_atomic(path, summary(&report).as_bytes())?;
+        write_atomic(path, summary(&outcome.report).as_bytes())?;
     }
+    verdict(printer, &config, outcome)
+}
+
+/// The words of the command line.
+fn command() -> Vec<String> {
+    std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect()
+}
+
+/// Evaluates one part, or all, of the samples and writes what was counted.
+fn evaluate_part(
+    printer: &Printer,
+    global: &GlobalArgs,
+    config: RunConfig,
+    shard: Option<&Shard>,
+    part: &Path,
+) -> anyhow::Result<ExitStatus> {
+    check_folders([part])?;
+    let mut session = Session::open(config, global.ort_library.as_deref(), &host(printer))?;
+    let counted = session.evaluate_part(shard)?;
+    counted.save(part)?;
+    compare::wrote_part(printer, &counted, shard, part)
+}
+
+/// Makes the report of a run whose evaluation was counted in parts.
+pub(super) fn run_joined(
+    printer: &Printer,
+    global: &GlobalArgs,
+    config: &RunConfig,
+    joined: Compared,
+) -> anyhow::Result<ExitStatus> {
+    let outcome = open_and_run(printer, global, config, |session| session.run_joined(joined, command()))?;
+    verdict(printer, config, outcome)
+}
+
+/// Prints what a run found, and ends with it.
+fn verdict(printer: &Printer, config: &RunConfig, outcome: RunOutcome) -> anyhow::Result<ExitStatus> {
+    let RunOutcome { report, out } = outcome;
     let page = out.join("report.html");
     printer.outcome(&report, || format!("{}\n\nreport: {}", table(&report), page.display()))?;
     if config.tensorrt == UseTensorRt::Require {
@@ -99,7 +138,7 @@ fn open_and_run(
     printer: &Printer,
     global: &GlobalArgs,
     config: &RunConfig,
-    command: Vec<String>,
+    run: impl FnOnce(&mut Session) -> Result<RunOutcome, PipelineError>,
 ) -> anyhow::Result<RunOutcome> {
     let mut session = match Session::open(config.clone(), global.ort_library.as_deref(), &host(printer)) {
         Ok(session) => session,
@@ -108,7 +147,7 @@ fn open_and_run(
             return Err(error.into());
         }
     };
-    Ok(session.run(command)?)
+    Ok(run(&mut session)?)
 }
 
 /// The configuration file, and the flags over it.

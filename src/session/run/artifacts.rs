@@ -1,17 +1,16 @@
 //! The files that a run leaves, each written as soon as its content is known.
 
-use std::{collections::BTreeSet, path::Path};
+use std::path::Path;
 
-use super::{Calibrated, Job};
+use super::Job;
 use crate::{
     artifact::{ArtifactError, ContentHash, read_json, write_atomic},
-    backend::ExecutionProvider,
     bisect::findings::{FINDINGS_FORMAT_VERSION, Findings},
     calibrate::{CalibrationTable, cache::CalibrationCache},
     onnx::Model,
-    quantize::{Precision, Quantized, quantize},
+    quantize::Precision,
     report::{ArtifactFile, Report, html, html_with, junit, layers_csv},
-    session::{PipelineError, Within, quantize_options},
+    session::{PipelineError, Within},
 };
 
 impl Job<'_> {
@@ -38,51 +37,18 @@ impl Job<'_> {
         }
     }
 
-    /// The model in a precision.
-    pub(super) fn make_model(
-        &self,
-        precision: Precision,
-        calibrated: Option<&Calibrated>,
-    ) -> Result<Quantized, PipelineError> {
-        if precision.is_quantized() {
-            self.session.require_operators(precision)?;
-        }
-        let subject = &self.session.subject;
-        let table = calibrated.map(|calibrated| &calibrated.chosen.table);
-        let options = quantize_options(&self.session.config, precision)?;
-        let quantized = quantize(&subject.folded, &subject.shapes, table, &options)?;
-        if let Some(defects) = quantized.defects() {
-            return Err(PipelineError::Input(defects));
-        }
-        Ok(quantized)
-    }
-
-    /// What computes a model in 16 bits where it has to be imitated: ONNX Runtime's CPU provider computes such models in 32 bits
-    /// (or not at all), and rounds and overflows nowhere in between.
-    pub(super) fn imitation(
-        &self,
-        quantized: &Quantized,
-        precision: Precision,
-    ) -> Result<Option<Model>, PipelineError> {
-        let subject = &self.session.subject;
-        let half = precision.half_type().filter(|_| self.session.provider == ExecutionProvider::Cpu);
-        let kept: BTreeSet<&str> = quantized.kept_fp32.iter().map(|kept| kept.node.as_str()).collect();
-        let imitate = |half| subject.rounded_pair(half, &|node| !kept.contains(node));
-        Ok(half.map(imitate).transpose()?.map(|(_, rounded)| rounded))
-    }
-
-    /// `model.int8.onnx` and its like.
-    pub(super) fn save_model(&self, model: &Model, precision: Precision) -> Result<ArtifactFile, PipelineError> {
-        let name = format!("model.{precision}.onnx");
-        let path = self.out.join(&name);
-        model.save(&path)?;
-        file_facts(&path, name)
-    }
-
     /// Everything that is made from the report.
     pub(super) fn write_report(&self, report: &Report) -> Result<(), PipelineError> {
         write_report(report, &self.out, &|path| self.session.host.wrote(path))
     }
+}
+
+/// `model.int8.onnx` and its like in the output folder.
+pub(super) fn save_model(out: &Path, model: &Model, precision: Precision) -> Result<ArtifactFile, PipelineError> {
+    let name = format!("model.{precision}.onnx");
+    let path = out.join(&name);
+    model.save(&path)?;
+    file_facts(&path, name)
 }
 
 /// Writes `report.json` and everything that is made from it into a folder, and tells of every file but the first.

@@ -1,0 +1,174 @@
+//! The models of a run, one a precision, made of the float model, and the samples that judge them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use super::Calibrated;
+use crate::{
+    backend::{Backend, BuildOptions, ExecutionProvider, Runner},
+    dataset::Split,
+    onnx::Model,
+    quantize::{Placement, Precision, Quantized, Rule, Shifted, quantize},
+    report::ArtifactFile,
+    session::{PipelineError, Session, describe, quantize_options, ranges::sample_hash},
+};
+
+/// Nodes of a plan that are named, at most.
+const PLANNED_SHOWN: usize = 50;
+
+/// A precision that is to be compared with the reference.
+pub(super) struct Target {
+    pub(super) precision: Precision,
+    /// The model's file within the output folder.
+    pub(super) artifact: Option<ArtifactFile>,
+    pub(super) quantized_nodes: Option<usize>,
+    /// What was decided for every node.
+    pub(super) placement: Option<Placement>,
+    /// Scale by quantized activation.
+    pub(super) scales: BTreeMap<String, f32>,
+    /// What tensors around another centre were in the model that was given.
+    pub(super) shifted: BTreeMap<String, Shifted>,
+    pub(super) model: Option<Model>,
+    /// What runs in its stead.
+    pub(super) imitation: Option<Model>,
+    pub(super) runner: Option<Box<dyn Runner>>,
+    pub(super) error: Option<String>,
+}
+
+/// Writes the model of a precision, where it is kept.
+pub(super) type Save<'a> = dyn Fn(&Model, Precision) -> Result<Option<ArtifactFile>, PipelineError> + 'a;
+
+impl Session {
+    /// The precisions that a run makes, each once: those asked for but the one that the model is of.
+    pub(super) fn precisions(&self) -> Vec<Precision> {
+        let mut precisions = Vec::new();
+        for &precision in &self.config.precisions {
+            let is_there = precision == Precision::Fp32 || precision.name() == self.subject.float_types.name();
+            if !is_there && !precisions.contains(&precision) {
+                precisions.push(precision);
+            }
+        }
+        precisions
+    }
+
+    /// The ranges of a run that takes them from the table in `path`.
+    pub(super) fn given_ranges(&self, path: &Path, split: &Split) -> Result<Calibrated, PipelineError> {
+        let calibrated = self.calibrated_before(path)?;
+        let table = &calibrated.chosen.table;
+        if table.calibrated_on.is_empty() && table.data_hash != self.data_hash(&split.calibration) {
+            self.host.warn(
+                "the table was made on other samples than those set aside here, so that samples which calibrated may be \
+                 among those evaluated",
+            );
+        }
+        Ok(calibrated)
+    }
+
+    /// Takes the samples that a given table was made on out of those that are evaluated.
+    pub(super) fn leave_out_calibrated(&self, split: &mut Split, calibrated: Option<&Calibrated>) {
+        let (Some(calibrated), Some(_)) = (calibrated, &self.config.table) else { return };
+        let (known, dataset) = (&calibrated.chosen.table.calibrated_on, self.dataset());
+        let is_known = |&index: &usize| {
+            known.get(dataset.id(index)).is_some_and(|hash| sample_hash(dataset, index).as_ref() == Some(hash))
+        };
+        let (left_out, others): (Vec<usize>, Vec<usize>) = split.evaluation.iter().copied().partition(is_known);
+        if others.is_empty() && !left_out.is_empty() {
+            self.host.warn("the table was made on all of the samples that are evaluated: its figures are better here than on others");
+        } else if !left_out.is_empty() {
+            self.host.info(&format!("{} samples that the table was made on are not evaluated", left_out.len()));
+            split.evaluation = others;
+        }
+    }
+
+    /// Makes the model of every precision but the reference's. What cannot be made is reported; what cannot be written
+    /// ends the run.
+    pub(super) fn targets(
+        &mut self,
+        calibrated: Option<&Calibrated>,
+        save: &Save<'_>,
+    ) -> Result<Vec<Target>, PipelineError> {
+        if self.provider.gpu().is_none() {
+            let build = BuildOptions { side_by_side: true, ..self.build_options(self.threads) };
+            self.reference = self.subject.reference(self.runtime, &build)?;
+        }
+        let make = |precision| {
+            let mut target = Target {
+                precision,
+                artifact: None,
+                quantized_nodes: None,
+                placement: None,
+                scales: BTreeMap::new(),
+                shifted: BTreeMap::new(),
+                model: None,
+                imitation: None,
+                runner: None,
+                error: None,
+            };
+            if let Err(error) = self.fill(&mut target, calibrated, save) {
+                if error.is_about_the_disk() {
+                    return Err(error);
+                }
+                self.host.warn(&format!("{precision} cannot run: {}", describe(&error)));
+                target.error = Some(describe(&error));
+            }
+            Ok(target)
+        };
+        self.precisions().into_iter().map(make).collect()
+    }
+
+    fn fill(&self, target: &mut Target, calibrated: Option<&Calibrated>, save: &Save<'_>) -> Result<(), PipelineError> {
+        let quantized = self.make_model(target.precision, calibrated)?;
+        target.artifact = save(&quantized.model, target.precision)?;
+        self.note_plan(target.precision, &quantized.placement);
+        target.quantized_nodes = Some(quantized.placement.quantized_nodes());
+        target.scales = quantized.activation_scales();
+        target.shifted.clone_from(&quantized.shifted);
+        target.imitation = self.imitation(&quantized, target.precision)?;
+        target.placement = Some(quantized.placement);
+        let model = target.model.insert(quantized.model);
+        let build = BuildOptions { side_by_side: self.reference.at_once() > 1, ..self.build_options(self.threads) };
+        target.runner = Some(self.runtime.build(target.imitation.as_ref().unwrap_or(model), &build)?);
+        Ok(())
+    }
+
+    /// The model in a precision.
+    fn make_model(&self, precision: Precision, calibrated: Option<&Calibrated>) -> Result<Quantized, PipelineError> {
+        if precision.is_quantized() {
+            self.require_operators(precision)?;
+        }
+        let table = calibrated.map(|calibrated| &calibrated.chosen.table);
+        let options = quantize_options(&self.config, precision)?;
+        let quantized = quantize(&self.subject.folded, &self.subject.shapes, table, &options)?;
+        if let Some(defects) = quantized.defects() {
+            return Err(PipelineError::Input(defects));
+        }
+        Ok(quantized)
+    }
+
+    /// What computes a model in 16 bits where it has to be imitated: ONNX Runtime's CPU provider computes such models in 32 bits
+    /// (or not at all), and rounds and overflows nowhere in between.
+    fn imitation(&self, quantized: &Quantized, precision: Precision) -> Result<Option<Model>, PipelineError> {
+        let half = precision.half_type().filter(|_| self.provider == ExecutionProvider::Cpu);
+        let kept: BTreeSet<&str> = quantized.kept_fp32.iter().map(|kept| kept.node.as_str()).collect();
+        let imitate = |half| self.subject.rounded_pair(half, &|node| !kept.contains(node));
+        Ok(half.map(imitate).transpose()?.map(|(_, rounded)| rounded))
+    }
+
+    /// Names the nodes that the precision plan decided for.
+    fn note_plan(&self, precision: Precision, placement: &Placement) {
+        let planned = placement
+            .decisions
+            .iter()
+            .filter(|decision| decision.rule == Rule::Planned && decision.precision != precision);
+        let planned: Vec<String> =
+            planned.map(|decision| format!("{} ({})", decision.node, decision.precision)).collect();
+        if !planned.is_empty() && precision.is_quantized() {
+            let more = planned.len().saturating_sub(PLANNED_SHOWN);
+            let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let shown = planned[..planned.len() - more].join(", ");
+            self.host.note(&format!("{precision}: the plan lifts {} nodes: {shown}{rest}", planned.len()));
+        }
+    }
+}
