@@ -2,7 +2,7 @@
 //!
 //! Everything that crosses a module boundary with numbers in it is one of these two.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, ops::Range};
+use std::{borrow::Cow, collections::BTreeMap, fmt, ops::Range, sync::Arc};
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,7 @@ pub fn stacked(samples: impl IntoIterator<Item = TensorMap>) -> TensorMap {
     let mut all = samples.next().unwrap_or_default();
     for (name, tensor) in samples.flatten() {
         if let Some(Tensor { shape, values }) = all.get_mut(&name)
-            && values.extend(tensor.values.view())
+            && Arc::make_mut(values).extend(tensor.values.view())
         {
             shape[0] += tensor.shape[0];
         }
@@ -51,7 +51,7 @@ pub fn filled(tensors: &TensorMap, rows: usize) -> TensorMap {
             let last = all.slice(all.len() - all.len() / *extent..all.len());
             for _ in *extent..rows {
                 // The same type, so this cannot fail.
-                let _same_type = values.extend(last);
+                let _same_type = Arc::make_mut(&mut values).extend(last);
             }
             *extent = rows;
         }
@@ -156,11 +156,11 @@ impl fmt::Display for ElementType {
     }
 }
 
-/// An owned, dense, row-major tensor.
+/// An owned, dense, row-major tensor. Clones share the values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
     shape: Vec<usize>,
-    values: Values,
+    values: Arc<Values>,
 }
 
 /// A borrowed tensor; its data usually lies in a runtime's own buffer.
@@ -189,7 +189,7 @@ impl Tensor {
         if shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) != Some(count) {
             return Err(ShapeError { shape, count });
         }
-        Ok(Self { shape, values })
+        Ok(Self { shape, values: Arc::new(values) })
     }
 
     /// A `float32` tensor.
@@ -207,9 +207,9 @@ impl Tensor {
         &self.values
     }
 
-    /// Takes the tensor apart into its shape and its values.
+    /// Takes the tensor apart into its shape and its values, which are copied where a clone still has them.
     pub fn into_parts(self) -> (Vec<usize>, Values) {
-        (self.shape, self.values)
+        (self.shape, Arc::unwrap_or_clone(self.values))
     }
 
     /// Type of the elements.
@@ -279,7 +279,7 @@ impl<'a> TensorView<'a> {
 
     /// Copies into an owned tensor.
     pub fn to_owned(self) -> Tensor {
-        Tensor { shape: self.shape.to_vec(), values: self.values.to_owned() }
+        Tensor { shape: self.shape.to_vec(), values: Arc::new(self.values.to_owned()) }
     }
 }
 
