@@ -125,33 +125,16 @@ impl Tail {
 }
 
 impl Unit {
-    /// Runs with tensors of `values`, which come back, and what an operator is given for weight and bias.
-    pub fn run(
-        &self,
-        values: &mut HashMap<String, Tensor>,
-        replaced: &mut TensorMap,
-    ) -> Result<TensorMap, RecoverError> {
-        let mut inputs = TensorMap::new();
+    /// Runs with tensors of `values` and, in their place, with `given`: weight and bias of an operator too.
+    pub fn run(&self, values: &HashMap<String, Tensor>, given: TensorMap) -> Result<TensorMap, RecoverError> {
+        let mut inputs = given;
         for name in &self.inputs {
-            if replaced.contains_key(name) {
-                continue;
-            }
-            if let Some(tensor) = values.remove(name) {
-                inputs.insert(name.clone(), tensor);
+            if let (false, Some(tensor)) = (inputs.contains_key(name), values.get(name)) {
+                inputs.insert(name.clone(), tensor.clone());
             }
         }
-        let borrowed: Vec<String> = inputs.keys().cloned().collect();
-        let given: Vec<String> = replaced.keys().cloned().collect();
-        inputs.append(replaced);
         let worker = rayon::current_thread_index().unwrap_or(0) % self.runners.len();
-        let outputs = self.runners[worker].lock().unwrap_or_else(PoisonError::into_inner).infer(&inputs);
-        for name in given {
-            replaced.extend(inputs.remove_entry(&name));
-        }
-        for name in borrowed {
-            values.extend(inputs.remove_entry(&name));
-        }
-        Ok(outputs?)
+        Ok(self.runners[worker].lock().unwrap_or_else(PoisonError::into_inner).infer(&inputs)?)
     }
 }
 

@@ -38,13 +38,12 @@ pub(super) fn rank(
     let by_sample = samples.par_iter().map(|sample| {
         let mut float: Lane = sample.clone().into_iter().collect();
         for unit in &network.units {
-            let made = run_changed(unit, &mut float, TensorMap::new())?.0;
+            let made = run_changed(unit, &float, TensorMap::new())?;
             float.extend(made);
         }
         let few = operators.chunks(share).collect::<Vec<_>>();
         let few = few.into_par_iter().map(|few| {
-            let mut float = float.clone();
-            few.iter().map(|&(start, operator)| one(network, start, operator, &mut float, state, parts)).collect()
+            few.iter().map(|&(start, operator)| one(network, start, operator, &float, state, parts)).collect()
         });
         Ok(few.collect::<Result<Vec<Vec<_>>, RecoverError>>()?.concat())
     });
@@ -63,7 +62,7 @@ fn one(
     network: &Network<'_>,
     start: usize,
     operator: &Operator,
-    float: &mut Lane,
+    float: &Lane,
     state: &State,
     parts: &Parts,
 ) -> Result<(f64, f64), RecoverError> {
@@ -74,14 +73,13 @@ fn one(
     let macs = operator.macs(tensor.view().values.len());
     let mut changed = HashMap::from([(name, tensor)]);
     for (index, unit) in network.units.iter().enumerate().skip(start + 1) {
-        let inputs: Vec<&String> = unit.inputs.iter().filter(|name| changed.contains_key(*name)).collect();
+        let inputs = unit.inputs.iter().filter_map(|name| Some((name.clone(), changed.get(name)?.clone())));
+        let inputs: TensorMap = inputs.collect();
         if inputs.is_empty() {
             continue;
         }
-        let replaced = inputs.iter().filter_map(|name| changed.remove_entry(*name)).collect();
-        let (made, back) = run_changed(unit, float, replaced)?;
-        let still = |name: &String| network.last_use.get(name) != Some(&index);
-        changed.extend(back.into_iter().filter(|(name, _)| still(name)));
+        let made = run_changed(unit, float, inputs)?;
+        changed.retain(|name, _| network.last_use.get(name) != Some(&index));
         changed.extend(made);
     }
     let mut objective = Objective::new(parts.clone());
@@ -93,19 +91,11 @@ fn one(
     Ok((objective.noise().unwrap_or(0.0), macs))
 }
 
-/// Runs a unit in float with other values for some inputs, which come back.
-fn run_changed(unit: &Unit, float: &mut Lane, changed: TensorMap) -> Result<(TensorMap, TensorMap), RecoverError> {
-    let mut replaced = match &unit.operator {
-        Some(operator) => {
-            operator.parameters(operator.weight.as_ref().map(|weight| &weight.values[..]), operator.bias.as_deref())
-        }
-        None => TensorMap::new(),
-    };
-    let parameters: Vec<String> = replaced.keys().cloned().collect();
-    replaced.extend(changed);
-    let made = unit.run(float, &mut replaced)?;
-    for name in &parameters {
-        replaced.remove(name);
+/// Runs a unit in float with other values for some inputs.
+fn run_changed(unit: &Unit, float: &Lane, mut changed: TensorMap) -> Result<TensorMap, RecoverError> {
+    if let Some(operator) = &unit.operator {
+        let weight = operator.weight.as_ref().map(|weight| &weight.values[..]);
+        changed.append(&mut operator.parameters(weight, operator.bias.as_deref()));
     }
-    Ok((made, replaced))
+    unit.run(float, changed)
 }

@@ -74,15 +74,13 @@ struct Results {
     quantized: Vec<Tensor>,
 }
 
-/// Does `run` with every lane, on all workers, with a copy of `parameters` each; the tensors that it gives, in order.
+/// What `run` gives for every lane, on all workers, in order.
 fn each(
-    lanes: &mut [Lane],
-    parameters: &TensorMap,
-    run: impl Fn(&mut Lane, &mut TensorMap) -> Result<Option<Tensor>, RecoverError> + Sync,
+    lanes: &[Lane],
+    run: impl Fn(&Lane) -> Result<TensorMap, RecoverError> + Sync,
 ) -> Result<Vec<Tensor>, RecoverError> {
     let nothing = || RecoverError::Unsupported("an operator gives nothing".to_owned());
-    let lanes = lanes.par_iter_mut();
-    lanes.map_init(|| parameters.clone(), |own, lane| run(lane, own)?.ok_or_else(nothing)).collect()
+    lanes.par_iter().map(|lane| run(lane)?.into_values().next().ok_or_else(nothing)).collect()
 }
 
 /// Runs `network` over `samples`, the first `fit` of which decide; the others are measured, all where there are no others.
@@ -100,29 +98,21 @@ pub(super) fn walk(
     let last_use = &network.last_use;
     for (index, unit) in network.units.iter().enumerate() {
         network.check()?;
-        match &unit.operator {
-            None => {
-                let both = lanes.float.par_iter_mut().chain(&mut lanes.quantized);
-                both.try_for_each(|lane| {
-                    let made = unit.run(lane, &mut TensorMap::new())?;
-                    lane.extend(made);
-                    Ok::<_, RecoverError>(())
-                })?;
-            }
-            Some(operator) => {
-                Step { unit, operator, lanes: &mut lanes, fit, state, tasks, patches }.run(&mut decided)?;
-            }
-        }
-        let over: Vec<&String> = unit
-            .inputs
-            .iter()
-            .chain(&unit.outputs)
-            .filter(|name| last_use.get(*name).is_none_or(|&last| last <= index))
-            .collect();
-        for lane in lanes.float.iter_mut().chain(&mut lanes.quantized) {
-            for name in &over {
-                lane.remove(*name);
-            }
+        let over = unit.inputs.iter().chain(&unit.outputs);
+        let over = over.filter(|name| last_use.get(*name).is_none_or(|&last| last <= index));
+        let over: Vec<&String> = over.collect();
+        let forget = |lane: &mut Lane| over.iter().for_each(|name| drop(lane.remove(*name)));
+        if let Some(operator) = &unit.operator {
+            Step { unit, operator, lanes: &mut lanes, fit, state, tasks, patches }.run(&mut decided)?;
+            lanes.float.iter_mut().chain(&mut lanes.quantized).for_each(forget);
+        } else {
+            let both = lanes.float.par_iter_mut().chain(&mut lanes.quantized);
+            both.try_for_each(|lane| {
+                let made = unit.run(lane, TensorMap::new())?;
+                lane.extend(made);
+                forget(lane);
+                Ok::<_, RecoverError>(())
+            })?;
         }
     }
     let mut objective = Objective::new(tasks.parts.clone());
@@ -153,11 +143,11 @@ impl Step<'_> {
         let (unit, operator) = (self.unit, self.operator);
         let weights = operator.weight.as_ref().map(|weight| &weight.values[..]);
         let exact = operator.parameters(weights, operator.bias.as_deref());
-        let plain = |lane: &mut Lane, exact: &mut TensorMap| Ok(unit.run(lane, exact)?.into_values().next());
-        let mut results = Results { float: each(&mut self.lanes.float, &exact, plain)?, quantized: Vec::new() };
+        let plain = |lane: &Lane| unit.run(lane, exact.clone());
+        let mut results = Results { float: each(&self.lanes.float, plain)?, quantized: Vec::new() };
         if self.state.lifted.contains(&operator.node) {
             self.state.biases.remove(&operator.node);
-            results.quantized = each(&mut self.lanes.quantized, &exact, plain)?;
+            results.quantized = each(&self.lanes.quantized, plain)?;
             self.keep(results);
             return Ok(());
         }
@@ -187,23 +177,15 @@ impl Step<'_> {
     }
 
     /// The results on `samples` from quantized inputs.
-    fn results(&mut self, samples: Range<usize>, weight: Option<&[f32]>) -> Result<Vec<Tensor>, RecoverError> {
-        let (unit, operator, ranges) = (self.unit, self.operator, &self.state.ranges);
-        let parameters = operator.parameters(weight, operator.bias.as_deref());
-        each(&mut self.lanes.quantized[samples], &parameters, |lane, parameters| {
-            for tensor in &operator.quantized {
-                if let (Some(values), Some(&range)) = (lane.get(tensor), ranges.get(tensor)) {
-                    parameters.insert(tensor.clone(), quantized(values, range)?);
-                }
-            }
-            let made = unit.run(lane, parameters)?;
-            operator.quantized.iter().for_each(|tensor| drop(parameters.remove(tensor)));
-            Ok(made.into_values().next())
+    fn results(&self, samples: Range<usize>, weight: Option<&[f32]>) -> Result<Vec<Tensor>, RecoverError> {
+        let parameters = self.operator.parameters(weight, self.operator.bias.as_deref());
+        each(&self.lanes.quantized[samples], |lane| {
+            run_quantized(self.unit, self.operator, lane, self.state, &parameters)
         })
     }
 
     /// How far the results on `samples` are from the float ones.
-    fn error(&mut self, samples: Range<usize>, weight: Option<&[f32]>, exact: &[Tensor]) -> Result<f64, RecoverError> {
+    fn error(&self, samples: Range<usize>, weight: Option<&[f32]>, exact: &[Tensor]) -> Result<f64, RecoverError> {
         let made = self.results(samples, weight)?;
         let mut error = ChannelErrors::default();
         for (made, exact) in made.iter().zip(exact) {
@@ -451,21 +433,34 @@ impl ChannelErrors {
     }
 }
 
+/// Runs an operator with its weight and bias in `parameters` on quantized activations.
+fn run_quantized(
+    unit: &Unit,
+    operator: &Operator,
+    lane: &Lane,
+    state: &State,
+    parameters: &TensorMap,
+) -> Result<TensorMap, RecoverError> {
+    let mut given = parameters.clone();
+    for tensor in &operator.quantized {
+        if let (Some(values), Some(&range)) = (lane.get(tensor), state.ranges.get(tensor)) {
+            given.insert(tensor.clone(), quantized(values, range)?);
+        }
+    }
+    unit.run(lane, given)
+}
+
 /// The result of one operator that alone is quantized, with the name of its tensor.
 pub(super) fn alone(
     unit: &Unit,
     operator: &Operator,
-    float: &mut Lane,
+    float: &Lane,
     state: &State,
 ) -> Result<Option<(String, Tensor)>, RecoverError> {
     let weights = Quantized::of(operator, state)?;
-    let mut replaced = operator.parameters(weights.values.as_deref(), operator.bias.as_deref());
-    for tensor in &operator.quantized {
-        if let (Some(values), Some(&range)) = (float.get(tensor), state.ranges.get(tensor)) {
-            replaced.insert(tensor.clone(), quantized(values, range)?);
-        }
-    }
-    let Some((name, mut tensor)) = unit.run(float, &mut replaced)?.into_iter().next() else { return Ok(None) };
+    let parameters = operator.parameters(weights.values.as_deref(), operator.bias.as_deref());
+    let made = run_quantized(unit, operator, float, state, &parameters)?;
+    let Some((name, mut tensor)) = made.into_iter().next() else { return Ok(None) };
     if let Some(bias) = state.biases.get(&operator.node) {
         add_by_channel(&mut tensor, bias);
     }
