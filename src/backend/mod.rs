@@ -187,15 +187,27 @@ pub struct BuildOptions {
     pub provider: ExecutionProvider,
     /// How far the graph is rewritten.
     pub optimization: OptimizationLevel,
-    /// As users run it, for times: integer kernels take the place of what stands between quantizers, and threads wait for
-    /// each other by spinning. Otherwise quantizers round in float as they stand, which is what TensorRT computes and twice
-    /// as fast on a CPU, and cores are left to those who read samples.
-    pub deployed: bool,
+    /// What it runs for.
+    pub purpose: Purpose,
     /// On the CPU, run the samples of a batch side by side, each as if it were alone, where the model tells them apart (see
     /// [`Runner::at_once`]); not for tensors that are no results of single samples.
     pub side_by_side: bool,
     /// Be ready for [`Runner::layer_times`], once. Slows every run down.
     pub layer_times: bool,
+}
+
+/// What a runner is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// Figures: quantizers round in float as they stand, which is what TensorRT computes and twice as fast on a CPU as
+    /// integer kernels, and cores are left to those who read samples.
+    #[default]
+    Analysis,
+    /// Times, as users run it: integer kernels take the place of what stands between quantizers, and threads wait for each
+    /// other by spinning.
+    Deployed,
+    /// The same as for analysis for one of many small models side by side: on the CPU, memory goes back after every run.
+    Part,
 }
 
 /// Builds runners.

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -34,8 +34,8 @@ pub struct Kept {
 #[derive(Default)]
 struct Store {
     wanted: BTreeSet<usize>,
-    samples: BTreeMap<usize, Arc<(TensorMap, Option<Scene>)>>,
-    masks: BTreeMap<usize, Arc<Option<Tensor>>>,
+    samples: BTreeMap<usize, (TensorMap, Option<Scene>)>,
+    masks: BTreeMap<usize, Option<Tensor>>,
     /// Bytes that may still be taken.
     room: usize,
 }
@@ -85,12 +85,12 @@ impl Dataset for Kept {
     fn mask(&self, index: usize) -> Result<Option<Tensor>, SampleError> {
         let kept = self.store().masks.get(&index).cloned();
         if let Some(kept) = kept {
-            return Ok((*kept).clone());
+            return Ok(kept);
         }
         let mask = self.inner.mask(index)?;
         let mut store = self.store();
         if store.takes(index, mask.as_ref().map_or(0, Tensor::bytes)) {
-            store.masks.insert(index, Arc::new(mask.clone()));
+            store.masks.insert(index, mask.clone());
         }
         Ok(mask)
     }
@@ -100,16 +100,15 @@ impl Dataset for Kept {
     }
 
     fn read(&self, index: usize) -> Result<(TensorMap, Option<Scene>), SampleError> {
-        // Copied behind the lock: readers must not wait for each other.
         let kept = self.store().samples.get(&index).cloned();
         if let Some(kept) = kept {
-            return Ok((*kept).clone());
+            return Ok(kept);
         }
         SAMPLES_READ.fetch_add(1, Ordering::Relaxed);
         let read = self.inner.read(index)?;
         let mut store = self.store();
         if store.takes(index, read.0.values().map(Tensor::bytes).sum()) {
-            store.samples.insert(index, Arc::new(read.clone()));
+            store.samples.insert(index, read.clone());
         }
         Ok(read)
     }

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use super::RecoverError;
 use crate::{
-    backend::{Backend, BackendError, BuildOptions, Runner, TensorInfo},
+    backend::{Backend, BackendError, BuildOptions, Purpose, Runner, TensorInfo},
     onnx::{
         GraphView, Model, NodeId, captured,
         proto::{DimensionProto, NodeProto, TensorShapeProto, TensorTypeProto, TypeProto, TypeValue, ValueInfoProto},
@@ -190,7 +190,7 @@ impl<'a> Network<'a> {
         graph.sparse_initializer.clear();
         graph.value_info.clear();
         let parts = Parts { frame, view: &view, shapes };
-        let build = BuildOptions { threads: 1, ..BuildOptions::default() };
+        let build = BuildOptions { threads: 1, purpose: Purpose::Part, ..BuildOptions::default() };
         let unit = |nodes: &Vec<NodeId>| {
             let operator = match nodes[..] {
                 [only] => quantized.get(&only.0).map(|tensors| parts.operator(only, tensors, placement)).transpose()?,

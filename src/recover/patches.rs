@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     artifact::ContentHash,
-    backend::{Backend, BackendError, BuildOptions, Runner},
+    backend::{Backend, BackendError, BuildOptions, Purpose, Runner},
     onnx::{
         Model,
         proto::{AttributeProto, GraphProto, ModelProto, NodeProto},
@@ -45,7 +45,7 @@ impl Patches {
         let mut proto = ModelProto { ir_version: Some(8), graph: Some(graph), ..ModelProto::default() };
         proto.set_opset("", 13);
         let model = Model { proto, path: None, hash: ContentHash::of_bytes(b"moments"), external_data: false };
-        let build = BuildOptions { threads: 1, ..BuildOptions::default() };
+        let build = BuildOptions { threads: 1, purpose: Purpose::Part, ..BuildOptions::default() };
         let runners = (0..rayon::current_num_threads()).map(|_| Ok(Mutex::new(backend.build(&model, &build)?)));
         Ok(Self(runners.collect::<Result<_, BackendError>>()?))
     }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     backend::{
-        Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Runner, TensorInfo,
+        Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Purpose, Runner, TensorInfo,
         onnxruntime::{emulation, lowest_bits},
         tensorrt::{EngineSidecar, Library, RunnerOptions, require_library, run_engine},
     },
@@ -170,8 +170,13 @@ impl Subject {
         Ok(match &self.kind {
             Kind::Model(model, provider) => {
                 let provider = *provider;
-                let options =
-                    BuildOptions { threads, provider, deployed: true, layer_times, ..BuildOptions::default() };
+                let options = BuildOptions {
+                    threads,
+                    provider,
+                    purpose: Purpose::Deployed,
+                    layer_times,
+                    ..BuildOptions::default()
+                };
                 session.runtime.build(model, &options)?
             }
             Kind::Engine(engine) => run_engine(&engine.path, &engine.options)?,

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     backend::{
-        BackendError, BuildOptions, ExecutionProvider, OptimizationLevel,
+        BackendError, BuildOptions, ExecutionProvider, OptimizationLevel, Purpose,
         cuda::{CudaStream, Device},
     },
     onnx::{
@@ -111,8 +111,9 @@ fn build_as_it_is(
     SESSIONS_BUILT.fetch_add(1, Ordering::Relaxed);
     let builder = builder(loaded, options, stream)?;
     let returns_intermediates = !options.extra_outputs.is_empty();
-    let mut builder = without_wrong_rewrites(builder, model, returns_intermediates, options.deployed)
-        .map_err(|error| refused(model, &error))?;
+    let mut builder =
+        without_wrong_rewrites(builder, model, returns_intermediates, options.purpose == Purpose::Deployed)
+            .map_err(|error| refused(model, &error))?;
     let layer_times = options.layer_times.then(tempfile::tempdir).transpose().map_err(|error| BackendError::Build {
         runtime: RUNTIME,
         model: model.name(),
@@ -183,6 +184,10 @@ pub(super) fn builder(
 ) -> Result<SessionBuilder, BackendError> {
     let builder = configured(loaded, options).map_err(|error| BackendError::Library(error.message().to_owned()))?;
     match options.provider.gpu() {
+        None if options.purpose == Purpose::Part => {
+            let without = builder.with_execution_providers([ep::CPU::default().with_arena_allocator(false).build()]);
+            without.map_err(|error| BackendError::Library(error.message().to_owned()))
+        }
         None => Ok(builder),
         Some(device) => {
             require_cuda()?;
@@ -254,7 +259,9 @@ fn configured(loaded: &Loaded, options: &BuildOptions) -> ort::Result<SessionBui
         // until the next run would take the cores away from them (and from the next model of an interleaved benchmark).
         .with_config_entry("session.force_spinning_stop", "1")?
         // On few cores they are taken away during a run, too: from those who read the next samples.
-        .with_intra_op_spinning(options.deployed || options.threads == 0 || options.threads > FEW_THREADS)?
+        .with_intra_op_spinning(
+            options.purpose == Purpose::Deployed || options.threads == 0 || options.threads > FEW_THREADS,
+        )?
         // Without VNNI, products of U8 and S8 saturate at 16 bits: wrong results are no measure of INT8.
         .with_precise_qmm()?)
 }

@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::*;
 use crate::{
-    backend::{ExecutionProvider, OptimizationLevel},
+    backend::{ExecutionProvider, OptimizationLevel, Purpose},
     onnx::{
         proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeValue, ValueInfoProto},
         tests::{float_info, mutate, small_model, thin_model},
@@ -255,13 +255,13 @@ fn quantizers_round_in_float_unless_a_session_is_for_times() {
     ];
     let model = model(nodes, float_info("x", &[1, 1, 2, 2]), "y", constants);
     let inputs = TensorMap::from([("x".to_owned(), floats(&[1, 1, 2, 2], &[1.0; 4]))]);
-    let code = |deployed| {
-        let options = BuildOptions { deployed, ..BuildOptions::default() };
+    let code = |purpose| {
+        let options = BuildOptions { purpose, ..BuildOptions::default() };
         let y = runtime.build(&model, &options).unwrap().infer(&inputs).unwrap()["y"].to_f32()[0];
         (y / 0.0005).round()
     };
     // 0.03 + 0.0312 are 122.4 steps of the result; with the bias in whole steps of 0.0025 they are 120.
-    assert_eq!([code(false), code(true)], [122.0, 120.0]);
+    assert_eq!([code(Purpose::Analysis), code(Purpose::Deployed)], [122.0, 120.0]);
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
 use super::{Job, Target};
 use crate::{
-    backend::{Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Runner, onnxruntime::emulation},
+    backend::{
+        Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Purpose, Runner, onnxruntime::emulation,
+    },
     bench::{self, LAYER_CALLS, Measurement, Protocol, SystemClock, Timing, slowdowns},
     dataset::{BadPolicy, PrefetchOptions},
     pass::Samples,
@@ -56,7 +58,7 @@ impl Job<'_> {
         // On the CPU, comparing builds models otherwise than those who use them.
         let reused = |count: usize| count == session.threads && provider.gpu().is_some();
         for &count in threads.iter().filter(|&&count| !reused(count)) {
-            let options = BuildOptions { deployed: true, ..session.build_options(count) };
+            let options = BuildOptions { purpose: Purpose::Deployed, ..session.build_options(count) };
             let reference = session.runtime.build(&session.subject.float, &options)?;
             extra.push((baseline.to_owned(), Timing::Measured, count, reference));
             for target in targets.iter().filter(|target| target.runner.is_some()) {
@@ -116,7 +118,7 @@ impl Job<'_> {
         inputs: &TensorMap,
     ) -> Result<BTreeMap<String, Vec<LayerTime>>, PipelineError> {
         let session = &self.session;
-        let options = BuildOptions { deployed: true, layer_times: true, ..session.build_options(threads) };
+        let options = BuildOptions { purpose: Purpose::Deployed, layer_times: true, ..session.build_options(threads) };
         let models = targets.iter().filter_map(|target| Some((target.precision.name(), target.model.as_ref()?)));
         let mut layers = BTreeMap::new();
         for (name, model) in std::iter::once((self.reference_name(), &session.subject.float)).chain(models) {
