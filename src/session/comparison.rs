@@ -22,7 +22,7 @@ use crate::{
     compare::{Gate, Needs, SavedOutputs},
     config::RunConfig,
     onnx::Model,
-    quantize::calibrated_on,
+    quantize::{calibrated_on, of_random_data},
 };
 
 /// What is compared, and with what.
@@ -222,9 +222,17 @@ impl Session {
         let dataset = self.dataset();
         let count = dataset.len();
         let mut known: BTreeMap<String, String> = BTreeMap::new();
-        for spec in targets.iter().filter(|_| !request.calibration_samples && !self.config.random_data) {
-            if let Spec::OnnxRuntime(Some(path), _) = spec {
-                known.extend(calibrated_on(&Model::load(path)?));
+        for spec in targets {
+            let Spec::OnnxRuntime(Some(path), _) = spec else { continue };
+            let model = Model::load(path)?;
+            if of_random_data(&model) {
+                self.host.warn(&format!(
+                    "{} was calibrated on random numbers: its figures say nothing of the model on real data",
+                    path.display()
+                ));
+            }
+            if !request.calibration_samples && !self.config.random_data {
+                known.extend(calibrated_on(&model));
             }
         }
         let saved = [reference].into_iter().chain(targets).filter_map(|spec| match spec {

@@ -196,6 +196,12 @@ fn random_data_only_when_asked_and_then_marked() {
         let said = String::from_utf8_lossy(&output.get_output().stdout).into_owned();
         assert!(said.lines().next().unwrap().ends_with("FROM RANDOM DATA"), "{name}: {said}");
     }
+    // Nor is it taken for a calibrated model where it is compared on real data.
+    let mut compare = calib().unwrap();
+    compare.arg("compare").args(&demo_flags()[..2]).args(["--ref", "ort", "--samples", "4", "--target"]);
+    let output = compare.arg(out.path().join("model.int8.onnx")).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("model.int8.onnx was calibrated on random numbers"), "{told}");
 }
 
 #[test]
