@@ -10,6 +10,7 @@ use super::{
     ARRAY_ENDINGS, Dataset, DatasetError, IMAGE_ENDINGS, InputSpec, SampleError,
     decode::decode,
     label_boxes::{PictureBoxes, Scene},
+    letterbox::Placement,
     masks,
     preprocess::{Layout, MAX_SIDE, Preprocess, gray},
     resample::{Interpolation, RgbImage, resize},
@@ -86,6 +87,30 @@ impl ImageInput {
         }
         let element_type = input.element_type.unwrap_or(ElementType::F32);
         Ok(Self { name: input.name.clone(), element_type, channels, layout, size })
+    }
+
+    /// What the model takes of a picture, and where the picture lies in it.
+    pub(super) fn of_picture(
+        &self,
+        mut picture: RgbImage,
+        preprocess: &Preprocess,
+    ) -> Result<(TensorMap, Placement), String> {
+        if self.channels == 1 {
+            picture = gray(&picture);
+        }
+        let shaped = preprocess.shape_image(&picture)?;
+        for (axis, (want, got)) in self.size.iter().zip([shaped.height, shaped.width]).enumerate() {
+            if let Some(want) = want.filter(|&want| want != got) {
+                let side = ["height", "width"][axis];
+                return Err(format!(
+                    "its {side} is {got} after preprocessing, the model takes {want}; set `resize` and `crop`"
+                ));
+            }
+        }
+        let tensor = preprocess
+            .tensor(&shaped, self.channels, self.layout, self.element_type)
+            .ok_or_else(|| format!("an image cannot feed an input of type {}", self.element_type))?;
+        Ok((TensorMap::from([(self.name.clone(), tensor)]), preprocess.placement(picture.width, picture.height)))
     }
 }
 
@@ -164,28 +189,11 @@ impl Dataset for ImageDataset {
 
     fn read(&self, index: usize) -> Result<(TensorMap, Option<Scene>), SampleError> {
         let bad = |reason: String| SampleError { sample: self.ids[index].clone(), reason };
-        let mut picture = self.pixels(index)?;
-        if self.input.channels == 1 {
-            picture = gray(&picture);
-        }
-        let shaped = self.preprocess.shape_image(&picture).map_err(bad)?;
-        for (axis, (want, got)) in self.input.size.iter().zip([shaped.height, shaped.width]).enumerate() {
-            if let Some(want) = want.filter(|&want| want != got) {
-                let side = ["height", "width"][axis];
-                return Err(bad(format!(
-                    "its {side} is {got} after preprocessing, the model takes {want}; set `resize` and `crop`"
-                )));
-            }
-        }
-        let input = &self.input;
-        let tensor = self
-            .preprocess
-            .tensor(&shaped, input.channels, input.layout, input.element_type)
-            .ok_or_else(|| bad(format!("an image cannot feed an input of type {}", input.element_type)))?;
-        let placement = self.preprocess.placement(picture.width, picture.height);
+        let picture = self.pixels(index)?;
         let boxes = self.boxes.get(index).and_then(Option::as_ref);
         let truths = boxes.map(|boxes| boxes.of(picture.width, picture.height));
-        Ok((TensorMap::from([(input.name.clone(), tensor)]), Some(Scene { placement, truths })))
+        let (inputs, placement) = self.input.of_picture(picture, &self.preprocess).map_err(bad)?;
+        Ok((inputs, Some(Scene { placement, truths })))
     }
 
     fn file(&self, index: usize) -> Option<&Path> {

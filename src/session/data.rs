@@ -10,8 +10,9 @@ use super::{
 use crate::{
     config::RunConfig,
     dataset::{
-        CLASSIFIER_PRESETS, Collection, DataOptions, Dataset, DatasetError, Extent, Kept, PRESETS, Preprocess,
-        RandomDataset, Split, holds_images, image_size, load_classes, load_preprocessor, open, split,
+        CLASSIFIER_PRESETS, Collection, DataOptions, Dataset, DatasetError, Extent, Kept, PRESETS, Pictures,
+        Preprocess, RandomDataset, Split, holds_images, image_size, load_classes, load_preprocessor, open, picture,
+        split,
     },
 };
 
@@ -41,6 +42,12 @@ pub struct DataSettings {
     pub names: BTreeMap<u32, String>,
     /// Height and width of the pictures, where the model's input leaves them open.
     pub size: Option<[usize; 2]>,
+}
+
+impl DataSettings {
+    fn says_preprocessing(&self) -> bool {
+        self.preprocess.is_some() || self.preset.is_some() || self.preprocessor.is_some()
+    }
 }
 
 /// How the preprocessing was found.
@@ -146,7 +153,7 @@ pub fn open_data(
     // A path that is not there is told by whoever opens it, whatever the model takes.
     if !settings.path.exists() || !holds_images(&settings.path) {
         let mut collection = open_with(None)?;
-        if settings.preprocess.is_some() || settings.preset.is_some() || settings.preprocessor.is_some() {
+        if settings.says_preprocessing() {
             let path = settings.path.display();
             collection
                 .notes
@@ -256,14 +263,33 @@ fn right_answers(
 }
 
 /// A caller's own samples.
-pub(super) fn own_samples(config: &RunConfig, dataset: Box<dyn Dataset>) -> Result<Data, PipelineError> {
-    let names = config.classes.as_deref().map(load_classes).transpose()?.unwrap_or_default();
+pub(super) fn own_samples(
+    subject: &Subject,
+    settings: &DataSettings,
+    dataset: Box<dyn Dataset>,
+) -> Result<Data, PipelineError> {
+    let names = settings.classes.as_deref().map(load_classes).transpose()?.unwrap_or_default();
     let has_labels = (0..dataset.len()).any(|index| dataset.label(index).is_some());
     let label_source = has_labels.then(|| "the program that gave the samples".to_owned());
+    let mut notes = Vec::new();
+    let is_picture = || !dataset.is_empty() && dataset.sample(0).is_ok_and(|sample| picture(sample).is_some());
+    let (dataset, preprocess, provenance) = if !settings.says_preprocessing() {
+        (dataset, None, Provenance::None)
+    } else if is_picture() {
+        let layout = settings.preprocess.as_ref().and_then(|preprocess| preprocess.layout);
+        let [height, width] = image_size(&subject.input_specs(), layout)?;
+        let size = height.zip(width).or(settings.size.map(|[height, width]| (height, width)));
+        let (preprocess, provenance) = stated(subject, settings, size)?
+            .ok_or_else(|| PipelineError::input("no preprocessing is known for the pictures; give a preset"))?;
+        let pictures = Pictures::new(dataset, &subject.input_specs(), preprocess.clone())?;
+        (Box::new(pictures) as Box<dyn Dataset>, Some(preprocess), provenance)
+    } else {
+        notes.push("the samples are arrays, which are used as they are: the preprocessing is not applied".to_owned());
+        (dataset, None, Provenance::None)
+    };
     let dataset = Box::new(Kept::new(dataset));
-    let collection =
-        Collection { dataset, passed_over: Vec::new(), names, label_source, notes: Vec::new(), training: Vec::new() };
-    Ok(Data { collection, preprocess: None, provenance: Provenance::None })
+    let collection = Collection { dataset, passed_over: Vec::new(), names, label_source, notes, training: Vec::new() };
+    Ok(Data { collection, preprocess, provenance })
 }
 
 /// Random numbers for every input.

@@ -88,7 +88,8 @@ impl Session {
     }
 
     /// The same with samples of the caller's own instead of `config.data`; each must have a name that no other has. They
-    /// are taken as they are: no preprocessing is applied. What is done is not kept for another run to go on with.
+    /// are taken as they are, unless they are pictures ([`dataset::picture`](crate::dataset::picture)) and the configuration
+    /// has a preprocessing. What is done is not kept for another run to go on with.
     ///
     /// # Errors
     /// As [`Session::open`].
@@ -159,23 +160,23 @@ impl Session {
             host.warn(not_judged);
         }
         let own_data = dataset.is_some();
+        let mut settings = DataSettings {
+            path: config.data.clone().unwrap_or_default(),
+            labels: config.labels.clone(),
+            classes: config.classes.clone(),
+            preprocess: config.preprocess.clone(),
+            preset: config.preset.clone(),
+            preprocessor: config.preprocessor.clone(),
+            category_ids: config.detection.category_ids.clone(),
+            detector: None,
+            names: exported.names.clone(),
+            size: exported.size,
+        };
         let data = if let Some(dataset) = dataset {
-            own_samples(&config, dataset)?
+            own_samples(&subject, &settings, dataset)?
         } else if config.random_data {
             random_data(&config, &subject)?
         } else {
-            let mut settings = DataSettings {
-                path: config.data.clone().unwrap_or_default(),
-                labels: config.labels.clone(),
-                classes: config.classes.clone(),
-                preprocess: config.preprocess.clone(),
-                preset: config.preset.clone(),
-                preprocessor: config.preprocessor.clone(),
-                category_ids: config.detection.category_ids.clone(),
-                detector: None,
-                names: exported.names.clone(),
-                size: exported.size,
-            };
             settings.detector = match (&head, exported.is_detector()) {
                 (_, true) => Some("yolo"),
                 (Some(head), false) => Some(usual_preset(head)),
