@@ -1,5 +1,8 @@
 """Where the shared libraries come from that other Python packages carry."""
 
+from __future__ import annotations
+
+import importlib.metadata
 import importlib.util
 import os
 from pathlib import Path
@@ -15,14 +18,27 @@ def _package_folder(name: str) -> Path | None:
     return Path(places[0]) if places else None
 
 
-def name_libraries() -> None:
-    """Names ONNX Runtime's and TensorRT-RTX's libraries in the environment, unless the user has.
+def _gpu_runtime() -> Path | None:
+    """The library of ``onnxruntime-gpu``, which puts it into the same folder as ``onnxruntime`` does, under its version.
 
-    ``onnxruntime`` and ``onnxruntime-gpu`` put theirs in the same folder, so whichever is installed is taken.
+    Whoever installed it wants it, also where a dependency brought the other one along.
     """
-    runtime = _package_folder("onnxruntime")
-    if runtime is not None and any((runtime / "capi").glob("libonnxruntime.so*")):
-        os.environ.setdefault("ORT_DYLIB_PATH", str(runtime / "capi"))
+    try:
+        files = importlib.metadata.files("onnxruntime-gpu") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = (Path(str(file.locate())) for file in files if file.name.startswith("libonnxruntime.so"))
+    return next((path for path in found if path.is_file()), None)
+
+
+def name_libraries() -> None:
+    """Names ONNX Runtime's and TensorRT-RTX's libraries in the environment, unless the user has."""
+    runtime = _gpu_runtime()
+    if runtime is None:
+        package = _package_folder("onnxruntime")
+        runtime = package / "capi" if package is not None else None
+    if runtime is not None and (runtime.is_file() or any(runtime.glob("libonnxruntime.so*"))):
+        os.environ.setdefault("ORT_DYLIB_PATH", str(runtime))
     for name in ("tensorrt_rtx_libs",):
         folder = _package_folder(name)
         if folder is not None and any(folder.glob("libtensorrt_rtx.so*")):
