@@ -11,6 +11,7 @@ use pyo3::{prelude::*, types::PyModule};
 use serde::Serialize;
 use trtcalib::{
     calibrate::{CalibrationTable, Histograms, cache::CalibrationCache},
+    compare::OwnMetric,
     config::RunConfig,
     onnx::Model,
     quantize::Precision,
@@ -24,8 +25,10 @@ use trtcalib::{
 mod data;
 mod errors;
 mod host;
+mod metric;
 
 use errors::CalibError;
+use metric::Metric;
 
 /// Settings with the keys of the configuration file, over those of `file`.
 fn settings(json: &str, file: Option<PathBuf>) -> PyResult<RunConfig> {
@@ -54,9 +57,26 @@ fn open(config: RunConfig, samples: Option<Py<data::Samples>>, host: &Host) -> R
     }
 }
 
+/// Runs `work` with a metric that Python has, if any; see [`host::run`]. What the metric raises is raised as it is.
+fn judged<T: Send>(
+    py: Python<'_>,
+    metric: Option<Py<PyAny>>,
+    listener: Option<Py<PyAny>>,
+    work: impl FnOnce(&Host, Option<OwnMetric>) -> Result<T, PipelineError> + Send,
+) -> PyResult<T> {
+    let metric = metric.map(Metric::new);
+    let own = metric.as_ref().map(|metric| metric.of_session(py));
+    let result = host::run(py, listener, move |host| work(host, own));
+    match metric {
+        Some(metric) => metric.raise(result),
+        None => result,
+    }
+}
+
 /// Observes a model and writes the table, and the histograms where asked; returns the table as JSON.
 #[pyfunction]
-#[pyo3(signature = (settings_json, file, samples, table, histograms, listener))]
+#[pyo3(signature = (settings_json, file, samples, table, histograms, metric, listener))]
+#[expect(clippy::too_many_arguments, reason = "called by the Python module only")]
 fn calibrate(
     py: Python<'_>,
     settings_json: &str,
@@ -64,11 +84,13 @@ fn calibrate(
     samples: Option<Py<data::Samples>>,
     table: PathBuf,
     histograms: Option<PathBuf>,
+    metric: Option<Py<PyAny>>,
     listener: Option<Py<PyAny>>,
 ) -> PyResult<()> {
     let config = settings(settings_json, file)?;
-    host::run(py, listener, move |host| {
-        let session = open(config, samples, host)?;
+    judged(py, metric, listener, move |host, metric| {
+        let mut session = open(config, samples, host)?;
+        metric.into_iter().for_each(|metric| session.judge_by(metric));
         session.require_operators(Precision::Int8)?;
         let options = CalibrateOptions { histograms: histograms.as_deref(), ..CalibrateOptions::default() };
         let calibrated = session.calibrate(Precision::Int8, options)?;
@@ -99,7 +121,8 @@ fn observe(
 
 /// Joins the histograms of all shards and writes the table of a single run.
 #[pyfunction]
-#[pyo3(signature = (settings_json, file, samples, histograms, table, listener))]
+#[pyo3(signature = (settings_json, file, samples, histograms, table, metric, listener))]
+#[expect(clippy::too_many_arguments, reason = "called by the Python module only")]
 fn merge(
     py: Python<'_>,
     settings_json: &str,
@@ -107,17 +130,20 @@ fn merge(
     samples: Option<Py<data::Samples>>,
     histograms: Vec<PathBuf>,
     table: PathBuf,
+    metric: Option<Py<PyAny>>,
     listener: Option<Py<PyAny>>,
 ) -> PyResult<()> {
     let config = settings(settings_json, file)?;
-    host::run(py, listener, move |host| {
+    judged(py, metric, listener, move |host, metric| {
         let mut parts = histograms.iter();
         let first = parts.next().ok_or_else(|| PipelineError::Input("no histograms were given".to_owned()))?;
         let mut merged = Histograms::load(first)?;
         for part in parts {
             merged.merge(Histograms::load(part)?)?;
         }
-        Ok(open(config, samples, host)?.choose_from_shards(&merged)?.save(&table)?)
+        let mut session = open(config, samples, host)?;
+        metric.into_iter().for_each(|metric| session.judge_by(metric));
+        Ok(session.choose_from_shards(&merged)?.save(&table)?)
     })
 }
 
@@ -235,17 +261,20 @@ fn bisect(
 
 /// The whole job; returns the report as JSON, and the folder.
 #[pyfunction]
-#[pyo3(signature = (settings_json, file, samples, listener))]
+#[pyo3(signature = (settings_json, file, samples, metric, listener))]
 fn run(
     py: Python<'_>,
     settings_json: &str,
     file: Option<PathBuf>,
     samples: Option<Py<data::Samples>>,
+    metric: Option<Py<PyAny>>,
     listener: Option<Py<PyAny>>,
 ) -> PyResult<(String, PathBuf)> {
     let config = settings(settings_json, file)?;
-    host::run(py, listener, move |host| {
-        let outcome = open(config, samples, host)?.run(vec!["trtcalib.run".to_owned()])?;
+    judged(py, metric, listener, move |host, metric| {
+        let mut session = open(config, samples, host)?;
+        metric.into_iter().for_each(|metric| session.judge_by(metric));
+        let outcome = session.run(vec!["trtcalib.run".to_owned()])?;
         Ok((json(&outcome.report)?, outcome.out))
     })
 }

@@ -96,6 +96,55 @@ def test_every_kind_of_data_gives_the_same_table(arrays, table, tmp_path, data):
     assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
 
 
+def pictures() -> list[np.ndarray]:
+    """The images as they are, 64 x 64 x 3."""
+    from PIL import Image
+
+    files = sorted((ROOT / "calib_data/images").glob("*.png"))[:: 640 // COUNT][:COUNT]
+    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+
+
+PREPROCESS = {"preprocess": {"scale": 1 / 255, "mean": [0.5] * 3, "std": [0.25] * 3}}
+
+
+@pytest.mark.parametrize("data", [np.stack, lambda images: [image[None] for image in images]], ids=["array", "one by one"])
+def test_pictures_are_preprocessed_as_files_are(arrays, tmp_path, data):
+    images = pictures()
+    found = tc.calibrate(MODEL, data(images), method="minmax", **PREPROCESS).to_dict()
+    plain = tc.calibrate(MODEL, {"input": arrays}, method="minmax").to_dict()
+    assert found["tensors"].keys() == plain["tensors"].keys()
+    for name, row in plain["tensors"].items():
+        assert [found["tensors"][name][end] for end in ("min", "max")] == pytest.approx([row["min"], row["max"]], rel=1e-4, abs=1e-4)
+    with pytest.raises(tc.CalibError):
+        tc.calibrate(MODEL, data(images), method="minmax")
+
+
+def test_a_loader_of_pytorch(arrays, table, tmp_path):
+    torch = pytest.importorskip("torch")
+    from torch.utils.data import DataLoader, TensorDataset
+
+    loader = DataLoader(TensorDataset(torch.from_numpy(arrays), torch.arange(COUNT)), batch_size=7, num_workers=2)
+    tc.calibrate(MODEL, loader).save(tmp_path / "table.json")
+    assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
+
+
+def test_the_library_of_onnxruntime_gpu_comes_first(tmp_path):
+    code = "import trtcalib, os; print(os.environ['ORT_DYLIB_PATH'])"
+    named = lambda: subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={key: value for key, value in os.environ.items() if key != "ORT_DYLIB_PATH"} | {"PYTHONPATH": str(tmp_path)},
+    ).stdout.strip()
+    assert named().endswith("onnxruntime/capi")
+    library = tmp_path / "onnxruntime/capi/libonnxruntime.so.1.99.0"
+    about = tmp_path / "onnxruntime_gpu-1.99.0.dist-info"
+    library.parent.mkdir(parents=True)
+    about.mkdir()
+    library.touch()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.99.0\n")
+    (about / "RECORD").write_text("onnxruntime/capi/libonnxruntime.so.1.99.0,,\n")
+    assert named() == str(library)
+
+
 def test_arrays_are_read_in_place(arrays):
     from trtcalib._data import as_array
 
@@ -229,6 +278,70 @@ def test_a_metric_chooses_the_method(arrays, tmp_path):
 
     chosen = tc.calibrate(MODEL, {"input": arrays[:8]}, metric=metric)
     assert chosen.method == "minmax" and list(chosen.judged) == ["auto", "entropy", "percentile", "mse", "minmax"]
+
+
+def steps(table) -> list[dict]:
+    return table.to_dict()["recovered"]["steps"]
+
+
+def test_a_metric_decides_which_steps_of_recovery_are_kept(arrays):
+    data = {"input": arrays[:16]}
+    assert any(step["kept"] for step in steps(tc.calibrate(MODEL, data)))
+    seen = []
+
+    def worse(outputs, ids):
+        seen.append((len(outputs), ids, outputs[0]["logits"].shape, outputs[0]["logits"].dtype))
+        return -float(len(seen))
+
+    chosen = tc.calibrate(MODEL, data, metric=worse)
+    assert steps(chosen) and not any(step["kept"] for step in steps(chosen))
+    assert "metric -1 to -2" in steps(chosen)[0]["what"]
+    assert seen[0] == (8, ["1", "3", "5", "7", "9", "11", "13", "15"], (20,), np.float32)
+
+
+class Unheard(Exception):
+    pass
+
+
+def test_what_a_metric_raises_comes_out_as_it_is(arrays, tmp_path):
+    def unheard(outputs, ids):
+        raise Unheard("no words")
+
+    with pytest.raises(Unheard, match="no words"):
+        tc.calibrate(MODEL, {"input": arrays[:16]}, metric=unheard)
+    options = {"out": tmp_path / "out", "calib_samples": 16, "bench_seconds": 0, "tensorrt": "off", "precisions": ["int8"]}
+    with pytest.raises(Unheard):
+        tc.run(MODEL, {"input": arrays}, metric=unheard, **options)
+    with pytest.raises(TypeError):
+        tc.run(MODEL, {"input": arrays}, metric=lambda outputs, ids: "much", **options)
+
+
+def test_a_metric_is_a_gate_of_a_run(arrays, tmp_path):
+    options = {"calib_samples": 16, "bench_seconds": 0, "tensorrt": "off", "precisions": ["fp16", "int8"]}
+
+    def mean(outputs, ids):
+        assert len(outputs) == len(ids)
+        return float(np.mean([output["logits"].std() for output in outputs]))
+
+    report = tc.run(MODEL, {"input": arrays}, out=tmp_path / "a", metric=mean, minimum=0.0, **options)
+    assert report.passed
+    rows = {row["precision"]: row["metric"] for row in report["precisions"]}
+    evaluated = [int(name) for name in report["dataset"]["evaluation"]]
+    for name, target in {"fp32": MODEL, "int8": tmp_path / "a/model.int8.onnx"}.items():
+        alone = tc.compare(MODEL, target, {"input": arrays[evaluated]}, metric=mean, calibration_samples=True)
+        assert rows[name] == pytest.approx(alone["targets"][0]["metric"], rel=1e-6)
+    assert [(gate["metric"], gate["value"]) for gate in report["verdict"]["gates"]] == [("metric", rows[name]) for name in ("fp16", "int8")]
+    failed = tc.run(
+        MODEL, {"input": arrays}, out=tmp_path / "b", metric=mean, gates=[f"int8:metric={rows['int8'] * 1.01}"], **options
+    )
+    assert not failed.passed and not json.loads((tmp_path / "b/report.json").read_text())["verdict"]["passed"]
+    assert "metric" in (tmp_path / "b/report.junit.xml").read_text()
+    with pytest.raises(tc.CalibError, match="trtcalib.run"):
+        tc.run(MODEL, {"input": arrays}, out=tmp_path / "c", gates=["metric=1"], **options)
+    with pytest.raises(tc.CalibError, match="metric"):
+        tc.compare(MODEL, MODEL, {"input": arrays}, gates=["metric=1"])
+    with pytest.raises(tc.CalibError, match="minimum"):
+        tc.run(MODEL, {"input": arrays}, out=tmp_path / "c", minimum=1, **options)
 
 
 def test_shards_of_a_comparison_are_joined_to_the_figures_of_a_single_run(arrays, table, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import trtcalib as tc
-from test_package import MODEL, arrays, pixels, table  # noqa: F401
+from test_package import MODEL, ROOT, arrays, pixels, table  # noqa: F401
 
 ray = pytest.importorskip("ray", reason="pip install trtcalib[ray]")
 
@@ -63,6 +63,25 @@ def test_candidates_are_those_of_one_process(cluster, dataset, arrays, tmp_path)
     found = cluster.calibrate(MODEL, dataset, actors=2, metric=spread, samples=16, **COLUMNS)
     assert found.judged == alone.judged and len(set(found.judged.values())) > 1
     assert found.path.read_bytes() == alone.path.read_bytes()
+
+
+def test_pictures_are_those_of_a_folder(cluster, tmp_path):
+    import ray.data
+
+    files = sorted((ROOT / "calib_data/images").glob("*.png"))[:12]
+    for file in files:
+        (tmp_path / file.name).symlink_to(file)
+    images = ray.data.read_images([str(file) for file in files], mode="RGB")
+    found = cluster.calibrate(MODEL, images, actors=2, method="minmax", preset="unit").to_dict()
+    alone = tc.calibrate(MODEL, tmp_path, method="minmax", preset="unit").to_dict()
+    assert found["tensors"] == alone["tensors"] and found["samples"] == 12
+    # Of different sizes, as photos are.
+    rows = [{"image": np.full((40 + index, 50, 3), 9 * index, np.uint8)} for index in range(6)]
+    ragged = ray.data.from_items(rows, override_num_blocks=2)
+    shaped = {"preprocess": {"resize": [64, 64]}}
+    found = cluster.calibrate(MODEL, ragged, actors=2, method="minmax", **shaped).to_dict()
+    alone = tc.calibrate(MODEL, [row["image"][None] for row in rows], method="minmax", **shaped).to_dict()
+    assert found["tensors"] == alone["tensors"] and found["samples"] == 6
 
 
 def workers() -> list[int]:

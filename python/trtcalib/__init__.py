@@ -82,9 +82,12 @@ def calibrate(
         labels: right classes of arrays, [samples] integers, -1 where unknown; or a label file.
         samples: calibration samples, at most (512).
         histograms: file to write the mergeable histograms to.
-        metric: decides between the methods instead of the error of held-out samples, as in `compare`: every method makes a
-            table with its recovery, and the one whose INT8 model gets the largest number is kept. ``judged`` of the table
-            has the numbers.
+        metric: a function as for `compare`, which decides instead of the error of held-out samples. ``auto`` makes a table
+            with its recovery, of which a step is kept where the metric of the held-out samples (12 with
+            ``effort="default"``, 20 with ``thorough``) grows by it; where it stays the same, the error decides. What a step
+            does inside an operator (which range, how weights are rounded) follows that operator's own error. Every method
+            makes a table, too, with recovery where ``effort=`` is given. Of all tables the one whose INT8 model gets the
+            largest number on all samples is kept; ``judged`` of the table has the numbers.
         config: configuration file; keywords win over it.
         progress: called with ``(what, done, total)``; True shows a bar.
 
@@ -100,21 +103,21 @@ def calibrate(
     if metric is not None:
         if method != "auto" or histograms is not None:
             raise CalibError("metric: it chooses the method itself, so leave `method` and `histograms` out")
-        return _best(model, held_samples or data, metric, samples=samples, config=config, progress=progress, **settings)
+        tables = {}
+        for choice in _CHOICES:
+            tables[choice] = table = CalibrationTable._temporary()
+            text = json.dumps(keys | {"method": choice})
+            _trtcalib.calibrate(text, _path(config), held_samples, table.path, None, metric, _Listener(progress))
+        options = settings | {"config": config}
+        return _chosen({choice: (_worth(model, table, held_samples or data, metric, options), table) for choice, table in tables.items()})
     table = CalibrationTable._temporary()
     histogram_file = None if histograms is None else Path(histograms)
-    _trtcalib.calibrate(json.dumps(keys), _path(config), held_samples, table.path, histogram_file, _Listener(progress))
+    _trtcalib.calibrate(json.dumps(keys), _path(config), held_samples, table.path, histogram_file, None, _Listener(progress))
     return table
 
 
 #: Methods that a metric chooses among; of equal ones the first.
 _CHOICES = ("auto", "entropy", "percentile", "mse", "minmax")
-
-
-def _best(model: PathLike, data: Any, metric: Metric, **options: Any) -> CalibrationTable:
-    """The table of the method that the metric likes best."""
-    tables = {method: calibrate(model, data, method=method, **options) for method in _CHOICES}
-    return _chosen({method: (_worth(model, table, data, metric, options), table) for method, table in tables.items()})
 
 
 def _chosen(candidates: Mapping[str, tuple[float, CalibrationTable]]) -> CalibrationTable:
@@ -330,6 +333,8 @@ def run(
     out: PathLike,
     labels: Any = None,
     gates: Sequence[str] | Mapping[str, float] = (),
+    metric: Metric | None = None,
+    minimum: float | None = None,
     config: PathLike | None = None,
     progress: Progress = None,
     **settings: Any,
@@ -340,12 +345,19 @@ def run(
         model: float ONNX model.
         data: as for `calibrate`; some samples calibrate, the others judge.
         out: folder for everything that the run leaves.
-        gates: thresholds: ``["top1=0.98", "sqnr_db=15"]`` or a dict.
+        gates: thresholds: ``["top1=0.98", "sqnr_db=15"]`` or a dict; with `metric` also ``metric``, or ``int8:metric`` for
+            one precision alone.
+        metric: a function as for `compare`. It decides about the steps of recovery as for `calibrate`; its number for the
+            evaluation samples stands in ``precisions[i]["metric"]``, and gates may be about it.
+        minimum: the gate ``metric`` for every precision: smaller numbers do not pass.
         settings: ``precisions=["fp32", "fp16", "int8"]``, ``calib_samples``, ``eval_samples``, ``bench_seconds`` and the like.
     """
-    keys = {"model": str(model), "out": str(out), "gate": _gates(gates), **settings}
+    if minimum is not None and metric is None:
+        raise CalibError("minimum: it is a gate on `metric`, which is missing")
+    asked = _gates(gates) + ([] if minimum is None else [f"metric={minimum!r}"])
+    keys = {"model": str(model), "out": str(out), "gate": asked, **settings}
     keys, held_samples = _read(keys, data, labels, model, None)
-    report, folder = _trtcalib.run(json.dumps(keys), _path(config), held_samples, _Listener(progress))
+    report, folder = _trtcalib.run(json.dumps(keys), _path(config), held_samples, metric, _Listener(progress))
     return Report(json.loads(report), Path(folder))
 
 

@@ -10,6 +10,8 @@ __version__: str
 
 #: Called with (kind, text, done, total).
 _Listener = Callable[[str, str, int, int], None]
+#: Called with the outputs of all samples and their names.
+_Metric = Callable[[list[dict[str, np.ndarray[Any, Any]]], list[str]], float]
 _Arrays = dict[str, np.ndarray[Any, Any]]
 
 class CalibError(Exception): ...
@@ -27,13 +29,25 @@ class Samples:
     def __len__(self) -> int: ...
 
 def calibrate(
-    settings_json: str, file: Path | None, samples: Samples | None, table: Path, histograms: Path | None, listener: _Listener | None
+    settings_json: str,
+    file: Path | None,
+    samples: Samples | None,
+    table: Path,
+    histograms: Path | None,
+    metric: _Metric | None,
+    listener: _Listener | None,
 ) -> None: ...
 def observe(
     settings_json: str, file: Path | None, samples: Samples | None, shard: str, histograms: Path, listener: _Listener | None
 ) -> None: ...
 def merge(
-    settings_json: str, file: Path | None, samples: Samples | None, histograms: Sequence[Path], table: Path, listener: _Listener | None
+    settings_json: str,
+    file: Path | None,
+    samples: Samples | None,
+    histograms: Sequence[Path],
+    table: Path,
+    metric: _Metric | None,
+    listener: _Listener | None,
 ) -> None: ...
 def write_cache(table: Path, cache: Path) -> None: ...
 def quantize(
@@ -55,7 +69,9 @@ def join(parts: Sequence[Path], listener: _Listener | None) -> str: ...
 def bisect(
     settings_json: str, file: Path | None, samples: Samples | None, options: dict[str, Any], listener: _Listener | None
 ) -> tuple[str, Path, bool]: ...
-def run(settings_json: str, file: Path | None, samples: Samples | None, listener: _Listener | None) -> tuple[str, Path]: ...
+def run(
+    settings_json: str, file: Path | None, samples: Samples | None, metric: _Metric | None, listener: _Listener | None
+) -> tuple[str, Path]: ...
 def input_names(model: str | Path) -> list[str]: ...
 def report_html(path: Path) -> str: ...
 def calib_program(words: Sequence[str]) -> int: ...

@@ -18,7 +18,7 @@ from typing import Any
 import ray  # type: ignore[import-not-found, unused-ignore]
 
 from . import (
-    _CHOICES, CalibError, CalibrationTable, Comparison, Findings, Metric, PathLike, Progress, Trial, _chosen, _gates, _limited, _Listener,
+    _CHOICES, _DATA, CalibError, CalibrationTable, Comparison, Findings, Metric, PathLike, Progress, Trial, _chosen, _gates, _limited, _Listener,
     _only_input, _path, _Plans, _spec, _strings, _trtcalib, _worth, smallest,
 )
 from . import bisect as _bisect
@@ -49,30 +49,33 @@ class _Blocks:
         self._labels = [label for _, _, given in told for label in given] if labels is not None else None
         if columns is None:
             only = _only_input(model)
-            columns = {only: names[0]} if only is not None and len(names) == 1 else {name: name for name in names}
+            # As `ray.data.read_images` calls it.
+            pictures = "image" if "image" in names and only not in names else None
+            column = names[0] if len(names) == 1 else pictures
+            columns = {only: column} if only is not None and column is not None else {name: name for name in names}
         self._columns = dict(columns)
 
     def samples(self) -> _trtcalib.Samples:
         """Samples whose arrays are fetched when they are asked for."""
 
         # Samples are read in order: the block of the last one serves the next.
-        last: dict[int, dict[str, Any]] = {}
+        last: dict[Any, dict[str, Any]] = {}
 
-        def loader(index: int, ref: Any) -> Callable[[], dict[str, Any]]:
+        def loader(ref: Any, row: int) -> Callable[[], dict[str, Any]]:
             def load() -> dict[str, Any]:
-                found = last.get(index)
-                if found is None:
+                block = last.get(ref)
+                if block is None:
                     block = ray.get(ref)
-                    found = {name: _stacked(block[column]) for name, column in self._columns.items()}
                     last.clear()
-                    last[index] = found
-                return found
+                    last[ref] = block
+                # Rows may be of different sizes, as pictures are.
+                return {name: as_array(block[column][row])[None] for name, column in self._columns.items()}
 
             return load
 
         total = sum(self._counts)
-        blocks = enumerate(zip(self._refs, self._counts))
-        batches = [(count, loader(index, ref)) for index, (ref, count) in blocks if count]
+        places = [(ref, row) for ref, count in zip(self._refs, self._counts) for row in range(count)]
+        batches = [(1, loader(ref, row)) for ref, row in places]
         return _trtcalib.Samples(batches, [str(index) for index in range(total)], self._labels or [None] * total)
 
 
@@ -81,12 +84,6 @@ def _about(block: Mapping[str, Any], labels: str | None) -> tuple[list[str], int
     count = len(next(iter(block.values()))) if block else 0
     known = [None if label < 0 else int(label) for label in block[labels]] if labels is not None and count else []
     return list(block), count, known
-
-
-def _stacked(column: Any) -> Any:
-    """A column as one array; Ray keeps rows of other shapes as objects."""
-    array = as_array(column)
-    return as_array([as_array(row) for row in array]) if array.dtype == object else array
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1)
@@ -113,7 +110,7 @@ class _Worker:
     ) -> tuple[float, bytes]:
         table, samples = CalibrationTable._temporary(), blocks.samples()
         text, listener = json.dumps(settings), _Listener(None)
-        _joined(parts, lambda files: _trtcalib.merge(text, config, samples, files, table.path, listener))
+        _joined(parts, lambda files: _trtcalib.merge(text, config, samples, files, table.path, metric, listener))
         return _worth(model, table, samples, metric, settings | {"config": config}), table.path.read_bytes()
 
     def judge(self, lifted: int, model: bytes, blocks: _Blocks, options: dict[str, Any]) -> Trial:
@@ -166,12 +163,14 @@ def calibrate(
 
     Args:
         model: float ONNX model, at the same path on every node.
-        dataset: ``ray.data.Dataset`` whose rows hold the model's inputs as arrays without the batch axis, preprocessed. Rows
-            are taken in order; one that was materialized before keeps the order that Ray gave it then.
+        dataset: ``ray.data.Dataset`` whose rows hold the model's inputs as arrays without the batch axis; or, with ``preset=``,
+            ``preprocess=`` or ``preprocessor=``, pictures (height × width × 3, ``uint8``, of any size, as
+            ``ray.data.read_images`` gives them), which become inputs as files of pictures do. Rows are taken in order; one
+            that was materialized before keeps the order that Ray gave it then.
         actors: workers; each takes `num_cpus` CPUs (as many threads run in it) and `num_gpus` GPUs.
         samples: calibration samples, at most (512): the first rows of the data set.
         columns: column of the data set for each input; their own names without, and for a model with one input the only
-            column.
+            column, or ``image``.
         metric: chooses the method, as for `trtcalib.calibrate`; the candidates are made and judged side by side.
         settings: as for `trtcalib.calibrate`.
     """
@@ -192,7 +191,7 @@ def calibrate(
         return _chosen({method: (value, _table(bytes_of)) for method, (value, bytes_of) in zip(_CHOICES, ray.get(tries))})
     table = CalibrationTable._temporary()
     listener = _Listener(progress)
-    _joined(parts, lambda files: _trtcalib.merge(text, file, blocks.samples(), files, table.path, listener))
+    _joined(parts, lambda files: _trtcalib.merge(text, file, blocks.samples(), files, table.path, None, listener))
     return table
 
 
@@ -278,7 +277,7 @@ def bisect(
     findings = _bisect(model, table, held.samples(), out=folder, precision=precision, lift=lift, config=config, **keys)
     plans = _Plans(model, table, findings, precision, lift, config, settings)
     blocks = ray.put(held)
-    run = {key: keys[key] for key in ("threads", "provider", "batch") if key in keys}
+    run = {key: keys[key] for key in _DATA if key in keys}
 
     def judge(wanted: Sequence[int], most: int = samples) -> list[Trial]:
         common = {"gates": gate, "metric": metric, "minimum": minimum, "samples": most, "calibration_samples": True}

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CompareError, ComparisonResult, FIVE, Flip, OutputKind, OutputMetrics, OutputPair, PairSums, Part, PartMetrics,
-    PartSums, TaskResult,
+    CompareError, ComparisonResult, FIVE, Flip, OutputKind, OutputMetrics, OutputPair, OwnMetric, PairSums, Part,
+    PartMetrics, PartSums, TaskResult,
     accuracy::PairedCounts,
     agreement::{AgreementCounts, Best, Flips},
     detection::Detections,
@@ -44,6 +44,9 @@ pub struct CompareOptions {
     /// Draws for the intervals of a detector's figures, at most; 0 for none.
     #[serde(default)]
     pub resamples: usize,
+    /// A metric of the caller's own, which needs the outputs of all samples at once: a whole evaluation gives it, parts do not.
+    #[serde(skip)]
+    pub metric: Option<OwnMetric>,
 }
 
 impl Default for CompareOptions {
@@ -57,6 +60,7 @@ impl Default for CompareOptions {
             parts: BTreeMap::new(),
             head: None,
             resamples: 1000,
+            metric: None,
         }
     }
 }
@@ -271,6 +275,7 @@ impl Comparison {
             detection: self
                 .detections
                 .map(|detections| detections.finish(&self.options.class_names, self.options.resamples)),
+            own_metric: None,
             pairs: self.outputs.into_iter().map(|output| output.pair).chain(self.chosen).collect(),
             ignored_outputs: self.ignored_outputs,
         }

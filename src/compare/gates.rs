@@ -66,6 +66,7 @@ metrics! {
     DetectionIou "detection_iou" AtLeast "mean overlap of the boxes that reference and target have";
     LatencyMs "latency_ms" AtMost "median latency in milliseconds";
     LatencyRatio "latency_ratio" AtMost "latency by that of fp32 on the same backend";
+    Own "metric" AtLeast "metric of one's own: a function that is given in Python";
     SizeMb "size_mb" AtMost "size of the model or engine in megabytes (10^6 bytes)";
 }
 
@@ -96,6 +97,7 @@ impl Metric {
             | Self::MeanAbs
             | Self::LatencyMs
             | Self::LatencyRatio
+            | Self::Own
             | Self::SizeMb => None,
             Self::Cosine | Self::AccuracyDrop | Self::Map5095Drop => Some(-1),
             Self::Top1

@@ -17,6 +17,7 @@ pub mod graphwise;
 pub mod heads;
 mod kind;
 mod metrics;
+mod own;
 mod parts;
 mod saved;
 mod segmentation;
@@ -30,6 +31,7 @@ pub(crate) use gates::percent;
 pub use gates::{Direction, Footprint, Gate, GateError, GateResult, Metric, Needs};
 pub use kind::OutputKind;
 pub use metrics::PairSums;
+pub use own::{Answers, OwnMetric};
 pub use parts::{Part, PartSums, by_scale};
 pub use saved::{OutputsWriter, SavedError, SavedOutputs};
 pub use segmentation::ClassMap;
@@ -300,6 +302,9 @@ pub struct ComparisonResult {
     /// Boxes of a detector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detection: Option<DetectionResult>,
+    /// What the metric of the caller's own gives, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_metric: Option<f64>,
     /// Which output was compared with which.
     pub pairs: Vec<OutputPair>,
     /// Outputs that were not compared: the target's that the reference lacks, and those whose kind is `ignored`.
@@ -430,6 +435,9 @@ pub enum CompareError {
         /// What there is.
         known: String,
     },
+    /// The metric of the caller's own, with its reason.
+    #[error("the metric failed: {0}")]
+    OwnMetric(String),
     /// The kind of every output is `ignored`.
     #[error("the kind of every output is `ignored`: nothing is left to compare; leave one out of --output-kind")]
     AllIgnored,

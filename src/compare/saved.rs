@@ -298,6 +298,17 @@ impl OutputsWriter {
         Ok(())
     }
 
+    /// Reads back what was pushed, with the names of the samples.
+    ///
+    /// # Errors
+    /// A temporary file fails.
+    pub fn read_back(self) -> Result<(Vec<String>, TensorMap), SavedError> {
+        let file = tempfile::Builder::new().suffix(".npz").tempfile()?;
+        let samples = self.samples.clone();
+        self.finish(file.path())?;
+        Ok((samples, SavedOutputs::open(file.path())?.all()?))
+    }
+
     /// Writes the archive.
     pub fn finish(self, path: &Path) -> Result<(), SavedError> {
         let mut columns = Vec::with_capacity(self.columns.len());

@@ -26,6 +26,7 @@ use std::{
 use crate::{
     backend::{Backend, BackendError, BuildOptions, TensorInfo},
     calibrate::{CalibrationTable, DeployTo, Effort, Lifted, Recovered, RecoveryStep, Rounding, Shift, ShiftPolicy},
+    compare::{Answers, CompareError, OwnMetric},
     onnx::{GraphError, Model},
     qparams::QParamsError,
     quantize::{Placement, QuantizeError, Shiftable, shiftable},
@@ -52,6 +53,9 @@ pub enum RecoverError {
     /// The stop flag was set.
     #[error("stopped")]
     Stopped,
+    /// The metric of the caller's own failed.
+    #[error(transparent)]
+    Metric(#[from] CompareError),
     /// A part of the model could not be run.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -137,6 +141,16 @@ pub struct Material<'a> {
     pub fit: Vec<TensorMap>,
     /// Inputs of calls to measure on; without any, steps are measured on those that they were decided on.
     pub held_out: Vec<TensorMap>,
+    /// Who judges steps instead of the error of the outputs.
+    pub judge: Option<Judge>,
+}
+
+/// Judges steps by a metric of the caller's own, on held-out samples.
+pub struct Judge {
+    /// The metric.
+    pub metric: OwnMetric,
+    /// Names of the samples of every held-out call.
+    pub ids: Vec<Vec<String>>,
 }
 
 /// Adds to `table` what brings the quantized model nearer to the float one.
@@ -160,7 +174,8 @@ fn on_workers(
     table: &CalibrationTable,
     options: &RecoverOptions,
 ) -> Result<CalibrationTable, RecoverError> {
-    let Material { backend, model, shapes, placement, parts, ignored, stop, mut fit, mut held_out } = material;
+    let Material { backend, model, shapes, placement, parts, ignored, stop, mut fit, mut held_out, judge } = material;
+    let judge = judge.filter(|_| !held_out.is_empty());
     let Some(first) = fit.first() else {
         return Err(RecoverError::Unsupported("there is no sample to decide on".to_owned()));
     };
@@ -189,6 +204,8 @@ fn on_workers(
         rows: Vec::new(),
         biases: false,
         parts,
+        judge,
+        value: None,
     };
     steps.measure()?;
     let measuring = started.elapsed().as_secs_f64();
@@ -284,15 +301,26 @@ struct Steps<'a> {
     /// Whether biases are corrected, so that later steps correct them anew.
     biases: bool,
     parts: Parts,
+    judge: Option<Judge>,
+    /// What the judge gives for the state so far.
+    value: Option<f64>,
 }
 
 impl Steps<'_> {
     /// Measures the state so far on held-out samples.
     fn measure(&mut self) -> Result<(), RecoverError> {
         let held_out = if self.fit < self.samples.len() { &self.samples[self.fit..] } else { &self.samples[..] };
-        let tasks = Tasks { parts: self.parts.clone(), ..Tasks::default() };
-        self.before = walk(&self.network, held_out, 0, &mut self.state, &tasks, &self.patches)?.decibels();
+        let tasks = Tasks { parts: self.parts.clone(), answers: self.judge.is_some(), ..Tasks::default() };
+        let walked = walk(&self.network, held_out, 0, &mut self.state, &tasks, &self.patches)?;
+        (self.before, self.value) = (walked.objective.decibels(), self.judged(walked.answers)?);
         Ok(())
+    }
+
+    /// What the judge says to the quantized outputs of the held-out calls.
+    fn judged(&self, answers: Vec<TensorMap>) -> Result<Option<f64>, RecoverError> {
+        let Some(judge) = &self.judge else { return Ok(None) };
+        let named = judge.ids.iter().zip(answers).map(|(ids, outputs)| Answers { ids: ids.clone(), outputs });
+        Ok(Some(judge.metric.value(named.collect())?))
     }
 
     /// Tries a step and keeps it where the outputs gain; returns whether it was kept.
@@ -303,18 +331,24 @@ impl Steps<'_> {
     /// The same from another state. Biases are corrected anew in every step, once they have proved worth it.
     fn try_from(&mut self, name: &str, mut next: State, tasks: Tasks) -> Result<bool, RecoverError> {
         let started = Instant::now();
-        let tasks = Tasks { biases: tasks.biases || self.biases, parts: self.parts.clone(), ..tasks };
-        let after = walk(&self.network, &self.samples, self.fit, &mut next, &tasks, &self.patches)?.decibels();
-        let kept = match (self.before, after) {
+        let (biases, answers) = (tasks.biases || self.biases, self.judge.is_some());
+        let tasks = Tasks { biases, answers, parts: self.parts.clone(), ..tasks };
+        let walked = walk(&self.network, &self.samples, self.fit, &mut next, &tasks, &self.patches)?;
+        let (after, value) = (walked.objective.decibels(), self.judged(walked.answers)?);
+        let gains = match (self.before, after) {
             (Some(before), Some(after)) => after > before + MARGIN_DB,
             _ => false,
         };
+        let metric = self.value.zip(value);
+        // Of what the metric does not tell apart, the error tells which is better.
+        let kept = metric.and_then(|(before, after)| OwnMetric::prefers(before, after)).unwrap_or(gains);
         let what = changes(&self.state, &next);
+        let what = metric.map_or(what.clone(), |(before, after)| format!("{what}; metric {before} to {after}"));
         let what = if kept { what } else { format!("{what}; not kept, for held-out samples do not gain by it") };
         let (before_db, seconds) = (self.before, started.elapsed().as_secs_f64());
         self.rows.push(RecoveryStep { name: name.to_owned(), kept, before_db, after_db: after, seconds, what });
         if kept {
-            (self.state, self.before) = (next, after);
+            (self.state, self.before, self.value) = (next, after, value);
         }
         Ok(kept)
     }

@@ -34,6 +34,8 @@ pub(super) struct Network<'a> {
     pub units: Vec<Unit>,
     /// Outputs of the model that are judged.
     pub outputs: Vec<String>,
+    /// All outputs of the model.
+    pub answers: Vec<String>,
     /// For every tensor, the last unit that reads it; outputs of the model are never done with.
     pub last_use: HashMap<String, usize>,
     stop: &'a AtomicBool,
@@ -206,10 +208,10 @@ impl<'a> Network<'a> {
         for (index, unit) in units.iter().enumerate() {
             last_use.extend(unit.inputs.iter().map(|name| (name.clone(), index)));
         }
-        let outputs = model.graph().output.iter().map(|info| info.name().to_owned());
-        let outputs: Vec<String> = outputs.filter(|name| !ignored.contains(name)).collect();
-        last_use.extend(outputs.iter().map(|name| (name.clone(), usize::MAX)));
-        Ok(Self { units, outputs, last_use, stop })
+        let answers: Vec<String> = model.graph().output.iter().map(|info| info.name().to_owned()).collect();
+        last_use.extend(answers.iter().map(|name| (name.clone(), usize::MAX)));
+        let outputs = answers.iter().filter(|&name| !ignored.contains(name)).cloned().collect();
+        Ok(Self { units, outputs, answers, last_use, stop })
     }
 }
 

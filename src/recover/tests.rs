@@ -165,6 +165,10 @@ impl Case {
     }
 
     fn recover(&self, options: &RecoverOptions) -> CalibrationTable {
+        self.judged(options, None).unwrap()
+    }
+
+    fn judged(&self, options: &RecoverOptions, judge: Option<Judge>) -> Result<CalibrationTable, RecoverError> {
         let material = Material {
             backend: &self.runtime,
             model: &self.model,
@@ -175,8 +179,9 @@ impl Case {
             stop: &NEVER,
             fit: samples(0, 8),
             held_out: samples(8, 4),
+            judge,
         };
-        recover(material, &self.table, options).unwrap()
+        recover(material, &self.table, options)
     }
 
     /// Signal to noise of the model that is written with `table`, on the held-out samples.
@@ -267,4 +272,38 @@ fn ranks_that_the_model_does_not_tell_are_learned_from_a_sample() {
     case.shapes.retain(|name, _| ["x", "c", "relu"].contains(&name.as_str()));
     case.shapes.get_mut("relu").unwrap().shape.clear();
     assert_eq!(case.recover(&options()).recovered.unwrap().rounding, told.recovered.unwrap().rounding);
+}
+
+#[test]
+fn a_metric_of_ones_own_decides_which_steps_are_kept() {
+    let Some(case) = Case::new(1.0) else { return };
+    let judge = |function: fn(Vec<Answers>, usize) -> f64| {
+        let calls = std::sync::atomic::AtomicUsize::new(0);
+        let metric = OwnMetric::new(move |answers| {
+            assert_eq!(answers.len(), 4);
+            assert!(answers.iter().zip(["8", "9", "10", "11"]).all(|(answer, id)| answer.ids == [id]));
+            Ok(function(answers, calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed)))
+        });
+        Some(Judge { metric, ids: ["8", "9", "10", "11"].map(|id| vec![id.to_owned()]).into() })
+    };
+    let kept = |table: &CalibrationTable| -> Vec<bool> {
+        table.recovered.as_ref().unwrap().steps.iter().map(|step| step.kept).collect()
+    };
+    let by_error = case.recover(&options());
+    assert!(kept(&by_error).contains(&true));
+    // Whatever a step does to the error: first every one is worse, then every one is better.
+    let worse = case.judged(&options(), judge(|_, call| -(call as f64))).unwrap();
+    assert!(kept(&worse).iter().all(|kept| !kept));
+    let better = case.judged(&options(), judge(|_, call| call as f64)).unwrap();
+    assert!(kept(&better).iter().all(|kept| *kept));
+    assert!(better.recovered.unwrap().steps[0].what.contains("; metric 0 to 1"));
+    // What a metric does not tell apart, the error does.
+    let equal = case.judged(&options(), judge(|_, _| 1.0)).unwrap();
+    assert_eq!(kept(&equal), kept(&by_error));
+    // It sees the outputs of the quantized model.
+    let seen = judge(|answers, _| f64::from(answers[0].outputs.values().next().unwrap().to_f32()[0]));
+    assert!(case.judged(&options(), seen).is_ok());
+    let failing = OwnMetric::new(|_| Err("no such word".to_owned()));
+    let failed = case.judged(&options(), Some(Judge { metric: failing, ids: vec![vec![String::new()]; 4] }));
+    assert_eq!(failed.unwrap_err().to_string(), "the metric failed: no such word");
 }

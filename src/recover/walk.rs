@@ -57,6 +57,15 @@ pub(super) struct Tasks {
     pub rounding: usize,
     /// How outputs are judged.
     pub parts: Parts,
+    /// Whether the quantized outputs of the measured samples are kept.
+    pub answers: bool,
+}
+
+/// What the outputs of a walk are like.
+pub(super) struct Walked {
+    pub objective: Objective,
+    /// The quantized outputs of every measured call, all of them, where asked for.
+    pub answers: Vec<TensorMap>,
 }
 
 /// Tensors of one sample on one side.
@@ -91,7 +100,7 @@ pub(super) fn walk(
     state: &mut State,
     tasks: &Tasks,
     patches: &Patches,
-) -> Result<Objective, RecoverError> {
+) -> Result<Walked, RecoverError> {
     let lane = |sample: &TensorMap| sample.clone().into_iter().collect::<Lane>();
     let mut lanes = Lanes { float: samples.iter().map(lane).collect(), quantized: samples.iter().map(lane).collect() };
     let mut decided: BTreeSet<String> = BTreeSet::new();
@@ -115,7 +124,7 @@ pub(super) fn walk(
             })?;
         }
     }
-    let mut objective = Objective::new(tasks.parts.clone());
+    let (mut objective, mut answers) = (Objective::new(tasks.parts.clone()), Vec::new());
     let measured = if fit < samples.len() { fit..samples.len() } else { 0..samples.len() };
     for index in measured {
         for name in &network.outputs {
@@ -123,8 +132,17 @@ pub(super) fn walk(
                 objective.add(name, float, quantized)?;
             }
         }
+        if tasks.answers {
+            let lane = &lanes.quantized[index];
+            answers.push(network.answers.iter().filter_map(|name| lane.get_key_value(name)).map(owned).collect());
+        }
     }
-    Ok(objective)
+    Ok(Walked { objective, answers })
+}
+
+/// A tensor with its name.
+fn owned((name, tensor): (&String, &Tensor)) -> (String, Tensor) {
+    (name.clone(), tensor.clone())
 }
 
 /// One operator of a walk.

@@ -26,6 +26,7 @@ impl Precision {
             detection: None,
             tasks: Vec::new(),
             outputs: Vec::new(),
+            metric: None,
             latency_ms: None,
             throughput_fps: None,
             speedup: None,
@@ -54,6 +55,7 @@ impl Precision {
             self.tasks = result.tasks.iter().map(OutputTask::new).collect();
         }
         self.outputs.clone_from(&result.outputs);
+        self.metric = result.own_metric;
         self
     }
 }
@@ -273,8 +275,8 @@ pub(super) fn figure(metric: Metric, value: f64) -> String {
 
 /// True for what is shown in percent.
 pub(super) fn is_share(metric: Metric) -> bool {
-    use Metric::{LatencyMs, LatencyRatio, SizeMb};
-    !metric.is_numeric() && ![LatencyMs, LatencyRatio, SizeMb].contains(&metric)
+    use Metric::{LatencyMs, LatencyRatio, Own, SizeMb};
+    !metric.is_numeric() && ![LatencyMs, LatencyRatio, Own, SizeMb].contains(&metric)
 }
 
 #[cfg(test)]

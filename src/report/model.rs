@@ -281,6 +281,9 @@ pub struct Precision {
     /// Numeric differences from the reference, by output.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<OutputMetrics>,
+    /// The metric of one's own, a function that was given in Python.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<f64>,
     /// Time of one call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<LatencyMs>,

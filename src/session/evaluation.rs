@@ -9,7 +9,7 @@ use super::{Control, PipelineError, checkpoint::Checkpoints};
 pub use crate::pass::Outputs;
 use crate::{
     backend::{BackendError, Given},
-    compare::{CompareOptions, Comparison, ComparisonResult, Sample},
+    compare::{Answers, CompareOptions, Comparison, ComparisonResult, OutputsWriter, Sample},
     dataset::{BadPolicy, Dataset, PassError, PassSummary, PrefetchOptions},
     pass::{self, Consumer, Part, Ran, Samples},
 };
@@ -68,10 +68,19 @@ pub fn evaluate_pairs(
 ) -> Result<Evaluation, PipelineError> {
     let (counted, ran) = count(reference, targets, pairs, dataset, indices, options, control)?;
     let finish = |comparisons: Vec<Result<Comparison, PipelineError>>| {
-        comparisons.into_iter().map(|comparison| comparison.map(Comparison::finish)).collect()
+        comparisons.into_iter().map(|comparison| comparison.map(Comparison::finish)).collect::<Vec<_>>()
     };
-    let Counted { ids, own, targets, pairs } = counted;
-    let (reference, targets, pairs) = (own.finish(), finish(targets), finish(pairs));
+    let Counted { ids, own, targets, pairs, kept } = counted;
+    let (mut reference, mut targets, pairs) = (own.finish(), finish(targets), finish(pairs));
+    if let Some(metric) = &options.compare.metric {
+        // The outputs of one source at a time are in memory.
+        let results =
+            std::iter::once(Some(&mut reference)).chain(targets.iter_mut().map(|result| result.as_mut().ok()));
+        for (result, writer) in results.zip(kept).filter_map(|(result, writer)| Some((result?, writer))) {
+            let (ids, outputs) = writer.read_back()?;
+            result.own_metric = Some(metric.value(vec![Answers { ids, outputs }])?);
+        }
+    }
     let Ran { summary, fitting_batch, .. } = ran;
     Ok(Evaluation { reference, targets, pairs, summary, ids, fitting_batch })
 }
@@ -84,6 +93,8 @@ pub(super) struct Counted {
     pub own: Comparison,
     pub targets: Vec<Result<Comparison, PipelineError>>,
     pub pairs: Vec<Result<Comparison, PipelineError>>,
+    /// The outputs of reference and targets, where a metric of the caller's own is to see all of them.
+    pub kept: Vec<OutputsWriter>,
 }
 
 /// Counts; see [`evaluate_pairs`].
@@ -121,14 +132,17 @@ pub(super) fn count(
     let mut sources: Vec<&mut dyn Outputs> = Vec::with_capacity(1 + targets.len());
     sources.push(reference);
     sources.extend(targets.iter_mut().map(|target| &mut **target as &mut dyn Outputs));
-    let mut evaluating = Evaluating { state, pairs, failures, checkpoints: control.checkpoints };
+    let keeps = options.compare.metric.is_some();
+    let kept = sources.iter().filter(|_| keeps).map(|source| OutputsWriter::new(&source.names()));
+    let kept = kept.collect::<Result<_, _>>()?;
+    let mut evaluating = Evaluating { state, pairs, failures, checkpoints: control.checkpoints, kept };
     let samples = Samples { dataset, indices, reading };
     let ran = samples.go_on(&mut at, control.progress, &mut sources, &mut evaluating);
     if matches!(ran, Ok(_) | Err(PipelineError::Pass(PassError::Stopped))) {
         evaluating.save(&at)?;
     }
-    let State { position, own, targets, pairs } = evaluating.state;
-    Ok((Counted { ids: position.ids, own, targets, pairs }, ran?))
+    let Evaluating { state: State { position, own, targets, pairs }, kept, .. } = evaluating;
+    Ok((Counted { ids: position.ids, own, targets, pairs, kept }, ran?))
 }
 
 /// Compares what the sources of one pass give: the reference, then the targets.
@@ -138,6 +152,8 @@ struct Evaluating<'a> {
     /// Targets that had failed before there was a checkpoint.
     failures: usize,
     checkpoints: Option<&'a Checkpoints>,
+    /// As [`Counted::kept`].
+    kept: Vec<OutputsWriter>,
 }
 
 impl Evaluating<'_> {
@@ -157,6 +173,9 @@ impl Consumer for Evaluating<'_> {
 
     fn take(&mut self, part: &Part<'_>, given: &[Option<&Given<'_>>]) -> Result<(), PipelineError> {
         let State { position, own, targets, pairs } = &mut self.state;
+        for (writer, given) in self.kept.iter_mut().zip(given).filter_map(|(writer, given)| Some((writer, (*given)?))) {
+            writer.push_part(part, &given.outputs.to_host()?)?;
+        }
         let Some((Some(expected), given)) = given.split_first() else { return Ok(()) };
         let samples = Sample::of_part(part);
         own.push(&samples, &expected.outputs, &expected.outputs)?;

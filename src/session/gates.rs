@@ -17,6 +17,11 @@ impl Session {
         let count = |known: &dyn Fn(usize) -> bool| samples.iter().filter(|&&index| known(index)).count();
         let mut told = Vec::new();
         for gate in gates {
+            ensure!(
+                gate.metric != Metric::Own || self.metric.is_some(),
+                "gate {gate} cannot be tested: the metric is a function of one's own, which `trtcalib.run` in Python takes as \
+                 `metric=`"
+            );
             let needs = gate.metric.needs();
             let (counting, missing) = match needs {
                 Needs::Labels => (

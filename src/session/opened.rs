@@ -23,7 +23,7 @@ use crate::{
     backend::{BuildOptions, ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     bench::Mode,
     calibrate::{BiasCorrection, Choice, Effort},
-    compare::{CompareOptions, ComparisonResult, OutputKind, heads::Head},
+    compare::{CompareOptions, ComparisonResult, OutputKind, OwnMetric, heads::Head},
     config::RunConfig,
     dataset::{BadPolicy, Dataset, PrefetchOptions, Preprocess, Split, data_hash, image_size, load_classes},
     onnx::Model,
@@ -74,6 +74,8 @@ pub struct Session {
     pub(super) head: Option<Head>,
     /// True when the samples are a caller's own, which cannot be told apart from other ones of the same names.
     pub(super) own_data: bool,
+    /// What decides instead of the error, where the caller has a metric of its own.
+    pub(super) metric: Option<OwnMetric>,
     _told_at_the_end: TellTimings,
 }
 
@@ -221,7 +223,15 @@ impl Session {
             policy,
             head,
             own_data,
+            metric: None,
         })
+    }
+
+    /// Has a metric of the caller's own decide where the error against the float model does otherwise: about the steps of
+    /// recovery, and among ways to choose thresholds. `run` shows it, and tests it where a gate is about it. Nothing is
+    /// kept for another run to go on with.
+    pub fn judge_by(&mut self, metric: OwnMetric) {
+        self.metric = Some(metric);
     }
 
     /// The configuration in force.
@@ -295,7 +305,8 @@ impl Session {
 
     /// How outputs are compared.
     pub(super) fn compare_options(&self) -> CompareOptions {
-        compare_options(&self.config, &self.data.collection.names).with_head(self.head.as_ref())
+        let options = compare_options(&self.config, &self.data.collection.names).with_head(self.head.as_ref());
+        CompareOptions { metric: self.metric.clone(), ..options }
     }
 
     /// Where an analysis over `samples` samples executes. A session on a GPU takes about a second until it runs, and an

@@ -17,9 +17,9 @@ const INTERVAL_VARIABLE: &str = "CALIB_CHECKPOINT_SECONDS";
 impl Session {
     /// The checkpoints of `command` in its output folder: of an earlier run if that had the same model, data and
     /// options, otherwise empty ones.
-    /// `None` for samples of a caller's own.
+    /// `None` for samples, or a metric, of a caller's own.
     pub(super) fn checkpoints(&self, out: &Path, command: &str) -> Result<Option<Checkpoints>, PipelineError> {
-        if self.own_data {
+        if self.own_data || self.metric.is_some() {
             return Ok(None);
         }
         let folder = out.join(format!("checkpoints-{command}"));

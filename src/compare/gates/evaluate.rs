@@ -190,6 +190,7 @@ fn measure(metric: Metric, part: Option<&str>, result: &ComparisonResult, footpr
         }
         Metric::LatencyMs => footprint.latency_ms.ok_or(NO_TIMES),
         Metric::LatencyRatio => footprint.latency_ratio.ok_or(NO_TIMES),
+        Metric::Own => result.own_metric.ok_or("no metric of one's own was given"),
         Metric::SizeMb => footprint.size_mb.ok_or("no file was made"),
     };
     match value {

@@ -19,7 +19,7 @@ use crate::{
     compare::{CompareOptions, ComparisonResult, OutputKind},
     dataset::{PrefetchOptions, prefetch},
     quantize::{Precision, QuantizeOptions, SchemeOptions, quantize},
-    recover::{Material, RecoverError, RecoverOptions, recover},
+    recover::{Judge, Material, RecoverError, RecoverOptions, recover},
     session::{
         Control, Interrupted, PipelineError,
         evaluation::{EvaluateOptions, Outputs, evaluate},
@@ -119,6 +119,7 @@ impl Calibrator<'_> {
         if let Some(recovery) = options.recovery.as_ref().filter(|_| options.scheme.precision == Precision::Int8) {
             match self.recovered(histograms, &parts, options, recovery) {
                 Err(PipelineError::Recover(RecoverError::Stopped)) => return Err(Interrupted.into()),
+                Err(PipelineError::Recover(RecoverError::Metric(error))) => return Err(error.into()),
                 Err(PipelineError::Recover(reason)) => refused = Some(reason.to_string()),
                 chosen => return chosen,
             }
@@ -156,6 +157,8 @@ impl Calibrator<'_> {
         let table = single(tables(histograms, options.percentile, &[choice])?)?;
         let placement = self.subject.place(&options.scheme)?;
         let [fit, held_out] = recovery.samples();
+        let (fit, _) = self.inputs(&parts.fit, fit)?;
+        let (held_out, ids) = self.inputs(&parts.held_out, held_out)?;
         let material = Material {
             backend: &self.runtime,
             model: &self.subject.folded,
@@ -167,8 +170,9 @@ impl Calibrator<'_> {
                 .filter_map(|(name, kind)| (kind == OutputKind::Ignored).then_some(name))
                 .collect(),
             stop: self.control.stop,
-            fit: self.inputs(&parts.fit, fit)?,
-            held_out: self.inputs(&parts.held_out, held_out)?,
+            fit,
+            held_out,
+            judge: options.compare.metric.clone().map(|metric| Judge { metric, ids }),
         };
         let measured_on = material.held_out.len();
         let mut table = recover(material, &table, recovery)?;
@@ -181,13 +185,13 @@ impl Calibrator<'_> {
         Ok(Chosen { table, choice, candidates: Vec::new(), measured_on })
     }
 
-    /// The inputs of calls with the first of `samples`, about `most` in all.
-    fn inputs(&self, samples: &[usize], most: usize) -> Result<Vec<TensorMap>, PipelineError> {
+    /// The inputs of calls with the first of `samples`, about `most` in all, and the names of the samples in each.
+    fn inputs(&self, samples: &[usize], most: usize) -> Result<(Vec<TensorMap>, Vec<Vec<String>>), PipelineError> {
         let batch = self.subject.fixed_batch().unwrap_or(1).max(1);
         let whole = samples.len().min(most.max(batch)) / batch * batch;
         let reading = PrefetchOptions { batch, ..self.reading() };
         let (inputs, pass) = prefetch(self.dataset, &samples[..whole], reading, |batches| {
-            batches.filter(|done| done.ids.len() == batch).map(|done| done.inputs).collect()
+            batches.filter(|done| done.ids.len() == batch).map(|done| (done.inputs, done.ids)).unzip()
         });
         pass?;
         Ok(inputs)
@@ -352,8 +356,9 @@ fn margin(samples: usize) -> f64 {
     1.0 / (samples.max(1) as f64).sqrt()
 }
 
-/// Candidates by SQNR of the worst output, the highest first. Min-max stays in front of what does not lead it by the
-/// [`margin`], and so does a table without corrected biases.
+/// Candidates by the metric of the caller's own, where there is one, and where that is equal by SQNR of the worst output, the
+/// highest first. Min-max stays in front of what does not lead it by the [`margin`], and so does a table without corrected
+/// biases.
 fn ranking(candidates: &[Candidate], measured_on: usize) -> Vec<usize> {
     let score = |index: usize| {
         let Candidate { choice, bias_correction, result, .. } = &candidates[index];
@@ -361,7 +366,9 @@ fn ranking(candidates: &[Candidate], measured_on: usize) -> Vec<usize> {
         worst_sqnr(result) + f64::from(simpler) * margin(measured_on)
     };
     let mut order: Vec<usize> = (0..candidates.len()).collect();
-    order.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
+    let own = |index: usize| candidates[index].result.own_metric.filter(|value| !value.is_nan());
+    let own = |index: usize| own(index).unwrap_or(f64::NEG_INFINITY);
+    order.sort_by(|&a, &b| own(b).total_cmp(&own(a)).then(score(b).total_cmp(&score(a))));
     order
 }
 
