@@ -1,17 +1,22 @@
 //! The figures of one precision from the files that a machine made.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use super::{DeployError, times};
+use super::{
+    DeployError,
+    identity::{Nodes, check_layers, check_profile},
+    machine::{STAND_IN, mark},
+    times,
+};
 use crate::{
     artifact::{ContentHash, read_regular},
-    backend::tensorrt::{EngineLayers, EngineSidecar, NumberType},
+    backend::{
+        TensorInfo,
+        tensorrt::{EngineLayers, EngineSidecar, Flavour, NumberType},
+    },
     bench::Times,
     compare::{OutputMetrics, PairSums, SavedOutputs},
-    report::{Elsewhere, EngineInside, EngineLayerTime, EngineOutputs, LatencyMs, Machine, TiedBy},
+    report::{Elsewhere, EngineInside, EngineOutputs, LatencyMs, Machine, TiedBy},
     tensor::TensorMap,
 };
 
@@ -39,8 +44,10 @@ pub(super) struct Known<'a> {
     pub hash: &'a ContentHash,
     /// Samples of a timed call.
     pub batch: usize,
-    /// Operators of its model by node; empty where the model is not there.
-    pub op_types: BTreeMap<String, String>,
+    /// Nodes of its model.
+    pub nodes: Nodes,
+    /// Inputs and outputs of the model.
+    pub tensors: Vec<TensorInfo>,
     /// What the float model and this one give for the inputs that were given.
     pub expected: Option<[TensorMap; 2]>,
     /// What the models of other precisions give for them, by precision.
@@ -61,6 +68,7 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
         elsewhere: Elsewhere {
             machine,
             files: Vec::new(),
+            on_word: Vec::new(),
             tied_by: if tied { TiedBy::Hash } else { TiedBy::Word },
             latency_ms: None,
             throughput_fps: None,
@@ -72,8 +80,9 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
         times: None,
         notes: Vec::new(),
     };
+    let mut telling = Vec::new();
     if let Some(path) = &parts.layers {
-        let engine = layers(path, known, &mut found.elsewhere)?;
+        let (engine, tells) = layers(path, known, &mut found.elsewhere, tied)?;
         found.notes.extend(match &engine {
             Some(engine) => is_really(known.precision, engine),
             None => Some(format!(
@@ -83,9 +92,7 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
             )),
         });
         found.elsewhere.engine = engine;
-        if !tied {
-            found.elsewhere.tied_by = TiedBy::Shapes;
-        }
+        telling.extend(tells.then_some(path));
     }
     if let Some(path) = &parts.times {
         let times = read(path, |bytes| times::times(bytes, known.precision, known.batch))?;
@@ -93,11 +100,18 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
         let (mode, timing, warnings) = (times.mode.clone(), times.timing, times.warnings());
         found.elsewhere.latency_ms = Some(LatencyMs { figures: latency, timing, mode, warnings });
         found.elsewhere.throughput_fps = times.throughput();
+        if times.mode.provider.ends_with(STAND_IN) {
+            mark(&mut found.elsewhere.machine);
+        }
         found.times = Some(times);
     }
     if let Some(path) = &parts.profile {
         let profile = read(path, times::profile)?;
-        check_profile(path, &profile, known, found.elsewhere.engine.as_ref())?;
+        let tells = check_profile(path, &profile, known, found.elsewhere.engine.as_ref())?;
+        // Next to layers it tells what they tell.
+        let tells = tells
+            && (found.elsewhere.engine.is_none() || parts.layers.as_ref().is_some_and(|path| telling.contains(&path)));
+        telling.extend(tells.then_some(path));
         found.elsewhere.layer_times = profile;
     }
     if let Some(path) = &parts.outputs {
@@ -110,14 +124,22 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
             ));
         }
         found.elsewhere.outputs = Some(outputs);
-        if !tied {
-            found.elsewhere.tied_by = TiedBy::Shapes;
-        }
+        telling.push(path);
     }
-    let files = [&parts.times, &parts.profile, &parts.layers, &parts.outputs, &parts.inputs].into_iter().flatten();
-    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    found.elsewhere.files = files.map(name).collect();
+    if !(tied || telling.is_empty()) {
+        found.elsewhere.tied_by = TiedBy::Shapes;
+    }
+    let files = [&parts.times, &parts.profile, &parts.layers, &parts.outputs].into_iter().flatten();
+    if !tied {
+        found.elsewhere.on_word = files.clone().filter(|path| !telling.contains(path)).map(name).collect();
+    }
+    found.elsewhere.files = files.chain(&parts.inputs).map(name).collect();
     Ok(found)
+}
+
+/// Name of a file without its folder.
+pub(super) fn name(path: &PathBuf) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn read<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T, DeployError> {
@@ -125,12 +147,17 @@ fn read<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Resul
     parse(&bytes).map_err(|reason| DeployError::content(path, reason))
 }
 
-/// The engine's layers, from TensorRT's inspector, or from what `calib build` or `calib inspect --json` wrote; `None` where that
-/// lists none.
-fn layers(path: &Path, known: &Known<'_>, elsewhere: &mut Elsewhere) -> Result<Option<EngineInside>, DeployError> {
+/// The engine's layers, from TensorRT's inspector, or from what `calib build` or `calib inspect --json` wrote, `None` where that
+/// lists none; and whether they tell the model and the precision.
+fn layers(
+    path: &Path,
+    known: &Known<'_>,
+    elsewhere: &mut Elsewhere,
+    tied: bool,
+) -> Result<(Option<EngineInside>, bool), DeployError> {
     let bytes = read_regular(path).map_err(DeployError::io("read", path))?;
     let text = String::from_utf8_lossy(&bytes);
-    let layers = if let Ok(sidecar) = serde_json::from_slice::<EngineSidecar>(&bytes) {
+    let (layers, hashed) = if let Ok(sidecar) = serde_json::from_slice::<EngineSidecar>(&bytes) {
         if sidecar.model_hash != *known.hash {
             let reason = format!(
                 "it is of an engine that was not built from the run's {}: the model's hash differs",
@@ -138,37 +165,21 @@ fn layers(path: &Path, known: &Known<'_>, elsewhere: &mut Elsewhere) -> Result<O
             );
             return Err(DeployError::content(path, reason));
         }
-        elsewhere.machine.tensorrt.get_or_insert(sidecar.tensorrt_version);
+        let version = sidecar.tensorrt_version;
+        let version =
+            if sidecar.flavour == Flavour::TensorRtRtx { format!("{} {version}", sidecar.flavour) } else { version };
+        elsewhere.machine.tensorrt.get_or_insert(version);
         if sidecar.layers.is_empty() {
-            return Ok(None);
+            return Ok((None, true));
         }
-        sidecar.layers
+        (sidecar.layers, true)
     } else {
-        let parsed = EngineLayers::parse(&text, &known.op_types);
-        parsed.map_err(|error| DeployError::content(path, error.to_string()))?.layers
+        let parsed = EngineLayers::parse(&text, &known.nodes.own);
+        (parsed.map_err(|error| DeployError::content(path, error.to_string()))?.layers, false)
     };
-    let mut nodes = layers.iter().flat_map(|layer| &layer.nodes).peekable();
-    if nodes.peek().is_some() && !known.op_types.is_empty() && !nodes.any(|node| known.op_types.contains_key(node)) {
-        return Err(of_another_model(path, known.precision));
-    }
     let engine = EngineInside::new(layers);
-    let narrow = [NumberType::Int8, NumberType::Fp8].into_iter().find(|&kind| engine.summary.share(kind) > 0.0);
-    if let (Some(kind), false) = (narrow, matches!(known.precision, "int8" | "fp8")) {
-        let reason = format!(
-            "its layers multiply in {}, so it is not of {}; give it to another precision",
-            kind.name(),
-            known.precision
-        );
-        return Err(DeployError::content(path, reason));
-    }
-    Ok(Some(engine))
-}
-
-fn of_another_model(path: &Path, precision: &str) -> DeployError {
-    DeployError::content(
-        path,
-        format!("it is of another model than the run's {precision}: no node of it is in the model"),
-    )
+    let tells = check_layers(path, &engine, known, tied || hashed)?;
+    Ok((Some(engine), tells || hashed))
 }
 
 /// Says where an engine of 8 bits multiplies in other types.
@@ -185,27 +196,6 @@ fn is_really(precision: &str, engine: &EngineInside) -> Option<String> {
             asked.name(),
             100.0 * share
         )
-    })
-}
-
-fn check_profile(
-    path: &Path,
-    profile: &[EngineLayerTime],
-    known: &Known<'_>,
-    engine: Option<&EngineInside>,
-) -> Result<(), DeployError> {
-    let named = |layer: &EngineLayerTime| match engine {
-        Some(engine) => engine.layers.iter().any(|own| own.name == layer.layer),
-        None => known.op_types.is_empty() || layer.layer.split(" + ").any(|part| known.op_types.contains_key(part)),
-    };
-    if profile.iter().any(named) {
-        return Ok(());
-    }
-    Err(match engine {
-        Some(_) => {
-            DeployError::content(path, "none of its layers is in the engine's list of layers; it is of another engine")
-        }
-        None => of_another_model(path, known.precision),
     })
 }
 

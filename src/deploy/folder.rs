@@ -173,7 +173,7 @@ fn link(from: &Path, to: &Path) -> Result<(), DeployError> {
 }
 
 /// SHA-256 of a file in hexadecimal digits.
-fn sha256(path: &Path) -> Result<String, DeployError> {
+pub(super) fn sha256(path: &Path) -> Result<String, DeployError> {
     let mut hasher = Sha256::new();
     let mut file = fs::File::open(path).map_err(DeployError::io("read", path))?;
     io::copy(&mut file, &mut hasher).map_err(DeployError::io("read", path))?;

@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::report::Machine;
 
-/// Reads `machine.txt` (lines `key: value`) and trtexec's logs. `None` where neither names a GPU or a board.
+/// What a test double of TensorRT is called in all that it has a part in.
+pub(super) const STAND_IN: &str = " (stand-in)";
+
+/// Reads `machine.txt` (lines `key: value`) and the logs of trtexec or calib. `None` where they name neither a board, a GPU nor
+/// a host.
 pub(super) fn machine(written: &str, logs: &[String]) -> Option<Machine> {
     let facts: BTreeMap<&str, &str> = written
         .lines()
@@ -15,7 +19,7 @@ pub(super) fn machine(written: &str, logs: &[String]) -> Option<Machine> {
     let fact = |key: &str| facts.get(key).map(|value| (*value).to_owned());
     let logged = |key: &str| logs.iter().find_map(|log| after(log, key));
     Some(Machine {
-        name: fact("board").or_else(|| fact("gpu")).or_else(|| logged("Selected Device: "))?,
+        name: fact("board").or_else(|| fact("gpu")).or_else(|| logged("Selected Device: ")).or_else(|| fact("host"))?,
         tensorrt: fact("tensorrt").or_else(|| version(logs)),
         driver: fact("driver"),
         os: fact("os"),
@@ -26,8 +30,28 @@ pub(super) fn machine(written: &str, logs: &[String]) -> Option<Machine> {
 fn version(logs: &[String]) -> Option<String> {
     logs.iter().find_map(|log| {
         let packed = || after(log, "[TensorRT v")?.split(']').next().and_then(unpacked);
-        after(log, "TensorRT version: ").or_else(packed)
+        after(log, "TensorRT version: ").or_else(packed).or_else(|| named(log))
     })
+}
+
+/// What calib calls the library, `TensorRT 11.4.0` or `TensorRT-RTX 1.7.1 (stand-in)`: of the former the version alone.
+fn named(log: &str) -> Option<String> {
+    ["TensorRT-RTX ", "TensorRT "].into_iter().find_map(|name| {
+        log.split(name).skip(1).find_map(|rest| {
+            let version: String = rest.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+            let mark = if rest[version.len()..].starts_with(STAND_IN) { STAND_IN } else { "" };
+            let flavour = if name.contains("RTX") { name } else { "" };
+            version.contains('.').then(|| format!("{flavour}{}{mark}", version.trim_end_matches('.')))
+        })
+    })
+}
+
+/// Says of a machine that what it ran only stands in for TensorRT.
+pub(super) fn mark(machine: &mut Machine) {
+    let version = machine.tensorrt.get_or_insert_with(|| "TensorRT".to_owned());
+    if !version.ends_with(STAND_IN) {
+        version.push_str(STAND_IN);
+    }
 }
 
 /// `10.3.0` from `100300`, and `8.6.1` from `8601`.
@@ -58,6 +82,13 @@ mod tests {
         let found = machine("", &[said]).unwrap();
         assert_eq!((&*found.name, found.tensorrt.as_deref()), ("Tesla T4", Some("8.6.1")));
         assert_eq!(machine("os: Linux\n", &[]), None);
+        let of_calib = |said: &str| machine("host: node7\n", &[said.to_owned()]).unwrap();
+        let found = of_calib("engine: TensorRT-RTX 1.7.1 (stand-in), 4 MB\n");
+        assert_eq!((&*found.name, found.tensorrt.as_deref()), ("node7", Some("TensorRT-RTX 1.7.1 (stand-in)")));
+        assert_eq!(of_calib("TensorRT warned; ran by TensorRT 11.4.0.\n").tensorrt.as_deref(), Some("11.4.0"));
+        let mut marked = of_calib("");
+        mark(&mut marked);
+        assert_eq!(marked.tensorrt.as_deref(), Some("TensorRT (stand-in)"));
         assert_eq!((unpacked("8601").as_deref(), unpacked("x")), (Some("8.6.1"), None));
     }
 }

@@ -8,16 +8,19 @@ use std::{
 
 use super::{
     DEPLOY, DeployError, Manifest,
-    figures::{Figures, Known, Parts, figures},
+    figures::{Figures, Known, Parts, figures, name},
+    folder::sha256,
+    identity::Nodes,
     machine::machine,
     pack::unpack,
 };
 use crate::{
     artifact::ContentHash,
+    backend::TensorInfo,
     bench::{SpeedUp, Times},
     npz::read_npz,
     onnx::Model,
-    report::{Layer, Machine, NodeTime, Precision, Report, Speedup},
+    report::{Elsewhere, Layer, Machine, NodeTime, Precision, Report, Speedup},
     stats::{percentile_interval, sorted},
     tensor::TensorMap,
 };
@@ -73,12 +76,17 @@ pub fn measured_archive(
         .flat_map(|model| ["build", "times"].map(|what| log(&model.precision, what)))
         .flatten()
         .collect();
-    let mut there =
-        machine(&text("machine.txt").unwrap_or_default(), &logs).unwrap_or_else(|| unnamed("an unnamed machine"));
-    if let Some(called) = called {
-        called.clone_into(&mut there.name);
-    }
+    let written = text("machine.txt").unwrap_or_default();
+    // A name that was given stands for one that is not there.
+    let named = called.map(|called| format!("board: {called}\n")).unwrap_or_default();
+    let there = machine(&format!("{written}\n{named}"), &logs).ok_or_else(|| {
+        DeployError::content(
+            archive,
+            "it does not tell the machine that measured; say --machine, e.g. \"Jetson Orin Nano\"",
+        )
+    })?;
     let float = expected(folder, &manifest, &manifest.reference)?;
+    let models = models(report, run);
     let mut all = Vec::new();
     let mut notes = Vec::new();
     for model in &manifest.models {
@@ -106,7 +114,8 @@ pub fn measured_archive(
             precision,
             hash: &model.hash,
             batch: model.batch,
-            op_types: op_types(report, row, run),
+            nodes: nodes(&models, report, precision),
+            tensors: tensors(report),
             expected: float.clone().zip(expected(folder, &manifest, precision)?).map(Into::into),
             others: others(folder, &manifest, precision)?,
         };
@@ -115,7 +124,11 @@ pub fn measured_archive(
             notes.push(format!("{precision}: nothing was measured on {}{said}", there.name));
             continue;
         }
+        unchanged(&text, &measured, &whole)?;
         let found = tolerant(&whole, &known, &there, &mut notes);
+        if let Some(reason) = repeated(report, &all, row, &found.elsewhere) {
+            return Err(DeployError::content(archive, reason));
+        }
         all.push((row, found));
     }
     notes.extend(take(report, all));
@@ -138,6 +151,7 @@ pub fn measured_files<E: From<DeployError>>(
     let manifest = deployed.is_dir().then(|| Manifest::read(&deployed)).transpose().map_err(DeployError::from)?;
     let precisions: BTreeSet<&String> =
         [&files.times, &files.profile, &files.layers, &files.outputs].into_iter().flat_map(BTreeMap::keys).collect();
+    let models = models(report, run);
     let mut all = Vec::new();
     for precision in precisions {
         let Some(row) = row(report, precision, None) else {
@@ -171,10 +185,31 @@ pub fn measured_files<E: From<DeployError>>(
             Some(manifest) if parts.inputs.is_none() => others(&deployed, manifest, precision)?,
             _ => Vec::new(),
         };
-        let known = Known { precision, hash: &hash, batch, op_types: op_types(report, row, run), expected, others };
-        all.push((row, figures(&parts, &known, unnamed(called), false)?));
+        let (nodes, tensors) = (nodes(&models, report, precision), tensors(report));
+        let known = Known { precision, hash: &hash, batch, nodes, tensors, expected, others };
+        let found = figures(&parts, &known, unnamed(called), false)?;
+        misnamed(report, precision, &parts, &found.elsewhere)?;
+        if let Some(reason) = repeated(report, &all, row, &found.elsewhere) {
+            let path = parts.times.as_ref().or(parts.profile.as_ref()).map_or(run, PathBuf::as_path);
+            return Err(DeployError::content(path, reason).into());
+        }
+        all.push((row, found));
     }
     Ok(take(report, all))
+}
+
+/// Whether the files are still those that the script left, as far as it noted their hashes.
+fn unchanged(text: &dyn Fn(&str) -> Option<String>, measured: &Path, parts: &Parts) -> Result<(), DeployError> {
+    let sums = text("files.txt").unwrap_or_default();
+    for path in [&parts.times, &parts.profile, &parts.layers, &parts.outputs].into_iter().flatten() {
+        let ending = format!("measured/{}", name(path));
+        let noted = sums.lines().find_map(|line| line.strip_suffix(&ending)?.split_whitespace().next());
+        if noted.is_some_and(|noted| sha256(path).is_ok_and(|own| own != noted)) {
+            let reason = format!("{} is not the file that deploy.sh left there: its SHA-256 differs", name(path));
+            return Err(DeployError::content(measured, reason));
+        }
+    }
+    Ok(())
 }
 
 /// The figures of a precision, part by part: one file that cannot be used does not take the others with it.
@@ -229,11 +264,61 @@ fn model_of(report: &Report, row: Option<&Precision>, run: &Path) -> Result<Path
     Err(DeployError::content(&path, reason))
 }
 
-/// Operators of the row's model, where it still lies in the folder of the run.
-fn op_types(report: &Report, row: usize, run: &Path) -> BTreeMap<String, String> {
-    let (path, hash) = file_of(report, Some(&report.precisions[row]), run);
-    let model = Model::load(&path).ok().filter(|model| model.hash == *hash);
-    model.map(|model| model.op_types()).unwrap_or_default()
+/// Operators by node of the model of every precision, as far as it still lies in the folder of the run; of others what the
+/// report knows of the graph.
+fn models<'a>(report: &'a Report, run: &Path) -> BTreeMap<&'a str, BTreeMap<String, String>> {
+    let nodes = |row: &'a Precision| {
+        let (path, hash) = file_of(report, Some(row), run);
+        let model = Model::load(&path).ok().filter(|model| model.hash == *hash);
+        let graph = report.graph.iter().flat_map(|graph| &graph.nodes);
+        let known = || graph.map(|node| (node.name.clone(), node.op_type.clone())).collect();
+        let mut nodes: BTreeMap<String, String> = model.map_or_else(known, |model| model.op_types());
+        nodes.remove("");
+        (row.precision.as_str(), nodes)
+    };
+    report.precisions.iter().rev().filter(|row| row.reference || row.artifact.is_some()).map(nodes).collect()
+}
+
+/// Nodes of the model of a precision, and of the others.
+fn nodes(models: &BTreeMap<&str, BTreeMap<String, String>>, report: &Report, precision: &str) -> Nodes {
+    let reference = report.precisions.iter().find(|row| row.reference).map_or("", |row| &row.precision);
+    Nodes::new(models, precision, reference)
+}
+
+/// Inputs and outputs of the models, which all precisions share.
+fn tensors(report: &Report) -> Vec<TensorInfo> {
+    report.model.inputs.iter().chain(&report.model.outputs).cloned().collect()
+}
+
+/// Why figures are not those of a precision but another's, where they repeat these to the last digit.
+fn repeated(report: &Report, all: &[(usize, Figures)], row: usize, found: &Elsewhere) -> Option<String> {
+    let before =
+        report.precisions.iter().flat_map(|other| other.measured_elsewhere.iter().map(move |there| (other, there)));
+    let now = all.iter().map(|(row, figures)| (&report.precisions[*row], &figures.elsewhere));
+    let own = &report.precisions[row].precision;
+    let same = |there: &Elsewhere| {
+        let calls = |of: &Elsewhere| of.latency_ms.as_ref().map(|latency| latency.figures.clone());
+        let times = (calls(found).is_some() && calls(found) == calls(there)).then_some("times");
+        let layers = (!found.layer_times.is_empty() && found.layer_times == there.layer_times).then_some("layer times");
+        times.or(layers)
+    };
+    let mut others = before.chain(now).filter(|(other, _)| other.precision != *own);
+    let (other, what) = others.find_map(|(other, there)| Some((&other.precision, same(there)?)))?;
+    Some(format!("its {what} of {own} are those of {other} to the last digit; give each precision its own file"))
+}
+
+/// What the script calls its files tells the precision of one that says nothing else of it.
+fn misnamed(report: &Report, precision: &str, parts: &Parts, found: &Elsewhere) -> Result<(), DeployError> {
+    for path in [&parts.times, &parts.profile, &parts.layers].into_iter().flatten() {
+        let file = name(path);
+        let called = file.split('.').next().unwrap_or_default();
+        let other = report.precisions.iter().any(|row| row.precision == called && called != precision);
+        if other && found.on_word.contains(&file) {
+            let reason = format!("deploy.sh calls a file of {called} so; rename it if it is of {precision}");
+            return Err(DeployError::content(path, reason));
+        }
+    }
+    Ok(())
 }
 
 fn expected(folder: &Path, manifest: &Manifest, precision: &str) -> Result<Option<TensorMap>, DeployError> {
@@ -277,8 +362,13 @@ fn take(report: &mut Report, all: Vec<(usize, Figures)>) -> Vec<String> {
             found.elsewhere.speedup =
                 figures.map(|figures| Speedup { against: format!("{against} on {machine}"), figures });
         }
-        for layer in &mut report.layers {
-            if layer.precision == report.precisions[row].precision {
+        // Rows of layers are about the first quantized model, whatever single nodes of it are in.
+        let about = report
+            .precisions
+            .iter()
+            .find(|row| row.quantized_nodes.is_some() && matches!(&*row.precision, "int8" | "fp8"));
+        if about.is_some_and(|about| about.precision == report.precisions[row].precision) {
+            for layer in &mut report.layers {
                 layer.time = node_time(layer, &found).or(layer.time.take());
             }
         }

@@ -14,6 +14,7 @@
 
 mod figures;
 mod folder;
+mod identity;
 mod machine;
 mod manifest;
 mod measured;

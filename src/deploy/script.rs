@@ -13,6 +13,7 @@ rm -rf measured && mkdir -p engines measured || exit 2
 {
   echo "date: $(date -u +%Y-%m-%dT%H:%M:%SZ)"
   echo "os: $(uname -s -r -m)"
+  echo "host: $(uname -n)"
   if [ -r /proc/device-tree/model ]; then echo "board: $(tr -d '\000' < /proc/device-tree/model)"; fi
   if command -v nvidia-smi > /dev/null; then
     echo "gpu: $(nvidia-smi --query-gpu=name --format=csv,noheader 2> /dev/null | head -n 1)"
@@ -36,6 +37,7 @@ step() {
 
 /// What both end with.
 const TAIL: &str = r#"
+find measured -type f -exec sha256sum {} + > files.txt && mv files.txt measured/ || exit 2
 if [ -d expected ]; then with=expected; else with=""; fi
 tar -cf deploy.tar deploy.json measured $with || exit 2
 echo "packed $(pwd)/deploy.tar; take it to where the run is: calib report RUN --measured deploy.tar"

@@ -28,6 +28,8 @@ struct Written {
     #[serde(alias = "outMs")]
     d2h_ms: f64,
     latency_ms: f64,
+    /// What ran it, as `calib bench` adds.
+    provider: Option<String>,
 }
 
 /// The calls of a file; otherwise why it is none.
@@ -40,6 +42,7 @@ pub(super) fn times(bytes: &[u8], name: &str, batch: usize) -> Result<Times, Str
     if let Some(bad) = written.iter().position(|call| !(call.latency_ms > 0.0 && call.latency_ms < 1e9)) {
         return Err(format!("call {bad} took {} ms, which is no time", written[bad].latency_ms));
     }
+    let provider = written[0].provider.clone().unwrap_or_else(|| "tensorrt".to_owned());
     let call = |call: Written| Call {
         start_ms: call.start_h2d_ms,
         end_ms: call.start_h2d_ms + call.latency_ms,
@@ -53,7 +56,7 @@ pub(super) fn times(bytes: &[u8], name: &str, batch: usize) -> Result<Times, Str
     Ok(Times {
         name: name.to_owned(),
         batch,
-        mode: Mode { provider: "tensorrt".to_owned(), threads: 1, transfers: true, cuda_graph: false },
+        mode: Mode { provider, threads: 1, transfers: true, cuda_graph: false },
         timing: Timing::Measured,
         warm_up_calls: 0,
         settled: true,

@@ -1,7 +1,7 @@
 //! What was measured on other machines: a row for each precision and machine, with where every figure comes from.
 
 use super::{
-    Elsewhere, EngineOutputs, Precision, Report, TiedBy, format,
+    Elsewhere, EngineOutputs, Precision, Report, Speedup, TiedBy, format,
     metrics::{decibels, speedup_cell},
     table::{Cell, Column, Table, Tone},
 };
@@ -58,7 +58,7 @@ pub(super) fn table(report: &Report) -> Table {
 
 fn cells(row: &Precision, there: &Elsewhere) -> Vec<Cell> {
     let machine = &there.machine;
-    let about = [machine.tensorrt.as_ref().map(|version| format!("TensorRT {version}")), machine.date.clone()];
+    let about = [machine.tensorrt.as_ref().map(|version| tensorrt(version)), machine.date.clone()];
     let about: Vec<String> = about.into_iter().flatten().collect();
     let latency = there.latency_ms.as_ref().map(|latency| {
         let figures = &latency.figures;
@@ -95,11 +95,42 @@ fn cells(row: &Precision, there: &Elsewhere) -> Vec<Cell> {
     cells.extend(figures.map(|cell| cell.unwrap_or_else(Cell::missing)));
     let tied = match there.tied_by {
         TiedBy::Hash => "model checked by its SHA-256",
-        TiedBy::Shapes => "model checked by names and shapes",
-        TiedBy::Word => "model not checked: these files name none",
+        TiedBy::Shapes => "model and precision checked by names, types and shapes",
+        TiedBy::Word => "",
     };
-    cells.push(Cell::text(there.files.join(", ")).note(tied));
+    let word = (!there.on_word.is_empty()).then(|| {
+        format!("on the word of who gave it, for it names no model or precision: {}", there.on_word.join(", "))
+    });
+    let notes: Vec<String> =
+        [tied.to_owned(), word.unwrap_or_default()].into_iter().filter(|note| !note.is_empty()).collect();
+    cells.push(Cell::text(there.files.join(", ")).note(notes.join("; ")));
     cells
+}
+
+/// The library by its name.
+fn tensorrt(version: &str) -> String {
+    if version.starts_with("TensorRT") { version.to_owned() } else { format!("TensorRT {version}") }
+}
+
+/// What a figure's reader must know of where it comes from: no TensorRT at all, and no gain.
+fn warnings(report: &Report) -> Vec<String> {
+    let stands_in = |(row, there): (&Precision, &Elsewhere)| {
+        let version = there.machine.tensorrt.as_deref().filter(|version| version.ends_with("(stand-in)"))?;
+        let ran = tensorrt(version);
+        Some(format!(
+            "{}: {ran} ran it, which only stands in for TensorRT: its times say nothing of a GPU.",
+            called(row, there)
+        ))
+    };
+    let slower = |(row, there): (&Precision, &Elsewhere)| {
+        let Speedup { against, figures } = there.speedup.as_ref()?;
+        (figures.interval[1] < 1.0).then(|| {
+            let [low, high] = figures.interval.map(|ratio| format::significant(ratio, 3));
+            let ratio = format::significant(figures.ratio, 3);
+            format!("{} is slower than {against}: {ratio} times as fast ({low}…{high}).", row.precision)
+        })
+    };
+    all(report).filter_map(stands_in).chain(all(report).filter_map(slower)).collect()
 }
 
 /// What dominates where both errors are known: quantization, or the engine.
@@ -124,7 +155,7 @@ pub(super) fn sentences(report: &Report) -> Vec<String> {
             outputs.samples
         ))
     };
-    all(report).filter_map(sentence).collect()
+    warnings(report).into_iter().chain(all(report).filter_map(sentence)).collect()
 }
 
 /// The slowest layers of an engine.

@@ -63,7 +63,7 @@ fn deployed(folder: &Path) -> Option<(PathBuf, String)> {
     {
         write(&format!("{precision}.times.json"), &times(ms));
         write(&format!("{precision}.layers.json"), &engine(&node, format));
-        let profile = json!([{ "count": 10 }, { "name": "fused", "timeMs": 3.0, "averageMs": 0.3, "percentage": 75 },
+        let profile = json!([{ "count": 10 }, { "name": "fused", "timeMs": 6.0 * ms, "averageMs": 0.6 * ms, "percentage": 75 },
             { "name": "rest", "timeMs": 1.0, "averageMs": 0.1, "medianMs": 0.1, "percentage": 25 }]);
         write(&format!("{precision}.profile.json"), &profile);
         // The engine adds a thousandth of every value: 60 dB.
@@ -136,6 +136,14 @@ fn what_another_machine_measured_completes_the_report() {
     let csv = fs::read_to_string(run.join("layers.csv")).unwrap();
     assert!(csv.contains("0.3,fused,Test GPU"), "{csv}");
 
+    // The script notes what it leaves, so that no file takes the place of another.
+    let [times, kept] = ["int8", "fp32"].map(|precision| run.join(format!("deploy/measured/{precision}.times.json")));
+    let own = fs::read(&times).unwrap();
+    fs::copy(kept, &times).unwrap();
+    let error = error_of(&mut report(&["--measured", run.join("deploy").to_str().unwrap()]));
+    assert!(error.contains("int8.times.json is not the file that deploy.sh left there"), "{error}");
+    fs::write(&times, own).unwrap();
+
     // Once more changes nothing: a machine has one entry.
     report(&["--measured", archive.to_str().unwrap()]).assert().success();
     assert_eq!(json(&run.join("report.json")), found);
@@ -167,6 +175,9 @@ fn single_files_are_taken_by_precision_and_refused_where_they_tell_another_model
     let int8 = found["precisions"].as_array().unwrap().iter().find(|row| row["precision"] == "int8").unwrap();
     let there = &int8["measured_elsewhere"][0];
     assert_eq!((&there["machine"]["name"], &there["tied_by"]), (&json!("Orin"), &json!("shapes")));
+    assert_eq!(there["on_word"], json!(["int8.times.json"]));
+    let page = fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(page.contains("names no model or precision: int8.times.json"), "what is not checked is told");
 
     // What Polygraphy saved of other inputs: the models run on them here. The outputs are those of the float model.
     let written = |name: &str| super::root().join("tests/fixtures/polygraphy").join(name).display().to_string();
@@ -190,6 +201,7 @@ fn single_files_are_taken_by_precision_and_refused_where_they_tell_another_model
 
     fs::write(folder.path().join("given/else.json"), engine("no such node", "Row major Int8 format").to_string())
         .unwrap();
+    fs::copy(folder.path().join("given/int8.times.json"), folder.path().join("given/renamed.json")).unwrap();
     fs::write(
         folder.path().join("given/small.json"),
         r#"[{ "name": "output", "dimensions": "1x2", "values": [1, 2] }]"#,
@@ -197,7 +209,11 @@ fn single_files_are_taken_by_precision_and_refused_where_they_tell_another_model
     .unwrap();
     for (flag, given, why) in [
         ("--layers", file("fp16", "int8.layers.json"), "multiply in INT8, so it is not of fp16"),
+        ("--layers", file("int8", "fp32.layers.json"), "nothing in it is of 8 bits"),
+        ("--layers", file("fp16", "fp32.layers.json"), "multiply in FP32, so it is not of fp16"),
         ("--times", file("fp16", "int8.profile.json"), "--exportTimes"),
+        ("--times", file("int8", "fp32.times.json"), "deploy.sh calls a file of fp32 so"),
+        ("--times", file("fp32", "renamed.json"), "its times of fp32 are those of int8 to the last digit"),
         ("--profile", file("fp16", "int8.profile.json"), "another model"),
         ("--outputs", file("int8", "small.json"), "another model"),
         ("--outputs", file("int8", "fp32.outputs.json"), "its outputs are those of fp32 (60 dB against that model"),

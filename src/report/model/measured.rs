@@ -13,7 +13,10 @@ pub struct Elsewhere {
     pub machine: Machine,
     /// Files that the figures come from.
     pub files: Vec<String>,
-    /// What ties them to this model and precision.
+    /// Those of them that name neither model nor precision, or not both: who gave them vouches for that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on_word: Vec<String>,
+    /// What ties the others to this model and precision.
     pub tied_by: TiedBy,
     /// Time of one call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,7 +44,7 @@ pub struct Elsewhere {
 pub struct Machine {
     /// GPU or board.
     pub name: String,
-    /// Version of TensorRT.
+    /// Version of TensorRT; of TensorRT-RTX, and of what only stands in for TensorRT, with that name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensorrt: Option<String>,
     /// Version of the driver.
@@ -63,7 +66,7 @@ pub enum TiedBy {
     Hash,
     /// Names of nodes or tensors, and shapes, in one of the files.
     Shapes,
-    /// Nothing but the word of who gave the file: times tell no model.
+    /// Nothing but the word of who gave the files: times tell no model.
     Word,
 }
 
