@@ -4,6 +4,7 @@
 //! Q/DQ and 8-bit weights into the model. Neither executes anything.
 
 mod bias;
+mod contents;
 mod convert;
 mod explained;
 mod facts;
@@ -27,6 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+pub use contents::Contents;
 pub use convert::{Fp32Reason, KeptFp32, half_constant};
 pub use explained::explained;
 pub use model_graph::{GraphNode, ModelGraph};
@@ -276,7 +278,7 @@ pub fn quantize(
 }
 
 /// The scheme, with the nodes that recovery lifts in the high precision; what the plan says comes after that.
-fn scheme_with_lifted(options: &QuantizeOptions, recovered: Option<&Recovered>) -> SchemeOptions {
+pub(crate) fn scheme_with_lifted(options: &QuantizeOptions, recovered: Option<&Recovered>) -> SchemeOptions {
     let mut scheme = options.scheme.clone();
     if let Some(recovered) = recovered {
         let mut lifted = PrecisionPlan::default();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Placement, Precision, Rule};
+use super::{Contents, Placement, Precision, Rule};
 use crate::{
     backend::tensorrt::EngineLayer,
     onnx::{
@@ -36,6 +36,10 @@ pub struct GraphNode {
     /// The rule that decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<Rule>,
+    /// What belongs to it, where the file was looked into ([`ModelGraph::read`]).
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub contents: Option<Contents>,
 }
 
 impl GraphNode {
@@ -69,7 +73,8 @@ impl ModelGraph {
             from.sort_unstable();
             from.dedup();
             from.retain(|&other| other != index);
-            GraphNode { name: node.label(index), op_type: node.op_type().to_owned(), from, precision: None, rule: None }
+            let (name, op_type) = (node.label(index), node.op_type().to_owned());
+            GraphNode { name, op_type, from, precision: None, rule: None, contents: None }
         };
         Self { nodes: nodes.iter().enumerate().map(node).collect() }
     }
@@ -90,18 +95,21 @@ impl ModelGraph {
                 from: from.into_iter().collect(),
                 precision: layer.precision.name().to_lowercase().parse().ok(),
                 rule: None,
+                contents: None,
             }
         };
         Self { nodes: layers.iter().enumerate().map(node).collect() }
     }
 
-    /// The same with what was decided for every node.
+    /// The same with what was decided for every node. One that fuses with a quantized operator is computed in its kernel.
     #[must_use]
     pub fn decided(mut self, placement: &Placement) -> Self {
         let decisions: BTreeMap<&str, _> = placement.decisions.iter().map(|made| (made.node.as_str(), made)).collect();
+        let quantized = placement.decisions.iter().map(|made| made.precision).find(|kind| kind.is_quantized());
         for node in &mut self.nodes {
             if let Some(made) = decisions.get(node.name.as_str()) {
-                (node.precision, node.rule) = (Some(made.precision), Some(made.rule));
+                let fused = quantized.filter(|_| made.rule == Rule::Fused);
+                (node.precision, node.rule) = (Some(fused.unwrap_or(made.precision)), Some(made.rule));
             }
         }
         self

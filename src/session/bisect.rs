@@ -23,7 +23,7 @@ use crate::{
         search::Strategy,
     },
     config::RunConfig,
-    quantize::{ModelGraph, Precision},
+    quantize::Precision,
     report::{Report, bisection_html},
 };
 
@@ -171,7 +171,7 @@ impl Session {
             tensors: None,
             probes: None,
             plan: None,
-            graph: Some(ModelGraph::of(&self.subject.folded)),
+            graph: Some(bisection.graph()?),
             advice: Vec::new(),
             seconds: 0.0,
         };

@@ -261,6 +261,7 @@ pub(super) mod tests {
             from: from.to_vec(),
             precision: None,
             rule: None,
+            contents: None,
         };
         ModelGraph { nodes: nodes.iter().map(node).collect() }
     }

@@ -11,10 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Report;
 use crate::{
     bisect::findings::Findings,
-    quantize::{GraphNode, ModelGraph, Rule},
+    quantize::{Contents, GraphNode, ModelGraph, Rule},
 };
 
-pub use page::graph_html;
+pub use page::{Drawn, graph_html};
 
 /// The script that draws.
 pub(super) const SCRIPT: &str = include_str!("../assets/graph.js");
@@ -102,20 +102,42 @@ fn lower<'a>(known: &mut BTreeMap<&'a str, f64>, node: &'a str, db: f64) {
     *kept = kept.min(db);
 }
 
-/// How a node can differ from the one of its name in another graph.
-const DIFFERENCES: [&str; 4] = ["the same", "fed by others", "another operator", "only here"];
+/// What the other graph has not.
+const ONLY_HERE: &str = "only here";
 
-/// How the nodes of a graph differ from those of the same names in another. Q/DQ nodes are looked through: what they quantize is
-/// what feeds a node.
+/// How a node can differ from the one of its name in another graph.
+const DIFFERENCES: [&str; 7] = [
+    "the same",
+    "fed by others",
+    "another operator or other attributes",
+    ONLY_HERE,
+    "another precision",
+    "other quantizers",
+    "other weights",
+];
+
+/// How the nodes of a graph differ from those of the same names in another, by the first that holds. Q/DQ nodes are looked
+/// through: what they quantize is what feeds a node.
 pub(super) fn differences<'a>(graph: &'a ModelGraph, other: &ModelGraph) -> BTreeMap<&'a str, &'static str> {
     let others: BTreeMap<&str, &GraphNode> = other.nodes.iter().map(|node| (&*node.name, node)).collect();
     let difference = |node: &GraphNode| match others.get(&*node.name) {
         None => DIFFERENCES[3],
         Some(there) if there.op_type != node.op_type => DIFFERENCES[2],
+        Some(there) if contents(node, there, |own| own.attributes) => DIFFERENCES[2],
+        Some(there) if node.precision.is_some_and(|own| there.precision.is_some_and(|there| own != there)) => {
+            DIFFERENCES[4]
+        }
+        Some(there) if contents(node, there, |own| own.scales) => DIFFERENCES[5],
+        Some(there) if contents(node, there, |own| own.weights) => DIFFERENCES[6],
         Some(there) if feeds(graph, node) != feeds(other, there) => DIFFERENCES[1],
         Some(_) => DIFFERENCES[0],
     };
     graph.nodes.iter().map(|node| (&*node.name, difference(node))).collect()
+}
+
+/// Whether something that belongs to both nodes is known and differs.
+fn contents(node: &GraphNode, there: &GraphNode, of: fn(&Contents) -> u64) -> bool {
+    node.contents.zip(there.contents).is_some_and(|(own, there)| of(&own) != of(&there))
 }
 
 /// Names of the nodes that feed a node.
@@ -137,10 +159,11 @@ fn feeds<'a>(graph: &'a ModelGraph, node: &GraphNode) -> BTreeSet<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::{blocks::tests::graph, *};
+    use crate::quantize::Precision;
 
     #[test]
     fn quantizing_a_tensor_changes_no_node_that_reads_it() {
-        let float = graph(&[("a", "Conv", &[]), ("b", "Relu", &[0]), ("c", "Add", &[0, 1])]);
+        let mut float = graph(&[("a", "Conv", &[]), ("b", "Relu", &[0]), ("c", "Add", &[0, 1])]);
         let quantized = graph(&[
             ("a", "Conv", &[]),
             ("a_Q", "QuantizeLinear", &[0]),
@@ -150,8 +173,18 @@ mod tests {
         ]);
         let found = differences(&quantized, &float);
         let of = |name: &str| found[name];
-        assert_eq!((of("a"), of("b"), of("c")), ("the same", "the same", "another operator"));
+        assert_eq!((of("a"), of("b"), of("c")), ("the same", "the same", DIFFERENCES[2]));
         assert_eq!((of("a_Q"), of("a_DQ")), ("only here", "only here"));
+        // What the file tells of a node's inside counts as well.
+        let mut lifted = quantized.clone();
+        (lifted.nodes[0].precision, float.nodes[0].precision) = (Some(Precision::Int8), Some(Precision::Fp32));
+        assert_eq!(differences(&lifted, &float)["a"], "another precision");
+        float.nodes[0].precision = Some(Precision::Int8);
+        for (weights, scales, difference) in [(1, 1, "the same"), (2, 1, "other weights"), (1, 2, "other quantizers")] {
+            lifted.nodes[0].contents = Some(Contents { weights, scales, attributes: 0 });
+            float.nodes[0].contents = Some(Contents { weights: 1, scales: 1, attributes: 0 });
+            assert_eq!(differences(&lifted, &float)["a"], difference);
+        }
         let cut = graph(&[("a", "Conv", &[]), ("b", "Relu", &[]), ("c", "Add", &[0, 1])]);
         assert_eq!(differences(&cut, &float)["b"], "fed by others");
     }

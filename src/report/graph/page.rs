@@ -1,15 +1,21 @@
 //! The JSON that a page carries of a graph, and the page of one graph or two.
 
+use std::collections::BTreeMap;
+
 use askama::Template;
 use serde_json::{Value, json};
 
 use super::{
-    DIFFERENCES, Known, Picture,
+    DIFFERENCES, Known, ONLY_HERE, Picture,
     blocks::{Part, tree},
     differences,
     layout::{Place, layouts},
+    of_report,
 };
-use crate::{quantize::ModelGraph, report::html::nonce};
+use crate::{
+    quantize::{GraphNode, ModelGraph},
+    report::{Report, html::nonce},
+};
 
 /// Texts by their places in a list.
 #[derive(Default)]
@@ -89,43 +95,53 @@ struct Page<'a> {
     summary: String,
 }
 
+/// A model to draw.
+#[derive(Clone, Copy)]
+pub struct Drawn<'a> {
+    /// What to call it.
+    pub name: &'a str,
+    /// Its graph.
+    pub graph: &'a ModelGraph,
+    /// The run that made it, which knows errors, rules and times of its nodes.
+    pub report: Option<&'a Report>,
+}
+
 /// A page of a model's graph; of two models, both beside each other with what differs.
 ///
 /// # Errors
 /// The template cannot be rendered.
-pub fn graph_html(model: (&str, &ModelGraph), against: Option<(&str, &ModelGraph)>) -> Result<String, askama::Error> {
-    let (name, graph) = model;
-    let picture = |name: &str, graph: &ModelGraph, other: Option<&ModelGraph>| {
-        let known =
-            Known { difference: other.map(|other| differences(graph, other)).unwrap_or_default(), ..Known::default() };
-        Picture::new(name, graph, &known)
+pub fn graph_html(model: Drawn<'_>, against: Option<Drawn<'_>>) -> Result<String, askama::Error> {
+    let Drawn { name, graph, .. } = model;
+    let picture = |model: Drawn<'_>, other: Option<&ModelGraph>| {
+        let mut known = model.report.map(of_report).unwrap_or_default();
+        known.difference = other.map(|other| differences(model.graph, other)).unwrap_or_default();
+        let mut graph = model.graph.clone();
+        let decided = model.report.and_then(|report| report.graph.as_ref()).into_iter().flat_map(|graph| &graph.nodes);
+        let decided: BTreeMap<&str, &GraphNode> = decided.map(|node| (node.name.as_str(), node)).collect();
+        for node in &mut graph.nodes {
+            if let Some(made) = decided.get(node.name.as_str()) {
+                (node.precision, node.rule) = (made.precision.or(node.precision), made.rule);
+            }
+        }
+        Picture::new(model.name, &graph, &known)
     };
-    let other = against.map(|(_, graph)| graph);
-    let pictures: Vec<Picture> =
-        [picture(name, graph, other), against.and_then(|(name, own)| picture(name, own, Some(graph)))]
-            .into_iter()
-            .flatten()
-            .collect();
+    let other = against.map(|other| other.graph);
+    let second = against.and_then(|other| picture(other, Some(graph)));
+    let pictures: Vec<Picture> = picture(model, other).into_iter().chain(second).collect();
     let count = |graph: &ModelGraph| format!("{} nodes", graph.nodes.len());
     let summary = match other {
         None => count(graph),
         Some(other) => {
             let (here, there) = (differences(graph, other), differences(other, graph));
-            let of =
-                |all: &std::collections::BTreeMap<&str, &str>, what| all.values().filter(|own| **own == what).count();
-            format!(
-                "{} and {}: {} the same, {} fed by others, {} of another operator, {} only in the first, {} only in the second",
-                count(graph),
-                count(other),
-                of(&here, "the same"),
-                of(&here, "fed by others"),
-                of(&here, "another operator"),
-                of(&here, "only here"),
-                of(&there, "only here")
-            )
+            let of = |all: &BTreeMap<&str, &str>, what: &str| all.values().filter(|own| **own == what).count();
+            let kinds = DIFFERENCES.iter().filter(|kind| **kind != ONLY_HERE).map(|kind| (of(&here, kind), *kind));
+            let only = [(of(&here, ONLY_HERE), "only in the first"), (of(&there, ONLY_HERE), "only in the second")];
+            let counts =
+                kinds.chain(only).filter(|(count, _)| *count > 0).map(|(count, kind)| format!("{count} {kind}"));
+            format!("{} and {}: {}", count(graph), count(other), counts.collect::<Vec<_>>().join(", "))
         }
     };
     let nonce =
         nonce(&format!("{name:?}{summary}{:?}", pictures.iter().map(|picture| &picture.data).collect::<Vec<_>>()));
-    Page { nonce, name, against: against.map(|(name, _)| name), pictures, summary }.render()
+    Page { nonce, name, against: against.map(|other| other.name), pictures, summary }.render()
 }

@@ -1,6 +1,8 @@
 //! Every tensor of a target, and the first that diverges: of the model quantized here, of another one, of an
 //! engine, or saved.
 
+use std::collections::BTreeMap;
+
 use super::{OUTPUT_SAMPLES, engine::EngineTarget, subject::Bisection};
 use crate::{
     analyse::{
@@ -10,13 +12,14 @@ use crate::{
         },
         layerwise::Samples,
     },
-    backend::ExecutionProvider,
+    backend::{ExecutionProvider, tensorrt::EngineSidecar},
     bisect::{
         first::{FirstDivergence, FirstOptions, Scan, first_divergence, flow},
         probes::{ProbeReport, SourceModel},
     },
     compare::SavedOutputs,
     onnx::Model,
+    quantize::{ModelGraph, Precision, scheme_with_lifted},
     session::{PipelineError, Spec},
 };
 
@@ -57,6 +60,40 @@ impl Bisection<'_> {
             Some(Spec::OnnxRuntime(Some(path), ExecutionProvider::Cpu)) => Ok(Model::load(&path)?),
             Some(_) => bail!("--find layers takes a model as its target: a file ending in .onnx"),
         }
+    }
+
+    /// The graph with what was decided for the model made here, or with what the file of another one tells.
+    pub(super) fn graph(&self) -> Result<ModelGraph, PipelineError> {
+        let mut graph = ModelGraph::of(&self.session.subject.folded);
+        match self.args.target.as_deref().map(Spec::parse).transpose()? {
+            None if self.args.precision.is_quantized() => {
+                let recovered = self.table.as_ref().and_then(|table| table.recovered.as_ref());
+                let scheme = scheme_with_lifted(&self.options, recovered);
+                return Ok(graph.decided(&self.session.subject.place(&scheme)?));
+            }
+            Some(Spec::OnnxRuntime(Some(path), _)) => {
+                let told = ModelGraph::read(&Model::load(&path)?);
+                let told: BTreeMap<&str, Precision> =
+                    told.nodes.iter().filter_map(|node| Some((&*node.name, node.precision?))).collect();
+                graph.nodes.iter_mut().for_each(|node| node.precision = told.get(&*node.name).copied());
+            }
+            Some(Spec::Engine(path)) => {
+                let layers = EngineSidecar::beside(&path)?.map(|sidecar| sidecar.layers).unwrap_or_default();
+                let told =
+                    layers.iter().flat_map(|layer| layer.nodes.iter().map(move |node| (&**node, layer.precision)));
+                let told: BTreeMap<&str, Precision> =
+                    told.filter_map(|(node, kind)| Some((node, kind.name().to_lowercase().parse().ok()?))).collect();
+                graph.nodes.iter_mut().for_each(|node| node.precision = told.get(&*node.name).copied());
+            }
+            // One precision for all that computes floats.
+            None => {
+                graph = ModelGraph::read(&self.session.subject.folded);
+                let floats = graph.nodes.iter_mut().filter_map(|node| node.precision.as_mut());
+                floats.for_each(|precision| *precision = self.args.precision);
+            }
+            Some(_) => {}
+        }
+        Ok(graph)
     }
 
     fn sites(&self, target: &Target) -> Result<Vec<TensorSite>, PipelineError> {
@@ -122,7 +159,7 @@ impl Bisection<'_> {
         let mut probe = |tensors: &[String]| {
             let some: Vec<_> = sites.iter().filter(|site| tensors.contains(&site.tensor)).cloned().collect();
             if some.is_empty() {
-                return Ok(std::collections::BTreeMap::new());
+                return Ok(BTreeMap::new());
             }
             let found = self.compare(&mut target, &some, self.first_of(OUTPUT_SAMPLES))?;
             self.session.host.detail(&format!("probed {}", tensors.join(", ")));

@@ -306,6 +306,9 @@ impl Job<'_> {
             let node = folded.as_ref()?.node(id);
             Some((node.label(id.0), node.op_type().to_owned()))
         };
+        let graph = self.graph(targets);
+        let decided: BTreeMap<&str, NumberFormat> =
+            graph.nodes.iter().filter_map(|node| Some((node.name.as_str(), node.precision?))).collect();
         let mut seen = BTreeSet::new();
         (layers.graphwise.tensors.iter())
             .filter(|found| seen.insert(given(&found.site.tensor)))
@@ -313,7 +316,9 @@ impl Job<'_> {
                 let site = &found.site;
                 let tensor = given(&site.tensor);
                 let (node, op_type) = made_by(&tensor).unwrap_or_else(|| (site.node.clone(), site.op_type.clone()));
-                let mut row = Layer::new(&node, &op_type, &tensor, precision.name());
+                // In the words of the picture.
+                let own = decided.get(node.as_str()).copied().unwrap_or(precision);
+                let mut row = Layer::new(&node, &op_type, &tensor, own.name());
                 row.graphwise_sqnr_db = found.difference.sqnr_db;
                 row.cosine = Some(found.difference.cosine);
                 // An operator's own error is measured behind its activation: at the tensor that is quantized next.
