@@ -88,6 +88,23 @@ fn wilson_with(successes: u64, trials: u64, z: f64) -> [f64; 2] {
     [low, high]
 }
 
+/// Half the width of Student's interval at a confidence, of a figure with a standard error over samples; `None` for fewer than
+/// two of them.
+pub fn half_width(standard_error: f64, samples: u64, confidence: f64) -> Option<f64> {
+    let t = StudentsT::new(0.0, 1.0, samples.checked_sub(1)? as f64).ok()?;
+    Some(t.inverse_cdf(f64::midpoint(1.0, confidence)) * standard_error)
+}
+
+/// Interval of the difference of two shares over the same samples, from those that only the first and only the second has:
+/// Wald's, with half a sample added to each of the four cells (Agresti and Min, 2005).
+pub fn paired_difference(only: [u64; 2], samples: u64, confidence: f64) -> [f64; 2] {
+    let (n, [first, second]) = (samples as f64 + 2.0, only.map(|count| count as f64 + 0.5));
+    let difference = (first - second) / n;
+    let variance = ((first + second) / n - difference * difference) / n;
+    let half = Normal::standard().inverse_cdf(f64::midpoint(1.0, confidence)) * variance.sqrt();
+    [(difference - half).max(-1.0), (difference + half).min(1.0)]
+}
+
 /// Two-sided p-value of McNemar's test from the discordant counts: samples only the one gets right, and only the
 /// other. Exact (binomial) for fewer than 25 of them, else χ² with continuity correction.
 pub fn mcnemar(only_first: u64, only_second: u64) -> f64 {

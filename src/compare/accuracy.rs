@@ -148,6 +148,11 @@ impl PairedCounts {
         Classes::of(&self.reference.answers, &self.target.answers)
     }
 
+    /// Samples that only the reference gets right, and only the target; `None` without labels.
+    pub fn only_one_right(&self) -> Option<[u64; 2]> {
+        (self.target.samples > 0).then_some([self.only_reference, self.only_target])
+    }
+
     /// Accuracy of reference and target; `None` without labels.
     pub fn accuracies(&self) -> (Option<Accuracy>, Option<Accuracy>) {
         let p = mcnemar(self.only_reference, self.only_target);

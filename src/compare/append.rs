@@ -38,6 +38,7 @@ impl Output {
     /// `first` is the number of samples before.
     fn append(&mut self, later: Self, first: u64, max_flips: usize) -> Result<(), &'static str> {
         self.sums.append(&later.sums);
+        self.spread.append(&later.spread);
         self.parts.append(later.parts);
         self.integers |= later.integers;
         match (&mut self.task, later.task) {

@@ -75,7 +75,7 @@ impl Output {
             for piece in &pieces {
                 sums.add(&PairSums::of_piece(piece));
             }
-            self.sums.add(&sums);
+            self.add(&sums);
         }
         let Some(first) = r.first() else { return Ok(()) };
         let Task::Classification(task) = self.task(batch, first.element_type(), first.shape()) else { return Ok(()) };

@@ -13,6 +13,7 @@ use super::{
     heads::Head,
     parts::by_scale,
     segmentation::{ClassMap, MapCounts},
+    spread::Spread,
     totals::Totals,
 };
 use crate::{
@@ -136,6 +137,7 @@ pub(super) struct Batch<'a> {
 pub(super) struct Output {
     pub pair: OutputPair,
     pub sums: Totals,
+    pub spread: Spread,
     pub parts: PartSums,
     pub integers: bool,
     /// `None` before the first sample.
@@ -267,8 +269,11 @@ impl Comparison {
     pub fn finish(self) -> ComparisonResult {
         let non_finite =
             self.outputs.iter().map(|output| (output.pair.reference.clone(), output.sums.sums().non_finite));
+        let errors =
+            |output: &Output| Some((output.pair.reference.clone(), output.spread.errors(&output.sums.sums())?));
         ComparisonResult {
             samples: self.samples as usize,
+            standard_errors: self.outputs.iter().filter_map(errors).collect(),
             outputs: self.outputs.iter().map(|output| output.metrics(&self.options)).collect(),
             non_finite: non_finite.filter(|(_, counts)| !counts.is_empty()).collect(),
             tasks: self.outputs.iter().filter_map(Output::result).collect(),
@@ -328,7 +333,8 @@ pub(super) fn row<'a>(
 
 impl Output {
     fn new(pair: OutputPair) -> Self {
-        Self { pair, sums: Totals::default(), parts: PartSums::default(), integers: false, task: None }
+        let (sums, spread, parts) = Default::default();
+        Self { pair, sums, spread, parts, integers: false, task: None }
     }
 
     fn metrics(&self, options: &CompareOptions) -> OutputMetrics {
@@ -336,6 +342,12 @@ impl Output {
         let parts = options.parts.get(name).cloned().unwrap_or_else(|| by_scale(&self.parts));
         let parts = self.parts.figures(&parts).iter().map(|(part, sums)| PartMetrics::new(part, sums)).collect();
         OutputMetrics { integers: self.integers, parts, ..self.sums.sums().metrics(name) }
+    }
+
+    /// Adds the differences of a sample.
+    pub(super) fn add(&mut self, sums: &PairSums) {
+        self.sums.add(sums);
+        self.spread.add(sums);
     }
 
     /// Whether sums by part are needed of a sample, besides those of the whole.
@@ -356,7 +368,7 @@ impl Output {
             if r.shape != t.shape {
                 return Err(self.shapes_differ(reference.shape, target.shape));
             }
-            self.sums.add(&PairSums::of(r.values, t.values, f32::INFINITY));
+            self.add(&PairSums::of(r.values, t.values, f32::INFINITY));
             let pushed = match self.task(batch, r.values.element_type(), r.shape) {
                 Task::Generic => Ok(()),
                 Task::Map(map) => map.push(batch, index, r, t),
@@ -408,6 +420,7 @@ impl Output {
                     further.map(|(i, c)| c.top_k(right.reference.further(i), right.target.further(i))).collect();
                 (result.reference_accuracy, result.accuracy) = right.accuracies();
                 result.classes = right.classes();
+                result.only_one_right = right.only_one_right();
                 result.label_hint = right.reference.hint(task.classes);
                 result.flipped.clone_from(&task.flips.positions);
                 result.flips.clone_from(&task.flips.details);

@@ -133,6 +133,11 @@ impl Metric {
         matches!(self, Self::Map5095 | Self::Map5095Drop | Self::DetectionPrecision | Self::DetectionRecall)
     }
 
+    /// True for a figure whose interval follows from how the samples scatter.
+    pub fn is_estimated(self) -> bool {
+        matches!(self, Self::Top5 | Self::AccuracyDrop | Self::SqnrDb | Self::Cosine | Self::RelL2 | Self::MeanAbs)
+    }
+
     /// What must be there to measure it.
     pub fn needs(self) -> Needs {
         match self {
@@ -321,12 +326,13 @@ impl FromStr for Gate {
 
 /// The level of `95%` or `0.95`.
 fn confidence_of(metric: Metric, threshold: f64, level: &str) -> Result<f64, String> {
-    if !metric.is_counted() && !metric.is_resampled() {
-        let known = Metric::ALL.iter().filter(|m| m.is_counted() || m.is_resampled());
+    let has_one = |metric: &Metric| metric.is_counted() || metric.is_resampled() || metric.is_estimated();
+    if !has_one(&metric) {
+        let known = Metric::ALL.iter().copied().filter(has_one);
         let known: Vec<&str> = known.map(|m| m.name()).collect();
         return Err(format!("{} has no confidence interval; {} have one", metric.name(), known.join(", ")));
     }
-    if threshold >= 1.0 {
+    if threshold >= 1.0 && metric.least().is_some() {
         return Err("no number of samples shows a share of 1 with any confidence; ask for less".to_owned());
     }
     let share = match level.strip_suffix('%') {

@@ -21,6 +21,7 @@ mod own;
 mod parts;
 mod saved;
 mod segmentation;
+mod spread;
 mod totals;
 
 pub use agreement::{FIVE, TopK, top_k};
@@ -35,6 +36,7 @@ pub use own::{Answers, OwnMetric};
 pub use parts::{Part, PartSums, by_scale};
 pub use saved::{OutputsWriter, SavedError, SavedOutputs};
 pub use segmentation::ClassMap;
+pub use spread::StandardErrors;
 
 use std::collections::BTreeMap;
 
@@ -296,6 +298,9 @@ pub struct ComparisonResult {
     /// Outputs with values that are not finite.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub non_finite: BTreeMap<String, NonFinite>,
+    /// How far the differences of an output scatter over the samples.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub standard_errors: BTreeMap<String, StandardErrors>,
     /// Figures of the outputs that are classifications or maps, in the reference's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<TaskResult>,
@@ -370,6 +375,9 @@ pub struct TaskResult {
     pub accuracy: Option<Accuracy>,
     /// Accuracy of the reference on the same samples.
     pub reference_accuracy: Option<Accuracy>,
+    /// Samples that only the reference gets right, and that only the target does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_one_right: Option<[u64; 2]>,
     /// Right answers by class, and confusions that grew.
     pub classes: Option<Classes>,
     /// What looks wrong with the labels, if anything.
@@ -394,6 +402,7 @@ impl TaskResult {
             accuracy: None,
             reference_accuracy: None,
             classes: None,
+            only_one_right: None,
             label_hint: None,
             segmentation: None,
             reference_segmentation: None,

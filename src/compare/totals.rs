@@ -8,10 +8,10 @@ use super::{NonFinite, PairSums, metrics::exact};
 /// The sum of numbers that are not negative, kept exactly: as numbers that do not overlap, which are rounded together only
 /// when the sum is read (Shewchuk, "Adaptive Precision Floating-Point Arithmetic", 1997).
 #[derive(Clone, Debug, Default, PartialEq)]
-struct ExactSum(Vec<f64>);
+pub(super) struct ExactSum(Vec<f64>);
 
 impl ExactSum {
-    fn add(&mut self, number: f64) {
+    pub(super) fn add(&mut self, number: f64) {
         let mut rest = number;
         let mut kept = 0;
         for index in 0..self.0.len() {
@@ -35,7 +35,7 @@ impl ExactSum {
     }
 
     /// The sum, rounded once to the nearest number.
-    fn value(&self) -> f64 {
+    pub(super) fn value(&self) -> f64 {
         let mut parts = self.0.iter().rev().copied();
         let Some(mut sum) = parts.next() else { return 0.0 };
         for part in parts.by_ref() {
@@ -59,7 +59,7 @@ impl ExactSum {
         sum
     }
 
-    fn append(&mut self, later: &Self) {
+    pub(super) fn append(&mut self, later: &Self) {
         later.0.iter().for_each(|&part| self.add(part));
     }
 }

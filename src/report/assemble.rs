@@ -237,8 +237,7 @@ impl GateResult {
                 let side = if self.direction == Direction::AtLeast { "more" } else { "less" };
                 return format!("{shown} (at {} confidence {bound} or {side})", percent(level));
             }
-            self.interval
-                .map_or(shown.clone(), |interval| format!("{shown} ({})", format::percent_interval(interval, 0)))
+            self.interval.map_or(shown.clone(), |interval| format!("{shown} ({})", figures(self.metric, interval)))
         });
         value.or_else(|| self.note.clone()).unwrap_or_else(|| "not measured".to_owned())
     }
@@ -270,6 +269,15 @@ pub(super) fn figure(metric: Metric, value: f64) -> String {
         Metric::SqnrDb => format::decibels(value),
         _ if is_share(metric) => format::exact_percent(value),
         _ => format::significant(value, 4),
+    }
+}
+
+/// An interval of a metric without its unit, which stands at the value.
+pub(super) fn figures(metric: Metric, [low, high]: [f64; 2]) -> String {
+    match metric {
+        Metric::SqnrDb => format!("{low:.1}…{high:.1}"),
+        _ if is_share(metric) => format::percent_interval([low, high], 0),
+        _ => format!("{}…{}", format::significant(low, 4), format::significant(high, 4)),
     }
 }
 

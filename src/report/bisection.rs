@@ -6,7 +6,7 @@ use askama::Template;
 
 use super::{
     AdviceLevel,
-    assemble::{figure, is_share, shown_beside},
+    assemble::{figure, figures, is_share, shown_beside},
     charts, format,
     graph::Picture,
     html::{Chart, Hint, nonce},
@@ -47,7 +47,7 @@ pub fn bisection_html(findings: &Findings) -> Result<String, askama::Error> {
         network: Picture::of_findings(findings),
         first: first(findings),
         looked: looked(findings),
-        hints: findings.advice.iter().map(hint).collect(),
+        hints: Hint::once(findings.advice.iter().map(hint).collect()),
         seconds: format::seconds(findings.seconds),
     }
     .render()
@@ -106,7 +106,7 @@ fn measured(gates: &[Gate], verdict: &Verdict) -> String {
         let side = if gate.metric.direction() == Direction::AtLeast { "at least" } else { "at most" };
         let value = value(verdict, gate).map_or_else(|| "not finite".to_owned(), |value| beside(gate, value));
         let interval = verdict.intervals.get(&gate.subject());
-        let interval = interval.map(|&interval| format!("{}, ", format::percent_interval(interval, 0)));
+        let interval = interval.map(|&interval| format!("{}, ", figures(gate.metric, interval)));
         let threshold = figure(gate.metric, gate.threshold);
         format!("{} {value} ({}{side} {threshold})", gate.subject(), interval.unwrap_or_default())
     };
@@ -220,7 +220,10 @@ fn trials(plan: &PlanFindings) -> Table {
             row.push(Cell::number(trial.cost, format::significant(trial.cost, 3)));
         }
         let metric = |gate: &Gate| {
-            value(&trial.verdict, gate).map_or_else(Cell::missing, |value| Cell::number(value, beside(gate, value)))
+            let interval = trial.verdict.intervals.get(&gate.subject());
+            let interval = interval.map_or_else(String::new, |&interval| figures(gate.metric, interval));
+            let cell = |value| Cell::number(value, beside(gate, value)).note(interval);
+            value(&trial.verdict, gate).map_or_else(Cell::missing, cell)
         };
         row.extend(plan.gates.iter().map(metric));
         let (word, tone) = if trial.verdict.passed { ("passed", Tone::Good) } else { ("failed", Tone::Bad) };

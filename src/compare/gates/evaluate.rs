@@ -2,8 +2,8 @@
 
 use super::{Direction, Gate, GateResult, Metric, Needs, percent};
 use crate::{
-    compare::{ComparisonResult, Figures, NonFinite},
-    stats::wilson_at,
+    compare::{ComparisonResult, Figures, NonFinite, OutputMetrics},
+    stats::{half_width, paired_difference, wilson_at},
 };
 
 const NO_TIMES: &str = "no latency was measured that says anything about this precision";
@@ -75,7 +75,16 @@ impl Gate {
                 let within = match bound.unwrap_or(Some(value)) {
                     Some(tested) if direction == Direction::AtLeast => tested >= threshold,
                     Some(tested) => tested <= threshold,
-                    None => return outcome(Some(value), false, Some("so few pictures have no interval".to_owned())),
+                    None => {
+                        return outcome(
+                            Some(value),
+                            false,
+                            Some(
+                                "there is no interval: so few samples have none, and parts of an output neither"
+                                    .to_owned(),
+                            ),
+                        );
+                    }
                 };
                 GateResult {
                     interval: interval(value, metric, result, 0.95),
@@ -113,8 +122,17 @@ impl Gate {
 
 /// The interval of a value at a confidence, where there is one.
 fn interval(value: f64, metric: Metric, result: &ComparisonResult, level: f64) -> Option<[f64; 2]> {
-    if metric.is_counted() {
-        return Some(wilson_at(share_of(value, metric, result), level));
+    match metric {
+        // A mean of shares scatters at most as widely as if each were 0 or 1.
+        _ if metric.is_counted() || metric == Metric::Top5 => {
+            return Some(wilson_at(share_of(value, metric, result), level));
+        }
+        Metric::AccuracyDrop => {
+            let samples = result.classification()?.accuracy.as_ref()?.samples as u64;
+            return Some(paired_difference(result.classification()?.only_one_right?, samples, level));
+        }
+        _ if metric.is_estimated() => return numeric(value, metric, result, level),
+        _ => {}
     }
     let detection = result.detection.as_ref()?;
     match metric {
@@ -123,6 +141,29 @@ fn interval(value: f64, metric: Metric, result: &ComparisonResult, level: f64) -
         Metric::DetectionPrecision => detection.agreement.precision_interval,
         Metric::DetectionRecall => detection.agreement.recall_interval,
         _ => None,
+    }
+}
+
+/// The interval of a figure of numeric differences over all elements of an output.
+fn numeric(value: f64, metric: Metric, result: &ComparisonResult, level: f64) -> Option<[f64; 2]> {
+    let is_it = |output: &&OutputMetrics| match metric {
+        Metric::SqnrDb => output.sqnr_db == Some(value),
+        Metric::Cosine => output.cosine == value,
+        Metric::RelL2 => output.rel_l2 == value,
+        _ => output.mean_abs == value,
+    };
+    let output = result.outputs.iter().filter(|output| output.parts.is_empty()).find(is_it)?;
+    let errors = result.standard_errors.get(&output.name)?;
+    let around = |error: f64| half_width(error, errors.samples, level);
+    match metric {
+        Metric::SqnrDb => around(errors.sqnr_db?).map(|half| [value - half, value + half]),
+        // The relative error is 10^(-SQNR / 20).
+        Metric::RelL2 => {
+            let factor = around(errors.sqnr_db?).map(|half| 10f64.powf(half / 20.0))?;
+            Some([value / factor, value * factor])
+        }
+        Metric::Cosine => around(errors.cosine?).map(|half| [(value - half).max(-1.0), (value + half).min(1.0)]),
+        _ => around(errors.mean_abs?).map(|half| [(value - half).max(0.0), value + half]),
     }
 }
 

@@ -118,7 +118,8 @@ fn every_part_of_a_gate_is_read_and_written_back() {
     let error = |text: &str| text.parse::<Gate>().unwrap_err().to_string();
     assert_eq!(error("max_abs>=0.5"), "gate `max_abs>=0.5`: of max_abs less is better; write max_abs<=0.5");
     assert!(error("top1[x]=0.9").contains("no figure of a single output"));
-    assert!(error("sqnr_db=15@95%").contains("sqnr_db has no confidence interval; top1, "));
+    assert!(error("max_abs=15@95%").contains("max_abs has no confidence interval; top1, "));
+    assert!("sqnr_db=15@90%".parse::<Gate>().is_ok());
     assert!(error("top1=1@95%").contains("no number of samples"));
     assert!(error("detection_recall=0.9@90%").contains("at 95% confidence; write @95%"));
     assert!(error("top1=0.9@95").contains("write @95%") && error("top1=0.9@").contains("write @95%"));
@@ -147,6 +148,32 @@ fn too_few_samples_are_said_to_decide_nothing() {
         undecidable("top1=0.98", 20).unwrap().contains("may be 0.839 (at 95% confidence), so passing shows little")
     );
     assert_eq!((undecidable("top1=1", 5), undecidable("sqnr_db=20", 1)), (None, None));
+}
+
+#[test]
+fn figures_of_differences_have_intervals_from_how_samples_scatter() {
+    let mut result = result();
+    let errors =
+        |sqnr_db| StandardErrors { samples: 100, sqnr_db: Some(sqnr_db), cosine: Some(0.001), mean_abs: Some(0.01) };
+    result.standard_errors = [("a", 0.1), ("c", 0.5)].map(|(name, error)| (name.to_owned(), errors(error))).into();
+    result.tasks[0].only_one_right = Some([6, 5]);
+    let found = |gate: &str| gate.parse::<Gate>().unwrap().evaluate(&result, &Footprint::default());
+    let near = |gate: &str, expected: [f64; 2]| {
+        let interval = found(gate).interval.unwrap();
+        assert!(interval.iter().zip(expected).all(|(own, there)| (own - there).abs() < 1e-4), "{gate}: {interval:?}");
+    };
+    // Student's t of 99 degrees of freedom at 95 % is 1.98422 (scipy.stats.t.ppf(0.975, 99)).
+    near("sqnr_db=14", [14.5 - 0.992_11, 14.5 + 0.992_11]);
+    near("sqnr_db[a]=14", [18.0 - 0.198_42, 18.0 + 0.198_42]);
+    near("mean_abs=1", [0.1 - 0.019_84, 0.1 + 0.019_84]);
+    near("cosine=0.9", [0.99 - 0.001_98, 0.99 + 0.001_98]);
+    // Wilson's interval of 94 of 100, which is the widest that shares with this mean can have.
+    near("top5=0.9", [0.875_229, 0.972_198]);
+    // (6.5 - 5.5) / 102 ± 1.95996 · sqrt((12 / 102 - (1 / 102)²) / 102).
+    near("accuracy_drop=0.1", [0.009_804 - 0.066_536, 0.009_804 + 0.066_536]);
+    let bounded = found("sqnr_db=14@95%");
+    assert!(!bounded.passed && bounded.value == Some(14.5) && bounded.bound.unwrap() < 14.0, "{bounded:?}");
+    assert_eq!(found("max_abs=1").interval, None, "a largest value has none");
 }
 
 #[test]
