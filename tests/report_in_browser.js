@@ -169,6 +169,12 @@ for (const root of all("[data-network]")) {
     return good && none === "none found" || [good, none];
   });
   ask("the panel tells the chosen node, as text", () => find("chosen").textContent.includes(nodes[last][0]) || find("chosen").textContent);
+  const rowless = document.querySelector("[data-item][data-node],[data-item] .node") && nodes.findLastIndex((node) => node[4] === undefined && node[5] === undefined);
+  if (rowless > 0) ask("a node without a row says so", () => {
+    set(find("find"), nodes[rowless][0], "input");
+    set(find("find"), "", "input");
+    return find("chosen").textContent.includes("no row") || find("chosen").textContent;
+  });
   const nameOf = (item) => item.dataset.node ?? item.querySelector(".node [data-text]")?.textContent;
   const perTable = new Map(all("[data-item]").filter((item) => nodes.some((node) => node[0] === nameOf(item))).reverse().map((item) => [item.closest("table"), item]));
   for (const [table, row] of perTable) {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use trtcalib::{
     bisect::findings::Findings,
     quantize::{GraphNode, ModelGraph, Precision, Rule},
-    report::{Report, Run, bisection_html, graph_html, html, runs_html},
+    report::{Drawn, Elsewhere, Report, Run, bisection_html, graph_html, html, html_with, runs_html},
 };
 
 /// Runs when it becomes markup or script anywhere.
@@ -72,8 +72,13 @@ fn graph(names: &[String]) -> ModelGraph {
         },
         precision: Some(if i % 3 == 2 { Precision::Fp32 } else { Precision::Int8 }),
         rule: Some([Rule::Convolution, Rule::Planned, Rule::ResidualAdd][i % 3]),
+        contents: None,
     };
     ModelGraph { nodes: (0..4000).map(node).collect() }
+}
+
+fn drawn<'a>(name: &'a str, graph: &'a ModelGraph) -> Drawn<'a> {
+    Drawn { name, graph, report: None }
 }
 
 /// A bisection of a model of 500 operators with hostile names, which tried a plan for every number of them up to 12.
@@ -146,8 +151,8 @@ fn the_pages_work_and_nothing_foreign_runs() {
         ("runs", runs_html(&runs, &[]).unwrap()),
         ("regressions", runs_html(&runs, &runs[..1]).unwrap()),
         ("bisection", bisection_html(&bisection()).unwrap()),
-        ("graph", graph_html((HOSTILE, &graph(&[])), None).unwrap()),
-        ("graphs", graph_html((HOSTILE, &graph(&[])), Some(("b", &graph(&["other".to_owned()])))).unwrap()),
+        ("graph", graph_html(drawn(HOSTILE, &graph(&[])), None).unwrap()),
+        ("graphs", graph_html(drawn(HOSTILE, &graph(&[])), Some(drawn("b", &graph(&["other".to_owned()])))).unwrap()),
     ];
     for ((name, page), width) in pages.iter().flat_map(|page| [(page, 1280), (page, 400)]) {
         let findings = ask(browser, page, width);
@@ -158,17 +163,64 @@ fn the_pages_work_and_nothing_foreign_runs() {
     }
 }
 
-#[test]
-fn on_paper_the_example_is_three_pages_of_a4() {
-    let Some(browser) = chromium() else { return };
+/// The example with all that a report can hold: gates, figures from elsewhere, boxes, advice.
+fn crowded() -> Report {
+    let mut report = large_and_hostile();
+    report.verdict.gates = report.verdict.gates.iter().cycle().take(90).cloned().collect();
+    report.advice = report.advice.iter().cycle().take(30).cloned().collect();
+    report.notes = (0..12).map(|i| format!("something to know of this run, number {i}, told in a sentence")).collect();
+    let latency = report.precisions[0].latency_ms.clone().unwrap();
+    let there = |machine: &str| -> Elsewhere {
+        let layers: Vec<Value> =
+            (0..300).map(|i| json!({ "layer": format!("layer {i}"), "mean_ms": 0.1, "share": 0.003 })).collect();
+        serde_json::from_value(json!({ "machine": { "name": machine, "tensorrt": "10.3.0", "date": "2026-11-27T09:00:00Z" },
+            "files": ["int8.times.json", "int8.profile.json", "int8.layers.json", "int8.outputs.json"], "tied_by": "hash",
+            "latency_ms": latency, "layer_times": layers }))
+        .unwrap()
+    };
+    let thumbnail = report.thumbnails.values().next().unwrap().clone();
+    let found = json!({ "corners": [1.0, 2.0, 11.0, 7.0], "score": 0.5, "class": 3 });
+    let changed: Vec<Value> = (0..12)
+        .map(|i| {
+            report.thumbnails.insert(format!("boxes {i}"), thumbnail.clone());
+            json!({ "sample": format!("boxes {i}"), "size": [640, 480], "lost": [found], "gained": [], "common": [found] })
+        })
+        .collect();
+    let detection = json!({ "head": "YOLO", "changed": changed, "agreement": { "confidence": 0.25, "precision": 0.9,
+        "precision_interval": [0.8, 0.95], "recall": 0.9, "recall_interval": null, "precision_75": 0.8, "recall_75": 0.8,
+        "mean_iou": 0.9, "score_shift": 0.0, "lost": 12, "gained": 0, "common": 12, "pictures": 12 } });
+    for precision in &mut report.precisions {
+        precision.measured_elsewhere = ["Jetson Orin Nano", "RTX 4090"].map(there).into();
+        precision.detection = (!precision.reference).then(|| serde_json::from_value(detection.clone()).unwrap());
+    }
+    report
+}
+
+/// Prints a page, and tells the pages of the paper and how many of them are A4.
+fn printed(browser: &str, page: &str) -> (usize, usize) {
     let folder = tempfile::tempdir().unwrap();
-    let (page, paper) = (root().join("reports/example/report.html"), folder.path().join("paper.pdf"));
+    let (file, paper) = (folder.path().join("page.html"), folder.path().join("paper.pdf"));
+    fs::write(&file, page).unwrap();
     let print = format!("--print-to-pdf={}", paper.display());
-    browse(browser, folder.path(), &page, &[&print, "--no-pdf-header-footer"]);
+    browse(browser, folder.path(), &file, &[&print, "--no-pdf-header-footer"]);
     let printed = fs::read(&paper).unwrap();
     let text = String::from_utf8_lossy(&printed);
-    assert_eq!(text.matches("/Type /Page\n").count(), 3);
-    assert_eq!(text.matches("/MediaBox [0 0 594.9").count(), 3, "in points, A4");
+    (text.matches("/Type /Page\n").count(), text.matches("/MediaBox [0 0 594.9").count())
+}
+
+#[test]
+fn on_paper_every_report_is_three_pages_of_a4() {
+    let Some(browser) = chromium() else { return };
+    let example = fs::read_to_string(root().join("reports/example/report.html")).unwrap();
+    assert_eq!(printed(browser, &example), (3, 3));
+    let crowded = html_with(&crowded(), &bisection()).unwrap();
+    for section in ["elsewhere", "boxes", "tradeoff", "network", "layers", "advice"] {
+        assert!(crowded.contains(&format!("<h2 id=\"{section}\"")), "{section}");
+    }
+    assert_eq!(printed(browser, &crowded), (3, 3));
+    // Without the script that sets it smaller it is more.
+    let unfitted = crowded.replace("addEventListener(\"beforeprint\", fit)", "void fit");
+    assert!(unfitted != crowded && printed(browser, &unfitted).0 > 3);
 }
 
 #[test]

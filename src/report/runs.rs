@@ -1,11 +1,13 @@
 //! Many runs on one page: models × precisions, and what changed against a baseline.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use askama::Template;
 
 use super::{
-    Report, charts, format,
+    Report, charts,
+    elsewhere::called as named,
+    format,
     html::{Chart, nonce},
     metrics::{Quality, Subject, outcome, table, title},
     regression::{Regressions, regressions},
@@ -80,12 +82,14 @@ struct Trend {
 fn trends(runs: &[Run<'_>]) -> Vec<Trend> {
     let all: Vec<_> = runs.iter().flat_map(|run| Subject::all(run.report)).collect();
     let names: BTreeSet<String> = all.iter().map(|subject| title(subject.precision)).collect();
-    let called: Vec<String> = runs
-        .iter()
-        .map(|run| {
-            format!("{} · {}", run.report.created.split('T').next().unwrap_or_default(), run.report.tool.version)
-        })
-        .collect();
+    // `2026-11-27T14:25:57Z`: of two runs of one day the time tells which is which.
+    let day = |run: &Run<'_>| run.report.created.split('T').next().unwrap_or_default().to_owned();
+    let one_day = runs.iter().map(day).collect::<BTreeSet<_>>().len() < runs.len();
+    let date = |run: &Run<'_>| match run.report.created.split_once('T') {
+        Some((day, time)) if one_day => format!("{day} {}", time.get(..5).unwrap_or(time)),
+        _ => day(run),
+    };
+    let called: Vec<String> = runs.iter().map(|run| format!("{} · {}", date(run), run.report.tool.version)).collect();
     let quality = Quality::of(&all);
     let sqnr = Some(Quality::Sqnr).filter(|_| quality != Some(Quality::Sqnr));
     let measures = [quality, sqnr].into_iter().flatten();
@@ -104,8 +108,28 @@ fn trends(runs: &[Run<'_>]) -> Vec<Trend> {
         .map(|measure| drawn(measure.name(), measure != Quality::Sqnr, &|subject| subject.quality(measure)))
         .collect();
     trends.push(drawn("Median latency (ms)", false, &|subject| subject.speed()));
+    trends.push(elsewhere(runs, &called));
     trends.retain(|trend| !trend.chart.wide.is_empty());
     trends
+}
+
+/// Latencies that other machines measured.
+fn elsewhere(runs: &[Run<'_>], called: &[String]) -> Trend {
+    let of_run = |run: &Run<'_>| -> BTreeMap<String, f64> {
+        let rows = run.report.precisions.iter();
+        let all = rows.flat_map(|row| row.measured_elsewhere.iter().map(move |there| (row, there)));
+        all.filter_map(|(row, there)| Some((named(row, there), there.latency_ms.as_ref()?.figures.median))).collect()
+    };
+    let found: Vec<BTreeMap<String, f64>> = runs.iter().map(of_run).collect();
+    let names: BTreeSet<&String> = found.iter().flat_map(BTreeMap::keys).collect();
+    let line = |(series, name): (usize, &&String)| charts::Line {
+        series,
+        values: found.iter().map(|run| run.get(*name).copied()).collect(),
+    };
+    let lines: Vec<charts::Line> = names.iter().enumerate().map(line).collect();
+    let legend = names.iter().enumerate().map(|(series, name)| (series % charts::SERIES, (*name).clone())).collect();
+    let name = "Median latency elsewhere (ms)";
+    Trend { name, chart: Chart::new(300, |size| charts::trend(&lines, called, name, false, size)), legend }
 }
 
 fn page(runs: &[Run<'_>], baseline: &[Run<'_>], trends: Vec<Trend>) -> Result<String, askama::Error> {
@@ -225,6 +249,25 @@ mod tests {
         assert_eq!(&emulated.unwrap()[column("latency_median_ms")], "");
         assert_eq!(&records[4][column("latency_median_ms")], "0.46");
         assert_eq!(&records[6][column("model")], "<b>other.onnx");
+    }
+
+    #[test]
+    fn runs_of_one_day_are_told_apart_and_other_machines_have_a_chart() {
+        let mut reports = two();
+        for (report, (created, ms)) in
+            reports.iter_mut().zip([("2026-11-27T09:05:00Z", 2.0), ("2026-11-27T14:25:57Z", 1.5)])
+        {
+            report.created = created.to_owned();
+            let mut latency = report.precisions[0].latency_ms.clone().unwrap();
+            latency.figures.median = ms;
+            let there = serde_json::json!({ "machine": { "name": "Orin" }, "files": [], "tied_by": "hash", "latency_ms": latency });
+            report.precisions[0].measured_elsewhere = vec![serde_json::from_value(there).unwrap()];
+        }
+        let runs = [Run { name: "a", report: &reports[0] }, Run { name: "b", report: &reports[1] }];
+        let page = trend_html(&runs).unwrap();
+        assert!(page.contains("2026-11-27 09:05 · ") && page.contains("2026-11-27 14:25 · "));
+        let trend = trends(&runs).into_iter().find(|trend| trend.name == "Median latency elsewhere (ms)").unwrap();
+        assert_eq!((trend.chart.wide.matches("<circle").count(), &*trend.legend[0].1), (2, "fp32 · Orin"));
     }
 
     #[test]

@@ -191,6 +191,10 @@
         const heads = [...row.closest("table").tHead.rows[0].cells];
         heads.forEach((head, at) => { if (head.classList.contains("number") && !head.hidden && !/sqnr_db|index/.test(head.dataset.key)) say(head.textContent, (first.cells[at].querySelector("span") || first.cells[at]).textContent); });
       }
+      if (!isBlock(id) && rows.size && !rowsOf(id).length) {
+        const measured = value(id / 2, 4) !== null || value(id / 2, 5) !== null;
+        say("In the tables", measured ? `no row: they have the ${rows.size} worst nodes; layers.csv has all` : "no row: nothing was measured of its result");
+      }
       panel.replaceChildren(...facts.map(([name, text]) => {
         const fact = document.createElement("div"), term = document.createElement("span"), detail = document.createElement("b");
         term.textContent = name; detail.textContent = text; fact.append(term, detail);

@@ -134,4 +134,26 @@
     button.textContent = (await copy(text)) ? "Copied" : "Cannot copy";
     setTimeout(() => { button.textContent = label; }, 1500);
   });
+
+  // On paper: each sheet fits a page of A4 within its margins (186 by 273 mm; print may set lines a little higher), by smaller type
+  // where it must.
+  const PAGE = { width: 702, height: 980 };
+  const sheets = all(".sheet");
+  const fit = () => {
+    const main = document.getElementById("main");
+    const print = [...document.styleSheets].flatMap((sheet) => [...sheet.cssRules]).filter((rule) => rule.media?.mediaText === "print");
+    for (const rule of print) rule.media.mediaText = "all";
+    root.style.width = `${PAGE.width}px`;
+    const tall = (selector) => document.querySelector(selector)?.getBoundingClientRect().height ?? 0;
+    const around = (sheet) => (sheet === sheets[0] ? tall("header.top") + tall(".random") : 0) + (sheet === sheets.at(-1) ? tall("footer") : 0);
+    for (const sheet of sheets) {
+      const over = () => sheet.getBoundingClientRect().height + around(sheet) > PAGE.height || all("table,pre", sheet).some((wide) => wide.getBoundingClientRect().right > PAGE.width + 1);
+      for (let zoom = 1; zoom > 0.45 && over(); zoom -= 0.04) sheet.style.zoom = zoom - 0.04;
+    }
+    root.style.width = "";
+    for (const rule of print) rule.media.mediaText = "print";
+  };
+  // Behind what other listeners draw anew.
+  document.addEventListener("DOMContentLoaded", () => addEventListener("beforeprint", fit));
+  addEventListener("afterprint", () => { for (const sheet of sheets) sheet.style.zoom = ""; });
 })();

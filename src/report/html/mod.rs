@@ -79,6 +79,26 @@ impl<'a> Hint<'a> {
         let nodes = nodes.iter().map(String::as_str).filter(|node| !named.contains(node)).collect();
         Self { class, level, text: format::sentence(text), nodes, command }
     }
+
+    /// Every command once, at the first piece of advice that it follows from.
+    pub fn once(mut hints: Vec<Self>) -> Vec<Self> {
+        let mut told = std::collections::BTreeSet::new();
+        hints.iter_mut().for_each(|hint| hint.command = hint.command.filter(|command| told.insert(*command)));
+        hints
+    }
+}
+
+/// The verdict without the figures, which stand at the gates below it.
+fn headline(report: &Report) -> String {
+    let gates = &report.verdict.gates;
+    let failed = gates.iter().filter(|gate| !gate.result.passed).count();
+    if failed == 0 {
+        return report.verdict.sentence.clone();
+    }
+    let plural = if gates.len() == 1 { "" } else { "s" };
+    let told = format!("{failed} of {} gate{plural} failed.", gates.len());
+    let errors: Vec<_> = report.precisions.iter().filter(|row| row.error.is_some()).map(title).collect();
+    if errors.is_empty() { told } else { format!("{told} {} did not run.", errors.join(", ")) }
 }
 
 /// Pieces of a sentence in turn: plain text, and names that stand between backquotes in it.
@@ -100,7 +120,9 @@ struct Page<'a> {
     report: &'a Report,
     name: &'a str,
     nonce: String,
+    headline: String,
     urgent: Vec<String>,
+    problems: usize,
     facts: Vec<facts::Group>,
     precisions: Table,
     candidates: Table,
@@ -139,17 +161,12 @@ impl<'a> Page<'a> {
         let mut hashes = vec![("model", report.model.hash.as_str()), ("data", report.dataset.hash.as_str())];
         let artifacts = report.precisions.iter().filter_map(|precision| precision.artifact.as_ref());
         hashes.extend(artifacts.map(|artifact| (artifact.path.as_str(), artifact.hash.as_str())));
-        let problems = report.advice.iter().filter(|advice| advice.level == AdviceLevel::Problem);
         Self {
             name: format::file_name(&report.model.path),
             nonce: nonce(&format!("{report:?}")),
-            urgent: report
-                .notes
-                .iter()
-                .map(String::as_str)
-                .chain(problems.map(|advice| advice.text.as_str()))
-                .map(format::sentence)
-                .collect(),
+            headline: headline(report),
+            urgent: report.notes.iter().map(|note| format::sentence(note)).collect(),
+            problems: report.advice.iter().filter(|advice| advice.level == AdviceLevel::Problem).count(),
             facts: facts::groups(report),
             precisions: precisions(report),
             candidates: candidates(report),
@@ -172,11 +189,13 @@ impl<'a> Page<'a> {
             plan: plan.map(Plan::new),
             layers: layers::Layers::new(&report.layers),
             layers_samples: report.layers_samples,
-            hints: report
-                .advice
-                .iter()
-                .map(|advice| Hint::new(advice.level, &advice.text, &advice.nodes, advice.command.as_deref()))
-                .collect(),
+            hints: Hint::once(
+                report
+                    .advice
+                    .iter()
+                    .map(|advice| Hint::new(advice.level, &advice.text, &advice.nodes, advice.command.as_deref()))
+                    .collect(),
+            ),
             elsewhere: elsewhere::table(report),
             elsewhere_says: elsewhere::sentences(report),
             profiles: elsewhere::profiles(report),

@@ -110,6 +110,24 @@ fn a_report_without_its_optional_parts_has_no_empty_sections() {
 }
 
 #[test]
+fn nothing_is_said_twice() {
+    let mut report = report(&Size { layers: 0, flips: 0 });
+    report.advice = (0..3)
+        .map(|i| crate::report::Advice {
+            level: AdviceLevel::Problem,
+            text: format!("problem number {i}"),
+            nodes: Vec::new(),
+            command: Some("calib bisect --find plan".into()),
+        })
+        .collect();
+    let page = html(&report).unwrap();
+    assert_eq!(page.matches("calib bisect --find plan").count(), 1, "a command at the first that asks for it");
+    assert_eq!(page.matches("Problem number 1").count(), 1);
+    assert!(page.contains("3 problems, with what to do"));
+    assert!(report.verdict.sentence.contains("is asked for") && !page.contains("is asked for"), "the gates say it");
+}
+
+#[test]
 fn random_data_is_marked_and_absurd_figures_do_no_harm() {
     let mut report = report(&Size { layers: 4, flips: 0 });
     assert!(!html(&report).unwrap().contains("Random data"));
