@@ -329,7 +329,7 @@ fn confidence_of(metric: Metric, threshold: f64, level: &str) -> Result<f64, Str
     let has_one = |metric: &Metric| metric.is_counted() || metric.is_resampled() || metric.is_estimated();
     if !has_one(&metric) {
         let known = Metric::ALL.iter().copied().filter(has_one);
-        let known: Vec<&str> = known.map(|m| m.name()).collect();
+        let known: Vec<&str> = known.map(Metric::name).collect();
         return Err(format!("{} has no confidence interval; {} have one", metric.name(), known.join(", ")));
     }
     if threshold >= 1.0 && metric.least().is_some() {

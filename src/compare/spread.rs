@@ -138,7 +138,9 @@ mod tests {
         all[4..].iter().for_each(|sample| second.add(sample));
         second.append(&first);
         let mut total = super::super::totals::Totals::default();
-        all.iter().for_each(|sample| total.add(sample));
+        for sample in &all {
+            total.add(sample);
+        }
         assert_eq!(second.errors(&total.sums()), Some(whole));
         let equal = vec![all[0]; 5];
         assert!(figures(&equal).1.sqnr_db.unwrap() < 1e-6);

@@ -131,14 +131,14 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
     }
     let files = [&parts.times, &parts.profile, &parts.layers, &parts.outputs].into_iter().flatten();
     if !tied {
-        found.elsewhere.on_word = files.clone().filter(|path| !telling.contains(path)).map(name).collect();
+        found.elsewhere.on_word = files.clone().filter(|path| !telling.contains(path)).map(|path| name(path)).collect();
     }
-    found.elsewhere.files = files.chain(&parts.inputs).map(name).collect();
+    found.elsewhere.files = files.chain(&parts.inputs).map(|path| name(path)).collect();
     Ok(found)
 }
 
 /// Name of a file without its folder.
-pub(super) fn name(path: &PathBuf) -> String {
+pub(super) fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 

@@ -14,7 +14,6 @@ use crate::{
 /// A call as it is written.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[expect(clippy::struct_field_names, reason = "the names that trtexec writes")]
 struct Written {
     #[serde(alias = "startInMs")]
     start_h2d_ms: f64,

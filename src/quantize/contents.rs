@@ -121,9 +121,9 @@ fn contents(view: &GraphView<'_>, node: &NodeProto) -> Contents {
     }
     let mut own: Vec<_> = node.attribute.iter().collect();
     own.sort_by(|a, b| a.name().cmp(b.name()));
-    own.iter().for_each(|attribute| {
+    for attribute in own {
         attributes.update(&attribute.encode_to_vec());
-    });
+    }
     let [weights, scales, attributes] = [weights, scales, attributes].map(|hasher| {
         let bytes = *hasher.finalize().as_bytes();
         bytes.iter().take(8).fold(0, |all, &byte| all << 8 | u64::from(byte))

@@ -83,7 +83,9 @@ impl<'a> Hint<'a> {
     /// Every command once, at the first piece of advice that it follows from.
     pub fn once(mut hints: Vec<Self>) -> Vec<Self> {
         let mut told = std::collections::BTreeSet::new();
-        hints.iter_mut().for_each(|hint| hint.command = hint.command.filter(|command| told.insert(*command)));
+        for hint in &mut hints {
+            hint.command = hint.command.filter(|command| told.insert(*command));
+        }
         hints
     }
 }
