@@ -36,7 +36,7 @@ pub struct Findings {
     pub model_hash: ContentHash,
     /// What was looked into: a precision, or another model or file.
     pub target: String,
-    /// What computed the errors of tensors and operators: `onnxruntime-cpu`, `onnxruntime-cuda`, ...
+    /// What computed the target: `onnxruntime-cpu`, `onnxruntime-cuda`, an engine's `tensorrt-rtx`, ...
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
     /// What every operator does by itself, in the order of execution.

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::source::SourceModel;
+pub use self::source::{BY_ITSELF_DB, SourceModel};
 use crate::{
     analyse::graphwise::{Graphwise, TensorDivergence, TensorSite},
     onnx::{
@@ -23,6 +23,9 @@ use crate::{
 /// How far the SQNR of an output may move, in decibels, before marks count as having changed it: another kernel rounds
 /// otherwise.
 const SAME_DB: f64 = 1.0;
+
+/// Tensors that are named one by one where they are told; of more, their number is.
+const NAMED: usize = 8;
 
 /// An output that comes out otherwise when tensors are marked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -50,6 +53,24 @@ pub struct ProbeReport {
     /// The model that the engine was built from, by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceModel>,
+    /// By what the first divergence was found.
+    #[serde(default)]
+    pub judged: Judged,
+}
+
+/// How it is told which node of an engine is off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Judged {
+    /// By what has added up to its tensors, along cuts of the graph.
+    #[default]
+    AddedUp,
+    /// By what it makes of what the engine gave in front of it, against the model that the engine was built from.
+    ByItself,
+    /// The same against the float model, where ONNX Runtime does not run the other one.
+    ByItselfInFloat,
+    /// By what has added up, since no node is off by itself.
+    AddedUpOnly,
 }
 
 impl ProbeReport {
@@ -57,19 +78,49 @@ impl ProbeReport {
     pub fn sentences(&self) -> Vec<String> {
         let decibels = |db: Option<f64>| db.map_or_else(|| "no error".to_owned(), |db| format!("{db:.1} dB"));
         let by = self.tensorrt.as_ref().map_or_else(String::new, |tensorrt| format!(", by {tensorrt}"));
-        let took = format!("{} engines were built to look into this one{by}", self.builds);
+        let engines = if self.builds == 1 { "engine was" } else { "engines were" };
+        let took = format!("{} {engines} built to look into this one{by}", self.builds);
         let changed = self.disturbances.iter().map(|disturbance| {
-            let marked: Vec<String> = disturbance.marked.iter().map(|tensor| format!("`{tensor}`")).collect();
+            let names = || disturbance.marked.iter().map(|tensor| format!("`{tensor}`")).collect::<Vec<_>>().join(", ");
+            let marked = disturbance.marked.len();
+            let marked = if marked > NAMED { format!("{marked} tensors together") } else { names() };
             format!(
-                "marking {} changes the engine: the SQNR of output `{}` is {} with the marks and {} without; the fault may \
+                "marking {marked} changes the engine: the SQNR of output `{}` is {} with the marks and {} without; the fault may \
                  lie in a fusion that they undo",
-                marked.join(", "),
                 disturbance.output,
                 decibels(disturbance.marked_sqnr_db),
                 decibels(disturbance.sqnr_db)
             )
         });
-        std::iter::once(took).chain(changed).chain(self.source.iter().map(SourceModel::sentence)).collect()
+        let source = self.source.iter().map(|source| source.sentence(self.judged));
+        std::iter::once(took).chain(changed).chain(source).chain(self.judged.sentence()).collect()
+    }
+}
+
+impl Judged {
+    /// Whether every node was judged by itself.
+    pub fn is_by_itself(self) -> bool {
+        matches!(self, Self::ByItself | Self::ByItselfInFloat)
+    }
+
+    /// What that means, unless it is what is always done.
+    fn sentence(self) -> Option<String> {
+        let by_itself = |model: &str| {
+            format!(
+                "every node was judged by itself: {model} (ONNX Runtime) was given what the engine gave in front of the node, and \
+                 Q/DQ there count as part of it"
+            )
+        };
+        match self {
+            Self::AddedUp => None,
+            Self::ByItself => Some(by_itself("the same node of the model that the engine was built from")),
+            Self::ByItselfInFloat => Some(by_itself("the same node of the float model")),
+            Self::AddedUpOnly => Some(
+                "no node that could be looked at is off by itself: what diverges has added up, or lies in a fusion that looking \
+                 at it undoes"
+                    .to_owned(),
+            ),
+        }
     }
 }
 
@@ -102,6 +153,19 @@ impl Probes {
     /// # Errors
     /// Whatever `compare` returns.
     pub fn look<E>(&mut self, sites: &[TensorSite], compare: &mut Compare<'_, E>) -> Result<Graphwise, E> {
+        self.look_with(self.marks, sites, compare)
+    }
+
+    /// The same with `marks` tensors marked at a time, at most.
+    ///
+    /// # Errors
+    /// Whatever `compare` returns.
+    pub fn look_with<E>(
+        &mut self,
+        marks: usize,
+        sites: &[TensorSite],
+        compare: &mut Compare<'_, E>,
+    ) -> Result<Graphwise, E> {
         let plain = match self.plain.take() {
             Some(plain) => plain,
             None => compare(&[], &self.outputs)?,
@@ -109,7 +173,7 @@ impl Probes {
         let mut seen = plain.clone();
         let shown: BTreeSet<&str> = self.outputs.iter().map(|site| site.tensor.as_str()).collect();
         let hidden: Vec<&TensorSite> = sites.iter().filter(|site| !shown.contains(site.tensor.as_str())).collect();
-        for chunk in hidden.chunks(self.marks) {
+        for chunk in hidden.chunks(marks.max(1)) {
             let marked: Vec<String> = chunk.iter().map(|site| site.tensor.clone()).collect();
             let all: Vec<TensorSite> = self.outputs.iter().chain(chunk.iter().copied()).cloned().collect();
             let found = compare(&marked, &all)?;

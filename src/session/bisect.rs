@@ -69,8 +69,9 @@ pub struct BisectOptions {
     pub samples: usize,
     /// What to look into instead of the model quantized here, as [`Spec`] reads it; not for a plan.
     pub target: Option<String>,
-    /// Tensors that one probe of an engine marks as outputs, at most.
-    pub probe_tensors: usize,
+    /// Tensors that one probe of an engine marks as outputs, at most. Without, all that memory allows where the first divergence
+    /// is looked for, else 4.
+    pub probe_tensors: Option<usize>,
     /// With [`Find::First`], a tensor diverges below this SQNR in decibels.
     pub threshold_db: f64,
     /// With [`Find::First`], whether every tensor is looked at.
@@ -89,7 +90,7 @@ impl Default for BisectOptions {
             max_trials: 64,
             samples: 200,
             target: None,
-            probe_tensors: 4,
+            probe_tensors: None,
             threshold_db: 10.0,
             exhaustive: false,
         }

@@ -11,6 +11,8 @@
 mod batches;
 mod deployed;
 mod device;
+mod driver;
+mod faults;
 mod models;
 mod outputs;
 mod path;

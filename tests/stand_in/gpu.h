@@ -22,6 +22,7 @@ struct Driver {
     int (*to_host)(void*, uint64_t, size_t, void*);
     int (*host_function)(void*, void (*)(void*), void*);
     int (*synchronize)(void*);
+    int (*memory)(size_t*, size_t*);
     int (*capturing)(void*, int*);
 };
 
@@ -47,6 +48,7 @@ inline const Driver* driver() {
         take(driver.to_host, "cuMemcpyDtoHAsync_v2");
         take(driver.host_function, "cuLaunchHostFunc");
         take(driver.synchronize, "cuStreamSynchronize");
+        take(driver.memory, "cuMemGetInfo_v2");
         take(driver.capturing, "cuStreamIsCapturing");
         int count = 0;
         if (driver.init(0) != 0 || driver.device_count(&count) != 0 || count == 0) return nullptr;
@@ -70,6 +72,12 @@ inline void needs_context(const char* call) {
     void* context = nullptr;
     if (!driver() || driver()->current(&context) != 0 || !context)
         refuse(std::string(call) + " was called on a thread on which no CUDA context is current");
+}
+
+// Whether the driver refuses everything: then nothing can be waited for any more.
+inline bool gpu_is_lost() {
+    size_t free = 0, total = 0;
+    return driver()->memory(&free, &total) != 0;
 }
 
 } // namespace stand_in

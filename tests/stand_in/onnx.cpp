@@ -1,5 +1,6 @@
 #include "onnx.h"
 
+#include <algorithm>
 #include <fstream>
 #include <string_view>
 
@@ -167,6 +168,13 @@ std::set<size_t> Model::makers_of(const std::string& tensor) const {
                 wanted.insert(nodes[i].inputs.begin(), nodes[i].inputs.end());
             }
     return makers;
+}
+
+bool Model::gives(const std::string& name) const {
+    for (const Node& node : nodes)
+        for (const Value& output : outputs)
+            if (node.name == name && std::count(node.outputs.begin(), node.outputs.end(), output.name)) return true;
+    return false;
 }
 
 std::string with_fault(const std::string& bytes, const std::string& name) {

@@ -28,6 +28,9 @@ struct Model {
 
     // Nodes that make the tensor, directly or through others; by index.
     std::set<size_t> makers_of(const std::string& tensor) const;
+
+    // Whether what this node makes is an output.
+    bool gives(const std::string& node) const;
 };
 
 // False where the bytes are no ONNX model.

@@ -29,7 +29,7 @@ inline std::string hex(unsigned long long address) {
 
 // What can be ordered; `README.md` tells what each does.
 inline const std::set<std::string> ORDERS = {
-    "build-warns", "capability", "driver", "enqueue-fails", "fail", "fault", "invalid", "kernel-fails", "memory",
+    "build-warns", "capability", "driver", "enqueue-fails", "fail", "fault", "fused-fault", "invalid", "kernel-fails", "memory",
     "names-only", "no-device", "no-inspection", "no-pools", "null-builder", "null-cache", "null-config", "null-context",
     "null-engine", "null-inspector", "null-network", "null-parser", "null-plan", "null-profile", "null-runtime",
     "packed", "refuse-addresses", "refuse-gpu", "shape-values", "slow", "slow-build", "slow-load", "tell-options",

@@ -322,7 +322,7 @@ struct Context : apiv::RefusedVExecutionContext {
 
     ~Context() noexcept override {
         for (auto& job : jobs)
-            if (job->ran < job->ordered) refuse("an execution context was destroyed before its work was waited for");
+            if (job->ran < job->ordered && !gpu_is_lost()) refuse("an execution context was destroyed before its work was waited for");
         if (!loaded->engine_lives) refuse("an execution context was destroyed after its engine");
         if (!staging.empty()) needs_context("~IExecutionContext");
         for (void* memory : staging) driver()->host_free(memory);
@@ -415,28 +415,38 @@ struct Context : apiv::RefusedVExecutionContext {
         return true;
     }
 
-    void* stage(size_t bytes) {
-        void* memory = nullptr;
-        if (driver()->host_alloc(&memory, bytes ? bytes : 1, 0) != 0) refuse("no page-locked memory is left");
-        staging.push_back(memory);
-        return memory;
+    // What the driver itself refuses is an error of TensorRT, and no rule that the caller broke.
+    static bool fine(int status) {
+        if (status != 0) error("enqueueV3: CUDA error " + text(status));
+        return status == 0;
     }
 
-    // Ends the test unless the tensor lies on the right side and in enough memory.
-    void check(const Tensor& tensor, void* data, size_t bytes) const {
+    bool stage(size_t bytes, std::vector<void*>* staged) {
+        void* memory = nullptr;
+        if (!fine(driver()->host_alloc(&memory, bytes ? bytes : 1, 0))) return false;
+        staging.push_back(memory);
+        staged->push_back(memory);
+        return true;
+    }
+
+    // Ends the test unless the tensor lies on the right side and in enough memory; false where the driver fails.
+    bool check(const Tensor& tensor, void* data, size_t bytes) const {
         auto address = reinterpret_cast<uint64_t>(data);
         std::string which = "tensor `" + tensor.name + "` at " + hex(address);
         unsigned kind = 0;
-        bool device = driver()->pointer_attribute(&kind, 2, address) == 0 && kind == 2;
+        int status = driver()->pointer_attribute(&kind, 2, address);
+        if (status != 1 && !fine(status)) return false; // 1: the driver knows no such memory
+        bool device = status == 0 && kind == 2;
         if (tensor.host && device) refuse(which + " lies in device memory, and TensorRT reads it in host memory");
-        if (tensor.host) return;
+        if (tensor.host) return true;
         if (!device) refuse(which + " lies in no device memory");
         uint64_t begin = 0;
         size_t size = 0;
-        driver()->address_range(&begin, &size, address);
+        if (!fine(driver()->address_range(&begin, &size, address))) return false;
         if (address + bytes > begin + size)
             refuse(which + " needs " + text(static_cast<long long>(bytes)) + " bytes, and the memory there has " +
                    text(static_cast<long long>(begin + size - address)));
+        return true;
     }
 
     Job* prepared(const std::vector<Array>& inputs, bool recording, const std::string& key) {
@@ -449,7 +459,7 @@ struct Context : apiv::RefusedVExecutionContext {
             if (address == addresses.end()) refuse("tensor `" + tensor.name + "` has no address");
             const Extents& extents = tensor.input ? inputs[next].extents : found.at(tensor.name);
             size_t bytes = bytes_of(tensor.type, extents);
-            check(tensor, address->second, bytes);
+            if (!check(tensor, address->second, bytes)) return nullptr;
             if (tensor.input) {
                 made->inputs.push_back(inputs[next++]);
             } else {
@@ -473,9 +483,10 @@ struct Context : apiv::RefusedVExecutionContext {
         }
         size_t input = 0, output = 0;
         for (const Tensor& tensor : loaded->tensors) {
-            if (tensor.input) made->staged_inputs.push_back(tensor.host ? nullptr : stage(made->inputs[input++].bytes.size()));
-            else made->staged_outputs.push_back(
-                tensor.host ? nullptr : stage(bytes_of(tensor.type, made->output_extents[output++])));
+            size_t bytes = tensor.input ? made->inputs[input++].bytes.size() : bytes_of(tensor.type, made->output_extents[output++]);
+            auto& staged = tensor.input ? made->staged_inputs : made->staged_outputs;
+            if (tensor.host) staged.push_back(nullptr);
+            else if (!stage(bytes, &staged)) return nullptr;
         }
         jobs.push_back(std::move(made));
         return jobs.back().get();
@@ -489,15 +500,11 @@ struct Context : apiv::RefusedVExecutionContext {
             return error("IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (an illegal memory access was encountered)");
         void* stream = stream_handle;
         int recording = 0;
-        driver()->capturing(stream, &recording);
+        if (!fine(driver()->capturing(stream, &recording))) return false;
         std::vector<Array> inputs;
         if (!given(&inputs)) refuse("enqueueV3 before every input had a shape, and a value where it lies in host memory");
         Job* job = prepared(inputs, recording != 0, "stand-in");
         if (!job) return false;
-        auto fine = [](int status) {
-            if (status != 0) error("enqueueV3: CUDA error " + text(status));
-            return status == 0;
-        };
         size_t input = 0, output = 0;
         for (const Tensor& tensor : loaded->tensors) {
             if (!tensor.input) continue;
@@ -652,12 +659,14 @@ struct Runtime : apiv::RefusedVRuntime {
                          "incompatible device, expecting compute " + text(gpu_capability()) + ")");
         if (order("null-plan")) return nullptr;
         std::string bytes = plan.model;
-        if (const std::string* node = order("fault")) {
+        auto loaded = std::make_shared<Loaded>();
+        read_model(plan.model, &loaded->model);
+        for (const char* key : {"fault", "fused-fault"}) {
+            const std::string* node = order(key);
+            if (!node || (std::string(key) == "fused-fault" && loaded->model.gives(*node))) continue;
             std::string faulty = with_fault(bytes, *node);
             if (!faulty.empty()) bytes = faulty;
         }
-        auto loaded = std::make_shared<Loaded>();
-        read_model(plan.model, &loaded->model);
         std::string reason;
         bytes = without_types(bytes);
         loaded->session = Session::open(bytes, &reason);

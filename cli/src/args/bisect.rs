@@ -116,9 +116,10 @@ pub struct BisectArgs {
     /// or FILE.npz with saved tensors (not with --find plan)
     #[arg(long, value_name = "SPEC")]
     pub target: Option<String>,
-    /// With an engine as the target: tensors that one probe marks as outputs, at most; each may undo a fusion
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    pub probe_tensors: usize,
+    /// With an engine as the target: tensors that one probe marks as outputs, at most (a node and what it reads, at least); each
+    /// may undo a fusion [default: with --find first as many as 1 GiB holds, else 4]
+    #[arg(long, value_name = "N")]
+    pub probe_tensors: Option<usize>,
     /// With `--find first`: a tensor diverges below this SQNR in decibels, or with NaN or infinities
     #[arg(long, value_name = "DB", default_value_t = 10.0, allow_negative_numbers = true)]
     pub threshold_db: f64,

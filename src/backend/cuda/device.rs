@@ -148,6 +148,26 @@ impl Device {
     }
 }
 
+/// Waits for everything that is on a stream: then memory that it works on can be given up.
+///
+/// `CudaStream::synchronize` tells an error of an earlier call *instead* of waiting (where an event could not be recorded behind a
+/// copy, for one), and the memory would be gone under the copy. Here such an error is told once the stream was waited for.
+///
+/// # Errors
+/// A failure of the GPU, now or before. One that is lost has no work left that could be waited for.
+pub fn wait(stream: &CudaStream) -> Result<(), CudaError> {
+    let context = stream.context();
+    let earlier = context.bind_to_thread();
+    let bound = if earlier.is_err() { context.bind_to_thread() } else { Ok(()) };
+    // SAFETY: the stream is alive while it is borrowed.
+    let waited = unsafe { result::stream::synchronize(stream.cu_stream()) };
+    if waited.is_err() {
+        // Whatever the call failed for, the work may still run.
+        let _all = result::ctx::synchronize();
+    }
+    Ok(earlier.and(bound).and(waited)?)
+}
+
 /// Time between two moments of a stream, taken by the GPU itself.
 #[derive(Debug)]
 pub struct Timer {

@@ -1,6 +1,6 @@
 //! Tensors on their way back from the device.
 
-use super::{CudaError, CudaStream, Device, DeviceView, PinnedHostSlice};
+use super::{CudaError, CudaStream, Device, DeviceView, PinnedHostSlice, wait};
 use crate::tensor::{ElementType, TensorView, ValuesView};
 
 /// Page-locked memory that tensors come back to, used again where it is large enough.
@@ -38,7 +38,7 @@ impl Landing {
             Ok(())
         });
         // Neither side must be given up while it is copied, whatever became of the others.
-        stream.synchronize()?;
+        wait(stream)?;
         fetched
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, ValidAsZeroBits};
 
-use super::{CudaError, Device, DeviceView, Source};
+use super::{CudaError, Device, DeviceView, Source, wait};
 
 /// Bins of a histogram.
 pub const BINS: usize = 8192;
@@ -142,7 +142,7 @@ impl MagnitudeCounter {
         }
         let counted = self.launch(&pieces);
         // The views must not be given up while kernels may read them.
-        self.stream.synchronize()?;
+        wait(&self.stream)?;
         counted?;
         let bad = self.host.iter().position(|state| state.non_finite > 0);
         Ok(bad.map(|tensor| {
@@ -208,7 +208,7 @@ impl MagnitudeCounter {
     /// What was counted, by tensor number.
     pub fn finish(self) -> Result<Vec<Magnitudes>, CudaError> {
         let counts = self.stream.clone_dtoh(&self.counts)?;
-        self.stream.synchronize()?;
+        wait(&self.stream)?;
         let float = |key: i32| f32::from_bits((key ^ ((key >> 31) & i32::MAX)) as u32);
         let magnitudes = |(state, counts): (&State, &[u64])| {
             let seen = state.min_key <= state.max_key;

@@ -20,7 +20,7 @@ mod upload;
 mod view;
 
 pub use cudarc::driver::{CudaEvent, CudaGraph, CudaSlice, CudaStream, PinnedHostSlice};
-pub use device::{Device, DeviceInfo, Timer, device_count};
+pub use device::{Device, DeviceInfo, Timer, device_count, wait};
 pub use gpu::Gpu;
 pub use graph::capture;
 pub use landing::Landing;

@@ -7,7 +7,7 @@ use std::{cell::Cell, sync::Arc};
 
 use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, ValidAsZeroBits};
 
-use super::{CudaError, Device, DeviceView, Source};
+use super::{CudaError, Device, DeviceView, Source, wait};
 
 /// The kernels of this module.
 pub const PAIRS: Source = Source { name: "pairs.cu", text: include_str!("pairs.cu") };
@@ -150,7 +150,7 @@ impl PairComparer {
             // views, which live until the synchronization below.
             unsafe { launch.launch(blocks(pieces.len())) }?;
             let copied = self.stream.memcpy_dtoh(&results.slice(..pieces.len()), &mut sums);
-            self.stream.synchronize()?;
+            wait(&self.stream)?;
             copied?;
             self.scratch.set(Some((arguments, results)));
         }
@@ -184,7 +184,7 @@ impl PairComparer {
         // synchronization below.
         unsafe { launch.launch(blocks(rows.len())) }?;
         let copied = self.stream.clone_dtoh(&best);
-        self.stream.synchronize()?;
+        wait(&self.stream)?;
         let of_row = |row: &[Best]| {
             row.iter().map(|best| (best.index, best.value)).take_while(|&(index, _)| index != u32::MAX).collect()
         };

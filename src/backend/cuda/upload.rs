@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{CudaError, CudaSlice, CudaStream, Device, DeviceView, PinnedHostSlice};
+use super::{CudaError, CudaSlice, CudaStream, Device, DeviceView, PinnedHostSlice, wait};
 use crate::tensor::{ElementType, Tensor, TensorMap};
 
 /// Bytes of a piece.
@@ -72,13 +72,21 @@ impl Uploader {
             (pieces.collect::<Result<_, _>>()?, self.stream.alloc_zeros(room)?)
         };
         let row = shape.first().map_or(size, |rows| size / rows.max(&1));
-        for (first, piece) in (0..size).step_by(PIECE).zip(&mut pinned) {
+        let mut copy = |(first, piece): (usize, &mut PinnedHostSlice<u8>)| {
             // Waits until the copy that used this piece before is over.
             let begin = piece.as_mut_slice()?;
             let end = begin.len().min(size - first);
             fill(&mut begin[..end], bytes, row, first);
-            self.stream.memcpy_htod(&*piece, &mut on_device.slice_mut(first..first + piece.len()))?;
+            self.stream.memcpy_htod(&*piece, &mut on_device.slice_mut(first..first + piece.len()))
+        };
+        let copied = (0..size).step_by(PIECE).zip(&mut pinned).try_for_each(&mut copy);
+        // Also where only the event failed that tells when a copy is over.
+        let copied = copied.and_then(|()| self.device.context().check_err());
+        if copied.is_err() {
+            // Neither side must be given up while it is copied; why copying failed says more than that waiting did.
+            let _waited = wait(&self.stream);
         }
+        copied?;
         Ok(StagedTensor { name, shape, element_type: tensor.element_type(), pinned, bytes: on_device })
     }
 }

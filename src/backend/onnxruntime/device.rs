@@ -20,7 +20,7 @@ use super::{
 use crate::{
     backend::{
         BackendError, BuildOptions, ExecutionProvider, TensorInfo,
-        cuda::{CudaError, CudaStream, Device, DeviceView, Staged, Uploader},
+        cuda::{CudaError, CudaStream, Device, DeviceView, Staged, Uploader, wait},
     },
     onnx::Model,
     tensor::TensorMap,
@@ -174,7 +174,7 @@ impl DeviceRunner {
         if ran.is_err() {
             // A smaller batch may need the room, and what was launched before the failure may still read it. The failure
             // says more than that waiting failed, too.
-            let _ = self.stream.synchronize();
+            let _ = wait(&self.stream);
             self.bound.clear();
         }
         ran
@@ -210,7 +210,7 @@ impl DeviceRunner {
             .collect();
         let visited = visit(&views);
         // On a stream of ours the session does not wait for its own end.
-        self.stream.synchronize().map_err(|error| BackendError::from(CudaError::from(error)))?;
+        wait(&self.stream).map_err(BackendError::from)?;
         visited
     }
 
@@ -250,7 +250,7 @@ impl DeviceRunner {
                 copied.map_err(CudaError::from)?;
             }
         }
-        self.stream.synchronize().map_err(CudaError::from)?;
+        wait(&self.stream)?;
         for (name, value) in &bound.inputs {
             // Inputs that the session wants on the host are copied there now, the others are only named.
             bound.binding.bind_input(name.as_str(), value).map_err(failed)?;

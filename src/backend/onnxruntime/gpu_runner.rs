@@ -7,7 +7,7 @@ use crate::{
     backend::{
         Accelerator, BackendError, BuildOptions, Given, Inputs, LayerTime, Runner, Sent, Show, TensorInfo, Tensors,
         Visit,
-        cuda::{CudaError, Device, Gpu, Landing, Staged},
+        cuda::{CudaError, Device, Gpu, Landing, Staged, wait},
     },
     onnx::Model,
     tensor::TensorMap,
@@ -86,7 +86,7 @@ impl Runner for GpuRunner {
         };
         let stream = runner.stream().clone();
         runner.run(staged, |outputs| {
-            stream.synchronize().map_err(CudaError::from)?;
+            wait(&stream)?;
             let views = staged.tensors().iter().map(|tensor| Ok((tensor.name.as_str(), tensor.view(&stream)?)));
             let inputs = views.collect::<Result<_, CudaError>>()?;
             let (inputs, outputs) = (Tensors::Device(&**gpu, inputs), Tensors::Device(&**gpu, outputs.to_vec()));

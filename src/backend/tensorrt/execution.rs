@@ -26,7 +26,7 @@ use super::{Engine, RunnerOptions, TensorRtError, log::Turn, profile::least_batc
 use crate::{
     backend::{
         BackendError, LayerTime, Phases, Runner, TensorInfo, Visit,
-        cuda::{CudaError, CudaGraph, CudaSlice, CudaStream, Device, PinnedHostSlice, Timer, capture},
+        cuda::{CudaError, CudaGraph, CudaSlice, CudaStream, Device, PinnedHostSlice, Timer, capture, wait},
         onnxruntime::check_inputs,
     },
     tensor::{ElementType, Tensor, TensorMap, TensorView, ValuesView},
@@ -78,8 +78,9 @@ unsafe impl Send for EngineRunner {}
 
 impl Drop for EngineRunner {
     fn drop(&mut self) {
-        // TensorRT gives memory back to the GPU that is current. When the driver refuses, nothing can be done here.
-        let _refused = self.engine.device.context().bind_to_thread();
+        // Buffers and context must outlive what is on the stream, also where an error ended a call in the middle; and TensorRT
+        // gives memory back to the GPU that is current. When the driver refuses, nothing can be done here.
+        let _refused = wait(&self.stream);
     }
 }
 
@@ -141,7 +142,7 @@ impl EngineRunner {
                 return Ok(false);
             }
         }
-        self.stream.synchronize().map_err(CudaError::from)?;
+        wait(&self.stream)?;
         self.bound = None;
         let (turn, flavour) = (Turn::take(), self.engine.flavour);
         let mut slots = Vec::new();
@@ -243,7 +244,7 @@ impl EngineRunner {
             }
         }
         d2h.stop(stream)?;
-        stream.synchronize().map_err(CudaError::from)?;
+        wait(stream)?;
         self.phases = Some(Phases {
             enqueue_ms,
             h2d_ms: h2d.elapsed_ms()?,
@@ -265,7 +266,7 @@ impl EngineRunner {
         let (context, stream, flavour) = (&mut self.context, &self.stream, self.engine.flavour);
         // TensorRT finishes work that was put off at the first launch of a shape, which cannot be recorded.
         enqueue(context, stream, flavour)?;
-        stream.synchronize().map_err(CudaError::from)?;
+        wait(stream)?;
         // SAFETY: the graph lies beside its buffers in `bound` and is dropped before them; it is launched on `stream`.
         bound.graph = Some(unsafe { capture(stream, || enqueue(context, stream, flavour)) }?);
         Ok(())

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Judged;
 use crate::analyse::graphwise::TensorDivergence;
 
 /// The model that an engine was built from, in ONNX Runtime, against the same reference as the engine.
@@ -23,6 +24,10 @@ const WORSE_DB: f64 = 3.0;
 /// An engine whose tensors are this good has no fault worth looking for, in decibels; 8 bits cost more in most tensors.
 const GOOD_DB: f64 = 30.0;
 
+/// Below this SQNR, in decibels, a node of an engine is off by itself: it and the model's were given the same, so that only the
+/// order of sums and codes that are rounded otherwise lie between them.
+pub const BY_ITSELF_DB: f64 = GOOD_DB - WORSE_DB;
+
 impl SourceModel {
     /// Whether a tensor of the engine is beyond the threshold, and not for what the model loses by itself.
     pub fn diverged(&self, tensor: &TensorDivergence) -> bool {
@@ -41,7 +46,7 @@ impl SourceModel {
     }
 
     /// What the model loses without the engine, and what that means for the engine.
-    pub fn sentence(&self) -> String {
+    pub fn sentence(&self, judged: Judged) -> String {
         let db = |tensor: &TensorDivergence| format!("{:.1} dB", tensor.off());
         let found = if self.is_reference {
             let worst =
@@ -64,10 +69,14 @@ impl SourceModel {
                 },
             )
         };
-        format!(
-            "the model that the engine was built from {found} (ONNX Runtime); a tensor of the engine diverges where it is \
-             {WORSE_DB} dB worse than that, and Q/DQ in front of a node count as part of it"
-        )
+        let found = format!("the model that the engine was built from {found} (ONNX Runtime)");
+        match judged {
+            judged if judged.is_by_itself() => found,
+            _ => format!(
+                "{found}; a tensor of the engine diverges where it is {WORSE_DB} dB worse than that, and Q/DQ in front of a \
+                 node count as part of it"
+            ),
+        }
     }
 }
 
@@ -111,13 +120,17 @@ mod tests {
         assert_eq!(judged("a", 35.0), (false, false), "good enough");
         assert_eq!(judged("unknown", 10.0), (true, true));
         assert!(
-            source.sentence().contains("beyond the threshold at `b` of `makes b`: 19.0 dB"),
+            source.sentence(Judged::AddedUp).contains("beyond the threshold at `b` of `makes b`: 19.0 dB"),
             "{}",
-            source.sentence()
+            source.sentence(Judged::AddedUp)
         );
         // Against itself, the worst tensor tells what rounding does.
         let source = model(true);
         assert!(!source.is_left_by(&tensor("a", 17.0)) && source.is_left_by(&tensor("a", 15.0)));
-        assert!(source.sentence().contains("off by 19.0 dB at `b`"), "{}", source.sentence());
+        assert!(
+            source.sentence(Judged::AddedUp).contains("off by 19.0 dB at `b`"),
+            "{}",
+            source.sentence(Judged::AddedUp)
+        );
     }
 }

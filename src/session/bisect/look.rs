@@ -3,7 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{OUTPUT_SAMPLES, engine::EngineTarget, subject::Bisection};
+use super::{
+    OUTPUT_SAMPLES,
+    engine::{ByItself, EngineTarget},
+    subject::Bisection,
+};
 use crate::{
     analyse::{
         graphwise::{
@@ -15,7 +19,7 @@ use crate::{
     backend::{ExecutionProvider, tensorrt::EngineSidecar},
     bisect::{
         first::{FirstDivergence, FirstOptions, Scan, first_divergence, flow},
-        probes::{ProbeReport, SourceModel},
+        probes::{BY_ITSELF_DB, Judged, ProbeReport, SourceModel},
     },
     compare::SavedOutputs,
     onnx::Model,
@@ -33,11 +37,14 @@ pub(super) enum Target {
     Engine(Box<EngineTarget>),
 }
 
+/// Tensors of an engine that are marked at a time where each mark counts.
+const FEW: usize = 4;
+
 /// Where the figures of a target come from.
 pub(super) struct Origin {
     /// What looking took, where it took probes.
     pub(super) probes: Option<ProbeReport>,
-    /// What computed the float model's tensors.
+    /// What computed the target's tensors: an engine's TensorRT, or what ran both models.
     pub(super) backend: Option<String>,
 }
 
@@ -131,13 +138,13 @@ impl Bisection<'_> {
 
     /// Where the figures of `samples` samples come from.
     fn origin(&self, target: &Target, samples: usize) -> Origin {
-        let (probes, provider) = match target {
-            Target::Model(_, provider) if *provider == self.session.provider => (None, self.session.analyst(samples)),
-            Target::Model(..) => (None, self.session.provider),
-            Target::Saved(_) => (None, ExecutionProvider::Cpu),
-            Target::Engine(engine) => (Some(engine.report()), ExecutionProvider::Cpu),
+        let provider = match target {
+            Target::Model(_, provider) if *provider == self.session.provider => self.session.analyst(samples),
+            Target::Model(..) => self.session.provider,
+            Target::Saved(_) => ExecutionProvider::Cpu,
+            Target::Engine(engine) => return engine.looked(),
         };
-        Origin { probes, backend: Some(provider.backend().to_owned()) }
+        Origin { probes: None, backend: Some(provider.backend().to_owned()) }
     }
 
     /// Every tensor.
@@ -154,8 +161,24 @@ impl Bisection<'_> {
     pub(super) fn first(&self) -> Result<(FirstDivergence<TensorDivergence>, Origin), PipelineError> {
         let mut target = self.target()?;
         let sites = self.sites(&target)?;
-        let is_engine = matches!(target, Target::Engine(_));
         let source = self.source(&target, &sites)?;
+        let flow = flow(&self.float)?;
+        let (mut judged, mut by_itself) = (Judged::AddedUp, None);
+        if let Target::Engine(engine) = &mut target
+            && let Some(own) = engine.by_itself(self, source.is_some(), &sites, self.first_of(OUTPUT_SAMPLES))?
+        {
+            let by = own.by;
+            let found = self.off_by_itself(own)?;
+            let report = engine.report();
+            // Where marks change the engine, what they were set to find may be gone with them.
+            if found.culprit.is_some() || self.args.exhaustive && report.disturbances.is_empty() {
+                let mut origin = engine.looked();
+                origin.probes = Some(ProbeReport { source, judged: by, ..report });
+                return Ok((FirstDivergence { probes: engine.report().builds, ..found }, origin));
+            }
+            (judged, by_itself) = (Judged::AddedUpOnly, Some(by));
+        }
+        let few = matches!(target, Target::Engine(_)).then(|| self.few());
         let mut probe = |tensors: &[String]| {
             let some: Vec<_> = sites.iter().filter(|site| tensors.contains(&site.tensor)).cloned().collect();
             if some.is_empty() {
@@ -167,10 +190,7 @@ impl Bisection<'_> {
         };
         let scan = if self.args.exhaustive { Scan::Exhaustive } else { Scan::Binary };
         let mut options = FirstOptions { scan, ..FirstOptions::default() };
-        if is_engine {
-            options.tensors_per_probe = self.args.probe_tensors;
-        }
-        let flow = flow(&self.float)?;
+        options.tensors_per_probe = few.unwrap_or(options.tensors_per_probe);
         let found = match &source {
             None => {
                 let diverged = |tensor: &TensorDivergence| tensor.diverged(self.args.threshold_db);
@@ -188,8 +208,29 @@ impl Bisection<'_> {
         let mut origin = self.origin(&target, OUTPUT_SAMPLES);
         if let Some(probes) = &mut origin.probes {
             probes.source = source;
+            // Where the outputs agree, too, nothing has added up.
+            probes.judged = if found.culprit.is_some() { judged } else { by_itself.unwrap_or(judged) };
         }
         Ok((found, origin))
+    }
+
+    /// The first node that is off by itself.
+    fn off_by_itself(&self, own: ByItself) -> Result<FirstDivergence<TensorDivergence>, PipelineError> {
+        let ByItself { errors, by, flow } = own;
+        let errors: BTreeMap<_, _> = errors.into_iter().map(|t| (t.site.tensor.clone(), t)).collect();
+        let mut known = |_: &[String]| Ok::<_, PipelineError>(errors.clone());
+        let options = FirstOptions { scan: Scan::Exhaustive, tensors_per_probe: usize::MAX };
+        let mut find = |limit: f64| {
+            first_divergence(&flow, options, &|tensor: &TensorDivergence| tensor.diverged(limit), &mut known)
+        };
+        let found = find(self.args.threshold_db)?;
+        // Against the float model, what quantization or 16 bits cost is no fault.
+        if found.culprit.is_some() || by != Judged::ByItself { Ok(found) } else { find(BY_ITSELF_DB) }
+    }
+
+    /// Tensors that a probe marks where few are to be marked.
+    pub(super) fn few(&self) -> usize {
+        self.args.probe_tensors.unwrap_or(FEW)
     }
 
     /// The model that an engine was built from, by itself.

@@ -70,6 +70,10 @@ pub(in crate::commands) fn describe(findings: &Findings) -> String {
     if let Some(first) = &findings.first {
         let probes = first.probes;
         let _ = match &first.culprit {
+            // Where nodes were judged one by one, all were.
+            None if findings.probes.as_ref().is_some_and(|probes| probes.judged.is_by_itself()) => {
+                writeln!(text, "nothing probed is beyond the threshold: {} tensors agree", first.tensors.len())
+            }
             None => writeln!(
                 text,
                 "nothing probed is beyond the threshold ({probes} probes); raise --threshold-db, or look at every \
@@ -80,13 +84,14 @@ pub(in crate::commands) fn describe(findings: &Findings) -> String {
                 let shapes = difference.shape_mismatch.as_ref().map(|mismatch| format!(", {mismatch}"));
                 writeln!(
                     text,
-                    "first divergence: `{}` ({}), tensor `{}`: SQNR {}, {} values not finite{} ({probes} probes)",
+                    "first divergence: `{}` ({}), tensor `{}`: SQNR {}, {} values not finite{} ({probes} probe{})",
                     culprit.node,
                     culprit.divergence.site.op_type,
                     culprit.tensor,
                     decibels(difference.sqnr_db),
                     difference.non_finite.differing,
-                    shapes.unwrap_or_default()
+                    shapes.unwrap_or_default(),
+                    if probes == 1 { "" } else { "s" }
                 )
             }
         };

@@ -1,0 +1,105 @@
+//! A fault planted into each node of an engine's model, one after the other: the node is named, however little of it arrives at
+//! the outputs.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use calib_test_support::root;
+use serde_json::Value;
+use trtcalib::onnx::{Model, proto::NodeProto};
+
+use super::{Engines, ends, json, text};
+
+/// Processes at a time.
+const AT_ONCE: usize = 4;
+
+/// Nodes of the embedded model that compute.
+fn nodes() -> Vec<String> {
+    let model = Model::load(&root().join("calib_data/demo.onnx")).unwrap();
+    let computes = model.graph().node.iter().filter(|node| node.op_type() != "Constant");
+    computes.map(NodeProto::name).map(str::to_owned).collect()
+}
+
+/// Runs `work` for every number below `count`, some at a time.
+pub(super) fn side_by_side(count: usize, work: &(dyn Fn(usize) + Sync)) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let one = next.fetch_add(1, Ordering::Relaxed);
+                    if one >= count {
+                        break;
+                    }
+                    work(one);
+                }
+            });
+        }
+    });
+}
+
+/// What `calib bisect --find first` finds in an engine.
+fn found(orders: &str, engine: &str, more: &[&str]) -> Value {
+    let out = tempfile::tempdir().unwrap();
+    let bisect = ["bisect", "--target", engine, "--find", "first", "--out", text(out.path())];
+    json(orders, &[&bisect[..], more].concat())
+}
+
+#[test]
+fn whichever_node_has_a_fault_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, out) = (root().join("configs/demo.toml"), folder.path().join("run"));
+    let run =
+        ["run", "--config", text(&config), "--out", text(&out), "--tensorrt", "require", "--precisions", "fp32,int8"];
+    ends(0, "", &[&run[..], &["--bench-seconds", "0", "--eval-samples", "20"]].concat());
+    let engine = |name: &str| text(&out.join("engines").join(name)).to_owned();
+    // Activations that recovery shifts, and padding that it puts in, have no counterpart in the float model.
+    let source = out.join("model.int8.onnx");
+    let shifted = Model::load(&source).unwrap().graph().node.iter().any(|node| node.output[0].ends_with("_shifted"));
+    assert!(shifted, "nothing was shifted: another model is needed");
+    let (float, int8) = (engine("fp32.plan"), engine("int8.plan"));
+    let beside_float: &[&str] = &[];
+    let beside_source: &[&str] = &["--model", text(&source)];
+    let few: &[&str] = &["--probe-tensors", "3"];
+    let modes = [(&float, beside_float, 5), (&int8, beside_float, 1), (&int8, beside_source, 5), (&int8, few, 25)];
+    let nodes = nodes();
+    let cases: Vec<_> = modes
+        .iter()
+        .flat_map(|&(engine, more, every)| nodes.iter().step_by(every).map(move |node| (engine, more, node)))
+        .collect();
+    let missed = Mutex::new(BTreeSet::new());
+    side_by_side(cases.len(), &|number| {
+        let (engine, more, node) = cases[number];
+        let found = found(&format!("fault={node}"), engine, more);
+        let named = &found["first"]["culprit"]["node"];
+        assert!(found["backend"].as_str().unwrap().ends_with("(stand-in)"), "{found}");
+        assert_eq!(found["probes"]["judged"], "by_itself", "{found}");
+        if more != few {
+            assert_eq!(found["probes"]["builds"], 1, "one engine shows everything: {found}");
+        }
+        if named != node {
+            missed.lock().unwrap().insert(format!("{node} in {engine} {more:?}: {named}"));
+        }
+    });
+    assert_eq!(missed.into_inner().unwrap(), BTreeSet::new());
+    for (engine, more, _) in modes {
+        assert_eq!(found("", engine, more)["first"]["culprit"], Value::Null, "{engine} {more:?}");
+    }
+}
+
+/// Marks may undo the fusion that is at fault. Then it is looked for with few marks at a time, and what they do is told.
+#[test]
+fn a_fault_that_is_gone_where_it_is_looked_at_is_still_told() {
+    let engines = Engines::build();
+    let node = "/blocks/blocks.2/depthwise/conv/Conv";
+    let found = found(&format!("fused-fault={node}"), &engines.path("fp32.plan"), &["--threshold-db", "40"]);
+    assert_eq!(found["probes"]["judged"], "added_up_only", "{found}");
+    // Its own output is as it should be as soon as it is marked: the one behind it is the first that is not.
+    assert_eq!(found["first"]["culprit"]["node"], "/blocks/blocks.2/depthwise/act/Relu", "{found}");
+    assert!(!found["probes"]["disturbances"].as_array().unwrap().is_empty(), "{found}");
+}
