@@ -9,7 +9,7 @@ use super::{ModelGraph, Precision, types::element_types};
 use crate::{
     onnx::{
         Fact, GraphView, Model,
-        proto::{NodeProto, TensorProto},
+        proto::{AttributeProto, NodeProto, TensorProto},
     },
     tensor::ElementType,
 };
@@ -119,7 +119,7 @@ fn contents(view: &GraphView<'_>, node: &NodeProto) -> Contents {
         }
         constant(view, tensor).inspect(|value| add(&mut weights, place, value));
     }
-    let mut own: Vec<_> = node.attribute.iter().collect();
+    let mut own: Vec<_> = node.attribute.iter().filter(|attribute| !is_default(node, attribute)).collect();
     own.sort_by(|a, b| a.name().cmp(b.name()));
     for attribute in own {
         attributes.update(&attribute.encode_to_vec());
@@ -129,6 +129,35 @@ fn contents(view: &GraphView<'_>, node: &NodeProto) -> Contents {
         bytes.iter().take(8).fold(0, |all, &byte| all << 8 | u64::from(byte))
     });
     Contents { weights, scales, attributes }
+}
+
+/// Whole numbers that ONNX takes where an attribute is left out; of several the same number each.
+const DEFAULTS: [(&str, i64); 15] = [
+    ("group", 1),
+    ("dilations", 1),
+    ("strides", 1),
+    ("keepdims", 1),
+    ("saturate", 1),
+    ("pads", 0),
+    ("output_padding", 0),
+    ("transA", 0),
+    ("transB", 0),
+    ("ceil_mode", 0),
+    ("count_include_pad", 0),
+    ("storage_order", 0),
+    ("noop_with_empty_axes", 0),
+    ("training_mode", 0),
+    ("allowzero", 0),
+];
+
+/// Whether leaving the attribute out means the same: some tools write defaults out.
+fn is_default(node: &NodeProto, attribute: &AttributeProto) -> bool {
+    let numbers = || attribute.i.iter().chain(&attribute.ints);
+    match attribute.name() {
+        "auto_pad" => attribute.s.as_deref() == Some(b"NOTSET"),
+        "alpha" | "beta" => node.op_type() == "Gemm" && attribute.f == Some(1.0),
+        name => DEFAULTS.iter().any(|(known, value)| *known == name && numbers().all(|own| own == value)),
+    }
 }
 
 /// An initializer, or what a Constant holds.
@@ -212,5 +241,13 @@ mod tests {
         *raw = bytes.into();
         let (float, changed) = (conv(&model()), conv(&changed));
         assert!(changed.weights != float.weights && changed.scales == float.scales);
+        // A default that is written out is no other operation.
+        let with = |attribute: AttributeProto| {
+            let mut model = model();
+            model.graph_mut().node[0].attribute.push(attribute);
+            conv(&model).attributes == float.attributes
+        };
+        assert!(with(AttributeProto::string("auto_pad", "NOTSET")) && with(AttributeProto::ints("strides", &[1, 1])));
+        assert!(!with(AttributeProto::ints("strides", &[2, 2])) && !with(AttributeProto::string("auto_pad", "VALID")));
     }
 }

@@ -109,7 +109,7 @@ const ONLY_HERE: &str = "only here";
 const DIFFERENCES: [&str; 7] = [
     "the same",
     "fed by others",
-    "another operator or other attributes",
+    "another operation",
     ONLY_HERE,
     "another precision",
     "other quantizers",
