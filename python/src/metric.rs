@@ -45,7 +45,7 @@ impl Metric {
 }
 
 /// A list of dicts from output name to array, one a sample and without the batch axis, and the list of names.
-fn arguments<'py>(py: Python<'py>, answers: Vec<Answers>) -> PyResult<(Bound<'py, PyList>, Vec<String>)> {
+fn arguments(py: Python<'_>, answers: Vec<Answers>) -> PyResult<(Bound<'_, PyList>, Vec<String>)> {
     let (samples, mut names) = (PyList::empty(py), Vec::new());
     for Answers { ids, outputs } in answers {
         let dicts: Vec<_> = ids.iter().map(|_| PyDict::new(py)).collect();
@@ -63,8 +63,8 @@ fn arguments<'py>(py: Python<'py>, answers: Vec<Answers>) -> PyResult<(Bound<'py
 }
 
 /// An array over the values of a tensor. bfloat16, which NumPy lacks, becomes float32.
-fn array<'py>(py: Python<'py>, tensor: Tensor) -> PyResult<Bound<'py, PyAny>> {
-    fn over<'py, T: Element>(py: Python<'py>, values: Vec<T>, shape: Vec<usize>) -> PyResult<Bound<'py, PyAny>> {
+fn array(py: Python<'_>, tensor: Tensor) -> PyResult<Bound<'_, PyAny>> {
+    fn over<T: Element>(py: Python<'_>, values: Vec<T>, shape: Vec<usize>) -> PyResult<Bound<'_, PyAny>> {
         Ok(PyArray1::from_vec(py, values).reshape(shape)?.into_any())
     }
     let shape = tensor.shape().to_vec();
