@@ -22,8 +22,14 @@ while [[ ${1:-} == --* ]]; do
 done
 (($# % 2 == 0)) || { echo "each model needs its data behind it: MODEL.onnx DATA" >&2; exit 2; }
 [ -x "$calib" ] || { echo "there is no $calib; run make build, or name the program with --calib" >&2; exit 2; }
+# Only what an earlier call left is replaced.
+if [ -e "$out" ] && [ ! -e "$out/steps.txt" ] && [ -n "$(ls -A "$out" 2>&1)" ]; then
+    echo "$out is there already and not of this script; name another folder with --out" >&2
+    exit 2
+fi
 rm -rf "$out"
 mkdir -p "$out"
+: > "$out/steps.txt"
 failed=0
 
 # Runs a step with everything it says in a file; goes on after a failure, for what fails is what the archive is for.
@@ -60,6 +66,8 @@ models+=("$@")
 for ((i = 0; i + 1 < ${#models[@]}; i += 2)); do
     model=${models[i]} data=${models[i + 1]}
     name=$(basename "$model" .onnx)
+    # Models of one file name are told apart by their number.
+    if [ -e "$out/$name-run.txt" ]; then name=$name-$((i / 2 + 1)); fi
     work=$out/$name
     # A gate that fails is a finding of the report, not a failure here: the status of each step is in its file.
     step "$name-run" "$calib" run --model "$model" --data "$data" --out "$work" --tensorrt require \

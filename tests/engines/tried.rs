@@ -44,6 +44,17 @@ fn the_script_tries_every_precision_and_leaves_one_archive() {
     assert!(machine.contains("calib ") && machine.contains("Linux"), "{machine}");
 }
 
+#[test]
+fn the_script_keeps_what_is_not_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("tried/thesis.txt");
+    std::fs::create_dir(own.parent().unwrap()).unwrap();
+    std::fs::write(&own, "years of work").unwrap();
+    let output = tried(folder.path(), "");
+    assert_eq!(output.status.code(), Some(2), "{}", error_of(&output));
+    assert!(error_of(&output).contains("not of this script") && own.exists(), "{}", error_of(&output));
+}
+
 /// What fails is what the archive is for.
 #[test]
 fn the_script_goes_on_after_a_failure_and_says_so() {
