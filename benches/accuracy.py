@@ -13,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 
+STEPS = ["biases", "ranges", "shift", "rounding", "lifting"]
 VARIANTS = [
     ("methods alone", ["--effort", "off"]),
+    *[(f"{step} alone", ["--effort", "default", "--recovery-steps", step]) for step in STEPS],
+    *[(f"without {step}", ["--effort", "default", "--recovery-steps", ",".join(s for s in STEPS if s != step)]) for step in STEPS],
+    ("shift of unpadded consumers", ["--effort", "default", "--shift", "unpadded"]),
     ("fast", ["--effort", "fast"]),
-    ("default, nothing lifted", ["--effort", "default", "--lift-budget", "0"]),
-    ("default, without shift", ["--effort", "default", "--lift-budget", "0", "--shift", "off"]),
-    ("default, shift of unpadded consumers", ["--effort", "default", "--lift-budget", "0", "--shift", "unpadded"]),
-    ("default, without biases", ["--effort", "default", "--lift-budget", "0", "--bias-correction", "off"]),
     ("default", ["--effort", "default"]),
     ("thorough", ["--effort", "thorough"]),
 ]

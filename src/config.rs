@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     artifact::{Reading, read_regular},
     backend::ExecutionProvider,
-    calibrate::{BiasCorrection, Choice, DeployTo, Effort, ShiftPolicy},
+    calibrate::{BiasCorrection, Choice, DeployTo, Effort, ShiftPolicy, StepKind},
     compare::{Gate, OutputKind, heads::DetectionOptions},
     dataset::{PRESETS, Preprocess},
     quantize::Precision,
@@ -69,6 +69,9 @@ pub struct RunConfig {
     /// How far INT8 is brought nearer to float; absent: `default` where `auto` chooses and corrects biases, `off` elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub effort: Option<Effort>,
+    /// Steps of recovery that may be tried, in whatever order they are named; empty for all.
+    #[serde(with = "list", skip_serializing_if = "Vec::is_empty")]
+    pub recovery_steps: Vec<StepKind>,
     /// Where INT8 will run, `rtx` or `tensorrt`: what costs no layer there is allowed.
     #[serde(with = "word")]
     pub deploy_to: DeployTo,
@@ -167,6 +170,7 @@ impl Default for RunConfig {
             effort: None,
             deploy_to: DeployTo::Rtx,
             shift: None,
+            recovery_steps: Vec::new(),
             lift_budget: 0.01,
             precisions: vec![Precision::Fp32, Precision::Fp16, Precision::Int8],
             high_precision: Precision::Fp32,

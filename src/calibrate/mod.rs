@@ -30,7 +30,9 @@ mod table;
 
 pub use histograms::{Histograms, Provenance, Shards};
 pub use observe::{Batch, Observing, check_complete, observe};
-pub use recovered::{BiasCorrection, DeployTo, Effort, Lifted, Recovered, RecoveryStep, Rounding, Shift, ShiftPolicy};
+pub use recovered::{
+    BiasCorrection, DeployTo, Effort, Lifted, Recovered, RecoveryStep, Rounding, Shift, ShiftPolicy, StepKind,
+};
 pub use table::tables;
 
 /// Why tensors could not be calibrated, or a calibration not be used.

@@ -25,6 +25,28 @@ words! {
 }
 
 words! {
+    /// One of the steps of recovery, in the order in which they are tried.
+    StepKind "step of recovery" {
+        /// Biases that take back mean errors, one operator after the other.
+        #[default]
+        Biases "biases",
+        /// Ranges by what they do to the results of their consumers.
+        Ranges "ranges",
+        /// Quantizers around another centre than 0.
+        Shift "shift",
+        /// Weights rounded by what they are multiplied with.
+        Rounding "rounding",
+        /// Operators that stay in the high precision.
+        Lifting "lifting",
+    }
+}
+
+impl StepKind {
+    /// Every step.
+    pub const ALL: [Self; 5] = [Self::Biases, Self::Ranges, Self::Shift, Self::Rounding, Self::Lifting];
+}
+
+words! {
     /// Where the model will run, which decides what may be done to it.
     DeployTo "runtime to deploy to" {
         /// TensorRT-RTX, whose builder fuses a `Pad` in front of a quantized convolution.

@@ -25,7 +25,9 @@ use std::{
 
 use crate::{
     backend::{Backend, BackendError, BuildOptions, TensorInfo},
-    calibrate::{CalibrationTable, DeployTo, Effort, Lifted, Recovered, RecoveryStep, Rounding, Shift, ShiftPolicy},
+    calibrate::{
+        CalibrationTable, DeployTo, Effort, Lifted, Recovered, RecoveryStep, Rounding, Shift, ShiftPolicy, StepKind,
+    },
     compare::{Answers, CompareError, OwnMetric},
     onnx::{GraphError, Model},
     qparams::QParamsError,
@@ -84,10 +86,8 @@ pub struct RecoverOptions {
     pub shift: ShiftPolicy,
     /// Share of the multiply-accumulates, and of the weights, that may stay in the high precision, between 0 and 1.
     pub lift_budget: f64,
-    /// Whether ranges may be chosen among those of all methods.
-    pub ranges: bool,
-    /// Whether biases may be corrected.
-    pub biases: bool,
+    /// Steps that may be tried.
+    pub steps: BTreeSet<StepKind>,
     /// Workers, each with a thread; 0 for all cores. The result does not depend on their number.
     pub threads: usize,
 }
@@ -207,25 +207,26 @@ fn on_workers(
         judge,
         value: None,
     };
+    let may = |step| options.steps.contains(&step);
     steps.measure()?;
     let measuring = started.elapsed().as_secs_f64();
-    if options.biases {
-        steps.biases = steps.try_out("biases", Tasks { biases: true, ..Tasks::default() })?;
+    if may(StepKind::Biases) {
+        steps.biases = steps.try_out(StepKind::Biases, Tasks { biases: true, ..Tasks::default() })?;
     }
-    if options.ranges {
+    if may(StepKind::Ranges) {
         let of = |(name, range): (&String, _)| (name.clone(), ranges::candidates(range, false));
         let candidates = table.tensors.iter().map(of).collect();
-        steps.try_out("ranges", Tasks { candidates, ..Tasks::default() })?;
+        steps.try_out(StepKind::Ranges, Tasks { candidates, ..Tasks::default() })?;
     }
     let plain = steps.state.ranges.clone();
     let candidates = shifts(model, shapes, placement, table, options.shift, &plain)?;
-    if !candidates.is_empty() {
-        steps.try_out("shift", Tasks { candidates, ..Tasks::default() })?;
+    if may(StepKind::Shift) && !candidates.is_empty() {
+        steps.try_out(StepKind::Shift, Tasks { candidates, ..Tasks::default() })?;
     }
-    if options.columns() > 0 {
-        steps.try_out("rounding", Tasks { rounding: options.columns(), ..Tasks::default() })?;
+    if may(StepKind::Rounding) && options.columns() > 0 {
+        steps.try_out(StepKind::Rounding, Tasks { rounding: options.columns(), ..Tasks::default() })?;
     }
-    let lifted = if options.lift_budget > 0.0 && options.effort != Effort::Fast {
+    let lifted = if may(StepKind::Lifting) && options.lift_budget > 0.0 && options.effort != Effort::Fast {
         steps.lift(options.lift_budget)?
     } else {
         Vec::new()
@@ -324,12 +325,12 @@ impl Steps<'_> {
     }
 
     /// Tries a step and keeps it where the outputs gain; returns whether it was kept.
-    fn try_out(&mut self, name: &str, tasks: Tasks) -> Result<bool, RecoverError> {
-        self.try_from(name, self.state.clone(), tasks)
+    fn try_out(&mut self, step: StepKind, tasks: Tasks) -> Result<bool, RecoverError> {
+        self.try_from(step, self.state.clone(), tasks)
     }
 
     /// The same from another state. Biases are corrected anew in every step, once they have proved worth it.
-    fn try_from(&mut self, name: &str, mut next: State, tasks: Tasks) -> Result<bool, RecoverError> {
+    fn try_from(&mut self, step: StepKind, mut next: State, tasks: Tasks) -> Result<bool, RecoverError> {
         let started = Instant::now();
         let (biases, answers) = (tasks.biases || self.biases, self.judge.is_some());
         let tasks = Tasks { biases, answers, parts: self.parts.clone(), ..tasks };
@@ -346,7 +347,7 @@ impl Steps<'_> {
         let what = metric.map_or(what.clone(), |(before, after)| format!("{what}; metric {before} to {after}"));
         let what = if kept { what } else { format!("{what}; not kept, for held-out samples do not gain by it") };
         let (before_db, seconds) = (self.before, started.elapsed().as_secs_f64());
-        self.rows.push(RecoveryStep { name: name.to_owned(), kept, before_db, after_db: after, seconds, what });
+        self.rows.push(RecoveryStep { name: step.to_string(), kept, before_db, after_db: after, seconds, what });
         if kept {
             (self.state, self.before, self.value) = (next, after, value);
         }
@@ -366,7 +367,7 @@ impl Steps<'_> {
         let mut next = self.state.clone();
         next.lifted.extend(picked.iter().map(|&index| ranked[index].node.clone()));
         let ranking = started.elapsed().as_secs_f64();
-        let kept = self.try_from("lifting", next, Tasks::default())?;
+        let kept = self.try_from(StepKind::Lifting, next, Tasks::default())?;
         if let Some(row) = self.rows.last_mut() {
             row.seconds += ranking;
         }

@@ -203,8 +203,7 @@ fn options() -> RecoverOptions {
         deploy_to: DeployTo::Rtx,
         shift: ShiftPolicy::All,
         lift_budget: 0.0,
-        ranges: true,
-        biases: true,
+        steps: StepKind::ALL.into_iter().collect(),
         threads: 2,
     }
 }
@@ -229,11 +228,18 @@ fn a_tensor_that_is_never_negative_regains_a_bit_and_the_written_model_is_the_on
 #[test]
 fn what_is_switched_off_is_not_done() {
     let Some(case) = Case::new(1.0) else { return };
-    let off =
-        RecoverOptions { shift: ShiftPolicy::Off, biases: false, ranges: false, effort: Effort::Fast, ..options() };
+    let off = RecoverOptions { steps: BTreeSet::from([StepKind::Lifting]), effort: Effort::Fast, ..options() };
     let table = case.recover(&off);
     let recovered = table.recovered.unwrap();
     assert!(recovered.shifts.is_empty() && recovered.steps.is_empty() && table.bias_corrections.is_empty());
+    // Each step is tried where it alone may be.
+    for step in [StepKind::Biases, StepKind::Ranges, StepKind::Shift, StepKind::Rounding] {
+        let alone = case.recover(&RecoverOptions { steps: BTreeSet::from([step]), ..options() }).recovered.unwrap();
+        let tried: Vec<&str> = alone.steps.iter().map(|row| &row.name[..]).collect();
+        assert_eq!(tried, [step.to_string()]);
+        assert!(step == StepKind::Shift || alone.shifts.is_empty());
+        assert!(step == StepKind::Rounding || alone.rounding.is_empty());
+    }
     // Padded convolutions read both the clipped tensor and the input.
     let unpadded = case.recover(&RecoverOptions { shift: ShiftPolicy::Unpadded, ..options() }).recovered.unwrap();
     assert_eq!(unpadded.shifts.keys().map(String::as_str).collect::<Vec<_>>(), ["relu"]);

@@ -22,7 +22,7 @@ use crate::{
     artifact::{ContentHash, works_on},
     backend::{BuildOptions, ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     bench::Mode,
-    calibrate::{BiasCorrection, Choice, Effort},
+    calibrate::{BiasCorrection, Choice, Effort, StepKind},
     compare::{CompareOptions, ComparisonResult, OutputKind, OwnMetric, heads::Head},
     config::RunConfig,
     dataset::{BadPolicy, Dataset, PrefetchOptions, Preprocess, Split, data_hash, image_size, load_classes},
@@ -374,13 +374,18 @@ impl Session {
         let config = &self.config;
         let as_asked = config.method != Choice::Auto || config.bias_correction == BiasCorrection::Off;
         let effort = config.effort.unwrap_or(if as_asked { Effort::Off } else { Effort::Default });
+        let is_asked = |step: &StepKind| match step {
+            StepKind::Ranges => config.method == Choice::Auto,
+            StepKind::Biases => config.bias_correction != BiasCorrection::Off,
+            _ => true,
+        };
+        let named = Some(&config.recovery_steps[..]).filter(|named| !named.is_empty()).unwrap_or(&StepKind::ALL);
         (effort != Effort::Off).then(|| RecoverOptions {
             effort,
             deploy_to: config.deploy_to,
             shift: config.shift.unwrap_or(config.deploy_to.shifts()),
             lift_budget: config.lift_budget,
-            ranges: config.method == Choice::Auto,
-            biases: config.bias_correction != BiasCorrection::Off,
+            steps: named.iter().copied().filter(is_asked).collect(),
             threads: self.threads,
         })
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use trtcalib::{
     backend::ExecutionProvider,
-    calibrate::{BiasCorrection, Choice, DeployTo, Effort, ShiftPolicy},
+    calibrate::{BiasCorrection, Choice, DeployTo, Effort, ShiftPolicy, StepKind},
     quantize::Precision,
 };
 
@@ -143,6 +143,9 @@ pub struct MethodArgs {
     /// one method or biases stay as they are]
     #[arg(long, value_name = "LEVEL")]
     pub effort: Option<Effort>,
+    /// Steps of recovery that may be tried: biases, ranges, shift, rounding, lifting [default: all]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub recovery_steps: Vec<StepKind>,
     /// Where INT8 will run, which decides what costs no layer: rtx or tensorrt [default: rtx]
     #[arg(long, value_name = "RUNTIME")]
     pub deploy_to: Option<DeployTo>,

@@ -189,6 +189,7 @@ impl Apply for MethodArgs {
         set(&mut config.percentile, self.percentile.as_ref());
         set(&mut config.bias_correction, self.bias_correction.as_ref());
         set_some(&mut config.effort, self.effort.as_ref());
+        set_list(&mut config.recovery_steps, &self.recovery_steps);
         set(&mut config.deploy_to, self.deploy_to.as_ref());
         set_some(&mut config.shift, self.shift.as_ref());
         set(&mut config.lift_budget, self.lift_budget.as_ref());
