@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io::{self, BufWriter, Read, Write},
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{OnceLock, PoisonError, RwLock},
 };
 
 use serde::{Deserialize, Serialize};
@@ -106,14 +106,56 @@ pub enum ArtifactError {
     },
 }
 
-/// Opens a file to read it. Opening a pipe would wait for a writer for ever.
+/// Files that this process will write over.
+static RESULTS: RwLock<Vec<PathBuf>> = RwLock::new(Vec::new());
+
+/// Names files that this process will write. To read one that is there already is an error from now on, by whatever name,
+/// until it has been written: it would be lost.
+pub fn will_write(paths: impl IntoIterator<Item = PathBuf>) {
+    let there = paths.into_iter().filter(|path| path.exists());
+    RESULTS.write().unwrap_or_else(PoisonError::into_inner).extend(there);
+}
+
+/// Whether two paths lead to one file, through links too.
+pub fn same_file(a: &Path, b: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let identity = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+        identity(a).is_some_and(|identity_a| identity(b) == Some(identity_a))
+    }
+    #[cfg(not(unix))]
+    {
+        a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+    }
+}
+
+/// Looks at an input before it is opened. Opening a pipe would wait for a writer for ever.
 ///
 /// # Errors
-/// It is not there, cannot be read, or is no regular file.
-pub fn open_regular(path: &Path) -> io::Result<File> {
+/// It is not there, is no regular file, or is to be written over: see [`will_write`].
+pub fn check_input(path: &Path) -> io::Result<()> {
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
+    let results = RESULTS.read().unwrap_or_else(PoisonError::into_inner);
+    match results.iter().find(|result| same_file(result, path)) {
+        Some(result) => {
+            let result = result.display();
+            Err(io::Error::other(format!(
+                "it is an input and would be written over; choose another name than {result}"
+            )))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Opens a file to read it.
+///
+/// # Errors
+/// As [`check_input`]; it cannot be read.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    check_input(path)?;
     File::open(path)
 }
 
@@ -227,6 +269,7 @@ pub fn write_atomic_with(
     fill: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
 ) -> Result<(), ArtifactError> {
     let write = || {
+        RESULTS.write().unwrap_or_else(PoisonError::into_inner).retain(|result| result != path);
         // Renaming over /dev/null or a pipe would take it away from everyone.
         if std::fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
             let there = File::options().write(true).open(path)?;
@@ -302,6 +345,24 @@ pub fn read_json<T: for<'de> Deserialize<'de>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_will_be_written_over_is_no_input_until_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let [result, link, new] = ["result", "link", "new"].map(|name| folder.path().join(name));
+        std::fs::write(&result, "an input").unwrap();
+        std::fs::hard_link(&result, &link).unwrap();
+        will_write([result.clone(), new.clone()]);
+        for input in [&result, &link] {
+            let error = read_regular(input).unwrap_err().to_string();
+            assert!(error.contains("is an input and would be written over"), "{error}");
+        }
+        for file in [&result, &new] {
+            write_atomic(file, b"a result").unwrap();
+            assert_eq!(read_regular(file).unwrap(), b"a result");
+        }
+        assert_eq!(read_regular(&link).unwrap(), b"an input");
+    }
 
     #[test]
     fn a_failed_write_leaves_the_old_content_and_no_litter() {

@@ -8,6 +8,9 @@ use std::{
 use super::DatasetError;
 use crate::artifact::{Reading, read_regular};
 
+/// A line of a file of labels has a name, a label and perhaps a class; of one with millions of columns each takes memory.
+const LONGEST_LINE: usize = 64 << 10;
+
 /// Labels by what the file calls a sample.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels {
@@ -23,6 +26,10 @@ impl Labels {
     pub fn load(path: &Path, classes: &BTreeMap<u32, String>, ids: &[&str]) -> Result<Self, DatasetError> {
         let _reading = Reading::of(path);
         let text = read_text(path)?;
+        if let Some(long) = text.lines().position(|line| line.len() > LONGEST_LINE) {
+            let reason = format!("line {} has more than {LONGEST_LINE} bytes: this is no list of labels", long + 1);
+            return Err(DatasetError::Labels { path: path.to_owned(), reason });
+        }
         let wanted: BTreeSet<&str> = ids.iter().map(|id| stem(id)).collect();
         let mut any = false;
         let invalid = |line: usize, reason: String| DatasetError::Labels {

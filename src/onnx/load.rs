@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -17,7 +16,7 @@ use super::{
     scan::{ScanError, scan},
 };
 use crate::{
-    artifact::{ArtifactError, ContentHash, Reading},
+    artifact::{ArtifactError, ContentHash, Reading, open_regular},
     tensor::Values,
 };
 
@@ -92,7 +91,7 @@ impl Model {
         hasher.update(&bytes);
         for file in &files {
             // Read, not mapped: hashing must not pull gigabytes of weights into the process.
-            let hashed = File::open(file).and_then(|file| hasher.update_reader(file).map(drop));
+            let hashed = open_regular(file).and_then(|file| hasher.update_reader(file).map(drop));
             hashed.map_err(|source| ArtifactError::Read { path: file.clone(), source })?;
         }
         let hash = ContentHash::from(hasher);

@@ -14,6 +14,8 @@ use std::{
 use bytes::Bytes;
 use memmap2::{Mmap, UncheckedAdvice};
 
+use crate::artifact::open_regular;
+
 /// Files of this size and more are mapped, smaller ones read: a mapped file that someone else overwrites in place
 /// ends the process.
 const MAP_FROM_BYTES: u64 = 64 << 20;
@@ -34,11 +36,7 @@ impl AsRef<[u8]> for Owner {
 
 /// The content of a regular file, mapped when it is large.
 pub(super) fn read(path: &Path) -> io::Result<Bytes> {
-    // Opening a pipe would wait for a writer for ever.
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    let mut file = File::open(path)?;
+    let mut file = open_regular(path)?;
     let length = file.metadata()?.len();
     if length >= MAP_FROM_BYTES {
         return map(&file);

@@ -205,6 +205,35 @@ fn random_data_only_when_asked_and_then_marked() {
 }
 
 #[test]
+fn inputs_that_only_show_when_they_are_opened_are_not_written_over() {
+    if calib().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let mut list = String::new();
+    for file in fs::read_dir(demo("images")).unwrap().flatten() {
+        fs::copy(file.path(), path(&file.file_name().to_string_lossy())).unwrap();
+        list.push_str(&format!("{}\n", file.file_name().display()));
+    }
+    fs::write(path("list.txt"), list).unwrap();
+    let before = fs::read(path("0003.png")).unwrap();
+    for outputs in [&["calibrate", "-o"][..], &["compare", "--ref", "ort", "--target", "ort", "--save-target"]] {
+        let mut command = calib().unwrap();
+        command.args(&outputs[..1]).args(&demo_flags()[..2]).arg("--data").arg(path("list.txt")).args(&outputs[1..]);
+        let error = error_of(command.arg(path("0003.png")));
+        assert!(error.contains("0003.png: it is an input and would be written over"), "{error}");
+        assert_eq!(fs::read(path("0003.png")).unwrap(), before);
+    }
+    // A line of millions of columns is no list of labels, and is not taken apart.
+    fs::write(path("labels.csv"), ",".repeat(1 << 20)).unwrap();
+    let mut command = calib().unwrap();
+    command.args(["compare", "--ref", "ort", "--target", "ort"]).args(&demo_flags()[..2]);
+    let error = error_of(command.arg("--labels").arg(path("labels.csv")));
+    assert!(error.contains("labels.csv") && error.contains("line 1 has more than"), "{error}");
+}
+
+#[test]
 fn two_runs_into_one_folder_are_refused() {
     let Some(mut command) = calib() else { return };
     let out = tempfile::tempdir().unwrap();

@@ -73,8 +73,21 @@ pub(super) fn guarded(
     }
 }
 
+/// Whether a panic tells that the system refused to start a thread.
+fn is_about_threads(what: &str) -> bool {
+    ["failed to spawn thread", "global thread pool has not been initialized"].iter().any(|known| what.contains(known))
+}
+
 /// What a defect looks like to the user.
 fn internal_error(command: &str, panic: &PanicHookInfo<'_>) -> String {
+    // Libraries that start threads end in a panic where the system refuses one.
+    if let Some(what) = panic.payload_as_str().filter(|what| is_about_threads(what)) {
+        return format!(
+            "no thread could be started while {}: {what}; let the program take more memory with --max-memory-mb, or use fewer \
+             threads with --threads",
+            Printer::activity()
+        );
+    }
     let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
     let what = panic.payload_as_str().unwrap_or("no message");
     let thread = std::thread::current();

@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use crate::args::{Command, DataArgs, ModelArgs};
-use trtcalib::session::Spec;
+use trtcalib::{
+    artifact::{same_file, will_write},
+    quantize::Precision,
+    session::Spec,
+};
 
 /// Refuses a command line whose outputs are among its inputs, before anything is read.
 pub(super) fn check(command: &Command) -> anyhow::Result<()> {
@@ -74,7 +78,37 @@ pub(super) fn check(command: &Command) -> anyhow::Result<()> {
         }
         Command::Inspect(_) | Command::Demo(_) | Command::Doctor | Command::Completions { .. } | Command::Man => {}
     }
-    refuse(&inputs, &outputs)
+    refuse(&inputs, &outputs)?;
+    // What else is read shows when it is opened: files that a list names, labels beside pictures, weights beside a model.
+    let weights = outputs.iter().map(|output| beside(output, ".data"));
+    will_write(outputs.iter().cloned().chain(weights).chain(derived(command)));
+    Ok(())
+}
+
+/// Whether a file has the name that a run gives to a model, or to its weights.
+fn is_model(name: &str) -> bool {
+    let words = name.strip_prefix("model.").and_then(|name| name.split_once(".onnx"));
+    words.is_some_and(|(precision, _)| precision.parse::<Precision>().is_ok())
+}
+
+/// Files that a command writes under names that it makes up itself.
+fn derived(command: &Command) -> Vec<PathBuf> {
+    match command {
+        Command::Run(args) => args.out.iter().flat_map(|out| there(out, is_model)).collect(),
+        Command::Report(args) => {
+            let of = |path: &PathBuf| {
+                let stem = format!("{}.", path.file_stem().unwrap_or_default().to_string_lossy());
+                there(path.parent().unwrap_or(Path::new("")), |name| name.starts_with(&stem))
+            };
+            args.model_explorer.iter().flat_map(of).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// A file that lies beside another, by its name.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    PathBuf::from(format!("{}{ending}", path.display()))
 }
 
 fn file(spec: &str) -> Option<PathBuf> {
@@ -88,12 +122,11 @@ fn refuse(inputs: &[PathBuf], outputs: &[PathBuf]) -> anyhow::Result<()> {
     for (at, output) in outputs.iter().enumerate() {
         for input in inputs {
             // The weights of a large model lie beside it.
-            let beside = |path: &Path, ending: &str| PathBuf::from(format!("{}{ending}", path.display()));
             let weights = [beside(input, ".data"), beside(input, "_data")];
             let written = [output.clone(), beside(output, ".data")];
             let is_onnx = input.extension().is_some_and(|ending| ending == "onnx");
             let read = std::iter::once(input).chain(weights.iter().filter(|_| is_onnx));
-            if let Some(file) = read.into_iter().find(|read| written.iter().any(|written| same(read, written))) {
+            if let Some(file) = read.into_iter().find(|read| written.iter().any(|written| same_file(read, written))) {
                 anyhow::bail!("{} is an input and would be written over; choose another name for it", file.display());
             }
             anyhow::ensure!(
@@ -104,7 +137,7 @@ fn refuse(inputs: &[PathBuf], outputs: &[PathBuf]) -> anyhow::Result<()> {
             );
         }
         anyhow::ensure!(
-            !outputs[..at].contains(output),
+            !outputs[..at].iter().any(|other| spelled(other) == spelled(output) || same_file(other, output)),
             "{} is named for two results; give each a name of its own",
             output.display()
         );
@@ -120,18 +153,17 @@ fn is_sample_of(folder: &Path, file: &Path) -> bool {
     folder.is_dir() && file.starts_with(folder) && ENDINGS.contains(&ending.as_str())
 }
 
-/// Whether two paths lead to one file, through links too.
-fn same(a: &Path, b: &Path) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        let identity = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-        identity(a).is_some_and(|identity_a| identity(b) == Some(identity_a))
-    }
-    #[cfg(not(unix))]
-    {
-        a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
-    }
+/// The same text for every spelling of a path to a file that may not be there yet.
+fn spelled(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    folder.canonicalize().map_or_else(|_| path.to_owned(), |folder| folder.join(path.file_name().unwrap_or_default()))
+}
+
+/// Existing files of a folder whose names say that a command would write them anew.
+fn there(folder: &Path, is_result: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let files = entries.filter(|entry| is_result(&entry.file_name().to_string_lossy()));
+    files.map(|entry| entry.path()).collect()
 }
 
 #[cfg(test)]
@@ -154,6 +186,8 @@ mod tests {
         }
         std::os::unix::fs::symlink(path("m.onnx"), path("link")).unwrap();
         std::fs::hard_link(path("m.onnx"), path("hard")).unwrap();
+        std::fs::write(path("c"), "").unwrap();
+        std::os::unix::fs::symlink(path("c"), path("c_link")).unwrap();
         let check = |line: &str| {
             let words = line.split(' ').map(|word| match word.split_once('@') {
                 Some((before, name)) => format!("{before}{}", path(name)),
@@ -187,7 +221,10 @@ mod tests {
         ] {
             assert!(check(line).unwrap_err().contains("would be written over"), "{line}");
         }
-        assert!(check("calibrate --model @m.onnx --random-data --cache @c -o @c").unwrap_err().contains("two results"));
+        for cache in ["@c", "@d/../c", "@c_link"] {
+            let line = format!("calibrate --model @m.onnx --random-data --cache {cache} -o @c");
+            assert!(check(&line).unwrap_err().contains("two results"), "{line}");
+        }
         check("calibrate --model @m.onnx --random-data -o @new.json --cache @new.cache").unwrap();
         check("calibrate --model @m.onnx --data @d -o @d/t.json --histograms @d/new.npz").unwrap();
         check("quantize --model @m.onnx --table @t.json -o @new.onnx").unwrap();
