@@ -20,10 +20,11 @@ fn slower(low: &Measurement, high: &Measurement, layers: Option<(&[LayerTime], &
     let of = |times: &Times| median(&times.latencies());
     let (low_ms, high_ms) = (of(&low.times)?, of(&high.times)?);
     Some(format!(
-        "{} is slower than {}: {low_ms:.3} ms against {high_ms:.3} ms at batch {} ({:.2} times the speed, {:.2} to {:.2}); {}",
+        "{} is slower than {}: {low_ms:.3} ms against {high_ms:.3} ms at batch {} on {} ({:.2} times the speed, {:.2} to {:.2}); {}",
         low.times.name,
         high.times.name,
         low.times.batch,
+        low.times.mode.provider,
         ratio.ratio,
         ratio.interval[0],
         ratio.interval[1],
@@ -108,7 +109,7 @@ mod tests {
         let (int8, fp16) = (measurement("int8", 1.25, Timing::Measured), measurement("fp16", 1.0, Timing::Measured));
         let text = slower(&int8, &fp16, None).unwrap();
         assert!(
-            text.starts_with("int8 is slower than fp16: 1.275 ms against 1.020 ms at batch 1 (0.80 times"),
+            text.starts_with("int8 is slower than fp16: 1.275 ms against 1.020 ms at batch 1 on tensorrt (0.80 times"),
             "{text}"
         );
         assert!(text.ends_with("; the times of its layers give no reason"), "{text}");

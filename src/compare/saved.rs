@@ -2,7 +2,8 @@
 //!
 //! Each output is an array whose first axis runs over the samples. The entry `samples.json` holds their names in the
 //! same order; files that other programs wrote lack it, and then row n belongs to the n-th sample compared. The entry
-//! `inputs.json` holds a hash of what each sample was, so that other data under the same names are not taken for it.
+//! `inputs.json` holds a hash of what each sample was, so that other data under the same names are not taken for it, and
+//! `made_by.json` names what ran an engine.
 
 use std::{
     collections::BTreeMap,
@@ -24,6 +25,8 @@ use crate::{
 const SAMPLES: &str = "samples.json";
 /// Entry of the archive with the hashes of their inputs.
 const INPUTS: &str = "inputs.json";
+/// Entry of the archive with the name of what made the outputs.
+const MADE_BY: &str = "made_by.json";
 
 /// Why outputs cannot be saved or used.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +67,7 @@ pub struct SavedOutputs {
     rows: Option<BTreeMap<String, usize>>,
     /// Hashes of the samples' inputs by row; absent in files of other programs.
     inputs: Option<Vec<ContentHash>>,
+    made_by: Option<String>,
 }
 
 impl SavedOutputs {
@@ -76,7 +80,11 @@ impl SavedOutputs {
         let Archive { arrays, others } = match json(path)? {
             Some(bytes) => {
                 let archive = tempfile::NamedTempFile::new()?;
-                write_npz(archive.path(), &exported::read(&bytes).map_err(invalid)?)?;
+                let outputs = exported::read(&bytes).map_err(invalid)?;
+                if outputs.is_empty() {
+                    return Err(invalid("it holds no outputs".to_owned()));
+                }
+                write_npz(archive.path(), &outputs)?;
                 Archive::open(archive.path())?
             }
             None => Archive::open(path)?,
@@ -92,6 +100,7 @@ impl SavedOutputs {
         }
         let names: Option<Vec<String>> = entry(&others, SAMPLES).map_err(invalid)?;
         let inputs: Option<Vec<ContentHash>> = entry(&others, INPUTS).map_err(invalid)?;
+        let made_by = entry(&others, MADE_BY).map_err(invalid)?;
         let rows = names.map(|names| names.into_iter().enumerate().map(|(row, name)| (name, row)).collect());
         if rows.as_ref().is_some_and(|rows: &BTreeMap<String, usize>| rows.len() != samples) {
             return Err(invalid(format!("{SAMPLES} does not name each of the {samples} samples once")));
@@ -99,12 +108,17 @@ impl SavedOutputs {
         if inputs.as_ref().is_some_and(|inputs| inputs.len() != samples) {
             return Err(invalid(format!("{INPUTS} does not hold a hash for each of the {samples} samples")));
         }
-        Ok(Self { path: path.to_owned(), arrays, samples, rows, inputs })
+        Ok(Self { path: path.to_owned(), arrays, samples, rows, inputs, made_by })
     }
 
     /// Names of the outputs, in the order of the file.
     pub fn outputs(&self) -> Vec<String> {
         self.arrays.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// What ran the engine that gave them, as `TensorRT-RTX 1.7.1`; absent for other models and in files of other programs.
+    pub fn made_by(&self) -> Option<&str> {
+        self.made_by.as_deref()
     }
 
     /// Number of samples.
@@ -249,6 +263,7 @@ pub struct OutputsWriter {
     /// Hashes of their inputs, where the writer was told of them.
     inputs: Vec<ContentHash>,
     columns: Vec<Column>,
+    made_by: Option<String>,
 }
 
 #[derive(Debug)]
@@ -268,7 +283,14 @@ impl OutputsWriter {
             samples: Vec::new(),
             inputs: Vec::new(),
             columns: outputs.iter().map(column).collect::<io::Result<_>>()?,
+            made_by: None,
         })
+    }
+
+    /// Names what ran the engine that gives the outputs.
+    #[must_use]
+    pub fn by(self, made_by: Option<String>) -> Self {
+        Self { made_by, ..self }
     }
 
     /// Adds the outputs of a part, and what its samples were.
@@ -328,6 +350,10 @@ impl OutputsWriter {
             if self.inputs.len() == self.samples.len() {
                 archive.start_file(INPUTS, stored())?;
                 serde_json::to_writer(&mut archive, &self.inputs)?;
+            }
+            if let Some(made_by) = &self.made_by {
+                archive.start_file(MADE_BY, stored())?;
+                serde_json::to_writer(&mut archive, made_by)?;
             }
             archive.finish()?;
             Ok(())

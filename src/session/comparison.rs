@@ -128,7 +128,9 @@ impl Session {
     pub fn compared(&self, request: &CompareRequest, shard: Option<&Shard>) -> Result<Compared, PipelineError> {
         let (reference_spec, mut specs) = request.specs()?;
         let has_engine = specs.iter().chain([&reference_spec]).any(|spec| matches!(spec, Spec::Engine(_)));
-        let tensorrt = has_engine.then(|| require_library(None)?.name()).transpose()?;
+        let makers = specs.iter().chain([&reference_spec]).map(made_by).collect::<Result<BTreeSet<_>, _>>()?;
+        let makers: Vec<String> = makers.into_iter().flatten().collect();
+        let tensorrt = (!makers.is_empty()).then(|| makers.join(", "));
         let mut names = request.targets.clone();
         let pairs = self.add_sources(&mut specs, &mut names)?;
         let indices = self.compared_samples(request, &reference_spec, &specs)?;
@@ -317,6 +319,15 @@ fn float_model(reference: &Spec, targets: &[Spec]) -> Option<PathBuf> {
     })
 }
 
+/// What runs an engine, or ran the one whose outputs were saved.
+fn made_by(spec: &Spec) -> Result<Option<String>, PipelineError> {
+    Ok(match spec {
+        Spec::Engine(_) => Some(require_library(None)?.name()?),
+        Spec::Saved(path) => SavedOutputs::open(path)?.made_by().map(str::to_owned),
+        Spec::OnnxRuntime(..) => None,
+    })
+}
+
 /// What gives outputs, and where they are saved on the way.
 enum Side {
     Plain(Box<dyn Outputs>),
@@ -350,7 +361,7 @@ impl Side {
             Spec::Engine(path) => Box::new(run_engine(path, engine)?),
         };
         match save {
-            Some(path) => Ok(Self::Recorded(Recorder::new(outputs)?, path.to_owned())),
+            Some(path) => Ok(Self::Recorded(Recorder::new(outputs, made_by(spec)?)?, path.to_owned())),
             None => Ok(Self::Plain(outputs)),
         }
     }

@@ -16,9 +16,9 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Records what `inner` gives.
-    pub fn new(inner: Box<dyn Outputs>) -> Result<Self, PipelineError> {
-        let writer = OutputsWriter::new(&inner.names())?;
+    /// Records what `inner` gives; `made_by` names what runs an engine.
+    pub fn new(inner: Box<dyn Outputs>, made_by: Option<String>) -> Result<Self, PipelineError> {
+        let writer = OutputsWriter::new(&inner.names())?.by(made_by);
         Ok(Self { inner, writer })
     }
 

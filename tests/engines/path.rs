@@ -253,7 +253,7 @@ fn an_interrupt_ends_whatever_an_engine_is_at() {
     let few = ["--calib-samples", "8", "--eval-samples", "8", "--method", "minmax", "--precisions", "fp32,int8"];
     let run = [&["run", "--config", text(&config), "--tensorrt", "require", "--out", &run_out], &few[..]].concat();
     // Orders, the command, and a file that must be there before it is stopped.
-    let commands: [(&str, &[&str], Option<&str>); 6] = [
+    let commands: [(&str, &[&str], Option<&str>); 7] = [
         ("slow-build=200", &["build", "--model", text(&model), "-o", &other], None),
         ("slow=200", &["compare", "--ref", "ort", "--target", &fp32], None),
         ("slow=200", &["bench", &fp32, "--seconds", "60"], None),
@@ -261,6 +261,8 @@ fn an_interrupt_ends_whatever_an_engine_is_at() {
         ("slow-build=1000", &run, Some(&quantized)),
         // This one call does not end by itself.
         ("slow-load=60000", &["inspect", &fp32, "--all"], None),
+        // And this one ends while it may still end by itself.
+        ("slow-load=2300", &["inspect", &fp32], None),
     ];
     for (orders, arguments, first) in commands {
         let mut command = Command::new(calib_path());

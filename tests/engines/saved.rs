@@ -115,6 +115,11 @@ fn what_polygraphy_wrote_is_compared_with_its_own_inputs_and_with_the_pictures()
         assert_eq!(found["targets"][0]["result"]["samples"], 3, "{found}");
         assert!(sqnr(0) > 80.0 && sqnr(1) > 80.0 && sqnr(2) < 60.0, "{} {} {}", sqnr(0), sqnr(1), sqnr(2));
     }
+    let nothing = engines.path("nothing.json");
+    fs::write(&nothing, "[]").unwrap();
+    let compare = ["compare", "--ref", "ort", "--model", text(&model), "--data", &inputs];
+    let error = ends(2, "", &[&compare[..], &["--target", &format!("saved:{nothing}")]].concat());
+    assert!(error.contains("nothing.json: it holds no outputs"), "{error}");
     let other =
         ends(2, "", &["compare", "--ref", "ort", "--model", text(&model), "--data", &inputs, "--target", &inputs]);
     assert!(other.contains("inputs.json"), "{other}");

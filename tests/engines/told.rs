@@ -36,6 +36,18 @@ fn terminal_json_and_files_of_every_command_name_the_stand_in() {
         assert!(json("", command).to_string().contains(&library), "{command:?}");
     }
 
+    // Saved outputs say what gave them, and so does what is made of them later.
+    let saved = engines.path("saved.npz");
+    succeeds(&[&compare[..], &["--save-target", &saved]].concat());
+    let bytes = fs::read(&saved).unwrap();
+    assert!(bytes.windows(library.len()).any(|window| window == library.as_bytes()), "{saved}");
+    let (again, data) = (engines.path("again.npz"), root().join("calib_data/images"));
+    let later = ["compare", "--ref", "ort", "--model", text(&model), "--data", text(&data), "--samples", "2"];
+    let later = [&later[..], &["--calibration-samples", "--target", &saved, "--save-target", &again]].concat();
+    assert!(succeeds(&later).contains(&library));
+    assert!(json("", &later).to_string().contains(&library));
+    assert!(fs::read(&again).unwrap().windows(MARK.len()).any(|window| window == MARK.as_bytes()));
+
     let (times, profile) = (engines.path("times.json"), engines.path("profile.json"));
     let bench =
         ["bench", &int8, "--seconds", "0.02", "--export-times", &times, "--export-profile", &profile, "--layer-times"];

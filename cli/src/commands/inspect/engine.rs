@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde::Serialize;
 
 use super::{ExitStatus, Printer};
+use crate::commands::host;
 use trtcalib::{
     backend::tensorrt::{
         EngineFault, EngineLayer, EngineLayers, EngineSidecar, EngineSummary, Flavour, LayerKind, Plan, RunnerOptions,
@@ -39,7 +40,10 @@ pub(super) fn engine(printer: &Printer, path: &Path, all: bool) -> anyhow::Resul
     let flavour = EngineSidecar::beside(path)?.map(|sidecar| sidecar.flavour).or(compiled_flavour());
     let mut plan = Plan::read(path, flavour.unwrap_or(Flavour::TensorRtRtx))?;
     let listed = plan.sidecar.as_mut().map(|sidecar| std::mem::take(&mut sidecar.layers)).filter(|all| !all.is_empty());
-    let (layers, missing) = match engine_layers(path, &RunnerOptions::default(), &operators(plan.sidecar.as_ref())) {
+    let told = engine_layers(path, &RunnerOptions::default(), &operators(plan.sidecar.as_ref()));
+    // Loading ends by itself; whoever stopped it meanwhile wants nothing of it any more.
+    host(printer).check()?;
+    let (layers, missing) = match told {
         Ok(layers) => (Some(layers), None),
         Err(
             error @ (TensorRtError::NotCompiled
