@@ -254,6 +254,20 @@ impl RunConfig {
         Ok(config)
     }
 
+    /// Model and output folder of a file that otherwise cannot be used, as far as they are to be found in it.
+    pub fn places(path: &Path) -> Self {
+        let text = read_regular(path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let table = text.parse::<toml::Table>().unwrap_or_else(|_| {
+            // Keys before the first section whose lines are whole.
+            let lines = text.lines().take_while(|line| !line.trim_start().starts_with('['));
+            lines.filter_map(|line| line.parse::<toml::Table>().ok()).flatten().collect()
+        });
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let file = |key| Some(folder.join(table.get(key)?.as_str()?));
+        Self { model: file("model"), out: file("out"), ..Self::default() }
+    }
+
     fn parse(text: &str) -> Result<Self, toml::de::Error> {
         // The table comes first so that `calib-samples` is the same key as `calib_samples`; messages of a plain parse
         // carry line numbers, so that is tried first.

@@ -12,7 +12,7 @@ mod times;
 
 pub use artifacts::{page_of, write_report};
 pub use engines::check as check_tensorrt;
-pub use failure::{record_failure, set_findings_aside};
+pub use failure::{begun_summary, record_beginning, record_failure, set_findings_aside};
 
 use std::{path::PathBuf, time::SystemTime};
 
@@ -81,7 +81,7 @@ impl Session {
         times::check(self)?;
         let out = OutputFolder::open(&self.config)?;
         check_free(&out.join(DEPLOY))?;
-        failure::set_aside(&out)?;
+        failure::begin(&out, &self.config)?;
         let mut job = Job::new(self, out, command)?;
         let names: Vec<&str> = job.session.precisions().iter().map(|precision| precision.name()).collect();
         job.session.check_run_gates(&gates, &names)?;

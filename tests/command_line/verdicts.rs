@@ -192,12 +192,43 @@ fn a_run_that_fails_leaves_no_report_that_passed() {
     assert!(read("out/former/report.json").contains("\"passed\": true"));
     // Options that cannot be used: the run does not even begin.
     fs::write(folder.join("bad.toml"), "gate = [\"nonsense=3\"]").unwrap();
-    for more in [["--gate", "nonsense=3"], ["--config", "bad.toml"], ["--samples-of-none", "3"], ["--batch", "0"]] {
+    for more in [
+        ["--gate", "nonsense=3"],
+        ["--config", "bad.toml"],
+        ["--samples-of-none", "3"],
+        ["--batch", "0"],
+        // Ends for want of memory, wherever that is.
+        ["--max-memory-mb", "40"],
+    ] {
         run(folder, "residual", "x", &summary).assert().success();
         assert!(!read("out/report.junit.xml").contains("errors=\"1\""));
         run(folder, "residual", "x", &[&summary[..], &more].concat()).assert().code(2);
         assert!(read("out/report.junit.xml").contains("errors=\"1\""), "{more:?}");
         assert!(read("summary.md").contains('❌') && !folder.join("out/report.json").exists(), "{more:?}");
+    }
+    // Folders that only the configuration, or the name of the model tells.
+    let told = "data = \"x.npz\"\nbench_seconds = 0\ntensorrt = \"off\"\nprecisions = [\"fp16\"]\n";
+    let with_out = format!("out = \"told\"\n{told}");
+    for (out, start, bad, more) in [
+        ("told", &*with_out, "preset = \"nonsense\"", None),
+        ("told", &with_out, "nonsense = 1", None),
+        ("told", &with_out, "not = = toml", None),
+        ("told", &with_out, "", Some("--gate=nonsense=3")),
+        ("runs/residual", told, "", Some("--gate=nonsense=3")),
+        ("runs/residual", told, "nonsense = 1", None),
+    ] {
+        let run = |text: &str, more: Option<&str>| {
+            fs::write(folder.join("c.toml"), text).unwrap();
+            let mut run = calib().unwrap();
+            run.current_dir(folder).args(more.map(|_| "--quiet")).args(["run", "--config", "c.toml", "residual.onnx"]);
+            run.args(more);
+            run
+        };
+        run(start, None).assert().success();
+        let junit = || fs::read_to_string(folder.join(out).join("report.junit.xml")).unwrap();
+        assert!(junit().contains("errors=\"0\""));
+        error_of(&mut run(&format!("{start}{bad}\n"), more));
+        assert!(junit().contains("errors=\"1\""), "{out}: {bad} {more:?}");
     }
     // What runs nothing changes nothing, and no other file is taken for a summary.
     run(folder, "residual", "x", &summary).assert().success();

@@ -50,8 +50,12 @@ pub fn main(global: &GlobalArgs, command: Command) -> u8 {
     let name = command_name(&command);
     guard::stop_on_signals(&printer, name);
     guard::guarded(&printer, name, || {
-        memory::limit(global.max_memory_mb)?;
-        overwrites::check(&command)?;
+        if let Err(error) = memory::limit(global.max_memory_mb).and_then(|()| overwrites::check(&command)) {
+            if let Command::Run(args) = &command {
+                run::refused(&printer, args, &error.to_string());
+            }
+            return Err(error);
+        }
         dispatch(&printer, global, command)
     })
 }

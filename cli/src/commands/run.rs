@@ -1,55 +1,68 @@
 //! `calib run`: the whole job. Calibrate, quantize, compare every precision with the reference, time, report.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     path::{Path, PathBuf},
 };
 
 use anyhow::ensure;
+use clap::CommandFactory;
 
 use super::{
     ExitStatus, Printer, compare, host,
-    settings::{Apply, model_configuration},
+    settings::{Apply, model_configuration, places},
 };
-use crate::args::{GlobalArgs, RunArgs};
+use crate::args::{Cli, GlobalArgs, RunArgs};
 use crate::printer::size;
 use trtcalib::{
     artifact::{read_regular, write_atomic},
     compare::OutputMetrics,
     config::{RunConfig, UseTensorRt},
     report::{Report, Timing, failed_summary, summary},
-    session::{Compared, PipelineError, RunOutcome, Session, Shard, check_folders, check_tensorrt, record_failure},
+    session::{
+        Compared, PipelineError, RunOutcome, Session, Shard, begun_summary, check_folders, check_tensorrt, describe,
+        record_beginning, record_failure,
+    },
 };
 
 /// Does the job.
 pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> anyhow::Result<ExitStatus> {
-    let config = match configuration(printer, args).and_then(|config| Ok(config.validate().map(|()| config)?)) {
-        Err(error) if !args.print_config => {
-            let reason = format!("{error:#}");
-            let model = args.model.model.as_ref().or(args.model.positional.as_ref());
-            not_begun(model.cloned(), args.out.clone(), args.summary.as_deref(), &reason)?;
-            return Err(error);
-        }
-        config => config?,
-    };
+    let config = configuration(printer, args).and_then(|config| Ok(config.validate().map(|()| config)?));
     if args.print_config {
+        let config = config?;
         printer.outcome(&config, || config.to_toml().unwrap_or_default())?;
         return Ok(ExitStatus::Passed);
     }
-    check_tensorrt(config.tensorrt)?;
-    check_folders(args.summary.as_deref())?;
+    let config = config.inspect_err(|error| refused(printer, args, &describe(error.as_ref())))?;
     if let Some(part) = &args.part {
+        check_tensorrt(config.tensorrt)?;
         return evaluate_part(printer, global, config, args.shard.as_ref(), part);
     }
-    let outcome = open_and_run(printer, global, &config, |session| session.run(command()));
-    if let Err(error) = &outcome {
-        write_failed_summary(args.summary.as_deref(), config.model.as_deref(), &format!("{error:#}"))?;
+    // What tells of a former run goes first: nothing of it may be left if this process is ended.
+    record_beginning(&config)?;
+    let model = name_of(config.model.as_deref());
+    let summary_file = args.summary.as_deref();
+    if let Some(path) = summary_file.filter(|path| is_summary(path)) {
+        write_atomic(path, begun_summary(&model).as_bytes())?;
+    }
+    let outcome = check_folders(summary_file)
+        .and_then(|()| check_tensorrt(config.tensorrt))
+        .map_err(anyhow::Error::from)
+        .inspect_err(|error| tell_unrecorded(printer, record_failure(&config, &describe(error.as_ref()))))
+        .and_then(|()| open_and_run(printer, global, &config, |session| session.run(command())));
+    if let (Err(error), Some(path)) = (&outcome, summary_file.filter(|path| !path.is_dir())) {
+        write_atomic(path, failed_summary(&model, &describe(error.as_ref())).as_bytes())?;
     }
     let outcome = outcome?;
-    if let Some(path) = &args.summary {
+    if let Some(path) = summary_file {
         write_atomic(path, summary(&outcome.report).as_bytes())?;
     }
     verdict(printer, &config, outcome)
+}
+
+fn name_of(model: Option<&Path>) -> String {
+    model.map(|path| path.display().to_string()).unwrap_or_default()
 }
 
 /// The words of the command line.
@@ -79,6 +92,7 @@ pub(super) fn run_joined(
     config: &RunConfig,
     joined: Compared,
 ) -> anyhow::Result<ExitStatus> {
+    record_beginning(config)?;
     let outcome = open_and_run(printer, global, config, |session| session.run_joined(joined, command()))?;
     verdict(printer, config, outcome)
 }
@@ -96,41 +110,78 @@ fn verdict(printer: &Printer, config: &RunConfig, outcome: RunOutcome) -> anyhow
     Ok(if report.verdict.passed == Some(false) { ExitStatus::GateFailed } else { ExitStatus::Passed })
 }
 
-/// What tells of a former run is replaced where the options of this one cannot be used. Only what stands on the command line
-/// is known of it.
-fn not_begun(model: Option<PathBuf>, out: Option<PathBuf>, summary: Option<&Path>, reason: &str) -> anyhow::Result<()> {
-    // The summary of a former run, and nothing else that may have been named by mistake.
-    let is_summary = |path: &&Path| {
-        let text = read_regular(path).unwrap_or_default();
-        text.starts_with(b"### ")
-            && text
-                .split(|&byte| byte == b'\n')
-                .next()
-                .is_some_and(|line| line.windows(7).any(|word| word == b" calib:"))
+/// What tells of a former run is replaced where the options of this one cannot be used.
+pub(super) fn refused(printer: &Printer, args: &RunArgs, reason: &str) {
+    if args.print_config || args.part.is_some() {
+        return;
+    }
+    let model = args.model.model.as_ref().or(args.model.positional.as_ref());
+    let given = RunConfig {
+        model: model.cloned(),
+        out: args.out.clone(),
+        data: args.data.data.clone(),
+        labels: args.data.labels.clone(),
+        ..RunConfig::default()
     };
-    write_failed_summary(summary.filter(is_summary), model.as_deref(), reason)?;
-    Ok(record_failure(&RunConfig { model, out, ..RunConfig::default() }, reason)?)
+    tell_unrecorded(printer, not_begun(given, args.model.config.config.as_deref(), args.summary.as_deref(), reason));
 }
 
-fn write_failed_summary(summary: Option<&Path>, model: Option<&Path>, reason: &str) -> anyhow::Result<()> {
-    let Some(summary) = summary else { return Ok(()) };
-    let model = model.map(|path| path.display().to_string()).unwrap_or_default();
-    Ok(write_atomic(summary, failed_summary(&model, reason).as_bytes())?)
+/// The same, where only what was `given` is known, and what stands in the configuration file.
+fn not_begun(
+    mut given: RunConfig,
+    config: Option<&Path>,
+    summary: Option<&Path>,
+    reason: &str,
+) -> Result<(), PipelineError> {
+    let places = places(config);
+    given.model = given.model.or(places.model);
+    given.out = given.out.or(places.out);
+    if let Some(path) = summary.filter(|path| is_summary(path)) {
+        write_atomic(path, failed_summary(&name_of(given.model.as_deref()), reason).as_bytes())?;
+    }
+    record_failure(&given, reason)
+}
+
+/// Whether a file is the summary of a former run, and nothing else that may have been named by mistake.
+fn is_summary(path: &Path) -> bool {
+    let text = read_regular(path).unwrap_or_default();
+    let first = text.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    first.starts_with(b"### ") && first.windows(7).any(|word| word == b" calib:")
+}
+
+fn tell_unrecorded(printer: &Printer, recorded: Result<(), PipelineError>) {
+    if let Err(error) = recorded {
+        printer.warn(&format!("that this run failed could not be written down: {}", describe(&error)));
+    }
 }
 
 /// The same for a command line that is not understood.
-pub(super) fn not_understood(words: &[OsString], reason: &str) -> anyhow::Result<()> {
-    let is_flag = |word: &OsString| word.as_encoded_bytes().starts_with(b"-");
-    let command = words.iter().skip(1).find(|&word| !is_flag(word));
-    if command.is_none_or(|word| word != "run") || words.iter().any(|word| word == "--print-config") {
+pub(super) fn not_understood(words: &[OsString], reason: &str) -> Result<(), PipelineError> {
+    let words: Vec<String> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let program = Cli::command();
+    let Some(run) = program.find_subcommand("run") else { return Ok(()) };
+    let takes_value = |flag: &str| {
+        let mut options = run.get_arguments().chain(program.get_arguments());
+        options.any(|option| option.get_long() == Some(flag) && option.get_action().takes_values())
+    };
+    let (mut free, mut flags) = (Vec::new(), BTreeMap::new());
+    let mut rest = words.iter().skip(1).peekable();
+    while let Some(word) = rest.next() {
+        match word.strip_prefix("--").map(|flag| flag.split_once('=').map_or((flag, None), |(f, v)| (f, Some(v)))) {
+            Some((flag, Some(value))) => _ = flags.insert(flag, value),
+            Some((flag, None)) if takes_value(flag) => _ = flags.insert(flag, rest.next().map_or("", String::as_str)),
+            Some((flag, None)) => _ = flags.insert(flag, ""),
+            None if !word.starts_with('-') => free.push(word.as_str()),
+            None => {}
+        }
+    }
+    if free.first() != Some(&"run") || ["print-config", "part"].iter().any(|flag| flags.contains_key(flag)) {
         return Ok(());
     }
-    let value = |flag: &str| {
-        let at = words.iter().rposition(|word| word == flag);
-        let joined = || words.iter().rev().find_map(|word| word.to_str()?.strip_prefix(flag)?.strip_prefix('='));
-        at.and_then(|at| words.get(at + 1)).map(PathBuf::from).or_else(|| joined().map(PathBuf::from))
-    };
-    not_begun(value("--model"), value("--out"), value("--summary").as_deref(), reason)
+    let value = |flag: &str| flags.get(flag).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let model = value("model").or_else(|| free.get(1).map(PathBuf::from));
+    let given = RunConfig { model, out: value("out"), ..RunConfig::default() };
+    not_begun(given, value("config").as_deref(), value("summary").as_deref(), reason)
 }
 
 /// The run; where it cannot even begin, a report that says so takes the place of a former one.
@@ -143,7 +194,7 @@ fn open_and_run(
     let mut session = match Session::open(config.clone(), global.ort_library.as_deref(), &host(printer)) {
         Ok(session) => session,
         Err(error) => {
-            record_failure(config, &trtcalib::session::describe(&error))?;
+            tell_unrecorded(printer, record_failure(config, &describe(&error)));
             return Err(error.into());
         }
     };

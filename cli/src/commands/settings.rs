@@ -47,6 +47,12 @@ pub(super) fn configuration(printer: &Printer, args: &ConfigArgs) -> Result<RunC
     }
 }
 
+/// Model and output folder that a configuration tells, which otherwise may be unusable.
+pub(super) fn places(config: Option<&Path>) -> RunConfig {
+    let path = config.unwrap_or(Path::new(USUAL_NAME));
+    if path.as_os_str() == "none" { RunConfig::default() } else { RunConfig::places(path) }
+}
+
 /// The same, with the model that was named.
 pub(super) fn model_configuration(printer: &Printer, args: &ModelArgs) -> Result<RunConfig, ConfigError> {
     let mut config = configuration(printer, &args.config)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::{
     artifact::write_atomic,
     config::RunConfig,
-    report::{failed_junit, failed_page},
+    report::{failed_junit, failed_page, failed_summary},
     session::{OutputFolder, PipelineError, Within, folder::out_folder},
 };
 
@@ -17,9 +17,25 @@ const FORMER: &str = "former";
 /// What a bisection tells its outcome by. Its plan and trials stay: they are inputs of what follows.
 const FINDINGS: [&str; 2] = ["bisect.json", "bisect.html"];
 
-/// Moves the outcome of a former run into the folder `former`.
-pub(super) fn set_aside(out: &Path) -> Result<(), PipelineError> {
-    move_away(out, &OUTCOME)
+/// What stands in the place of a report until there is one: whatever ends the process, nothing green is left.
+const UNFINISHED: &str = "it has not come to its end: it still goes on, or its process was ended";
+
+/// Moves the outcome of a former run into the folder `former`, and leaves one that says that this run has none yet.
+pub(super) fn begin(out: &Path, config: &RunConfig) -> Result<(), PipelineError> {
+    replace(out, config, UNFINISHED)
+}
+
+/// The same before a session is opened, where there is such a folder.
+///
+/// # Errors
+/// As of [`record_failure`].
+pub fn record_beginning(config: &RunConfig) -> Result<(), PipelineError> {
+    record_failure(config, UNFINISHED)
+}
+
+/// The summary of a run that has begun, as [`record_beginning`] leaves a report.
+pub fn begun_summary(model: &str) -> String {
+    failed_summary(model, UNFINISHED)
 }
 
 /// The same for what a bisection found.
@@ -50,8 +66,13 @@ pub fn record_failure(config: &RunConfig, reason: &str) -> Result<(), PipelineEr
     if !out_folder(config).is_dir() {
         return Ok(());
     }
-    let out = OutputFolder::open(config)?;
-    set_aside(&out)?;
+    replace(&OutputFolder::open(config)?, config, reason)
+}
+
+fn replace(out: &Path, config: &RunConfig, reason: &str) -> Result<(), PipelineError> {
+    // What a failed run left tells nothing that is worth keeping, and does not take the place of what does.
+    let has_report = out.join(OUTCOME[0]).exists();
+    move_away(out, if has_report { &OUTCOME } else { &OUTCOME[3..] })?;
     let model = config.model.as_deref().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     let mut tests = Vec::new();
     failed_junit(&model, reason, &mut tests).map_err(PipelineError::render)?;
@@ -84,5 +105,10 @@ mod tests {
         assert!(page.contains("model &amp; data &lt;do&gt; not fit") && !page.contains("green"), "{page}");
         assert!(read("report.json").is_err() && read("layers.csv").is_err());
         assert_eq!(read("former/report.json").unwrap(), "green");
+        // The next one fails as well, or its process is ended in the middle.
+        record_beginning(&config).unwrap();
+        assert!(read("report.junit.xml").unwrap().contains("errors=\"1\""));
+        assert!(read("report.html").unwrap().contains("has not come to its end"));
+        assert_eq!(read("former/report.junit.xml").unwrap(), "green");
     }
 }
