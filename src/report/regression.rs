@@ -36,7 +36,11 @@ fn key<'a>(subject: &Subject<'a>) -> (&'a str, &'a str, &'a str) {
     (format::file_name(&subject.report.model.path), &p.precision, &p.backend)
 }
 
-/// Compares every precision of `runs` with its like in `baseline`.
+fn all<'a>(runs: &[Run<'a>]) -> Vec<(Run<'a>, Subject<'a>)> {
+    runs.iter().flat_map(|&run| Subject::all(run.report).map(move |subject| (run, subject))).collect()
+}
+
+/// Compares every precision of every run of `runs` with its like in `baseline`.
 pub fn regressions(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Regressions {
     let columns = vec![
         Column::text("Model", "model"),
@@ -50,16 +54,20 @@ pub fn regressions(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Regressions {
         Column::number("Δ SQNR", "sqnr_db_change", "Decibels"),
         Column::number("Δ latency", "latency_change", "Relative change of the median"),
         Column::number("Δ size", "size_change", "Relative change"),
+        Column::hidden("Run", "run"),
+        Column::hidden("Differs in", "differs_in"),
     ];
-    let new = runs.iter().flat_map(|run| Subject::all(run.report));
-    let mut old: Vec<_> = baseline.iter().flat_map(|run| Subject::all(run.report)).collect();
+    let (new, old) = (all(runs), all(baseline));
     let mut result = Regressions { table: Table { columns, rows: Vec::new() }, worse: 0, compared: 0 };
-    for subject in new {
-        let before = old.iter().position(|other| key(other) == key(&subject)).map(|i| old.remove(i));
-        result.add(Some(subject), before);
+    for subject in &new {
+        let mut like = old.iter().filter(|(_, other)| key(other) == key(&subject.1)).peekable();
+        if like.peek().is_none() {
+            result.add(Some(*subject), None);
+        }
+        like.for_each(|before| result.add(Some(*subject), Some(*before)));
     }
-    for gone in old {
-        result.add(None, Some(gone));
+    for gone in old.iter().filter(|(_, other)| new.iter().all(|(_, subject)| key(subject) != key(other))) {
+        result.add(None, Some(*gone));
     }
     // The worst news first; columns that say nothing not at all.
     result
@@ -76,41 +84,50 @@ pub fn unlike(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Vec<String> {
     let mut sentences = Vec::new();
     for run in runs {
         for base in baseline.iter().filter(|base| name(base) == name(run)) {
-            let (new, old) = (run.report, base.report);
-            let gates = |report: &Report| {
-                let asked = report.verdict.gates.iter().map(super::Gate::condition);
-                asked.collect::<std::collections::BTreeSet<_>>()
-            };
-            let mut differ = |what: String| {
-                sentences.push(format!("{} and its baseline {} differ in {what}", run.name, base.name));
-            };
-            if new.dataset.random_data || old.dataset.random_data {
-                differ("nothing that counts: the inputs of at least one are random".to_owned());
-            }
-            let (samples, before) = (&new.dataset.evaluation, &old.dataset.evaluation);
-            if samples.len() != before.len() {
-                differ(format!("the number of evaluation samples: {} and {}", samples.len(), before.len()));
-            } else if samples != before {
-                differ("their evaluation samples".to_owned());
-            } else if (new.dataset.evaluation_hash.as_ref().zip(old.dataset.evaluation_hash.as_ref()))
-                .is_some_and(|(new, old)| new != old)
-            {
-                differ("what their evaluation samples of the same names, or the labels of these, are".to_owned());
-            }
-            if new.dataset.preprocess != old.dataset.preprocess {
-                differ("their preprocessing".to_owned());
-            }
-            if gates(new) != gates(old) {
-                differ("their gates".to_owned());
-            }
+            sentences.extend(
+                differences(run.report, base.report)
+                    .iter()
+                    .map(|what| format!("{} and its baseline {} differ in {what}", run.name, base.name)),
+            );
         }
     }
     sentences
 }
 
+/// What two runs of a model differ in beside their figures.
+fn differences(new: &Report, old: &Report) -> Vec<String> {
+    let gates = |report: &Report| {
+        let asked = report.verdict.gates.iter().map(super::Gate::condition);
+        asked.collect::<std::collections::BTreeSet<_>>()
+    };
+    let mut found = Vec::new();
+    if new.dataset.random_data || old.dataset.random_data {
+        found.push("nothing that counts: the inputs of at least one are random".to_owned());
+    }
+    let (samples, before) = (&new.dataset.evaluation, &old.dataset.evaluation);
+    if samples.len() != before.len() {
+        found.push(format!("the number of evaluation samples: {} and {}", samples.len(), before.len()));
+    } else if samples != before {
+        found.push("their evaluation samples".to_owned());
+    } else if (new.dataset.evaluation_hash.as_ref().zip(old.dataset.evaluation_hash.as_ref()))
+        .is_some_and(|(new, old)| new != old)
+    {
+        found.push("what their evaluation samples of the same names, or the labels of these, are".to_owned());
+    }
+    if new.dataset.preprocess != old.dataset.preprocess {
+        found.push("their preprocessing".to_owned());
+    }
+    if gates(new) != gates(old) {
+        found.push("their gates".to_owned());
+    }
+    found
+}
+
 impl Regressions {
-    fn add(&mut self, new: Option<Subject<'_>>, old: Option<Subject<'_>>) {
-        let Some(any) = new.or(old) else { return };
+    fn add(&mut self, new: Option<(Run<'_>, Subject<'_>)>, old: Option<(Run<'_>, Subject<'_>)>) {
+        let Some((run, any)) = new.or(old) else { return };
+        let differing = new.zip(old).map(|((new, _), (old, _))| differences(new.report, old.report).join("; "));
+        let (new, old) = (new.map(|(_, subject)| subject), old.map(|(_, subject)| subject));
         let cells = match (old, new) {
             (Some(old), Some(new)) => changes(old, new),
             _ => (0..7).map(|_| Cell::missing()).collect(),
@@ -126,9 +143,10 @@ impl Regressions {
         self.worse += usize::from(tone == Tone::Bad);
         self.compared += 1;
         let (model, precision, backend) = key(&any);
-        let mut row = vec![Cell::text(model), Cell::text(precision).note(backend), Cell::text(backend)];
+        let mut row = vec![Cell::text(model).note(run.name), Cell::text(precision).note(backend), Cell::text(backend)];
         row.push(Cell::text(word).tone(tone));
         row.extend(cells);
+        row.extend([Cell::text(run.name), Cell::text(differing.unwrap_or_default())]);
         self.table.rows.push(row);
     }
 }
@@ -281,6 +299,27 @@ mod tests {
         assert!(said(&new).ends_with("their preprocessing; their gates"), "{}", said(&new));
         new.model.path = "other.onnx".to_owned();
         assert_eq!(said(&new), "");
+    }
+
+    #[test]
+    fn every_run_of_a_model_is_judged_in_whatever_order() {
+        let good = report(&Size { layers: 0, flips: 0 });
+        let mut bad = good.clone();
+        bad.precisions[4].agreement.as_mut().unwrap().top1 -= 0.5;
+        bad.dataset.evaluation.push("one more".to_owned());
+        let (good, bad) = (Run { name: "good", report: &good }, Run { name: "bad", report: &bad });
+        for runs in [[good, bad], [bad, good]] {
+            let found = regressions(&runs, &[Run { name: "old", ..good }]);
+            assert_eq!((found.worse, found.compared), (1, 2 * good.report.precisions.len()));
+            let worst: Vec<&str> = found.table.rows[0].iter().map(|cell| cell.text.as_str()).collect();
+            assert!(worst.contains(&"worse") && worst.contains(&"bad"), "{worst:?}");
+            assert!(found.table.rows.iter().all(|row| !row[3].shows("new")));
+            // What makes them no measure of each other stands in the table as well, and on the page.
+            let csv = found.table.csv().unwrap();
+            assert_eq!(csv.matches("the number of evaluation samples: ").count(), good.report.precisions.len());
+            let page = super::super::runs_html(&runs, &[Run { name: "old", ..good }]).unwrap();
+            assert!(page.contains("bad and its baseline old differ in the number of evaluation samples: "), "{page}");
+        }
     }
 
     #[test]

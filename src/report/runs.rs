@@ -10,7 +10,7 @@ use super::{
     format,
     html::{Chart, nonce},
     metrics::{Quality, Subject, outcome, table, title},
-    regression::{Regressions, regressions},
+    regression::{Regressions, regressions, unlike},
     table::{Cell, Column, Table, Tone},
 };
 
@@ -148,7 +148,7 @@ fn page(runs: &[Run<'_>], baseline: &[Run<'_>], trends: Vec<Trend>) -> Result<St
         passed,
         failed,
         random,
-        notes: notes(runs),
+        notes: notes(runs).into_iter().chain(unlike(runs, baseline)).collect(),
         choices,
         table: &table,
         scatter,
