@@ -70,6 +70,31 @@ pub enum ModelError {
     },
 }
 
+/// A model's file, decoded, and the files of its external data.
+fn open(path: &Path) -> Result<(Bytes, ModelProto, Vec<PathBuf>), ModelError> {
+    let name = path.display().to_string();
+    let unreadable = |source| ArtifactError::Read { path: path.to_owned(), source };
+    let bytes = read(path).map_err(unreadable)?;
+    let mut proto = decode(&bytes, &name)?;
+    let files = external::resolve(&mut proto, &external::Folders::of(path))
+        .map_err(|source| ModelError::External { model: name, source })?;
+    Ok((bytes, proto, files))
+}
+
+/// Bytes of a model's file and of the files of its external data, whole, as they are to be stored.
+///
+/// # Errors
+/// As of [`Model::load`].
+pub fn file_bytes(path: &Path) -> Result<u64, ModelError> {
+    let (bytes, _, files) = open(path)?;
+    let of_file = |file: &PathBuf| {
+        let unreadable = |source| ArtifactError::Read { path: file.clone(), source };
+        Ok(std::fs::metadata(file).map_err(unreadable)?.len())
+    };
+    let beside = files.iter().map(of_file).sum::<Result<u64, ModelError>>()?;
+    Ok(bytes.len() as u64 + beside)
+}
+
 impl Model {
     /// Reads a model and its external data.
     ///
@@ -81,12 +106,7 @@ impl Model {
     /// missing, too short, or outside the model's folder.
     pub fn load(path: &Path) -> Result<Self, ModelError> {
         let _reading = Reading::of(path);
-        let name = path.display().to_string();
-        let unreadable = |source| ArtifactError::Read { path: path.to_owned(), source };
-        let bytes = read(path).map_err(unreadable)?;
-        let mut proto = decode(&bytes, &name)?;
-        let files = external::resolve(&mut proto, &external::Folders::of(path))
-            .map_err(|source| ModelError::External { model: name, source })?;
+        let (bytes, proto, files) = open(path)?;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&bytes);
         for file in &files {

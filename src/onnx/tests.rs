@@ -140,6 +140,8 @@ fn external_data_is_written_and_read_back() {
     // Two pieces, the second on the second page; what is small stays inside.
     assert_eq!(fs::metadata(folder.path().join("m.onnx.data")).unwrap().len(), 2 * 4096 + 1200);
     assert!(fs::metadata(&path).unwrap().len() < 1000);
+    let bytes = |name: &str| fs::metadata(folder.path().join(name)).unwrap().len();
+    assert_eq!(file_bytes(&path).unwrap(), bytes("m.onnx") + bytes("m.onnx.data"));
     let loaded = Model::load(&path).unwrap();
     assert!(loaded.external_data);
     assert_eq!(loaded.proto, model.proto);

@@ -350,7 +350,7 @@ pub struct ArtifactFile {
     pub path: String,
     /// Hash of the content.
     pub hash: ContentHash,
-    /// Size.
+    /// Size, of a model with its external data.
     pub bytes: u64,
 }
 

@@ -7,7 +7,7 @@ use crate::{
     artifact::{ArtifactError, ContentHash, read_json, write_atomic},
     bisect::findings::{FINDINGS_FORMAT_VERSION, Findings},
     calibrate::{CalibrationTable, cache::CalibrationCache},
-    onnx::Model,
+    onnx::{Model, file_bytes},
     quantize::Precision,
     report::{ArtifactFile, Report, html, html_with, junit, layers_csv},
     session::{PipelineError, Within},
@@ -48,7 +48,7 @@ pub(super) fn save_model(out: &Path, model: &Model, precision: Precision) -> Res
     let name = format!("model.{precision}.onnx");
     let path = out.join(&name);
     model.save(&path)?;
-    file_facts(&path, name)
+    Ok(ArtifactFile { bytes: file_bytes(&path)?, ..file_facts(&path, name)? })
 }
 
 /// Writes `report.json` and everything that is made from it into a folder, and tells of every file but the first.
