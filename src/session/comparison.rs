@@ -21,7 +21,7 @@ use crate::{
     },
     compare::{Gate, Needs, SavedOutputs},
     config::RunConfig,
-    onnx::Model,
+    onnx::{Model, file_bytes},
     quantize::{calibrated_on, of_random_data},
 };
 
@@ -135,6 +135,9 @@ impl Session {
         let pairs = self.add_sources(&mut specs, &mut names)?;
         let indices = self.compared_samples(request, &reference_spec, &specs)?;
         self.check_gates(&request.gates, &indices)?;
+        if matches!(&reference_spec, Spec::OnnxRuntime(file, _) if file.is_none() || *file == self.config.model) {
+            self.check_gated_outputs(&request.gates)?;
+        }
         if has_engine {
             warn_of_cache(&self.host, request.runtime_cache.as_ref())?;
         }
@@ -288,8 +291,12 @@ impl Session {
 
 /// Size of the file that a target is read from.
 fn size_mb(spec: &Spec) -> Option<f64> {
-    let (Spec::OnnxRuntime(Some(path), _) | Spec::Engine(path)) = spec else { return None };
-    Some(std::fs::metadata(path).ok()?.len() as f64 / 1e6)
+    let bytes = match spec {
+        Spec::OnnxRuntime(Some(path), _) => file_bytes(path).ok()?,
+        Spec::Engine(path) => std::fs::metadata(path).ok()?.len(),
+        _ => return None,
+    };
+    Some(bytes as f64 / 1e6)
 }
 
 /// Refuses gates that cannot be tested here.

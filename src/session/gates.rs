@@ -2,8 +2,8 @@
 
 use super::{PipelineError, Session};
 use crate::{
-    backend::{ExecutionProvider, cuda::Device},
-    compare::{Gate, Metric, Needs},
+    backend::{ExecutionProvider, TensorInfo, cuda::Device},
+    compare::{Gate, Metric, Needs, OutputKind},
     config::UseTensorRt,
 };
 
@@ -53,10 +53,80 @@ impl Session {
         Ok(())
     }
 
+    /// Refuses gates on outputs that the reference does not have, or that cannot be of the kind they are about.
+    ///
+    /// # Errors
+    /// There is such a gate.
+    pub(super) fn check_gated_outputs(&self, gates: &[Gate]) -> Result<(), PipelineError> {
+        let outputs = self.reference.outputs();
+        for gate in gates {
+            let kind = match gate.metric {
+                Metric::Top1 | Metric::Top5 | Metric::Top5Set | Metric::RefTop1InTop5 => OutputKind::Classification,
+                Metric::Accuracy | Metric::AccuracyTop5 | Metric::AccuracyDrop => OutputKind::Classification,
+                Metric::PixelAgreement | Metric::MeanIou | Metric::PixelAccuracy | Metric::LabelMeanIou => {
+                    OutputKind::Map
+                }
+                _ => OutputKind::Generic,
+            };
+            ensure!(
+                kind == OutputKind::Generic || outputs.iter().any(|output| self.may_be(output, kind)),
+                "gate {gate} cannot be tested: no output of the model is a {} by its shape; --output-kind NAME=... says \
+                 which one is",
+                if kind == OutputKind::Map { "map of classes" } else { "classification" }
+            );
+            if let Some(part) = &gate.part
+                && !outputs.iter().any(|output| self.is_part(part, &output.name))
+            {
+                let known: Vec<&str> = outputs.iter().map(|output| output.name.as_str()).collect();
+                bail!(
+                    "gate {gate} cannot be tested: `{part}` is no output of the model and no part of one; it has {}",
+                    known.join(", ")
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an output is of a kind, or may be: what is unknown of its shape only samples tell.
+    fn may_be(&self, output: &TensorInfo, kind: OutputKind) -> bool {
+        match self.config.output_kind.get(&output.name) {
+            Some(OutputKind::MapChannelsLast) => return kind == OutputKind::Map,
+            Some(given) => return *given == kind,
+            None => {}
+        }
+        let Some(element_type) = output.element_type else { return false };
+        let sample = output.shape.iter().skip(1).copied().collect::<Option<Vec<usize>>>();
+        let Some(sample) = sample else { return true };
+        // Where a sample is a whole input, its first axis is no batch.
+        let whole = output.shape.iter().copied().collect::<Option<Vec<usize>>>();
+        [Some(sample), whole].into_iter().flatten().any(|shape| OutputKind::detect(element_type, &shape) == kind)
+    }
+
+    /// Whether a gate's `name` is an output's, that of a part which a detection head has there, or one that values may
+    /// tell: their positions, as `0-3`.
+    fn is_part(&self, name: &str, output: &str) -> bool {
+        if self.config.output_kind.get(output) == Some(&OutputKind::Ignored) {
+            return false;
+        }
+        let part = name.strip_prefix(output).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name);
+        let parts = self.compare_options().parts;
+        name == output
+            || match parts.get(output) {
+                Some(parts) => parts.iter().any(|known| known.name == part),
+                None => part.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'),
+            }
+    }
+
     /// Refuses gates for what a run does not make or measure.
     pub(super) fn check_run_gates(&self, gates: &[Gate], precisions: &[&str]) -> Result<(), PipelineError> {
         let reference = self.subject.float_types.name();
+        let engines = || self.config.tensorrt != UseTensorRt::Off && Device::open(0).is_ok();
         for gate in gates {
+            ensure!(
+                gate.precision.is_some() || !precisions.is_empty() || engines(),
+                "gate {gate} cannot be tested: nothing is made that could be judged by it, since the model is {reference} \
+                 already and is what others are compared with; name another precision with --precisions"
+            );
             if let Some(precision) = gate.precision.as_deref().filter(|name| !precisions.contains(name)) {
                 let made = precisions.join(", ");
                 ensure!(
@@ -72,10 +142,7 @@ impl Session {
                 "gate {gate} cannot be tested: no latency is measured with --bench-seconds 0"
             );
             // On the CPU other precisions than the model's own are emulated.
-            let says_something = || {
-                self.provider != ExecutionProvider::Cpu
-                    || (self.config.tensorrt != UseTensorRt::Off && Device::open(0).is_ok())
-            };
+            let says_something = || self.provider != ExecutionProvider::Cpu || engines();
             ensure!(
                 gate.metric.needs() != Needs::Times || says_something(),
                 "gate {gate} cannot be tested: without a GPU, or with --tensorrt off, low precisions are emulated and their \
