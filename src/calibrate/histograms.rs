@@ -87,6 +87,8 @@ pub struct Histograms {
     pub fit: BTreeMap<String, Histogram>,
     /// By tensor name, samples that `auto` measures on.
     pub held_out: BTreeMap<String, Histogram>,
+    /// The samples by name, with the beginning of a hash of each; empty where they are random.
+    pub calibrated_on: BTreeMap<String, String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -95,12 +97,21 @@ struct Header {
     provenance: Provenance,
     fit_samples: usize,
     held_out_samples: usize,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    calibrated_on: BTreeMap<String, String>,
 }
 
 impl Histograms {
     /// Without any sample.
     pub fn new(provenance: Provenance) -> Self {
-        Self { provenance, fit_samples: 0, held_out_samples: 0, fit: BTreeMap::new(), held_out: BTreeMap::new() }
+        Self {
+            provenance,
+            fit_samples: 0,
+            held_out_samples: 0,
+            fit: BTreeMap::new(),
+            held_out: BTreeMap::new(),
+            calibrated_on: BTreeMap::new(),
+        }
     }
 
     /// Number of samples observed.
@@ -137,6 +148,7 @@ impl Histograms {
     pub fn add(&mut self, other: Self) {
         self.fit_samples = self.fit_samples.saturating_add(other.fit_samples);
         self.held_out_samples = self.held_out_samples.saturating_add(other.held_out_samples);
+        self.calibrated_on.extend(other.calibrated_on);
         for (mine, theirs) in [(&mut self.fit, other.fit), (&mut self.held_out, other.held_out)] {
             for (name, histogram) in theirs {
                 mine.entry(name).or_default().merge(&histogram);
@@ -158,6 +170,7 @@ impl Histograms {
             provenance: self.provenance.clone(),
             fit_samples: self.fit_samples,
             held_out_samples: self.held_out_samples,
+            calibrated_on: self.calibrated_on.clone(),
         };
         let header = serde_json::to_vec(&header)?;
         let mut bytes = MAGIC.to_vec();
@@ -208,8 +221,8 @@ impl Histograms {
         if !reader.0.is_empty() {
             return Err("there is more in it than histograms".to_owned());
         }
-        let Header { provenance, fit_samples, held_out_samples, .. } = header;
-        Ok(Self { provenance, fit_samples, held_out_samples, fit, held_out })
+        let Header { provenance, fit_samples, held_out_samples, calibrated_on, .. } = header;
+        Ok(Self { provenance, fit_samples, held_out_samples, fit, held_out, calibrated_on })
     }
 }
 

@@ -65,7 +65,7 @@ pub fn tables(
         tensors: ranges.iter().map(|(name, ranges)| (name.clone(), ranges[i].clone())).collect(),
         bias_corrections: BTreeMap::new(),
         magnitudes: None,
-        calibrated_on: BTreeMap::new(),
+        calibrated_on: histograms.calibrated_on.clone(),
         recovered: None,
     };
     Ok(choices.iter().enumerate().map(table).collect())

@@ -1,6 +1,6 @@
 //! Ranges of a session's model: observe its calibration samples, then choose how thresholds are made of the counts.
 
-use std::{path::Path, time::Instant};
+use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use super::{
     PipelineError, Session, Shard,
@@ -104,7 +104,8 @@ impl Session {
         let progress = |samples: usize| work.advance(samples);
         let options = self.observe_options(self.provider);
         let calibrator = self.calibrator(&options, &progress, checkpoints);
-        let observation = calibrator.observe(&placement.tensors_to_observe(), &parts, &provenance)?;
+        let mut observation = calibrator.observe(&placement.tensors_to_observe(), &parts, &provenance)?;
+        observation.histograms.calibrated_on = self.sample_hashes(parts.fit.iter().chain(&parts.held_out));
         drop(work);
         self.warn_halved("calibration", observation.ran.fitting_batch);
         Ok(observation)
@@ -132,10 +133,9 @@ impl Session {
             Some(checkpoints) => checkpoints.once("choice", make)?,
             None => make()?,
         };
-        if !self.config.random_data {
-            let dataset = self.dataset();
-            let known = samples.iter().filter_map(|&i| Some((dataset.id(i).to_owned(), sample_hash(dataset, i)?)));
-            chosen.table.calibrated_on = known.collect();
+        // Histograms of an older version do not tell.
+        if chosen.table.calibrated_on.is_empty() {
+            chosen.table.calibrated_on = self.sample_hashes(samples);
         }
         if self.config.method == Choice::Auto && chosen.choice != Choice::Auto && chosen.candidates.is_empty() {
             self.host.note(&format!("too few calibration samples to measure methods on: {} was taken", chosen.choice));
@@ -145,6 +145,16 @@ impl Session {
             self.host.info(&format!("recovery, {step}"));
         }
         Ok(chosen)
+    }
+
+    /// Samples by name, with the beginning of a hash of each; nothing where they are random.
+    fn sample_hashes<'s>(&self, samples: impl IntoIterator<Item = &'s usize>) -> BTreeMap<String, String> {
+        if self.config.random_data {
+            return BTreeMap::new();
+        }
+        let dataset = self.dataset();
+        let known = |&i: &usize| Some((dataset.id(i).to_owned(), sample_hash(dataset, i)?));
+        samples.into_iter().filter_map(known).collect()
     }
 
     /// Observes and chooses.
