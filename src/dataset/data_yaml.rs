@@ -3,13 +3,13 @@
 //! Labels lie where `images` in a picture's path becomes `labels`, with the ending `.txt`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
 use serde::Deserialize;
 
-use super::{DatasetError, IMAGE_ENDINGS, ending, images::list, labels::read_text};
+use super::{DatasetError, IMAGE_ENDINGS, SampleError, ending, images::list, labels::read_text, unread};
 
 /// Largest file that is read.
 const MAX_BYTES: u64 = 4 << 20;
@@ -23,6 +23,10 @@ pub(super) struct DataYaml {
     pub(super) labels: Vec<(String, PathBuf)>,
     /// Class names.
     pub(super) names: BTreeMap<u32, String>,
+    /// Other files in the folders that were read.
+    pub(super) skipped: Vec<SampleError>,
+    /// What lies in folders that are not read.
+    pub(super) notes: Vec<String>,
     /// Names of the pictures for training, which calibrate; empty where they are also the ones for validation.
     pub(super) training: Vec<String>,
 }
@@ -78,15 +82,17 @@ impl DataYaml {
             serde_saphyr::from_str(&text).map_err(|error| invalid(format!("it is no data.yaml: {error}")))?;
         let beside = path.parent().unwrap_or(Path::new(""));
         let root = raw.path.as_deref().map_or_else(|| beside.to_owned(), |root| beside.join(root));
-        let collect = |paths: Option<&Paths>| {
+        let mut left = Left::default();
+        let mut collect = |paths: Option<&Paths>| {
             let mut files = BTreeMap::new();
             for entry in paths.into_iter().flat_map(Paths::list) {
-                pictures(path, &root, entry, &mut files)?;
+                pictures(path, &root, entry, &mut files, &mut left)?;
             }
             Ok::<_, DatasetError>(files)
         };
         let training = collect(raw.train.as_ref())?;
         let judged = collect(raw.val.as_ref().or(raw.test.as_ref()))?;
+        let skipped = left.skipped.into_iter().map(|(sample, reason)| SampleError { sample, reason }).collect();
         let all: BTreeMap<String, PathBuf> = training.clone().into_iter().chain(judged.clone()).collect();
         if all.is_empty() {
             return Err(invalid("neither `train` nor `val` leads to any picture".to_owned()));
@@ -104,17 +110,34 @@ impl DataYaml {
             Some(Names::Map(names)) => names,
             Some(Names::List(names)) => names.into_iter().enumerate().map(|(i, name)| (i as u32, name)).collect(),
         };
-        Ok(Self { files: all.into_iter().collect(), labels, names, training })
+        let notes = left.notes.into_iter().collect();
+        Ok(Self { files: all.into_iter().collect(), labels, names, skipped, notes, training })
     }
 }
 
-/// Adds the pictures of a folder, with all folders in it, or of a list file.
-fn pictures(yaml: &Path, root: &Path, entry: &str, files: &mut BTreeMap<String, PathBuf>) -> Result<(), DatasetError> {
+/// What is left out, each once though several entries lead to it: files with the reason, and sentences on folders.
+#[derive(Default)]
+struct Left {
+    skipped: BTreeMap<String, String>,
+    notes: BTreeSet<String>,
+}
+
+/// Adds the pictures of a folder, with the folders in it, or of a list file.
+fn pictures(
+    yaml: &Path,
+    root: &Path,
+    entry: &str,
+    files: &mut BTreeMap<String, PathBuf>,
+    left: &mut Left,
+) -> Result<(), DatasetError> {
     let at = root.join(entry);
     let invalid = |reason: String| DatasetError::Format { path: yaml.to_owned(), reason };
     let name = |file: &Path| file.strip_prefix(root).unwrap_or(file).to_string_lossy().replace('\\', "/");
     if at.is_dir() {
-        for (_, file) in list(&at, &IMAGE_ENDINGS, None)?.files {
+        let listing = list(&at, &IMAGE_ENDINGS, None)?;
+        left.notes.extend(unread(&listing, None));
+        left.skipped.extend(listing.skipped.into_iter().map(|error| (name(&at.join(error.sample)), error.reason)));
+        for (_, file) in listing.files {
             files.insert(name(&file), file);
         }
         return Ok(());
@@ -160,12 +183,17 @@ mod tests {
         write("set/images/train/b.jpg", "");
         write("set/labels/train/a.txt", "0 0.5 0.5 0.1 0.1");
         write("set/images/val/c.png", "");
+        // Beside pictures, and in a folder that holds nothing else.
+        write("set/images/train/d.tif", "");
+        write("set/images/more/e.tiff", "");
         write("set/val.txt", "./images/val/c.png\n");
-        let yaml = write("data.yaml", "path: set\ntrain: [images/train]\nval: val.txt\nnames: [cat, dog]\nnc: 2\n");
+        let yaml = write("data.yaml", "path: set\ntrain: [images/train, images/more]\nval: val.txt\nnames: [cat, dog]\nnc: 2\n");
         let data = DataYaml::open(&yaml).unwrap();
         let names: Vec<&str> = data.files.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["images/train/a.jpg", "images/train/b.jpg", "images/val/c.png"]);
         assert_eq!(data.labels.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["images/train/a.txt"]);
+        let left_out: Vec<&str> = data.skipped.iter().map(|error| error.sample.as_str()).collect();
+        assert_eq!(left_out, ["images/more/e.tiff", "images/train/d.tif"]);
         assert_eq!((data.names[&1].as_str(), data.training.len()), ("dog", 2));
         let same = write("same.yaml", "path: set\ntrain: images/train\nval: images/train\nnames: {0: cat, 7: dog}\n");
         let data = DataYaml::open(&same).unwrap();

@@ -315,23 +315,25 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     preprocess.check().map_err(DatasetError::Input)?;
     let input = images::ImageInput::of(options.inputs, preprocess.layout)?;
     let yaml = if data_yaml::is_yaml(options.path) { Some(data_yaml::DataYaml::open(options.path)?) } else { None };
-    let mut training = Vec::new();
+    let (mut training, mut notes) = (Vec::new(), Vec::new());
     let mut boxes = None;
     let mut yaml_names = BTreeMap::new();
-    let (listing, mut assigned) = if let Some(data_yaml::DataYaml { files, labels, names, training: apart }) = yaml {
-        training = apart;
+    let (listing, mut assigned) = if let Some(data_yaml::DataYaml { files, labels, names, skipped, notes: of_yaml, training: apart }) = yaml
+    {
+        (training, notes) = (apart, of_yaml);
         if options.labels.is_none() && !labels.is_empty() {
             let known = if options.classes.is_empty() { &names } else { options.classes };
             boxes = Some(label_boxes::BoxLabels::yolo(options.path, labels, known)?);
         }
         yaml_names = names;
-        (images::Listing { files, ..images::Listing::default() }, Vec::new())
+        (images::Listing { files, skipped, ..images::Listing::default() }, Vec::new())
     } else if folder {
         (images::list(options.path, &IMAGE_ENDINGS, options.labels)?, Vec::new())
     } else {
         read_list(options.path)?
     };
-    let (mut names, mut notes) = (BTreeMap::new(), Vec::from_iter(unread(&listing, options.labels)));
+    let mut names = BTreeMap::new();
+    notes.extend(unread(&listing, options.labels));
     let mut label_source = (!assigned.is_empty()).then(|| options.path.display().to_string());
     let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
     let mut masks = Vec::new();
