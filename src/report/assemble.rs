@@ -239,7 +239,10 @@ impl GateResult {
             }
             self.interval.map_or(shown.clone(), |interval| format!("{shown} ({})", figures(self.metric, interval)))
         });
-        value.or_else(|| self.note.clone()).unwrap_or_else(|| "not measured".to_owned())
+        match (value, &self.note) {
+            (Some(value), Some(note)) => format!("{value}, but {note}"),
+            (value, note) => value.or_else(|| note.clone()).unwrap_or_else(|| "not measured".to_owned()),
+        }
     }
 
     /// The threshold as people read it.

@@ -66,7 +66,7 @@ pub fn layers_csv(report: &Report, to: impl Write) -> csv::Result<()> {
         let texts = [time.map(|time| &*time.engine_layer), time.map(|time| &*time.machine)];
         let texts = texts.map(|text| text_field(text.unwrap_or_default()));
         let fields = fields.chain([double(time.map(|time| time.ms))]).chain(texts);
-        let fields = fields.chain([report.dataset.random_data.to_string()]);
+        let fields = fields.chain([report.rests_on_random_data().to_string()]);
         writer.write_record(fields)?;
     }
     writer.flush()?;
@@ -104,6 +104,14 @@ mod tests {
         assert_eq!(&records[1][column("node", &headers)], "a,\"b\"\nc");
         assert_eq!(&records[2][column("graphwise_sqnr_db", &headers)], "");
         assert_eq!(&records[1][column("random_data", &headers)], "true");
+        // Ranges from random inputs, on real data.
+        report.dataset.random_data = false;
+        let calibration = report.calibration.as_mut().unwrap();
+        calibration.random_data = true;
+        let mut text = Vec::new();
+        layers_csv(&report, &mut text).unwrap();
+        let mut reader = csv::Reader::from_reader(text.as_slice());
+        assert!(reader.records().all(|record| &record.unwrap()[column("random_data", &headers)] == "true"));
         let amax: f32 = records[0][column("amax_entropy", &headers)].parse().unwrap();
         assert_eq!(Some(&amax), report.layers[0].candidates.get(&Method::Entropy));
     }

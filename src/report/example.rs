@@ -202,6 +202,7 @@ fn calibration() -> Calibration {
         method: "percentile".into(),
         percentile: 99.99,
         samples: 512,
+        random_data: false,
         seconds: 8.4,
         images_per_second: 61.0,
         peak_rss_bytes: 412 << 20,

@@ -8,6 +8,11 @@ use super::{REPORT_FORMAT_VERSION, Report};
 use crate::artifact::{ArtifactError, read_json, write_json};
 
 impl Report {
+    /// Whether figures rest on random inputs: those that were evaluated, or those that gave the ranges.
+    pub fn rests_on_random_data(&self) -> bool {
+        self.dataset.random_data || self.calibration.as_ref().is_some_and(|calibration| calibration.random_data)
+    }
+
     /// Reads a report; one of another format version is refused by its number.
     pub fn read(path: &Path) -> Result<Self, ArtifactError> {
         read_json(path, "report", REPORT_FORMAT_VERSION)

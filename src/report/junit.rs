@@ -14,7 +14,7 @@ pub fn junit(report: &Report, to: impl Write) -> Result<(), quick_junit::Seriali
     let mut suite = TestSuite::new(model);
     suite.add_property(("model_hash", report.model.hash.as_str()));
     suite.add_property(("data_hash", report.dataset.hash.as_str()));
-    suite.add_property(("random_data", if report.dataset.random_data { "true" } else { "false" }));
+    suite.add_property(("random_data", if report.rests_on_random_data() { "true" } else { "false" }));
     for precision in &report.precisions {
         let mut status = TestCaseStatus::success();
         if let Some(error) = &precision.error {

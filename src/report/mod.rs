@@ -42,7 +42,7 @@ pub use model::{
 pub use model_explorer::model_explorer;
 pub use regression::{LATENCY_NOISE, Regressions, SHARE_NOISE, SQNR_NOISE_DB, regressions, unlike};
 pub use runs::{Run, runs_html, runs_table, trend_html};
-pub use summary::{failed_page, failed_summary, summary};
+pub use summary::{failed_page, failed_summary, summary, worst_layers};
 pub use table::Table;
 
 pub use crate::bench::Timing;

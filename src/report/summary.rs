@@ -37,7 +37,7 @@ pub fn summary(report: &Report) -> String {
     let texts =
         errors.chain(report.notes.iter().cloned()).chain(report.advice.iter().map(|advice| advice.text.clone()));
     lines.extend(texts.map(|text| format!("- {}", markdown_text(&text))));
-    lines.extend(worst_layers(&report.layers));
+    lines.extend(worst_table(&report.layers));
     lines.join("\n") + "\n"
 }
 
@@ -57,13 +57,19 @@ pub fn failed_page(model: &str, reason: &str) -> String {
     )
 }
 
-/// A folded table of the layers with the largest error; nothing where no error was measured.
-fn worst_layers(layers: &[Layer]) -> Option<String> {
+/// The layers with the largest error, by the SQNR that is known of them in decibels; none where no error was measured.
+pub fn worst_layers(layers: &[Layer]) -> Vec<(f64, &Layer)> {
     let by_layerwise = layers.iter().any(|layer| layer.layerwise_sqnr_db.is_some());
     let measure = |layer: &Layer| if by_layerwise { layer.layerwise_sqnr_db } else { layer.graphwise_sqnr_db };
     let mut worst: Vec<_> = layers.iter().filter_map(|layer| Some((measure(layer)?, layer))).collect();
     worst.sort_by(|a, b| a.0.total_cmp(&b.0));
     worst.truncate(LAYERS);
+    worst
+}
+
+/// A folded table of them.
+fn worst_table(layers: &[Layer]) -> Option<String> {
+    let worst = worst_layers(layers);
     let row = |(db, layer): &(f64, &Layer)| vec![Cell::text(&layer.node), Cell::text(&layer.op_type), decibels(*db)];
     let table = Table {
         columns: vec![
@@ -93,6 +99,17 @@ mod tests {
         assert!(text.contains("| &lt;b&gt;\\|worst | Conv | -3.2\u{a0}dB |"), "{text}");
         assert!(text.contains("emulated") && !text.contains("14.0"));
         assert!(!text.contains("Random data"));
+        // What made a gate fail beside a good figure is named everywhere.
+        let note = "output y differs in 7 NaN or infinite values besides";
+        let gate = report.verdict.gates.iter_mut().find(|gate| !gate.result.passed).unwrap();
+        gate.result.note = Some(note.to_owned());
+        report.verdict = crate::report::Verdict::new(report.verdict.gates.clone(), &report.precisions);
+        let shown = format!("97.6\u{a0}% (96.2…98.7), but {note}");
+        assert!(report.verdict.sentence.contains(&shown), "{}", report.verdict.sentence);
+        assert_eq!(summary(&report).matches(&shown).count(), 2, "{}", summary(&report));
+        let mut xml = Vec::new();
+        crate::report::junit(&report, &mut xml).unwrap();
+        assert!(String::from_utf8(xml).unwrap().contains(&shown));
         report.dataset.random_data = true;
         assert!(summary(&report).contains("Random data"));
     }

@@ -28,6 +28,8 @@ x, y = [("x", ["n", 8, 10, 10])], [("y", ["n", 8, 10, 10])]
 chain = [conv("x", "a", "p"), ("Relu", ["p"], "r", {}), conv("r", "b", "q"), ("Add", ["q", "r"], "s", {}), conv("s", "d", "y")]
 weights = lambda t=np.float32: [c(n, 8, 8, 3, 3, t=t) for n in "abd"]
 save("residual", chain, x, y, weights())
+save("apart", chain, x, y, weights())
+onnx.save(onnx.load(f"{folder}/apart.onnx"), f"{folder}/apart.onnx", save_as_external_data=True, location="apart.bin", size_threshold=0)
 save("first", chain, x, y, weights(), "ai.onnx")
 save("half", chain, x, y, weights(np.float16), kind=T.FLOAT16)
 save("double", [("MatMul", ["x", "a"], "y", {})], [("x", ["n", 32])], [("y", ["n", 32])], [c("a", 32, 32, t=np.float64)], kind=T.DOUBLE)
@@ -250,10 +252,27 @@ fn gates_that_cannot_be_tested_end_before_the_work() {
         ("int8:sqnr_db=20", "int8 is not made by this run, which makes fp16"),
         ("fp32:sqnr_db=20", "fp32 is what the model is"),
         ("detection_recall=0.9", "no detection head"),
+        ("top1=0.9", "no output of the model is a classification"),
+        ("sqnr_db[nosuch]=9", "`nosuch` is no output of the model and no part of one; it has y"),
+        ("sqnr_db[y/box]=9", "`y/box` is no output of the model"),
     ] {
         let error = error_of(&mut run(folder, "residual", "x", &["--precisions", "fp16", "--gate", gate]));
         assert!(error.contains(reason), "{gate}: {error}");
         assert!(!folder.join("out/model.fp16.onnx").exists(), "{gate}");
+    }
+    let vectors = |gate: &str, more: &[&str]| {
+        let error = error_of(run(folder, "double", "double", &["--gate", gate]).args(more));
+        assert!(!folder.join("out/run.toml").exists(), "{error}");
+        error
+    };
+    for gate in ["mean_iou=0.5", "pixel_agreement=0.5"] {
+        assert!(vectors(gate, &["--precisions", "fp16"]).contains("no output of the model is a map of classes"));
+    }
+    // A gate that no row can be judged by.
+    for (model, data, precisions) in [("residual", "x", "fp32"), ("half", "half", "fp32,fp16")] {
+        let more = ["--precisions", precisions, "--gate", "sqnr_db=50"];
+        let error = error_of(&mut run(folder, model, data, &more));
+        assert!(error.contains("nothing is made that could be judged by it"), "{error}");
     }
     // Where no engine runs, low precisions have no latency that says anything.
     let more = ["--precisions", "fp16", "--tensorrt", "off", "--out", "out", "--gate", "latency_ratio=0.9"];
@@ -265,11 +284,61 @@ fn gates_that_cannot_be_tested_end_before_the_work() {
 }
 
 #[test]
+fn the_size_of_a_model_is_that_of_all_its_files() {
+    let Some(folder) = made(MAKE) else { return };
+    let folder = folder.path();
+    let bytes = |name: &str| fs::metadata(folder.join(name)).unwrap().len();
+    let size = bytes("apart.onnx") + bytes("apart.bin");
+    assert!(bytes("apart.bin") > 6000);
+    run(folder, "apart", "x", &["--precisions", "fp16", "--gate", "size_mb=0.005"]).assert().code(1);
+    let report = report(folder);
+    assert_eq!(report["model"]["bytes"].as_u64().unwrap(), size);
+    let written = fs::read_dir(folder.join("out")).unwrap().map(|entry| entry.unwrap());
+    let written = written.filter(|entry| entry.file_name().to_string_lossy().starts_with("model.fp16.onnx"));
+    let written: u64 = written.map(|entry| entry.metadata().unwrap().len()).sum();
+    assert_eq!(row(&report, "fp16")["artifact"]["bytes"].as_u64().unwrap(), written);
+    let more = ["--ref", "ort", "--target", "apart.onnx", "--gate", "size_mb=0.005", "--json"];
+    let output = command(folder, "compare", "residual", "x", &more).assert().code(1);
+    let compared: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    assert_eq!(compared["targets"][0]["gates"][0]["value"].as_f64().unwrap(), size as f64 / 1e6);
+}
+
+#[test]
+fn ranges_from_random_inputs_mark_what_is_made_of_them() {
+    let Some(folder) = made(MAKE) else { return };
+    let folder = folder.path();
+    let mut calibrate = calib().unwrap();
+    calibrate.current_dir(folder).args(["calibrate", "residual.onnx", "--random-data", "-o", "t.json"]);
+    calibrate.args(["--calib-samples", "8"]).assert().success();
+    run(folder, "residual", "x", &["--precisions", "int8", "--table", "t.json"]).assert().success();
+    let read = |name: &str| fs::read_to_string(folder.join("out").join(name)).unwrap();
+    let layers = read("layers.csv");
+    assert!(layers.lines().count() > 3 && layers.lines().skip(1).all(|line| line.ends_with(",true")), "{layers}");
+    assert!(read("report.junit.xml").contains("name=\"random_data\" value=\"true\""));
+    let mut inspect = calib().unwrap();
+    let output = inspect.current_dir(folder).args(["inspect", "out/report.json"]).assert().success();
+    let shown = String::from_utf8_lossy(&output.get_output().stdout).into_owned();
+    assert!(shown.contains("residual.onnx, FROM RANDOM DATA") && shown.contains("int8"), "{shown}");
+    let table = shown.lines().filter(|line| line.contains(['│', '─', '═']) || line.contains("onnxruntime-cpu"));
+    assert!(table.clone().count() > 3 && table.clone().all(|line| line.chars().count() <= 80), "{shown}");
+}
+
+#[test]
 fn samples_that_calibrated_are_left_out_of_a_comparison() {
     let Some(folder) = made(MAKE) else { return };
     let folder = folder.path();
     command(folder, "calibrate", "residual", "more", &["-o", "t.json", "--calib-samples", "16"]).assert().success();
     assert_eq!(json(&folder.join("t.json"))["calibrated_on"].as_object().unwrap().len(), 16);
+    // Shards tell them as well, to a merge that has no more than their files.
+    for shard in ["1/2", "2/2"] {
+        let histograms = format!("{}.calib", &shard[..1]);
+        let more = ["--calib-samples", "16", "--shard", shard, "--histograms", &histograms, "-o", "unused.json"];
+        command(folder, "calibrate", "residual", "more", &more).assert().success();
+    }
+    let mut merge = calib().unwrap();
+    merge.current_dir(folder).args(["merge", "1.calib", "2.calib", "-o", "merged.json"]).assert().success();
+    let known = |table: &str| json(&folder.join(table))["calibrated_on"].clone();
+    assert_eq!(known("merged.json"), known("t.json"));
     let mut quantize = calib().unwrap();
     quantize.current_dir(folder).args(["quantize", "--table", "t.json", "-o", "q.onnx", "--model", "residual.onnx"]);
     quantize.assert().success();

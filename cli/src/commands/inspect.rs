@@ -21,7 +21,7 @@ use trtcalib::{
         proto::{DimensionValue, NodeProto, TensorProto, TypeValue, ValueInfoProto},
     },
     quantize::{Assignment, PrecisionPlan, Selector, of_random_data, validate},
-    report::{Report, summary},
+    report::{Report, worst_layers},
     tensor::ElementType,
 };
 
@@ -253,7 +253,7 @@ fn json_file(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitSt
         printer.outcome(&table, || describe_table(path, &table, all))?;
     } else if keys.precisions.is_some() {
         let report = Report::read(path)?;
-        printer.outcome(&report, || summary(&report))?;
+        printer.outcome(&report, || describe_report(&report))?;
     } else {
         anyhow::bail!(
             "{} is JSON, but no calibration table, report, precision plan or findings of a bisection",
@@ -261,6 +261,23 @@ fn json_file(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitSt
         );
     }
     Ok(ExitStatus::Passed)
+}
+
+/// The figures of a run as `run` prints them, with what it noted.
+fn describe_report(report: &Report) -> String {
+    let gates = report.verdict.gates.iter().map(|gate| {
+        let outcome = if gate.result.passed { "passed" } else { "failed" };
+        format!("{outcome}  {}: {}", gate.condition(), gate.result.shown())
+    });
+    let worst = worst_layers(&report.layers);
+    let worst = worst.iter().map(|(db, layer)| format!("{db:>6.1} dB  {} {}", layer.op_type, layer.node));
+    let texts = report.notes.iter().cloned().chain(report.advice.iter().map(|advice| advice.text.clone()));
+    let mut lines = vec![
+        format!("report of {}{}", report.model.path, random_mark(report.rests_on_random_data())),
+        super::run::table(report),
+    ];
+    lines.extend(gates.chain(worst).chain(texts));
+    lines.join("\n")
 }
 
 fn describe_plan(plan: &PrecisionPlan) -> String {

@@ -234,7 +234,7 @@ fn configuration(printer: &Printer, args: &RunArgs) -> anyhow::Result<RunConfig>
 }
 
 /// The table of precisions for a terminal of 80 columns.
-fn table(report: &Report) -> String {
+pub(super) fn table(report: &Report) -> String {
     let mut header =
         vec!["precision\nbackend", "top-1\nagr.", "top-5\noverlap", "top-1\nacc.", "SQNR\ndB", "latency\nms", "size"];
     let maps = report.precisions.iter().any(|row| row.segmentation.is_some());

@@ -17,6 +17,9 @@ pub struct Calibration {
     pub percentile: f64,
     /// Samples observed.
     pub samples: usize,
+    /// The ranges come from random inputs, here or where the table was made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub random_data: bool,
     /// Wall time of the pass over the data and of the choice of ranges.
     pub seconds: f64,
     /// Samples a second of the pass.

@@ -15,7 +15,7 @@ use crate::{
     calibrate::Histograms,
     compare::{ComparisonResult, Gate},
     dataset::{Preprocess, SampleError},
-    onnx::GraphView,
+    onnx::{GraphView, file_bytes},
     quantize::{ModelGraph, Precision as NumberFormat, Shifted},
     report::{
         Calibration, CandidateResult, DatasetInfo, Histogram, Labels, LatencyMs, Layer, ModelInfo, Precision,
@@ -108,6 +108,9 @@ impl Job<'_> {
         skipped.extend(self.session.data.collection.passed_over.iter().cloned());
         sort(&mut skipped);
         let layers = self.layer_rows(&found.targets, found.calibrated.as_ref(), found.layers.as_ref());
+        if let Some(gate) = found.gates.iter().find(|_| gates.is_empty()) {
+            bail!("gate {gate} was tested on nothing: no engine ran; name a precision that runs with --precisions");
+        }
         let verdict = Verdict::new(gates, &precisions);
         let layers_samples = found.layers.as_ref().filter(|_| !layers.is_empty()).map(|found| found.graphwise.samples);
         Ok(Report {
@@ -190,7 +193,7 @@ impl Job<'_> {
         ModelInfo {
             path: path.display().to_string(),
             hash: subject.float.hash.clone(),
-            bytes: std::fs::metadata(&path).map_or(0, |metadata| metadata.len()),
+            bytes: file_bytes(&path).unwrap_or(0),
             inputs: subject.inputs.clone(),
             outputs: subject.outputs.clone(),
             nodes: graph.node.len(),
@@ -357,6 +360,7 @@ fn calibration(calibrated: &Calibrated, percentile: f64) -> Calibration {
         method: chosen.choice.to_string(),
         percentile,
         samples,
+        random_data: chosen.table.random_data,
         seconds: calibrated.all_seconds,
         images_per_second: if calibrated.seconds > 0.0 { samples as f64 / calibrated.seconds } else { 0.0 },
         peak_rss_bytes: calibrated.peak_rss_bytes,
