@@ -187,7 +187,10 @@ mod tests {
         write("set/images/train/d.tif", "");
         write("set/images/more/e.tiff", "");
         write("set/val.txt", "./images/val/c.png\n");
-        let yaml = write("data.yaml", "path: set\ntrain: [images/train, images/more]\nval: val.txt\nnames: [cat, dog]\nnc: 2\n");
+        let yaml = write(
+            "data.yaml",
+            "path: set\ntrain: [images/train, images/more]\nval: val.txt\nnames: [cat, dog]\nnc: 2\n",
+        );
         let data = DataYaml::open(&yaml).unwrap();
         let names: Vec<&str> = data.files.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["images/train/a.jpg", "images/train/b.jpg", "images/val/c.png"]);

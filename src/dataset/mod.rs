@@ -318,20 +318,20 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     let (mut training, mut notes) = (Vec::new(), Vec::new());
     let mut boxes = None;
     let mut yaml_names = BTreeMap::new();
-    let (listing, mut assigned) = if let Some(data_yaml::DataYaml { files, labels, names, skipped, notes: of_yaml, training: apart }) = yaml
-    {
-        (training, notes) = (apart, of_yaml);
-        if options.labels.is_none() && !labels.is_empty() {
-            let known = if options.classes.is_empty() { &names } else { options.classes };
-            boxes = Some(label_boxes::BoxLabels::yolo(options.path, labels, known)?);
-        }
-        yaml_names = names;
-        (images::Listing { files, skipped, ..images::Listing::default() }, Vec::new())
-    } else if folder {
-        (images::list(options.path, &IMAGE_ENDINGS, options.labels)?, Vec::new())
-    } else {
-        read_list(options.path)?
-    };
+    let (listing, mut assigned) =
+        if let Some(data_yaml::DataYaml { files, labels, names, skipped, notes: of_yaml, training: apart }) = yaml {
+            (training, notes) = (apart, of_yaml);
+            if options.labels.is_none() && !labels.is_empty() {
+                let known = if options.classes.is_empty() { &names } else { options.classes };
+                boxes = Some(label_boxes::BoxLabels::yolo(options.path, labels, known)?);
+            }
+            yaml_names = names;
+            (images::Listing { files, skipped, ..images::Listing::default() }, Vec::new())
+        } else if folder {
+            (images::list(options.path, &IMAGE_ENDINGS, options.labels)?, Vec::new())
+        } else {
+            read_list(options.path)?
+        };
     let mut names = BTreeMap::new();
     notes.extend(unread(&listing, options.labels));
     let mut label_source = (!assigned.is_empty()).then(|| options.path.display().to_string());

@@ -63,7 +63,8 @@ pub use opened::Session;
 pub use quantization::{QuantizeOutcome, QuantizeRequest, quantize_file, read_table};
 pub use ranges::{CalibrateOptions, Calibrated};
 pub use run::{
-    RunOutcome, begun_summary, check_tensorrt, page_of, record_beginning, record_failure, set_findings_aside, write_report,
+    RunOutcome, begun_summary, check_tensorrt, page_of, record_beginning, record_failure, set_findings_aside,
+    write_report,
 };
 pub use scheme::{quantize_options, scheme, unmatched};
 pub use shard::Shard;
