@@ -60,12 +60,11 @@ impl Session {
     pub(super) fn check_gated_outputs(&self, gates: &[Gate]) -> Result<(), PipelineError> {
         let outputs = self.reference.outputs();
         for gate in gates {
-            let kind = match gate.metric {
-                Metric::Top1 | Metric::Top5 | Metric::Top5Set | Metric::RefTop1InTop5 => OutputKind::Classification,
-                Metric::Accuracy | Metric::AccuracyTop5 | Metric::AccuracyDrop => OutputKind::Classification,
-                Metric::PixelAgreement | Metric::MeanIou | Metric::PixelAccuracy | Metric::LabelMeanIou => {
-                    OutputKind::Map
+            let kind = match (gate.metric, gate.metric.needs()) {
+                (Metric::Top1 | Metric::Top5 | Metric::Top5Set | Metric::RefTop1InTop5, _) | (_, Needs::Labels) => {
+                    OutputKind::Classification
                 }
+                (Metric::PixelAgreement | Metric::MeanIou, _) | (_, Needs::Masks) => OutputKind::Map,
                 _ => OutputKind::Generic,
             };
             ensure!(
