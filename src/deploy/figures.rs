@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{
     DeployError,
     identity::{Nodes, check_layers, check_profile},
-    machine::{STAND_IN, mark},
+    machine::ran_by,
     times,
 };
 use crate::{
@@ -100,13 +100,12 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
         let (mode, timing, warnings) = (times.mode.clone(), times.timing, times.warnings());
         found.elsewhere.latency_ms = Some(LatencyMs { figures: latency, timing, mode, warnings });
         found.elsewhere.throughput_fps = times.throughput();
-        if times.mode.provider.ends_with(STAND_IN) {
-            mark(&mut found.elsewhere.machine);
-        }
+        ran_by(&mut found.elsewhere.machine, &times.mode.provider);
         found.times = Some(times);
     }
     if let Some(path) = &parts.profile {
-        let profile = read(path, times::profile)?;
+        let (profile, provider) = read(path, times::profile)?;
+        ran_by(&mut found.elsewhere.machine, provider.as_deref().unwrap_or_default());
         let tells = check_profile(path, &profile, known, found.elsewhere.engine.as_ref())?;
         // Next to layers it tells what they tell.
         let tells = tells
@@ -115,7 +114,7 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
         found.elsewhere.layer_times = profile;
     }
     if let Some(path) = &parts.outputs {
-        let outputs = outputs(path, known)?;
+        let outputs = outputs(path, known, &mut found.elsewhere.machine)?;
         if let Some(db) = OutputMetrics::worst_sqnr_db(&outputs.engine).filter(|&db| db < UNLIKELY_DB) {
             found.notes.push(format!(
                 "{}: the engine's outputs have {db:.1} dB against the same model here: they are of other inputs, or the \
@@ -168,7 +167,8 @@ fn layers(
         let version = sidecar.tensorrt_version;
         let version =
             if sidecar.flavour == Flavour::TensorRtRtx { format!("{} {version}", sidecar.flavour) } else { version };
-        elsewhere.machine.tensorrt.get_or_insert(version);
+        elsewhere.machine.tensorrt.get_or_insert_with(|| version.clone());
+        ran_by(&mut elsewhere.machine, &version);
         if sidecar.layers.is_empty() {
             return Ok((None, true));
         }
@@ -200,7 +200,7 @@ fn is_really(precision: &str, engine: &EngineInside) -> Option<String> {
 }
 
 /// The engine's outputs against what ONNX Runtime gives.
-fn outputs(path: &Path, known: &Known<'_>) -> Result<EngineOutputs, DeployError> {
+fn outputs(path: &Path, known: &Known<'_>, machine: &mut Machine) -> Result<EngineOutputs, DeployError> {
     let Some([float, model]) = &known.expected else {
         let reason =
             "what ONNX Runtime gives for the same inputs is not known: it lies in the folder `deploy` of the run";
@@ -208,6 +208,7 @@ fn outputs(path: &Path, known: &Known<'_>) -> Result<EngineOutputs, DeployError>
     };
     let invalid = |reason: String| DeployError::content(path, reason);
     let saved = SavedOutputs::open(path).map_err(|error| invalid(error.to_string()))?;
+    ran_by(machine, saved.made_by().unwrap_or_default());
     let engine = saved.all().map_err(|error| invalid(error.to_string()))?;
     for (name, expected) in model {
         match engine.get(name) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::report::Machine;
 
 /// What a test double of TensorRT is called in all that it has a part in.
-pub(super) const STAND_IN: &str = " (stand-in)";
+const STAND_IN: &str = " (stand-in)";
 
 /// Reads `machine.txt` (lines `key: value`) and the logs of trtexec or calib. `None` where they name neither a board, a GPU nor
 /// a host.
@@ -18,13 +18,17 @@ pub(super) fn machine(written: &str, logs: &[String]) -> Option<Machine> {
         .collect();
     let fact = |key: &str| facts.get(key).map(|value| (*value).to_owned());
     let logged = |key: &str| logs.iter().find_map(|log| after(log, key));
-    Some(Machine {
+    let tensorrt = fact("tensorrt").or_else(|| version(logs));
+    let ran = tensorrt.clone().unwrap_or_default();
+    let mut machine = Machine {
         name: fact("board").or_else(|| fact("gpu")).or_else(|| logged("Selected Device: ")).or_else(|| fact("host"))?,
-        tensorrt: fact("tensorrt").or_else(|| version(logs)),
+        tensorrt,
         driver: fact("driver"),
         os: fact("os"),
         date: fact("date"),
-    })
+    };
+    ran_by(&mut machine, &ran);
+    Some(machine)
 }
 
 fn version(logs: &[String]) -> Option<String> {
@@ -46,11 +50,18 @@ fn named(log: &str) -> Option<String> {
     })
 }
 
-/// Says of a machine that what it ran only stands in for TensorRT.
-pub(super) fn mark(machine: &mut Machine) {
+/// Says of a machine that what it ran only stands in for TensorRT, if `library` does. Its name says so, too, for it is all
+/// that charts, `layers.csv` and trends tell of a machine.
+pub(super) fn ran_by(machine: &mut Machine, library: &str) {
+    if !library.ends_with(STAND_IN) {
+        return;
+    }
     let version = machine.tensorrt.get_or_insert_with(|| "TensorRT".to_owned());
     if !version.ends_with(STAND_IN) {
         version.push_str(STAND_IN);
+    }
+    if !machine.name.contains("stand-in") {
+        machine.name.push_str(STAND_IN);
     }
 }
 
@@ -84,11 +95,19 @@ mod tests {
         assert_eq!(machine("os: Linux\n", &[]), None);
         let of_calib = |said: &str| machine("host: node7\n", &[said.to_owned()]).unwrap();
         let found = of_calib("engine: TensorRT-RTX 1.7.1 (stand-in), 4 MB\n");
-        assert_eq!((&*found.name, found.tensorrt.as_deref()), ("node7", Some("TensorRT-RTX 1.7.1 (stand-in)")));
+        assert_eq!(
+            (&*found.name, found.tensorrt.as_deref()),
+            ("node7 (stand-in)", Some("TensorRT-RTX 1.7.1 (stand-in)"))
+        );
         assert_eq!(of_calib("TensorRT warned; ran by TensorRT 11.4.0.\n").tensorrt.as_deref(), Some("11.4.0"));
         let mut marked = of_calib("");
-        mark(&mut marked);
-        assert_eq!(marked.tensorrt.as_deref(), Some("TensorRT (stand-in)"));
+        ran_by(&mut marked, "tensorrt");
+        assert_eq!((&*marked.name, marked.tensorrt.as_deref()), ("node7", None));
+        for _ in 0..2 {
+            ran_by(&mut marked, "tensorrt (stand-in)");
+            let found = (&*marked.name, marked.tensorrt.as_deref());
+            assert_eq!(found, ("node7 (stand-in)", Some("TensorRT (stand-in)")));
+        }
         assert_eq!((unpacked("8601").as_deref(), unpacked("x")), (Some("8.6.1"), None));
     }
 }

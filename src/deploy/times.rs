@@ -71,12 +71,15 @@ struct Layer {
     time_ms: Option<f64>,
     average_ms: Option<f64>,
     median_ms: Option<f64>,
+    /// What ran it, as `calib bench` adds to the first element.
+    provider: Option<String>,
 }
 
-/// The layers of a profile; otherwise why it is none.
-pub(super) fn profile(bytes: &[u8]) -> Result<Vec<EngineLayerTime>, String> {
+/// The layers of a profile and what ran them, where it is told; otherwise why it is none.
+pub(super) fn profile(bytes: &[u8]) -> Result<(Vec<EngineLayerTime>, Option<String>), String> {
     let written: Vec<Layer> = serde_json::from_slice(bytes)
         .map_err(|error| format!("no profile as trtexec --exportProfile writes it: {error}"))?;
+    let provider = written.first().and_then(|first| first.provider.clone());
     let named: Vec<_> = written
         .into_iter()
         .filter_map(|layer| Some((layer.name?, layer.time_ms?, layer.average_ms?, layer.median_ms)))
@@ -86,7 +89,7 @@ pub(super) fn profile(bytes: &[u8]) -> Result<Vec<EngineLayerTime>, String> {
         return Err("it holds no layer that took any time".to_owned());
     }
     let layer = |(layer, time, mean_ms, median_ms)| EngineLayerTime { layer, mean_ms, median_ms, share: time / total };
-    Ok(named.into_iter().map(layer).collect())
+    Ok((named.into_iter().map(layer).collect(), provider))
 }
 
 #[cfg(test)]
@@ -121,9 +124,10 @@ mod tests {
 
     #[test]
     fn layers_of_a_profile_and_their_shares() {
-        let text = r#"[ { "count" : 10 }, { "name" : "conv1", "timeMs" : 30, "averageMs" : 3, "percentage" : 75 },
+        let text = r#"[ { "count" : 10, "provider" : "x" }, { "name" : "conv1", "timeMs" : 30, "averageMs" : 3, "percentage" : 75 },
             { "name" : "conv2", "timeMs" : 10, "averageMs" : 1, "medianMs" : 0.9, "percentage" : 25 } ]"#;
-        let found = profile(text.as_bytes()).unwrap();
+        let (found, provider) = profile(text.as_bytes()).unwrap();
+        assert_eq!(provider.as_deref(), Some("x"));
         assert_eq!(
             (&*found[0].layer, found[0].mean_ms, found[0].median_ms, found[0].share),
             ("conv1", 3.0, None, 0.75)

@@ -24,6 +24,8 @@ pub fn model_explorer(report: &Report) -> Vec<(&'static str, Value)> {
         json!({ "name": name, "results": numbers(values), "thresholds": thresholds })
     };
     let times = known.time.iter().map(|(&node, &(ms, _))| (node, ms)).collect();
+    let machines = known.machines.iter().copied().collect::<Vec<_>>().join(", ");
+    let measured = format!("time of the engine's layer on {machines} (ms)");
     let gradient = [(0, "#ffffff"), (1, COLOURS[0])].map(|(stop, colour)| json!({ "stop": stop, "bgColor": colour }));
     let words = |of: &dyn Fn(&crate::quantize::GraphNode) -> Option<String>, name: &str| {
         let nodes = report.graph.iter().flat_map(|graph| &graph.nodes);
@@ -38,10 +40,7 @@ pub fn model_explorer(report: &Report) -> Vec<(&'static str, Value)> {
         ("accumulated", errors(&known.accumulated, "accumulated SQNR (dB)")),
         ("precision", precision),
         ("rule", rule),
-        (
-            "time",
-            json!({ "name": "time of the engine's layer (ms)", "results": numbers(&times), "gradient": gradient }),
-        ),
+        ("time", json!({ "name": measured, "results": numbers(&times), "gradient": gradient })),
     ];
     all.into_iter().filter(|(_, data)| data["results"].as_object().is_some_and(|results| !results.is_empty())).collect()
 }

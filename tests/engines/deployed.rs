@@ -42,6 +42,38 @@ fn what_deploy_calib_packs_completes_a_report() {
     let chart = page.split_once("Quality over latency").unwrap().1.split_once("</figcaption>").unwrap().0;
     assert!(["fp32 · stand-in", "int8 · stand-in"].iter().all(|point| chart.contains(point)), "{chart}");
 
+    // Whichever file comes alone says what ran it, and so does whatever names nothing but the machine.
+    let measured = run.join("deploy/measured");
+    for (flag, file) in [
+        ("--times", "times.json"),
+        ("--profile", "profile.json"),
+        ("--layers", "layers.json"),
+        ("--outputs", "outputs.npz"),
+    ] {
+        let given = format!("fp32={}", text(&measured.join(format!("fp32.{file}"))));
+        succeeds(&["report", text(&run), flag, &given, "--machine", &flag[2..]]);
+        let report: Value = serde_json::from_slice(&fs::read(run.join("report.json")).unwrap()).unwrap();
+        let rows = report["precisions"].as_array().unwrap();
+        let there =
+            rows.iter().find(|row| row["precision"] == "fp32").unwrap()["measured_elsewhere"].as_array().unwrap();
+        let there = there.last().unwrap();
+        assert_eq!(there["machine"]["name"], format!("{} (stand-in)", &flag[2..]), "{flag}: {there}");
+        assert!(there["machine"]["tensorrt"].as_str().unwrap().ends_with("(stand-in)"), "{flag}: {there}");
+    }
+    succeeds(&["report", text(&run), "--measured", text(&archive), "--machine", "board"]);
+    assert!(fs::read_to_string(run.join("layers.csv")).unwrap().contains(",board (stand-in),"));
+    let overlay = folder.path().join("overlay.json");
+    succeeds(&[
+        "report",
+        text(&run),
+        "-o",
+        text(&folder.path().join("again.html")),
+        "--model-explorer",
+        text(&overlay),
+    ]);
+    let times = fs::read_to_string(folder.path().join("overlay.time.json")).unwrap();
+    assert!(times.contains("on board (stand-in) (ms)"), "{times}");
+
     // Another run's report does not take it.
     let other = folder.path().join("other");
     let again = ["run", "--config", text(&config), "--out", text(&other), "--tensorrt", "off", "--bench-seconds", "0"];

@@ -48,6 +48,17 @@ fn terminal_json_and_files_of_every_command_name_the_stand_in() {
     assert!(json("", &later).to_string().contains(&library));
     assert!(fs::read(&again).unwrap().windows(MARK.len()).any(|window| window == MARK.as_bytes()));
 
+    // So do the parts of a comparison, and what is joined of them.
+    let part = |number: &str| {
+        let part = engines.path(&format!("part{number}.json"));
+        succeeds(&[&compare[..], &["--shard", &format!("{number}/2"), "--part", &part]].concat());
+        assert!(read(&part).contains(&library));
+        part
+    };
+    let (first, second) = (part("1"), part("2"));
+    assert!(succeeds(&["merge", &first, &second]).contains(&library));
+    assert!(json("", &["merge", &first, &second]).to_string().contains(&library));
+
     let (times, profile) = (engines.path("times.json"), engines.path("profile.json"));
     let bench =
         ["bench", &int8, "--seconds", "0.02", "--export-times", &times, "--export-profile", &profile, "--layer-times"];

@@ -28,6 +28,8 @@ pub(super) struct Known<'a> {
     pub accumulated: BTreeMap<&'a str, f64>,
     /// Time of the engine's layer in milliseconds, and the layer.
     pub time: BTreeMap<&'a str, (f64, &'a str)>,
+    /// The machines that measured it.
+    pub machines: BTreeSet<&'a str>,
     /// Difference from another graph.
     pub difference: BTreeMap<&'a str, &'static str>,
 }
@@ -81,6 +83,7 @@ pub(super) fn of_report(report: &Report) -> Known<'_> {
         layer.graphwise_sqnr_db.into_iter().for_each(|db| lower(&mut known.accumulated, &layer.node, db));
         if let Some(time) = &layer.time {
             known.time.insert(&layer.node, (time.ms, &time.engine_layer));
+            known.machines.insert(&time.machine);
         }
     }
     // Layers of an engine hold nodes that have no row of their own too.
@@ -89,6 +92,7 @@ pub(super) fn of_report(report: &Report) -> Known<'_> {
         let engine = there.engine.iter().flat_map(|engine| &engine.layers);
         for layer in engine {
             let Some(time) = there.layer_times.iter().find(|time| time.layer == layer.name) else { continue };
+            known.machines.insert(&there.machine.name);
             for node in &layer.nodes {
                 known.time.insert(node, (time.mean_ms, &layer.name));
             }
