@@ -16,7 +16,7 @@ use super::{
 use crate::args::{Cli, GlobalArgs, RunArgs};
 use crate::printer::size;
 use trtcalib::{
-    artifact::{read_regular, write_atomic},
+    artifact::write_atomic,
     compare::OutputMetrics,
     config::{RunConfig, UseTensorRt},
     report::{Report, Timing, failed_summary, summary},
@@ -144,7 +144,8 @@ fn not_begun(
 
 /// Whether a file is the summary of a former run, and nothing else that may have been named by mistake.
 fn is_summary(path: &Path) -> bool {
-    let text = read_regular(path).unwrap_or_default();
+    // It is to be written over, so that it cannot be read as an input.
+    let text = if path.is_file() { std::fs::read(path).unwrap_or_default() } else { Vec::new() };
     let first = text.split(|&byte| byte == b'\n').next().unwrap_or_default();
     first.starts_with(b"### ") && first.windows(7).any(|word| word == b" calib:")
 }
