@@ -130,14 +130,11 @@ pub fn same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// Looks at an input before it is opened. Opening a pipe would wait for a writer for ever.
+/// Looks whether an input is not to be written over: see [`will_write`].
 ///
 /// # Errors
-/// It is not there, is no regular file, or is to be written over: see [`will_write`].
-pub fn check_input(path: &Path) -> io::Result<()> {
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
+/// It is.
+pub fn check_stays(path: &Path) -> io::Result<()> {
     let results = RESULTS.read().unwrap_or_else(PoisonError::into_inner);
     match results.iter().find(|result| same_file(result, path)) {
         Some(result) => {
@@ -150,12 +147,15 @@ pub fn check_input(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens a file to read it.
+/// Opens a file to read it. Opening a pipe would wait for a writer for ever.
 ///
 /// # Errors
-/// As [`check_input`]; it cannot be read.
+/// It is not there, is no regular file, cannot be read, or is to be written over: see [`will_write`].
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    check_input(path)?;
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    check_stays(path)?;
     File::open(path)
 }
 

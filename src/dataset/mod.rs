@@ -43,7 +43,7 @@ pub use split::{Split, split};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    artifact::{ContentHash, Reading, check_input, read_regular},
+    artifact::{ContentHash, Reading, check_stays, read_regular},
     tensor::{ElementType, Tensor, TensorMap},
 };
 
@@ -367,7 +367,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         label_source = Some("folder names".to_owned());
     }
     for (_, path) in &listing.files {
-        check_input(path).map_err(|source| DatasetError::Read { path: path.clone(), source })?;
+        check_stays(path).map_err(|source| DatasetError::Read { path: path.clone(), source })?;
     }
     let mut dataset = images::ImageDataset::new(listing.files, input, preprocess);
     if !assigned.is_empty() {
