@@ -90,7 +90,9 @@ fn calibrate(
     let config = settings(settings_json, file)?;
     judged(py, metric, listener, move |host, metric| {
         let mut session = open(config, samples, host)?;
-        metric.into_iter().for_each(|metric| session.judge_by(metric));
+        if let Some(metric) = metric {
+            session.judge_by(metric);
+        }
         session.require_operators(Precision::Int8)?;
         let options = CalibrateOptions { histograms: histograms.as_deref(), ..CalibrateOptions::default() };
         let calibrated = session.calibrate(Precision::Int8, options)?;
@@ -142,7 +144,9 @@ fn merge(
             merged.merge(Histograms::load(part)?)?;
         }
         let mut session = open(config, samples, host)?;
-        metric.into_iter().for_each(|metric| session.judge_by(metric));
+        if let Some(metric) = metric {
+            session.judge_by(metric);
+        }
         Ok(session.choose_from_shards(&merged)?.save(&table)?)
     })
 }
@@ -273,7 +277,9 @@ fn run(
     let config = settings(settings_json, file)?;
     judged(py, metric, listener, move |host, metric| {
         let mut session = open(config, samples, host)?;
-        metric.into_iter().for_each(|metric| session.judge_by(metric));
+        if let Some(metric) = metric {
+            session.judge_by(metric);
+        }
         let outcome = session.run(vec!["trtcalib.run".to_owned()])?;
         Ok((json(&outcome.report)?, outcome.out))
     })
