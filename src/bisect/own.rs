@@ -31,7 +31,7 @@ use crate::{
 const OWN: &str = "calib:own:";
 
 /// `model` cut at `tensors`: whoever reads one of them reads an input of that name, and what its node makes is an output,
-/// which [`OwnErrors`] compares with it. Each has its type and shape in `tensors`.
+/// which `OwnErrors` compares with it. Each has its type and shape in `tensors`.
 #[must_use]
 pub fn cut(model: &Model, tensors: &[TensorInfo]) -> Model {
     let mut model = model.clone();
