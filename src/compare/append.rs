@@ -2,7 +2,8 @@
 
 use super::{
     CompareError, Comparison,
-    driver::{Classification, Output, Task},
+    driver::Output,
+    task::{Classification, Task},
 };
 
 impl Comparison {

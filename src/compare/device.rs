@@ -4,7 +4,8 @@
 use super::{
     CompareError, Comparison, PairSums, Sample,
     agreement::Best,
-    driver::{Batch, Output, Task, find, row},
+    driver::{Batch, Output, find, row},
+    task::Task,
 };
 use crate::{
     backend::{Accelerator, DeviceView, Pair, Tensors},

@@ -5,16 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CompareError, ComparisonResult, FIVE, Flip, OutputKind, OutputMetrics, OutputPair, OwnMetric, PairSums, Part,
-    PartMetrics, PartSums, TaskResult,
-    accuracy::PairedCounts,
-    agreement::{AgreementCounts, Best, Flips},
-    detection::Detections,
-    heads::Head,
-    parts::by_scale,
-    segmentation::{ClassMap, MapCounts},
-    spread::Spread,
-    totals::Totals,
+    CompareError, ComparisonResult, OutputKind, OutputMetrics, OutputPair, OwnMetric, PairSums, Part, PartMetrics,
+    PartSums, TaskResult, agreement::Best, detection::Detections, heads::Head, parts::by_scale, spread::Spread,
+    task::Task, totals::Totals,
 };
 use crate::{
     backend::Tensors,
@@ -126,11 +119,11 @@ pub struct Comparison {
 pub(super) struct Batch<'a> {
     pub samples: &'a [Sample<'a>],
     /// Samples before it.
-    first: u64,
-    options: &'a CompareOptions,
+    pub first: u64,
+    pub options: &'a CompareOptions,
     /// Whether labels and masks belong to no output before.
-    labels: bool,
-    masks: bool,
+    pub labels: bool,
+    pub masks: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -142,30 +135,6 @@ pub(super) struct Output {
     pub integers: bool,
     /// `None` before the first sample.
     pub task: Option<Task>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Task {
-    Generic,
-    Map(Map),
-    Classification(Box<Classification>),
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Map {
-    pub kind: OutputKind,
-    labelled: bool,
-    pub counts: MapCounts,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Classification {
-    pub classes: usize,
-    labelled: bool,
-    pub counts: AgreementCounts,
-    pub further: Vec<AgreementCounts>,
-    pub right: PairedCounts,
-    pub flips: Flips,
 }
 
 impl Comparison {
@@ -427,88 +396,6 @@ impl Output {
             }
         }
         Some(result)
-    }
-}
-
-impl Task {
-    fn new(element_type: ElementType, shape: &[usize], name: &str, batch: &Batch<'_>) -> Self {
-        let &Batch { options, labels, masks, .. } = batch;
-        let detected = || OutputKind::detect(element_type, shape);
-        match options.kinds.get(name).copied().unwrap_or_else(detected) {
-            OutputKind::Generic | OutputKind::Ignored => Self::Generic,
-            // Nothing has no arg-max.
-            _ if shape.contains(&0) => Self::Generic,
-            kind @ (OutputKind::Map | OutputKind::MapChannelsLast) => {
-                Self::Map(Map { kind, labelled: masks, counts: MapCounts::of(kind, shape) })
-            }
-            OutputKind::Classification => {
-                let classes = shape.iter().product();
-                let counts = |&k: &usize| AgreementCounts::new(k.min(classes));
-                Self::Classification(Box::new(Classification {
-                    classes,
-                    labelled: labels,
-                    counts: counts(&FIVE),
-                    further: options.top_k.iter().map(counts).collect(),
-                    right: PairedCounts::default(),
-                    flips: Flips::default(),
-                }))
-            }
-        }
-    }
-}
-
-impl Map {
-    pub(super) fn push(
-        &mut self,
-        batch: &Batch<'_>,
-        index: usize,
-        reference: TensorView<'_>,
-        target: TensorView<'_>,
-    ) -> Result<(), String> {
-        let mask = batch.samples[index].mask.filter(|_| self.labelled);
-        let mask = mask.map(|mask| ClassMap::of_mask(mask.view())).transpose()?;
-        let (reference, target) = (ClassMap::of(reference, self.kind)?, ClassMap::of(target, self.kind)?);
-        self.counts.push(&reference, &target, mask.as_ref(), batch.options.ignored_label)
-    }
-}
-
-impl Classification {
-    /// How many of the best classes are looked at.
-    pub(super) fn longest(&self) -> usize {
-        self.further.iter().map(|counts| counts.k).fold(FIVE, usize::max)
-    }
-
-    /// Adds a sample by its best classes, [`longest`](Self::longest) of them.
-    pub(super) fn push(
-        &mut self,
-        batch: &Batch<'_>,
-        index: usize,
-        scores: usize,
-        reference: &Best,
-        target: &Best,
-    ) -> Result<(), String> {
-        if scores != self.classes {
-            return Err(format!("it has {scores} scores where earlier samples have {} classes", self.classes));
-        }
-        let ks: Vec<usize> = self.further.iter().map(|counts| counts.k).collect();
-        let (best_r, best_t) = (&reference.classes, &target.classes);
-        for counts in &mut self.further {
-            counts.push(best_r, best_t);
-        }
-        let label = batch.samples[index].label.filter(|_| self.labelled);
-        if let Some(label) = label {
-            self.right.push(best_r, best_t, label, self.classes, &ks);
-        }
-        if !self.counts.push(best_r, best_t) {
-            self.flips.positions.push(batch.first + index as u64);
-            if self.flips.details.len() < batch.options.max_flips {
-                let names = &batch.options.class_names;
-                let sample = batch.samples[index].id.to_owned();
-                let (reference, target) = (reference.scored(names), target.scored(names));
-                self.flips.details.push(Flip { sample, label, reference, target });
-            }
-        }
-        Ok(())
     }
 }
 

@@ -22,6 +22,7 @@ mod parts;
 mod saved;
 mod segmentation;
 mod spread;
+mod task;
 mod totals;
 
 pub use agreement::{FIVE, TopK, top_k};
@@ -37,6 +38,7 @@ pub use parts::{Part, PartSums, by_scale};
 pub use saved::{OutputsWriter, SavedError, SavedOutputs};
 pub use segmentation::ClassMap;
 pub use spread::StandardErrors;
+pub use task::{Accuracy, Agreement, Flip, Scored, Segmentation, TaskResult};
 
 use std::collections::BTreeMap;
 
@@ -196,83 +198,6 @@ impl OutputMetrics {
     }
 }
 
-/// Shares of samples, each between 0 and 1, on which reference and target agree.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct Agreement {
-    /// Same arg-max.
-    pub top1: f64,
-    /// Wilson 95 % confidence interval of `top1`.
-    pub top1_interval: [f64; 2],
-    /// Mean of |top5(reference) ∩ top5(target)| / 5.
-    pub top5_overlap: f64,
-    /// Same set of five.
-    pub top5_set: f64,
-    /// The reference's first is among the target's five.
-    pub ref_top1_in_top5: f64,
-    /// Samples compared.
-    pub samples: usize,
-}
-
-/// Shares of labelled samples, each between 0 and 1, that a model gets right.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct Accuracy {
-    /// The label is the arg-max.
-    pub top1: f64,
-    /// Wilson 95 % confidence interval of `top1`.
-    pub top1_interval: [f64; 2],
-    /// The label is among the five largest.
-    pub top5: f64,
-    /// Wilson 95 % confidence interval of `top5`.
-    pub top5_interval: [f64; 2],
-    /// Labelled samples.
-    pub samples: usize,
-    /// McNemar's test of `top1` against the reference: the probability of a difference this large if both were
-    /// equally good. Absent for the reference itself.
-    pub mcnemar_p: Option<f64>,
-}
-
-/// Agreement of outputs that are maps of classes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct Segmentation {
-    /// Share of pixels with the same class as the reference.
-    pub pixel_agreement: f64,
-    /// Mean over classes of intersection over union with the reference.
-    pub mean_iou: f64,
-    /// Intersection over union of every class that occurs, by class index.
-    pub class_iou: BTreeMap<u32, f64>,
-    /// Share of pixels that match the label masks, where masks were given.
-    pub pixel_accuracy: Option<f64>,
-    /// Mean intersection over union with the label masks, where masks were given.
-    pub label_mean_iou: Option<f64>,
-    /// Intersection over union with the label masks of every class that occurs, by class index.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub label_class_iou: BTreeMap<u32, f64>,
-}
-
-/// One class and its score.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct Scored {
-    /// Class index.
-    pub class: u32,
-    /// Class name, where names are known.
-    pub name: Option<String>,
-    /// The output's value (a logit, usually).
-    pub score: f32,
-}
-
-/// A sample whose arg-max changed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct Flip {
-    /// The sample (its file, usually).
-    pub sample: String,
-    /// The right class, where it is known.
-    pub label: Option<u32>,
-    /// The reference's five best, best first.
-    pub reference: Vec<Scored>,
-    /// The target's five best, best first.
-    pub target: Vec<Scored>,
-}
-
 /// Values that are not finite, counted on both sides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct NonFinite {
@@ -357,58 +282,6 @@ impl ComparisonResult {
         let empty = self.outputs.iter().filter(|output| output.empty);
         let nothing = |output: &OutputMetrics| format!("output `{}` has no elements, and is not judged", output.name);
         differing.map(sentence).chain(empty.map(nothing)).collect()
-    }
-}
-
-/// Figures of an output that is a classification or a map.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct TaskResult {
-    /// Name of the output.
-    pub output: String,
-    /// How it was compared.
-    pub kind: OutputKind,
-    /// Classifications: agreement with the reference.
-    pub agreement: Option<Agreement>,
-    /// Agreement for each further k that was asked for.
-    pub top_k: Vec<TopK>,
-    /// Accuracy of the target on labelled samples.
-    pub accuracy: Option<Accuracy>,
-    /// Accuracy of the reference on the same samples.
-    pub reference_accuracy: Option<Accuracy>,
-    /// Samples that only the reference gets right, and that only the target does.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub only_one_right: Option<[u64; 2]>,
-    /// Right answers by class, and confusions that grew.
-    pub classes: Option<Classes>,
-    /// What looks wrong with the labels, if anything.
-    pub label_hint: Option<String>,
-    /// Maps: agreement with the reference.
-    pub segmentation: Option<Segmentation>,
-    /// Maps: the reference against itself, and against the label masks where they were given.
-    pub reference_segmentation: Option<Segmentation>,
-    /// Positions (from 0, in the order compared) of all samples whose arg-max changed.
-    pub flipped: Vec<u64>,
-    /// The first of them in full.
-    pub flips: Vec<Flip>,
-}
-
-impl TaskResult {
-    fn new(output: &str, kind: OutputKind) -> Self {
-        Self {
-            output: output.to_owned(),
-            kind,
-            agreement: None,
-            top_k: Vec::new(),
-            accuracy: None,
-            reference_accuracy: None,
-            classes: None,
-            only_one_right: None,
-            label_hint: None,
-            segmentation: None,
-            reference_segmentation: None,
-            flipped: Vec::new(),
-            flips: Vec::new(),
-        }
     }
 }
 

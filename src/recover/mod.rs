@@ -16,6 +16,7 @@ mod rounding;
 #[cfg(test)]
 mod tests;
 mod walk;
+mod weights;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -8,7 +8,7 @@ use super::{
     RecoverError,
     network::{Window, open_input},
     rounding::{Moments, products},
-    walk::Layout,
+    weights::Layout,
 };
 use crate::{
     artifact::ContentHash,

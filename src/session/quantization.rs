@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{Host, PipelineError, Within, check_folders, model::Subject, quantize_options, unmatched};
 use crate::{
-    artifact::{ContentHash, open_regular},
+    artifact::{ContentHash, open_regular, same_file},
     backend::onnxruntime::OnnxRuntime,
     calibrate::{CalibrationTable, cache::CalibrationCache},
     config::RunConfig,
@@ -73,8 +73,11 @@ pub fn quantize_file(
         host.warn(&format!("{}; {}", finding.message, finding.hint));
     }
     check_folders([output.as_path()])?;
-    let is_same = model.canonicalize().is_ok_and(|model| output.canonicalize().is_ok_and(|output| output == model));
-    ensure!(!is_same, "{} would be written over the model it is made from; choose another -o", output.display());
+    ensure!(
+        !same_file(model, output),
+        "{} would be written over the model it is made from; choose another -o",
+        output.display()
+    );
     let table = table.as_deref().map(|path| read_table(path, &subject)).transpose()?;
     let mut options = quantize_options(config, precision)?;
     let quantizes = precision.is_quantized() && !subject.place(&options.scheme)?.tensors_to_observe().is_empty();
