@@ -1,7 +1,8 @@
 //! Outputs of a model, saved as `.npz` to be compared later or with what another program gave ([`exported`] reads JSON).
 //!
 //! Each output is an array whose first axis runs over the samples. The entry `samples.json` holds their names in the
-//! same order; files that other programs wrote lack it, and then row n belongs to the n-th sample compared. The entry
+//! same order; files that other programs wrote lack it, and then row n belongs to sample n of the data, whichever of these
+//! are compared. The entry
 //! `inputs.json` holds a hash of what each sample was, so that other data under the same names are not taken for it, and
 //! `made_by.json` names what ran an engine.
 
@@ -136,21 +137,51 @@ impl SavedOutputs {
         self.of_rows(&(0..self.samples).collect::<Vec<_>>())
     }
 
-    /// False where the file names its samples, and this is none of them.
-    pub fn may_hold(&self, id: &str) -> bool {
-        self.rows.as_ref().is_none_or(|rows| rows.contains_key(id))
+    /// How the rows are taken where the file names no samples and has fewer rows than the data samples (`samples`).
+    ///
+    /// # Errors
+    /// It has more rows.
+    pub fn taken_for(&self, samples: usize) -> Result<Option<String>, SavedError> {
+        let (path, rows) = (&self.path, self.samples);
+        if self.rows.is_some() || rows == samples {
+            return Ok(None);
+        }
+        if rows > samples {
+            let reason = format!(
+                "it names no samples, so that row n is taken for sample n of the data; it has {rows} rows, and the data {samples} \
+                 samples: give the data that it was made from"
+            );
+            return Err(SavedError::Content { path: path.clone(), reason });
+        }
+        Ok(Some(format!(
+            "{}: it names no samples; its {rows} rows are taken for the first {rows} of the {samples} samples of the data, and no \
+             others are compared",
+            path.display()
+        )))
     }
 
-    /// Outputs of the samples `ids`, of which `first` samples were asked for before: found by name where the file has
-    /// names, by position otherwise.
-    pub fn batch(&self, first: usize, ids: &[&str]) -> Result<TensorMap, SavedError> {
-        let invalid = |reason| SavedError::Content { path: self.path.clone(), reason };
-        let row = |(index, &id): (usize, &&str)| match &self.rows {
-            Some(rows) => rows.get(id).copied().ok_or_else(|| invalid(format!("it holds no outputs of sample {id}"))),
-            None if first + index < self.samples => Ok(first + index),
-            None => Err(invalid(format!("it holds outputs of {} samples, and more are compared", self.samples))),
+    /// Whether it holds outputs of sample `index` of the data, which is called `id`.
+    pub fn holds(&self, index: usize, id: &str) -> bool {
+        self.row(index, id).is_some()
+    }
+
+    /// The row of a sample: found by name where the file has names, else by its place among all samples of the data.
+    fn row(&self, index: usize, id: &str) -> Option<usize> {
+        match &self.rows {
+            Some(rows) => rows.get(id).copied(),
+            None => Some(index).filter(|&index| index < self.samples),
+        }
+    }
+
+    /// Outputs of the samples `ids`, whose places among all samples of the data are `indices`.
+    pub fn batch(&self, indices: &[usize], ids: &[&str]) -> Result<TensorMap, SavedError> {
+        let row = |(&index, &id): (&usize, &&str)| {
+            self.row(index, id).ok_or_else(|| {
+                let reason = format!("it holds no outputs of sample {id}");
+                SavedError::Content { path: self.path.clone(), reason }
+            })
         };
-        let rows: Vec<usize> = ids.iter().enumerate().map(row).collect::<Result<_, _>>()?;
+        let rows: Vec<usize> = indices.iter().zip(ids).map(row).collect::<Result<_, _>>()?;
         self.of_rows(&rows)
     }
 
@@ -207,7 +238,7 @@ impl Outputs for &SavedOutputs {
     fn give(&mut self, part: &Part<'_>, _inputs: Inputs<'_>, show: &mut Show<'_>) -> Result<(), BackendError> {
         let refused = |error: SavedError| BackendError::Visitor(Box::new(error));
         self.check_inputs(part).map_err(refused)?;
-        let tensors = self.batch(part.first, &part.names()).map_err(refused)?;
+        let tensors = self.batch(part.indices, &part.names()).map_err(refused)?;
         show(&Given { inputs: part.inputs.into(), outputs: (&tensors).into() }).map_err(BackendError::Visitor)
     }
 }
@@ -392,10 +423,10 @@ mod tests {
         writer.finish(&path).unwrap();
         let saved = SavedOutputs::open(&path).unwrap();
         assert_eq!((saved.outputs(), saved.len()), (names(&["a", "/fc/out:0"]), 3));
-        let batch = saved.batch(0, &["z.jpg", "y.jpg"]).unwrap();
+        let batch = saved.batch(&[2, 1], &["z.jpg", "y.jpg"]).unwrap();
         assert_eq!(batch["/fc/out:0"], Tensor::new(vec![2, 2], Values::I64(vec![2, -2, 1, -1])).unwrap());
         assert_eq!(batch["a"], Tensor::from_f32(vec![2], vec![2.0, 1.0]).unwrap());
-        let error = saved.batch(0, &["q.jpg"]).unwrap_err().to_string();
+        let error = saved.batch(&[0], &["q.jpg"]).unwrap_err().to_string();
         assert!(error.ends_with("reference.npz: it holds no outputs of sample q.jpg"), "{error}");
     }
 
@@ -441,8 +472,12 @@ mod tests {
             SavedOutputs::open(&path).map_err(|error| error.to_string())
         };
         let saved = save(&[("p", 3)], None).unwrap();
-        assert_eq!(*saved.batch(1, &["b", "c"]).unwrap()["p"].values(), Values::U8(vec![1, 2]));
-        assert!(saved.batch(2, &["c", "d"]).unwrap_err().to_string().contains("outputs of 3 samples, and more"));
+        assert_eq!(*saved.batch(&[2, 0], &["c", "a"]).unwrap()["p"].values(), Values::U8(vec![2, 0]));
+        assert!(saved.batch(&[2, 3], &["c", "d"]).unwrap_err().to_string().contains("no outputs of sample d"));
+        assert!(saved.holds(2, "c") && !saved.holds(3, "d"));
+        assert_eq!(saved.taken_for(3).unwrap(), None);
+        assert!(saved.taken_for(4).unwrap().unwrap().contains("3 rows are taken for the first 3 of the 4 samples"));
+        assert!(saved.taken_for(2).unwrap_err().to_string().contains("it has 3 rows, and the data 2 samples"));
         assert!(save(&[("p", 3), ("q", 2)], None).unwrap_err().contains("`p` has 3 rows and `q` has 2"));
         assert!(save(&[("p", 2)], Some(r#"["a", "a"]"#)).unwrap_err().contains("each of the 2 samples once"));
         assert!(save(&[("p", 2)], Some("[")).unwrap_err().contains("samples.json: EOF"));

@@ -216,6 +216,13 @@ impl Session {
 }
 
 impl Session {
+    /// Outputs that were saved; tells where their rows are not all samples of the data.
+    pub(super) fn open_saved(&self, path: &Path) -> Result<SavedOutputs, PipelineError> {
+        let saved = SavedOutputs::open(path)?;
+        saved.taken_for(self.dataset().len())?.iter().for_each(|taken| self.host.info(taken));
+        Ok(saved)
+    }
+
     /// The samples to compare: those that saved outputs are there of, and not those that a target was calibrated on, which it
     /// knows better than others.
     fn compared_samples(
@@ -241,11 +248,11 @@ impl Session {
             }
         }
         let saved = [reference].into_iter().chain(targets).filter_map(|spec| match spec {
-            Spec::Saved(path) => Some(SavedOutputs::open(path)),
+            Spec::Saved(path) => Some(self.open_saved(path)),
             _ => None,
         });
         let saved = saved.collect::<Result<Vec<_>, _>>()?;
-        let is_saved = |index: &usize| saved.iter().all(|saved| saved.may_hold(dataset.id(*index)));
+        let is_saved = |index: &usize| saved.iter().all(|saved| saved.holds(*index, dataset.id(*index)));
         let is_known = |index: &usize| {
             known.get(dataset.id(*index)).is_some_and(|hash| sample_hash(dataset, *index).as_ref() == Some(hash))
         };

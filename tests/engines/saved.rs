@@ -1,16 +1,16 @@
 //! Engines that `calib` does not load: those of TensorRT 8.6 to 10, compared by what their own tools save.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use base64::Engine as _;
 use calib_test_support::root;
 use serde_json::{Value, json};
 use trtcalib::{
-    npz::read_npz,
+    npz::{read_npz, write_npz},
     tensor::{Tensor, TensorMap},
 };
 
-use super::{Engines, FLAVOUR, ends, json, text};
+use super::{Engines, FLAVOUR, calib_command, ends, error_of, json, succeeds, text};
 
 /// What `trtexec --exportOutput` writes: one batch, numbers of six digits as C++ prints them.
 fn exported_by_trtexec(outputs: &TensorMap) -> String {
@@ -54,16 +54,113 @@ fn saved_by_polygraphy(outputs: &TensorMap) -> Value {
     json!({"lst": [["trt-runner-N0-11/27/26", iterations]], "polygraphy_class": "RunResults"})
 }
 
+/// A folder of the first `count` pictures, in the order of their names.
+fn pictures(folder: &Path, count: usize) -> String {
+    let to = folder.join(format!("pictures {count}"));
+    fs::create_dir(&to).unwrap();
+    let mut files: Vec<_> =
+        fs::read_dir(root().join("calib_data/images")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|ending| ending == "png"));
+    files.sort();
+    for file in &files[..count] {
+        fs::copy(file, to.join(file.file_name().unwrap())).unwrap();
+    }
+    text(&to).to_owned()
+}
+
+/// What the float model gives for twelve pictures, as trtexec would write it, beside whatever narrows them down: only the
+/// same pictures' rows are as good as equal.
+#[test]
+fn rows_belong_to_the_samples_of_the_data_whichever_are_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let model = root().join("calib_data/demo.onnx");
+    let (model, data, all, rows) = (text(&model), pictures(folder.path(), 12), at("all.npz"), at("rows.json"));
+    let compare = ["compare", "--ref", "ort", "--model", model, "--preset", "clip", "--data", &data];
+    succeeds(&[&compare[..], &["--target", model, "--save-target", &all]].concat());
+    let outputs = read_npz(Path::new(&all)).unwrap();
+    fs::write(&rows, exported_by_trtexec(&outputs)).unwrap();
+    // The same arrays without the names of the samples.
+    let nameless = at("nameless.npz");
+    write_npz(Path::new(&nameless), &outputs).unwrap();
+    let saved = format!("saved:{rows}");
+    let as_good_as_equal = |found: &Value, samples: usize, how: &str| {
+        let result = &found["targets"][0]["result"];
+        assert_eq!(result["samples"], samples, "{how}: {found}");
+        assert!(result["outputs"][0]["sqnr_db"].as_f64().unwrap_or(f64::INFINITY) > 80.0, "{how}: {found}");
+    };
+    for file in [&saved, &format!("saved:{nameless}")] {
+        for (samples, count) in [("0", 12), ("11", 11), ("5", 5)] {
+            as_good_as_equal(
+                &json("", &[&compare[..], &["--target", file, "--samples", samples]].concat()),
+                count,
+                file,
+            );
+        }
+    }
+    let swapped =
+        ["compare", "--ref", &saved, "--target", model, "--model", model, "--preset", "clip", "--data", &data];
+    as_good_as_equal(&json("", &[&swapped[..], &["--samples", "5"]].concat()), 5, "as the reference");
+
+    let parts = [at("1.json"), at("2.json")];
+    for (part, shard) in parts.iter().zip(["1/2", "2/2"]) {
+        succeeds(&[&compare[..], &["--target", &saved, "--samples", "9", "--shard", shard, "--part", part]].concat());
+    }
+    as_good_as_equal(&json("", &["merge", &parts[0], &parts[1]]), 9, "shards");
+
+    let damaged = at("damaged");
+    fs::rename(&data, &damaged).unwrap();
+    let third = Path::new(&damaged).join("0003.png");
+    let whole = fs::read(&third).unwrap();
+    fs::write(&third, &whole[..100]).unwrap();
+    let with_damage = [&compare[..7], &["--data", &damaged, "--max-bad", "50%", "--target", &saved]].concat();
+    as_good_as_equal(&json("", &with_damage), 11, "a damaged picture");
+    fs::write(&third, whole).unwrap();
+    fs::rename(&damaged, &data).unwrap();
+
+    let (table, int8) = (at("table.json"), at("int8.onnx"));
+    let calibrate = ["calibrate", "--model", model, "--data", &data, "--preset", "clip", "--calib-samples", "4"];
+    succeeds(&[&calibrate[..], &["-o", &table]].concat());
+    succeeds(&["quantize", "--model", model, "--table", &table, "-o", &int8]);
+    as_good_as_equal(
+        &json("", &[&compare[..], &["--target", &saved, "--target", &int8]].concat()),
+        8,
+        "calibration samples left out",
+    );
+
+    let bisect = ["bisect", "--model", model, "--data", &data, "--preset", "clip", "--find", "tensors"];
+    let bisected = json("", &[&bisect[..], &["--target", &saved, "--out", &at("bisected")]].concat());
+    let tensor = &bisected["tensors"]["tensors"][0];
+    assert_eq!(tensor["tensor"], "logits", "{bisected}");
+    assert!(tensor["sqnr_db"].as_f64().unwrap_or(f64::INFINITY) > 80.0, "{bisected}");
+
+    // One batch of a larger folder: its first samples.
+    let more = pictures(folder.path(), 20);
+    let of_more = [&compare[..7], &["--data", &more, "--target", &saved]].concat();
+    let told = error_of(&calib_command("", &of_more).output().unwrap());
+    assert!(told.contains("12 rows are taken for the first 12 of the 20 samples of the data"), "{told}");
+    for samples in ["0", "12"] {
+        as_good_as_equal(&json("", &[&of_more[..], &["--samples", samples]].concat()), 12, "one batch");
+    }
+    as_good_as_equal(&json("", &[&of_more[..], &["--samples", "7"]].concat()), 7, "samples of one batch");
+    let bisect = [&bisect[..3], &["--data", &more], &bisect[5..]].concat();
+    succeeds(&[&bisect[..], &["--target", &saved, "--out", &at("bisected")]].concat());
+    // What holds more than the data is of other data.
+    let fewer = pictures(folder.path(), 11);
+    let error = ends(2, "", &[&compare[..7], &["--data", &fewer, "--target", &saved]].concat());
+    assert!(error.contains("rows.json: it names no samples") && error.contains("has 12 rows"), "{error}");
+}
+
 #[test]
 fn outputs_that_other_programs_saved_are_compared_like_the_engine_itself() {
     let engines = Engines::build();
-    let (model, data) = (root().join("calib_data/demo.onnx"), root().join("calib_data/images"));
+    let (model, data) = (root().join("calib_data/demo.onnx"), pictures(engines.folder.path(), 20));
     let (int8, npz) = (engines.path("int8.plan"), engines.path("saved.npz"));
-    let compare = ["compare", "--ref", "ort", "--model", text(&model), "--data", text(&data), "--samples", "20"];
+    let compare = ["compare", "--ref", "ort", "--model", text(&model), "--data", &data];
     let bare = engines.path("bare.plan");
     fs::copy(&int8, &bare).unwrap();
     let engine = json("", &[&compare[..], &["--target", &bare, "--save-target", &npz]].concat());
-    let outputs = read_npz(std::path::Path::new(&npz)).unwrap();
+    let outputs = read_npz(Path::new(&npz)).unwrap();
     assert_eq!(outputs["logits"].shape()[0], 20);
 
     let polygraphy = engines.path("polygraphy.json");
@@ -82,9 +179,6 @@ fn outputs_that_other_programs_saved_are_compared_like_the_engine_itself() {
     assert!(failed.contains("FAILED"), "{failed}");
 
     // What does not fit is an error that says so.
-    let more = [&compare[..7], &["--samples", "21", "--target", &trtexec]].concat();
-    let error = ends(2, "", &more);
-    assert!(error.contains("trtexec.json") && error.contains("20"), "{error}");
     fs::write(&trtexec, "[1, 2]").unwrap();
     let error = ends(2, "", &[&compare[..], &["--target", &trtexec]].concat());
     assert!(error.contains("neither trtexec's --exportOutput nor Polygraphy's --save-outputs"), "{error}");
@@ -114,6 +208,10 @@ fn what_polygraphy_wrote_is_compared_with_its_own_inputs_and_with_the_pictures()
         };
         assert_eq!(found["targets"][0]["result"]["samples"], 3, "{found}");
         assert!(sqnr(0) > 80.0 && sqnr(1) > 80.0 && sqnr(2) < 60.0, "{} {} {}", sqnr(0), sqnr(1), sqnr(2));
+        let found = json("", &[&compare[..], data, &["--target", &outputs, "--samples", "2"]].concat());
+        let two = &found["targets"][0]["result"];
+        assert_eq!(two["samples"], 2, "{found}");
+        assert!(two["outputs"][0]["sqnr_db"].as_f64().unwrap_or(f64::INFINITY) > 80.0, "{found}");
     }
     let nothing = engines.path("nothing.json");
     fs::write(&nothing, "[]").unwrap();

@@ -129,7 +129,7 @@ pub fn all(folder: &Path) -> Vec<Format> {
         format("inputs JSON", "inputs.json", vec![polygraphy(&npy_of(&npz))], damage_text, |path| samples(path, None, None)),
         format("list", "list.txt", vec![list], damage_text, |path| samples(path, None, Some(&exact()))),
         format("outputs JSON", "o.json", vec![br#"[{"name": "y", "dimensions": "1x2", "values": [0.5, -1e3]}]"#.to_vec()], damage_text, |path| {
-            SavedOutputs::open(path).map_err(text)?.batch(0, &["0"]).map(drop).map_err(text)
+            SavedOutputs::open(path).map_err(text)?.batch(&[0], &["0"]).map(drop).map_err(text)
         }),
         format("labels", "labels.csv", vec![example("calib_data/labels.csv"), b"\xef\xbb\xbffile;label;name\r\n0000.png;1;\"a; \"\"b\"\"\"\r\n0001.png;0;c\r\n".to_vec()], damage_text, |path| {
             samples(&root().join("calib_data/images"), Some(path), Some(&exact()))
@@ -279,7 +279,7 @@ fn model(path: &Path) -> Result<(), String> {
 fn npz_use(path: &Path) -> Result<(), String> {
     let read = read_npz(path).map(drop).map_err(text);
     let saved = SavedOutputs::open(path).map_err(text)?;
-    saved.batch(0, &["0"]).map(drop).map_err(text)?;
+    saved.batch(&[0], &["0"]).map(drop).map_err(text)?;
     read.and_then(|()| samples(path, None, None))
 }
 

@@ -10,7 +10,7 @@ use crate::{
     onnx::Model,
     quantize::QuantizeOptions,
     session::{
-        CalibrateOptions, OutputFolder, PipelineError, Session, checkpoint::Checkpoints, quantize_options,
+        CalibrateOptions, OutputFolder, PipelineError, Session, Spec, checkpoint::Checkpoints, quantize_options,
         set_findings_aside, suggest::Suggest,
     },
 };
@@ -44,7 +44,14 @@ impl<'a> Bisection<'a> {
         set_findings_aside(&session.config)?;
         let repeatable = session.repeatable(&out).to_toml().map_err(PipelineError::render)?;
         write_atomic(&out.join(REPEATS), repeatable.as_bytes())?;
-        let split = session.data.split(session.config.seed, session.config.calib_samples, 0);
+        let mut split = session.data.split(session.config.seed, session.config.calib_samples, 0);
+        if let Some(Spec::Saved(path)) = args.target.as_deref().map(Spec::parse).transpose()? {
+            let (saved, data) = (session.open_saved(&path)?, session.dataset());
+            let held: Vec<usize> = (0..data.len()).filter(|&index| saved.holds(index, data.id(index))).collect();
+            if !held.is_empty() {
+                split.evaluation = held;
+            }
+        }
         let options = quantize_options(&session.config, precision)?;
         if precision.is_quantized() && args.target.is_none() {
             session.require_operators(precision)?;
