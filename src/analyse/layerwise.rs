@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     backend::{Backend, BackendError, BuildOptions, ExecutionProvider, OptimizationLevel},
-    compare::{CompareError, SavedError},
+    compare::{CompareError, Objective, Parts, SavedError},
     dataset::PassError,
     onnx::{GraphError, Model},
     pass::{Part, Ran},
@@ -314,7 +314,8 @@ pub fn worst(layers: &[LayerError], count: usize) -> Vec<String> {
 pub struct OutputNoise {
     /// The operator's node.
     pub node: String,
-    /// Noise power over signal power, the mean over all float outputs; absent where values are not finite.
+    /// Noise power over signal power of the worst part of the worst float output, the mean over its positions (see
+    /// [`Objective`]); absent where values are not finite.
     pub relative_noise: Option<f64>,
     /// The same as an SQNR; absent without noise.
     pub sqnr_db: Option<f64>,
@@ -329,9 +330,12 @@ pub struct OutputNoiseOptions {
     pub provider: ExecutionProvider,
     /// Outputs that do not count.
     pub ignored: Vec<String>,
+    /// The parts of outputs whose values mean unlike things; of others they follow from the size of the values.
+    pub parts: Parts,
 }
 
-/// Quantizes each of `nodes` alone and compares the model's outputs with the float model's.
+/// Quantizes each of `nodes` alone and compares the model's outputs with the float model's. Nothing comes of a node where no
+/// output can be compared, since their shapes depend on the data.
 ///
 /// # Errors
 /// As [`layerwise`].
@@ -355,15 +359,19 @@ pub fn output_noise(
     drop(reference);
     // Few samples, one at a time, would leave most cores idle: operators run side by side, each on one thread.
     let build = BuildOptions { threads: 1, ..build };
-    let measure = |node: &String| -> Result<OutputNoise, AnalysisError> {
+    let measure = |node: &String| -> Result<Option<OutputNoise>, AnalysisError> {
         let model = pair.graft(&BTreeSet::from([node.clone()]));
-        let relative = relative_noise(backend, &model, &build, samples, &expected)?;
-        let sqnr_db = relative.and_then(|relative| sqnr_db(1.0, relative));
-        Ok(OutputNoise { node: node.clone(), relative_noise: relative, sqnr_db })
+        let noise = relative_noise(backend, &model, &build, samples, &expected, &options.parts)?;
+        let found = |noise| {
+            let relative_noise = finite(noise);
+            let sqnr_db = relative_noise.and_then(|relative| sqnr_db(1.0, relative));
+            OutputNoise { node: node.clone(), relative_noise, sqnr_db }
+        };
+        Ok(noise.map(found))
     };
     let mut found = Vec::with_capacity(nodes.len());
     for nodes in nodes.chunks(at_once(pair.model, options.provider)) {
-        found.extend(nodes.par_iter().map(measure).collect::<Result<Vec<_>, AnalysisError>>()?);
+        found.extend(nodes.par_iter().map(measure).collect::<Result<Vec<_>, AnalysisError>>()?.into_iter().flatten());
     }
     Ok(found)
 }
@@ -374,34 +382,34 @@ fn at_once(model: &Model, provider: ExecutionProvider) -> usize {
     ((1 << 30) / model.proto.encoded_len().max(1)).clamp(1, most)
 }
 
+/// `None` where there is nothing to compare.
 fn relative_noise(
     backend: &dyn Backend,
     model: &Model,
     build: &BuildOptions,
     samples: Samples<'_>,
     expected: &[TensorMap],
+    parts: &Parts,
 ) -> Result<Option<f64>, AnalysisError> {
     let mut runner = backend.build(model, build)?;
-    let mut powers: BTreeMap<String, [f64; 2]> = BTreeMap::new();
+    let mut objective = Objective::new(parts.clone());
+    let mut unlike = BTreeSet::new();
     let mut expected = expected.iter();
     samples.each(&mut *runner, |_, outputs| {
         let Some(expected) = expected.next() else { return Ok(()) };
         outputs.on_host(|outputs| {
             for (name, view) in outputs {
-                if let Some(reference) = expected.get(*name).filter(|tensor| tensor.element_type().is_float()) {
-                    let power = powers.entry((*name).to_owned()).or_default();
-                    for (&r, &t) in reference.view().to_f32().iter().zip(view.to_f32().iter()) {
-                        let (r, t) = (f64::from(r), f64::from(t));
-                        power[0] += r * r;
-                        power[1] += (r - t) * (r - t);
-                    }
+                if let Some(reference) = expected.get(*name)
+                    && let Err(error) = objective.add(name, reference.view(), *view)
+                {
+                    unlike.insert(error.output);
                 }
             }
             Ok::<_, AnalysisError>(())
         })
     })?;
-    let sum: f64 = powers.values().map(|[signal, noise]| noise / signal.max(f64::MIN_POSITIVE)).sum();
-    Ok(finite(sum / powers.len().max(1) as f64))
+    unlike.iter().for_each(|output| objective.leave_out(output));
+    Ok(objective.noise())
 }
 
 #[cfg(test)]

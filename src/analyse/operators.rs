@@ -237,6 +237,25 @@ impl<'a> Pair<'a> {
         operator.rounding.iter().enumerate().map(copy).collect()
     }
 
+    /// Names of the quantized convolutions and products behind which no other quantized one comes: those of a head.
+    pub fn last_products(&self) -> BTreeSet<String> {
+        let products: BTreeSet<NodeId> = self
+            .operators
+            .iter()
+            .map(|operator| operator.float)
+            .filter(|&id| self.float.node(id).is(Fact::Multiplies))
+            .collect();
+        let mut before = BTreeSet::new();
+        for &id in self.float.topological_order().iter().rev() {
+            let mut uses = self.float.node(id).output.iter().flat_map(|output| self.float.consumers(output));
+            if uses.any(|u| products.contains(&u.node) || before.contains(&u.node)) {
+                before.insert(id);
+            }
+        }
+        let last = self.operators.iter().filter(|one| products.contains(&one.float) && !before.contains(&one.float));
+        last.map(|operator| operator.node.clone()).collect()
+    }
+
     /// The float model with only `nodes` (float names) quantized; the others compute in float from what they get.
     pub fn graft(&self, nodes: &BTreeSet<String>) -> Model {
         let mut model = self.model.clone();
@@ -387,6 +406,7 @@ mod tests {
             ]
         );
         assert!(matches!(Pair::new(&float, &float), Err(OperatorError::NothingQuantized { .. })));
+        assert_eq!(pair.last_products(), BTreeSet::from(["head".to_owned()]));
     }
 
     #[test]

@@ -95,6 +95,7 @@ rules! {
     AttentionHead "head size outside of what the FP8 attention kernel takes";
     HalfAttention "the other product of this attention is not quantized, and fused attention needs both";
     Gate "weighs the channels of a map: little to compute, and its error scales all that it weighs";
+    Decoding "decodes boxes, distributions (DFL) or scores behind the last convolutions and matrix products: stays in float";
     UnknownShape "the shapes that the limits are checked against are not known; --shape binds dynamic ones";
     VariableWeight "the weight is no constant";
     NotFloat "computes no 32-bit or 16-bit floats";

@@ -4,6 +4,8 @@
 //! between Conv, BatchNorm and the activation function. Only the inputs of operators with 8-bit kernels get Q/DQ; what
 //! copies values (MaxPool, Reshape, Concat) needs none, because TensorRT moves Q/DQ through it.
 
+mod decoding;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use regex::Regex;
@@ -98,9 +100,10 @@ impl<'a> Scheme<'a> {
                 }
             }
         }
+        let last = self.behind_last_products();
         for (id, node) in self.facts.view.nodes() {
             if !self.verdicts.contains_key(&id) {
-                let reason = self.why_float(node);
+                let reason = self.why_float(node, last.contains(&id));
                 self.verdicts.insert(id, Keep(reason));
             }
         }
@@ -117,6 +120,7 @@ impl<'a> Scheme<'a> {
         Some(match self.permission(id, node) {
             Err(refusal) => Keep(refusal),
             Ok(false) if node.output.iter().any(|output| self.facts.is_gate(output)) => Keep(Rule::Gate),
+            Ok(false) if self.takes_mean_of_distribution(id, node) => Keep(Rule::Decoding),
             Ok(forced) => rule(self, id, node, forced),
         })
     }
@@ -311,7 +315,7 @@ impl<'a> Scheme<'a> {
 
     // --- Everything else ----------------------------------------------------------------------------------------
 
-    fn why_float(&self, node: &NodeProto) -> Rule {
+    fn why_float(&self, node: &NodeProto, is_last: bool) -> Rule {
         let quantized = |id: NodeId, _: &NodeProto| self.is_quantized(id);
         if node.subgraphs().next().is_some() {
             Rule::HasSubgraph
@@ -321,6 +325,8 @@ impl<'a> Scheme<'a> {
             Rule::Copies
         } else if fuses(node) && node.input.iter().any(|input| self.facts.behind(input, &quantized, &fuses)) {
             Rule::Fused
+        } else if is_last {
+            Rule::Decoding
         } else {
             Rule::NoKernel
         }

@@ -8,7 +8,6 @@
 mod biases;
 mod lifting;
 mod network;
-mod objective;
 mod patches;
 mod ranges;
 mod rank;
@@ -29,14 +28,13 @@ use crate::{
     calibrate::{
         CalibrationTable, DeployTo, Effort, Lifted, Recovered, RecoveryStep, Rounding, Shift, ShiftPolicy, StepKind,
     },
-    compare::{Answers, CompareError, OwnMetric},
+    compare::{Answers, CompareError, OwnMetric, Parts, ShapeDependsOnData},
     onnx::{GraphError, Model},
     qparams::QParamsError,
     quantize::{Placement, QuantizeError, Shiftable, shiftable},
     tensor::{ShapeError, TensorMap},
 };
 use network::Network;
-pub use objective::Parts;
 use patches::Patches;
 use walk::{State, Tasks, walk, whole_correction};
 
@@ -74,6 +72,9 @@ pub enum RecoverError {
     /// A weight has no such channels.
     #[error(transparent)]
     Params(#[from] QParamsError),
+    /// There is nothing that outputs could be compared by.
+    #[error(transparent)]
+    Unlike(#[from] ShapeDependsOnData),
 }
 
 /// What recovery may do.

@@ -7,10 +7,12 @@ use rayon::prelude::*;
 use super::{
     RecoverError,
     network::{Network, Operator, Unit},
-    objective::{Objective, Parts},
     walk::{Lane, State, alone},
 };
-use crate::tensor::TensorMap;
+use crate::{
+    compare::{Objective, Parts},
+    tensor::TensorMap,
+};
 
 /// A quantized operator, what it costs and what it does.
 pub(super) struct Ranked {
@@ -85,7 +87,7 @@ fn one(
     let mut objective = Objective::new(parts.clone());
     for name in &network.outputs {
         if let (Some(exact), Some(found)) = (float.get(name), changed.get(name).or(float.get(name))) {
-            objective.add(name, exact, found)?;
+            objective.add(name, exact.view(), found.view())?;
         }
     }
     Ok((objective.noise().unwrap_or(0.0), macs))

@@ -9,6 +9,7 @@ use crate::{
     artifact::{ContentHash, Tool},
     backend::{BuildOptions, onnxruntime::OnnxRuntime},
     calibrate::{Method, TensorRange},
+    compare::Objective,
     onnx::proto::{
         AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, TensorProto,
         TensorShapeProto, TensorTypeProto, TypeProto, TypeValue, ValueInfoProto,
@@ -189,9 +190,10 @@ impl Case {
         let quantized = quantize(&self.model, &self.shapes, Some(table), &QuantizeOptions::default()).unwrap();
         let [mut float, mut quantized] =
             [&self.model, &quantized.model].map(|model| self.runtime.build(model, &BuildOptions::default()).unwrap());
-        let mut objective = objective::Objective::new(Parts::new());
+        let mut objective = Objective::new(Parts::new());
         for sample in samples(8, 4) {
-            objective.add("c", &float.infer(&sample).unwrap()["c"], &quantized.infer(&sample).unwrap()["c"]).unwrap();
+            let [float, quantized] = [&mut float, &mut quantized].map(|runner| runner.infer(&sample).unwrap());
+            objective.add("c", float["c"].view(), quantized["c"].view()).unwrap();
         }
         objective.decibels().unwrap()
     }

@@ -14,7 +14,6 @@ use super::{
     RecoverError,
     biases::correction,
     network::{Network, Operator, Unit},
-    objective::{Objective, Parts},
     patches::Patches,
     ranges::fake_quantize,
     rounding::descend,
@@ -22,6 +21,7 @@ use super::{
 };
 use crate::{
     calibrate::Shift,
+    compare::{Objective, Parts},
     tensor::{Tensor, TensorMap},
 };
 
@@ -129,7 +129,7 @@ pub(super) fn walk(
     for index in measured {
         for name in &network.outputs {
             if let (Some(float), Some(quantized)) = (lanes.float[index].get(name), lanes.quantized[index].get(name)) {
-                objective.add(name, float, quantized)?;
+                objective.add(name, float.view(), quantized.view())?;
             }
         }
         if tasks.answers {

@@ -75,8 +75,8 @@ impl<'a> Subject<'a> {
             Quality::MeanIou => self.precision.segmentation.as_ref().map(|s| s.mean_iou),
             Quality::Sqnr => self.sqnr_db().filter(|db| db.is_finite()),
         };
-        let relative = matches!(measure, Quality::Agreement | Quality::Boxes | Quality::MeanIou);
-        own.or((relative && self.precision.reference).then_some(1.0))
+        let share = measure.is_against_reference() && measure != Quality::Sqnr;
+        own.or((share && self.precision.reference).then_some(1.0))
     }
 
     /// The 95 % confidence interval of [`Self::quality`], where there is one.
@@ -86,6 +86,22 @@ impl<'a> Subject<'a> {
             Quality::Agreement => self.precision.agreement.as_ref().map(|a| a.top1_interval),
             Quality::Map => self.accuracy_of_boxes().and_then(|a| a.map50_95_interval),
             _ => None,
+        }
+    }
+
+    /// Half of the 95 % interval of [`Self::quality`], where there is one: that of a drop from the reference on the same
+    /// pictures rather than that over pictures, and the wider of precision's and recall's for boxes.
+    pub fn quality_noise(self, measure: Quality) -> Option<f64> {
+        let half = |[low, high]: [f64; 2]| (high - low) / 2.0;
+        let drop = || self.precision.detection.as_ref()?.map50_95_drop_interval.filter(|_| !self.precision.reference);
+        match measure {
+            Quality::Map => drop().or_else(|| self.quality_interval(measure)).map(half),
+            Quality::Boxes => {
+                let agreement = self.agreement_of_boxes()?;
+                let intervals = [agreement.precision_interval, agreement.recall_interval].into_iter().flatten();
+                intervals.map(half).max_by(f64::total_cmp)
+            }
+            _ => self.quality_interval(measure).map(half),
         }
     }
 }
@@ -118,6 +134,11 @@ impl Quality {
             Self::MeanIou => "Mean IoU with the reference",
             Self::Sqnr => "SQNR of the output (dB)",
         }
+    }
+
+    /// True for what compares with the reference, and says nothing of the reference itself.
+    pub fn is_against_reference(self) -> bool {
+        matches!(self, Self::Agreement | Self::Boxes | Self::MeanIou | Self::Sqnr)
     }
 
     /// The most telling measure that any of the subjects has.

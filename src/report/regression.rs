@@ -1,6 +1,6 @@
 //! Two states of the same models side by side, for release reviews.
 //!
-//! A change counts only beyond the noise: shares by the baseline's 95 % interval, SQNR by [`SQNR_NOISE_DB`], latency by
+//! A change counts only beyond the noise: shares by the baseline's 95 % interval (mAP by that of its drop, which is paired), SQNR by [`SQNR_NOISE_DB`], latency by
 //! [`LATENCY_NOISE`] and only when machine and mode are the same.
 
 use super::{
@@ -49,7 +49,14 @@ pub fn regressions(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Regressions {
         Column::text("Change", "change"),
         Column::text("Result", "result"),
         Column::number("Δ accuracy", "accuracy_top1_change", "Percentage points"),
+        Column::number("Δ mAP 50-95", "detection_map50_95_change", "Percentage points"),
+        Column::number("Δ label IoU", "label_mean_iou_change", "Percentage points"),
         Column::number("Δ agreement", "agreement_top1_change", "Percentage points"),
+        Column::number(
+            "Δ boxes",
+            "detection_f1_change",
+            "Agreement of boxes with the reference (F1), percentage points",
+        ),
         Column::number("Δ mean IoU", "mean_iou_change", "Percentage points"),
         Column::number("Δ SQNR", "sqnr_db_change", "Decibels"),
         Column::number("Δ latency", "latency_change", "Relative change of the median"),
@@ -130,7 +137,7 @@ impl Regressions {
         let (new, old) = (new.map(|(_, subject)| subject), old.map(|(_, subject)| subject));
         let cells = match (old, new) {
             (Some(old), Some(new)) => changes(old, new),
-            _ => (0..7).map(|_| Cell::missing()).collect(),
+            _ => (0..10).map(|_| Cell::missing()).collect(),
         };
         let tones = || cells.iter().map(|cell| cell.tone);
         let (word, tone) = match (old, new) {
@@ -151,13 +158,16 @@ impl Regressions {
     }
 }
 
-/// Result, accuracy, agreement, mean IoU, SQNR, latency, size.
+/// Result, accuracy, mAP, IoU with labels, agreement, of boxes too, mean IoU, SQNR, latency, size.
 fn changes(old: Subject<'_>, new: Subject<'_>) -> Vec<Cell> {
     let measure = |quality| share_change(old, new, quality);
     vec![
         outcome_change(old, new),
         measure(Quality::Accuracy),
+        measure(Quality::Map),
+        measure(Quality::LabelMeanIou),
         measure(Quality::Agreement),
+        measure(Quality::Boxes),
         measure(Quality::MeanIou),
         sqnr_change(old, new),
         latency_change(old, new),
@@ -200,11 +210,11 @@ fn judge(change: f64, noise: f64) -> Tone {
 }
 
 fn share_change(old: Subject<'_>, new: Subject<'_>, measure: Quality) -> Cell {
-    if old.precision.reference && measure != Quality::Accuracy {
+    if old.precision.reference && measure.is_against_reference() {
         return Cell::missing();
     }
     let (Some(before), Some(now)) = (old.quality(measure), new.quality(measure)) else { return Cell::missing() };
-    let noise = old.quality_interval(measure).map_or(SHARE_NOISE, |[low, high]| (high - low) / 2.0);
+    let noise = old.quality_noise(measure).unwrap_or(SHARE_NOISE);
     let change = now - before;
     if change == 0.0 {
         return unchanged(format::percent(now, 0));
@@ -332,6 +342,43 @@ mod tests {
         let (row, worse) = agreement(-0.010);
         assert_eq!((row[3].text.as_str(), row[6].text.as_str(), worse), ("worse", "-1.00\u{a0}pp", 1));
         assert_eq!(agreement(0.010).0[3].text, "better");
+    }
+
+    #[test]
+    fn boxes_count_as_classes_do() {
+        let detection = |map: f64, recall: f64| {
+            serde_json::from_value(serde_json::json!({
+                "head": "yolox", "labelled_pictures": 64, "map50_95": map, "map50_95_interval": [map - 0.1, map + 0.1],
+                "map50": null, "map75": null, "map_small": null, "map_medium": null, "map_large": null, "mar_1": null,
+                "mar_10": null, "mar_100": null, "mar_small": null, "mar_medium": null, "mar_large": null,
+                "per_class": [], "confidence": { "confidence": [], "precision": [], "recall": [], "f1": [] },
+                "reference_map50_95": 0.354, "map50_95_drop_interval": [0.354 - map - 0.03, 0.354 - map + 0.03],
+                "agreement": {
+                    "confidence": 0.25, "precision": 0.7, "precision_interval": [0.66, 0.74], "recall": recall,
+                    "recall_interval": [recall - 0.05, recall + 0.05], "precision_75": 0.5, "recall_75": 0.5,
+                    "mean_iou": 0.8, "score_shift": 0.0, "lost": 1, "gained": 1, "common": 1, "pictures": 64
+                }
+            }))
+            .unwrap()
+        };
+        let tone = |map: f64, recall: f64| {
+            let old = &mut report(&Size { layers: 0, flips: 0 });
+            let new = &mut old.clone();
+            for (report, map, recall) in [(&mut *old, 0.24, 0.7), (&mut *new, map, recall)] {
+                report.precisions.iter_mut().for_each(|precision| precision.detection = Some(detection(map, recall)));
+            }
+            let found = regressions(&[Run { name: "new", report: new }], &[Run { name: "old", report: old }]);
+            let at = |key: &str| found.table.columns.iter().position(|column| column.key == key).unwrap();
+            let row = found.table.rows.iter().find(|row| row[1].shows("int8") && row[2].shows("tensorrt")).unwrap();
+            let reference = found.table.rows.iter().find(|row| row[2].shows("onnxruntime-cpu")).unwrap();
+            assert!(reference[at("detection_map50_95_change")].value.is_some());
+            assert!(reference[at("detection_f1_change")].value.is_none(), "it is that of the reference with itself");
+            ["detection_map50_95_change", "detection_f1_change"].map(|key| row[at(key)].tone)
+        };
+        assert_eq!(tone(0.24, 0.7), [Tone::Dim, Tone::Dim]);
+        // 4 points of mAP are within the interval over pictures, and beyond that of the drop on the same pictures.
+        assert_eq!(tone(0.20, 0.68), [Tone::Bad, Tone::Plain]);
+        assert_eq!(tone(0.28, 0.5), [Tone::Good, Tone::Bad]);
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub struct DataSettings {
     pub category_ids: Vec<u64>,
     /// The preset to assume for a detector, of which labels of classes tell nothing.
     pub detector: Option<&'static str>,
+    /// What the model is made for by its exporter's metadata, where that tells the preset.
+    pub task: Option<String>,
     /// Class names of the model's own, where none are given.
     pub names: BTreeMap<u32, String>,
     /// Height and width of the pictures, where the model's input leaves them open.
@@ -59,6 +61,8 @@ pub enum Provenance {
     BesideModel(PathBuf),
     /// The preset with the highest accuracy on a few labelled samples: right answers by preset, and samples tried.
     Measured(Vec<(String, usize)>, usize),
+    /// The preset of those that exported the model for a task, by its metadata.
+    Exported(&'static str, String),
     /// The most common one, without evidence.
     Assumed(String),
     /// The samples are arrays.
@@ -80,6 +84,7 @@ impl Provenance {
                     list.join(", ")
                 )
             }
+            Self::Exported(name, task) => format!("preset `{name}`, by the metadata of the model (task {task})"),
             Self::Assumed(name) => format!("assumed to be preset `{name}`, since none was given"),
             Self::None => "none: the samples are arrays".to_owned(),
         }
@@ -168,12 +173,13 @@ pub fn open_data(
         let collection = open_with(Some(&preprocess))?;
         return Ok(Data { collection, preprocess: Some(preprocess), provenance });
     }
-    let (height, width) = size.unwrap_or((224, 224));
-    let preset = |name: &str| Preprocess::preset(name, height, width).ok_or_else(|| unknown_preset(name));
+    let preset = |name: &str| preset(name, size);
     if let Some(name) = settings.detector {
         let preprocess = preset(name)?;
         let collection = open_with(Some(&preprocess))?;
-        return Ok(Data { collection, preprocess: Some(preprocess), provenance: Provenance::Assumed(name.to_owned()) });
+        let assumed = || Provenance::Assumed(name.to_owned());
+        let provenance = settings.task.clone().map_or_else(assumed, |task| Provenance::Exported(name, task));
+        return Ok(Data { collection, preprocess: Some(preprocess), provenance });
     }
     let mut best: Option<(usize, &str, Collection)> = None;
     let mut tried = Vec::new();
@@ -220,9 +226,7 @@ fn stated(
         return Ok(Some((preprocess, Provenance::Given("[preprocess] of the configuration".to_owned()))));
     }
     if let Some(name) = &settings.preset {
-        let (height, width) = size.unwrap_or((224, 224));
-        let preset = Preprocess::preset(name, height, width).ok_or_else(|| unknown_preset(name))?;
-        return Ok(Some((preset, Provenance::Given(format!("preset `{name}`")))));
+        return Ok(Some((preset(name, size)?, Provenance::Given(format!("preset `{name}`")))));
     }
     let beside = subject
         .float
@@ -242,6 +246,20 @@ fn stated(
         preprocess.resize = size.map(|(height, width)| Extent::Exact([height, width]));
     }
     Ok(Some((preprocess, provenance)))
+}
+
+fn preset(name: &str, size: Option<(usize, usize)>) -> Result<Preprocess, PipelineError> {
+    let (height, width) = size.unwrap_or_else(|| usual_size(name));
+    Preprocess::preset(name, height, width).ok_or_else(|| unknown_preset(name))
+}
+
+/// Height and width of pictures for a preset, where the model takes any: what most of its models are trained with.
+pub(super) fn usual_size(preset: &str) -> (usize, usize) {
+    match preset {
+        "yolo" | "yolox" | "detr" => (640, 640),
+        "nanodet" => (320, 320),
+        _ => (224, 224),
+    }
 }
 
 fn unknown_preset(name: &str) -> PipelineError {

@@ -20,6 +20,17 @@ pub struct Exported {
     pub names: BTreeMap<u32, String>,
     /// Height and width of the input.
     pub size: Option<[usize; 2]>,
+    /// Both are multiples of it.
+    pub stride: Option<usize>,
+    /// Whether the model chooses its boxes itself: end to end, or by an NMS that was exported with it.
+    pub chooses: Option<bool>,
+}
+
+/// Of the arguments of an export, those that matter.
+#[derive(Default, serde::Deserialize)]
+#[serde(default)]
+struct Arguments {
+    nms: Option<bool>,
 }
 
 impl Exported {
@@ -32,16 +43,34 @@ impl Exported {
         // Python's text of dictionaries and lists of plain values is YAML as well.
         let names = value("names").and_then(|text| serde_saphyr::from_str(text).ok());
         let size = value("imgsz").and_then(|text| serde_saphyr::from_str::<Vec<usize>>(text).ok());
+        let end2end: Option<bool> = value("end2end").and_then(|text| serde_saphyr::from_str(text).ok());
+        let arguments: Option<Arguments> = value("args").and_then(|text| serde_saphyr::from_str(text).ok());
+        let told = [end2end, arguments.unwrap_or_default().nms];
         Self {
             task: value("task").map(str::to_owned),
             names: names.unwrap_or_default(),
             size: size.and_then(|size| <[usize; 2]>::try_from(size).ok()),
+            stride: value("stride").and_then(|text| text.parse().ok()).filter(|&stride| stride > 0),
+            chooses: told.into_iter().flatten().reduce(|one, other| one || other),
         }
     }
 
     /// True for a model with axis-parallel boxes.
     pub fn is_detector(&self) -> bool {
         matches!(self.task.as_deref(), Some("detect" | "segment" | "pose"))
+    }
+
+    /// What is wrong with pictures of `size` (height and width) in a model whose input takes any size.
+    pub fn unfit(&self, size: [usize; 2]) -> Option<String> {
+        let stride = self.stride?;
+        let fitting = size.map(|side| side.next_multiple_of(stride));
+        (fitting != size).then(|| {
+            let ([height, width], [fit_height, fit_width]) = (size, fitting);
+            format!(
+                "pictures of {width}×{height} do not fit this model, whose grid has a stride of {stride} pixels by its \
+                 metadata; letterbox them to {fit_width}×{fit_height}"
+            )
+        })
     }
 
     /// What of the model's results is not judged, if anything.
@@ -73,9 +102,10 @@ pub fn head(
     };
     let outputs: Vec<OutputShape> = subject.outputs.iter().map(shape).collect();
     let around = Surroundings {
-        input: size.or(exported.size).map(|[height, width]| [width, height]),
+        input: size.map(|[height, width]| [width, height]),
         classes: classes.or_else(|| (!exported.names.is_empty()).then_some(exported.names.len())),
         detector: exported.is_detector(),
+        chosen: exported.chooses,
     };
     recognize(&outputs, &around, options)
 }
@@ -115,11 +145,17 @@ mod tests {
             ("names", "{0: 'person', 1: 'traffic light', 2: \"it's\"}"),
             ("imgsz", "[384, 640]"),
             ("stride", "32"),
+            ("end2end", "False"),
+            ("args", "{'batch': 1, 'half': False, 'dynamic': True, 'simplify': True, 'opset': 17, 'nms': True}"),
         ]);
         assert_eq!((read.names[&1].as_str(), read.names[&2].as_str()), ("traffic light", "it's"));
         assert_eq!((read.size, read.is_detector()), (Some([384, 640]), true));
         assert!(read.not_judged().unwrap().contains("its masks are not"));
-        let bad = model(&[("names", "{0: [person"), ("imgsz", "large")]);
-        assert_eq!(bad, Exported::default());
+        assert_eq!((read.chooses, read.unfit([384, 640])), (Some(true), None));
+        assert!(read.unfit([300, 640]).unwrap().ends_with("letterbox them to 640×320"));
+        assert_eq!(model(&[("end2end", "False")]).chooses, Some(false));
+        let bad =
+            [("names", "{0: [person"), ("imgsz", "large"), ("stride", "0"), ("end2end", "perhaps"), ("args", "{")];
+        assert_eq!(model(&bad), Exported::default());
     }
 }

@@ -6,7 +6,7 @@ use super::{
     Control, Host, PipelineError,
     calibration::{Calibrator, ChooseOptions, ObserveOptions, judged_kinds},
     checkpoint::Checkpoints,
-    data::{Data, DataSettings, Provenance, open_data, own_samples, random_data},
+    data::{Data, DataSettings, Provenance, open_data, own_samples, random_data, usual_size},
     detector::{Exported, head, usual_preset},
     evaluation::{EvaluateOptions, class_names},
     events::TellTimings,
@@ -155,7 +155,9 @@ impl Session {
         let inputs = subject.input_specs();
         let layout = config.preprocess.as_ref().and_then(|preprocess| preprocess.layout);
         let frame = config.preprocess.as_ref().and_then(Preprocess::frame);
-        let size = image_size(&inputs, layout).ok().and_then(|[height, width]| Some([height?, width?])).or(frame);
+        let fixed = image_size(&inputs, layout).ok().and_then(|[height, width]| Some([height?, width?]));
+        let usual = || Some(config.preset.as_deref().map(usual_size)?.into());
+        let size = fixed.or(frame).or(exported.size).or_else(usual);
         let classes = config.classes.as_deref().map(load_classes).transpose()?;
         let head = head(&subject, &exported, size, classes.map(|names| names.len()), &config.detection)?;
         if let Some(not_judged) = exported.not_judged() {
@@ -171,6 +173,7 @@ impl Session {
             preprocessor: config.preprocessor.clone(),
             category_ids: config.detection.category_ids.clone(),
             detector: None,
+            task: exported.task.clone().filter(|_| exported.is_detector()),
             names: exported.names.clone(),
             size: exported.size,
         };
@@ -192,6 +195,10 @@ impl Session {
         for note in &data.collection.notes {
             host.warn(note);
         }
+        let frame = data.preprocess.as_ref().and_then(Preprocess::frame).filter(|_| fixed.is_none());
+        if let Some(unfit) = frame.and_then(|frame| exported.unfit(frame)) {
+            return Err(PipelineError::Input(unfit));
+        }
         if let (Some(head), Some(preprocess)) = (&head, &data.preprocess)
             && preprocess.crop.is_some()
         {
@@ -204,7 +211,7 @@ impl Session {
             ));
         }
         match &data.provenance {
-            Provenance::Given(_) | Provenance::None => {}
+            Provenance::Given(_) | Provenance::Exported(..) | Provenance::None => {}
             other => {
                 host.warn(&format!("preprocessing: {}; set --preset or [preprocess] to be sure", other.describe()));
             }
@@ -406,7 +413,12 @@ impl Session {
     pub(super) fn output_noise_options(&self) -> OutputNoiseOptions {
         let kinds = judged_kinds(&self.subject.outputs, &self.config.output_kind).into_iter();
         let ignored = kinds.filter(|(_, kind)| *kind == OutputKind::Ignored).map(|(name, _)| name).collect();
-        OutputNoiseOptions { threads: self.threads, provider: self.analyst(FEW_SAMPLES), ignored }
+        OutputNoiseOptions {
+            threads: self.threads,
+            provider: self.analyst(FEW_SAMPLES),
+            ignored,
+            parts: self.compare_options().parts,
+        }
     }
 
     /// A gate that this model can be measured by.

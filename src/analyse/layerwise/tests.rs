@@ -3,8 +3,13 @@
 use super::*;
 use crate::{
     analyse::fixture::{self, Data},
+    compare::Part as OutputPart,
     dataset::PrefetchOptions,
     onnx::proto::TypeValue,
+    quantize::{
+        QuantizeOptions, quantize,
+        testing::{TestModel, no_shapes, table},
+    },
 };
 
 const INDICES: [usize; 4] = [0, 1, 2, 3];
@@ -172,4 +177,39 @@ fn noise_at_the_outputs_ranks_the_planted_fault_first() {
         ),
         Err(AnalysisError::NoSamples)
     ));
+}
+
+/// An output that joins boxes in pixels and scores: the input of the scores' convolution has a range that is 40 times too
+/// wide, which the noise of the whole output does not show.
+#[test]
+fn noise_on_scores_does_not_drown_in_boxes() {
+    let Some(runtime) = fixture::runtime() else { return };
+    let mut float = TestModel::new(17)
+        .input("x", &[1, 3, 8, 8])
+        .weight("w", &[8, 3, 3, 3])
+        .weight("v", &[8, 3, 3, 3])
+        .weight("pixels", &[1])
+        .op("Conv", &["x", "w"], "boxes")
+        .op("Sigmoid", &["x"], "positive")
+        .op("Conv", &["positive", "v"], "scores")
+        .op("Div", &["boxes", "pixels"], "scaled")
+        .op("Concat", &["scaled", "scores"], "y")
+        .output("y", &[1, 16, 6, 6])
+        .build();
+    let graph = float.graph_mut();
+    graph.node[4].attribute.push(crate::onnx::proto::AttributeProto::int("axis", 1));
+    let small = crate::tensor::Tensor::from_f32(vec![1], vec![0.001]).unwrap();
+    graph.initializer[2] = crate::onnx::proto::TensorProto::from_tensor("pixels", small);
+    let ranges = table(&[("x", 1.0), ("positive", 40.0)]);
+    let quantized = quantize(&float, &no_shapes(), Some(&ranges), &QuantizeOptions::default()).unwrap();
+    let pair = Pair::new(&quantized.float, &quantized.model).unwrap();
+    let nodes = ["boxes", "scores"].map(str::to_owned);
+    let parts = [OutputPart::new("boxes", 0, 0..8), OutputPart::new("scores", 0, 8..16)];
+    let known = OutputNoiseOptions { parts: [("y".to_owned(), parts.to_vec())].into(), ..Default::default() };
+    // By what the head says, and by the size of the values where nothing is known.
+    for options in [known, OutputNoiseOptions::default()] {
+        let found = output_noise(&runtime, &pair, &nodes, samples(&Data(4)), &options).unwrap();
+        let [boxes, scores] = [&found[0], &found[1]].map(|found| found.sqnr_db.unwrap());
+        assert!(boxes > 30.0 && scores < 25.0, "{found:?}");
+    }
 }

@@ -41,6 +41,8 @@ pub struct Surroundings {
     pub classes: Option<usize>,
     /// The metadata say that it is a detector.
     pub detector: bool,
+    /// The metadata say whether its boxes were chosen in the model.
+    pub chosen: Option<bool>,
 }
 
 /// Why a head cannot be used.
@@ -188,6 +190,10 @@ fn cells(input: [usize; 2], strides: &[usize]) -> usize {
 fn joined_in(output: &OutputShape, masks: Option<usize>, around: &Surroundings, asked: bool) -> Vec<Candidate> {
     let &[_, a, b] = output.shape.as_slice() else { return Vec::new() };
     let joined = |transposed| Layout::Joined { name: output.name.clone(), transposed };
+    // Behind the class of every box there may be coefficients of its mask or its key points.
+    if around.chosen == Some(true) && b.is_some_and(|columns| columns >= 6) {
+        return vec![(HeadKind::YoloEnd2end, 0, joined(false))];
+    }
     let (Some(a), Some(b)) = (a, b) else {
         // Without extents the metadata must say that it is a detector, and of how many classes.
         let columns = [a, b].into_iter().flatten().next();
@@ -209,7 +215,7 @@ fn joined_in(output: &OutputShape, masks: Option<usize>, around: &Surroundings, 
             around.classes.filter(|classes| 4 + classes <= a).unwrap_or(a - 4 - masks.unwrap_or(0).min(a - 5));
         found.push((HeadKind::Yolov8, classes, joined(true)));
     }
-    if b == 6 && a <= FEW && !is_cells(a) {
+    if b == 6 && a <= FEW && !is_cells(a) && around.chosen.is_none() {
         found.push((HeadKind::YoloEnd2end, 0, joined(false)));
     }
     // Three anchors a cell.

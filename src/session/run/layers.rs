@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{Calibrated, Job, Target};
 use crate::{
     analyse::{
-        advice::{self, LiftEffect, Way, about_layers, about_lift, about_method, told},
+        advice::{self, HeadEffect, LiftEffect, Way, about_head, about_layers, about_lift, about_method, told},
         graphwise::{Graphwise, shared_tensors},
         layerwise::{LayerError, OutputNoise, Samples, output_noise, worst},
         operators::Pair,
@@ -48,6 +48,7 @@ pub(super) struct Layers {
     pub(super) local: Vec<LayerError>,
     pub(super) outputs: Vec<OutputNoise>,
     pub(super) lifted: Option<LiftEffect>,
+    pub(super) head: Option<HeadEffect>,
 }
 
 impl Job<'_> {
@@ -101,8 +102,9 @@ impl Job<'_> {
         )?;
         session.host.check()?;
         let lifted = self.lift_effect(&options, &calibrated.chosen.table, told(&outputs), samples)?;
+        let head = self.head_effect(&options, &calibrated.chosen.table, &pair, samples)?;
         self.note_plan_effect(&options, &calibrated.chosen.table, samples)?;
-        Ok(Some(Layers { graphwise, local, outputs, lifted }))
+        Ok(Some(Layers { graphwise, local, outputs, lifted, head }))
     }
 
     /// What lifting `nodes` does to the outputs.
@@ -116,29 +118,62 @@ impl Job<'_> {
         if nodes.is_empty() {
             return Ok(None);
         }
-        let session = &self.session;
-        let subject = &session.subject;
-        let start = Start {
+        let start = self.start(options, table);
+        let mut judge = self.judge(samples)?;
+        let mut sqnr_db =
+            |lifted: NodeSet| -> Result<f64, PipelineError> { Ok(worst_sqnr(&judge.compare(&start.model(&lifted)?)?)) };
+        let sqnr_db = [sqnr_db(NodeSet::new())?, sqnr_db(nodes.iter().cloned().collect())?];
+        Ok(Some(LiftEffect { nodes, sqnr_db, samples: samples.indices.len() }))
+    }
+
+    /// What the last convolutions and products of a detector cost.
+    fn head_effect(
+        &self,
+        options: &QuantizeOptions,
+        table: &CalibrationTable,
+        pair: &Pair<'_>,
+        samples: Samples<'_>,
+    ) -> Result<Option<HeadEffect>, PipelineError> {
+        let last = pair.last_products();
+        let others: NodeSet =
+            pair.operators.iter().map(|operator| operator.node.clone()).filter(|node| !last.contains(node)).collect();
+        if self.session.head.is_none() || last.is_empty() || others.is_empty() {
+            return Ok(None);
+        }
+        let start = self.start(options, table);
+        let mut judge = self.judge(samples)?;
+        let mut effect = |lifted: &NodeSet| -> Result<(f64, f64), PipelineError> {
+            let found = judge.compare(&start.model(lifted)?)?;
+            Ok((worst_sqnr(&found), found.detection.as_ref().map_or(1.0, |found| found.agreement.recall)))
+        };
+        let found = [effect(&NodeSet::new())?, effect(&last)?, effect(&others)?];
+        Ok(Some(HeadEffect {
+            nodes: last.into_iter().collect(),
+            sqnr_db: found.map(|(sqnr_db, _)| sqnr_db),
+            recall: found.map(|(_, recall)| recall),
+            samples: samples.indices.len(),
+        }))
+    }
+
+    fn start<'s>(&'s self, options: &'s QuantizeOptions, table: &'s CalibrationTable) -> Start<'s> {
+        let subject = &self.session.subject;
+        Start {
             model: &subject.folded,
             shapes: &subject.shapes,
             table: Some(table),
             quantize: options,
             precision: LIFT,
-        };
-        let targets = [start.model(&NodeSet::new())?, start.model(&nodes.iter().cloned().collect())?];
-        Ok(Some(LiftEffect { nodes, sqnr_db: self.worst_sqnrs(&targets, samples)?, samples: samples.indices.len() }))
+        }
     }
 
-    /// The SQNR of the worst output of two models.
-    fn worst_sqnrs(&self, targets: &[Model; 2], samples: Samples<'_>) -> Result<[f64; 2], PipelineError> {
+    /// Compares models with the reference.
+    fn judge<'s>(&'s self, samples: Samples<'s>) -> Result<Judge<'s>, PipelineError> {
         let session = &self.session;
         let compare = CompareOptions { max_flips: 0, resamples: 0, ..session.compare_options() };
         let judged = JudgeOptions { threads: session.threads, compare, ..JudgeOptions::default() };
         let provider = session.analyst(samples.indices.len());
         let samples = session.batched(provider, samples);
-        let mut judge = Judge::new(session.side(provider, &session.subject.float), samples, judged)?;
-        let [without, with] = targets;
-        Ok([worst_sqnr(&judge.compare(without)?), worst_sqnr(&judge.compare(with)?)])
+        Ok(Judge::new(session.side(provider, &session.subject.float), samples, judged)?)
     }
 
     /// Says what the precision plan brings, against the same ranges without it.
@@ -163,7 +198,10 @@ impl Job<'_> {
                 return Ok(());
             }
         };
-        let [without, with] = self.worst_sqnrs(&[without, model(options)?], samples)?.map(decibels);
+        let mut judge = self.judge(samples)?;
+        let mut sqnr =
+            |model: &Model| -> Result<String, PipelineError> { Ok(decibels(worst_sqnr(&judge.compare(model)?))) };
+        let (without, with) = (sqnr(&without)?, sqnr(&model(options)?)?);
         let samples = samples.indices.len();
         self.session.host.note(&format!(
             "with what the plan lifts the SQNR of the outputs is {with} instead of {without} ({samples} samples)"
@@ -197,6 +235,7 @@ impl Job<'_> {
         if let Some(layers) = layers {
             found.extend(about_layers(&layers.local, &layers.outputs, &commands));
             found.extend(layers.lifted.as_ref().map(|effect| about_lift(effect, LIFT.name(), &commands)));
+            found.extend(layers.head.as_ref().map(|effect| about_head(effect, LIFT.name(), &commands)));
         }
         let level = |importance| match importance {
             advice::Importance::Info => AdviceLevel::Info,

@@ -38,7 +38,7 @@ impl Model {
             }
         };
         let shapes: Vec<OutputShape> = self.order.iter().map(shape).collect();
-        let around = Surroundings { input: Some(INPUT), classes: self.classes, detector: false };
+        let around = Surroundings { input: Some(INPUT), classes: self.classes, ..Surroundings::default() };
         recognize(&shapes, &around, &self.options)
     }
 
@@ -241,4 +241,22 @@ fn other_models_have_no_head() {
     let (a, b) = (tensor(&[5], vec![0.0; 5]), Tensor::new(vec![5], Values::I64(vec![0; 5])).unwrap());
     assert_eq!(b.element_type(), ElementType::I64);
     assert_eq!(Model::new(vec![("scores", a), ("labels", b)]).head().unwrap(), None);
+}
+
+#[test]
+fn metadata_tell_whether_boxes_were_chosen() {
+    let shape = |columns: usize| OutputShape {
+        name: "output0".to_owned(),
+        element_type: Some(ElementType::F32),
+        shape: vec![Some(1), Some(300), Some(columns)],
+    };
+    let kind = |columns: usize, chosen: Option<bool>| {
+        let around = Surroundings { input: Some([640, 640]), classes: Some(80), detector: true, chosen };
+        let masks = OutputShape { name: "output1".to_owned(), shape: [1, 32, 160, 160].map(Some).into(), ..shape(0) };
+        recognize(&[shape(columns), masks], &around, &DetectionOptions::default()).unwrap().map(|head| head.kind)
+    };
+    // Six columns say it themselves; masks' coefficients stand behind them, and that takes the exporter's word.
+    assert_eq!([None, Some(true)].map(|chosen| kind(6, chosen)), [Some(HeadKind::YoloEnd2end); 2]);
+    assert_eq!([None, Some(true)].map(|chosen| kind(38, chosen)), [None, Some(HeadKind::YoloEnd2end)]);
+    assert_eq!(kind(6, Some(false)), None);
 }

@@ -3,11 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::RecoverError;
-use crate::{
-    compare::{PairSums, Part, PartSums, by_scale},
-    tensor::{Tensor, TensorView},
-};
+use super::{PairSums, Part, PartSums, by_scale};
+use crate::tensor::TensorView;
 
 /// The parts of outputs whose values mean unlike things, by output.
 pub type Parts = BTreeMap<String, Vec<Part>>;
@@ -16,9 +13,17 @@ pub type Parts = BTreeMap<String, Vec<Part>>;
 /// says nothing about noise.
 const LEAST_SIGNAL: f64 = 0.1;
 
-/// Sums over samples, by output.
+/// The outputs of the same call have other shapes in two models.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the shape of output `{output}` depends on the data")]
+pub struct ShapeDependsOnData {
+    /// The output.
+    pub output: String,
+}
+
+/// Noise of outputs over any number of samples, by output and part.
 #[derive(Clone, Default)]
-pub(super) struct Objective {
+pub struct Objective {
     parts: Parts,
     outputs: BTreeMap<String, Output>,
 }
@@ -41,24 +46,34 @@ impl Objective {
     ///
     /// # Errors
     /// The shapes differ.
-    pub fn add(&mut self, name: &str, float: &Tensor, quantized: &Tensor) -> Result<(), RecoverError> {
-        if !float.element_type().is_float() {
+    pub fn add(
+        &mut self,
+        name: &str,
+        float: TensorView<'_>,
+        quantized: TensorView<'_>,
+    ) -> Result<(), ShapeDependsOnData> {
+        if !float.values.element_type().is_float() {
             return Ok(());
         }
-        if float.shape() != quantized.shape() {
-            return Err(RecoverError::Unsupported(format!("the shape of output `{name}` depends on the data")));
+        if float.shape != quantized.shape {
+            return Err(ShapeDependsOnData { output: name.to_owned() });
         }
-        let Some((&rows, shape)) = float.shape().split_first().filter(|&(&rows, _)| rows > 0) else { return Ok(()) };
+        let Some((&rows, shape)) = float.shape.split_first().filter(|&(&rows, _)| rows > 0) else { return Ok(()) };
         let output = self.outputs.entry(name.to_owned()).or_default();
         output.channels = channels(shape);
-        let (float, quantized) = (float.view().values, quantized.view().values);
-        output.whole.add(&PairSums::of(float, quantized, f32::INFINITY));
-        let row = float.len() / rows;
+        output.whole.add(&PairSums::of(float.values, quantized.values, f32::INFINITY));
+        let row = float.values.len() / rows;
         for at in (0..rows).map(|index| index * row..(index + 1) * row) {
-            let [float, quantized] = [float, quantized].map(|v| TensorView { shape, values: v.slice(at.clone()) });
+            let [float, quantized] =
+                [float, quantized].map(|view| TensorView { shape, values: view.values.slice(at.clone()) });
             output.sums.push(float, quantized);
         }
         Ok(())
+    }
+
+    /// Leaves an output out again.
+    pub fn leave_out(&mut self, name: &str) {
+        self.outputs.remove(name);
     }
 
     /// Noise relative to signal. `None` without any number; infinite with NaN.
@@ -118,11 +133,12 @@ fn channels(shape: &[usize]) -> Option<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::Tensor;
 
     fn decibels(parts: Parts, shape: &[usize], float: &[f32], quantized: &[f32]) -> f64 {
         let tensor = |values: &[f32]| Tensor::from_f32(shape.to_vec(), values.to_vec()).unwrap();
         let mut objective = Objective::new(parts);
-        objective.add("y", &tensor(float), &tensor(quantized)).unwrap();
+        objective.add("y", tensor(float).view(), tensor(quantized).view()).unwrap();
         objective.decibels().unwrap()
     }
 
