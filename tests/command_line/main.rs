@@ -7,6 +7,7 @@ mod bisect;
 mod configuration;
 mod deploy;
 mod detection;
+mod detector;
 mod errors;
 mod example;
 mod real_model;

@@ -134,6 +134,18 @@ pub fn all(folder: &Path) -> Vec<Format> {
         format("labels", "labels.csv", vec![example("calib_data/labels.csv"), b"\xef\xbb\xbffile;label;name\r\n0000.png;1;\"a; \"\"b\"\"\"\r\n0001.png;0;c\r\n".to_vec()], damage_text, |path| {
             samples(&root().join("calib_data/images"), Some(path), Some(&exact()))
         }),
+        format("COCO's JSON", "instances.json", vec![coco()], damage_text, |path| {
+            samples(&root().join("calib_data/images"), Some(path), Some(&exact()))
+        }),
+        format("YOLO labels", "0000.txt", vec![YOLO.as_bytes().to_vec()], damage_text, |path| {
+            let labels = detection(path, "labels/0000.txt");
+            samples(&labels.join("images"), Some(&labels.join("labels")), Some(&exact()))
+        }),
+        format("data.yaml", "data.yaml", vec![YAML.as_bytes().to_vec()], damage_text, |path| {
+            let data = detection(path, "data.yaml");
+            fs::write(data.join("labels/0000.txt"), YOLO).unwrap();
+            samples(&data.join("data.yaml"), None, Some(&exact()))
+        }),
         format("classes", "classes.txt", vec![example("calib_data/classes.txt")], damage_text, |path| {
             load_classes(path).map(drop).map_err(text)
         }),
@@ -148,6 +160,42 @@ pub fn all(folder: &Path) -> Vec<Format> {
             checkpoints.load::<serde_json::Value>("stage").map(drop).map_err(text)
         }),
     ]
+}
+
+/// A box and a polygon.
+const YOLO: &str = "1 0.5 0.5 0.25 0.5\n0 0.1 0.1 0.4 0.1 0.4 0.35 0.1 0.35\n";
+const YAML: &str =
+    "path: .\ntrain: images\nval:\n  - images/0000.png\n  - images\nnc: 2\nnames:\n  0: 'circle'\n  1: \"square\"\n";
+
+/// Boxes, a crowd, categories with gaps and a picture without objects.
+fn coco() -> Vec<u8> {
+    let annotation = |id: u64, category: u64, crowd: u64| {
+        serde_json::json!({ "id": id, "image_id": 139, "category_id": category, "bbox": [1.5, 2.0, 8.25, 6.0],
+            "area": 40.5, "iscrowd": crowd, "segmentation": [[1.5, 2.0, 9.75, 2.0, 9.75, 8.0]] })
+    };
+    let images = [(139, "0000.png"), (285, "0001.png")];
+    let images = images.map(|(id, name)| serde_json::json!({ "id": id, "file_name": name, "width": 32, "height": 32 }));
+    serde_json::to_vec_pretty(&serde_json::json!({
+        "info": { "year": 2017 }, "images": images, "annotations": [annotation(1, 1, 0), annotation(2, 90, 1)],
+        "categories": [{ "id": 1, "name": "circle" }, { "id": 90, "name": "square" }]
+    }))
+    .unwrap()
+}
+
+/// A folder beside `path` with two pictures and a copy of `path` as `name`.
+fn detection(path: &Path, name: &str) -> PathBuf {
+    let folder = path.with_extension("set");
+    for part in ["images", "labels"] {
+        fs::create_dir_all(folder.join(part)).unwrap();
+    }
+    for picture in ["0000.png", "0001.png"] {
+        let to = folder.join("images").join(picture);
+        if !to.exists() {
+            fs::copy(root().join("calib_data/images").join(picture), to).unwrap();
+        }
+    }
+    fs::copy(path, folder.join(name)).unwrap();
+    folder
 }
 
 /// A PNG file with a packed profile behind its header.
@@ -256,7 +304,7 @@ fn samples(path: &Path, labels: Option<&Path>, preprocess: Option<&Preprocess>) 
             .map_err(text)?;
     for index in 0..collection.dataset.len().min(2) {
         let _ = collection.dataset.label(index);
-        collection.dataset.sample(index).map_err(text)?;
+        collection.dataset.read(index).map_err(text)?;
     }
     Ok(())
 }
