@@ -1,13 +1,24 @@
 //! The result of a search for a plan, in a sentence.
 
-use super::search::{Outcome, SearchResult};
-use crate::analyse::advice::{Advice, Commands, Importance};
+use super::{
+    search::{Outcome, SearchResult},
+    trials::Verdict,
+};
+use crate::{
+    analyse::advice::{Advice, Commands, Importance},
+    compare::Gate,
+};
 
-/// A sentence about the result of a search; `lift` is the higher precision's name, `metric` the gate's.
-pub fn about_search(result: &SearchResult, candidates: usize, metric: &str, lift: &str, commands: &Commands) -> Advice {
+/// A sentence about the result of a search; `lift` is the higher precision's name, `gate` the first that had to pass.
+pub fn about_search(result: &SearchResult, candidates: usize, gate: &Gate, lift: &str, commands: &Commands) -> Advice {
     let trials = result.trials.len();
-    let start = result.trials.first().and_then(|trial| trial.verdict.score);
-    let scored = |score: Option<f64>| score.map_or_else(|| "equal to the reference".to_owned(), |s| format!("{s:.4}"));
+    let metric = gate.subject();
+    let scored = |verdict: &Verdict| match verdict.score {
+        Some(score) => format!("{:.4}", gate.value_of(score)),
+        None if verdict.passed => "equal to the reference".to_owned(),
+        None => "no figure at all".to_owned(),
+    };
+    let start = result.trials.first().map_or_else(String::new, |trial| scored(&trial.verdict));
     let advice = |importance, text, nodes: Vec<String>, command: Option<&str>| Advice {
         importance,
         text,
@@ -17,7 +28,7 @@ pub fn about_search(result: &SearchResult, candidates: usize, metric: &str, lift
     match &result.outcome {
         Outcome::AlreadyPasses { trial } => advice(
             Importance::Info,
-            format!("the gate passes with nothing lifted ({metric} {})", scored(trial.verdict.score)),
+            format!("the gate passes with nothing lifted ({metric} {})", scored(&trial.verdict)),
             Vec::new(),
             None,
         ),
@@ -28,8 +39,8 @@ pub fn about_search(result: &SearchResult, candidates: usize, metric: &str, lift
             let text = format!(
                 "lifting {} of {candidates} nodes to {lift} brings {metric} from {} to {} ({trials} trials){minimal}",
                 nodes.len(),
-                scored(start),
-                scored(trial.verdict.score)
+                start,
+                scored(&trial.verdict)
             );
             advice(Importance::Warning, text, nodes, Some(&commands.quantize))
         }
@@ -51,7 +62,7 @@ pub fn about_search(result: &SearchResult, candidates: usize, metric: &str, lift
             format!(
                 "even with all {candidates} nodes in {lift} {metric} is {}: the gate is at fault, not the quantization; \
                  lower it, or lift to fp32",
-                scored(trial.verdict.score)
+                scored(&trial.verdict)
             ),
             Vec::new(),
             Some(&commands.bisect),
@@ -81,14 +92,19 @@ mod tests {
             let verdict = Verdict { passed: true, score, metrics: BTreeMap::new(), intervals: BTreeMap::new() };
             Trial { plan: plan_hash(&lifted), phase: Phase::Prefix, lifted, cost: 1.0, verdict }
         };
-        let about = |outcome| {
-            let result = SearchResult {
-                outcome,
-                ranking: Vec::new(),
-                trials: vec![trial(&[], Some(0.9)), trial(&["a"], Some(0.99))],
-            };
-            about_search(&result, 50, "top1", "fp16", &commands())
+        let about_gate = |outcome, gate: &str, scores: [Option<f64>; 2]| {
+            let mut trials = vec![trial(&[], scores[0]), trial(&["a"], scores[1])];
+            trials[0].verdict.passed = false;
+            let result = SearchResult { outcome, ranking: Vec::new(), trials };
+            about_search(&result, 50, &gate.parse().unwrap(), "fp16", &commands())
         };
+        let about = |outcome| about_gate(outcome, "top1=0.98", [Some(0.9), Some(0.99)]);
+        let drop = Outcome::Found { trial: trial(&["a"], Some(-0.0)), minimal: true };
+        let drop = about_gate(drop, "map50_95_drop=0.1", [Some(-0.5), Some(-0.0)]).text;
+        assert!(drop.contains("brings map50_95_drop from 0.5000 to 0.0000"), "{drop}");
+        let iou = Outcome::Found { trial: trial(&["a"], None), minimal: true };
+        let iou = about_gate(iou, "sqnr_db[scores]=5", [None, None]).text;
+        assert!(iou.contains("brings sqnr_db[scores] from no figure at all to equal to the reference"), "{iou}");
         let found = about(Outcome::Found { trial: trial(&["a"], Some(0.99)), minimal: true });
         assert_eq!(
             found.text,

@@ -374,6 +374,11 @@ impl Gate {
         self.confidence.is_some() && self.metric.is_resampled()
     }
 
+    /// The value behind a score, which is negated where less is better.
+    pub fn value_of(&self, score: f64) -> f64 {
+        if self.metric.direction() == Direction::AtMost { 0.0 - score } else { score }
+    }
+
     /// Whether it is for a precision.
     pub fn is_for(&self, precision: &str) -> bool {
         self.precision.as_deref().is_none_or(|of| of == precision)

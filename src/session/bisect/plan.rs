@@ -113,8 +113,9 @@ impl Bisection<'_> {
                 check = Some(judge.verdict(&model)?);
             }
         }
-        let metric = gates.first().map_or("", |gate| gate.metric.name());
-        findings.advice.insert(0, about_search(&search, nodes, metric, self.args.lift.name(), &self.commands()));
+        if let Some(gate) = gates.first() {
+            findings.advice.insert(0, about_search(&search, nodes, gate, self.args.lift.name(), &self.commands()));
+        }
         let found = findings.plan.insert(PlanFindings {
             gates: gates.to_vec(),
             lift: self.args.lift,
@@ -141,14 +142,22 @@ impl Bisection<'_> {
         let mut reference = session.subject.reference(session.runtime, &on_cpu)?;
         let options = EvaluateOptions { batch: 1, policy: session.policy, compare: session.compare_options() };
         let control = session.control(&|_| {});
-        let evaluation = evaluate(&mut reference, &mut [], dataset, &[sample], &options, control)?;
-        for gate in gates {
-            let found = gate.evaluate(&evaluation.reference, &Footprint::default());
-            if let (None, false, Some(why)) = (found.value, found.passed, found.note) {
-                bail!("no plan can pass the gate {gate}: {why}; gate what there is, as in sqnr_db=20");
-            }
+        let mut missing = |samples: &[usize]| -> Result<Option<String>, PipelineError> {
+            let evaluation = evaluate(&mut reference, &mut [], dataset, samples, &options, control)?;
+            let why = gates.iter().find_map(|gate| {
+                let found = gate.evaluate(&evaluation.reference, &Footprint::default());
+                found.note.filter(|_| found.value.is_none() && !found.passed).map(|why| (gate, why))
+            });
+            Ok(why.map(|(gate, why)| {
+                format!("no plan can pass the gate {gate}: {why}; gate what there is, as in sqnr_db=20")
+            }))
+        };
+        let mut why = missing(&[sample])?;
+        if why.is_some() && session.head.is_some() {
+            // A picture may show nothing.
+            why = missing(indices)?;
         }
-        Ok(())
+        why.map_or(Ok(()), |why| Err(PipelineError::Input(why)))
     }
 
     /// The engine of `model.plan.onnx`, where TensorRT is at hand or asked for.

@@ -109,11 +109,13 @@ pub(in crate::commands) fn describe(findings: &Findings) -> String {
         // A single point is what the advice says.
         let curve = if plan.curve.len() > 1 { &plan.curve[..] } else { &[] };
         if !curve.is_empty() {
-            let _ = writeln!(text, "\nlifted  {:<10}  score", "cost");
+            let subject = plan.gates.first().map_or_else(|| "score".to_owned(), Gate::subject);
+            let _ = writeln!(text, "\nlifted  {:<10}  {subject}", "cost");
         }
         for point in curve {
             let passed = if point.passed { "  passes" } else { "" };
-            let _ = writeln!(text, "{:>6}  {:<10}  {:.4}{passed}", point.lifted, cost(point.cost), point.score);
+            let value = plan.gates.first().map_or(point.score, |gate| gate.value_of(point.score));
+            let _ = writeln!(text, "{:>6}  {:<10}  {value:.4}{passed}", point.lifted, cost(point.cost));
         }
         if let Outcome::Found { trial, .. } = &plan.search.outcome {
             let names: Vec<&str> = trial.lifted.iter().map(String::as_str).collect();
