@@ -118,3 +118,30 @@ fn a_data_yaml_keeps_training_and_validation_apart() {
     assert!(ids("calibration").iter().all(|id| id.as_str().unwrap().starts_with("images/train/")));
     assert!(ids("evaluation").iter().all(|id| id.as_str().unwrap().starts_with("images/val/")));
 }
+
+/// Two of 113 nodes make most of the noise on the scores; boxes, of which the whole output's error is made, rank others first.
+#[test]
+fn a_bisection_lifts_what_costs_boxes() {
+    let Some((model, coco)) = yolox() else { return };
+    let Some(mut command) = calib() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    command.args([
+        "bisect",
+        "--preset",
+        "yolox",
+        "--method",
+        "minmax",
+        "--bias-correction",
+        "off",
+        "--tensorrt",
+        "off",
+    ]);
+    command.args(["--calib-samples", "16", "--samples", "8", "--gate", "detection_recall=0.8"]);
+    command.arg("--model").arg(model).arg("--data").arg(coco.join("images")).arg("--out").arg(folder.path());
+    let output = command.output().unwrap();
+    assert!(output.status.code() < Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    let plan = json(&folder.path().join("plan.json"));
+    let lifted: Vec<&str> =
+        plan["assignments"].as_array().unwrap().iter().map(|one| one["node"].as_str().unwrap()).collect();
+    assert!(lifted.len() < 6 && lifted.contains(&"Conv_44"), "{lifted:?}");
+}
