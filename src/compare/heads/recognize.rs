@@ -218,6 +218,10 @@ fn joined_in(output: &OutputShape, masks: Option<usize>, around: &Surroundings, 
     if b == 6 && a <= FEW && !is_cells(a) && around.chosen.is_none() {
         found.push((HeadKind::YoloEnd2end, 0, joined(false)));
     }
+    // Queries with boxes and classes in one output, as RT-DETR is exported where metadata say so.
+    if around.detector && a <= FEW && !is_cells(a) && around.classes.is_some_and(|classes| 4 + classes == b) {
+        found.push((HeadKind::Yolov8, b - 4, joined(false)));
+    }
     // Three anchors a cell.
     if (a == 3 * three || a == 3 * four || asked && a > b) && b >= 6 {
         let extra = masks.unwrap_or(0).min(b - 6);

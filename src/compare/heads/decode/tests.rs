@@ -259,4 +259,6 @@ fn metadata_tell_whether_boxes_were_chosen() {
     assert_eq!([None, Some(true)].map(|chosen| kind(6, chosen)), [Some(HeadKind::YoloEnd2end); 2]);
     assert_eq!([None, Some(true)].map(|chosen| kind(38, chosen)), [None, Some(HeadKind::YoloEnd2end)]);
     assert_eq!(kind(6, Some(false)), None);
+    // Queries of RT-DETR.
+    assert_eq!(kind(84, None), Some(HeadKind::Yolov8));
 }
