@@ -126,7 +126,7 @@ const HEAD_MATTERS_DB: f64 = 1.0;
 pub fn about_head(effect: &HeadEffect, lift: &str, commands: &Commands) -> Advice {
     let db = |db: f64| if db == f64::INFINITY { "no error".to_owned() } else { format!("{db:.1} dB") };
     let [whole, without, alone] = effect.sqnr_db.map(db);
-    let [found, found_without, found_alone] = effect.recall.map(|share| percent(share));
+    let [found, found_without, found_alone] = effect.recall.map(percent);
     let matters = effect.sqnr_db[1] - effect.sqnr_db[0] >= HEAD_MATTERS_DB;
     let last = match effect.nodes.len() {
         1 => format!("the last convolution or product of the head (`{}`)", effect.nodes[0]),

@@ -408,7 +408,9 @@ fn relative_noise(
             Ok::<_, AnalysisError>(())
         })
     })?;
-    unlike.iter().for_each(|output| objective.leave_out(output));
+    for output in &unlike {
+        objective.leave_out(output);
+    }
     Ok(objective.noise())
 }
 
