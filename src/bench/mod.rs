@@ -22,6 +22,9 @@ pub const LAYER_CALLS: usize = 20;
 pub struct Latency {
     /// Median.
     pub median: f64,
+    /// 95 % interval of the median (order statistics).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub median_interval: Option<[f64; 2]>,
     /// Arithmetic mean.
     pub mean: f64,
     /// Sample standard deviation.

@@ -24,6 +24,7 @@ impl Times {
         let [low, high] = percentile_interval(&ascending, 99.0)?;
         Some(Latency {
             median: percentile(&ascending, 50.0)?,
+            median_interval: percentile_interval(&ascending, 50.0),
             mean: mean(&ascending)?,
             std: std_dev(&ascending),
             jitter: ascending.last()? - ascending.first()?,

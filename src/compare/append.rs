@@ -1,8 +1,9 @@
 //! Comparisons that go on from each other: parts of the samples that were compared apart.
 
 use super::{
-    CompareError, Comparison,
+    CompareError, Comparison, PartSums,
     driver::Output,
+    segmentation::MapCounts,
     task::{Classification, Task},
 };
 
@@ -40,12 +41,12 @@ impl Output {
     fn append(&mut self, later: Self, first: u64, max_flips: usize) -> Result<(), &'static str> {
         self.sums.append(&later.sums);
         self.spread.append(&later.spread);
-        self.parts.append(later.parts);
+        self.parts.append(&later.parts, PartSums::append);
         self.integers |= later.integers;
         match (&mut self.task, later.task) {
             (_, None) | (Some(Task::Generic), Some(Task::Generic)) => Ok(()),
             (Some(Task::Map(mine)), Some(Task::Map(other))) if mine.kind == other.kind => {
-                mine.counts.append(&other.counts);
+                mine.counts.append(&other.counts, MapCounts::append);
                 Ok(())
             }
             (Some(Task::Classification(mine)), Some(Task::Classification(other))) if mine.classes == other.classes => {

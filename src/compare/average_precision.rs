@@ -211,10 +211,12 @@ impl Ranking {
             .collect()
     }
 
-    /// `map50_95` when picture i counts `weights[i]` times.
-    pub fn weighted_map(&self, weights: &[u32]) -> Option<f64> {
+    /// `map50_95` and `map50` when picture i counts `weights[i]` times.
+    pub fn weighted_maps(&self, weights: &[u32]) -> Option<[f64; 2]> {
         let averages = self.classes.values().filter_map(|class| class.averages(0, MOST, Some(weights)));
-        mean(averages.map(|averages| averages.precision.iter().sum::<f64>() / 10.0))
+        let averages: Vec<Averages> = averages.collect();
+        let all = averages.iter().map(|averages| averages.precision.iter().sum::<f64>() / 10.0);
+        Some([mean(all)?, mean(averages.iter().map(|averages| averages.precision[0]))?])
     }
 
     /// Precision, recall and F1 over the confidence.

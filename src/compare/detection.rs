@@ -53,6 +53,9 @@ pub struct DetectionAccuracy {
     pub figures: CocoFigures,
     /// 95 % interval of `map50_95` over pictures.
     pub map50_95_interval: Option<[f64; 2]>,
+    /// 95 % interval of `map50` over pictures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map50_interval: Option<[f64; 2]>,
     /// Average precision of every class with labels.
     pub per_class: Vec<ClassPrecision>,
     /// Precision, recall and F1 of all classes together over the confidence.
@@ -78,6 +81,9 @@ pub struct DetectionAgreement {
     pub recall_75: f64,
     /// Mean overlap of the boxes that both have; absent without any.
     pub mean_iou: Option<f64>,
+    /// 95 % interval of `mean_iou` over pictures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_iou_interval: Option<[f64; 2]>,
     /// Mean of the target's score less the reference's, over the boxes that both have.
     pub score_shift: Option<f64>,
     /// Boxes of the reference that the target lacks.
@@ -204,9 +210,10 @@ impl Detections {
         let (reference, target) = (ranking(|picture| &picture.reference), ranking(|picture| &picture.target));
         let affordable = RESAMPLED_BOXES / (reference.boxes() + target.boxes()).max(1);
         let draws = resamples.min(affordable.max(100));
-        let drawn: Vec<(f64, f64)> = resample(labelled.len(), draws, |weights| {
-            Some((reference.weighted_map(weights)?, target.weighted_map(weights)?))
+        let drawn: Vec<[[f64; 2]; 2]> = resample(labelled.len(), draws, |weights| {
+            Some([reference.weighted_maps(weights)?, target.weighted_maps(weights)?])
         });
+        let of_target = |place: usize| drawn.iter().map(move |[_, target]| target[place]);
         let mut per_class = target.by_class();
         for class in &mut per_class {
             class.name = names.get(class.class as usize).filter(|name| !name.is_empty()).cloned();
@@ -215,20 +222,22 @@ impl Detections {
         result.accuracy = Some(DetectionAccuracy {
             labelled_pictures: labelled.len(),
             figures,
-            map50_95_interval: figures.map50_95.and_then(|map| around(map, drawn.iter().map(|&(_, target)| target))),
+            map50_95_interval: figures.map50_95.and_then(|map| around(map, of_target(0))),
+            map50_interval: figures.map50.and_then(|map| around(map, of_target(1))),
             per_class,
             confidence: target.curve(),
         });
         result.reference_map50_95 = reference.figures().map50_95;
-        result.map50_95_drop_interval = interval(drawn.iter().map(|&(reference, target)| reference - target));
+        result.map50_95_drop_interval = interval(drawn.iter().map(|[reference, target]| reference[0] - target[0]));
         result
     }
 
     fn agreement(&self, resamples: usize) -> (DetectionAgreement, Vec<ChangedPicture>) {
         let confidence = self.head.confidence;
-        // By picture: boxes that both have, of the reference, of the target; at IoU 0.75 both.
+        // By picture: boxes that both have, of the reference, of the target; at IoU 0.75 both. The overlaps of the first.
         let mut counts: Vec<[u64; 4]> = Vec::new();
-        let (mut iou, mut shift) = (0.0, 0.0);
+        let mut overlaps: Vec<f64> = Vec::new();
+        let mut shift = 0.0;
         let mut changed: Vec<(f64, ChangedPicture)> = Vec::new();
         for picture in &self.pictures {
             let confident = |boxes: &[Detection]| -> Vec<Detection> {
@@ -238,8 +247,8 @@ impl Detections {
             let pairs = matches(&reference, &target, 0.5);
             let strict = matches(&reference, &target, 0.75).len();
             counts.push([pairs.len(), reference.len(), target.len(), strict].map(|count| count as u64));
+            overlaps.push(pairs.iter().map(|pair| pair.iou).sum());
             for pair in &pairs {
-                iou += pair.iou;
                 shift += f64::from(target[pair.target].score) - f64::from(reference[pair.reference].score);
             }
             let without = |boxes: &[Detection], taken: Vec<usize>| -> Vec<Detection> {
@@ -277,22 +286,31 @@ impl Detections {
             let recall = if reference == 0 { 1.0 } else { share(both, reference, target) };
             [share(both, target, reference), recall]
         };
-        let drawn = resample(counts.len(), resamples, |weights| Some(rates(weighted(Some(weights)))));
+        // Without weights, every picture once.
+        let mean_iou = |weights: Option<&[u32]>, common: u64| {
+            let weight = |index: usize| weights.map_or(1.0, |weights| f64::from(weights[index]));
+            let sum: f64 = overlaps.iter().enumerate().map(|(index, overlap)| weight(index) * overlap).sum();
+            (common > 0).then(|| sum / common as f64)
+        };
+        let drawn = resample(counts.len(), resamples, |weights| {
+            let sums = weighted(Some(weights));
+            Some((rates(sums), mean_iou(Some(weights), sums[0])))
+        });
         let totals @ [both, reference, target, strict] = weighted(None);
         let [precision, recall] = rates(totals);
         let [precision_75, recall_75] = rates([strict, reference, target, strict]);
-        let mean = |sum: f64| (both > 0).then(|| sum / both as f64);
         let agreement = DetectionAgreement {
             // As people wrote it: 0.25, not the nearest single-precision number.
             confidence: (f64::from(confidence) * 1e6).round() / 1e6,
             precision,
-            precision_interval: interval(drawn.iter().map(|rates| rates[0])),
+            precision_interval: interval(drawn.iter().map(|(rates, _)| rates[0])),
             recall,
-            recall_interval: interval(drawn.iter().map(|rates| rates[1])),
+            recall_interval: interval(drawn.iter().map(|(rates, _)| rates[1])),
             precision_75,
             recall_75,
-            mean_iou: mean(iou),
-            score_shift: mean(shift),
+            mean_iou: mean_iou(None, both),
+            mean_iou_interval: interval(drawn.iter().filter_map(|(_, mean_iou)| *mean_iou)),
+            score_shift: (both > 0).then(|| shift / both as f64),
             lost: reference - both,
             gained: target - both,
             common: both,

@@ -107,7 +107,7 @@ impl Output {
                 pushed.map_err(|reason| self.misfit(batch, index, reason))?;
             }
             if parts {
-                self.parts.push(r, t);
+                self.parts.of(batch.samples[index].id).push(r, t);
             }
         }
         Ok(())

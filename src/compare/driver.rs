@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CompareError, ComparisonResult, OutputKind, OutputMetrics, OutputPair, OwnMetric, PairSums, Part, PartMetrics,
-    PartSums, TaskResult, agreement::Best, detection::Detections, heads::Head, parts::by_scale, spread::Spread,
-    task::Task, totals::Totals,
+    PartSums, StandardErrors, TaskResult, agreement::Best, detection::Detections, groups::Groups, heads::Head,
+    parts::by_scale, spread::Spread, task::Task, totals::Totals,
 };
 use crate::{
     backend::Tensors,
@@ -131,7 +131,7 @@ pub(super) struct Output {
     pub pair: OutputPair,
     pub sums: Totals,
     pub spread: Spread,
-    pub parts: PartSums,
+    pub parts: Groups<PartSums>,
     pub integers: bool,
     /// `None` before the first sample.
     pub task: Option<Task>,
@@ -238,8 +238,7 @@ impl Comparison {
     pub fn finish(self) -> ComparisonResult {
         let non_finite =
             self.outputs.iter().map(|output| (output.pair.reference.clone(), output.sums.sums().non_finite));
-        let errors =
-            |output: &Output| Some((output.pair.reference.clone(), output.spread.errors(&output.sums.sums())?));
+        let errors = |output: &Output| Some((output.pair.reference.clone(), output.errors(&self.options)?));
         ComparisonResult {
             samples: self.samples as usize,
             standard_errors: self.outputs.iter().filter_map(errors).collect(),
@@ -307,10 +306,35 @@ impl Output {
     }
 
     fn metrics(&self, options: &CompareOptions) -> OutputMetrics {
-        let name = &self.pair.reference;
-        let parts = options.parts.get(name).cloned().unwrap_or_else(|| by_scale(&self.parts));
-        let parts = self.parts.figures(&parts).iter().map(|(part, sums)| PartMetrics::new(part, sums)).collect();
-        OutputMetrics { integers: self.integers, parts, ..self.sums.sums().metrics(name) }
+        let sums = self.parts.whole(PartSums::append);
+        let parts = sums.figures(&self.parts(&sums, options));
+        let parts = parts.iter().map(|(part, sums)| PartMetrics::new(part, sums)).collect();
+        OutputMetrics { integers: self.integers, parts, ..self.sums.sums().metrics(&self.pair.reference) }
+    }
+
+    fn parts(&self, sums: &PartSums, options: &CompareOptions) -> Vec<Part> {
+        options.parts.get(&self.pair.reference).cloned().unwrap_or_else(|| by_scale(sums))
+    }
+
+    /// How far the figures scatter over samples, those of parts over groups of samples.
+    fn errors(&self, options: &CompareOptions) -> Option<StandardErrors> {
+        let mut errors = self.spread.errors(&self.sums.sums())?;
+        let parts = self.parts(&self.parts.whole(PartSums::append), options);
+        let figures = |sums: &PartSums| -> Vec<f64> {
+            let of = |(_, sums): (Part, PairSums)| {
+                let figures = sums.metrics("");
+                [figures.sqnr_db.unwrap_or(f64::NAN), figures.cosine, figures.mean_abs]
+            };
+            sums.figures(&parts).into_iter().flat_map(of).collect()
+        };
+        let scatter = self.parts.scatter(PartSums::append, figures);
+        for (part, scatter) in parts.iter().zip(scatter.as_chunks::<3>().0) {
+            let [sqnr_db, cosine, mean_abs] = scatter.map(|scatter| scatter.map(|scatter| scatter.standard_error));
+            let samples = scatter.iter().flatten().map(|scatter| scatter.groups).max().unwrap_or(0);
+            let of_part = StandardErrors { samples, sqnr_db, cosine, mean_abs, parts: BTreeMap::new() };
+            errors.parts.insert(part.name.clone(), of_part);
+        }
+        Some(errors)
     }
 
     /// Adds the differences of a sample.
@@ -348,7 +372,7 @@ impl Output {
             };
             pushed.map_err(|reason| self.misfit(batch, index, reason))?;
             if self.has_parts(r.shape) {
-                self.parts.push(r, t);
+                self.parts.of(batch.samples[index].id).push(r, t);
             }
         }
         Ok(())
@@ -376,8 +400,8 @@ impl Output {
         match self.task.as_ref()? {
             Task::Generic => return None,
             Task::Map(map) => {
-                let (reference, target) = map.counts.segmentations();
-                (result.kind, result.label_hint) = (map.kind, map.counts.hint());
+                (result.kind, result.label_hint) = (map.kind, map.hint());
+                let (reference, target) = map.segmentations();
                 (result.reference_segmentation, result.segmentation) = (Some(reference), Some(target));
             }
             Task::Classification(task) => {

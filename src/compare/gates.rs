@@ -130,12 +130,32 @@ impl Metric {
 
     /// True for a figure whose 95 % interval comes from drawing the pictures anew.
     pub fn is_resampled(self) -> bool {
-        matches!(self, Self::Map5095 | Self::Map5095Drop | Self::DetectionPrecision | Self::DetectionRecall)
+        matches!(
+            self,
+            Self::Map5095
+                | Self::Map50
+                | Self::Map5095Drop
+                | Self::DetectionPrecision
+                | Self::DetectionRecall
+                | Self::DetectionIou
+        )
     }
 
     /// True for a figure whose interval follows from how the samples scatter.
     pub fn is_estimated(self) -> bool {
-        matches!(self, Self::Top5 | Self::AccuracyDrop | Self::SqnrDb | Self::Cosine | Self::RelL2 | Self::MeanAbs)
+        matches!(
+            self,
+            Self::Top5
+                | Self::AccuracyDrop
+                | Self::SqnrDb
+                | Self::Cosine
+                | Self::RelL2
+                | Self::MeanAbs
+                | Self::PixelAgreement
+                | Self::MeanIou
+                | Self::PixelAccuracy
+                | Self::LabelMeanIou
+        )
     }
 
     /// What must be there to measure it.
@@ -326,7 +346,11 @@ impl FromStr for Gate {
 
 /// The level of `95%` or `0.95`.
 fn confidence_of(metric: Metric, threshold: f64, level: &str) -> Result<f64, String> {
-    let has_one = |metric: &Metric| metric.is_counted() || metric.is_resampled() || metric.is_estimated();
+    // Intervals that are worked out at one level only.
+    let at_one_level = metric.is_resampled() || metric.needs() == Needs::Times;
+    let has_one = |metric: &Metric| {
+        metric.is_counted() || metric.is_resampled() || metric.is_estimated() || metric.needs() == Needs::Times
+    };
     if !has_one(&metric) {
         let known = Metric::ALL.iter().copied().filter(has_one);
         let known: Vec<&str> = known.map(Metric::name).collect();
@@ -343,7 +367,7 @@ fn confidence_of(metric: Metric, threshold: f64, level: &str) -> Result<f64, Str
         .ok()
         .filter(|share| (0.5..=0.9999).contains(share))
         .ok_or_else(|| format!("`{level}` is no confidence between 50% and 99.99%; write @95%"))?;
-    if metric.is_resampled() && share != RESAMPLED_LEVEL {
+    if at_one_level && share != RESAMPLED_LEVEL {
         return Err(format!(
             "intervals of {} are at {} confidence; write @95%",
             metric.name(),

@@ -14,6 +14,7 @@ mod driver;
 mod exported;
 mod gates;
 pub mod graphwise;
+mod groups;
 pub mod heads;
 mod kind;
 mod metrics;
@@ -40,7 +41,7 @@ pub use parts::{Part, PartSums, by_scale};
 pub use saved::{OutputsWriter, SavedError, SavedOutputs};
 pub use segmentation::ClassMap;
 pub use spread::StandardErrors;
-pub use task::{Accuracy, Agreement, Flip, Scored, Segmentation, TaskResult};
+pub use task::{Accuracy, Agreement, Flip, Scored, Segmentation, SegmentationErrors, TaskResult};
 
 use std::collections::BTreeMap;
 

@@ -116,9 +116,9 @@ impl PartSums {
     }
 
     /// Adds what was added up over later samples elsewhere.
-    pub(super) fn append(&mut self, later: Self) {
+    pub(super) fn append(&mut self, later: &Self) {
         if !self.begun {
-            *self = later;
+            self.clone_from(later);
         } else if later.begun {
             let other = |sums: &AxisSums| {
                 later.axes.iter().find(|other| (other.axis, other.positions.len()) == (sums.axis, sums.positions.len()))

@@ -95,6 +95,14 @@ fn arg_max_of<T: Copy + PartialOrd>(
     chosen
 }
 
+/// Classes that a model tells apart by samples of this kind and shape; `None` where its maps hold indices.
+pub(super) fn classes_of(kind: OutputKind, sample_shape: &[usize]) -> Option<usize> {
+    match (kind, sample_shape) {
+        (OutputKind::MapChannelsLast, &[.., c]) | (OutputKind::Map, &[c, _, _]) if c > 1 => Some(c),
+        _ => None,
+    }
+}
+
 /// Pixel counts over samples of one map against another.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Overlaps {
@@ -154,26 +162,15 @@ impl Overlaps {
 /// Counts over samples: target against reference, and both against the label masks.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct MapCounts {
-    /// Classes that the model tells apart; `None` where its maps hold indices.
-    classes: Option<usize>,
     agreement: Overlaps,
     reference_labels: Overlaps,
     target_labels: Overlaps,
 }
 
 impl MapCounts {
-    /// No counts yet, for samples of this kind and shape.
-    pub fn of(kind: OutputKind, sample_shape: &[usize]) -> Self {
-        let classes = match (kind, sample_shape) {
-            (OutputKind::MapChannelsLast, &[.., c]) | (OutputKind::Map, &[c, _, _]) if c > 1 => Some(c),
-            _ => None,
-        };
-        Self { classes, ..Self::default() }
-    }
-
-    /// What is wrong with the label masks, if they hold classes that the model does not have.
-    pub fn hint(&self) -> Option<String> {
-        let (classes, labels) = (self.classes?, &self.reference_labels);
+    /// What is wrong with the label masks, if they hold classes beyond those that the model tells apart.
+    pub fn hint(&self, classes: usize) -> Option<String> {
+        let labels = &self.reference_labels;
         let beyond: u64 = labels.classes.iter().skip(classes).map(|counts| counts[1]).sum();
         (beyond > 0).then(|| {
             format!(
@@ -214,6 +211,14 @@ impl MapCounts {
         self.target_labels.append(&later.target_labels);
     }
 
+    /// The target's shares and means over classes: agreement and intersection over union with the reference, and with
+    /// the label masks (NaN without masks).
+    pub fn figures(&self) -> Vec<f64> {
+        let labels = &self.target_labels;
+        let of_labels = if labels.pixels > 0 { [labels.share_equal(), labels.mean_iou()] } else { [f64::NAN; 2] };
+        [[self.agreement.share_equal(), self.agreement.mean_iou()], of_labels].concat()
+    }
+
     /// Figures of the reference (against itself, and the labels) and of the target.
     pub fn segmentations(&self) -> (Segmentation, Segmentation) {
         let with = |pixel_agreement, mean_iou, class_iou, labels: &Overlaps| Segmentation {
@@ -223,6 +228,7 @@ impl MapCounts {
             pixel_accuracy: (labels.pixels > 0).then(|| labels.share_equal()),
             label_mean_iou: (labels.pixels > 0).then(|| labels.mean_iou()),
             label_class_iou: labels.class_iou(),
+            standard_errors: None,
         };
         let class_iou = self.agreement.class_iou();
         let own = self.agreement.classes.iter().enumerate().filter(|(_, counts)| counts[1] > 0);
@@ -247,9 +253,9 @@ mod tests {
     fn masks_with_classes_that_the_model_has_not_are_told() {
         let map = |classes: &[u32]| ClassMap { size: [1, 4], classes: classes.to_vec() };
         let hint = |kind, shape: &[usize], mask: &[u32]| {
-            let mut counts = MapCounts::of(kind, shape);
+            let mut counts = MapCounts::default();
             counts.push(&map(&[0, 1, 1, 0]), &map(&[0, 1, 1, 0]), Some(&map(mask)), Some(255)).unwrap();
-            counts.hint()
+            classes_of(kind, shape).and_then(|classes| counts.hint(classes))
         };
         let said = hint(OutputKind::Map, &[2, 1, 4], &[0, 10, 20, 255]).unwrap();
         assert!(

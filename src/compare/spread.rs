@@ -3,6 +3,8 @@
 //! A figure over all samples is a function of four means: of the squares of reference, target and error, and of the absolute
 //! error. Its standard error follows from their covariances (the delta method), so no sample has to be kept.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{PairSums, totals::ExactSum};
@@ -26,9 +28,9 @@ fn places() -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// Standard errors of an output's figures over the samples; what cannot be told is absent.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct StandardErrors {
-    /// Samples that they come from.
+    /// Samples that they come from, or groups of samples for a part.
     pub samples: u64,
     /// Of `sqnr_db`, in decibels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,6 +41,9 @@ pub struct StandardErrors {
     /// Of `mean_abs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mean_abs: Option<f64>,
+    /// Those of the output's parts by name, each group of samples left out in turn.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parts: BTreeMap<String, StandardErrors>,
 }
 
 impl Spread {
@@ -83,6 +88,7 @@ impl Spread {
             sqnr_db: error([decibels / r, 0.0, -decibels / e, 0.0]),
             cosine: error([slope(r), slope(t), -0.5 / root, 0.0]),
             mean_abs: error([0.0, 0.0, 0.0, n / total.count as f64]),
+            parts: BTreeMap::new(),
         })
     }
 }

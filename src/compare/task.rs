@@ -9,7 +9,8 @@ use super::{
     accuracy::PairedCounts,
     agreement::{AgreementCounts, Best, Flips},
     driver::Batch,
-    segmentation::{ClassMap, MapCounts},
+    groups::Groups,
+    segmentation::{ClassMap, MapCounts, classes_of},
 };
 use crate::tensor::{ElementType, TensorView};
 
@@ -64,6 +65,26 @@ pub struct Segmentation {
     /// Intersection over union with the label masks of every class that occurs, by class index.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub label_class_iou: BTreeMap<u32, f64>,
+    /// How far the target's figures scatter over the samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standard_errors: Option<SegmentationErrors>,
+}
+
+/// Standard errors of the figures of maps, each group of samples left out in turn.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct SegmentationErrors {
+    /// Groups of samples.
+    pub groups: u64,
+    /// Of `pixel_agreement`.
+    pub pixel_agreement: f64,
+    /// Of `mean_iou`.
+    pub mean_iou: f64,
+    /// Of `pixel_accuracy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pixel_accuracy: Option<f64>,
+    /// Of `label_mean_iou`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label_mean_iou: Option<f64>,
 }
 
 /// One class and its score.
@@ -153,7 +174,8 @@ pub(super) enum Task {
 pub(super) struct Map {
     pub kind: OutputKind,
     labelled: bool,
-    pub counts: MapCounts,
+    classes: Option<usize>,
+    pub counts: Groups<MapCounts>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -175,7 +197,7 @@ impl Task {
             // Nothing has no arg-max.
             _ if shape.contains(&0) => Self::Generic,
             kind @ (OutputKind::Map | OutputKind::MapChannelsLast) => {
-                Self::Map(Map { kind, labelled: masks, counts: MapCounts::of(kind, shape) })
+                Self::Map(Map { kind, labelled: masks, classes: classes_of(kind, shape), counts: Groups::default() })
             }
             OutputKind::Classification => {
                 let classes = shape.iter().product();
@@ -204,7 +226,29 @@ impl Map {
         let mask = batch.samples[index].mask.filter(|_| self.labelled);
         let mask = mask.map(|mask| ClassMap::of_mask(mask.view())).transpose()?;
         let (reference, target) = (ClassMap::of(reference, self.kind)?, ClassMap::of(target, self.kind)?);
-        self.counts.push(&reference, &target, mask.as_ref(), batch.options.ignored_label)
+        let counts = self.counts.of(batch.samples[index].id);
+        counts.push(&reference, &target, mask.as_ref(), batch.options.ignored_label)
+    }
+
+    /// What is wrong with the label masks, if anything.
+    pub(super) fn hint(&self) -> Option<String> {
+        self.counts.whole(MapCounts::append).hint(self.classes?)
+    }
+
+    /// Figures of the reference and of the target.
+    pub(super) fn segmentations(&self) -> (Segmentation, Segmentation) {
+        let (reference, mut target) = self.counts.whole(MapCounts::append).segmentations();
+        let scatter = self.counts.scatter(MapCounts::append, MapCounts::figures);
+        if let [Some(pixel_agreement), Some(mean_iou), pixel_accuracy, label_mean_iou] = *scatter {
+            target.standard_errors = Some(SegmentationErrors {
+                groups: pixel_agreement.groups,
+                pixel_agreement: pixel_agreement.standard_error,
+                mean_iou: mean_iou.standard_error,
+                pixel_accuracy: pixel_accuracy.map(|scatter| scatter.standard_error),
+                label_mean_iou: label_mean_iou.map(|scatter| scatter.standard_error),
+            });
+        }
+        (reference, target)
     }
 }
 

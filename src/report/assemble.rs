@@ -98,7 +98,12 @@ impl Precision {
         let measured = self.latency_ms.as_ref().filter(|latency| latency.timing == Timing::Measured);
         Footprint {
             latency_ms: measured.map(|latency| latency.figures.median),
+            latency_ms_interval: measured.and_then(|latency| latency.figures.median_interval),
             latency_ratio: self.speedup.as_ref().map(|speedup| speedup.figures.ratio.recip()),
+            latency_ratio_interval: self.speedup.as_ref().map(|speedup| {
+                let [low, high] = speedup.figures.interval;
+                [high.recip(), low.recip()]
+            }),
             size_mb: self.artifact.as_ref().map(|artifact| artifact.bytes as f64 / 1e6),
         }
     }

@@ -439,6 +439,7 @@ mod tests {
             pixel_accuracy: Some(0.7),
             label_mean_iou: Some(0.25),
             label_class_iou,
+            standard_errors: None,
         };
         let mask = OutputTask {
             output: "b".into(),

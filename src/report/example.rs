@@ -251,6 +251,7 @@ fn precisions(flips: Vec<Flip>, layers: usize) -> Vec<Precision> {
         Some(LatencyMs {
             figures: Latency {
                 median,
+                median_interval: Some([median * 0.995, median * 1.004]),
                 mean: median * 1.02,
                 std: median * 0.05,
                 jitter: median * 0.6,

@@ -83,9 +83,11 @@ fn a_weight_of_two_is_the_picture_twice() {
     let case = cases().swap_remove(0);
     let weights: Vec<u32> = (0..case.pictures.len() as u32).map(|index| index % 3).collect();
     let copies = case.pictures.iter().zip(&weights).flat_map(|(p, &weight)| std::iter::repeat_n(p, weight as usize));
-    let (weighted, copied) = (ranking(&case.pictures).weighted_map(&weights), ranking(copies).figures().map50_95);
-    assert!((weighted.unwrap() - copied.unwrap()).abs() < 1e-9, "{weighted:?} {copied:?}");
-    assert_eq!(ranking(&case.pictures).weighted_map(&vec![0; case.pictures.len()]), None);
+    let (weighted, copied) = (ranking(&case.pictures).weighted_maps(&weights).unwrap(), ranking(copies).figures());
+    for (weighted, copied) in weighted.into_iter().zip([copied.map50_95, copied.map50]) {
+        assert!((weighted - copied.unwrap()).abs() < 1e-9, "{weighted:?} {copied:?}");
+    }
+    assert_eq!(ranking(&case.pictures).weighted_maps(&vec![0; case.pictures.len()]), None);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::{Direction, Gate, GateResult, Metric, Needs, percent};
 use crate::{
-    compare::{ComparisonResult, Figures, NonFinite, OutputMetrics},
+    compare::{ComparisonResult, Figures, NonFinite},
     stats::{half_width, paired_difference, wilson_at},
 };
 
@@ -13,8 +13,12 @@ const NO_TIMES: &str = "no latency was measured that says anything about this pr
 pub struct Footprint {
     /// Median latency.
     pub latency_ms: Option<f64>,
+    /// 95 % interval of `latency_ms`.
+    pub latency_ms_interval: Option<[f64; 2]>,
     /// Latency by that of FP32 on the same backend.
     pub latency_ratio: Option<f64>,
+    /// 95 % interval of `latency_ratio`.
+    pub latency_ratio_interval: Option<[f64; 2]>,
     /// Size of its file with external data, in 10^6 bytes.
     pub size_mb: Option<f64>,
 }
@@ -71,7 +75,7 @@ impl Gate {
                     Direction::AtLeast => low,
                     Direction::AtMost => high,
                 };
-                let bound = confidence.map(|level| interval(value, metric, result, level).map(towards_failing));
+                let bound = confidence.map(|level| self.interval(value, result, footprint, level).map(towards_failing));
                 let within = match bound.unwrap_or(Some(value)) {
                     Some(tested) if direction == Direction::AtLeast => tested >= threshold,
                     Some(tested) => tested <= threshold,
@@ -79,18 +83,47 @@ impl Gate {
                         return outcome(
                             Some(value),
                             false,
-                            Some(
-                                "there is no interval: so few samples have none, and parts of an output neither"
-                                    .to_owned(),
-                            ),
+                            Some("there is no interval: so few samples have none".to_owned()),
                         );
                     }
                 };
                 GateResult {
-                    interval: interval(value, metric, result, 0.95),
+                    interval: self.interval(value, result, footprint, 0.95),
                     bound: bound.flatten(),
                     ..outcome(Some(value), within && note.is_none(), note.or_else(rests_on))
                 }
+            }
+        }
+    }
+
+    /// The interval of a value at a confidence, where there is one. Those of boxes and times are at 95 % only.
+    fn interval(&self, value: f64, result: &ComparisonResult, footprint: &Footprint, level: f64) -> Option<[f64; 2]> {
+        let Self { metric, .. } = *self;
+        let detection = result.detection.as_ref();
+        let labelled = || detection?.accuracy.as_ref();
+        match metric {
+            // A mean of shares scatters at most as widely as if each were 0 or 1.
+            _ if metric.is_counted() || metric == Metric::Top5 => {
+                Some(wilson_at(share_of(value, metric, result), level))
+            }
+            Metric::AccuracyDrop => {
+                let samples = result.classification()?.accuracy.as_ref()?.samples as u64;
+                Some(paired_difference(result.classification()?.only_one_right?, samples, level))
+            }
+            Metric::PixelAgreement | Metric::MeanIou | Metric::PixelAccuracy | Metric::LabelMeanIou => {
+                of_map(value, metric, result, level)
+            }
+            Metric::Map5095 => labelled()?.map50_95_interval,
+            Metric::Map50 => labelled()?.map50_interval,
+            Metric::Map5095Drop => detection?.map50_95_drop_interval,
+            Metric::DetectionPrecision => detection?.agreement.precision_interval,
+            Metric::DetectionRecall => detection?.agreement.recall_interval,
+            Metric::DetectionIou => detection?.agreement.mean_iou_interval,
+            Metric::LatencyMs => footprint.latency_ms_interval,
+            Metric::LatencyRatio => footprint.latency_ratio_interval,
+            _ => {
+                let concerned = Figures::of(&result.outputs, self.part.as_deref())?;
+                numeric(value, metric, &concerned, result, level)
             }
         }
     }
@@ -120,40 +153,30 @@ impl Gate {
     }
 }
 
-/// The interval of a value at a confidence, where there is one.
-fn interval(value: f64, metric: Metric, result: &ComparisonResult, level: f64) -> Option<[f64; 2]> {
-    match metric {
-        // A mean of shares scatters at most as widely as if each were 0 or 1.
-        _ if metric.is_counted() || metric == Metric::Top5 => {
-            return Some(wilson_at(share_of(value, metric, result), level));
-        }
-        Metric::AccuracyDrop => {
-            let samples = result.classification()?.accuracy.as_ref()?.samples as u64;
-            return Some(paired_difference(result.classification()?.only_one_right?, samples, level));
-        }
-        _ if metric.is_estimated() => return numeric(value, metric, result, level),
-        _ => {}
-    }
-    let detection = result.detection.as_ref()?;
-    match metric {
-        Metric::Map5095 => detection.accuracy.as_ref()?.map50_95_interval,
-        Metric::Map5095Drop => detection.map50_95_drop_interval,
-        Metric::DetectionPrecision => detection.agreement.precision_interval,
-        Metric::DetectionRecall => detection.agreement.recall_interval,
-        _ => None,
-    }
+/// The interval of a figure of maps of classes.
+fn of_map(value: f64, metric: Metric, result: &ComparisonResult, level: f64) -> Option<[f64; 2]> {
+    let errors = result.map()?.segmentation.as_ref()?.standard_errors?;
+    let error = match metric {
+        Metric::PixelAgreement => errors.pixel_agreement,
+        Metric::MeanIou => errors.mean_iou,
+        Metric::PixelAccuracy => errors.pixel_accuracy?,
+        _ => errors.label_mean_iou?,
+    };
+    let half = half_width(error, errors.groups, level)?;
+    Some([(value - half).max(0.0), (value + half).min(1.0)])
 }
 
-/// The interval of a figure of numeric differences over all elements of an output.
-fn numeric(value: f64, metric: Metric, result: &ComparisonResult, level: f64) -> Option<[f64; 2]> {
-    let is_it = |output: &&OutputMetrics| match metric {
-        Metric::SqnrDb => output.sqnr_db == Some(value),
-        Metric::Cosine => output.cosine == value,
-        Metric::RelL2 => output.rel_l2 == value,
-        _ => output.mean_abs == value,
-    };
-    let output = result.outputs.iter().filter(|output| output.parts.is_empty()).find(is_it)?;
-    let errors = result.standard_errors.get(&output.name)?;
+/// The interval of a figure of numeric differences over all elements of an output, or of a part of one.
+fn numeric(
+    value: f64,
+    metric: Metric,
+    concerned: &[Figures<'_>],
+    result: &ComparisonResult,
+    level: f64,
+) -> Option<[f64; 2]> {
+    let Figures { output, part } = concerned.iter().find(|figures| value_of(metric, figures) == value)?;
+    let whole = result.standard_errors.get(&output.name)?;
+    let errors = part.map_or(Some(whole), |part| whole.parts.get(&part.name))?;
     let around = |error: f64| half_width(error, errors.samples, level);
     match metric {
         Metric::SqnrDb => around(errors.sqnr_db?).map(|half| [value - half, value + half]),
@@ -163,7 +186,19 @@ fn numeric(value: f64, metric: Metric, result: &ComparisonResult, level: f64) ->
             Some([value / factor, value * factor])
         }
         Metric::Cosine => around(errors.cosine?).map(|half| [(value - half).max(-1.0), (value + half).min(1.0)]),
-        _ => around(errors.mean_abs?).map(|half| [(value - half).max(0.0), value + half]),
+        Metric::MeanAbs => around(errors.mean_abs?).map(|half| [(value - half).max(0.0), value + half]),
+        _ => None,
+    }
+}
+
+/// A figure of numeric differences.
+fn value_of(metric: Metric, figures: &Figures<'_>) -> f64 {
+    match metric {
+        Metric::Cosine => figures.cosine(),
+        Metric::RelL2 => figures.rel_l2(),
+        Metric::MaxAbs => figures.max_abs(),
+        Metric::MeanAbs => figures.mean_abs(),
+        _ => figures.sqnr_db(),
     }
 }
 
@@ -189,16 +224,10 @@ fn measure(metric: Metric, part: Option<&str>, result: &ComparisonResult, footpr
     let boxes = detection.and_then(|d| d.accuracy.as_ref().map(|a| a.figures).ok_or("no sample has labelled boxes"));
     let no_map = "no labelled box is of a class that counts";
     let worst = || {
-        let value = |figures: Figures<'_>| match metric {
-            Metric::Cosine => figures.cosine(),
-            Metric::RelL2 => figures.rel_l2(),
-            Metric::MaxAbs => figures.max_abs(),
-            Metric::MeanAbs => figures.mean_abs(),
-            _ => figures.sqnr_db(),
-        };
         let concerned = Figures::of(&result.outputs, part)
             .ok_or("no output that is compared, and no part of one, has this name")?;
-        let values = concerned.into_iter().filter(|figures| !figures.output.empty).map(value);
+        let values =
+            concerned.into_iter().filter(|figures| !figures.output.empty).map(|figures| value_of(metric, &figures));
         match metric.direction() {
             Direction::AtLeast => values.reduce(f64::min),
             Direction::AtMost => values.reduce(f64::max),

@@ -153,8 +153,13 @@ fn too_few_samples_are_said_to_decide_nothing() {
 #[test]
 fn figures_of_differences_have_intervals_from_how_samples_scatter() {
     let mut result = result();
-    let errors =
-        |sqnr_db| StandardErrors { samples: 100, sqnr_db: Some(sqnr_db), cosine: Some(0.001), mean_abs: Some(0.01) };
+    let errors = |sqnr_db| StandardErrors {
+        samples: 100,
+        sqnr_db: Some(sqnr_db),
+        cosine: Some(0.001),
+        mean_abs: Some(0.01),
+        parts: BTreeMap::new(),
+    };
     result.standard_errors = [("a", 0.1), ("c", 0.5)].map(|(name, error)| (name.to_owned(), errors(error))).into();
     result.tasks[0].only_one_right = Some([6, 5]);
     let found = |gate: &str| gate.parse::<Gate>().unwrap().evaluate(&result, &Footprint::default());
@@ -177,6 +182,35 @@ fn figures_of_differences_have_intervals_from_how_samples_scatter() {
 }
 
 #[test]
+fn shares_of_pixels_have_intervals_from_groups_of_samples() {
+    let mut result = result();
+    let errors = SegmentationErrors {
+        groups: 16,
+        pixel_agreement: 0.01,
+        mean_iou: 0.02,
+        pixel_accuracy: None,
+        label_mean_iou: None,
+    };
+    let (agreement, iou) = (0.9, 0.7);
+    result.tasks[0].segmentation = Some(Segmentation {
+        pixel_agreement: agreement,
+        mean_iou: iou,
+        class_iou: BTreeMap::new(),
+        pixel_accuracy: None,
+        label_mean_iou: None,
+        label_class_iou: BTreeMap::new(),
+        standard_errors: Some(errors),
+    });
+    let found = |gate: &str| gate.parse::<Gate>().unwrap().evaluate(&result, &Footprint::default());
+    // Student's t of 15 degrees of freedom at 95 %: scipy.stats.t.ppf(0.975, 15).
+    let t = 2.131_449_545_56;
+    let interval = found("pixel_agreement=0.5").interval.unwrap();
+    assert!((interval[0] - (agreement - 0.01 * t)).abs() < 1e-9, "{interval:?}");
+    let bound = found("mean_iou=0.1@95%").bound.unwrap();
+    assert!((bound - (iou - 0.02 * t).max(0.0)).abs() < 1e-9, "{bound}");
+}
+
+#[test]
 fn one_output_time_and_size_are_tested_where_they_are_known() {
     let mut result = result();
     assert_eq!(evaluate("sqnr_db[a]=15", &result), (Some(18.0), true, None));
@@ -186,12 +220,19 @@ fn one_output_time_and_size_are_tested_where_they_are_known() {
     result.non_finite.insert("c".to_owned(), NonFinite { differing: 3, ..NonFinite::default() });
     assert!(evaluate("sqnr_db[a]=15", &result).1 && !evaluate("cosine[c]=0", &result).1);
     assert!(evaluate("latency_ms=5", &result).2.unwrap().contains("no latency was measured"));
-    let footprint = Footprint { latency_ms: Some(4.0), latency_ratio: Some(0.7), size_mb: Some(5.0) };
+    let footprint = Footprint {
+        latency_ms: Some(4.0),
+        latency_ms_interval: Some([3.9, 4.2]),
+        latency_ratio: Some(0.7),
+        latency_ratio_interval: Some([0.6, 0.8]),
+        size_mb: Some(5.0),
+    };
     let passes = |gate: &str| {
         // Without samples, too: they are figures of the file.
         gate.parse::<Gate>().unwrap().evaluate(&ComparisonResult::default(), &footprint).passed
     };
     assert!(passes("latency_ms=4") && passes("latency_ratio<=0.7") && passes("size_mb=5"));
+    assert!(!passes("latency_ms=4.1@95%") && passes("latency_ms=4.2@95%") && passes("latency_ratio=0.8@95%"));
     assert!(!passes("latency_ms=3.9") && !passes("latency_ratio=0.5") && !passes("size_mb=4"));
 }
 
@@ -214,6 +255,18 @@ fn the_worst_part_counts_and_parts_can_be_named() {
     assert_eq!(evaluate("sqnr_db[ a/scores ]=1", &result), (Some(2.0), true, None));
     assert_eq!(evaluate("sqnr_db[a]=1", &result), (Some(2.0), true, None));
     assert_eq!(evaluate("sqnr_db[c]=1", &result), (Some(14.5), true, None));
+    // The part's own scatter, of sixteen groups, is what counts.
+    let errors = |samples, sqnr_db| StandardErrors {
+        samples,
+        sqnr_db: Some(sqnr_db),
+        cosine: None,
+        mean_abs: None,
+        parts: BTreeMap::new(),
+    };
+    let whole = StandardErrors { parts: [("scores".to_owned(), errors(16, 0.5))].into(), ..errors(100, 0.1) };
+    result.standard_errors.insert("a".to_owned(), whole);
+    let gate = "sqnr_db=1@95%".parse::<Gate>().unwrap().evaluate(&result, &Footprint::default());
+    assert!((gate.bound.unwrap() - (2.0 - 0.5 * 2.131_449_545_56)).abs() < 1e-9, "{gate:?}");
     assert_eq!(evaluate("max_abs[boxes]=1", &result).0, Some(2.0));
     let (value, passed, why) = evaluate("sqnr_db[score]=1", &result);
     assert_eq!((value, passed), (None, false));
@@ -234,6 +287,7 @@ fn detectors_are_gated_by_boxes() {
         precision_75: 0.7,
         recall_75: 0.5,
         mean_iou: Some(0.9),
+        mean_iou_interval: Some([0.85, 0.93]),
         score_shift: None,
         lost: 4,
         gained: 2,
@@ -262,6 +316,7 @@ fn detectors_are_gated_by_boxes() {
         labelled_pictures: 9,
         figures,
         map50_95_interval: None,
+        map50_interval: Some([0.6, 0.8]),
         per_class: Vec::new(),
         confidence: average_precision::ConfidenceCurve::default(),
     });
@@ -277,6 +332,8 @@ fn detectors_are_gated_by_boxes() {
     assert_eq!((near.passed, far.passed, near.bound), (true, false, Some(0.5)));
     let (near, far) = (outcome("map50_95_drop=0.12@95%"), outcome("map50_95_drop=0.11@95%"));
     assert_eq!((near.passed, far.passed, near.bound), (true, false, Some(0.12)));
+    assert_eq!(outcome("map50=0.6@95%").bound, Some(0.6));
+    assert_eq!(outcome("detection_iou=0.8").interval, Some([0.85, 0.93]));
     let unknown = outcome("detection_precision=0.1@95%");
     assert!(!unknown.passed && unknown.note.unwrap().contains("no interval"));
 }

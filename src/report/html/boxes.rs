@@ -126,6 +126,7 @@ mod tests {
             precision_75: recall,
             recall_75: recall,
             mean_iou: None,
+            mean_iou_interval: None,
             score_shift: None,
             lost: 1,
             gained: 1,
