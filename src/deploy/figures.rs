@@ -16,15 +16,15 @@ use crate::{
     },
     bench::Times,
     compare::{OutputMetrics, PairSums, SavedOutputs},
-    report::{Elsewhere, EngineInside, EngineOutputs, LatencyMs, Machine, TiedBy},
-    tensor::TensorMap,
+    report::{Elsewhere, EngineInside, EngineOutputs, LatencyMs, Machine, TiedBy, elsewhere::UNLIKELY_DB},
+    tensor::{TensorMap, ValuesView},
 };
 
-/// SQNR below which outputs are more likely those of other inputs than of an engine that is so wrong.
-const UNLIKELY_DB: f64 = 0.0;
-
 /// Decibels by which outputs are nearer to those of another precision's model than to those of their own when they are its.
-const OTHER_DB: f64 = 30.0;
+const OTHER_DB: f64 = 10.0;
+
+/// Decibels by which outputs are nearer to those of their own model than to any other's when they tell the precision.
+const OWN_DB: f64 = 3.0;
 
 /// The files of one precision.
 #[derive(Clone, Debug, Default)]
@@ -40,10 +40,10 @@ pub(super) struct Parts {
 /// What is known of the precision here.
 pub(super) struct Known<'a> {
     pub precision: &'a str,
-    /// Hash of its model.
-    pub hash: &'a ContentHash,
-    /// Samples of a timed call.
-    pub batch: usize,
+    /// Hashes of its model: of the file, and with its external data.
+    pub hashes: [Option<&'a ContentHash>; 2],
+    /// Samples of a timed call, where the run's script says so.
+    pub batch: Option<usize>,
     /// Nodes of its model.
     pub nodes: Nodes,
     /// Inputs and outputs of the model.
@@ -95,7 +95,16 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
         telling.extend(tells.then_some(path));
     }
     if let Some(path) = &parts.times {
-        let times = read(path, |bytes| times::times(bytes, known.precision, known.batch))?;
+        let built = found.elsewhere.engine.as_ref().and_then(|engine| fixed_batch(engine, known));
+        let batch = built.or(known.batch).unwrap_or(1);
+        let times = read(path, |bytes| times::times(bytes, known.precision, batch))?;
+        if built.is_none() && !tied {
+            found.notes.push(format!(
+                "{}: {} does not say how many samples a call had; samples a second are for {batch}, as in deploy.sh",
+                known.precision,
+                name(path)
+            ));
+        }
         let latency = times.latency().ok_or_else(|| DeployError::content(path, "it holds no calls"))?;
         let (mode, timing, warnings) = (times.mode.clone(), times.timing, times.warnings());
         found.elsewhere.latency_ms = Some(LatencyMs { figures: latency, timing, mode, warnings });
@@ -114,7 +123,13 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
         found.elsewhere.layer_times = profile;
     }
     if let Some(path) = &parts.outputs {
-        let outputs = outputs(path, known, &mut found.elsewhere.machine)?;
+        let (outputs, tells) = outputs(path, known, &mut found.elsewhere.machine)?;
+        if outputs.non_finite > 0 {
+            found.notes.push(format!(
+                "{}: the engine's outputs differ in {} NaN or infinite values from those of the same model here",
+                known.precision, outputs.non_finite
+            ));
+        }
         if let Some(db) = OutputMetrics::worst_sqnr_db(&outputs.engine).filter(|&db| db < UNLIKELY_DB) {
             found.notes.push(format!(
                 "{}: the engine's outputs have {db:.1} dB against the same model here: they are of other inputs, or the \
@@ -123,7 +138,7 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
             ));
         }
         found.elsewhere.outputs = Some(outputs);
-        telling.push(path);
+        telling.extend(tells.then_some(path));
     }
     if !(tied || telling.is_empty()) {
         found.elsewhere.tied_by = TiedBy::Shapes;
@@ -157,7 +172,7 @@ fn layers(
     let bytes = read_regular(path).map_err(DeployError::io("read", path))?;
     let text = String::from_utf8_lossy(&bytes);
     let (layers, hashed) = if let Ok(sidecar) = serde_json::from_slice::<EngineSidecar>(&bytes) {
-        if sidecar.model_hash != *known.hash {
+        if !known.hashes.contains(&Some(&sidecar.model_hash)) {
             let reason = format!(
                 "it is of an engine that was not built from the run's {}: the model's hash differs",
                 known.precision
@@ -182,6 +197,14 @@ fn layers(
     Ok((Some(engine), tells || hashed))
 }
 
+/// Samples of every call of an engine by the shape of its first input, where its layers tell one.
+fn fixed_batch(engine: &EngineInside, known: &Known<'_>) -> Option<usize> {
+    let declared = known.tensors.first()?;
+    let tensors = engine.layers.iter().flat_map(|layer| &layer.inputs);
+    let extent = tensors.into_iter().find(|tensor| tensor.name == declared.name)?.shape.first().copied()?;
+    usize::try_from(extent).ok().filter(|&extent| extent > 0)
+}
+
 /// Says where an engine of 8 bits multiplies in other types.
 fn is_really(precision: &str, engine: &EngineInside) -> Option<String> {
     let asked = match precision {
@@ -199,8 +222,8 @@ fn is_really(precision: &str, engine: &EngineInside) -> Option<String> {
     })
 }
 
-/// The engine's outputs against what ONNX Runtime gives.
-fn outputs(path: &Path, known: &Known<'_>, machine: &mut Machine) -> Result<EngineOutputs, DeployError> {
+/// The engine's outputs against what ONNX Runtime gives, and whether they tell the precision.
+fn outputs(path: &Path, known: &Known<'_>, machine: &mut Machine) -> Result<(EngineOutputs, bool), DeployError> {
     let Some([float, model]) = &known.expected else {
         let reason =
             "what ONNX Runtime gives for the same inputs is not known: it lies in the folder `deploy` of the run";
@@ -223,22 +246,27 @@ fn outputs(path: &Path, known: &Known<'_>, machine: &mut Machine) -> Result<Engi
             Some(_) => {}
         }
     }
-    let against = |reference: &TensorMap, target: &TensorMap| -> Vec<OutputMetrics> {
+    let sums = |reference: &TensorMap, target: &TensorMap| -> Vec<(&String, PairSums)> {
         let pairs = model.keys().filter_map(|name| Some((name, reference.get(name)?, target.get(name)?)));
         pairs
             .map(|(name, reference, target)| {
                 // trtexec writes every type as a number; compare in the one that it is read back as.
                 let (reference, target) = (reference.view().to_f32(), target.view().to_f32());
-                let (r, t) = (crate::tensor::ValuesView::F32(&reference), crate::tensor::ValuesView::F32(&target));
-                PairSums::of(r, t, f32::INFINITY).metrics(name)
+                let (r, t) = (ValuesView::F32(&reference), ValuesView::F32(&target));
+                (name, PairSums::of(r, t, f32::INFINITY))
             })
             .collect()
     };
+    let against = |reference: &TensorMap, target: &TensorMap| -> Vec<OutputMetrics> {
+        sums(reference, target).into_iter().map(|(name, sums)| sums.metrics(name)).collect()
+    };
     let worst = |reference: &TensorMap| OutputMetrics::worst_sqnr_db(&against(reference, &engine));
-    let own = worst(model);
+    let own = worst(model).unwrap_or(f64::INFINITY);
+    let mut tells = !known.others.is_empty();
     for (other, tensors) in &known.others {
-        if let (Some(own), Some(there)) = (own, worst(tensors).filter(|&db| own.is_some_and(|own| db > own + OTHER_DB)))
-        {
+        let Some(there) = worst(tensors) else { continue };
+        tells &= own > there + OWN_DB;
+        if there > own + OTHER_DB {
             return Err(invalid(format!(
                 "its outputs are those of {other} ({there:.0} dB against that model, {own:.0} dB against the one of {}): give \
                  it to {other}, or see whether the engine quantizes at all",
@@ -246,10 +274,12 @@ fn outputs(path: &Path, known: &Known<'_>, machine: &mut Machine) -> Result<Engi
             )));
         }
     }
-    Ok(EngineOutputs {
+    let found = EngineOutputs {
         samples: saved.len(),
         engine: against(model, &engine),
         model: against(float, model),
         together: against(float, &engine),
-    })
+        non_finite: sums(model, &engine).iter().map(|(_, sums)| sums.non_finite.differing).sum(),
+    };
+    Ok((found, tells))
 }

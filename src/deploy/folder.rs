@@ -16,6 +16,7 @@ use super::{
 use crate::{
     artifact::{ContentHash, Tool, write_atomic},
     npz::write_npz,
+    onnx::Model,
     tensor::TensorMap,
 };
 
@@ -135,8 +136,11 @@ fn deploy(folder: &Path, model: &Given<'_>, what: &ToDeploy<'_>) -> Result<Deplo
     link(&model.file, &path)?;
     let mut data = model.file.clone().into_os_string();
     data.push(".data");
+    let mut hash_with_data = None;
     if Path::new(&data).is_file() {
         link(Path::new(&data), &folder.join(format!("models/{name}.data")))?;
+        let whole = Model::load(&path).map_err(|error| DeployError::content(&path, error.to_string()))?;
+        hash_with_data = Some(whole.hash);
     }
     let hash = ContentHash::of_file(&path).map_err(DeployError::io("read", &path))?;
     let expected = model.expected.as_ref().map(|_| format!("expected/{}.npz", model.precision));
@@ -157,6 +161,7 @@ fn deploy(folder: &Path, model: &Given<'_>, what: &ToDeploy<'_>) -> Result<Deplo
         precision: model.precision.to_owned(),
         file,
         hash,
+        hash_with_data,
         sha256: sha256(&path)?,
         batch,
         dynamic,

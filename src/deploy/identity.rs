@@ -205,7 +205,15 @@ mod tests {
         ]);
         let nodes = Nodes::new(&all, precision, "fp32");
         let tensors = vec![TensorInfo { name: "y".into(), element_type: None, shape: vec![None, Some(8)] }];
-        Known { precision, hash, batch: 1, nodes, tensors, expected: None, others: Vec::new() }
+        Known {
+            precision,
+            hashes: [Some(hash), None],
+            batch: Some(1),
+            nodes,
+            tensors,
+            expected: None,
+            others: Vec::new(),
+        }
     }
 
     /// One layer of `nodes` that reads and writes `kind`, its output called `y`.

@@ -55,6 +55,9 @@ pub struct DeployedModel {
     pub file: String,
     /// BLAKE3 of the file: that of the artifact in the report.
     pub hash: ContentHash,
+    /// That of the file with its external data, as engines that `calib` builds bear it; absent without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash_with_data: Option<ContentHash>,
     /// SHA-256 of the file, which every machine can compute.
     pub sha256: String,
     /// Samples of a call that is timed.

@@ -15,7 +15,7 @@ use super::{
     pack::unpack,
 };
 use crate::{
-    artifact::ContentHash,
+    artifact::{ContentHash, same_file},
     backend::TensorInfo,
     bench::{SpeedUp, Times},
     npz::read_npz,
@@ -112,8 +112,8 @@ pub fn measured_archive(
         };
         let known = Known {
             precision,
-            hash: &model.hash,
-            batch: model.batch,
+            hashes: [Some(&model.hash), model.hash_with_data.as_ref()],
+            batch: Some(model.batch),
             nodes: nodes(&models, report, precision),
             tensors: tensors(report),
             expected: float.clone().zip(expected(folder, &manifest, precision)?).map(Into::into),
@@ -151,6 +151,7 @@ pub fn measured_files<E: From<DeployError>>(
     let manifest = deployed.is_dir().then(|| Manifest::read(&deployed)).transpose().map_err(DeployError::from)?;
     let precisions: BTreeSet<&String> =
         [&files.times, &files.profile, &files.layers, &files.outputs].into_iter().flat_map(BTreeMap::keys).collect();
+    given_once(files)?;
     let models = models(report, run);
     let mut all = Vec::new();
     for precision in precisions {
@@ -179,14 +180,27 @@ pub fn measured_files<E: From<DeployError>>(
             (None, None) => None,
         };
         let own = &report.precisions[row];
-        let hash = own.artifact.as_ref().map_or(&report.model.hash, |artifact| &artifact.hash).clone();
-        let batch = manifest.as_ref().and_then(|manifest| manifest.model(precision)).map_or(1, |model| model.batch);
-        let others = match &manifest {
-            Some(manifest) if parts.inputs.is_none() => others(&deployed, manifest, precision)?,
-            _ => Vec::new(),
+        let hash = own.artifact.as_ref().map_or(&report.model.hash, |artifact| &artifact.hash);
+        let deployed_as = manifest.as_ref().and_then(|manifest| manifest.model(precision));
+        let hashes = [Some(hash), deployed_as.and_then(|model| model.hash_with_data.as_ref())];
+        let batch = deployed_as.map(|model| model.batch);
+        let others = match (&parts.inputs, &manifest) {
+            (Some(inputs), _) => {
+                let mut others: Vec<(&str, TensorMap)> = Vec::new();
+                for other in report.precisions.iter().filter(|other| other.precision != *precision) {
+                    let known = others.iter().any(|(known, _)| *known == other.precision);
+                    let model = model_of(report, Some(other), run).ok();
+                    if let (false, Some(model)) = (known || !(other.reference || other.artifact.is_some()), model) {
+                        others.push((&other.precision, outputs_for(&model, inputs)?));
+                    }
+                }
+                others
+            }
+            (None, Some(manifest)) => others(&deployed, manifest, precision)?,
+            (None, None) => Vec::new(),
         };
         let (nodes, tensors) = (nodes(&models, report, precision), tensors(report));
-        let known = Known { precision, hash: &hash, batch, nodes, tensors, expected, others };
+        let known = Known { precision, hashes, batch, nodes, tensors, expected, others };
         let found = figures(&parts, &known, unnamed(called), false)?;
         misnamed(report, precision, &parts, &found.elsewhere)?;
         if let Some(reason) = repeated(report, &all, row, &found.elsewhere) {
@@ -196,6 +210,20 @@ pub fn measured_files<E: From<DeployError>>(
         all.push((row, found));
     }
     Ok(take(report, all))
+}
+
+/// Refuses one file for two precisions.
+fn given_once(files: &Files) -> Result<(), DeployError> {
+    for of_kind in [&files.times, &files.profile, &files.layers, &files.outputs] {
+        for (precision, path) in of_kind {
+            let before = of_kind.iter().take_while(|(other, _)| *other != precision);
+            if let Some((other, _)) = before.into_iter().find(|(_, other)| same_file(other, path)) {
+                let reason = format!("the same file is given for {other} and {precision}; each has one of its own");
+                return Err(DeployError::content(path, reason));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether the files are still those that the script left, as far as it noted their hashes.
@@ -254,10 +282,16 @@ fn file_of<'a>(report: &'a Report, row: Option<&'a Precision>, run: &Path) -> (P
     }
 }
 
+/// A model, where it is still the one of this hash, which of artifacts is that of the file without external data.
+fn load_as(path: &Path, hash: &ContentHash) -> Option<Model> {
+    let is_it = |model: &Model| model.hash == *hash || ContentHash::of_file(path).is_ok_and(|own| own == *hash);
+    Model::load(path).ok().filter(is_it)
+}
+
 /// The same, where it is still the run's.
 fn model_of(report: &Report, row: Option<&Precision>, run: &Path) -> Result<PathBuf, DeployError> {
     let (path, hash) = file_of(report, row, run);
-    if Model::load(&path).is_ok_and(|model| model.hash == *hash) {
+    if load_as(&path, hash).is_some() {
         return Ok(path);
     }
     let reason = "it is not there any more as the run had it, so what it gives for these inputs cannot be computed";
@@ -269,7 +303,7 @@ fn model_of(report: &Report, row: Option<&Precision>, run: &Path) -> Result<Path
 fn models<'a>(report: &'a Report, run: &Path) -> BTreeMap<&'a str, BTreeMap<String, String>> {
     let nodes = |row: &'a Precision| {
         let (path, hash) = file_of(report, Some(row), run);
-        let model = Model::load(&path).ok().filter(|model| model.hash == *hash);
+        let model = load_as(&path, hash);
         let graph = report.graph.iter().flat_map(|graph| &graph.nodes);
         let known = || graph.map(|node| (node.name.clone(), node.op_type.clone())).collect();
         let mut nodes: BTreeMap<String, String> = model.map_or_else(known, |model| model.op_types());
@@ -309,7 +343,7 @@ fn repeated(report: &Report, all: &[(usize, Figures)], row: usize, found: &Elsew
 
 /// What the script calls its files tells the precision of one that says nothing else of it.
 fn misnamed(report: &Report, precision: &str, parts: &Parts, found: &Elsewhere) -> Result<(), DeployError> {
-    for path in [&parts.times, &parts.profile, &parts.layers].into_iter().flatten() {
+    for path in [&parts.times, &parts.profile, &parts.layers, &parts.outputs].into_iter().flatten() {
         let file = name(path);
         let called = file.split('.').next().unwrap_or_default();
         let other = report.precisions.iter().any(|row| row.precision == called && called != precision);
@@ -368,6 +402,14 @@ fn take(report: &mut Report, all: Vec<(usize, Figures)>) -> Vec<String> {
             .iter()
             .find(|row| row.quantized_nodes.is_some() && matches!(&*row.precision, "int8" | "fp8"));
         if about.is_some_and(|about| about.precision == report.precisions[row].precision) {
+            let there = &found.elsewhere.machine.name;
+            let before = report.layers.iter().filter_map(|layer| layer.time.as_ref()).map(|time| &time.machine);
+            let before: BTreeSet<&String> = before.filter(|machine| *machine != there).collect();
+            if let (Some(before), false) = (before.first(), found.elsewhere.layer_times.is_empty()) {
+                notes.push(format!(
+                    "the times of layers in table and picture are those of {there} now, no more of {before}"
+                ));
+            }
             for layer in &mut report.layers {
                 layer.time = node_time(layer, &found).or(layer.time.take());
             }

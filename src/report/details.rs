@@ -248,17 +248,22 @@ pub(super) fn timings(report: &Report) -> Table {
     table
 }
 
-/// What makes latencies doubtful, each with what it is about.
+/// What makes latencies doubtful, each once with all that it is about.
 pub(super) fn warnings(report: &Report) -> Vec<String> {
-    let of = |p: &Precision| -> Vec<String> {
-        let all = p.latency_ms.iter().chain(p.speed_at.iter().map(|at| &at.latency_ms));
-        let text = |latency: &LatencyMs, warning: &String| {
+    let mut said: Vec<(&str, Vec<String>)> = Vec::new();
+    for p in &report.precisions {
+        for latency in p.latency_ms.iter().chain(p.speed_at.iter().map(|at| &at.latency_ms)) {
             let (batch, threads) = (latency.figures.batch, latency.mode.threads);
-            format!("{} (batch {batch}, {threads} threads or streams): {warning}", title(p))
-        };
-        all.flat_map(|latency| latency.warnings.iter().map(move |warning| text(latency, warning))).collect()
-    };
-    report.precisions.iter().flat_map(of).collect()
+            let about = format!("{} (batch {batch}, {threads} threads or streams)", title(p));
+            for warning in &latency.warnings {
+                match said.iter_mut().find(|(other, _)| other == warning) {
+                    Some((_, all)) => all.push(about.clone()),
+                    None => said.push((warning, vec![about.clone()])),
+                }
+            }
+        }
+    }
+    said.into_iter().map(|(warning, about)| format!("{}: {warning}", about.join(", "))).collect()
 }
 
 fn timing(p: &Precision, latency: &LatencyMs, fps: Option<&Throughput>, speedup: Option<&Speedup>) -> Vec<Cell> {

@@ -1,11 +1,17 @@
 //! What was measured on other machines: a row for each precision and machine, with where every figure comes from.
 
+use std::collections::BTreeMap;
+
 use super::{
     Elsewhere, EngineOutputs, Precision, Report, Speedup, TiedBy, format,
     metrics::{decibels, speedup_cell},
     table::{Cell, Column, Table, Tone},
 };
 use crate::{backend::tensorrt::NumberType, compare::OutputMetrics};
+
+/// SQNR of an engine against its own model below which its outputs are more likely those of other inputs than of an engine that
+/// is so wrong.
+pub(crate) const UNLIKELY_DB: f64 = 10.0;
 
 /// Layers of a profile on a page; `report.json` has all.
 const MAX_LAYERS: usize = 200;
@@ -81,6 +87,12 @@ fn cells(row: &Precision, there: &Elsewhere) -> Vec<Cell> {
         let outputs = there.outputs.as_ref()?;
         OutputMetrics::worst_sqnr_db(of(outputs)).map(decibels)
     };
+    // No difference shows NaN.
+    let of_engine = |of: fn(&EngineOutputs) -> &Vec<OutputMetrics>| {
+        let differing = there.outputs.as_ref().map_or(0, |outputs| outputs.non_finite);
+        let told = || Cell::text("not finite").note(format!("NaN or infinite in {differing} values")).tone(Tone::Bad);
+        if differing > 0 { Some(told()) } else { error(of) }
+    };
     let speed = there.throughput_fps.as_ref().map(|fps| Cell::number(fps.median, format::significant(fps.median, 3)));
     let figures = [
         latency,
@@ -88,8 +100,8 @@ fn cells(row: &Precision, there: &Elsewhere) -> Vec<Cell> {
         there.speedup.as_ref().map(|speedup| speedup_cell(&speedup.figures)),
         narrow,
         error(|outputs| &outputs.model).filter(|_| !row.reference),
-        error(|outputs| &outputs.engine),
-        error(|outputs| &outputs.together),
+        of_engine(|outputs| &outputs.engine),
+        of_engine(|outputs| &outputs.together),
     ];
     let mut cells = vec![Cell::text(&row.precision), Cell::text(&machine.name).note(about.join(" · "))];
     cells.extend(figures.map(|cell| cell.unwrap_or_else(Cell::missing)));
@@ -117,11 +129,15 @@ fn warnings(report: &Report) -> Vec<String> {
     let stands_in = |(row, there): (&Precision, &Elsewhere)| {
         let version = there.machine.tensorrt.as_deref().filter(|version| version.ends_with("(stand-in)"))?;
         let ran = tensorrt(version);
-        Some(format!(
-            "{}: {ran} ran it, which only stands in for TensorRT: its times say nothing of a GPU.",
-            called(row, there)
-        ))
+        Some((ran, called(row, there)))
     };
+    let mut stood_in: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (ran, what) in all(report).filter_map(stands_in) {
+        stood_in.entry(ran).or_default().push(what);
+    }
+    let stood_in = stood_in.into_iter().map(|(ran, what)| {
+        format!("{ran} ran {}; it only stands in for TensorRT: no time of it says anything of a GPU.", what.join(", "))
+    });
     let slower = |(row, there): (&Precision, &Elsewhere)| {
         let Speedup { against, figures } = there.speedup.as_ref()?;
         (figures.interval[1] < 1.0).then(|| {
@@ -130,17 +146,28 @@ fn warnings(report: &Report) -> Vec<String> {
             format!("{} is slower than {against}: {ratio} times as fast ({low}…{high}).", row.precision)
         })
     };
-    all(report).filter_map(stands_in).chain(all(report).filter_map(slower)).collect()
+    stood_in.chain(all(report).filter_map(slower)).collect()
 }
 
 /// What dominates where both errors are known: quantization, or the engine.
 pub(super) fn sentences(report: &Report) -> Vec<String> {
     let worst = |outputs: &[OutputMetrics]| OutputMetrics::worst_sqnr_db(outputs);
     let sentence = |(row, there): (&Precision, &Elsewhere)| {
-        let outputs = there.outputs.as_ref().filter(|_| !row.reference)?;
+        let outputs = there.outputs.as_ref().filter(|outputs| !row.reference || outputs.non_finite > 0)?;
         let (model, engine) = (worst(&outputs.model)?, worst(&outputs.engine)?);
         let shown = |db: f64| if db.is_finite() { format::decibels(db) } else { "no error".to_owned() };
-        let verdict = if engine > model + 6.0 {
+        if outputs.non_finite > 0 {
+            return Some(format!(
+                "{}: on {} given samples the engine gives NaN or infinities in {} places where the same model in ONNX Runtime \
+                 gives others: what is lost is lost in the engine, not by quantization.",
+                called(row, there),
+                outputs.samples,
+                outputs.non_finite
+            ));
+        }
+        let verdict = if engine < UNLIKELY_DB {
+            "the engine computes something else, or its outputs are of other inputs"
+        } else if engine > model + 6.0 {
             "what is lost is lost by quantization, not by the engine"
         } else if model > engine + 6.0 {
             "what is lost is lost in the engine, not by quantization"

@@ -8,7 +8,7 @@ mod bisection;
 mod charts;
 mod csv;
 mod details;
-mod elsewhere;
+pub(crate) mod elsewhere;
 mod engines;
 #[cfg(test)]
 mod example;

@@ -220,7 +220,7 @@ fn share_change(old: Subject<'_>, new: Subject<'_>, measure: Quality) -> Cell {
         return unchanged(format::percent(now, 0));
     }
     Cell::number(change, format!("{:+.2}\u{a0}pp", change * 100.0))
-        .note(format!("{:.1} → {}", before * 100.0, format::percent(now, 0)))
+        .note(format!("{:.1} → {}, ±{:.1}\u{a0}pp is noise", before * 100.0, format::percent(now, 0), noise * 100.0))
         .tone(judge(change, noise))
 }
 
@@ -230,7 +230,7 @@ fn sqnr_change(old: Subject<'_>, new: Subject<'_>) -> Cell {
             if before == now {
                 return unchanged(format::decibels(now));
             }
-            let note = format!("{before:.1} → {}", format::decibels(now));
+            let note = format!("{before:.1} → {}, ±{SQNR_NOISE_DB}\u{a0}dB is noise", format::decibels(now));
             Cell::number(now - before, format!("{:+.1}\u{a0}dB", now - before))
                 .note(note)
                 .tone(judge(now - before, SQNR_NOISE_DB))

@@ -20,7 +20,7 @@
 
   function network(root) {
     const find = (name) => root.querySelector(`[data-${name}]`);
-    const { n: nodes, p: precisions, r: rules, d: differences, b: blocks } = JSON.parse(find("graph").textContent);
+    const { n: nodes, p: precisions, r: rules, d: differences, b: blocks, m: machines } = JSON.parse(find("graph").textContent);
     const value = (node, at) => nodes[node][at] ?? null;
     const isBlock = (id) => id % 2 === 1;
     const homes = [];
@@ -60,7 +60,7 @@
     const colours = [
       error("error by itself", 4), error("accumulated error", 5), sort("precision", 2, precisions), sort("rule that decided", 3, rules),
       {
-        name: "time", has: slowest > 0,
+        name: `time on ${machines}`, has: slowest > 0,
         tone: (list) => { const ms = layers(list) / slowest; return ms === 0 ? "none" : ms > 0.5 ? "bad" : ms > 0.1 ? "warn" : "fine"; },
         text: (list) => { const ms = layers(list); return ms ? `${ms.toPrecision(3)} ms` : ""; },
         legend: [["bad", "half of the slowest layer and more"], ["warn", "a tenth and more"], ["fine", "less"], ["none", "not measured"]],

@@ -78,9 +78,10 @@ pub(super) fn data(graph: &ModelGraph, known: &Known<'_>) -> String {
         let ids = |parts: &std::collections::BTreeSet<Part>| parts.iter().map(|&part| id(part)).collect::<Vec<_>>();
         json!({ "n": block.name, "u": block.parent, "c": columns, "e": edges, "i": ids(&layout.enter), "o": ids(&layout.leave) })
     };
+    let machines = known.machines.iter().copied().collect::<Vec<_>>().join(", ");
     let layouts = layouts(graph, &tree);
     let blocks: Vec<Value> = tree.blocks.iter().zip(layouts).map(block).collect();
-    let data = json!({ "n": nodes, "p": precisions.0, "r": rules.0, "d": differences.0, "b": blocks });
+    let data = json!({ "n": nodes, "p": precisions.0, "r": rules.0, "d": differences.0, "b": blocks, "m": machines });
     // Within a script element, markup would end it.
     data.to_string().replace('<', "\\u003c")
 }

@@ -24,8 +24,8 @@ pub(super) struct Layers<'a> {
     /// Values of the filters.
     pub op_types: Vec<&'a str>,
     pub precisions: Vec<&'a str>,
-    /// Whether the time of any layer is known.
-    pub timed: bool,
+    /// The machines whose times stand in the table.
+    pub timed_on: String,
     /// Which measure the order goes by: layerwise or else graphwise.
     pub by_layerwise: bool,
     /// SQNR of all layers in the order of execution.
@@ -87,7 +87,8 @@ impl<'a> Layers<'a> {
         };
         let op_types = unique(|layer| &layer.op_type);
         let precisions = unique(|layer| &layer.precision);
-        let timed = layers.iter().any(|layer| layer.time.is_some());
+        let machines = layers.iter().filter_map(|layer| Some(layer.time.as_ref()?.machine.as_str()));
+        let timed_on = Vec::from_iter(machines.collect::<BTreeSet<_>>()).join(", ");
         let by_layerwise = layers.iter().any(|layer| layer.layerwise_sqnr_db.is_some());
         let measure = |l: &Layer| if by_layerwise { l.layerwise_sqnr_db } else { l.graphwise_sqnr_db };
         let mut order: Vec<usize> = (0..layers.len()).collect();
@@ -115,7 +116,7 @@ impl<'a> Layers<'a> {
                 precision_token: precisions.iter().position(|p| *p == layer.precision).unwrap_or(0),
                 graphwise: Bar::new(layer.graphwise_sqnr_db),
                 layerwise: Bar::new(layer.layerwise_sqnr_db),
-                figures: figures(layer, timed),
+                figures: figures(layer, !timed_on.is_empty()),
                 more: more(layer),
                 histogram: match &layer.histogram {
                     Some(histogram) if place < MAX_HISTOGRAMS => charts::histogram(histogram, layer, (460, 210)),
@@ -124,7 +125,7 @@ impl<'a> Layers<'a> {
             }
         };
         let rows = order.iter().enumerate().map(row).collect();
-        Self { rows, total: layers.len(), op_types, precisions, timed, by_layerwise, profile, lowest }
+        Self { rows, total: layers.len(), op_types, precisions, timed_on, by_layerwise, profile, lowest }
     }
 }
 

@@ -95,6 +95,15 @@ pub struct EngineOutputs {
     pub model: Vec<OutputMetrics>,
     /// The engine against the float model: both together.
     pub together: Vec<OutputMetrics>,
+    /// Places where the engine gives NaN or infinities and the same model in ONNX Runtime does not, or the other way round.
+    /// No other figure shows them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub non_finite: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Time of the engine's layer that a node became part of.
