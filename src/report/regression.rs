@@ -370,7 +370,8 @@ mod tests {
             let found = regressions(&[Run { name: "new", report: new }], &[Run { name: "old", report: old }]);
             let at = |key: &str| found.table.columns.iter().position(|column| column.key == key).unwrap();
             let row = found.table.rows.iter().find(|row| row[1].shows("int8") && row[2].shows("tensorrt")).unwrap();
-            let reference = found.table.rows.iter().find(|row| row[2].shows("onnxruntime-cpu")).unwrap();
+            let is_reference = |row: &&Vec<Cell>| row[1].shows("fp32") && row[2].shows("onnxruntime-cpu");
+            let reference = found.table.rows.iter().find(is_reference).unwrap();
             assert!(reference[at("detection_map50_95_change")].value.is_some());
             assert!(reference[at("detection_f1_change")].value.is_none(), "it is that of the reference with itself");
             ["detection_map50_95_change", "detection_f1_change"].map(|key| row[at(key)].tone)
