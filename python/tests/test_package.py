@@ -182,6 +182,126 @@ def test_memory_that_is_written_again_is_noticed(arrays):
     tc.calibrate(MODEL, [{"input": buffer}] * 2, method="minmax")  # the caller's own list
 
 
+def scaled(folder: Path) -> Path:
+    """A model with the inputs `x` (3 x 32 x 32) and `scale` (1)."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    value = lambda name, *shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", *shape])
+    weight = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flat"),
+        helper.make_node("Mul", ["f", "scale"], ["y"], name="mul"),
+    ]
+    graph = helper.make_graph(nodes, "g", [value("x", 3, 32, 32), value("scale", 1)], [value("y", 8)], [numpy_helper.from_array(weight, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "scaled.onnx")
+    return folder / "scaled.onnx"
+
+
+def minmax(model, data) -> dict:
+    return tc.calibrate(model, data, method="minmax").to_dict()
+
+
+class Feeds:
+    """A reader of what it is given."""
+
+    def __init__(self, feeds, end=None):
+        self._feeds, self._end = iter(feeds), end
+
+    def get_next(self):
+        return next(self._feeds, self._end)
+
+
+@pytest.mark.parametrize("kind", [iter, Feeds], ids=["generator", "reader"])
+def test_an_array_that_stays_as_it_is_may_come_with_every_batch(kind, tmp_path, monkeypatch):
+    model, images = scaled(tmp_path), np.random.default_rng(1).normal(size=(12, 3, 32, 32)).astype(np.float32)
+    scale = np.ones((4, 1), np.float32)
+    whole = minmax(model, {"x": images, "scale": np.ones((12, 1), np.float32)})
+    batches = lambda: [{"x": batch, "scale": scale} for batch in np.split(images, 3)]
+    assert minmax(model, kind(batches())) == whole
+    fewer = [{"x": images[:4], "scale": scale}, {"x": images[4:6], "scale": scale[:2]}]
+    assert minmax(model, kind(fewer))["samples"] == 6
+
+    def changing():
+        for number, batch in enumerate(batches()):
+            scale[0] = 1 + number // 2
+            yield batch
+
+    with pytest.raises(tc.DataError, match="batch 2 lies in the memory of an earlier one"):
+        minmax(model, kind(changing()))
+    buffer = np.empty((4, 3, 64, 64), np.float32)
+
+    def overwriting():
+        for number in range(2):
+            buffer[:] = number
+            yield {"input": buffer}
+
+    # The first batch stays in memory; what overwrites it goes to a file.
+    monkeypatch.setattr("trtcalib._data.MEMORY", buffer.nbytes)
+    with pytest.raises(tc.DataError, match="batch 1 lies in the memory"):
+        minmax(MODEL, kind(overwriting()))
+
+
+def test_an_empty_dict_ends_a_reader(arrays, tmp_path):
+    from trtcalib.compat import quantize_static
+
+    assert minmax(MODEL, Feeds([{"input": arrays[:8]}], end={})) == minmax(MODEL, {"input": arrays[:8]})
+    quantize_static(MODEL, tmp_path / "int8.onnx", Feeds([{"input": arrays[:8]}], end={}))
+    assert (tmp_path / "int8.onnx").exists()
+
+
+def test_arrays_find_their_inputs_as_those_of_a_file_do(arrays, tmp_path, caplog):
+    plain = minmax(MODEL, {"input": arrays[:8]})
+    files = [str(index) for index in range(8)]
+    for data, told in (
+        ({"pixels": arrays[:8]}, "`pixels` is taken for the input `input`"),
+        ({"input": arrays[:8], "label": np.arange(8), "file": files}, "names of the arrays `label`, `file`, which are not used"),
+        ([[arrays[:8]]], ""),
+        ({"input": arrays[:8].astype(">f4")}, ""),
+    ):
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="trtcalib"):
+            assert minmax(MODEL, data) == plain
+        assert told in caplog.text and bool(told) == bool(caplog.text)
+    with pytest.raises(tc.DataError, match="the inputs `input` are missing; the arrays are `a`, `b`"):
+        tc.calibrate(MODEL, {"a": arrays, "b": arrays})
+
+
+@pytest.mark.parametrize(
+    ("data", "labels", "message"),
+    [
+        (None, ["cat"] * 8, "label 0 is 'cat'"),
+        (None, [0] * 7 + [None], "label 7 is None"),
+        (None, [0, float("nan")] * 4, "label 1 is nan"),
+        (None, [1.5] * 8, "label 0 is 1.5"),
+        (None, [True] * 8, "label 0 is True"),
+        (None, [1 << 40] * 8, "label 0 is 1099511627776"),
+        (None, np.eye(8, dtype=int), "shape .8, 8."),
+        (None, np.zeros((4, 2), int), "shape .4, 2."),
+        (None, [1] * 7, "8 samples, but 7 labels"),
+        (lambda x: [(x, ["cat"] * 8)], None, "label 0 is 'cat'"),
+        (lambda x: [(x, np.arange(8), np.arange(8))], None, "batch 0 has 3 parts; give inputs or .inputs, labels."),
+        (lambda x: {"input": [[1, 2], [3]]}, None, "cannot be read as an array"),
+        (lambda x: {"input": np.array(["a"] * 8)}, None, "`input` is of type <U1"),
+    ],
+)
+def test_what_cannot_be_used_of_data_and_labels_is_said_in_a_sentence(arrays, data, labels, message):
+    given = arrays[:8] if data is None else data(arrays[:8])
+    with pytest.raises(tc.DataError, match=message) as caught:
+        tc.compare(MODEL, MODEL, given, labels=labels)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_may_be_unknown_or_whole_numbers_of_any_type(arrays):
+    def known(labels):
+        return tc.compare(MODEL, MODEL, arrays[:8], labels=labels)["targets"][0]["result"]["tasks"][0]["accuracy"]["samples"]
+
+    assert known([-100, -1, 3, 4, 5, 6, 7, 8]) == 6
+    assert known(np.arange(8, dtype=np.float32)) == known(np.arange(8, dtype=np.uint8)[:, None]) == 8
+
+
 def test_progress_reaches_tqdm_or_says_that_it_is_missing(arrays, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -198,6 +318,7 @@ def test_quantize_and_compare_with_labels_gates_and_a_metric(arrays, table, tmp_
 
     def top1(outputs, ids):
         calls.append((len(outputs), ids[:2], outputs[0]["logits"].shape))
+        assert all(output.keys() == {"logits"} for output in outputs)
         return float(np.mean([output["logits"].argmax() == 3 for output in outputs]))
 
     labels = np.full(COUNT, 3)
@@ -207,6 +328,7 @@ def test_quantize_and_compare_with_labels_gates_and_a_metric(arrays, table, tmp_
     accuracy = found["targets"][0]["result"]["tasks"][0]["accuracy"]["top1"]
     assert found["targets"][0]["metric"] == pytest.approx(accuracy)
     assert "SQNR" in found._repr_html_()
+    assert repr(found) == f"Comparison(samples={COUNT}, passed=True, targets={model})"
     assert not tc.compare(MODEL, model, {"input": arrays}, gates=["sqnr_db=90"]).passed
 
 
@@ -267,6 +389,9 @@ def test_a_metric_of_ones_own_is_a_gate_and_finds_a_plan(arrays, table, tmp_path
     nodes = [assignment["node"] for assignment in json.loads(found.plan.read_text())["assignments"]]
     assert nodes == plan["lifted"]
     assert not tc.bisect(MODEL, table, {"input": arrays}, metric=close, minimum=1.0).passed
+    calibrated = tc.bisect(MODEL, None, {"input": arrays}, metric=close, minimum=lost / 4)
+    assert calibrated["metric_plan"] == plan
+    assert repr(found) == f"Findings(layers={len(found['layers'])}, passed=True, folder={tmp_path / 'found'})"
 
 
 def test_a_metric_chooses_the_method(arrays, tmp_path):
@@ -312,8 +437,39 @@ def test_what_a_metric_raises_comes_out_as_it_is(arrays, tmp_path):
     options = {"out": tmp_path / "out", "calib_samples": 16, "bench_seconds": 0, "tensorrt": "off", "precisions": ["int8"]}
     with pytest.raises(Unheard):
         tc.run(MODEL, {"input": arrays}, metric=unheard, **options)
-    with pytest.raises(TypeError):
+    with pytest.raises(tc.CalibError, match="it gave 'much', which is no number"):
         tc.run(MODEL, {"input": arrays}, metric=lambda outputs, ids: "much", **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"), [(None, "None"), (np.ones(1), "an array of shape .1."), ("3", "'3'")], ids=["None", "array", "text"]
+)
+def test_a_metric_that_gives_no_number_is_said_to(arrays, table, given, what):
+    data, metric = {"input": arrays[:8]}, lambda outputs, ids: given
+    for call in (
+        lambda: tc.compare(MODEL, MODEL, data, metric=metric),
+        lambda: tc.calibrate(MODEL, data, metric=metric),
+        lambda: tc.bisect(MODEL, table, data, metric=metric, minimum=0),
+    ):
+        with pytest.raises(tc.CalibError, match=f"metric: it gave {what}, which is no number"):
+            call()
+    with pytest.raises(tc.CalibError, match="not int"):
+        tc.compare(MODEL, MODEL, data, metric=3)
+    for number in (np.float32(0.5), np.array(0.5), True):
+        tc.compare(MODEL, MODEL, data, metric=lambda outputs, ids: number)
+
+
+def test_a_target_that_does_not_run_has_no_metric(arrays, tmp_path):
+    found = tc.compare(MODEL, [scaled(tmp_path), MODEL], {"input": arrays[:8]}, metric=lambda outputs, ids: 1.0, minimum=1)
+    assert not found.passed
+    assert [(row["metric"], row["metric_passed"]) for row in found["targets"]] == [(None, False), (1.0, True)]
+    assert "input" in found["targets"][0]["error"]
+
+
+def test_a_metric_that_is_nan_is_not_chosen(arrays):
+    numbers = {"auto": float("nan"), "entropy": 0.5}
+    tables = {method: (number, tc.CalibrationTable._temporary()) for method, number in numbers.items()}
+    assert tc._chosen(tables) is tables["entropy"][1]
 
 
 def test_a_metric_is_a_gate_of_a_run(arrays, tmp_path):
@@ -438,11 +594,32 @@ def test_onnxruntimes_options_are_taken_or_refused_by_name(arrays, tmp_path):
         "ActivationSymmetric=False": {"extra_options": {"ActivationSymmetric": False}},
         "SmoothQuant=True": {"extra_options": {"SmoothQuant": True}},
         "TensorrtExecutionProvider": {"calibration_providers": ["TensorrtExecutionProvider"]},
+        "options of CUDAExecutionProvider .device_id.": {"calibration_providers": [("CUDAExecutionProvider", {"device_id": 1})]},
+        "AddQDQPairToWeight=True": {"extra_options": {"AddQDQPairToWeight": True}},
+        "MatMulConstBOnly=True": {"extra_options": {"MatMulConstBOnly": True}},
     }
     for message, options in refused.items():
         with pytest.raises(tc.CalibError, match=message):
             quantize_static(MODEL, tmp_path / "no.onnx", Reader(arrays), **options)
     assert not (tmp_path / "no.onnx").exists()
+    quantize_static(
+        MODEL, tmp_path / "yes.onnx", Reader(arrays), calibration_providers=[("CPUExecutionProvider", {})],
+        extra_options={"AddQDQPairToWeight": False, "MatMulConstBOnly": False},
+    )
+
+
+def test_weights_go_to_a_file_of_their_own_where_asked(arrays, tmp_path):
+    from trtcalib.compat import quantize_static
+
+    plain, apart = tmp_path / "plain.onnx", tmp_path / "apart.onnx"
+    quantize_static(MODEL, plain, Reader(arrays))
+    for _ in range(2):  # The second takes the place of the first.
+        quantize_static(MODEL, apart, Reader(arrays), use_external_data_format=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["apart.onnx", "apart.onnx.data", "plain.onnx"]
+    assert apart.stat().st_size < plain.stat().st_size
+    weights = onnx.load(apart, load_external_data=False).graph.initializer
+    assert any(weight.data_location == onnx.TensorProto.EXTERNAL for weight in weights)
+    assert tc.compare(plain, apart, {"input": arrays[:8]}, gates={"sqnr_db": 200}, calibration_samples=True).passed
 
 
 def test_the_demonstration_runs_from_any_folder(tmp_path):
@@ -454,6 +631,22 @@ def test_the_demonstration_runs_from_any_folder(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/mine.txt").touch()
     assert program("demo", "other", cwd=tmp_path).returncode == 2
+
+
+def test_progress_that_fails_does_not_end_the_work(arrays, caplog):
+    told = []
+
+    def fail(what, done, total):
+        told.append(what)
+        raise Unheard("no words")
+
+    table = tc.calibrate(MODEL, {"input": arrays[:8]}, method="minmax", progress=fail)
+    assert table.to_dict()["samples"] == 8 and len(told) == 1
+    assert "no words" in caplog.text and "the work goes on" in caplog.text
+
+
+def test_completion_shows_what_is_for_users():
+    assert dir(tc) == sorted(tc.__all__) and all(hasattr(tc, name) for name in tc.__all__)
 
 
 def test_a_run_leaves_a_report(tmp_path, arrays):
@@ -472,7 +665,7 @@ def test_errors_are_typed_and_say_what_to_do(arrays, tmp_path, table):
     with pytest.raises(tc.DataError, match="generator"):
         tc.calibrate(MODEL, iter([]))
     with pytest.raises(tc.DataError, match="axis"):
-        tc.calibrate(MODEL, {"input": arrays, "other": arrays[:2]})
+        tc.calibrate(scaled(tmp_path), {"x": arrays, "scale": arrays[:2]})
     with pytest.raises(tc.DataError, match="axis"):
         tc.calibrate(MODEL, {"input": np.float32(1)})
     with pytest.raises(tc.CalibError, match="unknown field|calib_sample"):

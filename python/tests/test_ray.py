@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +50,109 @@ def test_rows_keep_their_order_whoever_is_done_first(cluster, dataset, table, tm
 COLUMNS = {"columns": {"input": "input"}}
 
 
+@contextmanager
+def within(seconds: int):
+    """What hangs fails."""
+
+    def late(number, frame):
+        raise TimeoutError(f"not done within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_data_set_is_executed_before_actors_take_all_processors(cluster, dataset, table, tmp_path):  # noqa: F811
+    for attempt in range(2):
+        lazy = dataset.map(lambda row: row)
+        with within(240):
+            found = cluster.bisect(MODEL, table, lazy, gate={"sqnr_db": 30}, actors=4, labels="label", max_trials=3)
+        assert len(found["metric_plan"]["trials"]) == 3
+        try:
+            cluster.compare(MODEL, tmp_path / f"missing{attempt}.onnx", dataset, actors=4)
+        except tc.ModelError as error:
+            kept = error  # whose traceback must not keep the actors
+    assert "missing1" in str(kept)
+
+
 def test_actors_give_the_table_of_one_process(cluster, dataset, table, tmp_path):  # noqa: F811
-    cluster.calibrate(MODEL, dataset, actors=2, **COLUMNS).save(tmp_path / "table.json")
-    assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
+    told = []
+    for options in (COLUMNS, {"labels": "label"}, {"progress": lambda *event: told.append(event)}):
+        cluster.calibrate(MODEL, dataset, actors=2, **options).save(tmp_path / "table.json")
+        assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
+    assert told[:2] == [("parts observed", 1, 2), ("parts observed", 2, 2)]
+
+
+def test_an_example_of_the_guide(cluster, dataset, tmp_path, monkeypatch):
+    text = (ROOT / "docs/cluster.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert "tr.calibrate(" in code and "tr.compare(" in code and "tr.bisect(" in code
+    (tmp_path / "model.onnx").write_bytes(MODEL.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for given, here in (("actors=8", "actors=2"), (", num_gpus=1", ""), ('"model', f'"{tmp_path}/model'), ('"top1"', '"sqnr_db"')):
+        assert given in code
+        code = code.replace(given, here)
+    names = {"dataset": dataset}
+    exec(code, names)
+    assert names["result"]["samples"] and names["result"].passed and names["plan"]["metric_plan"]["trials"]
+    assert names["result"]["targets"][0]["result"]["tasks"][0]["accuracy"]["samples"]
+
+
+def weighted(outputs, ids):
+    """Depends on the order of the samples."""
+    assert all(output.keys() == {"logits"} for output in outputs)
+    return float(sum(int(name) * float(output["logits"].max()) * (row + 1) for row, (name, output) in enumerate(zip(ids, outputs))))
+
+
+def test_a_metric_judges_the_outputs_of_all_actors(cluster, dataset, arrays, table, tmp_path):  # noqa: F811
+    model, saved = tmp_path / "model.int8.onnx", tmp_path / "saved.npz"
+    tc.quantize(MODEL, table, model)
+    options = {"metric": weighted, "calibration_samples": True}
+    alone = tc.compare(MODEL, [model, MODEL], {"input": arrays}, threads=1, minimum=0, **options)
+    told = []
+    found = cluster.compare(
+        MODEL, [model, MODEL], dataset, actors=3, minimum=0, progress=lambda *event: told.append(event), **options, **COLUMNS
+    )
+    assert json.dumps(found.to_dict()) == json.dumps(alone.to_dict()) and found.passed
+    assert told == [("parts compared", done, 3) for done in (1, 2, 3)] * 2
+    numbers = [alone["reference_metric"], *(target["metric"] for target in alone["targets"])]
+    assert numbers[0] == numbers[2] != numbers[1]
+    with pytest.raises(tc.CalibError, match="minimum"):
+        cluster.compare(MODEL, model, dataset, minimum=0)
+    outputs = tc.compare(MODEL, MODEL, {"input": arrays}, metric=lambda outputs, ids: np.savez(saved, logits=[o["logits"] for o in outputs]) or 0)
+    assert outputs.passed
+    one = cluster.compare(MODEL, tc.Saved(saved), dataset, **COLUMNS)
+    assert one.to_dict() == cluster.compare(MODEL, [tc.Saved(saved)], dataset, **COLUMNS).to_dict() and one["samples"] == len(arrays)
+
+
+def mine(outputs, ids):
+    raise ValueError("no words")
+
+
+def test_what_an_actor_raises_is_raised_as_it_was(cluster, dataset, table):  # noqa: F811
+    with pytest.raises(tc.CalibError) as caught:
+        cluster.calibrate(MODEL, dataset, actors=2, columns={"input": "index"}, max_bad=0)
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value) and "`input`" in str(caught.value)
+    with pytest.raises(tc.CalibError, match="^metric: it gave None, which is no number"):
+        cluster.calibrate(MODEL, dataset, actors=2, metric=lambda outputs, ids: None, samples=8)
+    for call in (
+        lambda: cluster.calibrate(MODEL, dataset, actors=2, metric=mine, samples=8),
+        lambda: cluster.bisect(MODEL, table, dataset, actors=2, metric=mine, minimum=1),
+    ):
+        with pytest.raises(ValueError) as raised:
+            call()
+        assert type(raised.value) is ValueError and str(raised.value) == "no words"
+    for options, message in (
+        ({"labels": "class"}, "no column `class`; it has `input`, `label`, `index`"),
+        ({"columns": {"input": "pixels"}}, "no column `pixels`"),
+        ({"labels": "input"}, "labels of shape"),
+    ):
+        with pytest.raises(tc.DataError, match=message):
+            cluster.compare(MODEL, MODEL, dataset, **options)
 
 
 def spread(outputs, ids):

@@ -13,8 +13,8 @@ Every keyword that is a key of the program's configuration file is taken by ever
 ``high_precision``, ...); ``config`` names such a file.
 
 Warnings, notes and files written go to the logger ``trtcalib``; ``progress`` is called with
-``(what, done, total)``, or is ``True`` for a bar of ``tqdm``. Ctrl-C stops. The interpreter's lock is released while the
-library works.
+``(what, done, total)``, or is ``True`` for a bar of ``tqdm``; what it raises goes to the logger and does not end the work.
+Ctrl-C stops. The interpreter's lock is released while the library works.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union
 
-import numpy as np
-
 from . import _trtcalib
 from ._data import held
 from ._libraries import name_libraries
+from ._metric import Metric, Run, judged, own, read_outputs
 from ._results import CalibrationTable, Comparison, Findings, Quantized, Report, Result
 from ._search import Judge, Trial, ranking, smallest, write_plan
 from ._trtcalib import CalibError, DataError, ModelError, RuntimeLibraryError, __version__
@@ -41,14 +41,17 @@ __all__ = [
     "RuntimeLibraryError", "Saved", "__version__", "bisect", "calibrate", "compare", "quantize", "run",
 ]
 
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 name_libraries()
 
 _log = logging.getLogger("trtcalib")
 PathLike = Union[str, Path]
 Progress = Union[bool, Callable[[str, int, int], None], None]
-#: From the outputs of all samples and their names to a number, larger for better.
-Metric = Callable[[list[dict[str, np.ndarray]], list[str]], float]
-
 
 class Saved:
     """Outputs that were saved before (``.npz``), to be compared in a model's stead."""
@@ -77,9 +80,11 @@ def calibrate(
         data: folder of images (with ``preset=`` or ``preprocess=``); file of arrays (``.npz``, ``.npy``); dict from input name
             to an array of shape [samples, ...] as the model takes it, preprocessed; iterable of such dicts, of arrays for a
             model with one input, or of ``(inputs, labels)``, in batches of any size; or a reader with ``get_next()``.
-            Arrays are read where they lie. What can be read only once is kept, beyond 1 GiB in a temporary file.
+            Arrays are read where they lie. What can be read only once is kept, beyond 1 GiB in a temporary file. As with
+            files, arrays of other names than the model's inputs are not used and told of, and the only array is taken for
+            the only input.
         method: ``auto``, ``entropy``, ``percentile``, ``mse`` or ``minmax``.
-        labels: right classes of arrays, [samples] integers, -1 where unknown; or a label file.
+        labels: right classes of arrays, [samples] integers, negative where unknown (-1, or PyTorch's -100); or a label file.
         samples: calibration samples, at most (512).
         histograms: file to write the mergeable histograms to.
         metric: a function as for `compare`, which decides instead of the error of held-out samples. ``auto`` makes a table
@@ -100,6 +105,7 @@ def calibrate(
     keys = {"model": str(model), "method": method, **_limited(samples), **settings}
     limit = keys.get("calib_samples", 512)
     keys, held_samples = _read(keys, data, labels, model, limit)
+    metric = own(metric)
     if metric is not None:
         if method != "auto" or histograms is not None:
             raise CalibError("metric: it chooses the method itself, so leave `method` and `histograms` out")
@@ -121,7 +127,8 @@ _CHOICES = ("auto", "entropy", "percentile", "mse", "minmax")
 
 
 def _chosen(candidates: Mapping[str, tuple[float, CalibrationTable]]) -> CalibrationTable:
-    method = max(candidates, key=lambda method: candidates[method][0])
+    # max() would keep a NaN that comes first.
+    method = max(candidates, key=lambda method: (not math.isnan(candidates[method][0]), candidates[method][0]))
     best = candidates[method][1]
     best.judged = {method: value for method, (value, _) in candidates.items()}
     return best
@@ -135,7 +142,15 @@ def _worth(model: PathLike, table: CalibrationTable, data: Any, metric: Metric, 
         config = options.get("config")
         quantize(model, table, target, config=config, **{key: options[key] for key in _PLACEMENT if key in options})
         found = compare(model, target, data, metric=metric, calibration_samples=True, config=config, **shared)
-    return float(found["targets"][0]["metric"])
+    return _value(found)
+
+
+def _value(found: Comparison) -> float:
+    """What the metric gave for the only target of a comparison."""
+    target = found["targets"][0]
+    if target["metric"] is None:
+        raise ModelError(f"{target['target']} cannot be judged: {target['error']}")
+    return target["metric"]
 
 
 def quantize(
@@ -197,14 +212,10 @@ def compare(
     """
     if minimum is not None and metric is None:
         raise CalibError("minimum: it is a gate on `metric`, which is missing")
-    listed = [targets] if isinstance(targets, (str, Path, Saved)) else list(targets)
-    keys = {"eval_samples": samples, "gate": _gates(gates), **settings}
-    if isinstance(reference, Saved) and "model" not in keys:
-        named = next((target for target in listed if str(_spec(target)).endswith(".onnx")), None)
-        keys["model"] = None if named is None else _spec(named)
-    model = keys.get("model") or _spec(reference)
+    listed, model, keys = _compared(reference, targets, {"eval_samples": samples, "gate": _gates(gates), **settings})
     keys, held_samples = _read(keys, data, labels, model, samples or None)
     listener = _Listener(progress)
+    metric = own(metric)
 
     def call(names: list[str], save_reference: Path | None = None, save_target: Path | None = None) -> dict[str, Any]:
         text = _trtcalib.compare(
@@ -213,26 +224,16 @@ def compare(
         )
         return json.loads(text or "{}")
 
-    names = [_spec(target) for target in listed]
-    if metric is None:
-        return Comparison(call(names))
-    whole: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
-        for name in names:
+    def run(name: str) -> Run:
+        with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
             files = Path(folder) / "reference.npz", Path(folder) / "target.npz"
             part = call([name], *files)
-            part["reference_metric"] = float(metric(*_outputs(files[0])))
-            value = part["targets"][0]["metric"] = float(metric(*_outputs(files[1])))
-            if minimum is not None:
-                # A number that is none passes nothing.
-                part["targets"][0]["metric_passed"] = value >= minimum
-                part["passed"] = part["passed"] and value >= minimum
-            if whole:
-                whole["targets"] += part["targets"]
-                whole["passed"] = whole["passed"] and part["passed"]
-            else:
-                whole = part
-    return Comparison(whole)
+            failed = part["targets"][0].get("error") is not None
+            return part, read_outputs(files[0]), None if failed else read_outputs(files[1])
+
+    if metric is None:
+        return Comparison(call(listed))
+    return Comparison(judged(map(run, listed), metric, minimum))
 
 
 def bisect(
@@ -257,7 +258,7 @@ def bisect(
 
     Args:
         model: float ONNX model.
-        table: ranges from `calibrate`; None calibrates first.
+        table: ranges from `calibrate`; None calibrates first, by ``method="auto"`` unless the settings say otherwise.
         data: as for `calibrate`.
         gate: what the plan must pass, ``{"top1": 0.99}``; without one the layers are measured.
         metric, minimum: the same by a metric of one's own, as in `compare`: nodes are lifted in the order of the noise that
@@ -271,15 +272,17 @@ def bisect(
     if (metric is None) != (minimum is None) or (metric is not None and gate):
         raise CalibError("bisect: give either `gate`, or `metric` and `minimum`")
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="trtcalib-"))
-    keys = {"model": str(model), "gate": _gates(gate), "out": str(folder), "table": _table_file(table), **settings}
+    keys = {"model": str(model), "gate": _gates(gate), "out": str(folder), **settings}
     keys, held_samples = _read(keys, data, labels, model, None)
+    if metric is not None and table is None:
+        shown: dict[str, Any] = {"labels": None if held_samples is not None else labels, "config": config, "progress": progress}
+        table = calibrate(model, data if held_samples is None else held_samples, **shown, **settings)
+    keys |= _strings({"table": _table_file(table)})
     options = {"precision": precision, "lift": lift, "max_trials": max_trials, "samples": samples}
     found = _trtcalib.bisect(json.dumps(keys), _path(config), held_samples, options, _Listener(progress))
     findings = Findings(json.loads(found[0]), Path(found[1]), found[2])
     if metric is None:
         return findings
-    if table is None:
-        raise CalibError("table: a plan is searched by a metric for one table; make it with `calibrate` first")
     plans = _Plans(model, table, findings, precision, lift, config, settings)
     shared = {"metric": metric, "minimum": minimum, "labels": labels, "config": config, "progress": progress}
     shared |= {"calibration_samples": True} | {key: value for key, value in settings.items() if key in _DATA}
@@ -290,7 +293,7 @@ def bisect(
             with tempfile.TemporaryDirectory(prefix="trtcalib-") as place:
                 target = plans.model(lifted, Path(place) / "model.onnx")
                 found = compare(model, target, data if held_samples is None else held_samples, samples=most, **shared)
-            trials.append(Trial(lifted, found["targets"][0]["metric"], found.passed))
+            trials.append(Trial(lifted, _value(found), found.passed))
         return trials
 
     trials, best = smallest(len(plans.nodes), judge, most=max_trials)
@@ -357,7 +360,7 @@ def run(
     asked = _gates(gates) + ([] if minimum is None else [f"metric={minimum!r}"])
     keys = {"model": str(model), "out": str(out), "gate": asked, **settings}
     keys, held_samples = _read(keys, data, labels, model, None)
-    report, folder = _trtcalib.run(json.dumps(keys), _path(config), held_samples, metric, _Listener(progress))
+    report, folder = _trtcalib.run(json.dumps(keys), _path(config), held_samples, own(metric), _Listener(progress))
     return Report(json.loads(report), Path(folder))
 
 
@@ -386,6 +389,17 @@ def _spec(target: PathLike | Saved) -> str:
     return str(target.path if isinstance(target, Saved) else target)
 
 
+def _compared(
+    reference: PathLike | Saved, targets: PathLike | Saved | Sequence[PathLike | Saved], settings: Mapping[str, Any]
+) -> tuple[list[str], Any, dict[str, Any]]:
+    """Names of the targets, the model whose inputs the data are, and the settings of a comparison."""
+    listed = [_spec(target) for target in ([targets] if isinstance(targets, (str, Path, Saved)) else targets)]
+    keys = dict(settings)
+    if isinstance(reference, Saved) and "model" not in keys:
+        keys["model"] = next((name for name in listed if name.endswith(".onnx")), None)
+    return listed, keys.get("model") or _spec(reference), keys
+
+
 def _gates(gates: Sequence[str] | Mapping[str, float]) -> list[str]:
     if isinstance(gates, Mapping):
         return [f"{metric}={value}" for metric, value in gates.items()]
@@ -405,22 +419,12 @@ def _read(keys: dict[str, Any], data: Any, labels: Any, model: Any, limit: int |
                 raise DataError("labels of a folder or file come from a file: give its path")
             keys["labels"] = str(labels)
         return keys, None
-    name = _only_input(model)
-    return keys, held(data, labels=labels, limit=limit, input_name=name)
+    return keys, held(data, labels=labels, limit=limit, inputs=_inputs(model))
 
 
-def _only_input(model: Any) -> str | None:
-    """Name of the model's input, if it has one only."""
-    names = _trtcalib.input_names(str(model).split(":", 1)[-1]) if str(model).endswith(".onnx") else []
-    return names[0] if len(names) == 1 else None
-
-
-def _outputs(path: Path) -> tuple[list[dict[str, np.ndarray]], list[str]]:
-    """Saved outputs as one dict a sample, and the names of the samples."""
-    with np.load(path, allow_pickle=False) as file:
-        ids = json.loads(file["samples.json"])
-        arrays = {name: file[name] for name in file.files if name != "samples.json"}
-    return [{name: array[row] for name, array in arrays.items()} for row in range(len(ids))], ids
+def _inputs(model: Any) -> list[str]:
+    """Names of a model's inputs; none for what is no ONNX model."""
+    return _trtcalib.input_names(str(model).split(":", 1)[-1]) if str(model).endswith(".onnx") else []
 
 
 class _Listener:
@@ -429,7 +433,7 @@ class _Listener:
     def __init__(self, progress: Progress) -> None:
         if progress is True and importlib.util.find_spec("tqdm") is None:
             raise CalibError("progress=True shows bars of tqdm, which is not installed: pip install tqdm, or give a callable")
-        self._progress = _bar if progress is True else progress or None
+        self._progress: Any = _bar if progress is True else progress or None
         self._bars: dict[str, Any] = {}
 
     def __call__(self, kind: str, text: str, done: int, total: int) -> None:
@@ -437,7 +441,7 @@ class _Listener:
             if self._progress is _bar:
                 self._advance(text, done, total)
             elif self._progress is not None:
-                self._progress(text, done, total)
+                self._tell(text, done, total)
         elif kind == "finished":
             bar = self._bars.pop(text, None)
             if bar is not None:
@@ -448,6 +452,13 @@ class _Listener:
             _log.info(text)
         else:
             _log.debug("%s: %s", kind, text)
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        try:
+            self._progress(what, done, total)
+        except Exception:
+            self._progress = None
+            _log.exception("progress is told no more, as its callable failed; the work goes on")
 
     def _advance(self, what: str, done: int, total: int) -> None:
         if what not in self._bars:

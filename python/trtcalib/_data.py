@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,20 +14,63 @@ import numpy as np
 from . import _trtcalib
 from ._trtcalib import DataError
 
+_log = logging.getLogger("trtcalib")
+
 #: Bytes of arrays that are held in memory; what comes after goes to a temporary file.
 MEMORY = 1 << 30
 
 
 def as_array(value: Any) -> np.ndarray:
-    """A C-contiguous array over the same memory where the layout allows it. Tensors of PyTorch work without importing it."""
+    """A C-contiguous array, over the same memory where layout and order of bytes allow it. Tensors of PyTorch work without importing it."""
     if hasattr(value, "detach"):
         try:
             value = value.detach().cpu().numpy()
         except TypeError as error:
             raise DataError(f"a tensor of type {value.dtype} cannot be read as an array; convert it with .float()") from error
-    array: np.ndarray = np.asarray(value)
+    try:
+        array: np.ndarray = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"a {type(value).__name__} cannot be read as an array: {error}") from error
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     # A single value would get an axis.
     return np.ascontiguousarray(array) if array.ndim else array
+
+
+def classes(given: Any, count: int) -> list[int | None]:
+    """Right classes of `count` samples; None where they are unknown."""
+    wanted = "give one integer a sample, negative where it is unknown"
+    labels = np.atleast_1d(as_array(given))
+    if labels.ndim > 1 and labels.size != len(labels):
+        raise DataError(f"labels of shape {list(labels.shape)} are no classes; {wanted}")
+    if labels.size != count:
+        raise DataError(f"{count} samples, but {labels.size} labels; {wanted}")
+    values = labels.ravel().tolist()
+    for index, label in enumerate(values):
+        whole = isinstance(label, (int, np.integer)) or (isinstance(label, float) and label.is_integer())
+        if not whole or isinstance(label, bool) or label >= 1 << 32:
+            raise DataError(f"label {index} is {label!r}, which is no class; {wanted}")
+    return [int(label) if label >= 0 else None for label in values]
+
+
+def matched(names: Sequence[str], inputs: Sequence[str]) -> dict[str, str]:
+    """The array that is taken for each input, as the program takes those of a file; tells what else is done.
+
+    Args:
+        names: names of the arrays.
+        inputs: names of the model's inputs; none where they are not known, and then all arrays are taken.
+    """
+    if not inputs or set(inputs) == set(names):
+        return {name: name for name in names}
+    if set(inputs) <= set(names):
+        others = "`, `".join(name for name in names if name not in inputs)
+        _log.warning("the model has no inputs of the names of the arrays `%s`, which are not used", others)
+        return {name: name for name in inputs}
+    if len(inputs) == len(names) == 1:
+        _log.warning("the only array `%s` is taken for the input `%s`", names[0], inputs[0])
+        return {inputs[0]: names[0]}
+    missing = "`, `".join(name for name in inputs if name not in names)
+    raise DataError(f"the inputs `{missing}` are missing; the arrays are `{'`, `'.join(names)}`")
 
 
 class _Spool:
@@ -53,72 +98,107 @@ def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
     """(inputs, labels) of every batch."""
     if hasattr(data, "get_next"):
         def read() -> Iterator[Any]:
-            while (feed := data.get_next()) is not None:
+            # An empty dict is the end for onnxruntime, too.
+            while (feed := data.get_next()) is not None and not (isinstance(feed, Mapping) and not feed):
                 yield feed
         items: Iterable[Any] = read()
-    elif isinstance(data, Mapping) or hasattr(data, "__array__") or hasattr(data, "detach"):
+    elif _is_array(data):
         items = [data]
-    elif isinstance(data, Iterable):
+    elif isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
         items = data
     else:
         raise DataError(
             f"data of type {type(data).__name__} cannot be read; give a folder, a dict of arrays, an iterable of dicts, "
             "or an object with get_next()"
         )
-    for item in items:
-        inputs, labels = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
-        yield inputs, labels
+    for number, item in enumerate(items):
+        # A loader gives tuples or lists; a list of numbers is an array.
+        parts = item if isinstance(item, (tuple, list)) and any(map(_is_array, item)) else [item]
+        if len(parts) > 2:
+            raise DataError(
+                f"batch {number} has {len(parts)} parts; give inputs or (inputs, labels), as ((x, y) for x, y, *_ in data) does"
+            )
+        yield parts[0], parts[1] if len(parts) == 2 else None
 
 
-def held(data: Any, *, labels: Any = None, limit: int | None = None, input_name: str | None = None) -> _trtcalib.Samples:
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Mapping) or hasattr(value, "__array__") or hasattr(value, "detach")
+
+
+class _Handed:
+    """What an iterable yielded, by its place in memory, to notice when it writes there again."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[int, tuple[np.ndarray, bytes]] = {}
+
+    def take(self, array: np.ndarray, kept: np.ndarray) -> bool:
+        """Whether what came from the memory of `array` before is still what it was: what never changes may come often."""
+        place = array.ctypes.data
+        earlier, content = self._arrays.get(place, (None, b""))
+        is_new = earlier is None or array.nbytes > earlier.nbytes
+        if is_new and array.nbytes and not isinstance(kept, np.memmap):
+            self._arrays[place] = array, _hash(array)
+        return earlier is None or _hash(earlier) == content
+
+
+def _hash(array: np.ndarray) -> bytes:
+    return hashlib.blake2b(array.data, digest_size=16).digest()
+
+
+def held(data: Any, *, labels: Any = None, limit: int | None = None, inputs: Sequence[str] = ()) -> _trtcalib.Samples:
     """Samples that a session can read as often as it needs to.
 
     Args:
         data: a dict of arrays whose first axis counts the samples; an iterable (a generator, a PyTorch ``DataLoader``)
             of such dicts, of arrays for the model's only input, or of ``(inputs, labels)``; or a reader with
             ``get_next()``, as onnxruntime's and Model Optimizer's. Batches may have any size.
-        labels: right classes, one integer a sample; ``-1`` where it is unknown.
+        labels: right classes, one integer a sample; negative where it is unknown.
         limit: samples that are enough: an iterable is read no further.
-        input_name: name of the model's only input, for arrays without one.
+        inputs: names of the model's inputs, where they are known.
     """
-    spool = _Spool()
+    spool, handed = _Spool(), _Handed()
     batches: list[dict[str, np.ndarray]] = []
-    classes: list[int] = []
+    known: list[int | None] = []
     count = 0
     # What is yielded may lie in memory that the next batch is written to; what a program holds itself does not.
     yielded = not isinstance(data, (list, tuple, Mapping))
-    places: set[int] = set()
-    for inputs, given in _batches(data):
-        if not isinstance(inputs, Mapping):
-            if input_name is None:
+    columns: dict[tuple[str, ...], dict[str, str]] = {}
+    for number, (given, its_classes) in enumerate(_batches(data)):
+        if not isinstance(given, Mapping):
+            if len(inputs) != 1:
                 raise DataError("arrays without a name serve a model with one input only; give dicts from input name to array")
-            inputs = {input_name: inputs}
-        batch = {str(name): spool.keep(as_array(value)) for name, value in inputs.items()}
-        if not batch:
-            raise DataError(f"batch {len(batches)} holds no arrays")
+            given = {inputs[0]: given}
+        if not given:
+            raise DataError(f"batch {number} holds no arrays")
+        arrays = {str(name): array for name, array in given.items()}
+        names = tuple(arrays)
+        if names not in columns:
+            columns[names] = matched(names, inputs)
+        batch = {}
+        for name, column in columns[names].items():
+            array = as_array(arrays[column])
+            if array.dtype.kind not in "biuf":
+                raise DataError(f"batch {number}: `{name}` is of type {array.dtype}, which no input is; convert it, as to float32")
+            batch[name] = spool.keep(array)
+            if yielded and not handed.take(array, batch[name]):
+                raise DataError(
+                    f"batch {number} lies in the memory of an earlier one, which it has overwritten; "
+                    "yield a new array each time, such as batch.copy()"
+                )
         rows = {name: array.shape[0] if array.ndim else -1 for name, array in batch.items()}
         size = next(iter(rows.values()))
         if size < 0 or any(other != size for other in rows.values()):
-            raise DataError(f"batch {len(batches)}: the first axis must count the samples alike; found {rows}")
-        if yielded:
-            here = [array.ctypes.data for array in batch.values() if array.nbytes and not isinstance(array, np.memmap)]
-            if not places.isdisjoint(here):
-                raise DataError(
-                    f"batch {len(batches)} lies in the memory of an earlier one, which it has overwritten; "
-                    "yield a new array each time, such as batch.copy()"
-                )
-            places.update(here)
+            raise DataError(f"batch {number}: the first axis must count the samples alike; found {rows}")
         batches.append(batch)
         count += size
-        if given is not None:
-            classes.extend(int(label) for label in np.atleast_1d(as_array(given)).ravel())
+        if its_classes is not None:
+            known += classes(its_classes, size)
         if limit is not None and count >= limit:
             break
     if count == 0:
         raise DataError("the data hold no samples; a generator that was read before is empty the second time")
     if labels is not None:
-        classes = [int(label) for label in as_array(labels).ravel()]
-    if classes and len(classes) != count:
-        raise DataError(f"{count} samples, but {len(classes)} labels")
-    known = [label if label >= 0 else None for label in classes] if classes else [None] * count
-    return _trtcalib.Samples(batches, [str(index) for index in range(count)], known)
+        known = classes(labels, count)
+    if known and len(known) != count:
+        raise DataError(f"{count} samples, but {len(known)} labels")
+    return _trtcalib.Samples(batches, [str(index) for index in range(count)], known or [None] * count)

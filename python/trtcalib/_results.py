@@ -36,6 +36,13 @@ class Result(Mapping[str, Any]):
         """What a table of it shows: one dict a row."""
         return [self._values]
 
+    def _about(self) -> dict[str, Any]:
+        """What tells one from another."""
+        return self._values
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={_short(value)}' for name, value in self._about().items())})"
+
     def _repr_html_(self) -> str:
         return _table(self.rows())
 
@@ -134,6 +141,9 @@ class Comparison(Result):
         """Whether every target ran and passed every gate."""
         return bool(self["passed"])
 
+    def _about(self) -> dict[str, Any]:
+        return {"samples": self["samples"], "passed": self.passed, "targets": ", ".join(row["target"] for row in self["targets"])}
+
     def rows(self) -> list[dict[str, Any]]:
         rows = []
         for target in self["targets"]:
@@ -160,6 +170,9 @@ class Findings(Result):
         """The precision plan that was found, for `quantize`."""
         path = self.folder / "plan.json"
         return path if path.exists() else None
+
+    def _about(self) -> dict[str, Any]:
+        return {"layers": len(self["layers"]), "passed": self.passed, "folder": self.folder}
 
     def rows(self) -> list[dict[str, Any]]:
         return self["layers"]
@@ -189,6 +202,9 @@ class Report(Result):
     def passed(self) -> bool | None:
         """Whether every gate passed; None without gates."""
         return self["verdict"]["passed"]
+
+    def _about(self) -> dict[str, Any]:
+        return {"precisions": ", ".join(row["precision"] for row in self["precisions"]), "passed": self.passed, "folder": self.folder}
 
     def _repr_html_(self) -> str:
         page = html.escape(_trtcalib.report_html(self.folder / "report.json"))

@@ -6,6 +6,7 @@ is refused by name, with what to say instead; nothing is ignored.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import tempfile
 from collections.abc import Sequence
@@ -23,10 +24,10 @@ _SATISFIED: dict[str, tuple[Any, ...]] = {
     "WeightSymmetric": (True,),
     "CalibTensorRangeSymmetric": (True,),
     "CalibMovingAverage": (False,),
-    "AddQDQPairToWeight": (True, False),
+    "AddQDQPairToWeight": (False,),
     "QDQOpTypePerChannelSupportToAxis": ({},),
     "QuantizeBias": (False,),
-    "MatMulConstBOnly": (False, True),
+    "MatMulConstBOnly": (False,),
     "EnableSubgraph": (False,),
     "ForceQuantizeNoInputCheck": (False,),
     "DedicatedQDQPair": (True,),
@@ -48,7 +49,7 @@ def quantize_static(
     nodes_to_exclude: Sequence[str] | None = None,
     use_external_data_format: bool = False,
     calibrate_method: Any = None,
-    calibration_providers: Sequence[str] | None = None,
+    calibration_providers: Sequence[str | tuple[str, dict[str, Any]]] | None = None,
     extra_options: dict[str, Any] | None = None,
     calibration_cache_path: Any = None,
 ) -> None:
@@ -63,9 +64,13 @@ def quantize_static(
         per_channel: weights are always quantized by output channel, as TensorRT does.
         activation_type, weight_type: ``QuantType.QInt8``, or ``QFLOAT8E4M3FN`` for both.
         nodes_to_quantize, nodes_to_exclude: names of nodes.
+        use_external_data_format: weights go to ``<model_output>.data``, by the package ``onnx``. Without, they do where the
+            model is over 2 GB or comes with such a file.
         calibrate_method: MinMax, Entropy or Percentile; what measures best without.
-        calibration_providers: ``["CPUExecutionProvider"]`` or ``["CUDAExecutionProvider"]``.
+        calibration_providers: ``["CPUExecutionProvider"]`` or ``["CUDAExecutionProvider"]``, without options.
         extra_options: ``CalibPercentile`` is applied, options that ask for what is done anyway are taken, others refused.
+            ``MatMulConstBOnly=False``, the default, lets products of two activations be quantized: those that TensorRT
+            runs faster so.
 
     Raises:
         CalibError: an argument asks for what TensorRT cannot run.
@@ -76,13 +81,15 @@ def quantize_static(
         raise CalibError("calibration_data_reader: ranges come from data; give a reader (calibration_cache_path is not read)")
     if reduce_range:
         raise CalibError("reduce_range: TensorRT's INT8 kernels need no 7-bit weights; leave it out")
+    if use_external_data_format and importlib.util.find_spec("onnx") is None:
+        raise CalibError("use_external_data_format: it needs the package onnx: pip install onnx, or leave it out")
     types = {_name(activation_type) or "QInt8", _name(weight_type) or "QInt8"}
     precisions = {"QInt8": "int8", "QFLOAT8E4M3FN": "fp8"}
     if len(types) != 1 or not types <= precisions.keys():
         raise CalibError(
             f"activation_type and weight_type {sorted(types)}: TensorRT takes symmetric QInt8 for both, or QFLOAT8E4M3FN for both"
         )
-    providers = set(calibration_providers or ["CPUExecutionProvider"])
+    providers = {_provider(provider) for provider in calibration_providers or ["CPUExecutionProvider"]}
     if not providers <= {"CPUExecutionProvider", "CUDAExecutionProvider"}:
         raise CalibError(f"calibration_providers {sorted(providers)}: CPUExecutionProvider and CUDAExecutionProvider are known")
     settings: dict[str, Any] = {"provider": "cuda" if "CUDAExecutionProvider" in providers else "cpu"}
@@ -104,7 +111,34 @@ def quantize_static(
         # Placement options say what is quantized; the table is made for that.
         table = calibrate(model, calibration_data_reader, method="auto" if method is None else _METHODS[method], samples=1 << 30, **settings)
         placement = {key: settings[key] for key in ("op_types", "nodes_to_include", "nodes_to_exclude") if key in settings}
-        quantize(model, table, model_output, precision=precisions[types.pop()], **placement)
+        target = Path(folder) / "quantized.onnx" if use_external_data_format else Path(model_output)
+        quantize(model, table, target, precision=precisions[types.pop()], **placement)
+        if use_external_data_format:
+            _save_externally(target, Path(model_output))
+
+
+def _provider(given: str | tuple[str, dict[str, Any]]) -> str:
+    """Name of an execution provider, which may come with options."""
+    name, options = (given, None) if isinstance(given, str) else given
+    if options:
+        raise CalibError(f"calibration_providers: options of {name} ({', '.join(options)}) are not taken; leave them out")
+    return name
+
+
+def _save_externally(model: Path, output: Path) -> None:
+    """Writes a model with its weights in a file of their own, under the name that onnxruntime gives it."""
+    import onnx  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+    data = output.with_name(f"{output.name}.data")
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        partial = Path(folder) / output.name
+        onnx.save_model(onnx.load(model), partial, save_as_external_data=True, location=data.name)
+        # At no moment does a model lie beside the data of another.
+        output.unlink(missing_ok=True)
+        weights = partial.with_name(data.name)
+        if weights.exists():  # onnx leaves small ones where they are
+            weights.replace(data)
+        partial.replace(output)
 
 
 def _name(choice: Any) -> str | None:

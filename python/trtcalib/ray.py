@@ -10,22 +10,27 @@ The model, and the models that are compared, lie at the same path on every node.
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray  # type: ignore[import-not-found, unused-ignore]
 
 from . import (
-    _CHOICES, _DATA, CalibError, CalibrationTable, Comparison, Findings, Metric, PathLike, Progress, Trial, _chosen, _gates, _limited, _Listener,
-    _only_input, _path, _Plans, _spec, _strings, _trtcalib, _worth, smallest,
+    _CHOICES, _DATA, CalibError, CalibrationTable, Comparison, DataError, Findings, Metric, PathLike, Progress, Saved, Trial, _chosen,
+    _compared, _gates, _inputs, _limited, _Listener, _path, _Plans, _spec, _strings, _trtcalib, _value, _worth, smallest,
 )
 from . import bisect as _bisect
 from . import compare as _compare
-from ._data import as_array
+from ._data import as_array, classes, matched
+from ._metric import Outputs, Run, judged, own, read_outputs
 
 __all__ = ["bisect", "calibrate", "compare"]
+
+_log = logging.getLogger("trtcalib")
 
 
 class _Blocks:
@@ -39,20 +44,23 @@ class _Blocks:
             self._refs = (dataset if limit is None else dataset.limit(limit)).to_numpy_refs()
         finally:
             running.preserve_order = before
-        if not self._refs:
-            raise CalibError("the data set holds no rows")
         about = ray.remote(_about).options(num_cpus=0)
-        told = ray.get([about.remote(ref, labels) for ref in self._refs])
+        told = _results([about.remote(ref, labels) for ref in self._refs])
         self._counts = [count for _, count, _ in told]
         # An empty block knows no columns.
-        names = [name for name in next((names for names, count, _ in told if count), []) if name != labels]
-        self._labels = [label for _, _, given in told for label in given] if labels is not None else None
+        names: list[str] = next((names for names, count, _ in told if count), [])
+        if not names:
+            raise DataError("the data set holds no rows")
+        self._labels = [label for _, _, given in told for label in given]
         if columns is None:
-            only = _only_input(model)
+            inputs = _inputs(model)
+            others = [name for name in names if name != labels]
             # As `ray.data.read_images` calls it.
-            pictures = "image" if "image" in names and only not in names else None
-            column = names[0] if len(names) == 1 else pictures
-            columns = {only: column} if only is not None and column is not None else {name: name for name in names}
+            is_picture = len(inputs) == 1 and inputs[0] not in others and "image" in others
+            columns = matched(["image"] if is_picture else others, inputs)
+        for column in columns.values():
+            if column not in names:
+                raise DataError(f"columns: the data set has no column `{column}`; it has `{'`, `'.join(names)}`")
         self._columns = dict(columns)
 
     def samples(self) -> _trtcalib.Samples:
@@ -76,14 +84,38 @@ class _Blocks:
         total = sum(self._counts)
         places = [(ref, row) for ref, count in zip(self._refs, self._counts) for row in range(count)]
         batches = [(1, loader(ref, row)) for ref, row in places]
-        return _trtcalib.Samples(batches, [str(index) for index in range(total)], self._labels or [None] * total)
+        return _trtcalib.Samples(batches, [str(index) for index in range(total)], self._labels)
 
 
 def _about(block: Mapping[str, Any], labels: str | None) -> tuple[list[str], int, list[int | None]]:
     """Columns of a block, its rows, and their labels."""
     count = len(next(iter(block.values()))) if block else 0
-    known = [None if label < 0 else int(label) for label in block[labels]] if labels is not None and count else []
-    return list(block), count, known
+    if labels is None or count == 0:
+        return list(block), count, [None] * count
+    if labels not in block:
+        raise DataError(f"labels: the data set has no column `{labels}`; it has `{'`, `'.join(block)}`")
+    return list(block), count, classes(block[labels], count)
+
+
+def _results(calls: Sequence[Any], listener: Callable[..., None] = _Listener(None), what: str = "") -> list[Any]:
+    """What calls of workers give, in their order; what one raised is raised as it was."""
+    found: dict[Any, Any] = {}
+    waiting = list(calls)
+    try:
+        while waiting:
+            ready, waiting = ray.wait(waiting)
+            found |= zip(ready, ray.get(ready))
+            listener("progress", what, len(found), len(calls))
+    except ray.exceptions.RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, CalibError):
+            # The message says it all; where in which process says nothing.
+            raise cause from None
+        if isinstance(cause, Exception) and not isinstance(cause, ray.exceptions.RayError):
+            raise cause from error
+        raise
+    listener("finished", what, 0, 0)
+    return [found[call] for call in calls]
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1)
@@ -96,14 +128,20 @@ class _Worker:
             _trtcalib.observe(settings, config, blocks.samples(), shard, path, _Listener(None))
             return path.read_bytes()
 
-    def compare(self, settings: str, config: Any, blocks: _Blocks, reference: str, targets: list[str], shard: str, everything: bool) -> bytes:
+    def compare(
+        self, settings: str, config: Any, blocks: _Blocks, reference: str, targets: list[str], shard: str, everything: bool,
+        keep: bool,
+    ) -> tuple[bytes, Outputs | None, Outputs | None]:
+        """What a part counted; with `keep`, the outputs of the reference and of the first target as well."""
         with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
             path = Path(folder) / "part.json"
+            first, second = (Path(folder) / name if keep else None for name in ("reference.npz", "target.npz"))
             listener = _Listener(None)
             _trtcalib.compare(
-                settings, config, blocks.samples(), reference, targets, None, None, everything, (shard, path), listener
+                settings, config, blocks.samples(), reference, targets, first, second, everything, (shard, path), listener
             )
-            return path.read_bytes()
+            outputs, others = (None if saved is None else read_outputs(saved) for saved in (first, second))
+            return path.read_bytes(), outputs, others
 
     def candidate(
         self, model: str, settings: dict[str, Any], config: Any, blocks: _Blocks, parts: list[bytes], metric: Metric
@@ -118,14 +156,26 @@ class _Worker:
             target = Path(folder) / "model.onnx"
             target.write_bytes(model)
             found = _compare(options["model"], target, blocks.samples(), **options["compare"])
-        return Trial(lifted, found["targets"][0].get("metric"), found.passed)
+        return Trial(lifted, None if options["compare"]["metric"] is None else _value(found), found.passed)
 
 
-def _workers(actors: int, num_cpus: float, num_gpus: float) -> list[Any]:
+@contextmanager
+def _workers(actors: int, num_cpus: float, num_gpus: float) -> Iterator[list[Any]]:
+    """Actors while they are needed. They hold their CPUs as long, so nothing else may have to run by then."""
     if actors < 1:
         raise CalibError(f"actors: there must be one at least, not {actors}")
+    for kind, each in (("CPU", num_cpus), ("GPU", num_gpus)):
+        there = ray.cluster_resources().get(kind, 0)
+        if actors * each > there:
+            _log.warning("%d actors of %g %s each wait for more than the %g of the cluster", actors, each, kind, there)
     worker: Any = _Worker
-    return [worker.options(num_cpus=num_cpus, num_gpus=num_gpus).remote() for _ in range(actors)]
+    started = [worker.options(num_cpus=num_cpus, num_gpus=num_gpus).remote() for _ in range(actors)]
+    try:
+        yield started
+    finally:
+        # A traceback that somebody keeps would keep them, too.
+        for one in started:
+            ray.kill(one)
 
 
 def _keys(settings: Mapping[str, Any], num_cpus: float, num_gpus: float) -> dict[str, Any]:
@@ -154,6 +204,7 @@ def calibrate(
     num_gpus: float = 0,
     samples: int | None = None,
     columns: Mapping[str, str] | None = None,
+    labels: str | None = None,
     metric: Metric | None = None,
     config: PathLike | None = None,
     progress: Progress = None,
@@ -169,28 +220,31 @@ def calibrate(
             that was materialized before keeps the order that Ray gave it then.
         actors: workers; each takes `num_cpus` CPUs (as many threads run in it) and `num_gpus` GPUs.
         samples: calibration samples, at most (512): the first rows of the data set.
-        columns: column of the data set for each input; their own names without, and for a model with one input the only
-            column, or ``image``.
+        columns: column of the data set for each input. Without, columns of the names of the inputs; for a model with one
+            input also the only column, or ``image``. Other columns are not used.
+        labels: column of right classes, which is no input.
         metric: chooses the method, as for `trtcalib.calibrate`; the candidates are made and judged side by side.
+        progress: as for `trtcalib.calibrate`; told as parts are done.
         settings: as for `trtcalib.calibrate`.
     """
     keys = _keys({"model": str(model), **_limited(samples), **settings}, num_cpus, num_gpus)
-    blocks = _Blocks(dataset, model, columns, None, keys.get("calib_samples", 512))
+    metric, listener = own(metric), _Listener(progress)
+    if metric is not None and "method" in settings:
+        raise CalibError("metric: it chooses the method itself, so leave `method` out")
+    blocks = _Blocks(dataset, model, columns, labels, keys.get("calib_samples", 512))
     text, file, shared = json.dumps(keys), _path(config), ray.put(blocks)
-    workers = _workers(actors, num_cpus, num_gpus)
-    calls = [worker.observe.remote(text, file, shared, f"{i + 1}/{actors}") for i, worker in enumerate(workers)]
-    parts = ray.get(calls)
-    if metric is not None:
-        if "method" in settings:
-            raise CalibError("metric: it chooses the method itself, so leave `method` out")
-        # The counts are the same for every method.
-        tries = [
-            workers[index % actors].candidate.remote(str(model), keys | {"method": method}, file, shared, parts, metric)
-            for index, method in enumerate(_CHOICES)
-        ]
-        return _chosen({method: (value, _table(bytes_of)) for method, (value, bytes_of) in zip(_CHOICES, ray.get(tries))})
+    with _workers(actors, num_cpus, num_gpus) as workers:
+        calls = [worker.observe.remote(text, file, shared, f"{i + 1}/{actors}") for i, worker in enumerate(workers)]
+        parts = _results(calls, listener, "parts observed")
+        if metric is not None:
+            # The counts are the same for every method.
+            tries = [
+                workers[index % actors].candidate.remote(str(model), keys | {"method": method}, file, shared, parts, metric)
+                for index, method in enumerate(_CHOICES)
+            ]
+            made = _results(tries, listener, "candidates judged")
+            return _chosen({method: (value, _table(bytes_of)) for method, (value, bytes_of) in zip(_CHOICES, made)})
     table = CalibrationTable._temporary()
-    listener = _Listener(progress)
     _joined(parts, lambda files: _trtcalib.merge(text, file, blocks.samples(), files, table.path, None, listener))
     return table
 
@@ -202,8 +256,8 @@ def _table(content: bytes) -> CalibrationTable:
 
 
 def compare(
-    reference: PathLike,
-    targets: PathLike | Sequence[PathLike],
+    reference: PathLike | Saved,
+    targets: PathLike | Saved | Sequence[PathLike | Saved],
     dataset: Any,
     *,
     actors: int = 2,
@@ -212,28 +266,51 @@ def compare(
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
     gates: Sequence[str] | Mapping[str, float] = (),
+    metric: Metric | None = None,
+    minimum: float | None = None,
     samples: int = 0,
     calibration_samples: bool = False,
     config: PathLike | None = None,
+    progress: Progress = None,
     **settings: Any,
 ) -> Comparison:
     """As `trtcalib.compare`, with the samples compared by `actors` workers; every figure has the bytes of one process's.
 
     Args:
-        reference, targets: models at the same path on every node.
+        reference, targets: models, or `trtcalib.Saved` outputs, at the same path on every node.
         dataset, actors, columns: as for `calibrate`.
         labels: column of right classes; negative where unknown.
         gates, samples, calibration_samples: as for `trtcalib.compare`.
+        metric, minimum: as for `trtcalib.compare`; the outputs of all samples are brought together where this runs.
+        progress: as for `trtcalib.compare`; told as parts are done.
     """
-    listed = [targets] if isinstance(targets, (str, Path)) else list(targets)
-    keys = _keys({"eval_samples": samples, "gate": _gates(gates), **settings}, num_cpus, num_gpus)
-    blocks = ray.put(_Blocks(dataset, keys.get("model") or reference, columns, labels, None))
-    names, text, file = [_spec(target) for target in listed], json.dumps(keys), _path(config)
-    calls = [
-        worker.compare.remote(text, file, blocks, _spec(reference), names, f"{i + 1}/{actors}", calibration_samples)
-        for i, worker in enumerate(_workers(actors, num_cpus, num_gpus))
-    ]
-    return Comparison(json.loads(_joined(ray.get(calls), lambda files: _trtcalib.join(files, None))))
+    if minimum is not None and metric is None:
+        raise CalibError("minimum: it is a gate on `metric`, which is missing")
+    names, model, given = _compared(reference, targets, {"eval_samples": samples, "gate": _gates(gates), **settings})
+    keys, metric, listener = _keys(given, num_cpus, num_gpus), own(metric), _Listener(progress)
+    blocks = ray.put(_Blocks(dataset, model, columns, labels, None))
+    text, file = json.dumps(keys), _path(config)
+    with _workers(actors, num_cpus, num_gpus) as workers:
+
+        def call(targets: list[str]) -> Run:
+            calls = [
+                worker.compare.remote(
+                    text, file, blocks, _spec(reference), targets, f"{i + 1}/{actors}", calibration_samples, metric is not None
+                )
+                for i, worker in enumerate(workers)
+            ]
+            parts, *outputs = zip(*_results(calls, listener, "parts compared"))
+            figures = json.loads(_joined(parts, lambda files: _trtcalib.join(files, None)))
+            return figures, *(([], []) if metric is None else _together(each) for each in outputs)
+
+        if metric is None:
+            return Comparison(call(names)[0])
+        return Comparison(judged((call([name]) for name in names), metric, minimum))
+
+
+def _together(parts: Sequence[Outputs]) -> Outputs:
+    """Outputs of parts, which are stretches of the samples in order."""
+    return [sample for outputs, _ in parts for sample in outputs], [name for _, ids in parts for name in ids]
 
 
 def bisect(
@@ -255,6 +332,7 @@ def bisect(
     max_trials: int = 64,
     samples: int = 200,
     config: PathLike | None = None,
+    progress: Progress = None,
     **settings: Any,
 ) -> Findings:
     """The fewest layers to lift, in the order of the noise that they bring; trials run side by side on the actors.
@@ -267,27 +345,31 @@ def bisect(
         gate: what the plan must pass; or `metric` and `minimum`, as for `trtcalib.bisect`.
         dataset, actors, columns, labels: as for `compare`.
         samples: samples that plans are judged on; the one that is found is checked on all.
+        progress: as for `trtcalib.bisect`; trials are told as they are done.
     """
     if bool(gate) == (metric is not None) or (metric is None) != (minimum is None):
         raise CalibError("bisect: give either `gate`, or `metric` and `minimum`")
+    metric, listener = own(metric), _Listener(progress)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="trtcalib-"))
-    workers = _workers(actors, num_cpus, num_gpus)
     held = _Blocks(dataset, model, columns, labels, None)
     keys = _keys(settings, num_cpus, num_gpus)
-    findings = _bisect(model, table, held.samples(), out=folder, precision=precision, lift=lift, config=config, **keys)
+    findings = _bisect(
+        model, table, held.samples(), out=folder, precision=precision, lift=lift, config=config, progress=progress, **keys
+    )
     plans = _Plans(model, table, findings, precision, lift, config, settings)
     blocks = ray.put(held)
     run = {key: keys[key] for key in _DATA if key in keys}
+    with _workers(actors, num_cpus, num_gpus) as workers:
 
-    def judge(wanted: Sequence[int], most: int = samples) -> list[Trial]:
-        common = {"gates": gate, "metric": metric, "minimum": minimum, "samples": most, "calibration_samples": True}
-        options = {"model": str(model), "compare": common | {"config": config} | run}
-        calls = []
-        for index, lifted in enumerate(wanted):
-            with tempfile.TemporaryDirectory(prefix="trtcalib-") as place:
-                bytes_of = plans.model(lifted, Path(place) / "model.onnx").read_bytes()
-            calls.append(workers[index % actors].judge.remote(lifted, bytes_of, blocks, options))
-        return ray.get(calls)
+        def judge(wanted: Sequence[int], most: int = samples) -> list[Trial]:
+            common = {"gates": gate, "metric": metric, "minimum": minimum, "samples": most, "calibration_samples": True}
+            options = {"model": str(model), "compare": common | {"config": config} | run}
+            calls = []
+            for index, lifted in enumerate(wanted):
+                with tempfile.TemporaryDirectory(prefix="trtcalib-") as place:
+                    bytes_of = plans.model(lifted, Path(place) / "model.onnx").read_bytes()
+                calls.append(workers[index % actors].judge.remote(lifted, bytes_of, blocks, options))
+            return _results(calls, listener, "plans tried")
 
-    trials, best = smallest(len(plans.nodes), judge, ahead=actors, most=max_trials)
-    return plans.finish(folder, trials, best, lambda lifted: judge([lifted], 0)[0])
+        trials, best = smallest(len(plans.nodes), judge, ahead=actors, most=max_trials)
+        return plans.finish(folder, trials, best, lambda lifted: judge([lifted], 0)[0])

@@ -1,0 +1,75 @@
+"""Metrics of one's own: what they are given, and what they may give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+
+from ._trtcalib import CalibError
+
+#: Outputs of all samples, a dict each, and the names of the samples.
+Outputs = tuple[list[dict[str, np.ndarray]], list[str]]
+#: From the outputs of all samples and their names to a number, larger for better.
+Metric = Callable[[list[dict[str, np.ndarray]], list[str]], float]
+#: Figures of one target, and the outputs of reference and target; the last is None where the target did not run.
+Run = tuple[dict[str, Any], Outputs, Union[Outputs, None]]
+
+#: Entries of saved outputs that are about them.
+_ABOUT = ("samples.json", "inputs.json", "made_by.json")
+
+
+class Own:
+    """A metric that gives a number, or a sentence that says what else it gave."""
+
+    def __init__(self, function: Any) -> None:
+        if not callable(function):
+            raise CalibError(f"metric: it is a function of (outputs, names) that gives a number, not {type(function).__name__}")
+        self._function = function
+
+    def __call__(self, outputs: list[dict[str, np.ndarray]], ids: list[str]) -> float:
+        value = self._function(outputs, ids)
+        shape = getattr(value, "shape", ())
+        if not isinstance(value, (str, bytes)) and len(shape) == 0:
+            try:
+                return float(value)
+            except (TypeError, ValueError):
+                pass
+        what = f"an array of shape {list(shape)}" if len(shape) else repr(value)
+        raise CalibError(f"metric: it gave {what:.100}, which is no number; let it return a float")
+
+
+def own(metric: Metric | None) -> Own | None:
+    """The metric that was given, if any."""
+    return metric if metric is None or isinstance(metric, Own) else Own(metric)
+
+
+def read_outputs(path: Path) -> Outputs:
+    """Saved outputs as one dict a sample, and the names of the samples."""
+    with np.load(path, allow_pickle=False) as file:
+        ids = json.loads(file["samples.json"])
+        arrays = {name: file[name] for name in file.files if name not in _ABOUT}
+    return [{name: array[row] for name, array in arrays.items()} for row in range(len(ids))], ids
+
+
+def judged(runs: Iterable[Run], metric: Metric, minimum: float | None) -> dict[str, Any]:
+    """The figures of several targets with what the metric gives for each."""
+    whole: dict[str, Any] = {}
+    for part, reference, target in runs:
+        part["reference_metric"] = metric(*reference)
+        value = None if target is None else metric(*target)
+        part["targets"][0]["metric"] = value
+        if minimum is not None:
+            # A number that is none passes nothing.
+            passed = value is not None and value >= minimum
+            part["targets"][0]["metric_passed"] = passed
+            part["passed"] = part["passed"] and passed
+        if whole:
+            whole["targets"] += part["targets"]
+            whole["passed"] = whole["passed"] and part["passed"]
+        else:
+            whole = part
+    return whole
