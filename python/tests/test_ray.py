@@ -155,6 +155,12 @@ def test_what_an_actor_raises_is_raised_as_it_was(cluster, dataset, table):  # n
             cluster.compare(MODEL, MODEL, dataset, **options)
 
 
+def test_there_may_be_more_actors_than_samples(cluster, dataset):
+    assert cluster.calibrate(MODEL, dataset.limit(1), actors=2, method="minmax").to_dict()["samples"] == 1
+    with pytest.raises(tc.CalibError, match="actors"):
+        cluster.calibrate(MODEL, dataset, actors=0)
+
+
 def spread(outputs, ids):
     return float(np.mean([output["logits"].std() for output in outputs]))
 

@@ -63,6 +63,10 @@ class _Blocks:
                 raise DataError(f"columns: the data set has no column `{column}`; it has `{'`, `'.join(names)}`")
         self._columns = dict(columns)
 
+    def parts(self, actors: int) -> int:
+        """Parts that so many actors take: none without samples."""
+        return min(actors, sum(self._counts))
+
     def samples(self) -> _trtcalib.Samples:
         """Samples whose arrays are fetched when they are asked for."""
 
@@ -233,6 +237,7 @@ def calibrate(
         raise CalibError("metric: it chooses the method itself, so leave `method` out")
     blocks = _Blocks(dataset, model, columns, labels, keys.get("calib_samples", 512))
     text, file, shared = json.dumps(keys), _path(config), ray.put(blocks)
+    actors = blocks.parts(actors)
     with _workers(actors, num_cpus, num_gpus) as workers:
         calls = [worker.observe.remote(text, file, shared, f"{i + 1}/{actors}") for i, worker in enumerate(workers)]
         parts = _results(calls, listener, "parts observed")
@@ -288,7 +293,8 @@ def compare(
         raise CalibError("minimum: it is a gate on `metric`, which is missing")
     names, model, given = _compared(reference, targets, {"eval_samples": samples, "gate": _gates(gates), **settings})
     keys, metric, listener = _keys(given, num_cpus, num_gpus), own(metric), _Listener(progress)
-    blocks = ray.put(_Blocks(dataset, model, columns, labels, None))
+    held = _Blocks(dataset, model, columns, labels, None)
+    blocks, actors = ray.put(held), held.parts(actors)
     text, file = json.dumps(keys), _path(config)
     with _workers(actors, num_cpus, num_gpus) as workers:
 
