@@ -16,7 +16,7 @@ use crate::{
     compare::{CompareOptions, Comparison, ComparisonResult, Direction, Footprint, Gate, Sample},
     onnx::Model,
     pass::{Consumer, Outputs, Part, Taking},
-    quantize::{Precision, PrecisionPlan, QuantizeError, QuantizeOptions, quantize},
+    quantize::{Precision, PrecisionPlan, QuantizeOptions, quantize_following},
     tensor::{Tensor, TensorMap},
 };
 
@@ -216,19 +216,12 @@ impl Start<'_> {
     /// # Errors
     /// The model cannot be quantized.
     pub fn plan(&self, lifted: &NodeSet) -> Result<(PrecisionPlan, Model), AnalysisError> {
-        let mut lifted = lifted.clone();
         let mut options = self.quantize.clone();
-        loop {
-            options.scheme.plan = lifted_plan(&self.quantize.scheme.plan, &lifted, self.precision);
-            match quantize(self.model, self.shapes, self.table, &options) {
-                Err(QuantizeError::MissingRange { node, tensor }) => {
-                    if lifted.is_empty() || !lifted.insert(node.clone()) {
-                        return Err(QuantizeError::MissingRange { node, tensor }.into());
-                    }
-                }
-                quantized => return Ok((options.scheme.plan, quantized?.model)),
-            }
-        }
+        options.scheme.plan = lifted_plan(&self.quantize.scheme.plan, lifted, self.precision);
+        let may_lack = |_: &str| !lifted.is_empty();
+        let (quantized, _) =
+            quantize_following(self.model, self.shapes, self.table, &mut options, self.precision, &may_lack)?;
+        Ok((options.scheme.plan, quantized.model))
     }
 
     /// The model with `lifted` in the higher precision.

@@ -1,6 +1,7 @@
 //! A model in a lower precision from a table: what `calib quantize` does.
 
 use std::{
+    collections::BTreeSet,
     io::Read,
     path::{Path, PathBuf},
 };
@@ -13,7 +14,7 @@ use crate::{
     backend::onnxruntime::OnnxRuntime,
     calibrate::{CalibrationTable, cache::CalibrationCache},
     config::RunConfig,
-    quantize::{KeptFp32, Precision, quantize},
+    quantize::{Follower, KeptFp32, Precision, quantize_following},
 };
 
 /// What is to be written.
@@ -97,7 +98,22 @@ pub fn quantize_file(
         options.keep_fp32.clone_from(&config.nodes_to_exclude);
         options.keep_fp32_op_types = config.op_types_to_exclude.iter().cloned().collect();
     }
-    let quantized = quantize(&subject.folded, &subject.shapes, table.as_ref(), &options)?;
+    // What needs a range only because of a plan or an exclusion: calibration could not know.
+    let mut whole = options.scheme.clone();
+    (whole.plan, whole.exclude, whole.include) = Default::default();
+    (whole.exclude_op_types, whole.op_types) = Default::default();
+    let known = if quantizes { subject.place(&whole)?.tensors_to_observe() } else { BTreeSet::new() };
+    let lift = options.high_precision;
+    let (quantized, followers) =
+        quantize_following(&subject.folded, &subject.shapes, table.as_ref(), &mut options, lift, &|tensor| {
+            !known.contains(tensor)
+        })?;
+    for Follower { node, tensor } in &followers {
+        host.warn(&format!(
+            "node `{node}` stays in {lift}, too: it was fused with one that does, and the table has no range for its input \
+             `{tensor}`; to quantize it, calibrate with the same plan and exclusions"
+        ));
+    }
     if let Some(defects) = quantized.defects() {
         return Err(PipelineError::Input(defects));
     }
