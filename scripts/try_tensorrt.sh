@@ -69,9 +69,9 @@ for ((i = 0; i + 1 < ${#models[@]}; i += 2)); do
     # Models of one file name are told apart by their number.
     if [ -e "$out/$name-run.txt" ]; then name=$name-$((i / 2 + 1)); fi
     work=$out/$name
-    # A gate that fails is a finding of the report, not a failure here: the status of each step is in its file.
+    # No gates: not every model has classes, and what the figures are worth is for those who read them.
     step "$name-run" "$calib" run --model "$model" --data "$data" --out "$work" --tensorrt require \
-        --precisions fp32,fp16,bf16,int8,fp8 --calib-samples 64 --eval-samples 100 --bench-seconds "$seconds" --gate top1=0
+        --precisions fp32,fp16,bf16,int8,fp8 --calib-samples 64 --eval-samples 100 --bench-seconds "$seconds"
     for plan in "$work"/engines/*.plan; do
         [ -e "$plan" ] || continue
         precision=$(basename "$plan" .plan)

@@ -175,6 +175,14 @@ mod tests {
         assert!(parse_npy(&bytes[..bytes.len() - 1]).unwrap_err().contains("take 12 bytes, but 11 bytes follow"));
     }
 
+    /// As `numpy.save` writes an array of `ml_dtypes.bfloat16`.
+    #[test]
+    fn bfloat16_of_ml_dtypes() {
+        let bytes = header::tests::npy("'<V2'", false, "(2,)", &[0x80, 0x3f, 0x00, 0xc0]);
+        let expected = [1.0, -2.0].map(half::bf16::from_f32);
+        assert_eq!(parse_npy(&bytes).unwrap().values(), &Values::Bf16(expected.to_vec()));
+    }
+
     #[test]
     fn a_shape_that_lies_allocates_nothing() {
         let mut bytes = b"\x93NUMPY\x01\x00".to_vec();

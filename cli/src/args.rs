@@ -324,7 +324,8 @@ pub struct QuantizeArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = metrics_help())]
 pub struct CompareArgs {
-    /// What to compare with: ort, ort:FILE.onnx, FILE.onnx or FILE.npz
+    /// What to compare with: ort, ort:FILE.onnx, FILE.onnx, trt:FILE.plan, or saved:FILE with outputs (.npz, or JSON of trtexec
+    /// or Polygraphy)
     #[arg(long = "ref", value_name = "SPEC", required_unless_present = "specs")]
     pub reference: Option<String>,
     /// What is compared (repeatable)

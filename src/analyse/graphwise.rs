@@ -22,7 +22,6 @@ use crate::{
     },
     onnx::{GraphError, GraphView, Model},
     pass::{Consumer, Outputs, Part, Ran, Running, Taking},
-    tensor::ElementType,
 };
 
 /// A tensor that both models make, by the reference's node.
@@ -55,13 +54,23 @@ impl TensorDivergence {
         self.off() < sqnr_db
     }
 
-    /// SQNR in decibels; infinite without any error, and negative where values are not finite or shapes differ.
+    /// SQNR in decibels; infinite without any error, and negative where values are not finite or shapes differ. Integers have no
+    /// SQNR to speak of: the share of those that are not equal stands for it, so that one in a hundred is 20 dB.
     pub fn off(&self) -> f64 {
-        let TensorDifference { non_finite, shape_mismatch, sqnr_db, .. } = &self.difference;
+        let TensorDifference { non_finite, shape_mismatch, sqnr_db, count, unequal, .. } = &self.difference;
         if non_finite.differing > 0 || shape_mismatch.is_some() {
             return f64::NEG_INFINITY;
         }
-        sqnr_db.unwrap_or(f64::INFINITY)
+        match unequal {
+            Some(0) => f64::INFINITY,
+            Some(unequal) => 10.0 * (*count as f64 / *unequal as f64).log10(),
+            None => sqnr_db.unwrap_or(f64::INFINITY),
+        }
+    }
+
+    /// True where integers are not equal, be it one of them.
+    pub fn has_other_integers(&self) -> bool {
+        self.difference.unequal.is_some_and(|unequal| unequal > 0)
     }
 }
 
@@ -192,7 +201,8 @@ pub fn graphwise(
         let mut reference = Rebuilt::new(|| reference.build(names.clone(), options.threads))?;
         let mut target = Rebuilt::new(|| target.build(names.clone(), options.threads))?;
         let outputs = [reference.runner()?.outputs().to_vec(), target.runner()?.outputs().to_vec()];
-        let (found, ran) = run_through(&mut reference, &outputs[0], &mut target, &floats(&outputs[1]), sites, samples)?;
+        let (found, ran) =
+            run_through(&mut reference, &outputs[0], &mut target, &numbers(&outputs[1]), sites, samples)?;
         tensors.extend(found);
         read = ran.samples;
         fitting_batch = fitting_batch.into_iter().chain(ran.fitting_batch).min();
@@ -200,13 +210,13 @@ pub fn graphwise(
     Ok((Graphwise::new(tensors, read), fitting_batch))
 }
 
-/// What both give as floating-point numbers, target's name and reference's, and what adds their differences up.
+/// What both give as numbers, target's name and reference's, and what adds their differences up.
 fn accumulator(
     reference: &[TensorInfo],
     given: &BTreeSet<String>,
     sites: &[TensorSite],
 ) -> (BTreeMap<String, String>, Accumulator) {
-    let known = floats(reference);
+    let known = numbers(reference);
     let both =
         sites.iter().map(|site| &site.tensor).filter(|tensor| known.contains(*tensor) && given.contains(*tensor));
     let names = both.map(|tensor| (tensor.clone(), tensor.clone())).collect();
@@ -214,10 +224,9 @@ fn accumulator(
     (names, Accumulator::new(thresholds))
 }
 
-/// Names of the outputs that are floating-point numbers.
-fn floats(outputs: &[TensorInfo]) -> BTreeSet<String> {
-    let floats = outputs.iter().filter(|output| output.element_type.is_some_and(ElementType::is_float));
-    floats.map(|output| output.name.clone()).collect()
+/// Names of the outputs that are numbers or truth values.
+fn numbers(outputs: &[TensorInfo]) -> BTreeSet<String> {
+    outputs.iter().filter(|output| output.element_type.is_some()).map(|output| output.name.clone()).collect()
 }
 
 fn divergences(sites: &[TensorSite], accumulator: Accumulator) -> Vec<TensorDivergence> {
@@ -228,8 +237,8 @@ fn divergences(sites: &[TensorSite], accumulator: Accumulator) -> Vec<TensorDive
     sites.iter().filter_map(divergence).collect()
 }
 
-/// One pass of a runner that gives `sites` among its outputs and of the target. Tensors that are no floating-point
-/// numbers, or that one of the two does not give, are left out.
+/// One pass of a runner that gives `sites` among its outputs and of the target. Tensors of a type that has
+/// no counterpart here, or that one of the two does not give, are left out.
 ///
 /// # Errors
 /// As [`graphwise`]; a sample is missing in a file.
@@ -243,7 +252,7 @@ pub fn run(
     let reference = &mut Running(reference);
     let (found, ran) = match target {
         Source::Runner(target) => {
-            let given = floats(target.outputs());
+            let given = numbers(target.outputs());
             run_through(reference, &made, &mut Running(target), &given, sites, samples)?
         }
         Source::Saved(mut saved) => {

@@ -305,6 +305,23 @@ pub(crate) fn constants<'a>(view: &GraphView<'a>) -> BTreeSet<&'a str> {
     constants
 }
 
+/// Tensors that follow from values of the graph's inputs, and not from their shapes alone.
+pub(crate) fn of_values<'a>(view: &GraphView<'a>) -> BTreeSet<&'a str> {
+    let is_weight = |name: &str| view.initializer(name).is_some();
+    let inputs = view.graph().input.iter().map(ValueInfoProto::name);
+    let mut of_values: BTreeSet<&str> = inputs.filter(|name| !is_weight(name)).collect();
+    for &id in view.topological_order() {
+        let node = view.node(id);
+        let reads = |input: &str| of_values.contains(input);
+        let captures = node.subgraphs().any(|graph| crate::onnx::captured(graph).into_iter().any(reads));
+        let takes_shape = matches!(node.op_type(), "Shape" | "Size");
+        if !takes_shape && (captures || node.input.iter().any(|input| reads(input))) {
+            of_values.extend(node.output.iter().map(String::as_str));
+        }
+    }
+    of_values
+}
+
 /// Smallest and largest value that a per-tensor `QuantizeLinear` to 8 bits can give; `None` for any other node.
 pub(super) fn quantizer_range(view: &GraphView<'_>, quantize: &NodeProto) -> Option<[f32; 2]> {
     let initializer = |index: usize| view.initializer(quantize.input.get(index)?);

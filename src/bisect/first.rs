@@ -98,6 +98,13 @@ pub struct FirstDivergence<D> {
     pub tensors: BTreeMap<String, Option<D>>,
 }
 
+impl<D> FirstDivergence<D> {
+    /// Tensors that were compared.
+    pub fn compared(&self) -> usize {
+        self.tensors.values().flatten().count()
+    }
+}
+
 /// Compares the tensors it is given between reference and target; leaves out those that the target does not have.
 pub type Probe<'a, D, E> = dyn FnMut(&[String]) -> Result<BTreeMap<String, D>, E> + 'a;
 

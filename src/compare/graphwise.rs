@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     backend::{Accelerator, DeviceView, Pair, Tensors},
-    tensor::TensorView,
+    tensor::{TensorView, ValuesView},
 };
 
 /// Difference of one tensor between the float and the quantized run, over all samples.
@@ -22,6 +22,9 @@ use crate::{
 pub struct TensorDifference {
     /// Values compared.
     pub count: u64,
+    /// Those that are not equal, of a tensor of integers or truth values: there, each is one too many. Absent for floats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unequal: Option<u64>,
     /// 10·log₁₀(Σr² / Σ(r - t)²); absent without any error.
     pub sqnr_db: Option<f64>,
     /// Cosine of the angle between the two.
@@ -38,6 +41,17 @@ pub struct TensorDifference {
     /// in the figures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape_mismatch: Option<ShapeMismatch>,
+}
+
+impl TensorDifference {
+    /// How far it is off, for people: `SQNR 31.2 dB`, or for integers `3 of 1024 values are not equal`.
+    pub fn figure(&self) -> String {
+        match (self.unequal, self.sqnr_db) {
+            (Some(unequal), _) => format!("{unequal} of {} values are not equal", self.count),
+            (None, Some(sqnr_db)) => format!("SQNR {sqnr_db:.1} dB"),
+            (None, None) => "SQNR -".to_owned(),
+        }
+    }
 }
 
 /// Two shapes of one tensor.
@@ -71,6 +85,7 @@ struct State {
     sums: PairSums,
     first_non_finite: Option<String>,
     shape_mismatch: Option<ShapeMismatch>,
+    unequal: Option<u64>,
 }
 
 impl Graphwise {
@@ -95,6 +110,10 @@ impl Graphwise {
             let r = row(reference, tensor, index, samples.len())?;
             let t = row(target, tensor, index, samples.len())?;
             self.push_sums(tensor, sample, &PairSums::of(r.values, t.values, threshold));
+            if !r.values.element_type().is_float() {
+                let state = self.tensors.entry(tensor.to_owned()).or_default();
+                *state.unequal.get_or_insert(0) += unequal(r.values, t.values);
+            }
         }
         Ok(())
     }
@@ -141,7 +160,24 @@ impl Graphwise {
         if let (Tensors::Device(device, reference), Tensors::Device(other, target)) = (&reference, &target)
             && device.index() == other.index()
         {
-            return self.push_there(samples, *device, [reference, target], names);
+            // Sums are made there of floats only.
+            let is_float = |tensor: &String| {
+                let view = reference.iter().find(|(name, _)| name == tensor);
+                view.is_none_or(|(_, view)| view.element_type().is_float())
+            };
+            let (there, here): (BTreeMap<String, String>, BTreeMap<String, String>) =
+                names.clone().into_iter().partition(|(_, tensor)| is_float(tensor));
+            self.push_there(samples, *device, [reference, target], &there)?;
+            if here.is_empty() {
+                return Ok(());
+            }
+            let reference = reference.iter().filter(|(name, _)| here.values().any(|tensor| tensor == name));
+            let target = target.iter().filter(|(name, _)| here.contains_key(*name));
+            let (reference, target) = (
+                device.to_host(&Vec::from_iter(reference.copied()))?,
+                device.to_host(&Vec::from_iter(target.copied()))?,
+            );
+            return self.push(samples, &reference, &target, &here);
         }
         reference.on_host(|reference| {
             target.on_host(|target| {
@@ -192,10 +228,12 @@ impl Graphwise {
     /// The figures by tensor.
     pub fn finish(self) -> BTreeMap<String, TensorDifference> {
         let Self { thresholds, tensors } = self;
-        let difference = |(tensor, State { sums, first_non_finite, shape_mismatch }): (String, State)| {
+        let difference = |(tensor, state): (String, State)| {
+            let State { sums, first_non_finite, shape_mismatch, unequal } = state;
             let share = sums.beyond as f64 / sums.count.max(1) as f64;
             let difference = TensorDifference {
                 count: sums.count,
+                unequal,
                 sqnr_db: sums.sqnr_db(),
                 cosine: sums.cosine(),
                 max_abs: sums.error_max.min(f64::MAX),
@@ -210,10 +248,20 @@ impl Graphwise {
     }
 }
 
+/// Values that are not equal, in two views of equal length.
+fn unequal(reference: ValuesView<'_>, target: ValuesView<'_>) -> u64 {
+    let count = match (reference, target) {
+        // 64 bits of an integer do not fit into a float.
+        (ValuesView::I64(r), ValuesView::I64(t)) => r.iter().zip(t).filter(|(r, t)| r != t).count(),
+        _ => reference.to_f64().iter().zip(target.to_f64().iter()).filter(|(r, t)| r != t).count(),
+    };
+    count as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::{Tensor, TensorMap};
+    use crate::tensor::{Tensor, TensorMap, Values};
 
     fn fixed(outputs: &[(&str, &[f32])]) -> TensorMap {
         let tensor = |v: &[f32]| Tensor::from_f32(vec![2, v.len() / 2], v.to_vec()).unwrap();
@@ -260,6 +308,23 @@ mod tests {
             a.shape_mismatch.as_ref().unwrap().to_string(),
             "shape [2, 2] in the reference and [2, 3] in the target for sample 2"
         );
+    }
+
+    #[test]
+    fn integers_are_equal_or_not() {
+        let map = |values: Values| TensorMap::from([("a".to_owned(), Tensor::new(vec![2, 2], values).unwrap())]);
+        let mut graphwise = Graphwise::default();
+        // The first two differ in their last bit, which a 64-bit float does not hold.
+        let pushed = [
+            (Values::I64(vec![1 << 60, 1, 2, 3]), Values::I64(vec![(1 << 60) + 1, 1, 2, 3])),
+            (Values::I64(vec![4, 5, 6, 7]), Values::I32(vec![4, 5, 7, 7])),
+        ];
+        for (reference, target) in pushed {
+            graphwise.push(&["0", "1"], &map(reference), &map(target), &names(&[("a", "a")])).unwrap();
+        }
+        let found = &graphwise.finish()["a"];
+        assert_eq!((found.count, found.unequal), (8, Some(2)));
+        assert_eq!(found.figure(), "2 of 8 values are not equal");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{Dataset, DatasetError, InputSpec, SampleError};
 use crate::{
     artifact::{Reading, open_regular},
     npz::{Archive, Array, ArrayError, Encoded, Listed, read_npz},
-    tensor::{Tensor, TensorMap, rows},
+    tensor::{ElementType, Tensor, TensorMap, Values, rows},
 };
 
 /// Largest file of JSON that is read: its numbers are text, and all of it is held.
@@ -68,6 +68,7 @@ impl ArrayDataset {
             return Err(invalid(path, format!("the first axis must count the samples alike; found {list}")));
         };
         let ids = (0..count).map(|index| format!("{index}")).collect();
+        notes.extend(rounding_note(path, arrays.iter().map(|(name, array)| (name, array.element_type())), inputs));
         Ok(Self { notes, ..Self::new(ids, Source::Stacked(path.to_owned(), arrays), inputs) })
     }
 
@@ -76,7 +77,11 @@ impl ArrayDataset {
         let paths: Vec<PathBuf> = files.iter().map(|name| folder.join(name)).collect();
         // The others are read when their turn comes; a first one that cannot be read is a bad sample then.
         let first = paths.first().and_then(|path| Some((path, read_npz(path).ok()?)));
-        let notes = first.and_then(|(path, arrays)| match_note(path, &arrays, inputs)).into_iter().collect();
+        let mut notes = Vec::new();
+        if let Some((path, arrays)) = first {
+            notes.extend(match_note(path, &arrays, inputs));
+            notes.extend(rounding_note(path, types(&match_inputs(arrays, inputs).unwrap_or_default()), inputs));
+        }
         Self { notes, ..Self::new(files, Source::Files(paths), inputs) }
     }
 
@@ -106,6 +111,7 @@ impl ArrayDataset {
             .collect::<Result<Vec<_>, _>>()?;
         let feeds: Vec<TensorMap> = feeds.into_iter().flat_map(|feed| samples_of(feed, inputs)).collect();
         let ids = (0..feeds.len()).map(|index| format!("{index}")).collect();
+        notes.extend(feeds.first().and_then(|feed| rounding_note(path, types(feed), inputs)));
         Ok(Self { notes, ..Self::new(ids, Source::Listed(feeds), inputs) })
     }
 
@@ -178,6 +184,47 @@ fn match_note<T>(path: &Path, arrays: &BTreeMap<String, T>, inputs: &[InputSpec]
     }
 }
 
+fn types(arrays: &TensorMap) -> impl Iterator<Item = (&String, ElementType)> {
+    arrays.iter().map(|(name, array)| (name, array.element_type()))
+}
+
+/// Whether an array of this type is rounded for an input: NumPy has no `bfloat16` of its own.
+fn is_rounded(name: &str, found: ElementType, inputs: &[InputSpec]) -> bool {
+    let wanted = inputs.iter().find(|input| input.name == name).and_then(|input| input.element_type);
+    wanted == Some(ElementType::Bf16) && found.is_float() && found != ElementType::Bf16
+}
+
+/// Says which arrays are rounded.
+fn rounding_note<'a>(
+    path: &Path,
+    arrays: impl Iterator<Item = (&'a String, ElementType)>,
+    inputs: &[InputSpec],
+) -> Option<String> {
+    let rounded = arrays.filter(|(name, found)| is_rounded(name, *found, inputs));
+    let rounded: Vec<String> = rounded.map(|(name, found)| format!("`{name}` ({found})")).collect();
+    (!rounded.is_empty()).then(|| {
+        format!(
+            "{}: {} is rounded to the nearest bfloat16, which the model takes",
+            path.display(),
+            rounded.join(" and ")
+        )
+    })
+}
+
+/// The arrays as the inputs take them.
+fn rounded(arrays: TensorMap, inputs: &[InputSpec]) -> TensorMap {
+    let round = |(name, array): (String, Tensor)| {
+        if !is_rounded(&name, array.element_type(), inputs) {
+            return (name, array);
+        }
+        let (shape, values) = array.into_parts();
+        let values = values.view().to_f64().iter().map(|&value| half::bf16::from_f64(value)).collect();
+        let array = Tensor::new(shape, Values::Bf16(values)).expect("as many values as before");
+        (name, array)
+    };
+    arrays.into_iter().map(round).collect()
+}
+
 fn invalid(path: &Path, reason: String) -> DatasetError {
     DatasetError::Format { path: path.to_owned(), reason }
 }
@@ -220,7 +267,7 @@ impl Dataset for ArrayDataset {
                     let whole = spec.is_some_and(|spec| spec.shape.len() + 1 == array.shape().len());
                     Ok((name.clone(), row(array, index, whole).map_err(|error| bad(error.to_string()))?))
                 };
-                arrays.iter().map(of).collect()
+                arrays.iter().map(of).collect::<Result<TensorMap, _>>()
             }
             Source::Listed(feeds) => Ok(feeds[index].clone()),
             Source::Files(paths) => {
@@ -228,6 +275,7 @@ impl Dataset for ArrayDataset {
                 match_inputs(arrays, &self.inputs).map_err(bad)
             }
         }
+        .map(|arrays| rounded(arrays, &self.inputs))
     }
 }
 

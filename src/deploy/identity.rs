@@ -20,6 +20,8 @@ pub(super) struct Nodes {
     pub foreign: BTreeMap<String, String>,
     /// Quantizers of its own that the float model has not.
     pub quantizers: BTreeSet<String>,
+    /// Nodes of its own that no other model of the run has, where the float model is known.
+    pub only_here: BTreeSet<String>,
 }
 
 impl Nodes {
@@ -35,7 +37,10 @@ impl Nodes {
         let new = |node: &String| float.is_some_and(|float| !float.contains_key(node));
         let quantizers = own.iter().filter(|(node, op_type)| quantizes(op_type) && new(node));
         let quantizers = quantizers.map(|(node, _)| node.clone()).collect();
-        Self { own, foreign, quantizers }
+        let elsewhere =
+            |node: &String| all.iter().any(|(other, nodes)| **other != *precision && nodes.contains_key(node));
+        let only_here = own.keys().filter(|node| new(node) && !elsewhere(node)).cloned().collect();
+        Self { own, foreign, quantizers, only_here }
     }
 
     fn refuse_foreign<'a>(
@@ -154,7 +159,7 @@ pub(super) fn check_profile(
     if nodes.quantizers.is_empty() || own == 0 {
         return Ok(false);
     }
-    if names().any(|name| nodes.quantizers.contains(name)) {
+    if names().any(|name| nodes.quantizers.contains(name) || nodes.only_here.contains(name)) {
         return Ok(true);
     }
     let reason = format!(

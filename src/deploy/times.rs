@@ -4,7 +4,9 @@
 //! begin `startH2dMs`; releases before 8 said `inMs`, `outMs` and `startInMs`. `latencyMs` is in all of them. A profile is
 //! an array that begins with the number of calls; `medianMs` came with TensorRT 8.4.
 
-use serde::Deserialize;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
     bench::{Call, Mode, Phases, Times, Timing},
@@ -33,8 +35,9 @@ struct Written {
 
 /// The calls of a file; otherwise why it is none.
 pub(super) fn times(bytes: &[u8], name: &str, batch: usize) -> Result<Times, String> {
-    let written: Vec<Written> = serde_json::from_slice(bytes)
-        .map_err(|error| format!("no times as trtexec --exportTimes writes them: {error}"))?;
+    let written: Vec<Written> = serde_json::from_slice(bytes).map_err(|error| {
+        several(bytes, "times").unwrap_or_else(|| format!("no times as trtexec --exportTimes writes them: {error}"))
+    })?;
     if written.is_empty() {
         return Err("it holds no calls: trtexec was stopped before it measured any".to_owned());
     }
@@ -63,6 +66,18 @@ pub(super) fn times(bytes: &[u8], name: &str, batch: usize) -> Result<Times, Str
     })
 }
 
+/// Whether `calib bench` wrote the file for several measurements, each with its name, and what to do then.
+fn several(bytes: &[u8], what: &str) -> Option<String> {
+    let written: Vec<BTreeMap<String, IgnoredAny>> = serde_json::from_slice(bytes).ok()?;
+    let named = written.first()?.contains_key(what);
+    named.then(|| {
+        format!(
+            "it holds the {what} of {} measurements; let `calib bench` measure one engine with one batch for each file",
+            written.len()
+        )
+    })
+}
+
 /// A layer as it is written; the first element has only the number of calls.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -79,6 +94,9 @@ struct Layer {
 pub(super) fn profile(bytes: &[u8]) -> Result<(Vec<EngineLayerTime>, Option<String>), String> {
     let written: Vec<Layer> = serde_json::from_slice(bytes)
         .map_err(|error| format!("no profile as trtexec --exportProfile writes it: {error}"))?;
+    if let Some(reason) = several(bytes, "profile") {
+        return Err(reason);
+    }
     let provider = written.first().and_then(|first| first.provider.clone());
     let named: Vec<_> = written
         .into_iter()
@@ -118,6 +136,10 @@ mod tests {
         for (text, why) in [("[]", "no calls"), ("{}", "--exportTimes"), ("[{\"name\": 1}]", "--exportTimes")] {
             assert!(times(text.as_bytes(), "int8", 1).unwrap_err().contains(why), "{text}");
         }
+        let several = r#"[{"target": "a", "batch": 1, "times": []}, {"target": "b", "batch": 1, "times": []}]"#;
+        assert!(times(several.as_bytes(), "int8", 1).unwrap_err().contains("the times of 2 measurements"));
+        let several = several.replace("times", "profile");
+        assert!(profile(several.as_bytes()).unwrap_err().contains("the profile of 2 measurements"));
         let never = r#"[{"startH2dMs": 0, "h2dMs": 0, "computeMs": 0, "d2hMs": 0, "latencyMs": -1}]"#;
         assert!(times(never.as_bytes(), "int8", 1).unwrap_err().contains("call 0 took -1 ms"));
     }

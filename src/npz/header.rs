@@ -25,6 +25,9 @@ const NAMES: [(&str, ElementType); 12] = [
     ("<f8", ElementType::F64),
 ];
 
+/// What NumPy calls the `bfloat16` of `ml_dtypes` in a file: two bytes of a type that it does not know.
+const BFLOAT16: (&str, ElementType) = ("<V2", ElementType::Bf16);
+
 /// What a header says. Nothing in it was compared with the data yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
@@ -46,7 +49,8 @@ impl Header {
             return Err("structured arrays are not supported; save each field by itself".to_owned());
         };
         let name = kind.to_string().replace('>', "<");
-        let element_type = NAMES.iter().find(|(known, _)| *known == name).map(|&(_, element_type)| element_type);
+        let known = NAMES.iter().chain(&[BFLOAT16]).find(|(known, _)| *known == name);
+        let element_type = known.map(|&(_, element_type)| element_type);
         let element_type = element_type
             .ok_or_else(|| format!("elements of type {kind} are not supported; convert the array to float32"))?;
         let shape: Option<Vec<usize>> = header.shape().iter().map(|&extent| extent.try_into().ok()).collect();

@@ -316,6 +316,7 @@ fn tensors(findings: &Findings) -> Table {
         Column::number("Max |Δ|", "max_abs", "Largest absolute difference"),
         Column::number("Saturated", "saturated", "Share of the values beyond the quantizer's range"),
         Column::number("Not finite", "non_finite", "Values that are NaN or infinite in the target only"),
+        Column::number("Not equal", "unequal", "Values of a tensor of integers that are not equal"),
     ];
     let row = |(i, tensor): (usize, &TensorDivergence)| {
         let TensorDivergence { site, difference } = tensor;
@@ -335,6 +336,7 @@ fn tensors(findings: &Findings) -> Table {
             } else {
                 Tone::Dim
             }),
+            difference.unequal.map_or_else(Cell::missing, |unequal| Cell::number(unequal as f64, unequal.to_string())),
         ]
     };
     let all = findings.tensors.as_ref().map_or(&[][..], |graphwise| &graphwise.tensors);
@@ -352,15 +354,18 @@ fn looked(findings: &Findings) -> Vec<String> {
 
 fn first(findings: &Findings) -> Option<String> {
     let first = findings.first.as_ref()?;
-    let probes = format!("{} probes of {} tensors", first.probes, first.tensors.len());
+    let probes = format!("{} probes of {} tensors", first.probes, first.compared());
     Some(match &first.culprit {
         None => format!("Nothing probed is beyond the threshold ({probes})."),
         Some(culprit) => {
             let difference = &culprit.divergence.difference;
-            let sqnr_db = difference.sqnr_db.map_or_else(|| "not finite".to_owned(), format::decibels);
             let found = match &difference.shape_mismatch {
                 Some(mismatch) => mismatch.to_string(),
-                None => format!("SQNR {sqnr_db} and {} values that are not finite", difference.non_finite.differing),
+                None => format!(
+                    "{} and {} values that are not finite",
+                    difference.figure(),
+                    difference.non_finite.differing
+                ),
             };
             format!(
                 "The first divergence is at `{}` ({}): its tensor `{}` has {found}, while its inputs agree ({probes}).",

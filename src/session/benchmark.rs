@@ -189,13 +189,16 @@ impl BenchOptions {
         self.specs.iter().map(|spec| Spec::parse(spec)).collect()
     }
 
-    /// The least batch that all engines take, as far as their sidecars tell.
+    /// The least batch that all engines take: sidecars tell it, or else the engines themselves.
     fn least_batch(&self) -> Result<usize, PipelineError> {
         let mut least = 1;
         for spec in self.specs()? {
             let Spec::Engine(path) = spec else { continue };
-            let own = EngineSidecar::beside(&path)?.as_ref().and_then(batches);
-            least = least.max(own.map_or(1, |[min, ..]| min));
+            let own = match EngineSidecar::beside(&path)?.as_ref().and_then(batches) {
+                Some([min, ..]) => min,
+                None => run_engine(&path, &RunnerOptions::default())?.least_batch(),
+            };
+            least = least.max(own);
         }
         Ok(least)
     }
@@ -241,13 +244,15 @@ impl Session {
         threads.sort_unstable();
         threads.dedup();
         ensure!(!threads.contains(&0), "--threads 0 runs nothing; give counts of 1 or more");
-        let usual = vec![self.subject.usual_batch().max(options.least_batch()?)];
-        let batches = if options.batches.is_empty() { &usual } else { &options.batches };
-        let inputs = batches.iter().map(|&batch| first_batch(self, batch)).collect::<Result<Vec<_>, _>>()?;
         let (cuda_graph, runtime_cache) = (options.cuda_graph, options.runtime_cache.clone());
         if specs.iter().any(|spec| matches!(spec, Spec::Engine(_))) {
             warn_of_cache(&self.host, runtime_cache.as_ref())?;
         }
+        let batches = match &options.batches[..] {
+            [] => &[self.subject.usual_batch().max(options.least_batch()?)],
+            given => given,
+        };
+        let inputs = batches.iter().map(|&batch| first_batch(self, batch)).collect::<Result<Vec<_>, _>>()?;
         let engine = RunnerOptions { cuda_graph, runtime_cache, ..RunnerOptions::default() };
         let named = specs.iter().zip(&options.specs);
         let subjects = named.map(|(spec, name)| Subject::new(spec, name, self, &engine));

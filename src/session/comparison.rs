@@ -91,12 +91,23 @@ impl Session {
         for engine in 0..specs.len() {
             let Spec::Engine(path) = &specs[engine] else { continue };
             let Some(sidecar) = EngineSidecar::beside(path)? else { continue };
-            if self.config.model.as_ref() == Some(&sidecar.model) || sidecar.reference.is_none() {
+            let (plan, model) = (path.display(), sidecar.model.display());
+            let changed = || format!("{plan}: {model} was changed since it was built from it (its hash is another)");
+            if self.config.model.as_ref() == Some(&sidecar.model) {
+                if self.subject.float.hash != sidecar.model_hash {
+                    self.host.warn(&format!("{}: two models are compared; build the engine again", changed()));
+                }
+                continue;
+            }
+            if sidecar.reference.is_none() {
                 continue;
             }
             if !sidecar.model.exists() {
-                let (engine, model) = (path.display(), sidecar.model.display());
-                self.host.warn(&format!("{engine}: {model}, from which it was built, is not there, so {UNTOLD}"));
+                self.host.warn(&format!("{plan}: {model}, from which it was built, is not there, so {UNTOLD}"));
+                continue;
+            }
+            if Model::load(&sidecar.model).is_ok_and(|model| model.hash != sidecar.model_hash) {
+                self.host.warn(&format!("{}, so {UNTOLD}; build the engine again", changed()));
                 continue;
             }
             let source = Spec::OnnxRuntime(Some(sidecar.model.clone()), ExecutionProvider::Cpu);
@@ -128,6 +139,9 @@ impl Session {
     pub fn compared(&self, request: &CompareRequest, shard: Option<&Shard>) -> Result<Compared, PipelineError> {
         let (reference_spec, mut specs) = request.specs()?;
         let has_engine = specs.iter().chain([&reference_spec]).any(|spec| matches!(spec, Spec::Engine(_)));
+        if has_engine {
+            warn_of_cache(&self.host, request.runtime_cache.as_ref())?;
+        }
         let makers = specs.iter().chain([&reference_spec]).map(made_by).collect::<Result<BTreeSet<_>, _>>()?;
         let makers: Vec<String> = makers.into_iter().flatten().collect();
         let tensorrt = (!makers.is_empty()).then(|| makers.join(", "));
@@ -137,9 +151,6 @@ impl Session {
         self.check_gates(&request.gates, &indices)?;
         if matches!(&reference_spec, Spec::OnnxRuntime(file, _) if file.is_none() || *file == self.config.model) {
             self.check_gated_outputs(&request.gates)?;
-        }
-        if has_engine {
-            warn_of_cache(&self.host, request.runtime_cache.as_ref())?;
         }
         let engine = RunnerOptions { runtime_cache: request.runtime_cache.clone(), ..RunnerOptions::default() };
         // An engine has samples come as it takes them.

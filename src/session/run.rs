@@ -80,6 +80,7 @@ impl Session {
         check_tensorrt(self.config.tensorrt)?;
         times::check(self)?;
         let out = OutputFolder::open(&self.config)?;
+        engines::check_runtime_cache(self, &out)?;
         check_free(&out.join(DEPLOY))?;
         failure::begin(&out, &self.config)?;
         let mut job = Job::new(self, out, command)?;

@@ -7,7 +7,7 @@ use prost::Message;
 use serde_json::Value;
 use trtcalib::onnx::proto::{ModelProto, StringStringEntryProto};
 
-use super::{Engines, ends, json, models, succeeds, text};
+use super::{Engines, calib_command, ends, error_of, json, models, succeeds, text};
 
 fn sqnr(found: &Value) -> f64 {
     found["targets"][0]["result"]["outputs"][0]["sqnr_db"].as_f64().unwrap_or(f64::INFINITY)
@@ -33,9 +33,39 @@ fn a_profile_that_does_not_begin_at_one_fills_the_last_batch() {
         }
         let timed = json("", &["bench", &plan, "--seconds", "0.02"]);
         assert_eq!(timed["measurements"][0]["times"]["batch"], usual, "{timed}");
+        let bare = json("", &["bench", &bare, "--model", text(&model), "--seconds", "0.02"]);
+        assert_eq!(bare["measurements"][0]["times"]["batch"], usual, "{bare}");
         let error = ends(2, "", &["bench", &plan, "--seconds", "0.02", "--batch", "1"]);
         assert!(error.contains("batch"), "{error}");
     }
+}
+
+/// The model that an engine was built from is another one by now: it explains nothing of the engine.
+#[test]
+fn a_model_that_was_changed_since_does_not_explain_its_engine() {
+    let engines = Engines::build();
+    let (int8, fp32) = (engines.path("int8.plan"), engines.path("fp32.plan"));
+    let compare = ["compare", "--ref", "ort", "--samples", "4", "--target"];
+    let before = json("", &[&compare[..], &[&int8]].concat());
+    assert_eq!(before["engine_errors"].as_array().map(Vec::len), Some(1), "{before}");
+    // Another range of the same model, as if it was quantized again.
+    let (float, data, table) =
+        (root().join("calib_data/demo.onnx"), root().join("calib_data/images"), engines.path("t.json"));
+    let again = ["calibrate", "--model", text(&float), "--data", text(&data), "--calib-samples", "2", "-o", &table];
+    succeeds(&[&again[..], &["--method", "minmax"]].concat());
+    succeeds(&["quantize", "--model", text(&float), "--table", &table, "-o", &engines.path("int8.onnx")]);
+    let after = json("", &[&compare[..], &[&int8]].concat());
+    assert_eq!(after["engine_errors"], Value::Null, "{after}");
+    assert_eq!(after["targets"].as_array().map(Vec::len), Some(1), "{after}");
+    let told = error_of(&calib_command("", &[&compare[..], &[&int8]].concat()).output().unwrap());
+    assert!(told.contains("int8.onnx was changed since it was built from it"), "{told}");
+    // So is the float model that an engine stands beside.
+    let own = engines.path("own.onnx");
+    fs::copy(&float, &own).unwrap();
+    succeeds(&["build", "--model", &own, "--data", text(&data), "-o", &fp32]);
+    fs::copy(engines.path("int8.onnx"), &own).unwrap();
+    let told = error_of(&calib_command("", &[&compare[..], &[&fp32]].concat()).output().unwrap());
+    assert!(told.contains("own.onnx was changed since it was built from it") && told.contains("two models"), "{told}");
 }
 
 #[test]

@@ -60,6 +60,9 @@ fn what_deploy_calib_packs_completes_a_report() {
         assert_eq!(there["machine"]["name"], format!("{} (stand-in)", &flag[2..]), "{flag}: {there}");
         assert!(there["machine"]["tensorrt"].as_str().unwrap().ends_with("(stand-in)"), "{flag}: {there}");
     }
+    // A profile alone is of INT8 where it names what no other model of the run has.
+    let given = format!("int8={}", text(&measured.join("int8.profile.json")));
+    succeeds(&["report", text(&run), "--profile", &given, "--machine", "profile"]);
     succeeds(&["report", text(&run), "--measured", text(&archive), "--machine", "board"]);
     assert!(fs::read_to_string(run.join("layers.csv")).unwrap().contains(",board (stand-in),"));
     let overlay = folder.path().join("overlay.json");

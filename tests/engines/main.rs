@@ -13,6 +13,7 @@ mod deployed;
 mod device;
 mod driver;
 mod faults;
+mod integers;
 mod models;
 mod outputs;
 mod path;

@@ -38,6 +38,65 @@ pub fn weight(name: &str, shape: &[usize], values: Vec<f32>) -> TensorProto {
     TensorProto::from_tensor(name, Tensor::from_f32(shape.to_vec(), values).unwrap())
 }
 
+/// Writes models that make integers: `classes` of pixels, `tokens` whose classes stand beside their scores, `looked up` by
+/// numbers that are made of floats, and what is cast to the types of `NARROW`.
+pub fn save_integers(folder: &Path) {
+    let (i32, i64) = (ElementType::I32.onnx(), ElementType::I64.onnx());
+    let numbers = |count: usize| (0..count).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect::<Vec<_>>();
+    let nodes = vec![
+        NodeProto::new("Conv", "conv1", &["x", "k1"], &["a"]),
+        NodeProto::new("Relu", "relu", &["a"], &["b"]),
+        NodeProto::new("Conv", "conv2", &["b", "k2"], &["s"]),
+        NodeProto::new("ArgMax", "argmax", &["s"], &["l"])
+            .with(AttributeProto::int("axis", 1))
+            .with(AttributeProto::int("keepdims", 0)),
+        cast("l", "labels", i32),
+    ];
+    let weights = vec![weight("k1", &[8, 3, 1, 1], numbers(24)), weight("k2", &[5, 8, 1, 1], numbers(40))];
+    let (x, labels) = (vec![float("x", &[-1, 3, 8, 8])], vec![value("labels", i32, &[-1, 8, 8])]);
+    save(folder, "classes", nodes, x, labels, weights);
+
+    let look_up = |ids: &str| {
+        vec![
+            NodeProto::new("Gather", "gather", &["embedding", ids], &["e"]),
+            NodeProto::new("ReduceMean", "mean", &["e", "axes"], &["m"]).with(AttributeProto::int("keepdims", 0)),
+            NodeProto::new("MatMul", "product", &["m", "w"], &["y"]),
+        ]
+    };
+    let weights =
+        || vec![weight("embedding", &[50, 16], numbers(800)), weight("w", &[16, 10], numbers(160)), integer("axes", 1)];
+    let class = NodeProto::new("ArgMax", "class", &["y"], &["best"])
+        .with(AttributeProto::int("axis", 1))
+        .with(AttributeProto::int("keepdims", 0));
+    let nodes = [look_up("x"), vec![class]].concat();
+    let outputs = vec![float("y", &[-1, 10]), value("best", i64, &[-1])];
+    save(folder, "tokens", nodes, vec![value("x", i64, &[-1, 7])], outputs, weights());
+
+    let scalar =
+        |name: &str, value: i64| TensorProto::from_tensor(name, Tensor::new(vec![], Values::I64(vec![value])).unwrap());
+    let ids = vec![
+        cast("x", "as ids", i64),
+        NodeProto::new("Abs", "abs", &["as ids"], &["not negative"]),
+        NodeProto::new("Clip", "clip", &["not negative", "low", "high"], &["ids"]),
+    ];
+    let nodes = [ids, look_up("ids")].concat();
+    let weights = [weights(), vec![scalar("low", 0), scalar("high", 20)]].concat();
+    save(folder, "looked up", nodes, vec![float("x", &[-1, 7])], vec![float("y", &[-1, 10])], weights);
+
+    for (name, element_type) in NARROW {
+        let nodes = vec![NodeProto::new("Add", "add", &["x", "x"], &["y"]), cast("y", "z", element_type.onnx())];
+        let outputs = vec![float("y", &[-1, 7]), value("z", element_type.onnx(), &[-1, 7])];
+        save(folder, name, nodes, vec![float("x", &[-1, 7])], outputs, vec![]);
+    }
+    let (bf16, w) = (ElementType::Bf16.onnx(), vec![weight("w", &[7, 4], numbers(28))]);
+    let nodes = vec![cast("x", "f", ElementType::F32.onnx()), NodeProto::new("MatMul", "product", &["f", "w"], &["y"])];
+    save(folder, "takes bf16", nodes, vec![value("x", bf16, &[-1, 7])], vec![float("y", &[-1, 4])], w);
+}
+
+/// Types that floats are cast to in models of these names.
+pub const NARROW: [(&str, ElementType); 3] =
+    [("to int32", ElementType::I32), ("to uint8", ElementType::U8), ("to int8", ElementType::I8)];
+
 fn integer(name: &str, value: i64) -> TensorProto {
     TensorProto::from_tensor(name, Tensor::new(vec![1], Values::I64(vec![value])).unwrap())
 }

@@ -110,10 +110,9 @@ fn maps_of_classes_are_compared_with_the_reference_and_with_masks() {
     succeeds(&gate);
 }
 
-#[test]
-fn boxes_are_decoded_and_paired_with_the_references() {
-    let folder = tempfile::tempdir().unwrap();
-    save_pictures(folder.path());
+/// Writes `boxes.onnx`, a detector, beside its pictures.
+pub(super) fn save_detector(folder: &Path) {
+    save_pictures(folder);
     let (side, cells) = (i64::from(SIZE), 16);
     // A cell of 8x8 pixels gives one box of about its size, and scores of three classes: YOLOv8's layout.
     let nodes = vec![
@@ -144,7 +143,13 @@ fn boxes_are_decoded_and_paired_with_the_references() {
         models::weight("places", &[1, 7, 16], places),
     ];
     let output = vec![models::float("boxes", &[-1, 7, cells])];
-    models::save(folder.path(), "boxes", nodes, vec![models::float("x", &[-1, 3, side, side])], output, weights);
+    models::save(folder, "boxes", nodes, vec![models::float("x", &[-1, 3, side, side])], output, weights);
+}
+
+#[test]
+fn boxes_are_decoded_and_paired_with_the_references() {
+    let folder = tempfile::tempdir().unwrap();
+    save_detector(folder.path());
     let [fp32, int8] = engines(folder.path(), "boxes.onnx");
     let head = ["--head", "yolov8"];
     let agreement = |found: &Value| found["targets"][0]["result"]["detection"]["agreement"].clone();

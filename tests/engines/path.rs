@@ -243,6 +243,22 @@ fn kernels_are_kept_in_the_runtime_cache_and_read_again() {
     assert!(refused.contains("Failed to serialize IRuntimeCache"), "{refused}");
 }
 
+/// A run says what is wrong with the kernels of an earlier one before it does any work.
+#[test]
+fn a_run_looks_at_its_runtime_cache_first() {
+    if FLAVOUR == "11" {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (config, out) = (root().join("configs/demo.toml"), folder.path().join("run"));
+    fs::create_dir_all(out.join("engines")).unwrap();
+    fs::write(out.join("engines/runtime.cache"), b"file,label").unwrap();
+    let run = ["run", "--config", text(&config), "--out", text(&out), "--tensorrt", "require"];
+    let refused = ends(2, "", &[&run[..], &["--calib-samples", "8", "--eval-samples", "8"]].concat());
+    assert!(refused.contains("no runtime cache of calib"), "{refused}");
+    assert!(!out.join("calibration.json").exists(), "nothing was done");
+}
+
 #[test]
 fn an_interrupt_ends_whatever_an_engine_is_at() {
     let engines = Engines::build();

@@ -1,20 +1,23 @@
 //! `scripts/try_tensorrt.sh`, which is for machines that have a TensorRT: here it runs against the stand-in.
 
-use std::process::{Command, Output};
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
 
 use calib_test_support::{calib_path, root};
 
-use super::{error_of, with_stand_in};
+use super::{error_of, outputs, text, with_stand_in};
 
-fn tried(folder: &std::path::Path, orders: &str) -> Output {
+fn tried(folder: &Path, orders: &str, more: &[&str]) -> Output {
     let mut command = Command::new(root().join("scripts/try_tensorrt.sh"));
     with_stand_in(&mut command, orders);
     command.arg("--calib").arg(calib_path()).arg("--out").arg(folder.join("tried"));
-    command.args(["--seconds", "0.05", "--only-embedded"]).output().unwrap()
+    command.args(["--seconds", "0.05", "--only-embedded"]).args(more).output().unwrap()
 }
 
 /// The names in the archive.
-fn archived(folder: &std::path::Path) -> String {
+fn archived(folder: &Path) -> String {
     let listed = Command::new("tar").arg("-tzf").arg(folder.join("tried.tar.gz")).output().unwrap();
     assert!(listed.status.success(), "{}", error_of(&listed));
     String::from_utf8(listed.stdout).unwrap()
@@ -23,9 +26,15 @@ fn archived(folder: &std::path::Path) -> String {
 #[test]
 fn the_script_tries_every_precision_and_leaves_one_archive() {
     let folder = tempfile::tempdir().unwrap();
-    let output = tried(folder.path(), "");
+    // A model without classes, in a folder of a name with a space.
+    outputs::save_detector(folder.path());
+    let pictures = folder.path().join("the pictures");
+    std::fs::rename(folder.path().join("images"), &pictures).unwrap();
+    let boxes = folder.path().join("boxes.onnx");
+    let output = tried(folder.path(), "", &[text(&boxes), text(&pictures)]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{said}{}", error_of(&output));
+    assert!(said.lines().any(|line| line.starts_with("boxes-run ") && line.ends_with("passed")), "{said}");
     for precision in ["fp32", "fp16", "bf16", "int8", "fp8"] {
         for step in ["inspect", "compare", "bench", "bisect"] {
             let step = format!("demo-{precision}-{step}");
@@ -50,7 +59,7 @@ fn the_script_keeps_what_is_not_its_own() {
     let own = folder.path().join("tried/thesis.txt");
     std::fs::create_dir(own.parent().unwrap()).unwrap();
     std::fs::write(&own, "years of work").unwrap();
-    let output = tried(folder.path(), "");
+    let output = tried(folder.path(), "", &[]);
     assert_eq!(output.status.code(), Some(2), "{}", error_of(&output));
     assert!(error_of(&output).contains("not of this script") && own.exists(), "{}", error_of(&output));
 }
@@ -59,7 +68,7 @@ fn the_script_keeps_what_is_not_its_own() {
 #[test]
 fn the_script_goes_on_after_a_failure_and_says_so() {
     let folder = tempfile::tempdir().unwrap();
-    let output = tried(folder.path(), "refuse-gpu");
+    let output = tried(folder.path(), "refuse-gpu", &[]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}{}", error_of(&output));
     assert!(said.contains("FAILED (exit status 2; demo-fp32-bench.txt)"), "{said}");

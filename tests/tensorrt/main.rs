@@ -225,7 +225,7 @@ fn every_tensor_of_an_engine_can_be_made_an_output() {
         for chunk in sites.chunks(4) {
             let marked: Vec<String> = chunk.iter().map(|site| site.tensor.clone()).collect();
             let probe = folder.path().join("probe.onnx");
-            with_outputs(&target, &marked).save(&probe).unwrap();
+            with_outputs(&target, &marked, &BTreeMap::new()).save(&probe).unwrap();
             let library = find_library(Flavour::TensorRtRtx, None).unwrap();
             let built = build_engine(&library, &probe, &options, |_| true);
             let built = built.unwrap_or_else(|error| panic!("{marked:?}: {error}"));

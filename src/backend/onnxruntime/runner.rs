@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     backend::{BackendError, LayerTime, Runner, TensorInfo, Visit, VisitAll},
-    tensor::{Tensor, TensorMap, TensorView},
+    tensor::{ElementType, Tensor, TensorMap, TensorView},
 };
 
 pub(super) struct SessionRunner {
@@ -169,12 +169,17 @@ pub(crate) fn check_inputs(expected: &[TensorInfo], given: &TensorMap) -> Result
         let Some(tensor) = given.get(&info.name) else {
             return refuse(&info.name, format!("it is missing; the data has {}", listed(given.keys())));
         };
-        if info.element_type.is_some_and(|element_type| element_type != tensor.element_type()) {
-            let expected = info.element_type.map_or("another type", |element_type| element_type.name());
-            let reason = format!(
-                "the model takes {expected}, but {} was given; convert the array, as in NumPy's astype(\"{expected}\")",
-                tensor.element_type()
-            );
+        let Some(expected) = info.element_type else {
+            let reason = "the model takes a type that has no counterpart here, such as 8-bit floats or text; let it take float32 \
+                          and cast that itself";
+            return refuse(&info.name, reason.to_owned());
+        };
+        if expected != tensor.element_type() {
+            let how = match expected {
+                ElementType::Bf16 => "give an array of float32, which is rounded, or of ml_dtypes' bfloat16".to_owned(),
+                _ => format!("convert the array, as in NumPy's astype(\"{expected}\")"),
+            };
+            let reason = format!("the model takes {expected}, but {} was given; {how}", tensor.element_type());
             return refuse(&info.name, reason);
         }
         if let Some(reason) = shape_mismatch(&info.shape, tensor) {

@@ -56,7 +56,13 @@ impl Kernels {
 /// Says when a cache holds nothing that can be used.
 pub(super) fn warning(path: &Path) -> Result<Option<String>, TensorRtError> {
     let (_, kept) = RuntimeCacheFile::open(path, require_library(None)?.version()?)?;
-    let anew = || format!("{} is damaged or of another version of TensorRT-RTX; it is made anew", path.display());
+    let anew = || {
+        let path = path.display();
+        format!(
+            "the runtime cache {path} holds no kernels that can be used (it is empty, damaged, or of another version of \
+             TensorRT-RTX), so they are compiled again and it is made anew"
+        )
+    };
     Ok((kept.is_none() && path.exists()).then(anew))
 }
 

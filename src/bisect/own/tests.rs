@@ -32,7 +32,7 @@ fn only_the_node_with_the_fault_is_off_by_itself() {
     let options = BuildOptions { optimization: OptimizationLevel::Disabled, ..BuildOptions::default() };
     let samples = Samples { dataset: &Data(2), indices: &[0, 1], reading: fixture::READING };
     for site in &sites {
-        let engine = with_outputs(&doubled(&source, &site.node), &names);
+        let engine = with_outputs(&doubled(&source, &site.node), &names, &BTreeMap::new());
         let mut engine = runtime.build(&engine, &options).unwrap();
         let twin = cut(&source, engine.outputs());
         let side = Side { backend: &runtime, provider: ExecutionProvider::Cpu, model: &twin };

@@ -94,6 +94,7 @@ mod tests {
             site: TensorSite { tensor: name.to_owned(), node, op_type: "Conv".to_owned(), amax: None },
             difference: TensorDifference {
                 count: 1,
+                unequal: None,
                 sqnr_db: Some(sqnr_db),
                 cosine: 1.0,
                 max_abs: 0.0,

@@ -21,7 +21,7 @@ fn compare(
     marked: &[String],
     sites: &[TensorSite],
 ) -> Result<Graphwise, AnalysisError> {
-    let (float, engine) = (fixture::float(), with_outputs(target, marked));
+    let (float, engine) = (fixture::float(), with_outputs(target, marked, &BTreeMap::new()));
     let options = BuildOptions { optimization: OptimizationLevel::Disabled, ..BuildOptions::default() };
     let mut engine = runtime.build(&engine, &options)?;
     assert_eq!(engine.outputs().len(), 1 + marked.len());
@@ -78,6 +78,7 @@ fn marks_that_change_the_outputs_are_told() {
         site: site.clone(),
         difference: TensorDifference {
             count: 1,
+            unequal: None,
             sqnr_db,
             cosine: 1.0,
             max_abs: 0.0,
@@ -103,7 +104,7 @@ fn marks_that_change_the_outputs_are_told() {
 
 #[test]
 fn marked_tensors_become_outputs_once() {
-    let model = with_outputs(&fixture::float(), &["flat".to_owned(), "y".to_owned()]);
+    let model = with_outputs(&fixture::float(), &["flat".to_owned(), "y".to_owned()], &BTreeMap::new());
     let names: Vec<&str> = model.graph().output.iter().map(ValueInfoProto::name).collect();
     assert_eq!(names, ["y", "flat"]);
 }

@@ -56,12 +56,14 @@ struct Origin {
     model: Model,
     options: EngineOptions,
     tensorrt: Library,
+    /// Types of the tensors that are no floating-point numbers.
+    integers: BTreeMap<String, ElementType>,
 }
 
 impl EngineTarget {
     pub(super) fn open(path: &Path, bisection: &Bisection<'_>) -> Result<Self, PipelineError> {
         let runner = run_engine(path, &RunnerOptions::default())?;
-        let origin = EngineSidecar::beside(path)?.map(|sidecar| Origin::of(path, sidecar)).transpose()?;
+        let origin = EngineSidecar::beside(path)?.map(|sidecar| Origin::of(path, sidecar, bisection)).transpose()?;
         if origin.is_none() {
             bisection.session.host.warn(&format!(
                 "{} has no sidecar that names the model it was built from, so only its outputs can be looked at; \
@@ -83,10 +85,7 @@ impl EngineTarget {
             return Ok(sites_of(&bisection.float, &outputs)?);
         };
         let mut sites = shared_tensors(&bisection.float, &origin.model)?;
-        let shapes = &bisection.session.subject.shapes;
-        sites.retain(|site| {
-            shapes.get(&site.tensor).and_then(|info| info.element_type).is_some_and(ElementType::is_float)
-        });
+        sites.retain(|site| bisection.element_type(&site.tensor).is_some());
         Ok(sites)
     }
 
@@ -141,7 +140,7 @@ impl EngineTarget {
                 let mut given = engine.outputs().to_vec();
                 given.retain(|output| shown.contains(&output.name));
                 if by == Judged::ByItselfInFloat {
-                    for info in &mut given {
+                    for info in given.iter_mut().filter(|info| info.element_type.is_some_and(ElementType::is_float)) {
                         info.element_type = Some(ElementType::F32);
                     }
                 }
@@ -201,7 +200,7 @@ impl EngineTarget {
 }
 
 impl Origin {
-    fn of(engine: &Path, sidecar: EngineSidecar) -> Result<Self, PipelineError> {
+    fn of(engine: &Path, sidecar: EngineSidecar, bisection: &Bisection<'_>) -> Result<Self, PipelineError> {
         let path = &sidecar.model;
         let model = Model::load(path).within(|| {
             format!("the model that {} was built from cannot be read, so none of its tensors can be", engine.display())
@@ -212,7 +211,10 @@ impl Origin {
             path.display(),
             engine.display()
         );
-        Ok(Self { model, options: sidecar.options, tensorrt: require_library(None)? })
+        let types = bisection.session.subject.shapes.iter();
+        let types = types.filter_map(|(tensor, info)| Some((tensor.clone(), info.element_type?)));
+        let integers = types.filter(|(_, element_type)| !element_type.is_float()).collect();
+        Ok(Self { model, options: sidecar.options, tensorrt: require_library(None)?, integers })
     }
 
     /// Those of `sites`, which the float model has too, and what else nodes of its names make here: an activation that recovery
@@ -245,7 +247,7 @@ impl Origin {
     fn marked(&self, marked: &[String], host: &Host) -> Result<Box<dyn Runner>, PipelineError> {
         let folder = tempfile::tempdir().within(|| "no temporary folder".to_owned())?;
         let (model, engine) = (folder.path().join("probe.onnx"), folder.path().join("probe.plan"));
-        with_outputs(&self.model, marked).save(&model)?;
+        with_outputs(&self.model, marked, &self.integers).save(&model)?;
         let built = {
             let host = host.clone();
             build_engine(&self.tensorrt, &model, &self.options, move |_| host.check().is_ok())

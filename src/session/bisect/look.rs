@@ -15,6 +15,7 @@ use crate::{
             sites_of,
         },
         layerwise::Samples,
+        operators::of_values,
     },
     backend::{ExecutionProvider, tensorrt::EngineSidecar},
     bisect::{
@@ -22,9 +23,10 @@ use crate::{
         probes::{BY_ITSELF_DB, Judged, ProbeReport, SourceModel},
     },
     compare::SavedOutputs,
-    onnx::Model,
+    onnx::{GraphView, Model, proto::ValueInfoProto},
     quantize::{ModelGraph, Precision, scheme_with_lifted},
     session::{PipelineError, Spec},
+    tensor::ElementType,
 };
 
 /// What is compared with the float model.
@@ -104,11 +106,33 @@ impl Bisection<'_> {
     }
 
     fn sites(&self, target: &Target) -> Result<Vec<TensorSite>, PipelineError> {
-        Ok(match target {
+        let mut sites = match target {
             Target::Model(model, _) => shared_tensors(&self.float, model)?,
             Target::Saved(saved) => sites_of(&self.float, &saved.outputs().into_iter().collect())?,
             Target::Engine(engine) => engine.sites(self)?,
-        })
+        };
+        let view = GraphView::new(self.float.graph())?;
+        let of_values = of_values(&view);
+        // Integers that values decide on are looked at: neither codes, which are numbers of another kind, nor sums over shapes.
+        sites.retain(|TensorSite { tensor, .. }| {
+            view.is_graph_output(tensor)
+                || match self.element_type(tensor) {
+                    Some(ElementType::I32 | ElementType::I64 | ElementType::Bool) => {
+                        of_values.contains(tensor.as_str())
+                    }
+                    other => other.is_none_or(ElementType::is_float),
+                }
+        });
+        let is_seen = |name: &str| sites.iter().any(|site| site.tensor == name);
+        let outputs = self.float.graph().output.iter().map(ValueInfoProto::name);
+        let unseen: Vec<&str> = outputs.filter(|name| view.producer(name).is_some() && !is_seen(name)).collect();
+        if !unseen.is_empty() {
+            self.session.host.warn(&format!(
+                "the outputs `{}` are not judged: the target does not show them, or in a type that has no counterpart here",
+                unseen.join("`, `")
+            ));
+        }
+        Ok(sites)
     }
 
     fn compare(
@@ -223,9 +247,16 @@ impl Bisection<'_> {
         let mut find = |limit: f64| {
             first_divergence(&flow, options, &|tensor: &TensorDivergence| tensor.diverged(limit), &mut known)
         };
-        let found = find(self.args.threshold_db)?;
+        let mut found = find(self.args.threshold_db)?;
         // Against the float model, what quantization or 16 bits cost is no fault.
-        if found.culprit.is_some() || by != Judged::ByItself { Ok(found) } else { find(BY_ITSELF_DB) }
+        if found.culprit.is_none() && by == Judged::ByItself {
+            found = find(BY_ITSELF_DB)?;
+        }
+        // The same numbers make the same integers.
+        if found.culprit.is_none() {
+            found = first_divergence(&flow, options, &TensorDivergence::has_other_integers, &mut known)?;
+        }
+        Ok(found)
     }
 
     /// Tensors that a probe marks where few are to be marked.

@@ -13,6 +13,7 @@ use crate::{
         CalibrateOptions, OutputFolder, PipelineError, Session, Spec, checkpoint::Checkpoints, quantize_options,
         set_findings_aside, suggest::Suggest,
     },
+    tensor::ElementType,
 };
 
 /// A float model, its ranges, and the samples to judge on.
@@ -101,6 +102,11 @@ impl<'a> Bisection<'a> {
         let first = &evaluation[..evaluation.len().min(count)];
         self.session.dataset().keep(first);
         self.samples(first)
+    }
+
+    /// Type of a tensor of the float model, where that is known.
+    pub(super) fn element_type(&self, tensor: &str) -> Option<ElementType> {
+        self.session.subject.shapes.get(tensor)?.element_type
     }
 
     /// A model in ONNX Runtime on the CPU.

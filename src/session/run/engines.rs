@@ -20,7 +20,7 @@ use crate::{
     onnx::Model,
     report::{ArtifactFile, EngineInside, Precision},
     session::{
-        EngineOrder, PipelineError, Within, declared, describe,
+        EngineOrder, PipelineError, Session, Within, declared, describe,
         evaluation::{Evaluation, Outputs},
         target::warn_of_cache,
     },
@@ -28,6 +28,23 @@ use crate::{
 
 /// Compute capabilities that engines are built for where no GPU runs them (TensorRT-RTX).
 const WITHOUT_GPU: [&str; 3] = ["8.6", "8.9", "12.0"];
+
+/// Kernels that TensorRT-RTX compiled, in the folder of a run.
+const RUNTIME_CACHE: &str = "engines/runtime.cache";
+
+/// Warns of kernels of an earlier run that cannot be used, before any work is done.
+///
+/// # Errors
+/// The file is no runtime cache.
+pub(super) fn check_runtime_cache(session: &Session, out: &Path) -> Result<(), PipelineError> {
+    let cache = out.join(RUNTIME_CACHE);
+    let found = compiled_flavour().filter(|&flavour| flavour == Flavour::TensorRtRtx && cache.exists());
+    let found = found.filter(|_| session.config.tensorrt != UseTensorRt::Off);
+    if found.and_then(|flavour| find_library(flavour, None)).is_some() {
+        warn_of_cache(&session.host, Some(&cache))?;
+    }
+    Ok(())
+}
 
 /// What `--tensorrt require` asks for is known before any work is done.
 ///
@@ -161,8 +178,7 @@ impl Job<'_> {
         }));
         let folder = self.out.join("engines");
         std::fs::create_dir_all(&folder).within(|| format!("cannot make the folder {}", folder.display()))?;
-        let runtime_cache = (library.flavour == Flavour::TensorRtRtx).then(|| folder.join("runtime.cache"));
-        warn_of_cache(&self.session.host, runtime_cache.as_ref())?;
+        let runtime_cache = (library.flavour == Flavour::TensorRtRtx).then(|| self.out.join(RUNTIME_CACHE));
         let gpu = Device::open(0);
         let mut engines = Vec::new();
         for (precision, model) in models {

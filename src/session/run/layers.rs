@@ -26,6 +26,7 @@ use crate::{
         quantize_options,
         suggest::Suggest,
     },
+    tensor::ElementType,
 };
 
 /// Evaluation samples on which tensors are compared one by one.
@@ -64,7 +65,12 @@ impl Job<'_> {
         let (Some((precision, model)), Some(calibrated)) = (found, calibrated) else { return Ok(None) };
         let session = &self.session;
         let ignored = |name: &str| session.config.output_kind.get(name) == Some(&OutputKind::Ignored);
-        let is_output = |name: &str| session.subject.outputs.iter().any(|info| info.name == name && !ignored(name));
+        let is_output =
+            |name: &str| {
+                session.subject.outputs.iter().any(|info| {
+                    info.name == name && info.element_type.is_some_and(ElementType::is_float) && !ignored(name)
+                })
+            };
         let options = quantize_options(&session.config, precision)?;
         let (float, quantized) = session.subject.analysis_pair(&calibrated.chosen.table, &options)?;
         let pair = Pair::new(&float, &quantized)?;

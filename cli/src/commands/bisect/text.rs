@@ -70,9 +70,12 @@ pub(in crate::commands) fn describe(findings: &Findings) -> String {
     if let Some(first) = &findings.first {
         let probes = first.probes;
         let _ = match &first.culprit {
+            None if first.compared() == 0 => {
+                writeln!(text, "none of the tensors could be compared: nothing is known of them")
+            }
             // Where nodes were judged one by one, all were.
             None if findings.probes.as_ref().is_some_and(|probes| probes.judged.is_by_itself()) => {
-                writeln!(text, "nothing probed is beyond the threshold: {} tensors agree", first.tensors.len())
+                writeln!(text, "nothing probed is beyond the threshold: {} tensors agree", first.compared())
             }
             None => writeln!(
                 text,
@@ -84,11 +87,11 @@ pub(in crate::commands) fn describe(findings: &Findings) -> String {
                 let shapes = difference.shape_mismatch.as_ref().map(|mismatch| format!(", {mismatch}"));
                 writeln!(
                     text,
-                    "first divergence: `{}` ({}), tensor `{}`: SQNR {}, {} values not finite{} ({probes} probe{})",
+                    "first divergence: `{}` ({}), tensor `{}`: {}, {} values not finite{} ({probes} probe{})",
                     culprit.node,
                     culprit.divergence.site.op_type,
                     culprit.tensor,
-                    decibels(difference.sqnr_db),
+                    difference.figure(),
                     difference.non_finite.differing,
                     shapes.unwrap_or_default(),
                     if probes == 1 { "" } else { "s" }
@@ -182,11 +185,12 @@ fn tensors(text: &mut String, graphwise: &Graphwise) {
     for tensor in graphwise.tensors.iter().filter(|tensor| tensor.off() <= limit) {
         let _ = writeln!(
             text,
-            "{:>8}  {:>8.5}  {:>9}  {}",
+            "{:>8}  {:>8.5}  {:>9}  {}{}",
             decibels(tensor.difference.sqnr_db),
             tensor.difference.cosine,
             tensor.difference.saturated.map_or_else(|| "-".to_owned(), |share| format!("{:.3} %", 100.0 * share)),
-            tensor.site.tensor
+            tensor.site.tensor,
+            tensor.difference.unequal.map_or_else(String::new, |_| format!(" ({})", tensor.difference.figure()))
         );
     }
     let (count, samples) = (graphwise.tensors.len(), graphwise.samples);
