@@ -174,8 +174,8 @@ impl Graphwise {
             let reference = reference.iter().filter(|(name, _)| here.values().any(|tensor| tensor == name));
             let target = target.iter().filter(|(name, _)| here.contains_key(*name));
             let (reference, target) = (
-                device.to_host(&Vec::from_iter(reference.copied()))?,
-                device.to_host(&Vec::from_iter(target.copied()))?,
+                device.to_host(&reference.copied().collect::<Vec<_>>())?,
+                device.to_host(&target.copied().collect::<Vec<_>>())?,
             );
             return self.push(samples, &reference, &target, &here);
         }

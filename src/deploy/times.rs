@@ -4,8 +4,6 @@
 //! begin `startH2dMs`; releases before 8 said `inMs`, `outMs` and `startInMs`. `latencyMs` is in all of them. A profile is
 //! an array that begins with the number of calls; `medianMs` came with TensorRT 8.4.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
@@ -36,7 +34,7 @@ struct Written {
 /// The calls of a file; otherwise why it is none.
 pub(super) fn times(bytes: &[u8], name: &str, batch: usize) -> Result<Times, String> {
     let written: Vec<Written> = serde_json::from_slice(bytes).map_err(|error| {
-        several(bytes, "times").unwrap_or_else(|| format!("no times as trtexec --exportTimes writes them: {error}"))
+        several(bytes).unwrap_or_else(|| format!("no times as trtexec --exportTimes writes them: {error}"))
     })?;
     if written.is_empty() {
         return Err("it holds no calls: trtexec was stopped before it measured any".to_owned());
@@ -66,16 +64,19 @@ pub(super) fn times(bytes: &[u8], name: &str, batch: usize) -> Result<Times, Str
     })
 }
 
-/// Whether `calib bench` wrote the file for several measurements, each with its name, and what to do then.
-fn several(bytes: &[u8], what: &str) -> Option<String> {
-    let written: Vec<BTreeMap<String, IgnoredAny>> = serde_json::from_slice(bytes).ok()?;
-    let named = written.first()?.contains_key(what);
-    named.then(|| {
-        format!(
-            "it holds the {what} of {} measurements; let `calib bench` measure one engine with one batch for each file",
-            written.len()
-        )
-    })
+/// One of several measurements as `calib bench` writes them, each with its name.
+#[derive(Deserialize)]
+struct OneOfSeveral {
+    times: Option<IgnoredAny>,
+    profile: Option<IgnoredAny>,
+}
+
+/// Whether a file holds several measurements, and what to do then.
+fn several(bytes: &[u8]) -> Option<String> {
+    let written: Vec<OneOfSeveral> = serde_json::from_slice(bytes).ok()?;
+    written.first().filter(|first| first.times.is_some() || first.profile.is_some())?;
+    let count = written.len();
+    Some(format!("it holds {count} measurements; let `calib bench` measure one engine with one batch for each file"))
 }
 
 /// A layer as it is written; the first element has only the number of calls.
@@ -94,7 +95,7 @@ struct Layer {
 pub(super) fn profile(bytes: &[u8]) -> Result<(Vec<EngineLayerTime>, Option<String>), String> {
     let written: Vec<Layer> = serde_json::from_slice(bytes)
         .map_err(|error| format!("no profile as trtexec --exportProfile writes it: {error}"))?;
-    if let Some(reason) = several(bytes, "profile") {
+    if let Some(reason) = several(bytes) {
         return Err(reason);
     }
     let provider = written.first().and_then(|first| first.provider.clone());
@@ -137,9 +138,9 @@ mod tests {
             assert!(times(text.as_bytes(), "int8", 1).unwrap_err().contains(why), "{text}");
         }
         let several = r#"[{"target": "a", "batch": 1, "times": []}, {"target": "b", "batch": 1, "times": []}]"#;
-        assert!(times(several.as_bytes(), "int8", 1).unwrap_err().contains("the times of 2 measurements"));
+        assert!(times(several.as_bytes(), "int8", 1).unwrap_err().contains("holds 2 measurements"));
         let several = several.replace("times", "profile");
-        assert!(profile(several.as_bytes()).unwrap_err().contains("the profile of 2 measurements"));
+        assert!(profile(several.as_bytes()).unwrap_err().contains("holds 2 measurements"));
         let never = r#"[{"startH2dMs": 0, "h2dMs": 0, "computeMs": 0, "d2hMs": 0, "latencyMs": -1}]"#;
         assert!(times(never.as_bytes(), "int8", 1).unwrap_err().contains("call 0 took -1 ms"));
     }

@@ -28,15 +28,15 @@ fn a_fault_in_integers_is_named() {
     save_data(&folder.path().join("pictures.npz"), &[6, 3, 8, 8], Values::F32(numbers(6 * 192)));
     save_data(&folder.path().join("tokens.npz"), &[6, 7], Values::I64((0..42).map(|i| i * 13 % 50).collect()));
     save_data(&folder.path().join("floats.npz"), &[6, 7], Values::F32(numbers(42)));
-    let cases: [(&str, &str, &[&str]); 6] = [
-        ("classes", "pictures.npz", &["conv2", "argmax", "labels"]),
-        ("tokens", "tokens.npz", &["mean", "class"]),
-        ("looked up", "floats.npz", &["as ids", "abs", "clip", "gather"]),
-        ("to int32", "floats.npz", &["add", "z"]),
-        ("to uint8", "floats.npz", &["z"]),
-        ("to int8", "floats.npz", &["z"]),
+    let cases: [(&str, &str, usize, &[&str]); 6] = [
+        ("classes", "pictures.npz", 5, &["conv2", "argmax", "labels"]),
+        ("tokens", "tokens.npz", 4, &["mean", "class"]),
+        ("looked up", "floats.npz", 6, &["as ids", "abs", "clip", "gather"]),
+        ("to int32", "floats.npz", 2, &["add", "z"]),
+        ("to uint8", "floats.npz", 2, &["z"]),
+        ("to int8", "floats.npz", 2, &["z"]),
     ];
-    for (name, data, nodes) in cases {
+    for (name, data, tensors, nodes) in cases {
         let (model, data, plan) = (at(&format!("{name}.onnx")), at(data), at(&format!("{name}.plan")));
         succeeds(&["build", "--model", &model, "--data", &data, "-o", &plan]);
         let out = at("out");
@@ -48,7 +48,7 @@ fn a_fault_in_integers_is_named() {
             assert_eq!(told.contains("values are not equal"), is_integer, "{name}, {node}: {told}");
         }
         let clean = succeeds(&bisect);
-        assert!(clean.contains(" tensors agree") && !clean.contains("first divergence"), "{name}: {clean}");
+        assert!(clean.contains(&format!("{tensors} tensors agree")), "{name}: {clean}");
 
         // Without a sidecar only the outputs are there, and the last node's is one of them.
         let (bare, last) = (at("bare.plan"), nodes.last().unwrap());

@@ -200,7 +200,7 @@ impl Bisection<'_> {
                 origin.probes = Some(ProbeReport { source, judged: by, ..report });
                 return Ok((FirstDivergence { probes: engine.report().builds, ..found }, origin));
             }
-            (judged, by_itself) = (Judged::AddedUpOnly, Some(by));
+            (judged, by_itself) = (Judged::AddedUpOnly, Some((by, found.tensors)));
         }
         let few = matches!(target, Target::Engine(_)).then(|| self.few());
         let mut probe = |tensors: &[String]| {
@@ -215,7 +215,7 @@ impl Bisection<'_> {
         let scan = if self.args.exhaustive { Scan::Exhaustive } else { Scan::Binary };
         let mut options = FirstOptions { scan, ..FirstOptions::default() };
         options.tensors_per_probe = few.unwrap_or(options.tensors_per_probe);
-        let found = match &source {
+        let mut found = match &source {
             None => {
                 let diverged = |tensor: &TensorDivergence| tensor.diverged(self.args.threshold_db);
                 first_divergence(&flow, options, &diverged, &mut probe)?
@@ -232,8 +232,12 @@ impl Bisection<'_> {
         let mut origin = self.origin(&target, OUTPUT_SAMPLES);
         if let Some(probes) = &mut origin.probes {
             probes.source = source;
+            probes.judged = judged;
             // Where the outputs agree, too, nothing has added up.
-            probes.judged = if found.culprit.is_some() { judged } else { by_itself.unwrap_or(judged) };
+            if let (None, Some((by, own))) = (&found.culprit, by_itself) {
+                probes.judged = by;
+                found.tensors = own.into_iter().chain(found.tensors).collect();
+            }
         }
         Ok((found, origin))
     }
