@@ -9,6 +9,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use evaluate::EQUAL;
 pub use evaluate::Footprint;
 
 /// Which side of a threshold is allowed.

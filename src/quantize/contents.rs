@@ -1,7 +1,7 @@
 //! What a model's file itself tells of its nodes: what each computes in, read off its Q/DQ nodes and types, and
 //! fingerprints of its weights, scales and attributes, by which two models are told apart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 
@@ -9,7 +9,7 @@ use super::{ModelGraph, Precision, types::element_types};
 use crate::{
     onnx::{
         Fact, GraphView, Model,
-        proto::{AttributeProto, NodeProto, TensorProto},
+        proto::{AttributeProto, GraphProto, NodeProto, TensorProto},
     },
     tensor::ElementType,
 };
@@ -41,6 +41,12 @@ impl ModelGraph {
         }
         graph
     }
+}
+
+/// INT8 and FP8, where a graph has nodes that compute in them.
+pub(crate) fn quantized_in(graph: &GraphProto) -> BTreeSet<Precision> {
+    let found = GraphView::new(graph).map(|view| precisions(&view)).unwrap_or_default();
+    found.into_values().filter(|precision| precision.is_quantized()).collect()
 }
 
 /// What every node computes in, by its place; absent where it computes no floats, and of quantizers.

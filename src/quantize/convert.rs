@@ -5,13 +5,14 @@
 //! a DequantizeLinear takes the type of its consumer and no cast is needed.
 
 mod forms;
+mod kept;
 mod ranges;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use half::f16;
+pub use kept::{Fp32Reason, Halved, KeptFp32};
 use regex::Regex;
-use serde::{Deserialize, Serialize};
 
 use super::{
     QuantizeError,
@@ -28,55 +29,6 @@ use crate::{
     },
     tensor::{ElementType, Tensor, Values},
 };
-
-/// Why a node stays in FP32 although the rest is converted.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Fp32Reason {
-    /// The precision plan or an exclusion says so.
-    Asked,
-    /// A constant has a magnitude that FP16 cannot hold.
-    Constant(f32),
-    /// A constant has nothing that FP16 can hold: this is its largest magnitude.
-    Vanishing(f32),
-    /// An input or output, or what they are computed from, reached this magnitude during calibration.
-    Range(f32),
-    /// It adds up this many values (0: an unknown number).
-    DeepReduction(usize),
-    /// It computes shapes or positions, which must be exact.
-    ShapeArithmetic,
-    /// The operator has no 16-bit form, is not a standard one, or holds a subgraph.
-    Operator,
-    /// The type of one of its tensors is not known.
-    UnknownType,
-}
-
-impl std::fmt::Display for Fp32Reason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Asked => f.write_str("asked for"),
-            Self::Constant(value) => write!(f, "a constant reaches {value}"),
-            Self::Vanishing(value) => write!(f, "a constant reaches {value} only"),
-            Self::Range(value) => write!(f, "reached {value} during calibration"),
-            Self::DeepReduction(0) => f.write_str("adds up an unknown number of values"),
-            Self::DeepReduction(count) => write!(f, "adds up {count} values"),
-            Self::ShapeArithmetic => f.write_str("computes shapes or positions"),
-            Self::Operator => f.write_str("the operator has no 16-bit form"),
-            Self::UnknownType => f.write_str("the type of one of its tensors is not known"),
-        }
-    }
-}
-
-/// A node that stays in FP32.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct KeptFp32 {
-    /// The node.
-    pub node: String,
-    /// Its operator.
-    pub op_type: String,
-    /// Why.
-    pub reason: Fp32Reason,
-}
 
 /// What to convert and what not.
 pub(super) struct Conversion<'c> {

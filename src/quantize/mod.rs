@@ -30,7 +30,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 pub use contents::Contents;
-pub use convert::{Fp32Reason, KeptFp32, half_constant};
+pub(crate) use contents::quantized_in;
+pub use convert::{Fp32Reason, Halved, KeptFp32, half_constant};
 pub use explained::explained;
 pub use follow::{Follower, quantize_following};
 pub use model_graph::{GraphNode, ModelGraph};
@@ -211,8 +212,8 @@ pub struct Quantized {
     pub scales: Vec<WrittenScales>,
     /// What the tensors that only [`Self::float`] has were in the model that was given.
     pub shifted: BTreeMap<String, Shifted>,
-    /// Nodes that stayed in FP32 although the float part was converted.
-    pub kept_fp32: Vec<KeptFp32>,
+    /// What became of the float part, where it was converted to 16 bits.
+    pub halved: Option<Halved>,
     /// What [`validate`] finds in the result: nothing, or a defect of this program.
     pub findings: Vec<Finding>,
 }
@@ -227,6 +228,11 @@ impl Quantized {
         let is_activation =
             |written: &&WrittenScales| self.placement.activations.iter().any(|edge| edge.tensor == written.tensor);
         self.scales.iter().filter(is_activation).filter_map(single).collect()
+    }
+
+    /// Nodes that stayed in FP32 although the float part was converted.
+    pub fn kept_fp32(&self) -> &[KeptFp32] {
+        self.halved.as_ref().map_or(&[], |halved| &halved.kept_fp32)
     }
 
     /// What [`validate`] holds against the result, in words; `None` when TensorRT will take it.
@@ -270,13 +276,11 @@ pub fn quantize(
         let types = scale_types(model.graph(), shapes, &placement, half)?;
         scales = qdq::insert(model.graph_mut(), &placement, table, precision, &types)?;
     }
-    let kept_fp32 = match half {
-        Some(half) => convert_float_part(&mut model, shapes, table, options, half, &mut placement)?,
-        None => Vec::new(),
-    };
+    let convert = |half| convert_float_part(&mut model, shapes, table, options, half, &mut placement);
+    let halved = half.map(convert).transpose()?;
     record_provenance(&mut model, table, precision);
     let findings = validate(&model)?;
-    Ok(Quantized { model, float, placement, scales, shifted, kept_fp32, findings })
+    Ok(Quantized { model, float, placement, scales, shifted, halved, findings })
 }
 
 /// The scheme, with the nodes that recovery lifts in the high precision; what the plan says comes after that.
@@ -365,7 +369,7 @@ fn convert_float_part(
     options: &QuantizeOptions,
     target: ElementType,
     placement: &mut Placement,
-) -> Result<Vec<KeptFp32>, QuantizeError> {
+) -> Result<Halved, QuantizeError> {
     let half = if target == ElementType::F16 { Precision::Fp16 } else { Precision::Bf16 };
     let keep = options.keep_fp32.iter().map(|pattern| plan::whole_name(pattern)).collect::<Result<Vec<_>, _>>()?;
     let conversion = convert::Conversion {
@@ -388,7 +392,7 @@ fn convert_float_part(
     for decision in placement.decisions.iter_mut().filter(|decision| !decision.precision.is_quantized()) {
         decision.precision = if converted.low.contains(&decision.node) { half } else { Precision::Fp32 };
     }
-    Ok(converted.kept)
+    Ok(Halved { precision: half, nodes: converted.low.len(), kept_fp32: converted.kept })
 }
 
 /// Writes into the model what made it.

@@ -8,6 +8,7 @@ use crate::{
     bench::Timing,
     calibrate::{Shift, TensorRange},
     compare::{self, ComparisonResult, Direction, Footprint, GateResult, Metric, TaskResult, percent},
+    quantize::Halved,
 };
 
 impl Precision {
@@ -19,6 +20,7 @@ impl Precision {
             reference: false,
             artifact: None,
             quantized_nodes: None,
+            halved: None,
             agreement: None,
             accuracy: None,
             classes: None,
@@ -85,10 +87,14 @@ impl Precision {
     /// The outcome of every gate that is for it.
     pub fn judge(&self, gates: &[compare::Gate], measured: &ComparisonResult) -> Vec<Gate> {
         let footprint = self.footprint();
-        let judged = gates.iter().filter(|gate| gate.is_for(&self.precision)).map(|gate| Gate {
-            precision: self.precision.clone(),
-            backend: self.backend.clone(),
-            result: gate.evaluate(measured, &footprint),
+        let nothing = self.halved.as_ref().filter(|halved| halved.precision.name() == self.precision);
+        let nothing = nothing.and_then(Halved::nothing);
+        let judged = gates.iter().filter(|gate| gate.is_for(&self.precision)).map(|gate| {
+            let mut result = gate.evaluate(measured, &footprint);
+            // A figure of FP32 says nothing about this precision.
+            let notes = result.note.take().into_iter().chain(nothing.clone());
+            result.note = notes.reduce(|note, nothing| format!("{note}, but {nothing}"));
+            Gate { precision: self.precision.clone(), backend: self.backend.clone(), result }
         });
         judged.collect()
     }
@@ -168,12 +174,16 @@ impl Verdict {
     /// Passed when every gate did; the sentence names what did not, and what could not run.
     pub fn new(gates: Vec<Gate>, precisions: &[Precision]) -> Self {
         let failed: Vec<_> = gates.iter().filter(|gate| !gate.result.passed).collect();
+        let remarks: Vec<_> = gates.iter().filter_map(Gate::remark).collect();
         let mut sentences = vec![match (gates.len(), failed.len()) {
             (0, _) => "No gates were set.".to_owned(),
             (1, 0) => "The gate passed.".to_owned(),
             (all, 0) => format!("All {all} gates passed."),
             (all, n) => format!("{n} of {all} gate{} failed: {}.", if all == 1 { "" } else { "s" }, failures(&failed)),
         }];
+        if !remarks.is_empty() {
+            sentences.push(format!("{}.", remarks.join("; ")));
+        }
         let errors: Vec<_> = precisions.iter().filter(|p| p.error.is_some()).map(title).collect();
         if !errors.is_empty() {
             sentences.push(format!("{} did not run.", errors.join(", ")));
@@ -207,6 +217,13 @@ fn failures(failed: &[&Gate]) -> String {
 }
 
 impl Gate {
+    /// What has to be known of a gate that passed, in words.
+    fn remark(&self) -> Option<String> {
+        let note = self.result.note.as_deref().filter(|note| self.result.passed && *note != compare::EQUAL)?;
+        let shown = self.result.value.map_or_else(|| note.to_owned(), |_| self.result.shown());
+        Some(format!("{} on {} passed {}: {shown}", self.precision, self.backend, self.result.subject()))
+    }
+
     /// The condition as one reads it: `int8 tensorrt top1 ≥ 0.98`.
     pub fn condition(&self) -> String {
         let GateResult { threshold, .. } = self.result;

@@ -285,10 +285,21 @@ const FIGURES: [(&str, &str, &str, Figure); 23] = [
         let bytes = s.bytes()?;
         Some(Cell::number(bytes as f64, format::bytes(bytes)))
     }),
-    ("Nodes", "quantized_nodes", "Nodes that run in this precision", |s| {
-        let nodes = s.precision.quantized_nodes?;
-        Some(Cell::number(nodes as f64, nodes.to_string()))
-    }),
+    (
+        "Nodes",
+        "quantized_nodes",
+        "Nodes that run in this precision, and of how many where the others stay in FP32",
+        |s| {
+            let halved = s.precision.halved.as_ref().filter(|halved| halved.precision.name() == s.precision.precision);
+            if let (None, Some(halved)) = (s.precision.quantized_nodes, halved) {
+                let tone = if halved.nodes == 0 { Tone::Bad } else { Tone::Plain };
+                let cell = Cell::number(halved.nodes as f64, halved.nodes.to_string()).tone(tone);
+                return Some(cell.note(format!("of {}", halved.all())));
+            }
+            let nodes = s.precision.quantized_nodes?;
+            Some(Cell::number(nodes as f64, nodes.to_string()))
+        },
+    ),
     ("Changed", "flips", "Samples whose first answer changed", |s| {
         s.precision.agreement.as_ref()?;
         let flips = s.precision.flips_total;

@@ -20,7 +20,7 @@ use crate::{
     compare::{
         Accuracy, Agreement, Classes, DetectionResult, Flip, GateResult, OutputKind, OutputMetrics, Segmentation, TopK,
     },
-    quantize::ModelGraph,
+    quantize::{Halved, ModelGraph},
 };
 
 pub use calibration::{Calibration, CandidateResult, Recovery, RecoveryRow};
@@ -159,10 +159,11 @@ pub struct ModelInfo {
     pub nodes: usize,
     /// Number of values in the initializers.
     pub parameters: u64,
-    /// Number of floating-point values in its constants, by their type (`float32`, `float16`, ...).
+    /// Number of floating-point values in its constants, by their type (`float32`, `float16`, ...), and of the codes of quantized
+    /// weights (`int8`, `fp8`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub weights: BTreeMap<String, u64>,
-    /// Floating-point types that its nodes compute in.
+    /// Floating-point types that its nodes compute in, and `int8` or `fp8` where it is quantized already.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub arithmetic: Vec<String>,
     /// Version of the default operator set.
@@ -260,6 +261,9 @@ pub struct Precision {
     /// Nodes that run in this precision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantized_nodes: Option<usize>,
+    /// What became of the float part, where it was converted to 16 bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halved: Option<Halved>,
     /// Classifiers: agreement with the reference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,

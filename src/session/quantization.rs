@@ -128,6 +128,13 @@ pub fn quantize_file(
             ));
         }
     }
+    let halved = quantized.halved.as_ref().map(|halved| halved.precision);
+    if table.is_none() && halved == Some(Precision::Fp16) {
+        host.warn(
+            "without a table nobody knows which nodes reach magnitudes that fp16 cannot hold, so none stays in fp32 for them as in \
+             `calib run`; make one with `calib calibrate` and name it with --table FILE",
+        );
+    }
     quantized.model.save(output)?;
     host.wrote(output);
     let (bytes, hash) = if output.is_file() {
@@ -144,7 +151,7 @@ pub fn quantize_file(
         quantized_nodes: quantized.placement.quantized_nodes(),
         quantized_tensors: quantized.placement.tensors_to_observe().len(),
         all_nodes: quantized.placement.decisions.len(),
-        kept_fp32: quantized.kept_fp32,
+        kept_fp32: quantized.kept_fp32().to_vec(),
         bytes,
         hash,
     })

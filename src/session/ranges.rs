@@ -137,7 +137,11 @@ impl Session {
         if chosen.table.calibrated_on.is_empty() {
             chosen.table.calibrated_on = self.sample_hashes(samples);
         }
-        if self.config.method == Choice::Auto && chosen.choice != Choice::Auto && chosen.candidates.is_empty() {
+        if self.config.method == Choice::Auto
+            && chosen.choice != Choice::Auto
+            && chosen.candidates.is_empty()
+            && !chosen.table.tensors.is_empty()
+        {
             self.host.note(&format!("too few calibration samples to measure methods on: {} was taken", chosen.choice));
         }
         for step in chosen.table.recovered.iter().flat_map(|recovered| &recovered.steps) {

@@ -22,6 +22,7 @@ use super::{
     checkpoint::Checkpoints,
     describe,
     evaluation::{EvaluateOptions, Evaluation, Outputs, evaluate_pairs},
+    scheme,
 };
 use crate::{
     backend::Backend,
@@ -29,7 +30,7 @@ use crate::{
     dataset::Split,
     deploy::{DEPLOY, check_free},
     onnx::Model,
-    quantize::Precision,
+    quantize::{Placement, Precision},
     report::Report,
 };
 use artifacts::save_model;
@@ -172,8 +173,13 @@ impl<'a> Job<'a> {
         if self.session.precisions().is_empty() {
             return Ok(None);
         }
-        // INT8 and FP8 observe the same tensors.
-        if self.session.require_operators(Precision::Int8).is_err() {
+        // INT8 and FP8 observe the same tensors; FP16 asks for magnitudes even where there are none.
+        let placed =
+            scheme(&self.session.config, Precision::Int8).and_then(|scheme| self.session.subject.place(&scheme));
+        let is_of_use = |placement: Placement| {
+            !placement.tensors_to_observe().is_empty() || self.session.precisions().contains(&Precision::Fp16)
+        };
+        if !placed.is_ok_and(is_of_use) {
             // The rows of the 8-bit precisions say so.
             return Ok(None);
         }

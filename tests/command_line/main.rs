@@ -10,6 +10,7 @@ mod detection;
 mod detector;
 mod errors;
 mod example;
+mod halves;
 mod real_model;
 mod said;
 mod segmentation;

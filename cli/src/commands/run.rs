@@ -261,8 +261,14 @@ pub(super) fn table(report: &Report) -> String {
             (None, true) => size(report.model.bytes),
             (None, false) => String::new(),
         };
+        let own = row.halved.as_ref().filter(|halved| halved.precision.name() == row.precision);
+        let beside = match own.filter(|halved| !halved.kept_fp32.is_empty()) {
+            Some(halved) => format!(" ({} of {} nodes)", halved.nodes, halved.all()),
+            None if row.reference => " (reference)".to_owned(),
+            None => String::new(),
+        };
         let mut cells = vec![
-            format!("{}{}\n{}", row.precision, if row.reference { " (reference)" } else { "" }, row.backend),
+            format!("{}{beside}\n{}", row.precision, row.backend),
             share(row.agreement.as_ref().map(|agreement| agreement.top1)),
             share(row.agreement.as_ref().map(|agreement| agreement.top5_overlap)),
             share(row.accuracy.as_ref().map(|accuracy| accuracy.top1)),

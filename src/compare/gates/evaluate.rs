@@ -6,6 +6,8 @@ use crate::{
     stats::{half_width, paired_difference, wilson_at},
 };
 
+/// What is noted of a gate where there is no difference.
+pub(crate) const EQUAL: &str = "equal to the reference";
 const NO_TIMES: &str = "no latency was measured that says anything about this precision";
 
 /// What a target costs, as far as it is known.
@@ -68,7 +70,7 @@ impl Gate {
         match measure(metric, part, result, footprint) {
             Measured::Missing(why) => outcome(None, false, Some(why)),
             Measured::Equal if note.is_some() => outcome(None, false, note),
-            Measured::Equal => outcome(None, true, Some("equal to the reference".to_owned())),
+            Measured::Equal => outcome(None, true, Some(EQUAL.to_owned())),
             Measured::Value(value) if value.is_nan() => outcome(None, false, Some("it is not a number".to_owned())),
             Measured::Value(value) => {
                 let towards_failing = |[low, high]: [f64; 2]| match direction {

@@ -36,7 +36,7 @@ fn data_type(graph: &GraphProto, name: &str) -> Option<i32> {
 }
 
 fn reasons(result: &Quantized) -> Vec<(String, Fp32Reason)> {
-    result.kept_fp32.iter().map(|kept| (kept.node.clone(), kept.reason.clone())).collect()
+    result.kept_fp32().iter().map(|kept| (kept.node.clone(), kept.reason.clone())).collect()
 }
 
 fn small() -> TestModel {
@@ -65,7 +65,7 @@ fn inputs_and_outputs_keep_their_types_through_casts() {
     assert_eq!(data_type(graph, "w"), Some(F16));
     assert_eq!([0, 3].map(|node: usize| graph.node[node].attr_i("to").unwrap() as i32), [F16, F32]);
     assert!(result.placement.decisions.iter().all(|decision| decision.precision == Precision::Fp16));
-    assert!(result.kept_fp32.is_empty());
+    assert!(result.kept_fp32().is_empty());
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn operators_without_a_16_bit_form_in_this_version_stay_in_fp32() {
         let scheme = SchemeOptions { precision, ..SchemeOptions::default() };
         let options = QuantizeOptions { scheme, max_reduction_depth: usize::MAX, ..QuantizeOptions::default() };
         let result = convert(model, &options, &[]);
-        let operator = result.kept_fp32.iter().filter(|kept| kept.reason == Fp32Reason::Operator);
+        let operator = result.kept_fp32().iter().filter(|kept| kept.reason == Fp32Reason::Operator);
         operator.map(|kept| kept.node.clone()).collect::<Vec<_>>()
     };
     assert_eq!(kept(13, Precision::Fp16), ["sums", "noise"]);
@@ -312,7 +312,7 @@ fn bf16_needs_opset_22_and_no_range() {
     let result = convert(small(), &options, &[("m", 1e9)]);
     assert_eq!(result.model.opset(""), Some(22));
     assert_eq!(data_type(result.model.graph(), "w"), Some(16));
-    assert!(result.kept_fp32.is_empty());
+    assert!(result.kept_fp32().is_empty());
 }
 
 #[test]

@@ -115,6 +115,14 @@ impl Calibrator<'_> {
         options: &ChooseOptions,
     ) -> Result<Chosen, PipelineError> {
         let parts = hold_out(indices);
+        // Where nothing is quantized there is nothing to choose; magnitudes matter all the same.
+        let minmax = ChooseOptions {
+            choice: Choice::Method(Method::MinMax),
+            recovery: None,
+            bias_correction: false,
+            ..options.clone()
+        };
+        let options = if histograms.fit.is_empty() && histograms.held_out.is_empty() { &minmax } else { options };
         let mut refused = None;
         if let Some(recovery) = options.recovery.as_ref().filter(|_| options.scheme.precision == Precision::Int8) {
             match self.recovered(histograms, &parts, options, recovery) {

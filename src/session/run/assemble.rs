@@ -70,6 +70,7 @@ impl Job<'_> {
             let mut row = Precision::new(name, &backend);
             row.artifact.clone_from(&target.artifact);
             row.quantized_nodes = target.quantized_nodes.filter(|_| target.precision.is_quantized());
+            row.halved.clone_from(&target.halved);
             row.error.clone_from(&target.error);
             let mut measured = ComparisonResult::default();
             if target.error.is_none() {
@@ -190,6 +191,13 @@ impl Job<'_> {
         let graph = subject.float.graph();
         let size = |dims: &[i64]| dims.iter().map(|&dim| u64::try_from(dim).unwrap_or(0)).product::<u64>();
         let producer = &subject.float.proto;
+        let types = &subject.float_types;
+        let quantized: Vec<String> = types.quantized.iter().map(ToString::to_string).collect();
+        let mut weights: BTreeMap<String, u64> =
+            types.weights.iter().map(|(kind, &count)| (kind.name().to_owned(), count)).collect();
+        if types.codes > 0 {
+            weights.insert(quantized.first().map_or("int8", String::as_str).to_owned(), types.codes);
+        }
         ModelInfo {
             path: path.display().to_string(),
             hash: subject.float.hash.clone(),
@@ -198,8 +206,8 @@ impl Job<'_> {
             outputs: subject.outputs.clone(),
             nodes: graph.node.len(),
             parameters: graph.initializer.iter().map(|tensor| size(&tensor.dims)).sum(),
-            weights: subject.float_types.weights.iter().map(|(kind, &count)| (kind.name().to_owned(), count)).collect(),
-            arithmetic: subject.float_types.arithmetic.iter().map(|kind| kind.name().to_owned()).collect(),
+            weights,
+            arithmetic: types.arithmetic.iter().map(|kind| kind.name().to_owned()).chain(quantized).collect(),
             opset: subject.float.opset("").unwrap_or(0),
             producer: producer
                 .producer_name

@@ -185,6 +185,8 @@ impl Job<'_> {
             self.session.host.check()?;
             let backend = library.backend();
             let mut engine = Engine { row: Precision::new(precision, &backend), runner: None, measured: None };
+            let target = targets.iter().find(|target| target.precision.name() == precision);
+            engine.row.halved = target.and_then(|target| target.halved.clone());
             let built = model
                 .ok_or_else(|| PipelineError::input("the model has no file"))
                 .and_then(|model| self.engine(&library, gpu.as_ref().ok(), precision, &model));

@@ -10,7 +10,7 @@ use crate::{
     backend::{Backend, BuildOptions, ExecutionProvider, Runner},
     dataset::Split,
     onnx::Model,
-    quantize::{Placement, Precision, Quantized, Rule, Shifted, quantize},
+    quantize::{Halved, Placement, Precision, Quantized, Rule, Shifted, quantize},
     report::ArtifactFile,
     session::{PipelineError, Session, describe, quantize_options, ranges::sample_hash},
 };
@@ -24,6 +24,8 @@ pub(super) struct Target {
     /// The model's file within the output folder.
     pub(super) artifact: Option<ArtifactFile>,
     pub(super) quantized_nodes: Option<usize>,
+    /// What became of the float part, where it is converted.
+    pub(super) halved: Option<Halved>,
     /// What was decided for every node.
     pub(super) placement: Option<Placement>,
     /// Scale by quantized activation.
@@ -98,6 +100,7 @@ impl Session {
                 precision,
                 artifact: None,
                 quantized_nodes: None,
+                halved: None,
                 placement: None,
                 scales: BTreeMap::new(),
                 shifted: BTreeMap::new(),
@@ -126,6 +129,8 @@ impl Session {
         target.scales = quantized.activation_scales();
         target.shifted.clone_from(&quantized.shifted);
         target.imitation = self.imitation(&quantized, target.precision)?;
+        self.note_kept(target.precision, quantized.halved.as_ref());
+        target.halved = quantized.halved;
         target.placement = Some(quantized.placement);
         let model = target.model.insert(quantized.model);
         let build = BuildOptions { side_by_side: self.reference.at_once() > 1, ..self.build_options(self.threads) };
@@ -151,9 +156,17 @@ impl Session {
     /// (or not at all), and rounds and overflows nowhere in between.
     fn imitation(&self, quantized: &Quantized, precision: Precision) -> Result<Option<Model>, PipelineError> {
         let half = precision.half_type().filter(|_| self.provider == ExecutionProvider::Cpu);
-        let kept: BTreeSet<&str> = quantized.kept_fp32.iter().map(|kept| kept.node.as_str()).collect();
+        let kept: BTreeSet<&str> = quantized.kept_fp32().iter().map(|kept| kept.node.as_str()).collect();
         let imitate = |half| self.subject.rounded_pair(half, &|node| !kept.contains(node));
         Ok(half.map(imitate).transpose()?.map(|(_, rounded)| rounded))
+    }
+
+    /// Says what a conversion left in FP32.
+    fn note_kept(&self, precision: Precision, halved: Option<&Halved>) {
+        let Some((halved, told)) = halved.and_then(|halved| Some((halved, halved.told()?))) else { return };
+        let part = if precision.is_quantized() { ", the float part" } else { "" };
+        let text = format!("{precision}{part}: {told}");
+        if halved.nodes == 0 { self.host.warn(&text) } else { self.host.note(&text) }
     }
 
     /// Names the nodes that the precision plan decided for.
