@@ -5,7 +5,7 @@
 //!                        └───────────────────────┘ (quantized shortcut)
 //! ```
 
-use std::sync::atomic::AtomicBool;
+use std::{collections::BTreeMap, sync::atomic::AtomicBool};
 
 use calib_test_support::Need;
 
@@ -84,7 +84,13 @@ fn model(node: Vec<NodeProto>, initializer: Vec<TensorProto>) -> Model {
     };
     let mut proto = ModelProto { ir_version: Some(8), graph: Some(graph), ..Default::default() };
     proto.set_opset("", 17);
-    Model { proto, path: None, hash: ContentHash::of_bytes(b"fixture"), external_data: false }
+    Model {
+        proto,
+        path: None,
+        hash: ContentHash::of_bytes(b"fixture"),
+        external_data: false,
+        stands_for: BTreeMap::new(),
+    }
 }
 
 /// The float network.

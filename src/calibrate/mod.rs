@@ -211,8 +211,8 @@ pub struct CalibrationTable {
     /// float result minus that of the quantized one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bias_corrections: BTreeMap<String, Vec<f32>>,
-    /// Largest finite magnitudes of the other FP32 tensors, seen over a few samples; those below 1024 are left out. Absent
-    /// where they were not looked at.
+    /// Largest finite magnitudes of the other FP32 tensors, seen over a few samples; those between 2⁻¹⁰ and 1024, and 0, are
+    /// left out. Absent where they were not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub magnitudes: Option<BTreeMap<String, f32>>,
     /// The samples observed, by name, with the first 16 digits of a hash of what each of them is; empty where they were random or are not known.

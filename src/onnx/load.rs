@@ -1,7 +1,7 @@
 //! Reading models.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::{Path, PathBuf},
 };
 
@@ -136,7 +136,7 @@ impl Model {
                 graph.initializer.iter_mut().for_each(move_to_raw_data);
             });
         }
-        Self { proto, path, hash, external_data }
+        Self { proto, path, hash, external_data, stands_for: BTreeMap::new() }
     }
 }
 

@@ -14,7 +14,10 @@ mod scan;
 pub(crate) mod tests;
 mod weights;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 pub use diagnose::{Finding, Rule, Severity, diagnose};
 pub use external::ExternalError;
@@ -44,6 +47,8 @@ pub struct Model {
     pub hash: ContentHash,
     /// Whether the weights came from files beside the model; saving then writes them so again.
     pub external_data: bool,
+    /// By the name of each node that folding took out, the nodes that compute what it did; none for what copies or is constant.
+    pub stands_for: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Model {
@@ -72,10 +77,21 @@ impl Model {
         self.proto.set_opset(domain, version);
     }
 
+    /// The names by which rules know each node beside its own: those of nodes that folding put into it.
+    pub fn known_as(&self) -> BTreeMap<String, Vec<String>> {
+        let mut known: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (gone, nodes) in &self.stands_for {
+            for node in nodes {
+                known.entry(node.clone()).or_default().push(gone.clone());
+            }
+        }
+        known
+    }
+
     /// The same model with another protobuf.
     #[must_use]
     pub fn with_proto(&self, proto: ModelProto) -> Self {
-        Self { proto, path: self.path.clone(), hash: self.hash.clone(), external_data: self.external_data }
+        Self { proto, ..self.clone() }
     }
 
     /// The file's name for messages.

@@ -18,7 +18,9 @@ use super::{
     QuantizeError,
     names::Names,
     plan::{CompiledPlan, Precision},
+    scheme::all_names,
     types::{declared_type, element_types},
+    weights::fits_f16,
 };
 use crate::{
     backend::TensorInfo,
@@ -30,6 +32,9 @@ use crate::{
     tensor::{ElementType, Tensor, Values},
 };
 
+/// Of a tensor that reaches no more, FP16 has fewer numbers than INT8 has codes.
+const FP16_SMALLEST: f32 = 1.0 / 65536.0;
+
 /// What to convert and what not.
 pub(super) struct Conversion<'c> {
     /// [`ElementType::F16`] or [`ElementType::Bf16`].
@@ -39,6 +44,8 @@ pub(super) struct Conversion<'c> {
     /// Whether nodes that nobody mentions are converted.
     pub by_default: bool,
     pub plan: &'c CompiledPlan,
+    /// Further names of nodes: see [`Model::known_as`](crate::onnx::Model::known_as).
+    pub known_as: &'c BTreeMap<String, Vec<String>>,
     /// Nodes to keep, by name and by operator.
     pub keep: &'c [Regex],
     pub keep_op_types: &'c BTreeSet<String>,
@@ -107,7 +114,10 @@ impl Conversion<'_> {
         for &id in view.topological_order() {
             let node = view.node(id);
             let follows = match node.op_type() {
-                "QuantizeLinear" => view.producer(&node.input[0]).is_some_and(|producer| low.contains(&producer)),
+                "QuantizeLinear" => {
+                    let fits = self.target != ElementType::F16 || largest_scale(view, node).is_none_or(fits_f16);
+                    fits && view.producer(&node.input[0]).is_some_and(|producer| low.contains(&producer))
+                }
                 "DequantizeLinear" => {
                     let uses = view.consumers(&node.output[0]);
                     !uses.is_empty() && uses.iter().all(|u| u.input.is_some() && low.contains(&u.node))
@@ -122,7 +132,7 @@ impl Conversion<'_> {
     }
 
     fn wanted(&self, name: &str) -> bool {
-        match self.plan.precision(name) {
+        match self.plan.precision(&all_names(name, self.known_as)) {
             Some(Precision::Fp16 | Precision::Bf16) => true,
             Some(Precision::Fp32) => false,
             _ => self.by_default,
@@ -132,9 +142,9 @@ impl Conversion<'_> {
     fn reason(&self, view: &GraphView<'_>, id: NodeId, node: &NodeProto, known: &Known<'_>) -> Option<Fp32Reason> {
         let name = node.label(id.0);
         let tensors = || node.input.iter().chain(&node.output).filter(|tensor| !tensor.is_empty());
-        let kept =
-            self.keep.iter().any(|pattern| pattern.is_match(&name)) || self.keep_op_types.contains(node.op_type());
-        if kept || self.plan.precision(&name) == Some(Precision::Fp32) {
+        let names = all_names(&name, self.known_as);
+        let kept = self.keep.iter().any(|pattern| names.iter().any(|name| pattern.is_match(name)));
+        if kept || self.keep_op_types.contains(node.op_type()) || self.plan.precision(&names) == Some(Precision::Fp32) {
             return Some(Fp32Reason::Asked);
         }
         let is_missing = || forms::is_missing(node, self.target, self.opset);
@@ -149,11 +159,11 @@ impl Conversion<'_> {
         }
         if self.target == ElementType::F16 {
             let constants = node.input.iter().filter_map(|tensor| view.initializer(tensor));
-            // An epsilon becomes the smallest number that there is; of a matrix only signs would be left.
+            // An epsilon becomes the smallest number that there is; of a matrix little more than signs would be left.
             let vanishes = |weight: &TensorProto| {
                 let largest = largest_magnitude(weight);
                 let is_matrix = weight.dims.iter().filter(|&&extent| extent > 1).count() > 1;
-                (is_matrix && largest > 0.0 && f16::from_f32(largest).to_f32() == 0.0).then_some(largest)
+                (is_matrix && largest > 0.0 && largest < FP16_SMALLEST).then_some(largest)
             };
             if let Some(largest) = constants.clone().find_map(vanishes) {
                 return Some(Fp32Reason::Vanishing(largest));
@@ -162,10 +172,20 @@ impl Conversion<'_> {
             if largest > f16::MAX.to_f32() {
                 return Some(Fp32Reason::Constant(largest));
             }
-            let reached = tensors().filter_map(|tensor| known.magnitudes.get(tensor.as_str()));
-            let largest = reached.fold(0.0, |largest: f32, magnitude| largest.max(*magnitude));
+            let reached = tensors().filter_map(|tensor| known.magnitudes.get(tensor.as_str()).copied());
+            let largest = reached.clone().fold(0.0, f32::max);
             if largest > self.max_magnitude {
                 return Some(Fp32Reason::Range(largest));
+            }
+            if let Some(small) = reached.clone().find(|&magnitude| magnitude > 0.0 && magnitude < FP16_SMALLEST) {
+                return Some(Fp32Reason::Small(small));
+            }
+            let quantized = node.input.iter().filter_map(|input| Some(view.node(view.producer(input)?)));
+            let quantized = quantized.filter(|producer| producer.op_type() == "DequantizeLinear");
+            if let Some(scale) =
+                quantized.filter_map(|quantizer| largest_scale(view, quantizer)).find(|&scale| !fits_f16(scale))
+            {
+                return Some(Fp32Reason::Scale(scale));
             }
         }
         let depth = if node.is(Fact::Sums) { self.reduction_depth(view, node) } else { Some(1) };
@@ -218,6 +238,11 @@ fn before_quantization<'t>(view: &GraphView<'t>, tensor: &'t str) -> &'t str {
     };
     let source = quantizer(tensor, "DequantizeLinear").and_then(|codes| quantizer(codes, "QuantizeLinear"));
     source.unwrap_or(tensor)
+}
+
+/// The largest scale of a quantizer, where it is a constant.
+fn largest_scale(view: &GraphView<'_>, quantizer: &NodeProto) -> Option<f32> {
+    view.initializer(quantizer.input.get(1)?).map(largest_magnitude)
 }
 
 fn largest_magnitude(constant: &TensorProto) -> f32 {

@@ -36,6 +36,7 @@ pub use explained::explained;
 pub use follow::{Follower, quantize_following};
 pub use model_graph::{GraphNode, ModelGraph};
 pub use placement::{ActivationEdge, Decision, Placement, Rule, WeightEdge};
+pub(crate) use plan::whole_name;
 pub use plan::{Assignment, CompiledPlan, PLAN_FORMAT_VERSION, PatternError, Precision, PrecisionPlan, Selector};
 pub use qdq::WrittenScales;
 pub use scheme::place;
@@ -371,12 +372,13 @@ fn convert_float_part(
     placement: &mut Placement,
 ) -> Result<Halved, QuantizeError> {
     let half = if target == ElementType::F16 { Precision::Fp16 } else { Precision::Bf16 };
-    let keep = options.keep_fp32.iter().map(|pattern| plan::whole_name(pattern)).collect::<Result<Vec<_>, _>>()?;
+    let keep = options.keep_fp32.iter().map(|pattern| whole_name(pattern)).collect::<Result<Vec<_>, _>>()?;
     let conversion = convert::Conversion {
         target,
         opset: model.opset("").ok_or(QuantizeError::NoOpset)?,
         by_default: [options.scheme.precision, options.high_precision].contains(&half),
         plan: &options.scheme.plan.compile()?,
+        known_as: &model.known_as(),
         keep: &keep,
         keep_op_types: &options.keep_fp32_op_types,
         max_magnitude: options.fp16_max_magnitude,

@@ -182,18 +182,18 @@ enum Matcher {
 }
 
 impl CompiledPlan {
-    /// The precision of a node; `None` where the rules decide.
-    pub fn precision(&self, node: &str) -> Option<Precision> {
+    /// The precision of a node by the names that it is known by; `None` where the rules decide.
+    pub fn precision(&self, names: &[&str]) -> Option<Precision> {
         let matching = self.rules.iter().rev().find(|(matcher, _)| match matcher {
-            Matcher::Name(name) => name == node,
-            Matcher::Regex(regex) => regex.is_match(node),
+            Matcher::Name(name) => names.contains(&name.as_str()),
+            Matcher::Regex(regex) => names.iter().any(|name| regex.is_match(name)),
         });
         matching.map(|(_, precision)| *precision).or(self.default)
     }
 }
 
 /// A regular expression that must match the whole name.
-pub(super) fn whole_name(pattern: &str) -> Result<Regex, PatternError> {
+pub(crate) fn whole_name(pattern: &str) -> Result<Regex, PatternError> {
     Regex::new(&format!("^(?:{pattern})$"))
         .map_err(|source| PatternError { pattern: pattern.to_owned(), source: Box::new(source) })
 }
@@ -209,7 +209,7 @@ mod tests {
             {"pattern": "head", "precision": "bf16"}]}"#;
         let plan: PrecisionPlan = serde_json::from_str(json).unwrap();
         let compiled = plan.compile().unwrap();
-        let asked = ["block1/conv", "block1/add", "head", "head/fc"].map(|name| compiled.precision(name).unwrap());
+        let asked = ["block1/conv", "block1/add", "head", "head/fc"].map(|name| compiled.precision(&[name]).unwrap());
         assert_eq!(asked, [Precision::Int8, Precision::Fp16, Precision::Bf16, Precision::Fp32]);
         let again: PrecisionPlan = serde_json::from_str(&serde_json::to_string(&plan).unwrap()).unwrap();
         assert_eq!(again, plan);
@@ -221,8 +221,8 @@ mod tests {
         plan.assign("a", Precision::Fp32);
         plan.assign("a", Precision::Fp16);
         assert_eq!(plan.assignments.len(), 1);
-        assert_eq!(plan.compile().unwrap().precision("a"), Some(Precision::Fp16));
-        assert_eq!(plan.compile().unwrap().precision("b"), None);
+        assert_eq!(plan.compile().unwrap().precision(&["a"]), Some(Precision::Fp16));
+        assert_eq!(plan.compile().unwrap().precision(&["b"]), None);
     }
 
     #[test]

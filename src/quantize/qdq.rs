@@ -14,7 +14,7 @@ use super::{
     names::{Names, collect},
     placement::{Placement, WeightEdge},
     plan::Precision,
-    weights::{ScaleTypes, WeightNames, codes_tensor, quantize_weight, round_scale_up, scale_floors, scale_tensor},
+    weights::{ScaleTypes, WeightNames, codes_tensor, quantize_weight, scale_floors, scale_tensor},
 };
 use crate::{
     calibrate::CalibrationTable,
@@ -103,8 +103,12 @@ fn activation_scales(
             amax.entry(tensor.clone()).and_modify(|value| *value = largest);
         }
     }
-    let scale = |tensor: &str, amax| round_scale_up(activation_type(precision).scale(amax), types.exact(tensor));
-    Ok(amax.into_iter().map(|(tensor, amax)| (tensor.clone(), scale(&tensor, amax))).collect())
+    let scale = |(tensor, amax): (String, f32)| {
+        let mut scale = [activation_type(precision).scale(amax)];
+        types.rounded_up(&tensor, &mut scale);
+        (tensor, scale[0])
+    };
+    Ok(amax.into_iter().map(scale).collect())
 }
 
 fn activation_type(precision: Precision) -> QuantType {

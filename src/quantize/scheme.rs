@@ -46,7 +46,7 @@ pub fn place(
     if let Some((id, node)) = facts.view.nodes().find(|(_, node)| is_quantized(node.op_type())) {
         return Err(QuantizeError::AlreadyQuantized { node: node.label(id.0), op_type: node.op_type().to_owned() });
     }
-    let mut scheme = Scheme::new(facts, options)?;
+    let mut scheme = Scheme::new(facts, model, options)?;
     scheme.decide();
     Ok(scheme.into_placement())
 }
@@ -68,6 +68,7 @@ use Verdict::{Keep, Quantize};
 
 struct Scheme<'a> {
     facts: Facts<'a>,
+    known_as: BTreeMap<String, Vec<String>>,
     options: &'a SchemeOptions,
     plan: CompiledPlan,
     exclude: Vec<Regex>,
@@ -76,10 +77,11 @@ struct Scheme<'a> {
 }
 
 impl<'a> Scheme<'a> {
-    fn new(facts: Facts<'a>, options: &'a SchemeOptions) -> Result<Self, QuantizeError> {
+    fn new(facts: Facts<'a>, model: &Model, options: &'a SchemeOptions) -> Result<Self, QuantizeError> {
         let compile = |patterns: &[String]| patterns.iter().map(|p| whole_name(p)).collect::<Result<Vec<_>, _>>();
         Ok(Self {
             facts,
+            known_as: model.known_as(),
             options,
             plan: options.plan.compile()?,
             exclude: compile(&options.exclude)?,
@@ -128,12 +130,13 @@ impl<'a> Scheme<'a> {
     /// Whether a node may be quantized; true when the plan asks for it, which overrules what pays.
     fn permission(&self, id: NodeId, node: &NodeProto) -> Result<bool, Rule> {
         let name = node.label(id.0);
-        let matches = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(&name));
+        let names = all_names(&name, &self.known_as);
+        let matches = |patterns: &[Regex]| patterns.iter().any(|p| names.iter().any(|name| p.is_match(name)));
         let SchemeOptions { op_types, exclude_op_types, precision, .. } = self.options;
         if !precision.is_quantized() {
             return Err(Rule::FloatOnly);
         }
-        match self.plan.precision(&name) {
+        match self.plan.precision(&names) {
             Some(precision) if precision.is_quantized() => Ok(true),
             Some(_) => Err(Rule::Planned),
             None if matches(&self.exclude) => Err(Rule::Excluded),
@@ -362,11 +365,17 @@ impl<'a> Scheme<'a> {
         }
         let patterns = self.exclude.iter().zip(&self.options.exclude);
         let patterns = patterns.chain(self.include.iter().zip(&self.options.include));
-        let unmatched =
-            patterns.filter(|(regex, _)| !placement.decisions.iter().any(|decision| regex.is_match(&decision.node)));
+        let known =
+            || self.known_as.values().flatten().chain(placement.decisions.iter().map(|decision| &decision.node));
+        let unmatched = patterns.filter(|(regex, _)| !known().any(|name| regex.is_match(name)));
         placement.unmatched_patterns = unmatched.map(|(_, pattern)| pattern.clone()).collect();
         placement
     }
+}
+
+/// The names by which rules know a node.
+pub(super) fn all_names<'n>(name: &'n str, known_as: &'n BTreeMap<String, Vec<String>>) -> Vec<&'n str> {
+    std::iter::once(name).chain(known_as.get(name).into_iter().flatten().map(String::as_str)).collect()
 }
 
 /// Quantized inputs and outputs of the same Concat, and of Concats that share one, in groups of two and more.

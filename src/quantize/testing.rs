@@ -67,7 +67,13 @@ impl TestModel {
             graph: Some(self.graph),
             ..ModelProto::default()
         };
-        Model { proto, path: None, hash: ContentHash::of_bytes(b"test"), external_data: false }
+        Model {
+            proto,
+            path: None,
+            hash: ContentHash::of_bytes(b"test"),
+            external_data: false,
+            stands_for: BTreeMap::new(),
+        }
     }
 }
 

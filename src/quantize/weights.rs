@@ -9,7 +9,7 @@ use super::{QuantizeError, placement::WeightEdge};
 use crate::{
     calibrate::Rounding,
     onnx::proto::TensorProto,
-    qparams::{Granularity, QParams, QuantType},
+    qparams::{Granularity, QParams, QuantType, ZERO_SCALE},
     tensor::{ElementType, Tensor, Values},
 };
 
@@ -50,10 +50,21 @@ impl ScaleTypes {
         self.tensors.get(tensor).copied().unwrap_or(self.usual)
     }
 
-    /// The type that its scales must survive.
-    pub fn exact(&self, tensor: &str) -> ElementType {
-        self.half.unwrap_or_else(|| self.stored(tensor))
+    /// The smallest numbers that are at least `scales`, which belong to one tensor, in the type that they must survive. Scales that
+    /// FP16 has no numbers for stay as they are: what they belong to stays in FP32.
+    pub fn rounded_up(&self, tensor: &str, scales: &mut [f32]) {
+        let largest = scales.iter().copied().fold(0.0, f32::max);
+        let half = self.half.filter(|&half| half != ElementType::F16 || largest == ZERO_SCALE || fits_f16(largest));
+        let exact = half.unwrap_or_else(|| self.stored(tensor));
+        for scale in scales {
+            *scale = round_scale_up(*scale, exact);
+        }
     }
+}
+
+/// Whether FP16 has a number that is at least `scale`, the largest of a tensor, and at most 1 % more.
+pub(super) fn fits_f16(scale: f32) -> bool {
+    (f16::MIN_POSITIVE_SUBNORMAL.to_f32() * 128.0..=f16::MAX.to_f32()).contains(&scale)
 }
 
 /// The names of the three tensors.
@@ -86,8 +97,9 @@ pub(super) fn quantize_weight(
     };
     for (index, scale) in params.scales.iter_mut().enumerate() {
         let floor = floors.get(index).copied().filter(|floor| floor.is_finite()).unwrap_or(0.0);
-        *scale = round_scale_up(scale.max(floor), types.exact(&edge.tensor));
+        *scale = scale.max(floor);
     }
+    types.rounded_up(&edge.tensor, &mut params.scales);
     let codes = params.quantize(shape, &values)?;
     let scale_shape = match params.granularity {
         Granularity::PerTensor => Vec::new(),
@@ -131,10 +143,10 @@ pub(super) fn scale_tensor(
 ///
 /// In `float16` a scale below the smallest normal number keeps its subnormal steps; what has no magnitude at all gets
 /// the smallest normal number.
-pub(super) fn round_scale_up(scale: f32, element_type: ElementType) -> f32 {
+fn round_scale_up(scale: f32, element_type: ElementType) -> f32 {
     let up = |rounded: f32, next: f32| if rounded < scale { next } else { rounded };
     match element_type {
-        ElementType::F16 if scale <= crate::qparams::ZERO_SCALE => f16::MIN_POSITIVE.to_f32(),
+        ElementType::F16 if scale <= ZERO_SCALE => f16::MIN_POSITIVE.to_f32(),
         ElementType::F16 => {
             let rounded = f16::from_f32(scale.min(f16::MAX.to_f32()));
             up(rounded.to_f32(), f16::from_bits(rounded.to_bits() + 1).to_f32()).min(f16::MAX.to_f32())
@@ -191,7 +203,7 @@ mod tests {
     #[test]
     fn floors_raise_scales() {
         let weight = quantize(&[2, 1], &[0.0, 1.27], Some(0), &scale_floors(None, 1.0, 2));
-        assert_eq!(weight.scale.to_tensor().unwrap().to_f32(), [crate::qparams::ZERO_SCALE, 0.01]);
+        assert_eq!(weight.scale.to_tensor().unwrap().to_f32(), [ZERO_SCALE, 0.01]);
         let bias = TensorProto::from_tensor("b", Tensor::from_f32(vec![2], vec![-8.0, 8.0]).unwrap());
         let weight = quantize(&[2, 1], &[0.0, 1.27], Some(0), &scale_floors(Some(&bias), 0.5, 2));
         let scales = weight.scale.to_tensor().unwrap().to_f32();
@@ -212,7 +224,24 @@ mod tests {
             let brain = round_scale_up(scale, ElementType::Bf16);
             assert!(brain >= scale && bf16::from_f32(brain).to_f32() == brain && brain <= scale * 1.01);
         }
-        assert_eq!(round_scale_up(crate::qparams::ZERO_SCALE, ElementType::F16), f16::MIN_POSITIVE.to_f32());
+        assert_eq!(round_scale_up(ZERO_SCALE, ElementType::F16), f16::MIN_POSITIVE.to_f32());
+    }
+
+    #[test]
+    fn scales_that_fp16_has_no_numbers_for_stay_as_they_are() {
+        let types = ScaleTypes { half: Some(ElementType::F16), ..F32 };
+        let rounded = |scales: &[f32]| {
+            let mut scales = scales.to_vec();
+            types.rounded_up("w", &mut scales);
+            scales
+        };
+        for scales in [[1e-32, 1e-30], [1e-9, 3e-6], [1.0, 7e4], [1e28, 0.1]] {
+            assert_eq!(rounded(&scales), scales);
+        }
+        // What is far below the others, and what has no magnitude, take what FP16 has.
+        assert_eq!(rounded(&[0.5, 1e-9]), [0.5, f16::MIN_POSITIVE_SUBNORMAL.to_f32()]);
+        assert_eq!(rounded(&[ZERO_SCALE]), [f16::MIN_POSITIVE.to_f32()]);
+        assert!((0.1..0.1001).contains(&rounded(&[0.1])[0]));
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! What the weights of an operator are multiplied with, row by row, and the second moments of these rows.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
 
 use rayon::prelude::*;
 
@@ -44,7 +47,13 @@ impl Patches {
         };
         let mut proto = ModelProto { ir_version: Some(8), graph: Some(graph), ..ModelProto::default() };
         proto.set_opset("", 13);
-        let model = Model { proto, path: None, hash: ContentHash::of_bytes(b"moments"), external_data: false };
+        let model = Model {
+            proto,
+            path: None,
+            hash: ContentHash::of_bytes(b"moments"),
+            external_data: false,
+            stands_for: BTreeMap::new(),
+        };
         let build = BuildOptions { threads: 1, purpose: Purpose::Part, ..BuildOptions::default() };
         let runners = (0..rayon::current_num_threads()).map(|_| Ok(Mutex::new(backend.build(&model, &build)?)));
         Ok(Self(runners.collect::<Result<_, BackendError>>()?))

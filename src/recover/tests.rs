@@ -1,6 +1,9 @@
 //! Small models whose best recovery is known, from recovery to the model that is written.
 
-use std::{collections::BTreeSet, sync::atomic::AtomicBool};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::AtomicBool,
+};
 
 use calib_test_support::Need;
 
@@ -100,7 +103,13 @@ fn model(stretch: f32) -> Model {
     };
     let mut proto = ModelProto { ir_version: Some(8), graph: Some(graph), ..Default::default() };
     proto.set_opset("", 17);
-    Model { proto, path: None, hash: ContentHash::of_bytes(b"model"), external_data: false }
+    Model {
+        proto,
+        path: None,
+        hash: ContentHash::of_bytes(b"model"),
+        external_data: false,
+        stands_for: BTreeMap::new(),
+    }
 }
 
 fn samples(from: u64, count: u64) -> Vec<TensorMap> {

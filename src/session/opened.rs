@@ -11,7 +11,7 @@ use super::{
     evaluation::{EvaluateOptions, class_names},
     events::TellTimings,
     model::Subject,
-    scheme::{require_op_types, unmatched},
+    scheme::{require_op_types, require_planned, unmatched},
 };
 use crate::{
     analyse::{
@@ -137,6 +137,7 @@ impl Session {
             host.warn(&format!("{}; {}", finding.message, finding.hint));
         }
         require_op_types(&config, &subject)?;
+        require_planned(&config, &subject)?;
         let mut reference =
             subject.reference(runtime, &BuildOptions { threads, provider, ..BuildOptions::default() })?;
         let batch = match (config.batch, subject.fixed_batch()) {

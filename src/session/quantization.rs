@@ -93,11 +93,6 @@ pub fn quantize_file(
         );
     }
     options.keep_io_types = !convert_io;
-    if !precision.is_quantized() {
-        // Exclusions of a float conversion are nodes that stay in FP32.
-        options.keep_fp32.clone_from(&config.nodes_to_exclude);
-        options.keep_fp32_op_types = config.op_types_to_exclude.iter().cloned().collect();
-    }
     // What needs a range only because of a plan or an exclusion: calibration could not know.
     let mut whole = options.scheme.clone();
     (whole.plan, whole.exclude, whole.include) = Default::default();

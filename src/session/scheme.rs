@@ -6,8 +6,11 @@ use super::{PipelineError, model::Subject};
 use crate::{
     config::RunConfig,
     onnx::proto::NodeProto,
-    quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions},
+    quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, Selector, whole_name},
 };
+
+/// Folded nodes that a sentence names.
+const FOLDED_SHOWN: usize = 8;
 
 /// The rules of a configuration for a quantized precision.
 pub fn scheme(config: &RunConfig, precision: Precision) -> Result<SchemeOptions, PipelineError> {
@@ -29,7 +32,14 @@ pub fn scheme(config: &RunConfig, precision: Precision) -> Result<SchemeOptions,
 /// How a model of a precision is made; the high precision applies behind Q/DQ.
 pub fn quantize_options(config: &RunConfig, precision: Precision) -> Result<QuantizeOptions, PipelineError> {
     let high_precision = if precision.is_quantized() { config.high_precision } else { Precision::Fp32 };
-    Ok(QuantizeOptions { scheme: scheme(config, precision)?, high_precision, ..QuantizeOptions::default() })
+    let mut options =
+        QuantizeOptions { scheme: scheme(config, precision)?, high_precision, ..QuantizeOptions::default() };
+    if !precision.is_quantized() {
+        // Exclusions of a float conversion are nodes that stay in FP32.
+        options.keep_fp32.clone_from(&config.nodes_to_exclude);
+        options.keep_fp32_op_types = config.op_types_to_exclude.iter().cloned().collect();
+    }
+    Ok(options)
 }
 
 /// Patterns and operator types of a configuration that match nothing in the model, in sentences.
@@ -38,11 +48,68 @@ pub fn quantize_options(config: &RunConfig, precision: Precision) -> Result<Quan
 /// The model has no node of an operator type that is to be quantized.
 pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -> Result<Vec<String>, PipelineError> {
     require_op_types(config, subject)?;
-    let patterns =
-        placement.unmatched_patterns.iter().map(|pattern| format!("the pattern `{pattern}` matches no node"));
+    require_planned(config, subject)?;
+    let stands_for = &subject.folded.stands_for;
+    let planned = scheme(config, Precision::Int8)?.plan.assignments;
+    let planned = planned.into_iter().filter_map(|assignment| match assignment.nodes {
+        Selector::Pattern(pattern) => Some(pattern),
+        Selector::Node(_) => None,
+    });
+    let known: Vec<String> = names(subject).collect();
+    let matches_nothing =
+        |pattern: &String| whole_name(pattern).is_ok_and(|regex| !known.iter().any(|name| regex.is_match(name)));
+    let unmatched: Vec<String> =
+        placement.unmatched_patterns.iter().cloned().chain(planned.filter(matches_nothing)).collect();
+    let patterns = unmatched.iter().map(|pattern| {
+        let matches = |name: &&String| whole_name(pattern).is_ok_and(|regex| regex.is_match(name));
+        match stands_for.keys().find(matches) {
+            Some(name) => format!("the pattern `{pattern}` matches only nodes that copy values or are constant, as `{name}`, and are folded away"),
+            None => format!("the pattern `{pattern}` matches no node"),
+        }
+    });
+    let patterns = patterns.chain(folded_into(config, subject));
     let types = config.op_types_to_exclude.iter().filter(|op_type| !holds(subject, op_type));
     let types = types.map(|op_type| format!("the model has no node of the operator type `{op_type}`"));
     Ok(patterns.chain(types).collect())
+}
+
+/// Nodes that patterns name and that others stand for, in a sentence.
+fn folded_into(config: &RunConfig, subject: &Subject) -> Option<String> {
+    let patterns = config.nodes_to_exclude.iter().chain(&config.nodes_to_include);
+    let patterns: Vec<_> = patterns.filter_map(|pattern| whole_name(pattern).ok()).collect();
+    let named = subject
+        .folded
+        .stands_for
+        .iter()
+        .filter(|(name, nodes)| !nodes.is_empty() && patterns.iter().any(|pattern| pattern.is_match(name)));
+    let named: Vec<String> = named
+        .map(|(name, nodes)| {
+            format!("`{name}` (now `{}`)", nodes.iter().map(String::as_str).collect::<Vec<_>>().join("`, `"))
+        })
+        .collect();
+    let rest = named.len().saturating_sub(FOLDED_SHOWN);
+    let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+    let shown = named[..named.len() - rest].join(", ");
+    (!named.is_empty()).then(|| format!("rules act on what these nodes are folded into: {shown}{more}"))
+}
+
+/// Refuses a plan that names nodes which the model does not have: it is another model's.
+pub(super) fn require_planned(config: &RunConfig, subject: &Subject) -> Result<(), PipelineError> {
+    let Some(path) = &config.plan else { return Ok(()) };
+    let plan = PrecisionPlan::read(path)?;
+    let unknown = plan.assignments.iter().find_map(|assignment| match &assignment.nodes {
+        Selector::Node(name) if !names(subject).any(|known| known == *name) => Some(name),
+        _ => None,
+    });
+    let Some(name) = unknown else { return Ok(()) };
+    let plan = path.display();
+    bail!("{plan} names the node `{name}`, which the model does not have; `calib quantize --explain` lists its nodes")
+}
+
+/// The names by which rules can name nodes.
+fn names(subject: &Subject) -> impl Iterator<Item = String> {
+    let nodes = subject.folded.graph().node.iter().enumerate().map(|(index, node)| node.label(index));
+    nodes.chain(subject.folded.stands_for.keys().cloned())
 }
 
 /// Whether the model has nodes of an operator type.

@@ -12,8 +12,8 @@ out = sys.argv[1]
 rng = np.random.default_rng(0)
 def weight(name, factor):
     return numpy_helper.from_array((rng.normal(0, 1, (16, 16, 3, 3)) * factor).astype(np.float32), name)
+io = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 16, 6, 6])
 def save(name, nodes, constants):
-    io = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 16, 6, 6])
     graph = helper.make_graph(nodes, "g", [io("x")], [io("y")], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), f"{out}/{name}.onnx")
 node = helper.make_node
@@ -25,6 +25,30 @@ save("partly", [conv("x", "w", "a", "one"), node("Tanh", ["a"], ["t"], name="tan
 scalar = lambda name, value: numpy_helper.from_array(np.float32(value), name)
 save("products", [node("Mul", ["x", "up"], ["m"], name="up"), node("Mul", ["m", "down"], ["y"], name="down")],
      [scalar("up", 60000), scalar("down", 1e-4)])
+# Everything that folding takes out: a batch norm, a dropout, an identity, a function of its own, a pad, a factor, a constant, a sum.
+vector = lambda name, value: numpy_helper.from_array(np.full(16, value, np.float32), name)
+nodes = [conv("x", "w", "c", "conv"), node("BatchNormalization", ["c", "one", "zero", "zero", "one"], ["b"], name="norm"),
+         node("Dropout", ["b"], ["o"], name="drop"), node("Identity", ["o"], ["i"], name="same"),
+         node("Act", ["i"], ["a"], name="own", domain="local"), node("Pad", ["a", "pads"], ["p"], name="pad"),
+         conv("p", "v", "d", "last"), node("Mul", ["d", "k"], ["e"], name="factor"),
+         node("Softplus", ["k"], ["s"], name="constant"), node("Add", ["e", "s"], ["y"], name="sum")]
+body = [node("Sigmoid", ["a"], ["s"], name="body"), node("Mul", ["a", "s"], ["b"], name="product")]
+body = helper.make_function("local", "Act", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+constants = [weight("w", 0.1), weight("v", 0.1), vector("one", 1), vector("zero", 0),
+             numpy_helper.from_array(np.zeros(8, np.int64), "pads"), numpy_helper.from_array(np.full((16, 1, 1), 2, np.float32), "k")]
+graph = helper.make_graph(nodes, "g", [io("x")], [io("y")], constants)
+opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=[body]), f"{out}/folded.onnx")
+# A convolution of what is about as large as each of these factors, and one whose weights are.
+factors = [10.0 ** exponent for exponent in (-30, -20, -10, -7, -6, -5, -4, -3, 4, 6, 7, 10, 20, 30)]
+nodes, constants = [], [weight("w", 0.1)]
+for i, factor in enumerate(factors):
+    constants += [scalar(f"f{i}", factor), scalar(f"i{i}", 1 / factor), weight(f"w{i}", 0.1 * factor)]
+    nodes += [node("Mul", ["x", f"f{i}"], [f"m{i}"], name=f"m{i}"), conv(f"m{i}", "w", f"c{i}", f"c{i}"),
+              node("Mul", [f"c{i}", f"i{i}"], [f"y{i}"], name=f"y{i}"),
+              conv("x", f"w{i}", f"d{i}", f"d{i}"), node("Mul", [f"d{i}", f"i{i}"], [f"z{i}"], name=f"z{i}")]
+graph = helper.make_graph(nodes, "g", [io("x")], [io(name + str(i)) for i in range(len(factors)) for name in "yz"], constants)
+onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), f"{out}/wide.onnx")
 np.savez(f"{out}/x.npz", x=rng.normal(0, 1, (8, 16, 6, 6)).astype(np.float32))
 "#;
 
@@ -94,4 +118,71 @@ fn what_stays_in_fp32_is_counted_and_named() {
         (&4608.into(), &serde_json::json!(["float32", "int8"]))
     );
     assert!(report["precisions"][1]["error"].as_str().unwrap().contains("quantized already"));
+}
+
+#[test]
+fn ranges_from_tiny_to_huge_keep_their_accuracy() {
+    let Some(folder) = made(MODELS) else { return };
+    let precisions = ["--precisions", "int8,fp16", "--high-precision", "fp16"];
+    let (_, report) = run(folder.path(), "wide", &precisions);
+    for (row, most) in [(1, 0.05), (2, 0.01)] {
+        let row = &report["precisions"][row];
+        let outputs = row["outputs"].as_array().unwrap();
+        assert_eq!(outputs.len(), 28, "{row}");
+        let of = |output: &serde_json::Value| (output["name"].to_string(), output["rel_l2"].as_f64().unwrap());
+        let poor: Vec<_> = outputs.iter().map(of).filter(|(_, error)| *error > most).collect();
+        assert!(poor.is_empty(), "{}: {poor:?}", row["precision"]);
+        assert!(row["halved"]["nodes"].as_u64().unwrap() > 0, "{}", row["halved"]);
+    }
+}
+
+#[test]
+fn rules_act_on_what_nodes_are_folded_into() {
+    let Some(folder) = made(MODELS) else { return };
+    let quantize = |more: &[&str]| {
+        let mut quantize = calib().unwrap();
+        quantize.current_dir(&folder).args(["quantize", "folded.onnx", "--json", "-o", "q.onnx"]);
+        let output = quantize.args(["--precision", "fp16"]).args(more).output().unwrap();
+        (output.status.code(), output.stdout, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let kept = |stdout: &[u8]| {
+        let outcome: serde_json::Value = serde_json::from_slice(stdout).unwrap();
+        let kept =
+            outcome["kept_fp32"].as_array().unwrap().iter().map(|kept| kept["op_type"].as_str().unwrap().to_owned());
+        kept.collect::<Vec<_>>().join(" ")
+    };
+    let folded = [("norm", "Conv", "conv"), ("factor", "Conv", "last"), ("sum", "Conv", "last")];
+    for (name, operators, into) in folded {
+        let (_, stdout, told) = quantize(&["--nodes-to-exclude", name]);
+        assert_eq!(kept(&stdout), operators, "{name}");
+        assert!(told.contains(&format!("`{name}` (now `{into}`)")) && !told.contains("matches no"), "{told}");
+    }
+    assert_eq!(kept(&quantize(&["--nodes-to-exclude", "own"]).1), "Sigmoid Mul");
+    for name in ["drop", "same", "constant"] {
+        let (_, stdout, told) = quantize(&["--nodes-to-exclude", name]);
+        assert_eq!(kept(&stdout), "", "{name}");
+        assert!(told.contains("matches only nodes that copy values or are constant"), "{told}");
+    }
+    assert!(quantize(&["--nodes-to-exclude", "none"]).2.contains("the pattern `none` matches no node"));
+    // A plan is for this model, or refused.
+    let plan = |node: &str| {
+        let text = format!(r#"{{"format_version": 1, "assignments": [{{"node": "{node}", "precision": "fp32"}}]}}"#);
+        std::fs::write(folder.path().join("plan.json"), text).unwrap();
+        quantize(&["--plan", "plan.json"])
+    };
+    assert_eq!(kept(&plan("norm").1), "Conv");
+    let (status, _, told) = plan("other");
+    assert!(status == Some(2) && told.contains("names the node `other`, which the model does not have"), "{told}");
+    let mut run = calib().unwrap();
+    run.current_dir(&folder).args([
+        "run",
+        "folded.onnx",
+        "--data",
+        "x.npz",
+        "--tensorrt",
+        "off",
+        "--plan",
+        "plan.json",
+    ]);
+    assert!(super::error_of(&mut run).contains("names the node `other`"));
 }

@@ -5,6 +5,7 @@
 //! it lacks) is taken away again.
 
 mod kept;
+mod stands_for;
 
 use std::{
     borrow::Cow,
@@ -79,7 +80,8 @@ impl OnnxRuntime {
             let known = kept.len();
             kept.extend(found);
             if kept.len() == known {
-                let folded = model.with_proto(restore(folded, &model.proto));
+                let mut folded = model.with_proto(restore(folded, &model.proto));
+                folded.stands_for = stands_for::stands_for(model.graph(), folded.graph());
                 let unusable = |error| failed(format!("its folded form is unusable: {error}"));
                 GraphView::new(folded.graph()).map_err(unusable)?;
                 return Ok(folded);

@@ -19,6 +19,10 @@ pub enum Fp32Reason {
     Vanishing(f32),
     /// An input or output, or what they are computed from, reached this magnitude during calibration.
     Range(f32),
+    /// An input or output reached no more than this magnitude during calibration, where FP16 has few numbers or none.
+    Small(f32),
+    /// FP16 has no number for the scale of a quantized input.
+    Scale(f32),
     /// It adds up this many values (0: an unknown number).
     DeepReduction(usize),
     /// It computes shapes or positions, which must be exact.
@@ -36,6 +40,8 @@ impl std::fmt::Display for Fp32Reason {
             Self::Constant(value) => write!(f, "a constant reaches {value}"),
             Self::Vanishing(value) => write!(f, "a constant reaches {value} only"),
             Self::Range(value) => write!(f, "reached {value} during calibration"),
+            Self::Small(value) => write!(f, "reached {value} only during calibration"),
+            Self::Scale(value) => write!(f, "a scale of {value}, which fp16 cannot hold"),
             Self::DeepReduction(0) => f.write_str("adds up an unknown number of values"),
             Self::DeepReduction(count) => write!(f, "adds up {count} values"),
             Self::ShapeArithmetic => f.write_str("computes shapes or positions"),

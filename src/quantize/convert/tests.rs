@@ -325,3 +325,23 @@ fn a_weight_of_which_fp16_would_leave_signs_stays_in_fp32() {
     assert_eq!(reasons(&result), [("m".to_owned(), Fp32Reason::Vanishing(2e-9))]);
     assert_eq!((data_type(result.model.graph(), "w"), data_type(result.model.graph(), "e")), (Some(F32), Some(F16)));
 }
+
+#[test]
+fn scales_that_fp16_has_no_numbers_for_stay_float32_with_their_nodes() {
+    let options = QuantizeOptions { high_precision: Precision::Fp16, ..QuantizeOptions::default() };
+    let model = || {
+        let model =
+            TestModel::new(17).input("x", &[1, 32, 4, 4]).weight("w", &[32, 32, 1, 1]).weight("v", &[32, 32, 1, 1]);
+        model.op("Conv", &["x", "w"], "a").op("Conv", &["a", "v"], "y").output("y", &[1, 32, 4, 4])
+    };
+    // Codes of 127 for 1.27e-3 are steps of 1e-5, which FP16 has; those of 1.27e-4 it has not.
+    for (amax, fits) in [(1.27e-30, false), (1.27e-4, false), (1.27e-3, true), (127.0, true), (1.27e7, false)] {
+        let result = convert(model(), &options, &[("x", 1.0), ("a", amax)]);
+        let scale = result.activation_scales()["a"];
+        assert!((scale / (amax / 127.0) - 1.0).abs() < 0.01, "{amax}: {scale}");
+        let graph = result.model.graph();
+        assert_eq!(data_type(graph, "a_scale"), Some(if fits { F16 } else { F32 }), "{amax}");
+        assert_eq!(data_type(graph, "x_scale"), Some(F32), "Q of a float32 input");
+        assert_eq!(reasons(&result).iter().any(|(node, _)| node == "y"), !fits, "{amax}: {:?}", reasons(&result));
+    }
+}

@@ -16,11 +16,11 @@ use crate::{
 const SAMPLES: usize = 8;
 /// Tensors that one pass returns: more take fewer passes and more memory.
 const TENSORS_PER_PASS: usize = 128;
-/// Lesser magnitudes are not kept: FP16 holds them whatever a few samples have not shown.
-const KEPT_FROM: f32 = 1024.0;
+/// Magnitudes between these are not kept: FP16 holds them whatever a few samples have not shown.
+const NOT_KEPT: std::ops::Range<f32> = 1.0 / 1024.0..1024.0;
 
 impl Calibrator<'_> {
-    /// Largest finite magnitudes, from [`KEPT_FROM`] on, of the FP32 tensors that `table` has no range of, over the first of
+    /// Largest finite magnitudes, other than [`NOT_KEPT`], of the FP32 tensors that `table` has no range of, over the first of
     /// `samples`; `None` where there are none.
     pub(super) fn magnitudes(
         &self,
@@ -54,7 +54,7 @@ impl Calibrator<'_> {
                         let values = view.to_f32();
                         let finite = values.iter().map(|value| value.abs()).filter(|value| value.is_finite());
                         let largest = finite.fold(0.0, f32::max);
-                        if largest >= KEPT_FROM {
+                        if largest > 0.0 && !NOT_KEPT.contains(&largest) {
                             let known = magnitudes.entry((*name).to_owned()).or_default();
                             *known = known.max(largest);
                         }
