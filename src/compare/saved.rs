@@ -16,7 +16,7 @@ use std::{
 use super::exported;
 use crate::{
     artifact::{ArtifactError, ContentHash, open_regular, write_atomic_with},
-    backend::{BackendError, Given, Inputs, Show},
+    backend::{BackendError, Given, Inputs, Show, TensorInfo},
     npz::{Archive, Array, ArrayError, start_array, stored, write_npz, write_values},
     pass::{Outputs, Part},
     tensor::{ElementType, Tensor, TensorMap},
@@ -115,6 +115,16 @@ impl SavedOutputs {
     /// Names of the outputs, in the order of the file.
     pub fn outputs(&self) -> Vec<String> {
         self.arrays.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The same with their types and shapes, over any number of samples.
+    pub fn infos(&self) -> Vec<TensorInfo> {
+        let info = |(name, array): &(String, Array)| {
+            let sample = array.shape().iter().skip(1).map(|&extent| Some(extent));
+            let shape = std::iter::once(None).chain(sample).collect();
+            TensorInfo { name: name.clone(), element_type: Some(array.element_type()), shape }
+        };
+        self.arrays.iter().map(info).collect()
     }
 
     /// What ran the engine that gave them, as `TensorRT-RTX 1.7.1`; absent for other models and in files of other programs.

@@ -83,19 +83,29 @@ impl DataYaml {
         let beside = path.parent().unwrap_or(Path::new(""));
         let root = raw.path.as_deref().map_or_else(|| beside.to_owned(), |root| beside.join(root));
         let mut left = Left::default();
-        let mut collect = |paths: Option<&Paths>| {
-            let mut files = BTreeMap::new();
+        let mut empty = Vec::new();
+        let mut collect = |split: &str, paths: Option<&Paths>| {
+            let (mut files, mut own) = (BTreeMap::new(), Left::default());
             for entry in paths.into_iter().flat_map(Paths::list) {
-                pictures(path, &root, entry, &mut files, &mut left)?;
+                pictures(path, &root, entry, &mut files, &mut own)?;
             }
+            if files.is_empty() && paths.is_some() {
+                empty.push(format!("`{split}` leads to no picture{}", own.told()));
+            }
+            left.skipped.extend(own.skipped);
+            left.notes.extend(own.notes);
             Ok::<_, DatasetError>(files)
         };
-        let training = collect(raw.train.as_ref())?;
-        let judged = collect(raw.val.as_ref().or(raw.test.as_ref()))?;
+        let training = collect("train", raw.train.as_ref())?;
+        let judged = match (&raw.val, &raw.test) {
+            (None, Some(test)) => collect("test", Some(test))?,
+            (val, _) => collect("val", val.as_ref())?,
+        };
         let skipped = left.skipped.into_iter().map(|(sample, reason)| SampleError { sample, reason }).collect();
         let all: BTreeMap<String, PathBuf> = training.clone().into_iter().chain(judged.clone()).collect();
         if all.is_empty() {
-            return Err(invalid("neither `train` nor `val` leads to any picture".to_owned()));
+            let why = if empty.is_empty() { "it has neither `train` nor `val`".to_owned() } else { empty.join("; ") };
+            return Err(invalid(why));
         }
         let apart = !judged.is_empty() && training.keys().all(|name| !judged.contains_key(name));
         let training = if apart { training.into_keys().collect() } else { Vec::new() };
@@ -110,7 +120,7 @@ impl DataYaml {
             Some(Names::Map(names)) => names,
             Some(Names::List(names)) => names.into_iter().enumerate().map(|(i, name)| (i as u32, name)).collect(),
         };
-        let notes = left.notes.into_iter().collect();
+        let notes = left.notes.into_iter().chain(empty).collect();
         Ok(Self { files: all.into_iter().collect(), labels, names, skipped, notes, training })
     }
 }
@@ -120,6 +130,18 @@ impl DataYaml {
 struct Left {
     skipped: BTreeMap<String, String>,
     notes: BTreeSet<String>,
+}
+
+impl Left {
+    /// How much is left out, and the first of it.
+    fn told(&self) -> String {
+        let files = self.skipped.first_key_value().map(|(file, why)| {
+            let count = self.skipped.len();
+            format!("{count} file{} left out, the first is {file}: {why}", if count == 1 { " is" } else { "s are" })
+        });
+        let told: Vec<String> = files.into_iter().chain(self.notes.iter().cloned()).collect();
+        if told.is_empty() { String::new() } else { format!(": {}", told.join("; ")) }
+    }
 }
 
 /// Adds the pictures of a folder, with the folders in it, or of a list file.
@@ -198,12 +220,22 @@ mod tests {
         let left_out: Vec<&str> = data.skipped.iter().map(|error| error.sample.as_str()).collect();
         assert_eq!(left_out, ["images/more/e.tiff", "images/train/d.tif"]);
         assert_eq!((data.names[&1].as_str(), data.training.len()), ("dog", 2));
+        let without = write("without.yaml", "path: set\ntrain: images/train\nval: images/more\n");
+        let notes = DataYaml::open(&without).unwrap().notes.join("\n");
+        assert!(
+            notes.contains("`val` leads to no picture: 1 file is left out, the first is images/more/e.tiff: "),
+            "{notes}"
+        );
         let same = write("same.yaml", "path: set\ntrain: images/train\nval: images/train\nnames: {0: cat, 7: dog}\n");
         let data = DataYaml::open(&same).unwrap();
         assert_eq!((data.files.len(), data.training.len(), data.names[&7].as_str()), (2, 0, "dog"));
         for (text, reason) in [
             ("train: nowhere\n", "`nowhere` is neither a folder nor a list"),
             ("names: [a]\n", "neither `train` nor `val`"),
+            (
+                "path: set\ntrain: images/more\nval: images/more\n",
+                "`train` leads to no picture: 1 file is left out, the first is images/more/e.tiff: ",
+            ),
             ("train: {a: b}\n", "it is no data.yaml"),
             ("a: &a [x, x]\nb: &b [*a, *a, *a]\ntrain: [*b, *b\n", "it is no data.yaml"),
         ] {

@@ -37,6 +37,7 @@ impl Precision {
             flips_total: 0,
             engine: None,
             measured_elsewhere: Vec::new(),
+            required: false,
             error: None,
         }
     }
@@ -171,7 +172,7 @@ impl Histogram {
 }
 
 impl Verdict {
-    /// Passed when every gate did; the sentence names what did not, and what could not run.
+    /// Passed when every gate did and what is required ran; the sentence names what did not, and what could not run.
     pub fn new(gates: Vec<Gate>, precisions: &[Precision]) -> Self {
         let failed: Vec<_> = gates.iter().filter(|gate| !gate.result.passed).collect();
         let remarks: Vec<_> = gates.iter().filter_map(Gate::remark).collect();
@@ -188,7 +189,8 @@ impl Verdict {
         if !errors.is_empty() {
             sentences.push(format!("{} did not run.", errors.join(", ")));
         }
-        let passed = (!gates.is_empty()).then_some(failed.is_empty());
+        let missed = precisions.iter().any(|p| p.required && p.error.is_some());
+        let passed = (missed || !gates.is_empty()).then_some(!missed && failed.is_empty());
         Self { passed, sentence: sentences.join(" "), gates }
     }
 }

@@ -1,6 +1,7 @@
 //! `report.junit.xml`: a gate is a test case, and so is every precision (it runs, or is skipped and says why).
 //!
-//! It is red where the exit status is: when a gate failed. What cannot run here fails the gates that are for it.
+//! It is red where the exit status is: when a gate failed, or an engine that was required did not run. What cannot run here fails
+//! the gates that are for it.
 
 use std::io::Write;
 
@@ -18,7 +19,8 @@ pub fn junit(report: &Report, to: impl Write) -> Result<(), quick_junit::Seriali
     for precision in &report.precisions {
         let mut status = TestCaseStatus::success();
         if let Some(error) = &precision.error {
-            status = TestCaseStatus::skipped();
+            let is_error = || TestCaseStatus::non_success(NonSuccessKind::Error);
+            status = if precision.required { is_error() } else { TestCaseStatus::skipped() };
             status.set_message(error.as_str());
         }
         let mut case = TestCase::new(format!("{} runs on {}", precision.precision, precision.backend), status);
@@ -66,6 +68,13 @@ mod tests {
         junit(&report, &mut xml).unwrap();
         let read = quick_junit::Report::deserialize_from_str(std::str::from_utf8(&xml).unwrap()).unwrap();
         let failed = report.verdict.gates.iter().filter(|gate| !gate.result.passed).count();
+        let mut required = report.clone();
+        required.precisions[1].required = true;
+        let mut red = Vec::new();
+        junit(&required, &mut red).unwrap();
+        assert!(String::from_utf8(red).unwrap().contains("errors=\"1\""));
+        assert_eq!(crate::report::Verdict::new(Vec::new(), &required.precisions).passed, Some(false));
+        assert_eq!(crate::report::Verdict::new(Vec::new(), &report.precisions).passed, None);
         assert_eq!(read.tests, report.precisions.len() + report.verdict.gates.len());
         assert_eq!((read.failures, read.errors), (failed, 0));
         assert!(failed > 0);

@@ -312,6 +312,9 @@ pub struct Precision {
     /// What was measured of it on other machines, one entry a machine.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub measured_elsewhere: Vec<Elsewhere>,
+    /// It was required to run (`--tensorrt require`): what kept it from that is no matter of this machine, but an error.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub required: bool,
     /// Why it could not run; everything measured is absent then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

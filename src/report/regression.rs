@@ -3,6 +3,8 @@
 //! A change counts only beyond the noise: shares by the baseline's 95 % interval (mAP by that of its drop, which is paired), SQNR by [`SQNR_NOISE_DB`], latency by
 //! [`LATENCY_NOISE`] and only when machine and mode are the same.
 
+use std::collections::BTreeSet;
+
 use super::{
     Report, format,
     metrics::{Quality, Subject, outcome},
@@ -69,12 +71,28 @@ pub fn regressions(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Regressions {
     for subject in &new {
         let mut like = old.iter().filter(|(_, other)| key(other) == key(&subject.1)).peekable();
         if like.peek().is_none() {
-            result.add(Some(*subject), None);
+            result.add(subject.0, Some(*subject), None);
         }
-        like.for_each(|before| result.add(Some(*subject), Some(*before)));
+        like.for_each(|before| result.add(subject.0, Some(*subject), Some(*before)));
     }
-    for gone in old.iter().filter(|(_, other)| new.iter().all(|(_, subject)| key(subject) != key(other))) {
-        result.add(None, Some(*gone));
+    for run in runs {
+        let has = |other: &Subject<'_>| Subject::all(run.report).any(|subject| key(&subject) == key(other));
+        // Of several runs in the baseline, the one that made most of the same: others may be of other precisions.
+        let common = |base: &&Run<'_>| Subject::all(base.report).filter(has).count();
+        let like = baseline.iter().rev().max_by_key(common).filter(|base| common(base) > 0);
+        if let Some(base) = like {
+            let gone = Subject::all(base.report).filter(|other| !has(other));
+            gone.for_each(|other| result.add(*run, None, Some((*base, other))));
+        }
+    }
+    // What no run has, nor misses by its like.
+    let told: BTreeSet<[String; 3]> =
+        result.table.rows.iter().map(|row| [0, 1, 2].map(|column: usize| row[column].text.clone())).collect();
+    for gone in &old {
+        let (model, precision, backend) = key(&gone.1);
+        if !told.contains(&[model, precision, backend].map(str::to_owned)) {
+            result.add(gone.0, None, Some(*gone));
+        }
     }
     // The worst news first; columns that say nothing not at all.
     result
@@ -105,7 +123,7 @@ pub fn unlike(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Vec<String> {
 fn differences(new: &Report, old: &Report) -> Vec<String> {
     let gates = |report: &Report| {
         let asked = report.verdict.gates.iter().map(super::Gate::condition);
-        asked.collect::<std::collections::BTreeSet<_>>()
+        asked.collect::<BTreeSet<_>>()
     };
     let mut found = Vec::new();
     if new.dataset.random_data || old.dataset.random_data {
@@ -131,8 +149,8 @@ fn differences(new: &Report, old: &Report) -> Vec<String> {
 }
 
 impl Regressions {
-    fn add(&mut self, new: Option<(Run<'_>, Subject<'_>)>, old: Option<(Run<'_>, Subject<'_>)>) {
-        let Some((run, any)) = new.or(old) else { return };
+    fn add(&mut self, run: Run<'_>, new: Option<(Run<'_>, Subject<'_>)>, old: Option<(Run<'_>, Subject<'_>)>) {
+        let Some((_, any)) = new.or(old) else { return };
         let differing = new.zip(old).map(|((new, _), (old, _))| differences(new.report, old.report).join("; "));
         let (new, old) = (new.map(|(_, subject)| subject), old.map(|(_, subject)| subject));
         let cells = match (old, new) {
@@ -330,6 +348,29 @@ mod tests {
             let page = super::super::runs_html(&runs, &[Run { name: "old", ..good }]).unwrap();
             assert!(page.contains("bad and its baseline old differ in the number of evaluation samples: "), "{page}");
         }
+    }
+
+    #[test]
+    fn what_is_gone_from_one_of_several_runs_is_named_with_the_run() {
+        let whole = report(&Size { layers: 0, flips: 0 });
+        let mut less = whole.clone();
+        less.precisions.retain(|row| row.precision != "fp16");
+        let (whole, less) = (Run { name: "whole", report: &whole }, Run { name: "less", report: &less });
+        let gone = |runs: &[Run<'_>], baseline: &[Run<'_>]| {
+            let found = regressions(runs, baseline);
+            let rows = found.table.rows.iter().filter(|row| row[3].shows("gone"));
+            let rows: Vec<String> = rows.map(|row| format!("{} of {}", row[1].text, row[0].note)).collect();
+            assert_eq!(found.worse, rows.len());
+            rows
+        };
+        assert_eq!(gone(&[whole, less], &[Run { name: "old", ..whole }]), ["fp16 of less"]);
+        // Runs of different precisions are compared with their likes.
+        let olds = [Run { name: "old", ..whole }, Run { name: "old less", ..less }];
+        assert!(gone(&[less, whole], &olds).is_empty());
+        let mut other = whole.report.clone();
+        other.model.path = "other.onnx".to_owned();
+        let other = Run { name: "other", report: &other };
+        assert_eq!(gone(&[whole], &[whole, other]).len(), other.report.precisions.len());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     artifact::{ArtifactError, ContentHash},
     backend::{
-        Backend, BuildOptions, ExecutionProvider,
+        Backend, BuildOptions, ExecutionProvider, Runner, TensorInfo,
         onnxruntime::widens_halves,
         tensorrt::{EngineSidecar, RunnerOptions, require_library, run_engine},
     },
@@ -149,13 +149,12 @@ impl Session {
         let pairs = self.add_sources(&mut specs, &mut names)?;
         let indices = self.compared_samples(request, &reference_spec, &specs)?;
         self.check_gates(&request.gates, &indices)?;
-        if matches!(&reference_spec, Spec::OnnxRuntime(file, _) if file.is_none() || *file == self.config.model) {
-            self.check_gated_outputs(&request.gates)?;
-        }
         let engine = RunnerOptions { runtime_cache: request.runtime_cache.clone(), ..RunnerOptions::default() };
         // An engine has samples come as it takes them.
         let build = BuildOptions { side_by_side: !has_engine, ..self.build_options(self.threads) };
-        let mut reference = Side::new(&reference_spec, self, (&build, &engine), request.save_reference.as_deref())?;
+        let (mut reference, outputs) =
+            Side::new(&reference_spec, self, (&build, &engine), request.save_reference.as_deref())?;
+        self.check_gated_outputs(&request.gates, &outputs)?;
         let mut targets = Vec::new();
         let mut compares = Vec::new();
         let mut places = Vec::new();
@@ -170,7 +169,7 @@ impl Session {
                     places.push(None);
                     continue;
                 }
-                side => side?,
+                side => side?.0,
             };
             places.push(Some(targets.len()));
             targets.push(side);
@@ -360,13 +359,18 @@ enum Side {
 }
 
 impl Side {
+    /// What gives outputs, and which.
     fn new(
         spec: &Spec,
         session: &Session,
         (build, engine): (&BuildOptions, &RunnerOptions),
         save: Option<&Path>,
-    ) -> Result<Self, PipelineError> {
-        let outputs: Box<dyn Outputs> = match spec {
+    ) -> Result<(Self, Vec<TensorInfo>), PipelineError> {
+        let running = |runner: Box<dyn Runner>| {
+            let infos = runner.outputs().to_vec();
+            (Box::new(runner) as Box<dyn Outputs>, infos)
+        };
+        let (outputs, infos): (Box<dyn Outputs>, _) = match spec {
             Spec::OnnxRuntime(file, provider) => {
                 let build = BuildOptions { provider: *provider, ..build.clone() };
                 let model = match file {
@@ -380,14 +384,18 @@ impl Side {
                         model.name()
                     ));
                 }
-                Box::new(session.runtime.build(&model, &build)?)
+                running(session.runtime.build(&model, &build)?)
             }
-            Spec::Saved(path) => Box::new(SavedOutputs::open(path)?),
-            Spec::Engine(path) => Box::new(run_engine(path, engine)?),
+            Spec::Saved(path) => {
+                let saved = SavedOutputs::open(path)?;
+                let infos = saved.infos();
+                (Box::new(saved), infos)
+            }
+            Spec::Engine(path) => running(run_engine(path, engine)?),
         };
         match save {
-            Some(path) => Ok(Self::Recorded(Recorder::new(outputs, made_by(spec)?)?, path.to_owned())),
-            None => Ok(Self::Plain(outputs)),
+            Some(path) => Ok((Self::Recorded(Recorder::new(outputs, made_by(spec)?)?, path.to_owned()), infos)),
+            None => Ok((Self::Plain(outputs), infos)),
         }
     }
 

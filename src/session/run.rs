@@ -88,7 +88,7 @@ impl Session {
         let names: Vec<&str> = job.session.precisions().iter().map(|precision| precision.name()).collect();
         job.session.check_run_gates(&gates, &names)?;
         job.session.check_gates(&gates, &job.split.evaluation)?;
-        job.session.check_gated_outputs(&gates)?;
+        job.session.check_gated_outputs(&gates, job.session.reference.outputs())?;
         job.write_config()?;
         let calibrated = job.calibrate()?;
         job.session.leave_out_calibrated(&mut job.split, calibrated.as_ref());

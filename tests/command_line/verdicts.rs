@@ -120,7 +120,7 @@ fn a_model_in_another_precision_is_called_so() {
 }
 
 #[test]
-fn sixteen_bits_in_a_run_have_the_constants_of_the_written_file() {
+fn a_factor_that_leaves_fp16_little_stays_in_fp32_in_a_run_and_in_its_file() {
     let Some(folder) = made(MAKE) else { return };
     let folder = folder.path();
     run(folder, "tiny", "x", &["--precisions", "fp16"]).assert().success();
@@ -129,8 +129,14 @@ fn sixteen_bits_in_a_run_have_the_constants_of_the_written_file() {
     let output = command(folder, "compare", "tiny", "x", &more).assert().success();
     let compared: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
     let of_file = compared["targets"][0]["result"]["outputs"][0]["sqnr_db"].as_f64().unwrap();
-    // The constant became 2⁻²⁴, 60 times what it was; rounded to 0 it would give 0 dB.
-    assert!((imitated - of_file).abs() < 1.0 && (-36.0..-34.0).contains(&of_file), "{imitated} {of_file}");
+    // In FP16 the factor would be 2⁻²⁴, 60 times what it is, and give −35 dB.
+    assert!(imitated > 60.0 && of_file > 60.0, "{imitated} {of_file}");
+    let report = report(folder);
+    let kept = &row(&report, "fp16")["halved"]["kept_fp32"];
+    assert!(
+        kept[0]["node"] == "y" && kept[1].is_null() && kept[0]["reason"]["small"].as_f64().unwrap() < 1e-7,
+        "{kept}"
+    );
 }
 
 #[test]
@@ -281,6 +287,16 @@ fn gates_that_cannot_be_tested_end_before_the_work() {
     let more = ["--ref", "ort", "--target", "residual.onnx", "--gate", "accuracy=0.5"];
     let error = error_of(&mut command(folder, "compare", "residual", "x", &more));
     assert!(error.contains("no sample has a label"), "{error}");
+    // Whatever gives the reference's outputs, nothing is run and saved first.
+    let save = ["--ref", "ort", "--target", "first.onnx", "--save-reference", "saved.npz"];
+    command(folder, "compare", "residual", "x", &save).assert().success();
+    for reference in ["saved:saved.npz", "ort:first.onnx"] {
+        let more =
+            ["--ref", reference, "--target", "residual.onnx", "--save-target", "target.npz", "--gate", "top1=0.9"];
+        let error = error_of(&mut command(folder, "compare", "residual", "x", &more));
+        assert!(error.contains("no output of the model is a classification"), "{reference}: {error}");
+        assert!(!folder.join("target.npz").exists());
+    }
 }
 
 #[test]

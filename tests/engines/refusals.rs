@@ -60,7 +60,9 @@ fn every_refusal_of_the_builder_is_an_error_that_says_why() {
     let few = ["--calib-samples", "8", "--eval-samples", "8", "--method", "minmax", "--precisions", "fp32,int8"];
     let error = ends(2, "null-engine", &[&run[..], &few].concat());
     assert!(error.contains("--tensorrt require: no engine ran in fp32, int8"), "{error}");
-    assert!(out.join("report.json").exists());
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(out.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["verdict"]["passed"], false, "{}", report["verdict"]);
+    assert!(fs::read_to_string(out.join("report.junit.xml")).unwrap().contains("errors=\"2\""));
     let node = NodeProto::new("Frobnicate", "strange", &["x"], &["y"]);
     models::save(
         folder.path(),

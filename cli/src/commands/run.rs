@@ -103,7 +103,7 @@ fn verdict(printer: &Printer, config: &RunConfig, outcome: RunOutcome) -> anyhow
     let page = out.join("report.html");
     printer.outcome(&report, || format!("{}\n\nreport: {}", table(&report), page.display()))?;
     if config.tensorrt == UseTensorRt::Require {
-        let engines = report.precisions.iter().filter(|row| row.backend.starts_with("tensorrt") && row.error.is_some());
+        let engines = report.precisions.iter().filter(|row| row.required && row.error.is_some());
         let engines: Vec<&str> = engines.map(|row| row.precision.as_str()).collect();
         ensure!(engines.is_empty(), "--tensorrt require: no engine ran in {}; the report says why", engines.join(", "));
     }

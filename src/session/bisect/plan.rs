@@ -43,7 +43,7 @@ impl Bisection<'_> {
         // Every trial reads them.
         session.dataset().keep(&search_on);
         self.check_gates(gates, &search_on)?;
-        self.session.check_gated_outputs(gates)?;
+        self.session.check_gated_outputs(gates, self.session.reference.outputs())?;
         let mut compare = CompareOptions { max_flips: 0, ..session.compare_options() };
         if !gates.iter().any(Gate::resamples) {
             compare.resamples = 0;

@@ -186,6 +186,7 @@ impl Job<'_> {
             let backend = library.backend();
             let mut engine = Engine { row: Precision::new(precision, &backend), runner: None, measured: None };
             let target = targets.iter().find(|target| target.precision.name() == precision);
+            engine.row.required = self.session.config.tensorrt == UseTensorRt::Require;
             engine.row.halved = target.and_then(|target| target.halved.clone());
             let built = model
                 .ok_or_else(|| PipelineError::input("the model has no file"))

@@ -30,7 +30,7 @@ impl Session {
         let names: Vec<&str> = precisions.iter().map(|precision| precision.name()).collect();
         self.check_run_gates(&gates, &names)?;
         self.check_gates(&gates, &split.evaluation)?;
-        self.check_gated_outputs(&gates)?;
+        self.check_gated_outputs(&gates, self.reference.outputs())?;
         let calibrated = self.config.table.as_deref().map(|path| self.given_ranges(path, &split)).transpose()?;
         ensure!(
             calibrated.is_some() || precisions.is_empty(),
