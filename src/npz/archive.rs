@@ -5,18 +5,13 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom, Write},
     ops::Range,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{
-    ArrayError, Budget,
-    header::Header,
-    name_of,
-    values::{decode, row_major, write_values},
-};
+use super::{ArrayError, Budget, header::Header, name_of, values::decode};
 use crate::{
     artifact::open_regular,
     tensor::{ElementType, Tensor},
@@ -69,6 +64,40 @@ impl Archive {
             }
         }
         if arrays.is_empty() { Err(invalid("it holds no arrays".to_owned())) } else { Ok(Self { arrays, others }) }
+    }
+}
+
+/// Bytes of an array that are turned into row-major order at once, and the most times that an array is read for that.
+const TURNED_BYTES: usize = 16 << 20;
+const MOST_TURNS: usize = 64;
+/// Columns of no more bytes are read together, as many as fit into [`READ_BYTES`].
+const SHORT_COLUMN: usize = 4096;
+const READ_BYTES: usize = 1 << 20;
+
+/// Goes through the places of a row in column-major order: the first axis varies fastest.
+struct Place<'s> {
+    extents: &'s [usize],
+    at: Vec<usize>,
+    /// The place in row-major order.
+    index: usize,
+}
+
+impl<'s> Place<'s> {
+    fn first(extents: &'s [usize]) -> Self {
+        Self { extents, at: vec![0; extents.len()], index: 0 }
+    }
+
+    fn advance(&mut self) {
+        for axis in 0..self.extents.len() {
+            let stride: usize = self.extents[axis + 1..].iter().product();
+            self.at[axis] += 1;
+            self.index += stride;
+            if self.at[axis] < self.extents[axis] {
+                return;
+            }
+            self.index -= self.at[axis] * stride;
+            self.at[axis] = 0;
+        }
     }
 }
 
@@ -135,19 +164,54 @@ impl Array {
         Self { header, file: Arc::new(Mutex::new(file)), offset: 0 }.row_major()
     }
 
-    /// Values in column-major order are brought into the other one in a nameless temporary file.
+    /// Values in column-major order are brought into the other one in a nameless temporary file, some rows at a time.
     fn row_major(self) -> Result<Self, String> {
         if !self.header.column_major {
             return Ok(self);
         }
-        let shape = self.header.shape.clone();
         let failed = |error: io::Error| error.to_string();
-        let values = self.window(shape.clone(), 0).map_err(failed)?;
-        let mut file = io::BufWriter::new(tempfile::tempfile().map_err(failed)?);
-        write_values(&mut file, row_major(values.view().values, &shape).view()).map_err(failed)?;
-        let file = file.into_inner().map_err(|error| error.to_string())?;
-        let header = Header { column_major: false, big_endian: false, ..self.header };
+        let mut file = tempfile::tempfile().map_err(failed)?;
+        self.write_rows(&mut file, TURNED_BYTES.max(self.header.bytes / MOST_TURNS)).map_err(failed)?;
+        let header = Header { column_major: false, ..self.header };
         Ok(Self { header, file: Arc::new(Mutex::new(file)), offset: 0 })
+    }
+
+    /// Writes the rows of a column-major array, keeping about `at_once` bytes of them in memory.
+    fn write_rows(&self, to: &mut impl Write, at_once: usize) -> io::Result<()> {
+        let Some((&count, extents)) = self.header.shape.split_first().filter(|_| self.header.bytes > 0) else {
+            return Ok(());
+        };
+        let size = self.header.element_type.size();
+        let length = extents.iter().product::<usize>();
+        let rows = (at_once / (length * size)).clamp(1, count);
+        // Many columns that are short are read at once, of long ones only what is wanted.
+        let short = count * size <= SHORT_COLUMN;
+        let together = if short { (READ_BYTES / (count * size)).max(1) } else { 1 };
+        let mut turned = vec![0; rows * length * size];
+        let mut read = vec![0; if short { together * count * size } else { rows * size }];
+        for first in (0..count).step_by(rows) {
+            let some = rows.min(count - first);
+            let mut place = Place::first(extents);
+            for column in (0..length).step_by(together) {
+                let columns = together.min(length - column);
+                let (start, width) = if short { (0, count) } else { (first, some) };
+                let read = &mut read[..columns * width * size];
+                {
+                    let mut file = lock(&self.file);
+                    file.seek(SeekFrom::Start(self.offset + ((column * count + start) * size) as u64))?;
+                    file.read_exact(read)?;
+                }
+                for values in read.chunks_exact(width * size) {
+                    let values = &values[(first - start) * size..][..some * size];
+                    for (row, value) in values.chunks_exact(size).enumerate() {
+                        turned[(row * length + place.index) * size..][..size].copy_from_slice(value);
+                    }
+                    place.advance();
+                }
+            }
+            to.write_all(&turned[..some * length * size])?;
+        }
+        Ok(())
     }
 
     fn window(&self, shape: Vec<usize>, first: usize) -> io::Result<Tensor> {
@@ -214,6 +278,36 @@ mod tests {
             let archive = Archive::open(file.path()).unwrap();
             let row = archive.arrays[0].1.rows(1..2).unwrap();
             assert_eq!(row, Tensor::new(vec![1, 3], Values::I16(vec![4, 5, 6])).unwrap());
+        }
+    }
+
+    #[test]
+    fn columns_become_rows_a_few_at_a_time() {
+        // Each value is its place in row-major order; the columns of the second are too long to be read together.
+        for (shape, written) in [([5, 3, 4], "(5, 3, 4)"), ([3000, 2, 3], "(3000, 2, 3)")] {
+            let [rows, height, width] = shape;
+            let mut columns = Vec::new();
+            for (x, y) in (0..width).flat_map(|x| (0..height).map(move |y| (x, y))) {
+                columns.extend((0..rows).flat_map(|row| (((row * height + y) * width + x) as u16).to_le_bytes()));
+            }
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let header = npy("'<u2'", true, written, &columns);
+            std::fs::write(file.path(), &header).unwrap();
+            let expected: Vec<u16> = (0..rows * height * width).map(|value| value as u16).collect();
+            let opened = Array::open(file.path()).unwrap();
+            assert_eq!(*opened.rows(0..rows).unwrap().values(), Values::U16(expected.clone()));
+            let data = File::open(file.path()).unwrap();
+            let offset = (header.len() - columns.len()) as u64;
+            let turned = Header { column_major: true, ..opened.header };
+            let array = Array { header: turned, file: Arc::new(Mutex::new(data)), offset };
+            for at_once in [1, 100, 7 * height * width * 2] {
+                let mut bytes = Vec::new();
+                array.write_rows(&mut bytes, at_once).unwrap();
+                assert!(
+                    bytes == expected.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>(),
+                    "{at_once}"
+                );
+            }
         }
     }
 

@@ -256,3 +256,29 @@ fn unknown_flags_exit_with_2_and_help_with_0() {
     assert!(String::from_utf8_lossy(&page.get_output().stdout).contains(".TH calib"));
     assert!(root().is_dir());
 }
+
+/// C++ ends the process by a signal where it lacks memory and cannot say so.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_library_that_gives_up_under_a_limit_of_memory_is_an_error() {
+    let Some(mut command) = calib() else { return };
+    let error = error_of(command.args(["inspect", "--max-memory-mb", "1"]).arg(demo("demo.onnx")));
+    assert!(error.contains("32.."), "{error}");
+    let mut bench = calib_test_support::calib().unwrap();
+    bench
+        .args(["bench", "--random-data", "--seconds", "60", "--max-memory-mb", "4000", "--model"])
+        .arg(demo("demo.onnx"));
+    let bench = bench.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let handles_abort = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", bench.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
+        u64::from_str_radix(&caught, 16).unwrap() & (1 << 5) != 0
+    };
+    while !handles_abort() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(std::process::Command::new("kill").args(["-ABRT", &bench.id().to_string()]).status().unwrap().success());
+    let output = bench.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("a library gave up"));
+}

@@ -26,11 +26,29 @@ pub fn refuse_large_files_by_error() {
     }
 }
 
+/// C++ ends the process where it finds no memory and cannot say so: that is an error like another under a limit.
+#[cfg(target_os = "linux")]
+extern "C" fn given_up(_: libc::c_int) {
+    let text =
+        b"error: a library gave up, most likely for want of memory; give the command more with --max-memory-mb\n";
+    // SAFETY: writes bytes that live through the call, and ends the process at once; both may be called by a signal's handler.
+    unsafe {
+        libc::write(2, text.as_ptr().cast(), text.len() as _);
+        libc::_exit(2)
+    }
+}
+
 /// Limits the memory that the process can write to, to `megabytes` or to what the machine or the container has. A model
 /// that computes a huge shape is then refused by the allocation, with the node's name; without, the system ends some
 /// process when memory runs out.
 #[cfg(target_os = "linux")]
 pub fn limit(megabytes: Option<u64>) -> Result<()> {
+    if megabytes.is_some() {
+        // SAFETY: the handler calls nothing that a handler may not.
+        unsafe {
+            libc::signal(libc::SIGABRT, given_up as *const () as libc::sighandler_t);
+        }
+    }
     let limit_bytes = match megabytes {
         Some(megabytes) => Some(megabytes.saturating_mul(1 << 20)),
         None => available_bytes(),
