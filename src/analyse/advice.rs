@@ -217,7 +217,7 @@ fn cause(layer: &LayerError, commands: &Commands) -> Option<Advice> {
                 ),
                 &commands.bisect,
             ),
-            None => advice(format!("{share}; lift it, since no range of its input would help"), &commands.bisect),
+            None => advice(format!("{share}; lifting it helps, and no range of its input would"), &commands.bisect),
         };
     }
     let input = layer.activations.iter().max_by(|a, b| a.noise.unwrap_or(0.0).total_cmp(&b.noise.unwrap_or(0.0)))?;
@@ -242,8 +242,8 @@ fn activation_cause<'a>(input: &ActivationError, commands: &'a Commands) -> Opti
         if input.producer.as_deref() == Some("Concat") { "the Concat before it joins ranges that" } else { "they" };
     Some((
         format!(
-            "channel {} reaches {:.3} where the median channel reaches {:.3}, and {wide} share one scale; lift the \
-             node, or clip harder and measure",
+            "channel {} reaches {:.3} where the median channel reaches {:.3}, and {wide} share one scale; lifting \
+             the node helps, or clipping harder may",
             outlier.channel, outlier.amax, outlier.median_amax
         ),
         &commands.bisect,
@@ -395,7 +395,10 @@ mod tests {
         // 10 dB apart: ten times the noise.
         let mut weights = layer("n", 20.0, 30.0);
         let (text, _) = told(weights.clone()).unwrap();
-        assert_eq!(text, "the weights of `n` make 91 % of its error; lift it, since no range of its input would help");
+        assert_eq!(
+            text,
+            "the weights of `n` make 91 % of its error; lifting it helps, and no range of its input would"
+        );
         weights.worst_channel = Some(WorstChannel { channel: 5, of: 8, noise_share: 0.97, sqnr_db: Some(0.0) });
         assert!(told(weights).unwrap().0.contains("output channel 5 of 8 alone carries 97 %"));
         let mut clipped = layer("n", 30.0, 20.0);

@@ -19,17 +19,27 @@ pub struct RandomDataset {
 
 impl RandomDataset {
     /// `count` samples: floats uniform in [-1, 1), integers and booleans 0 or 1. Every extent but the first must be
-    /// fixed; the error names the input that is not.
+    /// fixed; the error names all that are not.
     pub fn new(inputs: &[InputSpec], count: usize, seed: u64) -> Result<Self, String> {
         if count > MOST {
             return Err(format!("{count} random samples are more than {MOST}; ask for fewer, with a smaller batch"));
         }
-        for input in inputs {
-            let open = input.shape.iter().skip(1).position(Option::is_none);
-            if let Some(axis) = open {
-                let name = &input.name;
-                return Err(format!("axis {} of input `{name}` is dynamic; bind it with --shape {name}=...", axis + 1));
-            }
+        let is_open = |input: &&InputSpec| input.shape.iter().skip(1).any(Option::is_none);
+        let open: Vec<&InputSpec> = inputs.iter().filter(is_open).collect();
+        if !open.is_empty() {
+            let names: Vec<String> = open.iter().map(|input| format!("`{}`", input.name)).collect();
+            let bind = open.iter().map(|input| {
+                let extents = input.shape.iter().enumerate().map(|(axis, extent)| match extent {
+                    Some(extent) => extent.to_string(),
+                    None => if axis == 0 { "1" } else { "N" }.to_owned(),
+                });
+                format!("--shape {}={}", input.name, extents.collect::<Vec<_>>().join("x"))
+            });
+            return Err(format!(
+                "dynamic axes of {} are not bound; bind them with {} (a number for each N)",
+                names.join(", "),
+                bind.collect::<Vec<_>>().join(" ")
+            ));
         }
         Ok(Self {
             ids: (0..count).map(|index| format!("random-{index}")).collect(),
@@ -98,7 +108,10 @@ mod tests {
     #[test]
     fn a_whole_input_keeps_its_first_extent() {
         let spec = InputSpec { name: "state".to_owned(), element_type: None, shape: vec![Some(2), None, Some(3)] };
-        assert!(RandomDataset::new(std::slice::from_ref(&spec), 1, 0).is_err());
+        let other = InputSpec { name: "x".to_owned(), shape: vec![None, None, None], ..spec.clone() };
+        let error = RandomDataset::new(&[spec.clone(), other], 1, 0).err().unwrap();
+        let all = "dynamic axes of `state`, `x` are not bound; bind them with --shape state=2xNx3 --shape x=1xNxN (a number for each N)";
+        assert_eq!(error, all);
         let spec = InputSpec { shape: vec![Some(2), Some(1), Some(3)], ..spec };
         let shape = |whole: bool| {
             let data = RandomDataset::new(std::slice::from_ref(&spec), 1, 0).unwrap().of_whole_inputs(whole);

@@ -13,7 +13,7 @@ use crate::{
         Fact, GraphError, Model, NodeId,
         proto::{AttributeProto, GraphProto, NodeProto, TensorProto},
     },
-    tensor::{ElementType, Tensor},
+    tensor::{ElementType, Tensor, Values},
 };
 
 /// Value of `TensorProto.DataType` for E4M3.
@@ -274,29 +274,33 @@ impl<'a> Check<'a, '_> {
             let message = format!("it has {count} scales along axis {axis} of a weight of shape {:?}", weight.dims);
             return self.error(id, message);
         }
-        if count != 1 && node.op_type() == "DequantizeLinear" {
-            self.weight_axis(id, node, axis, rank);
+        if let (Ok(axis), "DequantizeLinear", true) = (usize::try_from(axis), node.op_type(), count != 1) {
+            self.weight_axis(id, node, axis, weight.dims.clone());
         }
     }
 
-    fn weight_axis(&mut self, id: NodeId, node: &NodeProto, axis: i64, rank: i64) {
+    fn weight_axis(&mut self, id: NodeId, node: &NodeProto, axis: usize, shape: Vec<i64>) {
         let mut wrong = Vec::new();
-        let mut places: Vec<(&str, i64)> =
-            node.output.first().map(|output| (output.as_str(), axis)).into_iter().collect();
+        let mut places: Vec<(&str, Option<usize>, Vec<i64>)> =
+            node.output.first().map(|output| (output.as_str(), Some(axis), shape)).into_iter().collect();
         let mut steps = super::facts::REACH;
-        while let Some((tensor, axis)) = places.pop().filter(|_| steps > 0) {
+        while let Some((tensor, axis, shape)) = places.pop().filter(|_| steps > 0) {
             steps -= 1;
             let uses = self.facts.view.consumers(tensor);
             for consumer in uses {
                 let user = self.facts.view.node(consumer.node);
-                if let Some(moved) = moved_axis(user, axis, rank) {
-                    places.extend(user.output.first().map(|output| (output.as_str(), moved)));
+                if let Some((axis, shape)) = self.moved_axis(user, axis, &shape) {
+                    places.extend(user.output.first().map(|output| (output.as_str(), axis, shape)));
                 }
-                let expected = consumer.input.and_then(|input| user.channel_axis(input, rank as usize));
-                if let Some(expected) = expected.filter(|&expected| axis != expected as i64) {
+                let expected = consumer.input.and_then(|input| user.channel_axis(input, shape.len()));
+                if let Some(expected) = expected.filter(|&expected| axis != Some(expected)) {
                     let user = user.label(consumer.node.0);
+                    let along = axis.map_or_else(
+                        || "an axis that a Reshape mixes with others".to_owned(),
+                        |axis| format!("axis {axis}"),
+                    );
                     wrong.push(format!(
-                        "its scales lie along axis {axis}, and `{user}` has its channels on axis {expected}"
+                        "its scales lie along {along}, and `{user}` has its channels on axis {expected}"
                     ));
                 }
             }
@@ -306,15 +310,69 @@ impl<'a> Check<'a, '_> {
         }
     }
 
+    /// Where an axis lies behind a node that only moves values, nowhere where it is mixed with others, and the shape there; `None` for
+    /// other nodes.
+    fn moved_axis(&self, node: &NodeProto, axis: Option<usize>, shape: &[i64]) -> Option<(Option<usize>, Vec<i64>)> {
+        match node.op_type() {
+            _ if !node.is_standard() => None,
+            "Identity" | "Cast" => Some((axis, shape.to_vec())),
+            "Transpose" => {
+                let reversed: Vec<i64> = (0..shape.len() as i64).rev().collect();
+                let order = node.attr_ints("perm").unwrap_or(&reversed);
+                let moved = order.iter().map(|&from| shape.get(usize::try_from(from).ok()?).copied());
+                let to = axis.and_then(|axis| order.iter().position(|&from| from == axis as i64));
+                Some((to, moved.collect::<Option<_>>()?))
+            }
+            "Reshape" => {
+                let Values::I64(mut extents) = self.constant(node, 1)?.to_tensor().ok()?.into_parts().1 else {
+                    return None;
+                };
+                for (place, extent) in extents.iter_mut().enumerate().filter(|(_, extent)| **extent == 0) {
+                    *extent = *shape.get(place)?;
+                }
+                let known: i64 = extents.iter().filter(|&&extent| extent > 0).product();
+                let rest = shape.iter().product::<i64>().checked_div(known)?;
+                extents.iter_mut().filter(|extent| **extent < 0).for_each(|extent| *extent = rest);
+                // As many values lie before it and in it.
+                let to = axis.and_then(|axis| {
+                    let (extent, before) = (shape[axis], shape[..axis].iter().product::<i64>());
+                    (0..extents.len())
+                        .find(|&to| extents[to] == extent && extents[..to].iter().product::<i64>() == before)
+                });
+                Some((to, extents))
+            }
+            _ => None,
+        }
+    }
+
+    /// A Q and its DQ have the same scale: otherwise every value is multiplied by the ratio of both.
+    fn same_scale(&mut self, id: NodeId, node: &NodeProto, before: &NodeProto) {
+        let values = |node| self.constant(node, 1).and_then(|scale| scale.to_tensor().ok()).map(|scale| scale.to_f32());
+        let (Some(own), Some(others)) = (values(node), values(before)) else { return };
+        // Scales in 16 bits are rounded.
+        let differs = |(own, other): &(&f32, &f32)| !(**own / **other - 1.0).abs().le(&0.01);
+        if let Some((own, other)) = own.iter().zip(&others).find(differs) {
+            let message = format!(
+                "its scale is {own} and that of its QuantizeLinear {other}: every value is multiplied by their ratio"
+            );
+            self.error(id, message);
+        }
+    }
+
     /// Every Q feeds DQs only, and every DQ takes a Q or a constant.
     fn partners(&mut self, id: NodeId, node: &NodeProto) {
-        let fed = |tensor: &str| self.facts.producer(tensor).map(|(_, node)| node.op_type());
         if node.op_type() == "DequantizeLinear" {
             let source = self.facts.input(id, 0).unwrap_or_default();
             let known = self.constants.contains_key(source) || self.facts.view.is_graph_input(source);
-            if !known && fed(source).is_some_and(|op| !matches!(op, "QuantizeLinear" | "Constant" | "Cast")) {
-                let message = format!("it takes `{source}`, which no QuantizeLinear makes");
-                self.add(Severity::Warning, id, message);
+            let before = self.facts.producer(source).map(|(_, before)| before);
+            let Some(before) = before.filter(|_| !known) else { return };
+            match before.op_type() {
+                "QuantizeLinear" => self.same_scale(id, node, before),
+                "Constant" | "Cast" => {}
+                _ => {
+                    let message = format!("it takes `{source}`, which no QuantizeLinear makes");
+                    self.add(Severity::Warning, id, message);
+                }
             }
             return;
         }
@@ -379,19 +437,6 @@ impl<'a> Check<'a, '_> {
             }
         }
         None
-    }
-}
-
-/// Where an axis lies behind a node that only moves values; `None` for other nodes.
-fn moved_axis(node: &NodeProto, axis: i64, rank: i64) -> Option<i64> {
-    match node.op_type() {
-        _ if !node.is_standard() => None,
-        "Identity" | "Cast" => Some(axis),
-        "Transpose" => match node.attr_ints("perm") {
-            Some(order) => Some(order.iter().position(|&from| from == axis)? as i64),
-            None => Some(rank - 1 - axis),
-        },
-        _ => None,
     }
 }
 

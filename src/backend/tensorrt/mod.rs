@@ -239,6 +239,11 @@ impl OptimizationProfile {
                 continue;
             }
             let given = bound.get(&input.name);
+            let is_open = |&axis: &usize| {
+                axis > 0 && input.shape[axis].is_none() && given.is_none_or(|dims| dims.get(axis).is_none())
+            };
+            let open =
+                (0..input.shape.len()).filter(is_open).map(|axis| axis.to_string()).collect::<Vec<_>>().join(", ");
             let extent = |axis: usize, batch: usize| match (input.shape[axis], given.and_then(|dims| dims.get(axis))) {
                 (Some(fixed), _) => Ok(fixed),
                 (None, _) if axis == 0 => Ok(batch),
@@ -247,7 +252,7 @@ impl OptimizationProfile {
                     input: input.name.clone(),
                     shape: describe_shape(&input.shape),
                     reason: format!(
-                        "give the extent of axis {axis} with --shape {0}=... or a whole profile with --profile {0}=MIN:OPT:MAX",
+                        "give the extents of the axes {open} with --shape {0}=... or a whole profile with --profile {0}=MIN:OPT:MAX",
                         input.name
                     ),
                 }),

@@ -261,3 +261,47 @@ fn scales_are_followed_through_a_transpose() {
         "{found:?}"
     );
 }
+
+#[test]
+fn scales_are_followed_through_a_reshape() {
+    let through = |stored: &[i64], axis: i64| {
+        let mut model = conv();
+        let graph = model.graph_mut();
+        let codes = graph.initializer.iter_mut().find(|tensor| tensor.name() == "w_quantized").unwrap();
+        codes.dims = stored.to_vec();
+        let dequantize = node(graph, "w_DequantizeLinear");
+        dequantize.attribute.retain(|attribute| attribute.name() != "axis");
+        dequantize.attribute.push(AttributeProto::int("axis", axis));
+        let made = dequantize.output[0].clone();
+        let conv = node(graph, "y");
+        *conv.input.iter_mut().find(|input| **input == made).unwrap() = "shaped".to_owned();
+        let at = graph.node.iter().position(|node| node.name() == "y").unwrap();
+        graph.node.insert(at, NodeProto::new("Reshape", "shape", &[&made, "extents"], &["shaped"]));
+        let extents = Tensor::new(vec![4], Values::I64(vec![16, -1, 1, 1])).unwrap();
+        graph.initializer.push(TensorProto::from_tensor("extents", extents));
+        errors(&model)
+    };
+    assert_eq!(through(&[16, 4], 0), Vec::<String>::new());
+    assert_eq!(through(&[1, 16, 4], 1), Vec::<String>::new());
+    let found = through(&[4, 16], 1);
+    assert!(
+        found.len() == 1 && found[0].contains("mixes with others, and `y` has its channels on axis 0"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_pair_with_two_scales_multiplies() {
+    let scaled = |by: f32| {
+        let mut model = conv();
+        let graph = model.graph_mut();
+        let scale = graph.initializer.iter().find(|tensor| tensor.name() == "x_scale").unwrap().to_tensor().unwrap();
+        let other = Tensor::from_f32(vec![], vec![scale.to_f32()[0] * by]).unwrap();
+        graph.initializer.push(TensorProto::from_tensor("other", other));
+        node(graph, "x_DequantizeLinear").input[1] = "other".to_owned();
+        errors(&model)
+    };
+    assert_eq!(scaled(1.001), Vec::<String>::new());
+    let found = scaled(2.0);
+    assert!(found.len() == 1 && found[0].contains("every value is multiplied by their ratio"), "{found:?}");
+}
