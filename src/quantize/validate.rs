@@ -350,7 +350,7 @@ impl<'a> Check<'a, '_> {
         let values = |node| self.constant(node, 1).and_then(|scale| scale.to_tensor().ok()).map(|scale| scale.to_f32());
         let (Some(own), Some(others)) = (values(node), values(before)) else { return };
         // Scales in 16 bits are rounded.
-        let differs = |(own, other): &(&f32, &f32)| !(**own / **other - 1.0).abs().le(&0.01);
+        let differs = |(own, other): &(&f32, &f32)| (**own / **other - 1.0).abs() > 0.01;
         if let Some((own, other)) = own.iter().zip(&others).find(differs) {
             let message = format!(
                 "its scale is {own} and that of its QuantizeLinear {other}: every value is multiplied by their ratio"

@@ -3,7 +3,7 @@
 //! A change counts only beyond the noise: shares by the baseline's 95 % interval (mAP by that of its drop, which is paired), SQNR by [`SQNR_NOISE_DB`], latency by
 //! [`LATENCY_NOISE`] and only when machine and mode are the same.
 
-use std::collections::BTreeSet;
+use std::{cmp::Reverse, collections::BTreeSet};
 
 use super::{
     Report, format,
@@ -78,8 +78,9 @@ pub fn regressions(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Regressions {
     for run in runs {
         let has = |other: &Subject<'_>| Subject::all(run.report).any(|subject| key(&subject) == key(other));
         // Of several runs in the baseline, the one that made most of the same: others may be of other precisions.
-        let common = |base: &&Run<'_>| Subject::all(base.report).filter(has).count();
-        let like = baseline.iter().rev().max_by_key(common).filter(|base| common(base) > 0);
+        let common = |base: &Run<'_>| Subject::all(base.report).filter(has).count();
+        let likeness = |base: &&Run<'_>| (common(base), Reverse(base.report.precisions.len()));
+        let like = baseline.iter().rev().max_by_key(likeness).filter(|base| common(base) > 0);
         if let Some(base) = like {
             let gone = Subject::all(base.report).filter(|other| !has(other));
             gone.for_each(|other| result.add(*run, None, Some((*base, other))));

@@ -242,8 +242,8 @@ impl OptimizationProfile {
             let is_open = |&axis: &usize| {
                 axis > 0 && input.shape[axis].is_none() && given.is_none_or(|dims| dims.get(axis).is_none())
             };
-            let open =
-                (0..input.shape.len()).filter(is_open).map(|axis| axis.to_string()).collect::<Vec<_>>().join(", ");
+            let open: Vec<String> = (0..input.shape.len()).filter(is_open).map(|axis| format!("axis {axis}")).collect();
+            let open = open.join(", ");
             let extent = |axis: usize, batch: usize| match (input.shape[axis], given.and_then(|dims| dims.get(axis))) {
                 (Some(fixed), _) => Ok(fixed),
                 (None, _) if axis == 0 => Ok(batch),
@@ -252,7 +252,7 @@ impl OptimizationProfile {
                     input: input.name.clone(),
                     shape: describe_shape(&input.shape),
                     reason: format!(
-                        "give the extents of the axes {open} with --shape {0}=... or a whole profile with --profile {0}=MIN:OPT:MAX",
+                        "give the extent of {open} with --shape {0}=... or a whole profile with --profile {0}=MIN:OPT:MAX",
                         input.name
                     ),
                 }),
@@ -366,6 +366,9 @@ mod tests {
         let inputs = [input(&[None, None])];
         let error = OptimizationProfile::for_batch(&inputs, 8, &BTreeMap::new()).unwrap_err().to_string();
         assert!(error.contains("`input`") && error.contains("axis 1") && error.contains("?x?"), "{error}");
+        let three = [input(&[None, None, None])];
+        let error = OptimizationProfile::for_batch(&three, 8, &BTreeMap::new()).unwrap_err().to_string();
+        assert!(error.contains("the extent of axis 1, axis 2 with"), "{error}");
         let bound = BTreeMap::from([("input".to_owned(), vec![1, 64])]);
         let profile = OptimizationProfile::for_batch(&inputs, 4, &bound).unwrap();
         assert_eq!(profile.shapes["input"], [vec![1, 64], vec![4, 64], vec![4, 64]]);
