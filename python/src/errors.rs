@@ -1,7 +1,10 @@
 //! Exceptions, with the messages of the program.
 
 use pyo3::{create_exception, exceptions::PyException, prelude::*};
-use trtcalib::session::{PipelineError, describe};
+use trtcalib::{
+    backend::BackendError,
+    session::{PipelineError, describe},
+};
 
 create_exception!(
     trtcalib,
@@ -18,9 +21,11 @@ pub fn exception(error: &PipelineError) -> PyErr {
     let text = describe(error);
     match root(error) {
         PipelineError::Model(_) | PipelineError::Quantize(_) | PipelineError::Graph(_) => ModelError::new_err(text),
-        PipelineError::Dataset(_) | PipelineError::Pass(_) | PipelineError::Calibrate(_) | PipelineError::Saved(_) => {
-            DataError::new_err(text)
-        }
+        PipelineError::Dataset(_)
+        | PipelineError::Pass(_)
+        | PipelineError::Calibrate(_)
+        | PipelineError::Saved(_)
+        | PipelineError::Backend(BackendError::Input { .. }) => DataError::new_err(text),
         PipelineError::Backend(_) | PipelineError::Engine(_) => RuntimeLibraryError::new_err(text),
         _ => CalibError::new_err(text),
     }

@@ -18,7 +18,7 @@ use trtcalib::{
     report::{Report, html},
     session::{
         BisectOptions, CalibrateOptions, CompareRequest, Compared, Host, PipelineError, QuantizeRequest, Session,
-        Shard, quantize_file,
+        Shard, describe, quantize_file,
     },
 };
 
@@ -288,7 +288,7 @@ fn run(
 /// Names of a model's inputs.
 #[pyfunction]
 fn input_names(model: PathBuf) -> PyResult<Vec<String>> {
-    let model = Model::load(&model).map_err(|error| errors::ModelError::new_err(error.to_string()))?;
+    let model = Model::load(&model).map_err(|error| errors::ModelError::new_err(describe(&error)))?;
     let graph = model.graph();
     let is_weight = |name: &str| graph.initializer.iter().any(|weight| weight.name() == name);
     let inputs = graph.input.iter().map(|input| input.name().to_owned());

@@ -711,3 +711,10 @@ def test_the_programs_are_installed():
     assert program("--version").stdout.startswith("calib ")
     assert program("doctor").returncode == 0
     assert program("nonsense").returncode == 2
+
+
+def test_what_is_wrong_with_a_model_or_an_array_is_said_as_the_program_says_it(tmp_path):
+    with pytest.raises(tc.ModelError, match=r"nope\.onnx: No such file or directory"):
+        tc.calibrate(tmp_path / "nope.onnx", {"input": np.zeros((2, 3, 64, 64), np.float32)})
+    with pytest.raises(tc.DataError, match="`input`"):
+        tc.calibrate(MODEL, {"input": np.zeros((2, 3, 32, 64), np.float32)})
