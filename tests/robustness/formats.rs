@@ -165,7 +165,7 @@ pub fn all(folder: &Path) -> Vec<Format> {
 /// A box and a polygon.
 const YOLO: &str = "1 0.5 0.5 0.25 0.5\n0 0.1 0.1 0.4 0.1 0.4 0.35 0.1 0.35\n";
 const YAML: &str =
-    "path: .\ntrain: images\nval:\n  - images/0000.png\n  - images\nnc: 2\nnames:\n  0: 'circle'\n  1: \"square\"\n";
+    "path: .\ntrain: images\nval:\n  - list.txt\n  - images\nnc: 2\nnames:\n  0: 'circle'\n  1: \"square\"\n";
 
 /// Boxes, a crowd, categories with gaps and a picture without objects.
 fn coco() -> Vec<u8> {
@@ -194,6 +194,7 @@ fn detection(path: &Path, name: &str) -> PathBuf {
             fs::copy(root().join("calib_data/images").join(picture), to).unwrap();
         }
     }
+    fs::write(folder.join("list.txt"), "./images/0001.png\n").unwrap();
     fs::copy(path, folder.join(name)).unwrap();
     folder
 }
