@@ -15,7 +15,7 @@ use crate::{
     calibrate::{BiasCorrection, Choice, DeployTo, Effort, ShiftPolicy, StepKind},
     compare::{Gate, OutputKind, heads::DetectionOptions},
     dataset::{PRESETS, Preprocess},
-    quantize::Precision,
+    quantize::{Precision, whole_name},
     words::{list, word, words},
 };
 
@@ -320,6 +320,14 @@ impl RunConfig {
             let reason = format!("`{}` is quantized; use fp32, fp16 or bf16", self.high_precision);
             return Err(ConfigError::Value { key: "high_precision", reason });
         }
+        for (key, patterns) in
+            [("nodes_to_exclude", &self.nodes_to_exclude), ("nodes_to_include", &self.nodes_to_include)]
+        {
+            let unread = |pattern: &String| whole_name(pattern).err().map(|error| error.to_string());
+            if let Some(reason) = patterns.iter().find_map(unread) {
+                return Err(ConfigError::Value { key, reason });
+            }
+        }
         if let Some(name) = self.preset.as_deref().filter(|name| !PRESETS.contains(name)) {
             let reason = format!("there is no preset `{name}`; known are {}", PRESETS.join(", "));
             return Err(ConfigError::Value { key: "preset", reason });
@@ -453,6 +461,7 @@ mod tests {
         refused("tensorrt", "tensorrt = \"maybe\"");
         refused("precisions", "precisions = [\"int4\"]");
         refused("method", "method = \"median\"");
+        refused("nodes_to_exclude", "nodes_to_exclude = [\"(\"]");
     }
 
     #[test]

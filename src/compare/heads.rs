@@ -190,6 +190,8 @@ pub struct Head {
     pub kind: HeadKind,
     /// Classes; 0 where the outputs hold class indices.
     pub classes: usize,
+    /// Values of each box behind those of its classes: coefficients of a mask, key points, or classes beyond those known.
+    pub unjudged: usize,
     /// Width and height of the model's input.
     pub input: [usize; 2],
     /// Boxes in a picture are chosen so.
@@ -232,6 +234,11 @@ impl Head {
                     .collect()
             }
         }
+    }
+
+    /// True for a sample of an output with the prototypes of masks, one for each coefficient of a box.
+    pub fn is_prototypes(&self, sample: &[usize]) -> bool {
+        matches!(*sample, [channels, _, _] if channels == self.unjudged && channels > 0)
     }
 
     /// True where the boxes were already chosen, so that the same place in two models' outputs holds unlike boxes and

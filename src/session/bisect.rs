@@ -22,6 +22,7 @@ use crate::{
         findings::{FINDINGS_FORMAT_VERSION, Findings},
         search::Strategy,
     },
+    compare::Needs,
     config::RunConfig,
     quantize::Precision,
     report::{Report, bisection_html},
@@ -157,6 +158,17 @@ impl Session {
         let started = Instant::now();
         let gates = self.config.gate.clone();
         let find = options.check(&self.config)?;
+        if find == Find::Plan {
+            let all: Vec<usize> = (0..self.dataset().len()).collect();
+            self.check_gates(&gates, &all)?;
+            self.check_gated_outputs(&gates, self.reference.outputs())?;
+            let costs = gates.iter().find(|gate| matches!(gate.metric.needs(), Needs::Times | Needs::Size));
+            if let Some(gate) = costs {
+                bail!(
+                    "no plan can pass the gate {gate}: plans are judged by what they compute, and neither timed nor weighed"
+                );
+            }
+        }
         self.host.stage("quantizing");
         let bisection = Bisection::open(self, options, find)?;
         let mut findings = Findings {

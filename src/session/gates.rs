@@ -95,6 +95,9 @@ impl Session {
         let Some(element_type) = output.element_type else { return false };
         let sample = output.shape.iter().skip(1).copied().collect::<Option<Vec<usize>>>();
         let Some(sample) = sample else { return true };
+        if self.head.as_ref().is_some_and(|head| head.is_prototypes(&sample)) {
+            return kind == OutputKind::Generic;
+        }
         // Where a sample is a whole input, its first axis is no batch.
         let whole = output.shape.iter().copied().collect::<Option<Vec<usize>>>();
         [Some(sample), whole].into_iter().flatten().any(|shape| OutputKind::detect(element_type, &shape) == kind)

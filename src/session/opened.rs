@@ -163,6 +163,12 @@ impl Session {
         let head = head(&subject, &exported, size, classes.map(|names| names.len()), &config.detection)?;
         if let Some(not_judged) = exported.not_judged() {
             host.warn(not_judged);
+        } else if let Some(head) = head.as_ref().filter(|head| head.unjudged > 0) {
+            host.warn(&format!(
+                "each box has {} values behind those of its {} classes, which are not judged: coefficients of a mask, key points, or \
+                 classes beyond those that have a name; in the last case name all of them with --classes",
+                head.unjudged, head.classes
+            ));
         }
         let own_data = dataset.is_some();
         let mut settings = DataSettings {

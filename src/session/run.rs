@@ -140,7 +140,7 @@ impl<'a> Job<'a> {
             self.session
                 .host
                 .warn(&format!("{} samples calibrate and evaluate, since there are no others", self.split.overlapping));
-        } else if calibration < self.session.config.calib_samples {
+        } else if calibration < self.session.config.calib_samples && self.session.config.table.is_none() {
             self.session.host.warn(&format!(
                 "the data set is small: {calibration} samples calibrate (fewer than the {} asked for), {evaluation} evaluate",
                 self.session.config.calib_samples

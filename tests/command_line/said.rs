@@ -189,7 +189,11 @@ fn a_bisection_that_has_nothing_to_find_or_to_judge_says_so() {
         command
     };
     let error = error_of(&mut bisect("grid.onnx", "top1=0.99"));
-    assert!(error.contains("no plan can pass the gate top1=0.99: no output is a classification"), "{error}");
+    assert!(error.contains("gate top1=0.99 cannot be tested: no output of the model is a classification"), "{error}");
+    for (gate, why) in [("accuracy=0.5", "no sample has a label"), ("latency_ms=1", "neither timed nor weighed")] {
+        assert!(error_of(&mut bisect("grid.onnx", gate)).contains(why), "{gate}");
+        assert!(!folder.path().join("bisect/calibration.json").exists(), "{gate}: before the work");
+    }
     let error = error_of(&mut bisect("sum.onnx", "sqnr_db=20"));
     assert!(error.contains("nothing in this model is to be quantized"), "{error}");
     let (out, _) = output(0, &mut bisect("grid.onnx", "sqnr_db=90"));

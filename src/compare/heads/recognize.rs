@@ -79,6 +79,19 @@ fn in_words(outputs: &[OutputShape]) -> String {
     outputs.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
+/// Values of each box behind those that a head of this kind and so many classes reads.
+fn unjudged(outputs: &[OutputShape], kind: HeadKind, classes: usize, layout: &Layout) -> usize {
+    let read = match kind {
+        HeadKind::Yolov8 => 4 + classes,
+        HeadKind::Yolov5 | HeadKind::Yolox => 5 + classes,
+        _ => return 0,
+    };
+    let Layout::Joined { name, transposed } = layout else { return 0 };
+    let output = outputs.iter().find(|output| output.name == *name);
+    let values = output.and_then(|output| output.shape.get(if *transposed { 1 } else { 2 }).copied().flatten());
+    values.map_or(0, |values| values.saturating_sub(read))
+}
+
 /// The head of a model with these outputs: the one that `options` name, or the one that fits. `None` for a model that
 /// looks like no detector.
 pub fn recognize(
@@ -87,10 +100,11 @@ pub fn recognize(
     options: &DetectionOptions,
 ) -> Result<Option<Head>, HeadError> {
     let input = around.input.unwrap_or([0, 0]);
-    let head = |(kind, classes, outputs): (HeadKind, usize, Layout)| {
+    let head = |(kind, classes, layout): (HeadKind, usize, Layout)| {
         let iou = if kind == HeadKind::Detr { 1.0 } else { options.iou };
         let suppression = Suppression { score: options.score, iou, most: options.most };
-        Head { kind, classes, input, suppression, confidence: options.confidence, outputs }
+        let unjudged = unjudged(outputs, kind, classes, &layout);
+        Head { kind, classes, unjudged, input, suppression, confidence: options.confidence, outputs: layout }
     };
     let misfit =
         |kind: HeadKind, reason: String| HeadError::Misfit { head: kind.name(), outputs: in_words(outputs), reason };

@@ -124,7 +124,9 @@ impl Session {
     fn fill(&self, target: &mut Target, calibrated: Option<&Calibrated>, save: &Save<'_>) -> Result<(), PipelineError> {
         let quantized = self.make_model(target.precision, calibrated)?;
         target.artifact = save(&quantized.model, target.precision)?;
-        self.note_plan(target.precision, &quantized.placement);
+        let recovered = calibrated.and_then(|calibrated| calibrated.chosen.table.recovered.as_ref());
+        let lifted = recovered.is_some_and(|recovered| !recovered.lifted.is_empty());
+        self.note_plan(target.precision, &quantized.placement, lifted);
         target.quantized_nodes = Some(quantized.placement.quantized_nodes());
         target.scales = quantized.activation_scales();
         target.shifted.clone_from(&quantized.shifted);
@@ -170,7 +172,7 @@ impl Session {
     }
 
     /// Names the nodes that the precision plan decided for.
-    fn note_plan(&self, precision: Precision, placement: &Placement) {
+    fn note_plan(&self, precision: Precision, placement: &Placement, recovered: bool) {
         let planned = placement
             .decisions
             .iter()
@@ -181,7 +183,12 @@ impl Session {
             let more = planned.len().saturating_sub(PLANNED_SHOWN);
             let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
             let shown = planned[..planned.len() - more].join(", ");
-            self.host.note(&format!("{precision}: the plan lifts {} nodes: {shown}{rest}", planned.len()));
+            let by = match (self.config.plan.is_some(), recovered) {
+                (true, true) => "the plan and recovery lift",
+                (false, true) => "recovery lifts",
+                _ => "the plan lifts",
+            };
+            self.host.note(&format!("{precision}: {by} {} nodes: {shown}{rest}", planned.len()));
         }
     }
 }

@@ -262,3 +262,21 @@ fn metadata_tell_whether_boxes_were_chosen() {
     // Queries of RT-DETR.
     assert_eq!(kind(84, None), Some(HeadKind::Yolov8));
 }
+
+#[test]
+fn values_behind_the_classes_are_counted_and_prototypes_known() {
+    let shape = |name: &str, shape: &[usize]| OutputShape {
+        name: name.to_owned(),
+        element_type: Some(ElementType::F32),
+        shape: shape.iter().copied().map(Some).collect(),
+    };
+    let head = |outputs: &[OutputShape], classes| {
+        let around = Surroundings { input: Some([128, 128]), classes: Some(classes), detector: true, chosen: None };
+        recognize(outputs, &around, &DetectionOptions::default()).unwrap().unwrap()
+    };
+    let boxes = || shape("output0", &[1, 39, 336]);
+    let segments = head(&[boxes(), shape("output1", &[1, 32, 32, 32])], 3);
+    assert_eq!((segments.classes, segments.unjudged), (3, 32));
+    assert!(segments.is_prototypes(&[32, 32, 32]) && !segments.is_prototypes(&[3, 32, 32]));
+    assert_eq!((head(&[boxes()], 35).unjudged, head(&[boxes()], 33).unjudged), (0, 2));
+}
