@@ -265,16 +265,17 @@ fn a_library_that_gives_up_under_a_limit_of_memory_is_an_error() {
     let error = error_of(command.args(["inspect", "--max-memory-mb", "1"]).arg(demo("demo.onnx")));
     assert!(error.contains("32.."), "{error}");
     let mut bench = calib_test_support::calib().unwrap();
-    bench
-        .args(["bench", "--random-data", "--seconds", "60", "--max-memory-mb", "4000", "--model"])
-        .arg(demo("demo.onnx"));
-    let bench = bench.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    bench.args(["bench", "ort", "--random-data", "--seconds", "60", "--max-memory-mb", "4000", "--model"]);
+    bench.arg(demo("demo.onnx")).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+    let mut bench = bench.spawn().unwrap();
+    let status = format!("/proc/{}/status", bench.id());
     let handles_abort = || {
-        let status = fs::read_to_string(format!("/proc/{}/status", bench.id())).unwrap();
+        let status = fs::read_to_string(&status).unwrap();
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
         u64::from_str_radix(&caught, 16).unwrap() & (1 << 5) != 0
     };
     while !handles_abort() {
+        assert!(bench.try_wait().unwrap().is_none(), "it ended by itself");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     assert!(std::process::Command::new("kill").args(["-ABRT", &bench.id().to_string()]).status().unwrap().success());
