@@ -197,7 +197,7 @@ fn a_bisection_that_has_nothing_to_find_or_to_judge_says_so() {
     let error = error_of(&mut bisect("sum.onnx", "sqnr_db=20"));
     assert!(error.contains("nothing in this model is to be quantized"), "{error}");
     let (out, _) = output(0, &mut bisect("grid.onnx", "sqnr_db=90"));
-    assert!(out.contains("lifted  cost        score\n     0  0           "), "{out}");
+    assert!(out.contains("lifted  cost        sqnr_db\n     0  0           "), "{out}");
     assert!(out.contains("the plan passes: sqnr_db equal to the reference"), "{out}");
 }
 

@@ -122,8 +122,8 @@ fn a_selection_that_differs_is_told(folder: &Path) {
     let mismatched: Vec<_> = tensors.iter().filter(|t| t["shape_mismatch"].is_object()).map(|t| &t["tensor"]).collect();
     assert_eq!(mismatched, ["kept", "positive", "refined"]);
     let (text, found) = bisect("first");
-    assert!(text.contains("first divergence: `compress` (Compress), tensor `kept`"), "{text}");
-    assert_eq!(found["first"]["culprit"]["inputs"], serde_json::json!({ "rows": null }));
+    assert!(text.contains("first divergence: `chosen` (Greater), tensor `chosen`"), "{text}");
+    assert_eq!(found["first"]["culprit"]["node"], "chosen");
 }
 
 /// Integer inputs of different lengths calibrate as they are; `--shape` makes a static model.
