@@ -71,7 +71,7 @@ fn kinds_of_tensors() {
         assert_eq!(found[0]["y"].values(), floats(2).values(), "{model}");
     }
     let error = run(folder.path(), "from fp8", &[vec![("b", floats(2))]]).unwrap_err();
-    assert!(error.contains("input `b` has a type that has no counterpart here"), "{error}");
+    assert!(error.contains("input `b`: the model takes a type that has no counterpart here"), "{error}");
 
     let found = run(folder.path(), "empty", &[vec![("x", floats(3))]]).unwrap();
     assert_eq!((found[0]["none"].shape(), found[0]["y"].shape()), (&[3, 0][..], &[3, 4][..]));
