@@ -127,13 +127,16 @@ pub fn about_head(effect: &HeadEffect, lift: &str, commands: &Commands) -> Advic
     let db = |db: f64| if db == f64::INFINITY { "no error".to_owned() } else { format!("{db:.1} dB") };
     let [whole, without, alone] = effect.sqnr_db.map(db);
     let [found, found_without, found_alone] = effect.recall.map(percent);
-    let matters = effect.sqnr_db[1] - effect.sqnr_db[0] >= HEAD_MATTERS_DB;
+    let nearer = effect.sqnr_db[1] - effect.sqnr_db[0] >= HEAD_MATTERS_DB;
+    let matters = nearer && effect.recall[1] > effect.recall[0];
     let last = match effect.nodes.len() {
         1 => format!("the last convolution or product of the head (`{}`)", effect.nodes[0]),
         count => format!("the {count} last convolutions and products of the head (`{}` and others)", effect.nodes[0]),
     };
     let consequence = if matters {
         "lift them in a plan"
+    } else if nearer {
+        "that finds no more boxes, so nothing is gained by lifting them"
     } else {
         "what costs accuracy lies before them, so lifting them is no cure"
     };
@@ -356,6 +359,10 @@ mod tests {
         let effect = HeadEffect { sqnr_db: [1.8, 9.0, 2.0], ..effect };
         let advice = about_head(&effect, "fp32", &commands());
         assert!(advice.text.ends_with("lift them in a plan") && advice.command.is_some(), "{advice:?}");
+        let fewer = HeadEffect { sqnr_db: [38.5, 40.4, 41.0], recall: [0.98, 0.97, 0.99], ..effect };
+        let advice = about_head(&fewer, "fp32", &commands());
+        assert!(advice.text.ends_with("that finds no more boxes, so nothing is gained by lifting them"), "{advice:?}");
+        assert_eq!((advice.importance, advice.command), (Importance::Info, None));
     }
 
     #[test]

@@ -375,6 +375,17 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     }
     dataset.set_masks(masks);
     dataset.set_boxes(scenes);
+    let letters = |name: &str| name.to_lowercase().replace(|c: char| !c.is_alphanumeric(), "");
+    let is_other = |(class, name): &(&u32, &String)| {
+        options.classes.get(class).is_some_and(|known| letters(known) != letters(name))
+    };
+    if let Some((class, name)) = yaml_names.iter().find(is_other) {
+        notes.push(format!(
+            "the labels call class {class} `{name}`, which the model, or the list of classes, calls `{}`: where they count the \
+             classes in another order, every accuracy is wrong",
+            options.classes[class]
+        ));
+    }
     for (class, name) in yaml_names {
         names.entry(class).or_insert(name);
     }

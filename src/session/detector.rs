@@ -42,7 +42,10 @@ impl Exported {
         };
         // Python's text of dictionaries and lists of plain values is YAML as well.
         let names = value("names").and_then(|text| serde_saphyr::from_str(text).ok());
-        let size = value("imgsz").and_then(|text| serde_saphyr::from_str::<Vec<usize>>(text).ok());
+        let size = value("imgsz").and_then(|text| {
+            let square = || serde_saphyr::from_str(text).ok().map(|side| vec![side; 2]);
+            serde_saphyr::from_str::<Vec<usize>>(text).ok().or_else(square)
+        });
         let end2end: Option<bool> = value("end2end").and_then(|text| serde_saphyr::from_str(text).ok());
         let arguments: Option<Arguments> = value("args").and_then(|text| serde_saphyr::from_str(text).ok());
         let told = [end2end, arguments.unwrap_or_default().nms];
@@ -154,6 +157,7 @@ mod tests {
         assert_eq!((read.chooses, read.unfit([384, 640])), (Some(true), None));
         assert!(read.unfit([300, 640]).unwrap().ends_with("letterbox them to 640×320"));
         assert_eq!(model(&[("end2end", "False")]).chooses, Some(false));
+        assert_eq!(model(&[("imgsz", "128")]).size, Some([128, 128]));
         let bad =
             [("names", "{0: [person"), ("imgsz", "large"), ("stride", "0"), ("end2end", "perhaps"), ("args", "{")];
         assert_eq!(model(&bad), Exported::default());
