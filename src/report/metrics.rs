@@ -307,6 +307,43 @@ const FIGURES: [(&str, &str, &str, Figure); 23] = [
     }),
 ];
 
+/// Name, key and value of what a detector's boxes have besides: in CSV, and in a table of their own in Markdown.
+type OfBoxes = (&'static str, &'static str, fn(Subject<'_>) -> Option<f64>);
+
+const OF_BOXES: [OfBoxes; 13] = [
+    ("mAP 75", "detection_map75", |s| s.accuracy_of_boxes()?.figures.map75),
+    ("mAP small", "detection_map_small", |s| s.accuracy_of_boxes()?.figures.map_small),
+    ("mAP medium", "detection_map_medium", |s| s.accuracy_of_boxes()?.figures.map_medium),
+    ("mAP large", "detection_map_large", |s| s.accuracy_of_boxes()?.figures.map_large),
+    ("mAR 1", "detection_mar_1", |s| s.accuracy_of_boxes()?.figures.mar_1),
+    ("mAR 10", "detection_mar_10", |s| s.accuracy_of_boxes()?.figures.mar_10),
+    ("mAR 100", "detection_mar_100", |s| s.accuracy_of_boxes()?.figures.mar_100),
+    ("mAR small", "detection_mar_small", |s| s.accuracy_of_boxes()?.figures.mar_small),
+    ("mAR medium", "detection_mar_medium", |s| s.accuracy_of_boxes()?.figures.mar_medium),
+    ("mAR large", "detection_mar_large", |s| s.accuracy_of_boxes()?.figures.mar_large),
+    ("Score shift", "detection_score_shift", |s| s.agreement_of_boxes()?.score_shift),
+    ("Lost", "detection_lost", |s| Some(s.agreement_of_boxes()?.lost as f64)),
+    ("Gained", "detection_gained", |s| Some(s.agreement_of_boxes()?.gained as f64)),
+];
+
+/// What else a detector's boxes have, by precision; without rows for other models.
+pub(super) fn boxes(report: &Report) -> Table {
+    let mut columns = vec![Column::text("Precision", "precision")];
+    columns.extend(OF_BOXES.iter().map(|(name, key, _)| Column::number(name, key, "")));
+    let row = |subject: Subject<'_>| {
+        let values = OF_BOXES.map(|(.., value)| value(subject));
+        let cell = |value: Option<f64>| {
+            value.map_or_else(Cell::missing, |value| Cell::number(value, format::significant(value, 4)))
+        };
+        let name = Cell::text(&subject.precision.precision).note(&subject.precision.backend);
+        let known = values.iter().any(Option::is_some);
+        known.then(|| std::iter::once(name).chain(values.map(cell)).collect())
+    };
+    let mut table = Table { columns, rows: Subject::all(report).filter_map(row).collect() };
+    table.drop_empty_columns();
+    table
+}
+
 /// A speed-up with its interval; good or bad where the interval leaves 1 out.
 pub(super) fn speedup_cell(&SpeedUp { ratio, interval: [low, high] }: &SpeedUp) -> Cell {
     let tone = if low > 1.0 {
@@ -334,8 +371,10 @@ pub(super) fn table<'a>(first: Vec<Column>, subjects: impl IntoIterator<Item = (
     let mut columns = first;
     let mut rows = Vec::new();
     let mut figures = Vec::new();
+    let mut of_boxes = Vec::new();
     for (cells, subject) in subjects {
         rows.push(cells);
+        of_boxes.push(OF_BOXES.map(|(.., value)| value(subject)));
         figures.push(FIGURES.map(|(_, _, _, figure)| figure(subject)));
     }
     for (i, (name, key, hint, _)) in FIGURES.into_iter().enumerate() {
@@ -343,6 +382,14 @@ pub(super) fn table<'a>(first: Vec<Column>, subjects: impl IntoIterator<Item = (
             columns.push(Column::number(name, key, hint));
             for (row, figures) in rows.iter_mut().zip(&mut figures) {
                 row.push(figures[i].take().unwrap_or_else(Cell::missing));
+            }
+        }
+    }
+    for (i, (name, key, _)) in OF_BOXES.into_iter().enumerate() {
+        if of_boxes.iter().any(|row| row[i].is_some()) {
+            columns.push(Column::hidden(name, key));
+            for (row, values) in rows.iter_mut().zip(&of_boxes) {
+                row.push(values[i].map_or_else(Cell::missing, |value| Cell::number(value, value.to_string())));
             }
         }
     }

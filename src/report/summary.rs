@@ -2,7 +2,7 @@
 
 use super::{
     Layer, Report, format,
-    metrics::{decibels, precisions, title},
+    metrics::{boxes, decibels, precisions, title},
     table::{Cell, Column, Table, markdown_text},
 };
 
@@ -32,6 +32,10 @@ pub fn summary(report: &Report) -> String {
         )
     }));
     lines.push(format!("\n{}", precisions(report).markdown()));
+    let boxes = boxes(report);
+    if !boxes.rows.is_empty() {
+        lines.push(format!("<details><summary>Boxes</summary>\n\n{}\n</details>\n", boxes.markdown()));
+    }
     let errors =
         report.precisions.iter().filter_map(|p| Some(format!("{} did not run: {}", title(p), p.error.as_ref()?)));
     let texts =

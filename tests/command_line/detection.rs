@@ -87,6 +87,19 @@ fn a_head_that_joins_boxes_and_scores_gets_the_verdict_it_deserves() {
     assert!(int8["detection"]["agreement"]["lost"].as_u64().unwrap() > 0);
     let page = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
     assert!(page.contains("<image href=\"data:image/jpeg;base64,") && page.len() < 3 << 20);
+    // CSV has every figure of boxes, Markdown a table of those that the page's has no room for.
+    let exported = |name: &str| {
+        let file = folder.path().join(name);
+        calib().unwrap().arg("report").arg(folder.path()).arg("-o").arg(&file).assert().success();
+        std::fs::read_to_string(file).unwrap()
+    };
+    let csv = exported("figures.csv");
+    let (header, rows) = csv.split_once('\n').unwrap();
+    let lost = header.split(',').position(|key| key == "detection_lost").unwrap();
+    let row = rows.lines().find(|row| row.contains(",int8,")).unwrap();
+    let expected = int8["detection"]["agreement"]["lost"].as_u64().unwrap();
+    assert_eq!(row.split(',').nth(lost).unwrap().parse::<f64>().unwrap(), expected as f64);
+    assert!(exported("figures.md").contains("| Score shift | Lost | Gained |"));
 }
 
 #[test]
