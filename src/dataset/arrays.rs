@@ -29,7 +29,7 @@ pub(super) struct ArrayDataset {
 enum Source {
     /// The first axis of every array counts the samples; a scalar is the same for all. Rows are read when their turn comes.
     Stacked(PathBuf, BTreeMap<String, Array>),
-    /// Each entry is one sample (or one batch of a model that fixes its batch, which is one inference call).
+    /// Each entry is one sample.
     Listed(Vec<TensorMap>),
     /// Each file is one sample.
     Files(Vec<PathBuf>),
@@ -80,13 +80,15 @@ impl ArrayDataset {
         let mut notes = Vec::new();
         if let Some((path, arrays)) = first {
             notes.extend(match_note(path, &arrays, inputs));
-            notes.extend(rounding_note(path, types(&match_inputs(arrays, inputs).unwrap_or_default()), inputs));
+            let sample = match_inputs(arrays, inputs).unwrap_or_default();
+            notes.extend(rounding_note(path, types(&sample), inputs));
+            notes.extend(rows_note(path, "each file", &sample, inputs));
         }
         Self { notes, ..Self::new(files, Source::Files(paths), inputs) }
     }
 
     /// Polygraphy's `--save-inputs` JSON: a list of feed dictionaries whose arrays are base64 `.npy` files. Where the
-    /// model's batch is open, the rows of an entry are samples.
+    /// first axis of the inputs counts samples, the rows of an entry are samples.
     pub(super) fn polygraphy(path: &Path, inputs: &[InputSpec]) -> Result<Self, DatasetError> {
         let mut bytes = Vec::new();
         let read = open_regular(path).and_then(|file| file.take(JSON_BYTES).read_to_end(&mut bytes));
@@ -112,6 +114,7 @@ impl ArrayDataset {
         let feeds: Vec<TensorMap> = feeds.into_iter().flat_map(|feed| samples_of(feed, inputs)).collect();
         let ids = (0..feeds.len()).map(|index| format!("{index}")).collect();
         notes.extend(feeds.first().and_then(|feed| rounding_note(path, types(feed), inputs)));
+        notes.extend(feeds.iter().find_map(|feed| rows_note(path, "an entry", feed, inputs)));
         Ok(Self { notes, ..Self::new(ids, Source::Listed(feeds), inputs) })
     }
 
@@ -129,12 +132,27 @@ impl ArrayDataset {
     }
 }
 
-/// The samples in a batch: its rows, where every input leaves its first axis open and the arrays have as many rows.
+/// Whether the first axis of every input counts samples.
+fn counts_samples(inputs: &[InputSpec]) -> bool {
+    !inputs.is_empty() && inputs.iter().all(|input| input.shape.first().is_some_and(Option::is_none))
+}
+
+/// Says that a sample has several rows.
+fn rows_note(path: &Path, what: &str, sample: &TensorMap, inputs: &[InputSpec]) -> Option<String> {
+    let several = sample.iter().find(|(_, array)| array.shape().first().is_some_and(|&rows| rows > 1));
+    let (name, array) = several.filter(|_| counts_samples(inputs))?;
+    Some(format!(
+        "{}: {what} is one sample, and its array `{name}` has {} rows: errors are those of all of them, but no classes are \
+         counted by row; to have each as a sample, save them in one .npz whose arrays have equally many rows",
+        path.display(),
+        array.shape()[0]
+    ))
+}
+
+/// The samples in a batch: its rows, where the first axis of every input counts samples and the arrays have as many rows.
 fn samples_of(batch: TensorMap, inputs: &[InputSpec]) -> Vec<TensorMap> {
     // Without values, any number of rows takes no room in the file.
-    let open = !inputs.is_empty()
-        && inputs.iter().all(|input| input.shape.first().is_some_and(Option::is_none))
-        && batch.values().all(|array| !array.shape().contains(&0));
+    let open = counts_samples(inputs) && batch.values().all(|array| !array.shape().contains(&0));
     let Some(&count) = batch.values().next().and_then(|array| array.shape().first()).filter(|_| open) else {
         return vec![batch];
     };
@@ -365,5 +383,20 @@ mod tests {
         assert_eq!(read(None), [array(&[2.5]), array(&[-1.0])], "the rows of a batch are samples where it is open");
         save("(1000000000000, 0)", &[]);
         assert_eq!(read(None).len(), 1, "rows that hold nothing are not counted");
+    }
+
+    #[test]
+    fn rows_that_count_as_one_sample_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let array = |rows: usize| Tensor::from_f32(vec![rows, 1], vec![1.0; rows]).unwrap();
+        let arrays = TensorMap::from([("a".to_owned(), array(3)), ("b".to_owned(), array(1))]);
+        write_npz(&folder.path().join("x.npz"), &arrays).unwrap();
+        let notes = |first| {
+            let of = |name| InputSpec { shape: vec![first, Some(1)], ..spec(name) };
+            let data = ArrayDataset::files(folder.path(), vec!["x.npz".to_owned()], &[of("a"), of("b")]);
+            data.notes().join("; ")
+        };
+        assert!(notes(None).contains("each file is one sample, and its array `a` has 3 rows"), "{}", notes(None));
+        assert_eq!(notes(Some(3)), "", "it is what the model takes");
     }
 }

@@ -162,7 +162,7 @@ pub struct InputSpec {
     pub name: String,
     /// Type of its elements; absent when unknown.
     pub element_type: Option<ElementType>,
-    /// Extents; `None` for a dynamic one.
+    /// Extents; `None` for a dynamic one, and for the first where it counts samples.
     pub shape: Vec<Option<usize>>,
 }
 

@@ -360,8 +360,8 @@ impl<C: Consumer> Pass<'_, '_, C> {
             return Err(Failure::Other(BackendError::Input { name, reason }.into()));
         };
         let mut part = Part::of(batch, range, first, &inputs);
-        let rows = self.lanes.first().and_then(|lane| lane.taking.rows(part.ids.len(), whole));
-        part.copies = 1 + rows.unwrap_or(0).saturating_sub(part.ids.len());
+        let rows = self.lanes.first().and_then(|lane| lane.taking.rows(part.rows(), whole));
+        part.copies = 1 + rows.unwrap_or(0).saturating_sub(part.rows());
         let may_halve = self.fixed.is_none() && part.ids.len() > 1;
         through(&mut self.lanes, &[], &Call { part, whole, sent, may_halve }, self.consumer)
     }

@@ -44,6 +44,14 @@ impl<'a> Part<'a> {
         }
     }
 
+    /// Rows of the inputs: as many as samples, but for a sample that is a batch itself.
+    pub(super) fn rows(&self) -> usize {
+        let samples = self.ids.len();
+        let mut extents = self.inputs.values().map(|tensor| tensor.shape().first().copied());
+        let first = extents.next().flatten().filter(|_| samples == 1);
+        first.filter(|_| extents.all(|extent| extent == first)).unwrap_or(samples)
+    }
+
     /// Names of the samples.
     pub fn names(&self) -> Vec<&'a str> {
         self.ids.iter().map(String::as_str).collect()
@@ -182,7 +190,7 @@ impl<'a> Lane<'a> {
         sent: Option<&crate::backend::Sent>,
         show: &mut Show<'_>,
     ) -> Result<(), BackendError> {
-        let samples = part.ids.len();
+        let samples = part.rows();
         let rows = self.taking.rows(samples, whole);
         let Some(filled) = rows.filter(|&rows| rows > samples) else {
             return self.source.give(part, Inputs { tensors: part.inputs, rows, sent }, show);

@@ -77,8 +77,16 @@ impl Subject {
         Ok(Self { float, folded, inputs, outputs, shapes, findings, float_types })
     }
 
-    /// What reading samples needs to know.
+    /// What reading samples needs to know: the first axis is open where it counts the samples of a call, fixed or not.
     pub fn input_specs(&self) -> Vec<InputSpec> {
+        let mut specs = self.specs();
+        if self.fixed_batch().is_some() && !self.takes_whole_inputs() {
+            specs.iter_mut().filter_map(|spec| spec.shape.first_mut()).for_each(|extent| *extent = None);
+        }
+        specs
+    }
+
+    fn specs(&self) -> Vec<InputSpec> {
         let spec = |info: &TensorInfo| InputSpec {
             name: info.name.clone(),
             element_type: info.element_type,
@@ -99,7 +107,7 @@ impl Subject {
             let extents = tensor.shape.iter().flat_map(|shape| &shape.dim);
             extents.map(|extent| extent.value.as_ref().filter(named)).collect::<Vec<_>>()
         };
-        let mut specs = self.input_specs();
+        let mut specs = self.specs();
         let batches: Vec<_> = self.inputs.iter().filter_map(|input| *names(&input.name).first()?).collect();
         for spec in &mut specs {
             for (extent, name) in spec.shape.iter_mut().zip(names(&spec.name)).skip(1) {

@@ -172,3 +172,29 @@ fn batches_devices_and_want_of_memory_change_no_figure() {
         }
     }
 }
+
+/// A sample may be what a call takes: all of its rows count, in every way that a call is filled up.
+#[test]
+fn a_sample_that_is_a_whole_batch_counts_with_all_its_rows() {
+    let Some(runtime) = fixture::runtime() else { return };
+    let spec = InputSpec { name: "x".to_owned(), element_type: None, shape: [3, 3, 8, 8].map(Some).to_vec() };
+    let dataset = RandomDataset::new(&[spec], 2, 3).unwrap().of_whole_inputs(true);
+    let stop = AtomicBool::new(false);
+    let control = || Control { threads: 1, stop: &stop, progress: &|_| {}, checkpoints: None };
+    let policy = BadPolicy { max_share: 0.0, strict: true };
+    let options = EvaluateOptions { batch: 4, policy, compare: CompareOptions::default() };
+    let figures = |fixed, device| {
+        let backend = FakeBackend { inner: &runtime, most: usize::MAX, device };
+        let build = |model| backend.build(&batched(model, fixed), &BuildOptions::default()).unwrap();
+        let (mut reference, mut target) = (build(fixture::float()), build(fixture::quantized()));
+        let mut targets: [&mut dyn Outputs; 1] = [&mut target];
+        let found = evaluate(&mut reference, &mut targets, &dataset, &[0, 1], &options, control()).unwrap();
+        results(found.targets[0].as_ref().unwrap())
+    };
+    let expected = figures(None, false);
+    for (fixed, device) in [(None, true), (Some(3), false), (Some(3), true)] {
+        let close = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-4 * b.abs().max(1e-3);
+        let found = figures(fixed, device);
+        assert!(found.iter().zip(&expected).all(close), "{fixed:?}, {device}: {found:?} is not {expected:?}");
+    }
+}

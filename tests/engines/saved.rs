@@ -7,10 +7,11 @@ use calib_test_support::root;
 use serde_json::{Value, json};
 use trtcalib::{
     npz::{read_npz, write_npz},
+    onnx::proto::NodeProto,
     tensor::{Tensor, TensorMap},
 };
 
-use super::{Engines, FLAVOUR, calib_command, ends, error_of, json, succeeds, text};
+use super::{Engines, FLAVOUR, calib_command, ends, error_of, json, models, succeeds, text};
 
 /// What `trtexec --exportOutput` writes: one batch, numbers of six digits as C++ prints them.
 fn exported_by_trtexec(outputs: &TensorMap) -> String {
@@ -23,8 +24,8 @@ fn exported_by_trtexec(outputs: &TensorMap) -> String {
     format!("[\n  {}\n]\n", outputs.iter().map(output).collect::<Vec<_>>().join("\n, "))
 }
 
-/// What Polygraphy's `--save-outputs` writes: one iteration for every eight samples.
-fn saved_by_polygraphy(outputs: &TensorMap) -> Value {
+/// What Polygraphy's `--save-outputs` writes: one iteration for every `batch` samples.
+fn saved_by_polygraphy(outputs: &TensorMap, batch: usize) -> Value {
     let samples = outputs.values().next().unwrap().shape()[0];
     let array = |tensor: &Tensor, first: usize, rows: usize| {
         let width: usize = tensor.shape()[1..].iter().product();
@@ -45,12 +46,12 @@ fn saved_by_polygraphy(outputs: &TensorMap) -> Value {
         json!({"values": {"array": text, "polygraphy_class": "ndarray"}, "polygraphy_class": "LazyArray"})
     };
     let iteration = |first: usize| {
-        let rows = 8.min(samples - first);
+        let rows = batch.min(samples - first);
         let outputs: BTreeMap<&String, Value> =
             outputs.iter().map(|(name, tensor)| (name, array(tensor, first, rows))).collect();
         json!({"outputs": outputs, "runtime": 0.1, "runner_name": "trt-runner", "polygraphy_class": "IterationResult"})
     };
-    let iterations: Vec<Value> = (0..samples).step_by(8).map(iteration).collect();
+    let iterations: Vec<Value> = (0..samples).step_by(batch).map(iteration).collect();
     json!({"lst": [["trt-runner-N0-11/27/26", iterations]], "polygraphy_class": "RunResults"})
 }
 
@@ -164,7 +165,7 @@ fn outputs_that_other_programs_saved_are_compared_like_the_engine_itself() {
     assert_eq!(outputs["logits"].shape()[0], 20);
 
     let polygraphy = engines.path("polygraphy.json");
-    fs::write(&polygraphy, saved_by_polygraphy(&outputs).to_string()).unwrap();
+    fs::write(&polygraphy, saved_by_polygraphy(&outputs, 8).to_string()).unwrap();
     let of = |found: &Value| found["targets"][0]["result"].clone();
     let found = json("", &[&compare[..], &["--target", &format!("saved:{polygraphy}")]].concat());
     assert_eq!(of(&found)["outputs"], of(&engine)["outputs"]);
@@ -221,6 +222,44 @@ fn what_polygraphy_wrote_is_compared_with_its_own_inputs_and_with_the_pictures()
     let other =
         ends(2, "", &["compare", "--ref", "ort", "--model", text(&model), "--data", &inputs, "--target", &inputs]);
     assert!(other.contains("inputs.json"), "{other}");
+}
+
+/// Polygraphy's inputs of a model that fixes its batch, beside an engine that is wrong in every row but the first.
+#[test]
+fn every_row_of_a_fixed_batch_is_a_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let save = |name: &str, errors: [f32; 4]| {
+        let add = NodeProto::new("Add", "add", &["x", "w"], &["y"]);
+        let weights = vec![models::weight("w", &[4, 1], errors.to_vec())];
+        let (x, y) = (vec![models::float("x", &[4, 8])], vec![models::float("y", &[4, 8])]);
+        models::save(folder.path(), name, vec![add], x, y, weights);
+    };
+    save("right", [0.0; 4]);
+    save("wrong", [0.0, 50.0, 50.0, 50.0]);
+    let (model, plan) = (at("right.onnx"), at("wrong.plan"));
+    let numbers = (0..96).map(|i| ((i * 53 % 97) as f32 - 48.0) / 4.0).collect();
+    let rows = Tensor::from_f32(vec![12, 8], numbers).unwrap();
+    write_npz(Path::new(&at("x.npz")), &TensorMap::from([("x".to_owned(), rows.clone())])).unwrap();
+    // Three calls of four rows, and what they give, which is what they are.
+    let calls = saved_by_polygraphy(&TensorMap::from([("y".to_owned(), rows)]), 4);
+    fs::write(at("y.json"), calls.to_string()).unwrap();
+    let feed = |call: &Value| json!({"x": call["outputs"]["y"]["values"]});
+    let feeds: Vec<Value> = calls["lst"][0][1].as_array().unwrap().iter().map(feed).collect();
+    fs::write(at("x.json"), Value::from(feeds).to_string()).unwrap();
+    succeeds(&["build", "--model", &at("wrong.onnx"), "--reference", &model, "--data", &at("x.json"), "-o", &plan]);
+    let of = |data: &str, samples: &str| {
+        let compare = ["compare", "--ref", "ort", "--model", &model, "--data", &at(data), "--samples", samples];
+        let found = json("", &[&compare[..], &["--target", &plan, "--target", &at("y.json")]].concat());
+        [0, 1].map(|target| found["targets"][target]["result"].clone())
+    };
+    for samples in ["0", "7"] {
+        let [engine, saved] = of("x.json", samples);
+        assert_eq!(engine["samples"], if samples == "0" { 12 } else { 7 });
+        assert!(engine["outputs"][0]["max_abs"].as_f64().unwrap() > 49.0, "{engine}");
+        assert_eq!(saved["outputs"][0]["max_abs"], 0.0, "{saved}");
+        assert_eq!([engine, saved], of("x.npz", samples));
+    }
 }
 
 /// Plans of TensorRT 8.6 and 10 begin as those of 11 do and tell no version.
