@@ -310,6 +310,11 @@ pub trait Runner: Send {
         1
     }
 
+    /// The same for samples like these inputs: where extents besides the batch are open, only theirs tell it.
+    fn least_batch_for(&mut self, _inputs: &TensorMap) -> usize {
+        self.least_batch()
+    }
+
     /// Samples that run side by side: batches of fewer leave cores idle.
     fn at_once(&self) -> usize {
         1

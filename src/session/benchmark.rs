@@ -189,15 +189,18 @@ impl BenchOptions {
         self.specs.iter().map(|spec| Spec::parse(spec)).collect()
     }
 
-    /// The least batch that all engines take: sidecars tell it, or else the engines themselves.
-    fn least_batch(&self) -> Result<usize, PipelineError> {
+    /// The least batch that all engines take: sidecars tell it, or else the engines themselves, of samples like `first` where
+    /// that is known.
+    fn least_batch(&self, first: Option<&TensorMap>) -> Result<usize, PipelineError> {
         let mut least = 1;
         for spec in self.specs()? {
             let Spec::Engine(path) = spec else { continue };
-            let own = match EngineSidecar::beside(&path)?.as_ref().and_then(batches) {
-                Some([min, ..]) => min,
-                None => run_engine(&path, &RunnerOptions::default())?.least_batch(),
+            let told = EngineSidecar::beside(&path)?.as_ref().and_then(batches).map(|[min, ..]| min);
+            let ask = || -> Result<usize, PipelineError> {
+                let mut engine = run_engine(&path, &RunnerOptions::default())?;
+                Ok(if let Some(first) = first { engine.least_batch_for(first) } else { engine.least_batch() })
             };
+            let own = told.map_or_else(ask, Ok)?;
             least = least.max(own);
         }
         Ok(least)
@@ -228,7 +231,7 @@ impl BenchOptions {
         config.model = config.model.take().or(fallback);
         config.random_data |= config.data.is_none();
         let asked = self.batches.iter().copied().max();
-        config.calib_samples = asked.map_or_else(|| self.least_batch(), Ok)?;
+        config.calib_samples = asked.map_or_else(|| self.least_batch(None), Ok)?;
         Ok(())
     }
 }
@@ -249,7 +252,10 @@ impl Session {
             warn_of_cache(&self.host, runtime_cache.as_ref())?;
         }
         let batches = match &options.batches[..] {
-            [] => &[self.subject.usual_batch().max(options.least_batch()?)],
+            [] => {
+                let usual = self.subject.usual_batch();
+                &[usual.max(options.least_batch(Some(&first_batch(self, usual)?))?)]
+            }
             given => given,
         };
         let inputs = batches.iter().map(|&batch| first_batch(self, batch)).collect::<Result<Vec<_>, _>>()?;

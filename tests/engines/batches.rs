@@ -1,11 +1,15 @@
 //! Batches that an engine takes, and models that are put together in less common ways.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use calib_test_support::root;
 use prost::Message;
 use serde_json::Value;
-use trtcalib::onnx::proto::{ModelProto, StringStringEntryProto};
+use trtcalib::{
+    npz::write_npz,
+    onnx::proto::{ModelProto, NodeProto, StringStringEntryProto},
+    tensor::{Tensor, TensorMap},
+};
 
 use super::{Engines, calib_command, ends, error_of, json, models, succeeds, text};
 
@@ -38,6 +42,36 @@ fn a_profile_that_does_not_begin_at_one_fills_the_last_batch() {
         let error = ends(2, "", &["bench", &plan, "--seconds", "0.02", "--batch", "1"]);
         assert!(error.contains("batch"), "{error}");
     }
+}
+
+/// The same where only the samples tell what the profile is for.
+#[test]
+fn a_last_batch_is_filled_where_other_extents_are_open_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let mean = NodeProto::new("GlobalAveragePool", "mean", &["x"], &["y"]);
+    let (x, y) = (vec![models::float("x", &[-1, 2, -2, -3])], vec![models::float("y", &[-1, 2, 1, 1])]);
+    models::save(folder.path(), "any", vec![mean], x, y, vec![]);
+    let numbers = (0..9 * 48).map(|i| ((i * 53 % 97) as f32 - 48.0) / 4.0).collect();
+    let pictures = Tensor::from_f32(vec![9, 2, 4, 6], numbers).unwrap();
+    write_npz(Path::new(&at("x.npz")), &TensorMap::from([("x".to_owned(), pictures)])).unwrap();
+    let (model, plan, bare) = (at("any.onnx"), at("any.plan"), at("bare.plan"));
+    let build = ["build", "--model", &model, "--data", &at("x.npz"), "-o", &plan];
+    succeeds(&[&build[..], &["--profile", "x=3x2x4x4:4x2x4x6:4x2x8x8"]].concat());
+    fs::copy(&plan, &bare).unwrap();
+    let named = ["--model", &model, "--data", &at("x.npz")];
+    for plan in [&plan, &bare] {
+        let compare = ["compare", "--ref", "ort", "--target", plan, "--batch", "4", "--gate", "top1=1"];
+        let found = json("", &[&compare[..], &named].concat());
+        assert_eq!(found["targets"][0]["result"]["samples"], 9, "{found}");
+        assert!(sqnr(&found) > 80.0, "{found}");
+        let out = at("out");
+        let bisect = ["bisect", "--target", plan, "--find", "first", "--samples", "5", "--batch", "4", "--out", &out];
+        let told = succeeds(&[&bisect[..], &named].concat());
+        assert!(told.contains("nothing probed is beyond the threshold"), "{told}");
+    }
+    let timed = json("", &[&["bench", &bare, "--seconds", "0.02"], &named[..]].concat());
+    assert_eq!(timed["measurements"][0]["times"]["batch"], 3, "{timed}");
 }
 
 /// The model that an engine was built from is another one by now: it explains nothing of the engine.

@@ -22,7 +22,11 @@ use trtx::{TensorIOMode, TensorLocation, interfaces::ReportLayerTime, trtx_sys::
 
 #[cfg(feature = "tensorrt-rtx")]
 use super::runtime_cache::Kernels;
-use super::{Engine, RunnerOptions, TensorRtError, log::Turn, profile::least_batch};
+use super::{
+    Engine, RunnerOptions, TensorRtError,
+    log::Turn,
+    profile::{least_batch, least_batch_for},
+};
 use crate::{
     backend::{
         BackendError, LayerTime, Phases, Runner, TensorInfo, Visit,
@@ -385,6 +389,22 @@ impl Runner for EngineRunner {
 
     fn least_batch(&self) -> usize {
         self.least_batch
+    }
+
+    fn least_batch_for(&mut self, inputs: &TensorMap) -> usize {
+        let is_bound = |bound: &Bound| {
+            bound.inputs.iter().all(|slot| inputs.get(&slot.name).is_some_and(|tensor| tensor.shape() == slot.shape))
+        };
+        if self.bound.as_ref().is_some_and(is_bound) || check_inputs(&self.inputs, inputs).is_err() {
+            return self.least_batch;
+        }
+        // Asking binds other shapes; where the stream cannot be waited for, running says why.
+        if wait(&self.stream).is_err() {
+            return self.least_batch;
+        }
+        self.bound = None;
+        let _asked = Turn::take();
+        least_batch_for(&mut self.context, &self.inputs, inputs).unwrap_or(self.least_batch)
     }
 
     fn phases(&self) -> Option<Phases> {
