@@ -78,7 +78,7 @@ fn graph(names: &[String]) -> ModelGraph {
 }
 
 fn drawn<'a>(name: &'a str, graph: &'a ModelGraph) -> Drawn<'a> {
-    Drawn { name, graph, report: None }
+    Drawn { name, graph, report: None, profile: None }
 }
 
 /// A bisection of a model of 500 operators with hostile names, which tried a plan for every number of them up to 12.
@@ -150,7 +150,7 @@ fn the_pages_work_and_nothing_foreign_runs() {
         ("report", page),
         ("runs", runs_html(&runs, &[]).unwrap()),
         ("regressions", runs_html(&runs, &runs[..1]).unwrap()),
-        ("bisection", bisection_html(&bisection()).unwrap()),
+        ("bisection", bisection_html(&bisection(), None).unwrap()),
         ("graph", graph_html(drawn(HOSTILE, &graph(&[])), None).unwrap()),
         ("graphs", graph_html(drawn(HOSTILE, &graph(&[])), Some(drawn("b", &graph(&["other".to_owned()])))).unwrap()),
     ];

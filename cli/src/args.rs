@@ -390,9 +390,18 @@ pub struct InspectArgs {
     /// Draw a model's graph as a page, to `--output`
     #[arg(long, conflicts_with_all = ["check", "all"])]
     pub graph: bool,
-    /// Second model to draw below it, with what differs
+    /// Second model to draw beside it, with what differs
     #[arg(long, value_name = "FILE", requires = "graph")]
     pub against: Option<PathBuf>,
+    /// Run whose errors, decisions and times colour the picture [default: the one that the model lies in]
+    #[arg(long, value_name = "RUN", requires = "graph")]
+    pub report: Option<PathBuf>,
+    /// Times of the engine's layers to colour by, from trtexec --exportProfile
+    #[arg(long, value_name = "FILE", requires = "graph")]
+    pub profile: Option<PathBuf>,
+    /// The engine's layers, from trtexec --exportLayerInfo: they tell which nodes the times are of
+    #[arg(long, value_name = "FILE", requires = "profile")]
+    pub layers: Option<PathBuf>,
     /// Page to write with --graph
     #[arg(short, long, value_name = "FILE", requires = "graph", default_value = "graph.html")]
     pub output: PathBuf,

@@ -1,5 +1,7 @@
 //! What `calib bisect` found, as one serializable value: `bisect.json`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -45,6 +47,12 @@ pub struct Findings {
     /// What the worst operators do to the outputs, each quantized alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<OutputNoise>,
+    /// SQNR of the result of every operator with all of them quantized, in decibels, by node; absent without error.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub accumulated_sqnr_db: BTreeMap<String, f64>,
+    /// Median milliseconds of every operator in float, each alone on this machine's processor, where lifting costs time.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub float_ms: BTreeMap<String, f64>,
     /// The first divergence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first: Option<FirstDivergence<TensorDivergence>>,

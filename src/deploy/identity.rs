@@ -179,7 +179,7 @@ fn fits(shape: &[i64], declared: &TensorInfo) -> bool {
 
 /// What a layer's name may hold of nodes: `a + PWN(b)`, `Reformatting CopyNode for Input Tensor 0 to c`,
 /// `{ForeignNode[d...e]}`.
-fn parts(layer: &str) -> impl Iterator<Item = &str> {
+pub(super) fn parts(layer: &str) -> impl Iterator<Item = &str> {
     layer.split(" + ").flat_map(|piece| {
         let fine = piece.split(['(', ')', '{', '}', '[', ']', ',']).flat_map(|part| part.split("..."));
         [piece, piece.rsplit(" to ").next().unwrap_or(piece)].into_iter().chain(fine).filter(|part| !part.is_empty())

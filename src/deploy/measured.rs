@@ -396,22 +396,12 @@ fn take(report: &mut Report, all: Vec<(usize, Figures)>) -> Vec<String> {
             found.elsewhere.speedup =
                 figures.map(|figures| Speedup { against: format!("{against} on {machine}"), figures });
         }
-        // Rows of layers are about the first quantized model, whatever single nodes of it are in.
-        let about = report
-            .precisions
-            .iter()
-            .find(|row| row.quantized_nodes.is_some() && matches!(&*row.precision, "int8" | "fp8"));
-        if about.is_some_and(|about| about.precision == report.precisions[row].precision) {
-            let there = &found.elsewhere.machine.name;
-            let before = report.layers.iter().filter_map(|layer| layer.time.as_ref()).map(|time| &time.machine);
-            let before: BTreeSet<&String> = before.filter(|machine| *machine != there).collect();
-            if let (Some(before), false) = (before.first(), found.elsewhere.layer_times.is_empty()) {
-                notes.push(format!(
-                    "the times of layers in table and picture are those of {there} now, no more of {before}"
-                ));
-            }
+        if report.layers_of().is_some_and(|about| about.precision == report.precisions[row].precision) {
             for layer in &mut report.layers {
-                layer.time = node_time(layer, &found).or(layer.time.take());
+                if let Some(time) = node_time(layer, &found) {
+                    layer.times.retain(|other| other.machine != time.machine);
+                    layer.times.push(time);
+                }
             }
         }
         let kept = &mut report.precisions[row].measured_elsewhere;

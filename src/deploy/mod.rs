@@ -12,6 +12,7 @@
 //! The scripts leave `deploy.tar`: manifest, expected outputs, and in `measured/` the machine, the models' SHA-256 and for
 //! each precision what trtexec exports. `measured` reads it into a report.
 
+mod exported;
 mod figures;
 mod folder;
 mod identity;
@@ -22,6 +23,7 @@ mod pack;
 mod script;
 mod times;
 
+pub use exported::{engine_layers, engine_profile, times_of};
 pub use folder::{Given, ToDeploy, check_free, write};
 pub use manifest::{DeployedModel, GivenInput, MANIFEST_FORMAT_VERSION, Manifest};
 pub use measured::{Files, measured_archive, measured_files};

@@ -137,7 +137,7 @@ impl Layer {
             candidates: BTreeMap::new(),
             clipped: None,
             histogram: None,
-            time: None,
+            times: Vec::new(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use askama::Template;
 
 use super::{
-    AdviceLevel,
+    AdviceLevel, Report,
     assemble::{figure, figures, is_share, shown_beside},
     charts, format,
     graph::Picture,
@@ -29,8 +29,14 @@ use crate::{
     compare::{Direction, Gate},
 };
 
-/// The page of a bisection.
-pub fn bisection_html(findings: &Findings) -> Result<String, askama::Error> {
+/// The page of a bisection. `run` is that of the same model in whose folder it lies: where that looked into the same
+/// precision, the picture has what it knows of nodes.
+pub fn bisection_html(findings: &Findings, run: Option<&Report>) -> Result<String, askama::Error> {
+    let is_of = |report: &&Report| {
+        report.model.hash == findings.model_hash
+            && report.layers_of().is_some_and(|row| row.precision == findings.target)
+    };
+    let run = run.filter(is_of);
     let model = format::file_name(&findings.model);
     let layers = layers(findings);
     let op_types: BTreeSet<&str> = findings.layers.iter().map(|layer| layer.op_type.as_str()).collect();
@@ -44,7 +50,8 @@ pub fn bisection_html(findings: &Findings) -> Result<String, askama::Error> {
         profile: profile(findings),
         layers: &layers,
         tensors: tensors(findings),
-        network: Picture::of_findings(findings),
+        network: Picture::of_findings(findings, run),
+        told_by: run.map(|report| report.created.as_str()),
         first: first(findings),
         looked: looked(findings),
         hints: Hint::once(findings.advice.iter().map(hint).collect()),
@@ -60,6 +67,8 @@ struct Page<'a> {
     findings: &'a Findings,
     model: &'a str,
     network: Option<Picture>,
+    /// When the run ended whose knowledge the picture shows too.
+    told_by: Option<&'a str>,
     /// Whether a plan passes, what to call it if none does, and the sentence.
     verdict: Option<(bool, &'static str, String)>,
     plan: Option<Plan<'a>>,
@@ -261,8 +270,18 @@ fn layers(findings: &Findings) -> Table {
         Column::text("Operator", "op_type"),
         Column::number("Outputs", "outputs_sqnr_db", "SQNR of the model's outputs with only this operator quantized"),
         Column::number("Result", "layerwise_sqnr_db", "SQNR of the operator's own result from float inputs"),
-        Column::number("Weights", "weight_sqnr_db", "The same with only the weights quantized"),
-        Column::number("Activations", "activation_sqnr_db", "The same with only the activations quantized"),
+        Column::number("Added up", "accumulated_sqnr_db", "SQNR of the operator's result with all of them quantized"),
+        Column::number(
+            "Float ms",
+            "float_ms",
+            "Median time of the operator in float, alone on this machine's processor",
+        ),
+        Column::number(
+            "Weights",
+            "weight_sqnr_db",
+            "SQNR of the operator's own result with only the weights quantized",
+        ),
+        Column::number("Activations", "activation_sqnr_db", "The same with only its activations quantized"),
         Column::number("Saturated", "saturated", "Largest share of an input's values beyond its range"),
         Column::number(
             "… of its noise",
@@ -286,6 +305,11 @@ fn layers(findings: &Findings) -> Table {
             Cell::text(&layer.op_type),
             sqnr(outputs.get(layer.node.as_str()).and_then(|output| output.sqnr_db)),
             sqnr(layer.layerwise_sqnr_db),
+            sqnr(findings.accumulated_sqnr_db.get(&layer.node).copied()),
+            findings
+                .float_ms
+                .get(&layer.node)
+                .map_or_else(Cell::missing, |&ms| Cell::number(ms, format::significant(ms, 3))),
             sqnr(layer.weight_sqnr_db),
             sqnr(layer.activation_sqnr_db),
             of(|a| a.saturated),
@@ -454,7 +478,7 @@ mod tests {
         );
         let csv = layers(&findings).csv().unwrap();
         assert!(csv.lines().nth(1).unwrap().starts_with("2,<b>a,Conv,10,5,"), "{csv}");
-        let page = bisection_html(&findings).unwrap();
+        let page = bisection_html(&findings, None).unwrap();
         assert!(page.contains("3 engines were built") && page.contains("<code>&#60;b&#62;t</code> changes the engine"));
         assert!(!page.contains("<b>a") && !page.contains("<b>t") && page.matches("<script").count() == 1);
         // What the advice's text names already is not listed below it again.

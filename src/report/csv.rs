@@ -62,7 +62,8 @@ pub fn layers_csv(report: &Report, to: impl Write) -> csv::Result<()> {
         let range = [layer.min, layer.max, layer.amax, layer.offset, layer.scale].map(single);
         let thresholds = methods.map(|(_, method)| single(layer.candidates.get(&method).copied()));
         let fields = names.into_iter().chain(errors).chain(range).chain([double(layer.clipped)]).chain(thresholds);
-        let time = layer.time.as_ref();
+        // A line for each layer: of several machines the one that was measured last.
+        let time = layer.times.last();
         let texts = [time.map(|time| &*time.engine_layer), time.map(|time| &*time.machine)];
         let texts = texts.map(|text| text_field(text.unwrap_or_default()));
         let fields = fields.chain([double(time.map(|time| time.ms))]).chain(texts);

@@ -388,7 +388,7 @@ fn layers(count: usize) -> Vec<Layer> {
         let spread = if weak { 0.05 } else { 0.24 };
         let share = |bin: usize| (-(bin as f64 / 64.0 / spread).powi(2)).exp();
         Layer {
-            time: None,
+            times: Vec::new(),
             node: format!("/blocks.{}/{part}/{op_type}", i / 4),
             op_type: op_type.into(),
             tensor: format!("/blocks.{}/{part}/{op_type}_output_0", i / 4),

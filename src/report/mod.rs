@@ -28,7 +28,7 @@ mod table;
 pub use bisection::bisection_html;
 pub use csv::layers_csv;
 pub use format::{bytes, rfc3339, shell_word};
-pub use graph::{Drawn, graph_html};
+pub use graph::{Drawn, NodeTimes, graph_html};
 pub use html::{html, html_with};
 pub use json::schema;
 pub use junit::{failed_junit, junit};

@@ -82,6 +82,14 @@ pub struct Report {
     pub thumbnails: BTreeMap<String, String>,
 }
 
+impl Report {
+    /// The precision that `layers` and `graph` are about: the first of 8 bits, whatever single nodes of it are in.
+    pub(crate) fn layers_of(&self) -> Option<&Precision> {
+        let of_8_bits = |row: &&Precision| matches!(&*row.precision, "int8" | "fp8") && row.quantized_nodes.is_some();
+        self.precisions.iter().find(of_8_bits)
+    }
+}
+
 /// What was waited for in one stage of the work.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StageTime {
@@ -450,9 +458,9 @@ pub struct Layer {
     /// Magnitudes seen in calibration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub histogram: Option<Histogram>,
-    /// Time on the machine that was measured last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub time: Option<NodeTime>,
+    /// Its time on every machine that measured it, those measured last behind the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub times: Vec<NodeTime>,
 }
 
 /// Distribution of |x|, coarse enough to draw.

@@ -12,7 +12,7 @@ use super::{Report, graph::of_report};
 const COLOURS: [&str; 3] = ["#ff8f85", "#e6b35c", "#82b1f0"];
 
 /// What can be laid over the model, by its name in a file's name; only what the report knows.
-pub fn model_explorer(report: &Report) -> Vec<(&'static str, Value)> {
+pub fn model_explorer(report: &Report) -> Vec<(String, Value)> {
     let known = of_report(report);
     let numbers = |values: &BTreeMap<&str, f64>| -> serde_json::Map<String, Value> {
         values.iter().map(|(node, value)| ((*node).to_owned(), json!({ "value": value }))).collect()
@@ -23,10 +23,14 @@ pub fn model_explorer(report: &Report) -> Vec<(&'static str, Value)> {
         let thresholds = thresholds.map(|(value, colour)| json!({ "value": value, "bgColor": colour }));
         json!({ "name": name, "results": numbers(values), "thresholds": thresholds })
     };
-    let times = known.time.iter().map(|(&node, &(ms, _))| (node, ms)).collect();
-    let machines = known.machines.iter().copied().collect::<Vec<_>>().join(", ");
-    let measured = format!("time of the engine's layer on {machines} (ms)");
     let gradient = [(0, "#ffffff"), (1, COLOURS[0])].map(|(stop, colour)| json!({ "stop": stop, "bgColor": colour }));
+    let time = |(place, (machine, nodes)): (usize, (&&str, &BTreeMap<&str, (f64, &str)>))| {
+        let times = nodes.iter().map(|(&node, &(ms, _))| (node, ms)).collect();
+        let measured = format!("time of the engine's layer on {machine} (ms)");
+        // Names of machines are no names of files.
+        let name = if place == 0 { "time".to_owned() } else { format!("time{}", place + 1) };
+        (name, json!({ "name": measured, "results": numbers(&times), "gradient": gradient }))
+    };
     let words = |of: &dyn Fn(&crate::quantize::GraphNode) -> Option<String>, name: &str| {
         let nodes = report.graph.iter().flat_map(|graph| &graph.nodes);
         let results: serde_json::Map<String, Value> =
@@ -40,7 +44,10 @@ pub fn model_explorer(report: &Report) -> Vec<(&'static str, Value)> {
         ("accumulated", errors(&known.accumulated, "accumulated SQNR (dB)")),
         ("precision", precision),
         ("rule", rule),
-        ("time", json!({ "name": measured, "results": numbers(&times), "gradient": gradient })),
     ];
-    all.into_iter().filter(|(_, data)| data["results"].as_object().is_some_and(|results| !results.is_empty())).collect()
+    let all = all.into_iter().map(|(name, data)| (name.to_owned(), data));
+    let times = known.times.iter().enumerate().map(time);
+    all.chain(times)
+        .filter(|(_, data)| data["results"].as_object().is_some_and(|results| !results.is_empty()))
+        .collect()
 }

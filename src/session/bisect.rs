@@ -5,7 +5,7 @@ mod look;
 mod plan;
 mod subject;
 
-use std::{path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use subject::Bisection;
 
@@ -14,6 +14,7 @@ use crate::{
     analyse::{
         advice::about_layers,
         cost::Cost,
+        graphwise::{TensorDivergence, shared_tensors},
         layerwise::{output_noise, worst},
         operators::Pair,
     },
@@ -24,6 +25,7 @@ use crate::{
     },
     compare::Needs,
     config::RunConfig,
+    onnx::Model,
     quantize::Precision,
     report::{Report, bisection_html},
 };
@@ -180,6 +182,8 @@ impl Session {
             backend: None,
             layers: Vec::new(),
             outputs: Vec::new(),
+            accumulated_sqnr_db: BTreeMap::new(),
+            float_ms: BTreeMap::new(),
             first: None,
             tensors: None,
             probes: None,
@@ -205,13 +209,14 @@ impl Session {
         }
         findings.seconds = started.elapsed().as_secs_f64();
         let (data, page) = (bisection.out.join("bisect.json"), bisection.out.join("bisect.html"));
+        // A run's report in the same folder shows the trade-off too, and the bisection's page what the run knows.
+        let report = Report::read(&bisection.out.join("report.json"));
+        let report = report.ok().filter(|report| report.model.hash == findings.model_hash);
         write_json(&data, &findings)?;
-        write_atomic(&page, bisection_html(&findings).map_err(PipelineError::render)?.as_bytes())?;
+        write_atomic(&page, bisection_html(&findings, report.as_ref()).map_err(PipelineError::render)?.as_bytes())?;
         self.host.wrote(&data);
         self.host.wrote(&page);
-        // A run's report in the same folder shows the trade-off too.
-        let report = Report::read(&bisection.out.join("report.json"));
-        if let Some(report) = report.ok().filter(|report| report.model.hash == findings.model_hash) {
+        if let Some(report) = report {
             write_atomic(&bisection.out.join("report.html"), page_of(&report, &bisection.out)?.as_bytes())?;
         }
         bisection.checkpoints.map(Checkpoints::finish).transpose()?;
@@ -236,10 +241,29 @@ fn layers(bisection: &Bisection<'_>, findings: &mut Findings) -> Result<(), Pipe
         bisection.first_of(OUTPUT_SAMPLES),
         &session.output_noise_options(),
     )?;
+    findings.accumulated_sqnr_db = accumulated(bisection, &quantized, &pair)?;
     findings.advice = about_layers(&findings.layers, &findings.outputs, &bisection.commands());
     if !bisection.options.scheme.precision.is_quantized() {
         // The commands are about ranges and plans, which 16-bit floats have not.
         findings.advice.iter_mut().for_each(|advice| advice.command = None);
     }
     Ok(())
+}
+
+/// How far the result of every operator is off with all of them quantized, by node.
+fn accumulated(
+    bisection: &Bisection<'_>,
+    quantized: &Model,
+    pair: &Pair<'_>,
+) -> Result<BTreeMap<String, f64>, PipelineError> {
+    let of: BTreeMap<&str, &str> = pair.operators.iter().map(|own| (&*own.tensor, &*own.node)).collect();
+    let mut sites = shared_tensors(&bisection.float, quantized)?;
+    sites.retain(|site| of.contains_key(&*site.tensor));
+    if sites.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let found = bisection.session.graphwise(&bisection.float, quantized, &sites, bisection.first_of(LAYER_SAMPLES))?;
+    let error =
+        |tensor: &TensorDivergence| Some(((*of.get(&*tensor.site.tensor)?).to_owned(), tensor.difference.sqnr_db?));
+    Ok(found.tensors.iter().filter_map(error).collect())
 }

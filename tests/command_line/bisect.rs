@@ -151,6 +151,29 @@ fn the_budget_holds_and_a_gate_at_fault_is_said() {
 }
 
 #[test]
+fn a_look_into_layers_tells_what_has_added_up_too() {
+    let Some(demo) = Demo::open() else { return };
+    let (layers, ..) = demo.bisect("layers", &["--find", "layers"]);
+    // Layers are looked into on 16 samples.
+    let arguments = demo.arguments("tensors", &["--find", "tensors"]).into_iter();
+    let arguments = arguments.map(|word| if word == "24" { "16".to_owned() } else { word });
+    calib().unwrap().args(arguments).assert().success();
+    let tensors = json(&demo.path("tensors").join("bisect.json"));
+    let tensors = tensors["tensors"]["tensors"].as_array().unwrap();
+    let added_up = layers["accumulated_sqnr_db"].as_object().unwrap();
+    let mut compared = 0;
+    for layer in layers["layers"].as_array().unwrap() {
+        let there = tensors.iter().find(|tensor| tensor["tensor"] == layer["tensor"]).unwrap();
+        let db = added_up[layer["node"].as_str().unwrap()].as_f64().unwrap();
+        assert!((db - there["sqnr_db"].as_f64().unwrap()).abs() < 1e-9, "{layer} {there}");
+        compared += 1;
+    }
+    assert!(compared > 10);
+    let page = std::fs::read_to_string(demo.path("layers").join("bisect.html")).unwrap();
+    assert!(page.contains("data-key=\"accumulated_sqnr_db\""));
+}
+
+#[test]
 fn groups_costs_and_strategies_lead_to_plans_that_pass() {
     let Some(demo) = Demo::open() else { return };
     for extra in [
@@ -168,6 +191,12 @@ fn groups_costs_and_strategies_lead_to_plans_that_pass() {
                 (0..8).all(|block| blocks(&format!("/blocks/blocks.{block}/")) != 1),
                 "blocks stay whole: {plan:?}"
             );
+        }
+        let times = found["float_ms"].as_object();
+        assert_eq!(times.is_some(), extra.contains(&"time"), "{extra:?}");
+        if let Some(times) = times {
+            let page = std::fs::read_to_string(demo.path("--group-byblocks.d+--costtime").join("bisect.html")).unwrap();
+            assert!(times.values().all(|ms| ms.as_f64() > Some(0.0)) && page.contains("this processor, in float"));
         }
         let curve = found["plan"]["curve"].as_array().unwrap();
         let of = |key: &str| curve.iter().map(|point| point[key].as_f64().unwrap()).collect::<Vec<_>>();

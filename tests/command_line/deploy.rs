@@ -120,9 +120,9 @@ fn what_another_machine_measured_completes_the_report() {
     assert!(sqnr("model") < 40.0 && (sqnr("together") - sqnr("model")).abs() < 1.0);
     assert_eq!(row("fp16")["measured_elsewhere"], Value::Null);
     let timed: Vec<_> =
-        found["layers"].as_array().unwrap().iter().filter(|layer| layer["time"] != Value::Null).collect();
+        found["layers"].as_array().unwrap().iter().filter(|layer| layer["times"] != Value::Null).collect();
     assert!(!timed.is_empty() && timed.iter().all(|layer| layer["node"] == node.as_str()));
-    assert_eq!((&timed[0]["time"]["ms"], &timed[0]["time"]["nodes"]), (&json!(0.3), &json!(2)));
+    assert_eq!((&timed[0]["times"][0]["ms"], &timed[0]["times"][0]["nodes"]), (&json!(0.3), &json!(2)));
     let page = fs::read_to_string(run.join("report.html")).unwrap();
     for text in [
         "Measured elsewhere",
@@ -253,4 +253,83 @@ fn outputs_that_are_not_finite_are_the_engines_fault() {
     let page = fs::read_to_string(run.join("report.html")).unwrap();
     assert!(page.contains("not finite") && page.contains("lost in the engine, not by quantization"));
     assert!(!page.contains("not by the engine"), "nothing but NaN is no faultless engine");
+}
+
+/// What a page's picture knows: nodes, and the times of every machine.
+fn picture(page: &Path) -> Value {
+    let text = fs::read_to_string(page).unwrap();
+    let data = text.split("data-graph>").nth(1).unwrap().split("</script>").next().unwrap();
+    serde_json::from_str(data).unwrap()
+}
+
+#[test]
+fn pictures_are_coloured_by_what_runs_and_trtexec_tell() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((run, node)) = deployed(folder.path()) else { return };
+    let given = |name: &str| folder.path().join("given").join(name).to_str().unwrap().to_owned();
+    let page = folder.path().join("graph.html");
+    let draw = |file: &str, extra: &[&str]| {
+        let mut command = calib().unwrap();
+        command.args(["inspect", "--graph", file, "-o"]).arg(&page).args(extra);
+        command
+    };
+    // The layers alone are a graph; a profile gives each its time.
+    let (layers, profile) = (given("int8.layers.json"), given("int8.profile.json"));
+    draw(&layers, &["--profile", &profile]).assert().success();
+    let found = picture(&page);
+    assert_eq!((&found["n"][0][0], &found["m"]), (&json!("fused"), &json!([["int8.profile.json", [0.3], [0]]])));
+    let place = |found: &Value| {
+        let nodes = found["n"].as_array().unwrap();
+        nodes.iter().position(|drawn| drawn[0] == node.as_str()).unwrap()
+    };
+    // Of the float model, the run tells errors by the names of nodes, and the layers which nodes have the time.
+    let demo = super::demo("demo.onnx");
+    let (demo, told) = (demo.to_str().unwrap(), run.to_str().unwrap());
+    draw(demo, &["--report", told, "--profile", &profile, "--layers", &layers]).assert().success();
+    let found = picture(&page);
+    let own = json(&run.join("report.json"))["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|row| row["node"] == node.as_str())
+        .unwrap()
+        .clone();
+    let [by_itself, added_up] = [4, 5].map(|at| found["n"][place(&found)][at].as_f64().unwrap());
+    assert!((by_itself - own["layerwise_sqnr_db"].as_f64().unwrap()).abs() < 0.006, "{own}");
+    assert!((added_up - own["graphwise_sqnr_db"].as_f64().unwrap()).abs() < 0.006, "{own}");
+    assert_eq!((&found["m"][0][1], &found["m"][0][2][place(&found)]), (&json!([0.3]), &json!(0)));
+    // Names that nothing is called by, and a run of another model.
+    let error = error_of(&mut draw(demo, &["--profile", &profile]));
+    assert!(error.contains("needs the engine's --layers"), "{error}");
+    let error = error_of(&mut draw(&layers, &["--report", told]));
+    assert!(error.contains("the run is of another model than int8.layers.json"), "{error}");
+    fs::write(given("names.json"), r#"{ "Layers": ["a", "b"] }"#).unwrap();
+    let error = error_of(&mut draw(&given("names.json"), &[]));
+    assert!(error.contains("profilingVerbosity=detailed"), "{error}");
+
+    // Two machines stay apart, in the report and in the page of a bisection beside it.
+    let mut bisect = calib().unwrap();
+    let config = super::root().join("configs/demo.toml");
+    bisect.args(["bisect", "--find", "layers", "--tensorrt", "off", "--config"]).arg(config).arg("--table");
+    bisect.arg(run.join("calibration.json")).arg("--out").arg(&run).assert().success();
+    assert_eq!(picture(&run.join("bisect.html"))["m"], json!([]));
+    for (machine, name) in [("Orin", "int8"), ("RTX", "rtx")] {
+        let times = json!([{ "count": 10 }, { "name": "fused", "timeMs": 1, "averageMs": if name == "rtx" { 0.1 } else { 0.3 } }]);
+        fs::write(given(&format!("{name}.profile.json")), times.to_string()).unwrap();
+        let [profile, layers] = [format!("int8={}", given(&format!("{name}.profile.json"))), format!("int8={layers}")];
+        let mut command = calib().unwrap();
+        command.arg("report").arg(&run).args(["--profile", &profile, "--layers", &layers, "--machine", machine]);
+        command.assert().success();
+    }
+    let report = json(&run.join("report.json"));
+    let row = report["layers"].as_array().unwrap().iter().find(|row| row["node"] == node.as_str()).unwrap();
+    let times: Vec<_> = row["times"].as_array().unwrap().iter().map(|time| (&time["machine"], &time["ms"])).collect();
+    assert_eq!(times, [(&json!("Orin"), &json!(0.3)), (&json!("RTX"), &json!(0.1))]);
+    for page in ["report.html", "bisect.html"] {
+        let found = picture(&run.join(page));
+        let machines: Vec<_> = found["m"].as_array().unwrap().iter().map(|time| (&time[0], &time[1])).collect();
+        assert_eq!(machines, [(&json!("Orin"), &json!([0.3])), (&json!("RTX"), &json!([0.1]))], "{page}");
+    }
+    let page = fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(page.contains("ms on Orin") && page.contains("ms on RTX"));
 }

@@ -73,7 +73,8 @@ pub(super) fn check(command: &Command) -> anyhow::Result<()> {
             outputs.extend(args.output.iter().chain(&args.model_explorer).cloned());
         }
         Command::Inspect(args) if args.graph => {
-            inputs.extend([&args.file].into_iter().chain(&args.against).cloned());
+            let further = [&args.against, &args.report, &args.profile, &args.layers].into_iter().flatten();
+            inputs.extend([&args.file].into_iter().chain(further).cloned());
             outputs.push(args.output.clone());
         }
         Command::Inspect(_) | Command::Demo(_) | Command::Doctor | Command::Completions { .. } | Command::Man => {}

@@ -91,7 +91,7 @@ fn overlays(path: &Path, reports: &[(String, Report)]) -> anyhow::Result<Vec<Pat
     let found = model_explorer(report);
     anyhow::ensure!(!found.is_empty(), "the report knows nothing of single nodes to lay over the model");
     let ending = path.extension().map_or_else(|| "json".into(), |ending| ending.to_string_lossy().into_owned());
-    let write = |(name, data): (&str, serde_json::Value)| {
+    let write = |(name, data): (String, serde_json::Value)| {
         let file = path.with_extension(format!("{name}.{ending}"));
         write_json(&file, &data)?;
         Ok(file)

@@ -20,8 +20,9 @@
 
   function network(root) {
     const find = (name) => root.querySelector(`[data-${name}]`);
-    const { n: nodes, p: precisions, r: rules, d: differences, b: blocks, m: machines } = JSON.parse(find("graph").textContent);
+    const { n: nodes, t: operators, p: precisions, r: rules, d: differences, b: blocks, m: machines } = JSON.parse(find("graph").textContent);
     const value = (node, at) => nodes[node][at] ?? null;
+    const operatorOf = (node) => operators[nodes[node][1]];
     const isBlock = (id) => id % 2 === 1;
     const homes = [];
     blocks.forEach((block, index) => block.c.flat().forEach((id) => { if (id >= 0) homes[id] = index; }));
@@ -55,23 +56,27 @@
       text: (list) => { const [own, count] = most(list, at); return own === null ? "" : count === list.length ? names[own] : `${names[own]} ${count} of ${list.length}`; },
       legend: names.map((text, index) => [`k${index % 7}`, text]),
     });
-    const layers = (list) => { const seen = new Map(); for (const node of list) if (value(node, 6) !== null) seen.set(value(node, 7), value(node, 6)); return [...seen.values()].reduce((sum, ms) => sum + ms, 0); };
-    const slowest = Math.max(...nodes.map((_, node) => value(node, 6) ?? 0), 0);
+    // Nodes of one layer share its time.
+    const timed = ([machine, milliseconds, layerOf]) => {
+      const slowest = milliseconds.reduce((most, ms) => Math.max(most, ms), 0);
+      const total = (list) => [...new Set(list.map((node) => layerOf[node]))].reduce((sum, layer) => sum + (layer < 0 ? 0 : milliseconds[layer]), 0);
+      return {
+        name: `time on ${machine}`, has: slowest > 0,
+        tone: (list) => { const ms = total(list) / slowest; return ms === 0 ? "none" : ms > 0.5 ? "bad" : ms > 0.1 ? "warn" : "fine"; },
+        text: (list) => { const ms = total(list); return ms ? `${ms.toPrecision(3)} ms` : ""; },
+        legend: [["bad", "half of the slowest layer and more"], ["warn", "a tenth and more"], ["fine", "less"], ["none", "not measured"]],
+      };
+    };
     const colours = [
       error("error by itself", 4), error("accumulated error", 5), sort("precision", 2, precisions), sort("rule that decided", 3, rules),
-      {
-        name: `time on ${machines}`, has: slowest > 0,
-        tone: (list) => { const ms = layers(list) / slowest; return ms === 0 ? "none" : ms > 0.5 ? "bad" : ms > 0.1 ? "warn" : "fine"; },
-        text: (list) => { const ms = layers(list); return ms ? `${ms.toPrecision(3)} ms` : ""; },
-        legend: [["bad", "half of the slowest layer and more"], ["warn", "a tenth and more"], ["fine", "less"], ["none", "not measured"]],
-      },
-      sort("difference", 8, differences),
+      ...machines.map(timed),
+      sort("difference", 6, differences),
       (() => {
         const counts = new Map();
         for (const node of nodes) counts.set(node[1], (counts.get(node[1]) || 0) + 1);
-        const names = [...counts].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1)).slice(0, 7).map(([name]) => name);
-        const tone = (name) => (names.includes(name) ? `k${names.indexOf(name)}` : "none");
-        return { name: "operator", has: true, tone: (list) => tone(most(list, 1)[0]), text: (list) => { const [own, count] = most(list, 1); return list.length > 1 ? `${own} ${count} of ${list.length}` : ""; }, legend: names.map((name) => [tone(name), name]) };
+        const kinds = [...counts].sort((a, b) => b[1] - a[1] || (operators[a[0]] < operators[b[0]] ? -1 : 1)).slice(0, 7).map(([kind]) => kind);
+        const tone = (kind) => (kinds.includes(kind) ? `k${kinds.indexOf(kind)}` : "none");
+        return { name: "operator", has: true, tone: (list) => tone(most(list, 1)[0]), text: (list) => { const [own, count] = most(list, 1); return list.length > 1 ? `${operators[own]} ${count} of ${list.length}` : ""; }, legend: kinds.map((kind) => [tone(kind), operators[kind]]) };
       })(),
       { name: "nothing", has: true, tone: () => "none", text: () => "", legend: [] },
     ].filter((colour) => colour.has);
@@ -81,7 +86,7 @@
     const title = (id) => (isBlock(id) ? blocks[(id - 1) / 2].n : nodes[id / 2][0]);
     const label = (id) => {
       if (isBlock(id)) return [short(title(id), 22), `${list(id).length} nodes`];
-      const [operator, parts] = [nodes[id / 2][1], title(id).split(/[/.]/).filter(Boolean)];
+      const [operator, parts] = [operatorOf(id / 2), title(id).split(/[/.]/).filter(Boolean)];
       const own = parts.at(-1) === operator ? parts.at(-2) : parts.at(-1);
       return [operator, short(own || "", 22)];
     };
@@ -184,7 +189,7 @@
       const facts = [];
       const say = (name, text) => { if (text) facts.push([name, text]); };
       if (isBlock(id)) say("Block", `${title(id)}: ${list(id).length} nodes`);
-      else { say("Node", title(id)); say("Operator", nodes[id / 2][1]); }
+      else { say("Node", title(id)); say("Operator", operatorOf(id / 2)); }
       for (const one of colours) say(one.name, one.text(list(id)));
       for (const row of rowsOf(id)) {
         const first = row.matches("tr") ? row : row.rows[0];
@@ -296,7 +301,7 @@
     let at = 0;
     const step = (forward) => {
       const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-      const hits = words.length ? nodes.map((_, node) => node).filter((node) => words.every((word) => `${nodes[node][0]} ${nodes[node][1]}`.toLowerCase().includes(word))) : [];
+      const hits = words.length ? nodes.map((_, node) => node).filter((node) => words.every((word) => `${nodes[node][0]} ${operatorOf(node)}`.toLowerCase().includes(word))) : [];
       at = forward && hits.length ? (at + 1) % hits.length : 0;
       found.textContent = words.length ? (hits.length ? `${at + 1} of ${hits.length}` : "none found") : "";
       if (hits.length) choose(2 * hits[at], { scroll: true });

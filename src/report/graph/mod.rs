@@ -8,13 +8,14 @@ mod page;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Report;
+use super::{EngineLayerTime, Report};
 use crate::{
+    backend::tensorrt::EngineLayer,
     bisect::findings::Findings,
     quantize::{Contents, GraphNode, ModelGraph, Rule},
 };
 
-pub use page::{Drawn, graph_html};
+pub use page::{Drawn, NodeTimes, graph_html};
 
 /// The script that draws.
 pub(super) const SCRIPT: &str = include_str!("../assets/graph.js");
@@ -26,10 +27,8 @@ pub(super) struct Known<'a> {
     pub own: BTreeMap<&'a str, f64>,
     /// SQNR with the whole graph quantized, in decibels.
     pub accumulated: BTreeMap<&'a str, f64>,
-    /// Time of the engine's layer in milliseconds, and the layer.
-    pub time: BTreeMap<&'a str, (f64, &'a str)>,
-    /// The machines that measured it.
-    pub machines: BTreeSet<&'a str>,
+    /// By what measured it: time of the engine's layer in milliseconds, and the layer.
+    pub times: BTreeMap<&'a str, BTreeMap<&'a str, (f64, &'a str)>>,
     /// Difference from another graph.
     pub difference: BTreeMap<&'a str, &'static str>,
 }
@@ -56,14 +55,27 @@ impl Picture {
         Self::new("the quantized model", report.graph.as_ref()?, &of_report(report))
     }
 
-    /// That of a bisection.
-    pub fn of_findings(findings: &Findings) -> Option<Self> {
-        let mut known = Known::default();
-        let own = findings.layers.iter().filter_map(|layer| Some((&*layer.node, layer.layerwise_sqnr_db?)));
-        own.for_each(|(node, db)| lower(&mut known.own, node, db));
+    /// That of a bisection. What it did not look for, a run of the same precision tells.
+    pub fn of_findings(findings: &Findings, run: Option<&Report>) -> Option<Self> {
+        let mut known = run.map(of_report).unwrap_or_default();
+        let mut own = BTreeMap::new();
+        let layers = findings.layers.iter().filter_map(|layer| Some((&*layer.node, layer.layerwise_sqnr_db?)));
+        layers.for_each(|(node, db)| lower(&mut own, node, db));
+        let mut accumulated: BTreeMap<&str, f64> =
+            findings.accumulated_sqnr_db.iter().map(|(n, db)| (&**n, *db)).collect();
         let tensors = findings.tensors.iter().flat_map(|found| &found.tensors);
-        let accumulated = tensors.filter_map(|tensor| Some((&*tensor.site.node, tensor.difference.sqnr_db?)));
-        accumulated.for_each(|(node, db)| lower(&mut known.accumulated, node, db));
+        let tensors = tensors.filter_map(|tensor| Some((&*tensor.site.node, tensor.difference.sqnr_db?)));
+        tensors.for_each(|(node, db)| lower(&mut accumulated, node, db));
+        // Errors of two measurements stay apart: all of one kind are of one.
+        for (known, found) in [(&mut known.own, own), (&mut known.accumulated, accumulated)] {
+            if !found.is_empty() {
+                *known = found;
+            }
+        }
+        let alone = findings.float_ms.iter().map(|(node, ms)| (&**node, (*ms, &**node)));
+        if !findings.float_ms.is_empty() {
+            known.times.insert(ALONE, alone.collect());
+        }
         let mut graph = findings.graph.clone()?;
         let plan = findings.plan.as_ref().and_then(|plan| plan.search.plan()).map(|trial| &trial.lifted);
         for node in graph.nodes.iter_mut().filter(|node| plan.is_some_and(|lifted| lifted.contains(&node.name))) {
@@ -74,6 +86,9 @@ impl Picture {
     }
 }
 
+/// What operators were timed on where a bisection weighs nodes by their times.
+const ALONE: &str = "this processor, in float, each operator alone";
+
 /// What a report knows of the nodes of its graph.
 pub(super) fn of_report(report: &Report) -> Known<'_> {
     let mut known = Known::default();
@@ -81,24 +96,29 @@ pub(super) fn of_report(report: &Report) -> Known<'_> {
         // A node with several outputs goes by its worst.
         layer.layerwise_sqnr_db.into_iter().for_each(|db| lower(&mut known.own, &layer.node, db));
         layer.graphwise_sqnr_db.into_iter().for_each(|db| lower(&mut known.accumulated, &layer.node, db));
-        if let Some(time) = &layer.time {
-            known.time.insert(&layer.node, (time.ms, &time.engine_layer));
-            known.machines.insert(&time.machine);
+        for time in &layer.times {
+            known.times.entry(&time.machine).or_default().insert(&layer.node, (time.ms, &time.engine_layer));
         }
     }
     // Layers of an engine hold nodes that have no row of their own too.
-    let timed = report.precisions.iter().filter(|row| row.quantized_nodes.is_some());
-    for there in timed.filter_map(|row| row.measured_elsewhere.last()) {
-        let engine = there.engine.iter().flat_map(|engine| &engine.layers);
-        for layer in engine {
-            let Some(time) = there.layer_times.iter().find(|time| time.layer == layer.name) else { continue };
-            known.machines.insert(&there.machine.name);
-            for node in &layer.nodes {
-                known.time.insert(node, (time.mean_ms, &layer.name));
-            }
+    for there in report.layers_of().map_or(&[][..], |row| &row.measured_elsewhere) {
+        let layers = there.engine.iter().flat_map(|engine| &engine.layers);
+        let found = times_of_nodes(&there.layer_times, layers);
+        if !found.is_empty() {
+            known.times.entry(&there.machine.name).or_default().extend(found);
         }
     }
     known
+}
+
+/// For every node of the layers of an engine the time of its layer, and the layer.
+fn times_of_nodes<'a>(
+    profile: &'a [EngineLayerTime],
+    layers: impl Iterator<Item = &'a EngineLayer>,
+) -> BTreeMap<&'a str, (f64, &'a str)> {
+    let times: BTreeMap<&str, f64> = profile.iter().map(|time| (&*time.layer, time.mean_ms)).collect();
+    let timed = layers.filter_map(|layer| Some((layer, *times.get(&*layer.name)?)));
+    timed.flat_map(|(layer, ms)| layer.nodes.iter().map(move |node| (&**node, (ms, &*layer.name)))).collect()
 }
 
 fn lower<'a>(known: &mut BTreeMap<&'a str, f64>, node: &'a str, db: f64) {

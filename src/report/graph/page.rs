@@ -30,10 +30,12 @@ impl Texts {
     }
 }
 
-/// Every node as `[name, operator, precision, rule, own, accumulated, ms, layer, difference]` without the nulls at its end, and
-/// every block with its columns. Nodes are even numbers, blocks odd ones, passages of edges negative.
+/// Every node as `[name, operator, precision, rule, own, accumulated, difference]` without the nulls at its end; the layers of
+/// every machine as `[machine, ms of each layer, layer of each node or -1]`; and every block with its columns. Operators,
+/// precisions, rules and differences are places in lists, so that each is said once. Nodes are even numbers, blocks odd ones,
+/// passages of edges negative.
 pub(super) fn data(graph: &ModelGraph, known: &Known<'_>) -> String {
-    let (mut precisions, mut rules, mut layers, mut differences) =
+    let (mut operators, mut precisions, mut rules, mut differences) =
         (Texts::default(), Texts::default(), Texts::default(), Texts::default());
     if !known.difference.is_empty() {
         // In this order, so that a colour means the same in two pictures.
@@ -46,16 +48,13 @@ pub(super) fn data(graph: &ModelGraph, known: &Known<'_>) -> String {
     for node in &graph.nodes {
         let name = node.name.as_str();
         let precision = node.precision_in_words().map(|words| precisions.place(words));
-        let time = known.time.get(name);
         let mut values = vec![
             json!(name),
-            json!(node.op_type),
+            json!(operators.place(node.op_type.clone())),
             json!(precision),
             json!(node.rule.map(|rule| rules.place(rule.describe().to_owned()))),
             known.own.get(name).map_or(Value::Null, |&db| rounded(db)),
             known.accumulated.get(name).map_or(Value::Null, |&db| rounded(db)),
-            time.map_or(Value::Null, |&(ms, _)| json!((ms * 1e5).round() / 1e5)),
-            json!(time.map(|&(_, layer)| layers.place(layer.to_owned()))),
             json!(known.difference.get(name).map(|text| differences.place((*text).to_owned()))),
         ];
         while values.last().is_some_and(Value::is_null) {
@@ -78,12 +77,29 @@ pub(super) fn data(graph: &ModelGraph, known: &Known<'_>) -> String {
         let ids = |parts: &std::collections::BTreeSet<Part>| parts.iter().map(|&part| id(part)).collect::<Vec<_>>();
         json!({ "n": block.name, "u": block.parent, "c": columns, "e": edges, "i": ids(&layout.enter), "o": ids(&layout.leave) })
     };
-    let machines = known.machines.iter().copied().collect::<Vec<_>>().join(", ");
+    let times: Vec<Value> = known.times.iter().map(|(machine, nodes)| timed(graph, machine, nodes)).collect();
     let layouts = layouts(graph, &tree);
     let blocks: Vec<Value> = tree.blocks.iter().zip(layouts).map(block).collect();
-    let data = json!({ "n": nodes, "p": precisions.0, "r": rules.0, "d": differences.0, "b": blocks, "m": machines });
+    let data = json!({ "n": nodes, "t": operators.0, "p": precisions.0, "r": rules.0, "d": differences.0, "b": blocks,
+        "m": times });
     // Within a script element, markup would end it.
     data.to_string().replace('<', "\\u003c")
+}
+
+/// The layers of one machine. A time is said to six digits.
+fn timed(graph: &ModelGraph, machine: &str, nodes: &BTreeMap<&str, (f64, &str)>) -> Value {
+    let (mut places, mut milliseconds) = (BTreeMap::new(), Vec::new());
+    let layer_of = |node: &GraphNode| {
+        let Some(&(ms, layer)) = nodes.get(node.name.as_str()) else { return -1 };
+        let next = milliseconds.len() as i64;
+        let place = *places.entry(layer).or_insert(next);
+        if place == next {
+            milliseconds.push((ms * 1e6).round() / 1e6);
+        }
+        place
+    };
+    let layers: Vec<i64> = graph.nodes.iter().map(layer_of).collect();
+    json!([machine, milliseconds, layers])
 }
 
 #[derive(Template)]
@@ -105,7 +121,12 @@ pub struct Drawn<'a> {
     pub graph: &'a ModelGraph,
     /// The run that made it, which knows errors, rules and times of its nodes.
     pub report: Option<&'a Report>,
+    /// Times of its engine's layers, by the file that tells them.
+    pub profile: Option<(&'a str, &'a NodeTimes)>,
 }
+
+/// For every node the time of the engine's layer that holds it, in milliseconds, and the layer.
+pub type NodeTimes = BTreeMap<String, (f64, String)>;
 
 /// A page of a model's graph; of two models, both beside each other with what differs.
 ///
@@ -115,6 +136,10 @@ pub fn graph_html(model: Drawn<'_>, against: Option<Drawn<'_>>) -> Result<String
     let Drawn { name, graph, .. } = model;
     let picture = |model: Drawn<'_>, other: Option<&ModelGraph>| {
         let mut known = model.report.map(of_report).unwrap_or_default();
+        if let Some((file, times)) = model.profile {
+            let times = times.iter().map(|(node, (ms, layer))| (&**node, (*ms, &**layer)));
+            known.times.insert(file, times.collect());
+        }
         known.difference = other.map(|other| differences(model.graph, other)).unwrap_or_default();
         let mut graph = model.graph.clone();
         let decided = model.report.and_then(|report| report.graph.as_ref()).into_iter().flat_map(|graph| &graph.nodes);

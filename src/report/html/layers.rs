@@ -25,7 +25,7 @@ pub(super) struct Layers<'a> {
     pub op_types: Vec<&'a str>,
     pub precisions: Vec<&'a str>,
     /// The machines whose times stand in the table.
-    pub timed_on: String,
+    pub timed_on: Vec<&'a str>,
     /// Which measure the order goes by: layerwise or else graphwise.
     pub by_layerwise: bool,
     /// SQNR of all layers in the order of execution.
@@ -87,8 +87,8 @@ impl<'a> Layers<'a> {
         };
         let op_types = unique(|layer| &layer.op_type);
         let precisions = unique(|layer| &layer.precision);
-        let machines = layers.iter().filter_map(|layer| Some(layer.time.as_ref()?.machine.as_str()));
-        let timed_on = Vec::from_iter(machines.collect::<BTreeSet<_>>()).join(", ");
+        let machines = layers.iter().flat_map(|layer| &layer.times).map(|time| time.machine.as_str());
+        let timed_on = Vec::from_iter(machines.collect::<BTreeSet<_>>());
         let by_layerwise = layers.iter().any(|layer| layer.layerwise_sqnr_db.is_some());
         let measure = |l: &Layer| if by_layerwise { l.layerwise_sqnr_db } else { l.graphwise_sqnr_db };
         let mut order: Vec<usize> = (0..layers.len()).collect();
@@ -116,7 +116,7 @@ impl<'a> Layers<'a> {
                 precision_token: precisions.iter().position(|p| *p == layer.precision).unwrap_or(0),
                 graphwise: Bar::new(layer.graphwise_sqnr_db),
                 layerwise: Bar::new(layer.layerwise_sqnr_db),
-                figures: figures(layer, !timed_on.is_empty()),
+                figures: figures(layer, &timed_on),
                 more: more(layer),
                 histogram: match &layer.histogram {
                     Some(histogram) if place < MAX_HISTOGRAMS => charts::histogram(histogram, layer, (460, 210)),
@@ -129,16 +129,17 @@ impl<'a> Layers<'a> {
     }
 }
 
-/// Cosine, amax, scale, time, clipped: the columns behind the bars.
-fn figures(layer: &Layer, timed: bool) -> Vec<Figure> {
+/// Cosine, amax, scale, times, clipped: the columns behind the bars.
+fn figures(layer: &Layer, timed_on: &[&str]) -> Vec<Figure> {
     let short = |value: f64| format::significant(value, 3);
-    let time = timed.then(|| Figure::new(layer.time.as_ref().map(|time| time.ms), short));
+    let on = |machine: &&str| layer.times.iter().find(|time| time.machine == *machine).map(|time| time.ms);
+    let times = timed_on.iter().map(|machine| Figure::new(on(machine), short));
     let mut figures = vec![
         Figure::new(layer.cosine, |c| format!("{c:.5}")),
         Figure::new(layer.amax.map(f64::from), short),
         Figure::new(layer.scale.map(f64::from), short),
     ];
-    figures.extend(time);
+    figures.extend(times);
     figures.push(Figure::new(layer.clipped, format::small_share));
     figures
 }
@@ -153,7 +154,7 @@ fn more(layer: &Layer) -> Vec<(&'static str, String)> {
     more.extend(layer.offset.map(|offset| ("Centre of the range", format::significant(f64::from(offset), 4))));
     more.extend(layer.method.map(|method| ("Method in force", method_name(method).to_owned())));
     more.extend(layer.weight_sqnr_db.map(|db| ("SQNR of the weights", format::decibels(db))));
-    more.extend(layer.time.as_ref().map(|time| {
+    more.extend(layer.times.iter().map(|time| {
         let (ms, share) = (format::milliseconds(time.ms), format::percent(time.share, 0));
         let others = if time.nodes > 1 { format!(", {} nodes together", time.nodes) } else { String::new() };
         ("In the engine", format!("{} on {}: {ms}, {share}{others}", time.engine_layer, time.machine))

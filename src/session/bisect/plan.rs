@@ -87,6 +87,9 @@ impl Bisection<'_> {
             }
             session.host.stage("trying plans");
             let candidates = self.candidates(findings, &mut log.costs)?;
+            if self.args.cost == Cost::Time {
+                findings.float_ms.clone_from(&log.costs);
+            }
             nodes = candidates.iter().map(|candidate| candidate.nodes.len()).sum();
             let known = log.trials.clone();
             // The first is the one of before.

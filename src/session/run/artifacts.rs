@@ -9,7 +9,7 @@ use crate::{
     calibrate::{CalibrationTable, cache::CalibrationCache},
     onnx::{Model, file_bytes},
     quantize::Precision,
-    report::{ArtifactFile, Report, html, html_with, junit, layers_csv},
+    report::{ArtifactFile, Report, bisection_html, html, html_with, junit, layers_csv},
     session::{PipelineError, Within},
 };
 
@@ -61,6 +61,10 @@ pub fn write_report(report: &Report, out: &Path, wrote: &dyn Fn(&Path)) -> Resul
     junit(report, &mut tests).map_err(PipelineError::render)?;
     layers_csv(report, &mut layers).map_err(PipelineError::render)?;
     let page = page_of(report, out)?;
+    if let Some(found) = bisection_in(out, report) {
+        let page = bisection_html(&found, Some(report)).map_err(PipelineError::render)?;
+        write_atomic(&out.join("bisect.html"), page.as_bytes())?;
+    }
     for (name, bytes) in
         [("report.html", page.as_bytes()), ("report.junit.xml", &tests[..]), ("layers.csv", &layers[..])]
     {
@@ -76,12 +80,17 @@ pub fn write_report(report: &Report, out: &Path, wrote: &dyn Fn(&Path)) -> Resul
 /// # Errors
 /// The page cannot be made.
 pub fn page_of(report: &Report, out: &Path) -> Result<String, PipelineError> {
-    let found: Option<Findings> = read_json(&out.join("bisect.json"), "bisection", FINDINGS_FORMAT_VERSION).ok();
-    let page = match found.filter(|found| found.model_hash == report.model.hash) {
+    let page = match bisection_in(out, report) {
         Some(found) => html_with(report, &found),
         None => html(report),
     };
     page.map_err(PipelineError::render)
+}
+
+/// The bisection of a report's model in its folder.
+fn bisection_in(out: &Path, report: &Report) -> Option<Findings> {
+    let found: Option<Findings> = read_json(&out.join("bisect.json"), "bisection", FINDINGS_FORMAT_VERSION).ok();
+    found.filter(|found| found.model_hash == report.model.hash)
 }
 
 /// Size and hash of a file that was written.

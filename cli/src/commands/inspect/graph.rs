@@ -1,6 +1,9 @@
 //! `calib inspect --graph MODEL`: the graph of a model as a page, or of two with what differs.
 
-use std::path::Path;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use anyhow::Context;
 use serde_json::json;
@@ -10,15 +13,22 @@ use crate::args::InspectArgs;
 use trtcalib::{
     artifact::write_atomic,
     backend::tensorrt::EngineSidecar,
+    deploy::{engine_layers, engine_profile, times_of},
     onnx::Model,
     quantize::ModelGraph,
-    report::{Drawn, Report, graph_html},
+    report::{Drawn, NodeTimes, Report, graph_html},
 };
 
 /// Draws.
 pub(super) fn graph(printer: &Printer, args: &InspectArgs) -> anyhow::Result<ExitStatus> {
-    let own = Read::of(&args.file)?;
+    let mut own = Read::of(&args.file)?;
     let other = args.against.as_deref().map(Read::of).transpose()?;
+    if let Some(run) = &args.report {
+        own.told_by(run)?;
+    }
+    if let Some(profile) = &args.profile {
+        own.timed_by(profile, args.layers.as_deref())?;
+    }
     write_atomic(&args.output, graph_html(own.drawn(), other.as_ref().map(Read::drawn))?.as_bytes())?;
     let nodes = own.graph.nodes.len();
     printer.outcome(&json!({ "output": args.output, "nodes": nodes }), || {
@@ -31,39 +41,94 @@ pub(super) fn graph(printer: &Printer, args: &InspectArgs) -> anyhow::Result<Exi
 struct Read {
     name: String,
     graph: ModelGraph,
-    /// That of the run that made it, where it lies beside it.
+    /// An ONNX model's.
+    model: Option<Model>,
+    /// That of the run that made it, where it lies beside it or is named.
     report: Option<Report>,
+    /// The file of a profile, and its times.
+    profile: Option<(String, NodeTimes)>,
 }
 
 impl Read {
-    /// An ONNX model, or an engine whose layers `calib build` wrote down beside it.
+    /// An ONNX model, or the layers of an engine: as `calib build` wrote them beside it, or as trtexec exports them.
     fn of(path: &Path) -> anyhow::Result<Self> {
+        let name = name(path);
+        let drawn = |graph| Self { name: name.clone(), graph, model: None, report: None, profile: None };
         let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
-        if !matches!(ending.as_str(), "plan" | "engine" | "trt") {
-            let model = Model::load(path)?;
-            // What a run knows of nodes, it knows of those of its quantized model.
-            let is_of = |report: &Report| {
-                let quantized = report.precisions.iter().filter(|row| matches!(row.precision.as_str(), "int8" | "fp8"));
-                let mut files = quantized.filter_map(|row| row.artifact.as_ref());
-                files.next().is_some_and(|file| file.hash == model.hash)
-            };
-            let beside = path.with_file_name("report.json");
-            let report = beside.is_file().then(|| Report::read(&beside).ok()).flatten().filter(is_of);
-            return Ok(Self { name: name(path), graph: ModelGraph::read(&model), report });
+        match ending.as_str() {
+            "json" => {
+                let layers = engine_layers(path, &BTreeMap::new())?;
+                Ok(drawn(ModelGraph::of_engine(&layers)))
+            }
+            "plan" | "engine" | "trt" => {
+                let sidecar = EngineSidecar::beside(path)?.filter(|sidecar| !sidecar.layers.is_empty());
+                let sidecar = sidecar.with_context(|| {
+                    format!(
+                        "{}: the layers of an engine are drawn from what `calib build` writes beside it, which is not there; \
+                         draw the file that trtexec --exportLayerInfo wrote instead (with --profilingVerbosity=detailed)",
+                        path.display()
+                    )
+                })?;
+                Ok(drawn(ModelGraph::of_engine(&sidecar.layers)))
+            }
+            _ => {
+                let model = Model::load(path)?;
+                let beside = path.with_file_name("report.json");
+                let report = beside.is_file().then(|| Report::read(&beside).ok()).flatten();
+                let report = report.filter(|report| is_quantized_of(report, &model));
+                Ok(Self { report, graph: ModelGraph::read(&model), model: Some(model), ..drawn(ModelGraph::default()) })
+            }
         }
-        let sidecar = EngineSidecar::beside(path)?.filter(|sidecar| !sidecar.layers.is_empty());
-        let sidecar = sidecar.with_context(|| {
-            format!(
-                "{}: the layers of an engine are drawn from what `calib build` writes beside it, which is not there",
-                path.display()
-            )
-        })?;
-        Ok(Self { name: name(path), graph: ModelGraph::of_engine(&sidecar.layers), report: None })
+    }
+
+    /// Takes what a run knows, of its quantized model or of the float one, whose nodes have the same names.
+    fn told_by(&mut self, run: &Path) -> anyhow::Result<()> {
+        let file = if run.is_dir() { run.join("report.json") } else { run.to_owned() };
+        let report = Report::read(&file)?;
+        let is_its = |model: &Model| report.model.hash == model.hash || is_quantized_of(&report, model);
+        anyhow::ensure!(
+            self.model.as_ref().is_some_and(is_its),
+            "{}: the run is of another model than {}; its float model is {} ({})",
+            file.display(),
+            self.name,
+            report.model.path,
+            report.model.hash.short()
+        );
+        self.report = Some(report);
+        Ok(())
+    }
+
+    /// Takes the times of an engine's layers.
+    fn timed_by(&mut self, profile: &Path, layers: Option<&Path>) -> anyhow::Result<()> {
+        let op_types = self.model.as_ref().map(Model::op_types).unwrap_or_default();
+        let layers = layers.map(|path| engine_layers(path, &op_types)).transpose()?.unwrap_or_default();
+        let nodes: BTreeSet<&str> = self.graph.nodes.iter().map(|node| node.name.as_str()).collect();
+        let times = times_of(&engine_profile(profile)?, &layers, &nodes);
+        anyhow::ensure!(
+            !times.is_empty(),
+            "{}: none of its layers is called by nodes of {}: it is of another model, or needs the engine's --layers beside it",
+            profile.display(),
+            self.name
+        );
+        self.profile = Some((name(profile), times));
+        Ok(())
     }
 
     fn drawn(&self) -> Drawn<'_> {
-        Drawn { name: &self.name, graph: &self.graph, report: self.report.as_ref() }
+        Drawn {
+            name: &self.name,
+            graph: &self.graph,
+            report: self.report.as_ref(),
+            profile: self.profile.as_ref().map(|(file, times)| (file.as_str(), times)),
+        }
     }
+}
+
+/// Whether a model is the first one of 8 bits that a run left: what the run knows of nodes, it knows of those.
+fn is_quantized_of(report: &Report, model: &Model) -> bool {
+    let quantized = report.precisions.iter().filter(|row| matches!(row.precision.as_str(), "int8" | "fp8"));
+    let mut files = quantized.filter_map(|row| row.artifact.as_ref());
+    files.next().is_some_and(|file| file.hash == model.hash)
 }
 
 fn name(path: &Path) -> String {
