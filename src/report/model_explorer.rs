@@ -24,13 +24,13 @@ pub fn model_explorer(report: &Report) -> Vec<(String, Value)> {
         json!({ "name": name, "results": numbers(values), "thresholds": thresholds })
     };
     let gradient = [(0, "#ffffff"), (1, COLOURS[0])].map(|(stop, colour)| json!({ "stop": stop, "bgColor": colour }));
-    let time = |(place, (machine, nodes)): (usize, (&&str, &BTreeMap<&str, (f64, &str)>))| {
+    let times = known.times.iter().zip(1..).map(|((machine, nodes), place)| {
         let times = nodes.iter().map(|(&node, &(ms, _))| (node, ms)).collect();
         let measured = format!("time of the engine's layer on {machine} (ms)");
         // Names of machines are no names of files.
-        let name = if place == 0 { "time".to_owned() } else { format!("time{}", place + 1) };
+        let name = if place == 1 { "time".to_owned() } else { format!("time{place}") };
         (name, json!({ "name": measured, "results": numbers(&times), "gradient": gradient }))
-    };
+    });
     let words = |of: &dyn Fn(&crate::quantize::GraphNode) -> Option<String>, name: &str| {
         let nodes = report.graph.iter().flat_map(|graph| &graph.nodes);
         let results: serde_json::Map<String, Value> =
@@ -46,7 +46,6 @@ pub fn model_explorer(report: &Report) -> Vec<(String, Value)> {
         ("rule", rule),
     ];
     let all = all.into_iter().map(|(name, data)| (name.to_owned(), data));
-    let times = known.times.iter().enumerate().map(time);
     all.chain(times)
         .filter(|(_, data)| data["results"].as_object().is_some_and(|results| !results.is_empty()))
         .collect()
