@@ -107,6 +107,14 @@ impl Data {
         (0..self.collection.dataset.len()).map(|index| self.collection.dataset.id(index)).collect()
     }
 
+    /// Chooses `count` calibration samples where nothing is evaluated: nothing has to be left for that.
+    pub fn calibration(&self, seed: u64, count: usize) -> Vec<usize> {
+        if count == 0 || !self.collection.training.is_empty() {
+            return self.split(seed, count, 0).calibration;
+        }
+        split(&self.ids(), seed, 0, count).evaluation
+    }
+
     /// Chooses calibration and evaluation samples.
     pub fn split(&self, seed: u64, calibration: usize, evaluation: usize) -> Split {
         let ids = self.ids();

@@ -66,7 +66,7 @@ impl Session {
         if self.config.calib_samples >= count {
             return (0..count).collect();
         }
-        self.data.split(self.config.seed, self.config.calib_samples, 0).calibration
+        self.data.calibration(self.config.seed, self.config.calib_samples)
     }
 
     /// Refuses a configuration by which nothing of the model is quantized to `precision`.
