@@ -62,9 +62,8 @@ coverage: setup-test ## test-engines with the lines counted of src/backend/tenso
 test-python: setup-test ## build the wheel, install it into an empty environment and run its tests, those of Ray too
 	scripts/test_wheel.sh --ray
 
-wheel: setup ## build the Python package into target/wheels
-	[ -x .runtime/wheel-tools/bin/maturin ] || { python3 -m venv .runtime/wheel-tools && .runtime/wheel-tools/bin/pip install -q maturin==1.16.0; }
-	.runtime/wheel-tools/bin/maturin build --release -m python/Cargo.toml -o target/wheels
+wheel: setup ## build the Python package into target/wheels; auditwheel and abi3audit check its tags
+	scripts/build_wheel.sh target/wheels --release
 
 test-gpu: setup ## run the tests that need an NVIDIA GPU
 	cargo test $(cargo_features) --test gpu -- --ignored --test-threads=1
