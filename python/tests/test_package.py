@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -80,6 +81,27 @@ class Loaded:
         return self._array
 
 
+class Grown(Loaded):
+    """As a tensor of PyTorch of a type that NumPy lacks, which needs its gradient, and is conjugated and negated late."""
+
+    dtype = "torch.bfloat16"
+
+    def __init__(self, array, lacking=("detach", "float", "resolve_conj", "resolve_neg")):
+        self._array, self._lacking = array, lacking
+
+    def _after(self, step):
+        return Grown(self._array, [other for other in self._lacking if other != step])
+
+    detach, cpu, float, resolve_conj, resolve_neg = (
+        lambda self, step=step: self._after(step) for step in ("detach", "cpu", "float", "resolve_conj", "resolve_neg")
+    )
+
+    def numpy(self):
+        if self._lacking:
+            raise RuntimeError(f"call {self._lacking[0]} first.\nAt length:")
+        return self._array
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -87,9 +109,10 @@ class Loaded:
         lambda x: ({"input": batch} for batch in np.split(x, 4)),
         lambda x: ((Loaded(batch), np.zeros(len(batch), int)) for batch in np.split(x, 3)),
         lambda x: {"input": np.asfortranarray(x)},
+        lambda x: [Grown(x)],
         Reader,
     ],
-    ids=["list", "generator", "tensors and labels", "other layout", "reader"],
+    ids=["list", "generator", "tensors and labels", "other layout", "tensor of bfloat16", "reader"],
 )
 def test_every_kind_of_data_gives_the_same_table(arrays, table, tmp_path, data):
     tc.calibrate(MODEL, data(arrays)).save(tmp_path / "table.json")
@@ -119,13 +142,25 @@ def test_pictures_are_preprocessed_as_files_are(arrays, tmp_path, data):
         tc.calibrate(MODEL, data(images), method="minmax")
 
 
-def test_a_loader_of_pytorch(arrays, table, tmp_path):
+def test_tensors_of_pytorch(arrays, table, tmp_path):
     torch = pytest.importorskip("torch")
-    from torch.utils.data import DataLoader, TensorDataset
+    from torch.utils.data import DataLoader, StackDataset, TensorDataset
 
-    loader = DataLoader(TensorDataset(torch.from_numpy(arrays), torch.arange(COUNT)), batch_size=7, num_workers=2)
-    tc.calibrate(MODEL, loader).save(tmp_path / "table.json")
-    assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
+    images, labels = torch.from_numpy(arrays.copy()), torch.arange(COUNT)
+    every = lambda data: DataLoader(data, batch_size=7, num_workers=2)
+    for data in (
+        every(TensorDataset(images, labels)),
+        every(StackDataset(input=images, label=labels)),
+        [images.clone().requires_grad_(True) * 1],
+        images.to(memory_format=torch.channels_last),
+        [torch.view_as_complex(torch.stack([images, -images], -1)).conj().imag],
+    ):
+        tc.calibrate(MODEL, data).save(tmp_path / "table.json")
+        assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
+    short = images.bfloat16()
+    assert minmax(MODEL, short) == minmax(MODEL, short.float().numpy())
+    with pytest.raises(tc.DataError, match="torch.float32 .*to_dense"):
+        tc.calibrate(MODEL, [images.to_sparse()])
 
 
 def test_the_library_of_onnxruntime_gpu_comes_first(tmp_path):
@@ -165,8 +200,15 @@ def test_an_iterable_is_read_no_further_than_needed(arrays):
             read.append(index)
             yield {"input": arrays[index : index + 1]}
 
-    assert tc.calibrate(MODEL, batches(), samples=12, method="minmax").to_dict()["samples"] == 12
-    assert len(read) == 12
+    twelve = tc.calibrate(MODEL, batches(), samples=12, method="minmax").to_dict()
+    assert twelve["samples"] == len(read) == 12
+    # The first ones serve, however many a batch has; of an array, those that the program chooses.
+    fives = lambda: ((arrays[start : start + 5], np.arange(start, start + 5)[: len(arrays) - start]) for start in range(0, COUNT, 5))
+    assert tc.calibrate(MODEL, fives(), samples=12, method="minmax").to_dict() == twelve
+    assert tc.calibrate(MODEL, {"input": arrays}, samples=COUNT - 2, method="minmax").to_dict()["samples"] == COUNT - 2
+    for data, labels in ((fives(), None), (batches(), list(range(COUNT))), ({"input": arrays}, range(COUNT))):
+        found = tc.compare(MODEL, MODEL, data, labels=labels, samples=12)
+        assert found["samples"] == found["targets"][0]["result"]["tasks"][0]["accuracy"]["samples"] == 12
 
 
 def test_memory_that_is_written_again_is_noticed(arrays):
@@ -283,6 +325,10 @@ def test_arrays_find_their_inputs_as_those_of_a_file_do(arrays, tmp_path, caplog
         (None, [1] * 7, "8 samples, but 7 labels"),
         (lambda x: [(x, ["cat"] * 8)], None, "label 0 is 'cat'"),
         (lambda x: [(x, np.arange(8), np.arange(8))], None, "batch 0 has 3 parts; give inputs or .inputs, labels."),
+        (lambda x: [(x, {"boxes": x})], None, "labels in a dict are no classes; .* or the inputs alone"),
+        (lambda x: [(x, [{"boxes": x}] * 8)], None, "label 0 is a dict, which is no class"),
+        (lambda x: [(x, 3)], None, "8 samples, but 1 labels; .*a batch of one"),
+        (lambda x: [Grown(x, ("to_dense",))], None, "a tensor of type torch.bfloat16 .*: call to_dense first; convert it"),
         (lambda x: {"input": [[1, 2], [3]]}, None, "cannot be read as an array"),
         (lambda x: {"input": np.array(["a"] * 8)}, None, "`input` is of type <U1"),
     ],
@@ -472,6 +518,63 @@ def test_a_metric_that_is_nan_is_not_chosen(arrays):
     assert tc._chosen(tables) is tables["entropy"][1]
 
 
+def test_a_metric_may_be_asked_for_among_the_gates(arrays, table, tmp_path):
+    data = {"input": arrays[:16]}
+    count = lambda outputs, ids: len(ids)
+    for gates, minimum, passed in (
+        ({"metric": 16, "top1": 0.5}, None, True),
+        (["metric>=17"], None, False),
+        (["metric=1.6e1"], np.float64(17), False),
+        ([], 16, True),
+        ({"sqnr_db": 500}, 16, True),
+    ):
+        found = tc.compare(MODEL, MODEL, data, metric=count, gates=gates, minimum=minimum)
+        assert found.passed == passed == found["targets"][0]["metric_passed"]
+    assert not tc.compare(MODEL, MODEL, data, metric=lambda outputs, ids: float("nan"), minimum=-1e9).passed
+    with pytest.raises(tc.CalibError, match="no finite number"):
+        tc.compare(MODEL, MODEL, data, metric=count, minimum=float("nan"))
+    options = {"calib_samples": 8, "bench_seconds": 0, "tensorrt": "off", "precisions": ["int8"], "method": "minmax"}
+    assert tc.run(MODEL, data, out=tmp_path / "run", metric=count, minimum=np.float64(8), **options).passed
+    # With other gates, both decide.
+    layers = {"max_trials": 3, "metric": count}
+    easy = tc.bisect(MODEL, table, data, gate={"metric": 16}, **layers)
+    assert easy.passed and easy["metric_plan"]["lifted"] == []
+    both = tc.bisect(MODEL, table, data, gate={"metric": 16, "sqnr_db": 500}, **layers)
+    assert [trial["passed"] for trial in both["metric_plan"]["trials"]][:2] == [False, True] and both["metric_plan"]["lifted"]
+    with pytest.raises(tc.CalibError, match="what it must reach"):
+        tc.bisect(MODEL, table, data, metric=count, gate={"top1": 0.5})
+
+
+def test_what_no_keyword_says_the_configuration_says(arrays, tmp_path):
+    file = tmp_path / "calib.toml"
+    file.write_text('method = "minmax"\ncalib_samples = 520\ngate = ["top1=0.5", "sqnr_db=5000"]\neval_samples = 7\n')
+    batches = ({"input": arrays[index % COUNT][None]} for index in range(530))
+    made = tc.calibrate(MODEL, batches, config=file)
+    assert (made.method, made.to_dict()["samples"]) == ("minmax", 520)
+    assert tc.calibrate(MODEL, {"input": arrays[:8]}, config=file, method="entropy").method == "entropy"
+    found = tc.compare(MODEL, MODEL, {"input": arrays}, config=file)
+    assert found["samples"] == 7 and found.to_dict() == tc.compare(
+        MODEL, MODEL, {"input": arrays}, samples=7, gates=["top1=0.5", "sqnr_db=5000"]
+    ).to_dict()
+    assert len(found["targets"][0]["gates"]) == 2
+    assert tc.compare(MODEL, MODEL, {"input": arrays}, config=file, gates=[])["targets"][0]["gates"] == []
+
+
+def test_the_path_of_a_table_outlives_the_table(arrays):
+    code = (
+        f"import gc, pickle, trtcalib as tc\npath = tc.calibrate({str(MODEL)!r}, random_data=True, samples=2, method='minmax').path\n"
+        "gc.collect(); assert path.read_bytes(); print(path)\n"
+    )
+    path = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
+    assert path.is_absolute() and not path.parent.exists()  # gone with the process
+    table = tc.calibrate(MODEL, {"input": arrays[:2]}, method="minmax")
+    table.judged = {"minmax": 1.0}
+    content, elsewhere = table.path.read_bytes(), pickle.dumps(table)
+    table.path.unlink()
+    again = pickle.loads(elsewhere)
+    assert again.path.read_bytes() == content and again.judged == {"minmax": 1.0}
+
+
 def test_a_metric_is_a_gate_of_a_run(arrays, tmp_path):
     options = {"calib_samples": 16, "bench_seconds": 0, "tensorrt": "off", "precisions": ["fp16", "int8"]}
 
@@ -492,7 +595,7 @@ def test_a_metric_is_a_gate_of_a_run(arrays, tmp_path):
     )
     assert not failed.passed and not json.loads((tmp_path / "b/report.json").read_text())["verdict"]["passed"]
     assert "metric" in (tmp_path / "b/report.junit.xml").read_text()
-    with pytest.raises(tc.CalibError, match="trtcalib.run"):
+    with pytest.raises(tc.CalibError, match="trtcalib. in Python take"):
         tc.run(MODEL, {"input": arrays}, out=tmp_path / "c", gates=["metric=1"], **options)
     with pytest.raises(tc.CalibError, match="metric"):
         tc.compare(MODEL, MODEL, {"input": arrays}, gates=["metric=1"])
@@ -604,8 +707,20 @@ def test_onnxruntimes_options_are_taken_or_refused_by_name(arrays, tmp_path):
     assert not (tmp_path / "no.onnx").exists()
     quantize_static(
         MODEL, tmp_path / "yes.onnx", Reader(arrays), calibration_providers=[("CPUExecutionProvider", {})],
-        extra_options={"AddQDQPairToWeight": False, "MatMulConstBOnly": False},
+        extra_options={"AddQDQPairToWeight": False, "MatMulConstBOnly": False, "CalibMaxIntermediateOutputs": 8, "UseQDQContribOps": False},
     )
+
+
+def test_percentiles_are_onnxruntimes(arrays, tmp_path):
+    from trtcalib.compat import quantize_static
+
+    def written(name, **options):
+        quantize_static(MODEL, tmp_path / name, Reader(arrays), calibrate_method="Percentile", **options)
+        return (tmp_path / name).read_bytes()
+
+    plain = written("plain.onnx")
+    assert plain == written("same.onnx", extra_options={"CalibPercentile": 99.999})
+    assert plain != written("other.onnx", extra_options={"CalibPercentile": 99.9})
 
 
 def test_weights_go_to_a_file_of_their_own_where_asked(arrays, tmp_path):

@@ -115,7 +115,7 @@ def test_a_metric_judges_the_outputs_of_all_actors(cluster, dataset, arrays, tab
     alone = tc.compare(MODEL, [model, MODEL], {"input": arrays}, threads=1, minimum=0, **options)
     told = []
     found = cluster.compare(
-        MODEL, [model, MODEL], dataset, actors=3, minimum=0, progress=lambda *event: told.append(event), **options, **COLUMNS
+        MODEL, [model, MODEL], dataset, actors=3, gates={"metric": 0}, progress=lambda *event: told.append(event), **options, **COLUMNS
     )
     assert json.dumps(found.to_dict()) == json.dumps(alone.to_dict()) and found.passed
     assert told == [("parts compared", done, 3) for done in (1, 2, 3)] * 2
@@ -146,6 +146,10 @@ def test_what_an_actor_raises_is_raised_as_it_was(cluster, dataset, table):  # n
         with pytest.raises(ValueError) as raised:
             call()
         assert type(raised.value) is ValueError and str(raised.value) == "no words"
+    with pytest.raises(tc.CalibError, match="give a `gate`"):
+        cluster.bisect(MODEL, table, dataset)
+    with pytest.raises(tc.CalibError, match="what it must reach"):
+        cluster.bisect(MODEL, table, dataset, metric=mine)
     for options, message in (
         ({"labels": "class"}, "no column `class`; it has `input`, `label`, `index`"),
         ({"columns": {"input": "pixels"}}, "no column `pixels`"),

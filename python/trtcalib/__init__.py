@@ -31,7 +31,7 @@ from typing import Any, Union
 from . import _trtcalib
 from ._data import held
 from ._libraries import name_libraries
-from ._metric import Metric, Run, judged, own, read_outputs
+from ._metric import Gates, Metric, Run, asked, judged, own, read_outputs
 from ._results import CalibrationTable, Comparison, Findings, Quantized, Report, Result
 from ._search import Judge, Trial, ranking, smallest, write_plan
 from ._trtcalib import CalibError, DataError, ModelError, RuntimeLibraryError, __version__
@@ -64,7 +64,7 @@ def calibrate(
     model: PathLike,
     data: Any = None,
     *,
-    method: str = "auto",
+    method: str | None = None,
     labels: Any = None,
     samples: int | None = None,
     histograms: PathLike | None = None,
@@ -83,7 +83,7 @@ def calibrate(
             Arrays are read where they lie. What can be read only once is kept, beyond 1 GiB in a temporary file. As with
             files, arrays of other names than the model's inputs are not used and told of, and the only array is taken for
             the only input.
-        method: ``auto``, ``entropy``, ``percentile``, ``mse`` or ``minmax``.
+        method: ``auto`` (what measures best; the default), ``entropy``, ``percentile``, ``mse`` or ``minmax``.
         labels: right classes of arrays, [samples] integers, negative where unknown (-1, or PyTorch's -100); or a label file.
         samples: calibration samples, at most (512).
         histograms: file to write the mergeable histograms to.
@@ -103,11 +103,11 @@ def calibrate(
         DataError, ModelError, RuntimeLibraryError: with the program's messages.
     """
     keys = {"model": str(model), "method": method, **_limited(samples), **settings}
-    limit = keys.get("calib_samples", 512)
+    limit = keys.get("calib_samples", _enough(config))
     keys, held_samples = _read(keys, data, labels, model, limit)
     metric = own(metric)
     if metric is not None:
-        if method != "auto" or histograms is not None:
+        if method not in (None, "auto") or histograms is not None:
             raise CalibError("metric: it chooses the method itself, so leave `method` and `histograms` out")
         tables = {}
         for choice in _CHOICES:
@@ -141,7 +141,8 @@ def _worth(model: PathLike, table: CalibrationTable, data: Any, metric: Metric, 
         target = Path(folder) / "model.int8.onnx"
         config = options.get("config")
         quantize(model, table, target, config=config, **{key: options[key] for key in _PLACEMENT if key in options})
-        found = compare(model, target, data, metric=metric, calibration_samples=True, config=config, **shared)
+        every: dict[str, Any] = {"samples": 0, "calibration_samples": True, "gates": []}
+        found = compare(model, target, data, metric=metric, config=config, **every, **shared)
     return _value(found)
 
 
@@ -183,10 +184,10 @@ def compare(
     data: Any = None,
     *,
     labels: Any = None,
-    gates: Sequence[str] | Mapping[str, float] = (),
+    gates: Gates = None,
     metric: Metric | None = None,
     minimum: float | None = None,
-    samples: int = 0,
+    samples: int | None = None,
     calibration_samples: bool = False,
     config: PathLike | None = None,
     progress: Progress = None,
@@ -199,23 +200,22 @@ def compare(
         targets: models, engines (``.plan``), or `Saved` outputs.
         data: as for `calibrate`.
         labels: right classes of arrays, or a label file.
-        gates: thresholds: ``["top1=0.98"]`` or ``{"top1": 0.98}``.
+        gates: thresholds: ``["top1=0.98"]`` or ``{"top1": 0.98}``; with `metric` also ``metric``, which is `minimum`.
         metric: called with the outputs of all samples (a list of dicts from output name to an array without the batch axis)
             and their names (a list of strings: file names, or 0, 1, ... for arrays);
             its number stands in ``targets[i]["metric"]`` and in ``reference_metric``.
-        minimum: a gate on `metric`: smaller numbers do not pass.
-        samples: samples to compare; 0 for all.
+        minimum: a gate on `metric`: smaller numbers do not pass, nor does NaN. Let a metric that is better when it is smaller,
+            as a word error rate, give its negative.
+        samples: samples to compare; all without.
         calibration_samples: compare those that a target was calibrated on, too.
 
     Raises:
         DataError, ModelError, RuntimeLibraryError: with the program's messages.
     """
-    if minimum is not None and metric is None:
-        raise CalibError("minimum: it is a gate on `metric`, which is missing")
-    listed, model, keys = _compared(reference, targets, {"eval_samples": samples, "gate": _gates(gates), **settings})
+    metric, listener = own(metric), _Listener(progress)
+    others, minimum = asked(gates, metric, minimum)
+    listed, model, keys = _compared(reference, targets, {"eval_samples": samples, "gate": others, **settings})
     keys, held_samples = _read(keys, data, labels, model, samples or None)
-    listener = _Listener(progress)
-    metric = own(metric)
 
     def call(names: list[str], save_reference: Path | None = None, save_target: Path | None = None) -> dict[str, Any]:
         text = _trtcalib.compare(
@@ -241,7 +241,7 @@ def bisect(
     table: CalibrationTable | PathLike | None,
     data: Any = None,
     *,
-    gate: Sequence[str] | Mapping[str, float] = (),
+    gate: Gates = None,
     metric: Metric | None = None,
     minimum: float | None = None,
     labels: Any = None,
@@ -262,17 +262,19 @@ def bisect(
         data: as for `calibrate`.
         gate: what the plan must pass, ``{"top1": 0.99}``; without one the layers are measured.
         metric, minimum: the same by a metric of one's own, as in `compare`: nodes are lifted in the order of the noise that
-            they bring to the outputs, and the fewest are found with which the metric reaches `minimum`. The plan is checked
-            on all samples.
+            they bring to the outputs, and the fewest are found with which the metric reaches `minimum` (or the gate
+            ``metric``) and every other gate passes. The plan is checked on all samples. Where the metric gets no better with
+            more nodes lifted, fewer may do than are found.
         out: folder for ``plan.json``, ``bisect.json`` and the model; a temporary one without.
         lift: precision that nodes are lifted to.
         max_trials: plans that may be tried.
         samples: samples that plans are judged on.
     """
-    if (metric is None) != (minimum is None) or (metric is not None and gate):
-        raise CalibError("bisect: give either `gate`, or `metric` and `minimum`")
+    metric = own(metric)
+    others, minimum = _asked_of_plan(gate, metric, minimum)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="trtcalib-"))
-    keys = {"model": str(model), "gate": _gates(gate), "out": str(folder), **settings}
+    # With a metric, plans are judged below; the library measures the layers.
+    keys = {"model": str(model), "gate": others if metric is None else [], "out": str(folder), **settings}
     keys, held_samples = _read(keys, data, labels, model, None)
     if metric is not None and table is None:
         shown: dict[str, Any] = {"labels": None if held_samples is not None else labels, "config": config, "progress": progress}
@@ -284,7 +286,7 @@ def bisect(
     if metric is None:
         return findings
     plans = _Plans(model, table, findings, precision, lift, config, settings)
-    shared = {"metric": metric, "minimum": minimum, "labels": labels, "config": config, "progress": progress}
+    shared = {"metric": metric, "minimum": minimum, "gates": others, "labels": labels, "config": config, "progress": progress}
     shared |= {"calibration_samples": True} | {key: value for key, value in settings.items() if key in _DATA}
 
     def judge(wanted: Sequence[int], most: int = samples) -> list[Trial]:
@@ -298,6 +300,14 @@ def bisect(
 
     trials, best = smallest(len(plans.nodes), judge, most=max_trials)
     return plans.finish(folder, trials, best, lambda lifted: judge([lifted], 0)[0])
+
+
+def _asked_of_plan(gate: Gates, metric: Metric | None, minimum: float | None) -> tuple[list[str] | None, float | None]:
+    """As `asked`, where a metric alone says nothing about what is enough."""
+    others, minimum = asked(gate, metric, minimum)
+    if metric is not None and minimum is None:
+        raise CalibError("bisect: give with `metric` what it must reach, as `minimum=` or gate={'metric': ...}")
+    return others, minimum
 
 
 class _Plans:
@@ -335,7 +345,7 @@ def run(
     *,
     out: PathLike,
     labels: Any = None,
-    gates: Sequence[str] | Mapping[str, float] = (),
+    gates: Gates = None,
     metric: Metric | None = None,
     minimum: float | None = None,
     config: PathLike | None = None,
@@ -355,12 +365,13 @@ def run(
         minimum: the gate ``metric`` for every precision: smaller numbers do not pass.
         settings: ``precisions=["fp32", "fp16", "int8"]``, ``calib_samples``, ``eval_samples``, ``bench_seconds`` and the like.
     """
-    if minimum is not None and metric is None:
-        raise CalibError("minimum: it is a gate on `metric`, which is missing")
-    asked = _gates(gates) + ([] if minimum is None else [f"metric={minimum!r}"])
-    keys = {"model": str(model), "out": str(out), "gate": asked, **settings}
+    metric = own(metric)
+    listed, minimum = asked(gates, metric, minimum)
+    if minimum is not None:
+        listed = [*(listed or []), f"metric={minimum!r}"]
+    keys = {"model": str(model), "out": str(out), "gate": listed, **settings}
     keys, held_samples = _read(keys, data, labels, model, None)
-    report, folder = _trtcalib.run(json.dumps(keys), _path(config), held_samples, own(metric), _Listener(progress))
+    report, folder = _trtcalib.run(json.dumps(keys), _path(config), held_samples, metric, _Listener(progress))
     return Report(json.loads(report), Path(folder))
 
 
@@ -371,6 +382,11 @@ _DATA = ("preset", "preprocess", "preprocessor", "batch", "threads", "provider",
 
 def _table_file(table: CalibrationTable | PathLike | None) -> Path | None:
     return table.path if isinstance(table, CalibrationTable) else _path(table)
+
+
+def _enough(config: PathLike | None) -> int | None:
+    """Calibration samples where no keyword says how many; what a configuration says is not known here."""
+    return 512 if config is None else None
 
 
 def _limited(samples: int | None) -> dict[str, int]:
@@ -398,12 +414,6 @@ def _compared(
     if isinstance(reference, Saved) and "model" not in keys:
         keys["model"] = next((name for name in listed if name.endswith(".onnx")), None)
     return listed, keys.get("model") or _spec(reference), keys
-
-
-def _gates(gates: Sequence[str] | Mapping[str, float]) -> list[str]:
-    if isinstance(gates, Mapping):
-        return [f"{metric}={value}" for metric, value in gates.items()]
-    return [gates] if isinstance(gates, str) else list(gates)
 
 
 def _read(keys: dict[str, Any], data: Any, labels: Any, model: Any, limit: int | None) -> tuple[dict[str, Any], Any]:

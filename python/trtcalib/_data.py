@@ -23,13 +23,10 @@ MEMORY = 1 << 30
 def as_array(value: Any) -> np.ndarray:
     """A C-contiguous array, over the same memory where layout and order of bytes allow it. Tensors of PyTorch work without importing it."""
     if hasattr(value, "detach"):
-        try:
-            value = value.detach().cpu().numpy()
-        except TypeError as error:
-            raise DataError(f"a tensor of type {value.dtype} cannot be read as an array; convert it with .float()") from error
+        value = _tensor(value)
     try:
         array: np.ndarray = np.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"a {type(value).__name__} cannot be read as an array: {error}") from error
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -37,19 +34,39 @@ def as_array(value: Any) -> np.ndarray:
     return np.ascontiguousarray(array) if array.ndim else array
 
 
+def _tensor(value: Any) -> Any:
+    """The array of a tensor of PyTorch. bfloat16, which NumPy lacks, becomes float32."""
+    value = value.detach()
+    try:
+        value = value.cpu()
+        if str(getattr(value, "dtype", "")) == "torch.bfloat16":
+            value = value.float()
+        for lazily in ("resolve_conj", "resolve_neg"):
+            value = getattr(value, lazily)() if hasattr(value, lazily) else value
+        return value.numpy()
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        kind = f"a tensor of type {getattr(value, 'dtype', 'unknown')}"
+        raise DataError(f"{kind} cannot be read as an array: {reason}; convert it, as with .float()") from error
+
+
 def classes(given: Any, count: int) -> list[int | None]:
     """Right classes of `count` samples; None where they are unknown."""
     wanted = "give one integer a sample, negative where it is unknown"
+    if isinstance(given, Mapping):
+        raise DataError(f"labels in a {type(given).__name__} are no classes; {wanted}, or the inputs alone, as (x for x, _ in data) does")
     labels = np.atleast_1d(as_array(given))
     if labels.ndim > 1 and labels.size != len(labels):
         raise DataError(f"labels of shape {list(labels.shape)} are no classes; {wanted}")
     if labels.size != count:
-        raise DataError(f"{count} samples, but {labels.size} labels; {wanted}")
+        single = "" if np.ndim(given) else "; to a label alone belongs a batch of one, whose arrays have 1 as first axis"
+        raise DataError(f"{count} samples, but {labels.size} labels; {wanted}{single}")
     values = labels.ravel().tolist()
     for index, label in enumerate(values):
         whole = isinstance(label, (int, np.integer)) or (isinstance(label, float) and label.is_integer())
         if not whole or isinstance(label, bool) or label >= 1 << 32:
-            raise DataError(f"label {index} is {label!r}, which is no class; {wanted}")
+            what = repr(label) if label is None or np.isscalar(label) else f"a {type(label).__name__}"
+            raise DataError(f"label {index} is {what}, which is no class; {wanted}")
     return [int(label) if label >= 0 else None for label in values]
 
 
@@ -153,7 +170,7 @@ def held(data: Any, *, labels: Any = None, limit: int | None = None, inputs: Seq
             of such dicts, of arrays for the model's only input, or of ``(inputs, labels)``; or a reader with
             ``get_next()``, as onnxruntime's and Model Optimizer's. Batches may have any size.
         labels: right classes, one integer a sample; negative where it is unknown.
-        limit: samples that are enough: an iterable is read no further.
+        limit: samples that are enough: an iterable is read no further, and of its last batch only so many are taken.
         inputs: names of the model's inputs, where they are known.
     """
     spool, handed = _Spool(), _Handed()
@@ -163,6 +180,8 @@ def held(data: Any, *, labels: Any = None, limit: int | None = None, inputs: Seq
     # What is yielded may lie in memory that the next batch is written to; what a program holds itself does not.
     yielded = not isinstance(data, (list, tuple, Mapping))
     columns: dict[tuple[str, ...], dict[str, str]] = {}
+    # Of an array a session chooses; of what comes batch by batch the first serve, however many a batch has.
+    most = None if _is_array(data) else limit
     for number, (given, its_classes) in enumerate(_batches(data)):
         if not isinstance(given, Mapping):
             if len(inputs) != 1:
@@ -189,16 +208,21 @@ def held(data: Any, *, labels: Any = None, limit: int | None = None, inputs: Seq
         size = next(iter(rows.values()))
         if size < 0 or any(other != size for other in rows.values()):
             raise DataError(f"batch {number}: the first axis must count the samples alike; found {rows}")
-        batches.append(batch)
-        count += size
         if its_classes is not None:
             known += classes(its_classes, size)
-        if limit is not None and count >= limit:
+        if most is not None and count + size > most:
+            size = most - count
+            batch = {name: array[:size] for name, array in batch.items()}
+        batches.append(batch)
+        count += size
+        if count == most:
             break
     if count == 0:
         raise DataError("the data hold no samples; a generator that was read before is empty the second time")
     if labels is not None:
-        known = classes(labels, count)
+        # Those of samples that were not read are not needed.
+        known = classes(list(np.atleast_1d(as_array(labels)))[:count] if count == most else labels, count)
+    known = known[:count]
     if known and len(known) != count:
         raise DataError(f"{count} samples, but {len(known)} labels")
     return _trtcalib.Samples(batches, [str(index) for index in range(count)], known or [None] * count)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union
 
@@ -17,6 +19,9 @@ Outputs = tuple[list[dict[str, np.ndarray]], list[str]]
 Metric = Callable[[list[dict[str, np.ndarray]], list[str]], float]
 #: Figures of one target, and the outputs of reference and target; the last is None where the target did not run.
 Run = tuple[dict[str, Any], Outputs, Union[Outputs, None]]
+
+#: Thresholds: ``["top1=0.98"]`` or ``{"top1": 0.98}``; None for those of the configuration, if any.
+Gates = Union[str, Sequence[str], Mapping[str, float], None]
 
 #: Entries of saved outputs that are about them.
 _ABOUT = ("samples.json", "inputs.json", "made_by.json")
@@ -45,6 +50,25 @@ class Own:
 def own(metric: Metric | None) -> Own | None:
     """The metric that was given, if any."""
     return metric if metric is None or isinstance(metric, Own) else Own(metric)
+
+
+def asked(gates: Gates, metric: Metric | None, minimum: float | None) -> tuple[list[str] | None, float | None]:
+    """Gates on figures of the library, and what a metric of one's own must reach: `minimum`, or a gate on ``metric``."""
+    if minimum is not None and metric is None:
+        raise CalibError("minimum: it is a gate on `metric`, which is missing")
+    bounds = [] if minimum is None else [float(minimum)]
+    others: list[str] | None = None
+    if gates is not None:
+        if isinstance(gates, Mapping):
+            gates = [f"{name}={value}" for name, value in gates.items()]
+        others = [gates] if isinstance(gates, str) else list(gates)
+    if metric is not None and others is not None:
+        its_own = [re.fullmatch(r"\s*metric\s*>?=\s*(-?[\d.]+(?:[eE][-+]?\d+)?)\s*", gate) for gate in others]
+        bounds += [float(bound[1]) for bound in its_own if bound]
+        others = [gate for gate, bound in zip(others, its_own) if not bound]
+    if not all(map(math.isfinite, bounds)):
+        raise CalibError("minimum: what the metric must reach is no finite number")
+    return others, max(bounds, default=None)
 
 
 def read_outputs(path: Path) -> Outputs:

@@ -6,7 +6,7 @@ import html
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class Result(Mapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
     def __len__(self) -> int:
@@ -64,14 +64,18 @@ def _short(value: Any) -> str:
     return str(value)
 
 
+#: Folders of tables, which go with the process.
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+
+
 class CalibrationTable:
     """Ranges and scales of every quantized tensor, and what brings INT8 nearer to float.
 
-    A table is a file; this object keeps one in a temporary folder until `save` puts it elsewhere.
+    A table is a file, ``path``. That of a table which was just made is temporary: it lasts as long as the process, and `save`
+    writes it to where it stays. Pickled, as for another process, a table goes with its content.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.path = Path(path)
         #: What ``metric=`` gave for every method, where one was given to `calibrate`.
         self.judged: dict[str, float] | None = None
@@ -83,11 +87,19 @@ class CalibrationTable:
         return cls(path)
 
     @classmethod
-    def _temporary(cls) -> CalibrationTable:
+    def _temporary(cls, content: bytes | None = None, judged: dict[str, float] | None = None) -> CalibrationTable:
+        """A table whose file is written by somebody else, or holds `content`."""
+        # Whoever keeps the path, and not the table, still has a file.
         folder = tempfile.TemporaryDirectory(prefix="trtcalib-")
+        _FOLDERS.append(folder)
         table = cls(Path(folder.name) / "calibration.json")
-        table._folder = folder
+        if content is not None:
+            table.path.write_bytes(content)
+        table.judged = judged
         return table
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CalibrationTable._temporary, (self.path.read_bytes(), self.judged)
 
     def save(self, path: str | Path) -> None:
         """Writes the table: the bytes that ``calib calibrate`` writes for the same data."""

@@ -22,8 +22,17 @@ _METHODS = {"MinMax": "minmax", "Entropy": "entropy", "Percentile": "percentile"
 _SATISFIED: dict[str, tuple[Any, ...]] = {
     "ActivationSymmetric": (True,),
     "WeightSymmetric": (True,),
-    "CalibTensorRangeSymmetric": (True,),
+    "ActivationRestrictedAsymmetric": (False,),
+    "CalibTensorRangeSymmetric": (True, False),
     "CalibMovingAverage": (False,),
+    "CalibStridedMinMax": (None,),
+    "BlockSize": (0,),
+    "MinimumRealRange": (None,),
+    "OpTypesToExcludeOutputQuantization": ([],),
+    "QDQKeepRemovableActivations": (True,),
+    "TensorQuantOverrides": ({},),
+    "UseQDQContribOps": (False,),
+    "extra.Sigmoid.nnapi": (False,),
     "AddQDQPairToWeight": (False,),
     "QDQOpTypePerChannelSupportToAxis": ({},),
     "QuantizeBias": (False,),
@@ -33,6 +42,8 @@ _SATISFIED: dict[str, tuple[Any, ...]] = {
     "DedicatedQDQPair": (True,),
     "SmoothQuant": (False,),
 }
+#: Options that change nothing: by what onnxruntime says of them, or without others that are refused.
+_WITHOUT_EFFECT = ("CalibMaxIntermediateOutputs", "CalibMovingAverageConstant", "SmoothQuantAlpha", "SmoothQuantFolding")
 
 
 def quantize_static(
@@ -66,7 +77,8 @@ def quantize_static(
         nodes_to_quantize, nodes_to_exclude: names of nodes.
         use_external_data_format: weights go to ``<model_output>.data``, by the package ``onnx``. Without, they do where the
             model is over 2 GB or comes with such a file.
-        calibrate_method: MinMax, Entropy or Percentile; what measures best without.
+        calibrate_method: MinMax, Entropy or Percentile (99.999, as there, unless ``CalibPercentile`` says otherwise); what
+            measures best without.
         calibration_providers: ``["CPUExecutionProvider"]`` or ``["CUDAExecutionProvider"]``, without options.
         extra_options: ``CalibPercentile`` is applied, options that ask for what is done anyway are taken, others refused.
             ``MatMulConstBOnly=False``, the default, lets products of two activations be quantized: those that TensorRT
@@ -101,9 +113,13 @@ def quantize_static(
     method = _name(calibrate_method)
     if method is not None and method not in _METHODS:
         raise CalibError(f"calibrate_method {method}: {', '.join(_METHODS)} are known; `auto` (without one) measures them all")
+    if method == "Percentile":
+        settings["percentile"] = 99.999
     for name, value in (extra_options or {}).items():
         if name == "CalibPercentile":
             settings["percentile"] = float(value)
+        elif name in _WITHOUT_EFFECT:
+            continue
         elif name not in _SATISFIED or not any(value == taken for taken in _SATISFIED[name]):
             raise CalibError(f"extra_options: {name}={value!r} has no counterpart in a model for TensorRT; leave it out")
     with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:

@@ -20,13 +20,14 @@ from typing import Any
 import ray  # type: ignore[import-not-found, unused-ignore]
 
 from . import (
-    _CHOICES, _DATA, CalibError, CalibrationTable, Comparison, DataError, Findings, Metric, PathLike, Progress, Saved, Trial, _chosen,
-    _compared, _gates, _inputs, _limited, _Listener, _path, _Plans, _spec, _strings, _trtcalib, _value, _worth, smallest,
+    _CHOICES, _DATA, CalibError, CalibrationTable, Comparison, DataError, Findings, Metric, PathLike, Progress, Saved, Trial,
+    _asked_of_plan, _chosen, _compared, _enough, _inputs, _limited, _Listener, _path, _Plans, _spec, _strings, _trtcalib, _value,
+    _worth, smallest,
 )
 from . import bisect as _bisect
 from . import compare as _compare
 from ._data import as_array, classes, matched
-from ._metric import Outputs, Run, judged, own, read_outputs
+from ._metric import Gates, Outputs, Run, asked, judged, own, read_outputs
 
 __all__ = ["bisect", "calibrate", "compare"]
 
@@ -150,10 +151,11 @@ class _Worker:
     def candidate(
         self, model: str, settings: dict[str, Any], config: Any, blocks: _Blocks, parts: list[bytes], metric: Metric
     ) -> tuple[float, bytes]:
-        table, samples = CalibrationTable._temporary(), blocks.samples()
-        text, listener = json.dumps(settings), _Listener(None)
-        _joined(parts, lambda files: _trtcalib.merge(text, config, samples, files, table.path, metric, listener))
-        return _worth(model, table, samples, metric, settings | {"config": config}), table.path.read_bytes()
+        samples, text, listener = blocks.samples(), json.dumps(settings), _Listener(None)
+        with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
+            table = CalibrationTable(Path(folder) / "calibration.json")
+            _joined(parts, lambda files: _trtcalib.merge(text, config, samples, files, table.path, metric, listener))
+            return _worth(model, table, samples, metric, settings | {"config": config}), table.path.read_bytes()
 
     def judge(self, lifted: int, model: bytes, blocks: _Blocks, options: dict[str, Any]) -> Trial:
         with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
@@ -233,9 +235,9 @@ def calibrate(
     """
     keys = _keys({"model": str(model), **_limited(samples), **settings}, num_cpus, num_gpus)
     metric, listener = own(metric), _Listener(progress)
-    if metric is not None and "method" in settings:
+    if metric is not None and settings.get("method") not in (None, "auto"):
         raise CalibError("metric: it chooses the method itself, so leave `method` out")
-    blocks = _Blocks(dataset, model, columns, labels, keys.get("calib_samples", 512))
+    blocks = _Blocks(dataset, model, columns, labels, keys.get("calib_samples", _enough(config)))
     text, file, shared = json.dumps(keys), _path(config), ray.put(blocks)
     actors = blocks.parts(actors)
     with _workers(actors, num_cpus, num_gpus) as workers:
@@ -248,15 +250,9 @@ def calibrate(
                 for index, method in enumerate(_CHOICES)
             ]
             made = _results(tries, listener, "candidates judged")
-            return _chosen({method: (value, _table(bytes_of)) for method, (value, bytes_of) in zip(_CHOICES, made)})
+            return _chosen({method: (value, CalibrationTable._temporary(bytes_of)) for method, (value, bytes_of) in zip(_CHOICES, made)})
     table = CalibrationTable._temporary()
     _joined(parts, lambda files: _trtcalib.merge(text, file, blocks.samples(), files, table.path, None, listener))
-    return table
-
-
-def _table(content: bytes) -> CalibrationTable:
-    table = CalibrationTable._temporary()
-    table.path.write_bytes(content)
     return table
 
 
@@ -270,10 +266,10 @@ def compare(
     num_gpus: float = 0,
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
-    gates: Sequence[str] | Mapping[str, float] = (),
+    gates: Gates = None,
     metric: Metric | None = None,
     minimum: float | None = None,
-    samples: int = 0,
+    samples: int | None = None,
     calibration_samples: bool = False,
     config: PathLike | None = None,
     progress: Progress = None,
@@ -289,10 +285,10 @@ def compare(
         metric, minimum: as for `trtcalib.compare`; the outputs of all samples are brought together where this runs.
         progress: as for `trtcalib.compare`; told as parts are done.
     """
-    if minimum is not None and metric is None:
-        raise CalibError("minimum: it is a gate on `metric`, which is missing")
-    names, model, given = _compared(reference, targets, {"eval_samples": samples, "gate": _gates(gates), **settings})
-    keys, metric, listener = _keys(given, num_cpus, num_gpus), own(metric), _Listener(progress)
+    metric, listener = own(metric), _Listener(progress)
+    others, minimum = asked(gates, metric, minimum)
+    names, model, given = _compared(reference, targets, {"eval_samples": samples, "gate": others, **settings})
+    keys = _keys(given, num_cpus, num_gpus)
     held = _Blocks(dataset, model, columns, labels, None)
     blocks, actors = ray.put(held), held.parts(actors)
     text, file = json.dumps(keys), _path(config)
@@ -324,7 +320,7 @@ def bisect(
     table: CalibrationTable | PathLike,
     dataset: Any,
     *,
-    gate: Sequence[str] | Mapping[str, float] = (),
+    gate: Gates = None,
     metric: Metric | None = None,
     minimum: float | None = None,
     actors: int = 2,
@@ -348,19 +344,20 @@ def bisect(
 
     Args:
         table: ranges from `calibrate`.
-        gate: what the plan must pass; or `metric` and `minimum`, as for `trtcalib.bisect`.
+        gate, metric, minimum: what the plan must pass, as for `trtcalib.bisect`.
         dataset, actors, columns, labels: as for `compare`.
         samples: samples that plans are judged on; the one that is found is checked on all.
         progress: as for `trtcalib.bisect`; trials are told as they are done.
     """
-    if bool(gate) == (metric is not None) or (metric is None) != (minimum is None):
-        raise CalibError("bisect: give either `gate`, or `metric` and `minimum`")
     metric, listener = own(metric), _Listener(progress)
+    gates, minimum = _asked_of_plan(gate, metric, minimum)
+    if not gates and metric is None:
+        raise CalibError("bisect: give a `gate`, or `metric` and `minimum`; trtcalib.bisect measures layers without")
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="trtcalib-"))
     held = _Blocks(dataset, model, columns, labels, None)
     keys = _keys(settings, num_cpus, num_gpus)
     findings = _bisect(
-        model, table, held.samples(), out=folder, precision=precision, lift=lift, config=config, progress=progress, **keys
+        model, table, held.samples(), gate=[], out=folder, precision=precision, lift=lift, config=config, progress=progress, **keys
     )
     plans = _Plans(model, table, findings, precision, lift, config, settings)
     blocks = ray.put(held)
@@ -368,7 +365,7 @@ def bisect(
     with _workers(actors, num_cpus, num_gpus) as workers:
 
         def judge(wanted: Sequence[int], most: int = samples) -> list[Trial]:
-            common = {"gates": gate, "metric": metric, "minimum": minimum, "samples": most, "calibration_samples": True}
+            common = {"gates": gates, "metric": metric, "minimum": minimum, "samples": most, "calibration_samples": True}
             options = {"model": str(model), "compare": common | {"config": config} | run}
             calls = []
             for index, lifted in enumerate(wanted):

@@ -19,8 +19,8 @@ impl Session {
         for gate in gates {
             ensure!(
                 gate.metric != Metric::Own || self.metric.is_some(),
-                "gate {gate} cannot be tested: the metric is a function of one's own, which `trtcalib.run` in Python takes as \
-                 `metric=`"
+                "gate {gate} cannot be tested: the metric is a function of one's own, which the functions of \
+                 `trtcalib` in Python take as `metric=`"
             );
             let needs = gate.metric.needs();
             let (counting, missing) = match needs {
