@@ -271,25 +271,13 @@ pub fn write_atomic_with(
     let write = || {
         RESULTS.write().unwrap_or_else(PoisonError::into_inner).retain(|result| result != path);
         // Renaming over /dev/null or a pipe would take it away from everyone.
-        if std::fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        if is_no_file(path) {
             let there = File::options().write(true).open(path)?;
             let mut writer = BufWriter::new(&there);
             fill(&mut writer)?;
             return writer.flush();
         }
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
-        let mut prefix = std::ffi::OsString::from(".");
-        prefix.push(name);
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(UNFINISHED);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // As any other new file: what the user's umask leaves.
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let temporary = builder.tempfile_in(folder)?;
+        let temporary = unfinished(path)?;
         let mut writer = BufWriter::new(temporary.as_file());
         fill(&mut writer)?;
         writer.flush()?;
@@ -299,6 +287,39 @@ pub fn write_atomic_with(
         Ok(())
     };
     write().map_err(|source| ArtifactError::Write { path: path.to_owned(), source })
+}
+
+/// What is there and is neither a file nor a folder.
+fn is_no_file(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir())
+}
+
+/// The file that is written before it takes the place of `path`.
+fn unfinished(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
+    let mut prefix = std::ffi::OsString::from(".");
+    prefix.push(name);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(UNFINISHED);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // As any other new file: what the user's umask leaves.
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
+}
+
+/// Whether a file can be written at `path`, for those who write it after long work: nothing is left there.
+///
+/// # Errors
+/// What [`write_atomic_with`] would say, a full disk aside.
+pub fn check_writable(path: &Path) -> Result<(), ArtifactError> {
+    if is_no_file(path) {
+        return Ok(());
+    }
+    unfinished(path).map(drop).map_err(|source| ArtifactError::Write { path: path.to_owned(), source })
 }
 
 /// [`write_atomic_with`] for bytes already in memory.

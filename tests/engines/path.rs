@@ -239,6 +239,15 @@ fn kernels_are_kept_in_the_runtime_cache_and_read_again() {
     fs::write(&other, "file,label").unwrap();
     let refused = ends(2, "", &[&compare[..compare.len() - 1], &[&other]].concat());
     assert!(refused.contains("no runtime cache of calib") && fs::read(&other).unwrap() == b"file,label", "{refused}");
+    // Where it could not be kept in the end, nothing is done.
+    for lost in ["no such folder/kernels.cache", "labels.csv/kernels.cache"] {
+        let lost = engines.path(lost);
+        let bench = ["bench", &engines.path("fp32.plan"), "--seconds", "0.02", "--runtime-cache", &lost];
+        for command in [&bench[..], &[&compare[..compare.len() - 1], &[&lost]].concat()] {
+            let refused = ends(2, "enqueue-fails=1", command);
+            assert!(refused.contains(&format!("cannot write {lost}")), "{refused}");
+        }
+    }
     let refused = ends(2, "null-cache", &[&compare[..compare.len() - 1], &[&engines.path("other.cache")]].concat());
     assert!(refused.contains("Failed to serialize IRuntimeCache"), "{refused}");
 }

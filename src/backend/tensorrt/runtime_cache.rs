@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{Engine, TensorRtError, log::Turn, require_library};
-use crate::artifact::write_atomic;
+use crate::artifact::{check_writable, write_atomic};
 
 const MAGIC: &[u8; 8] = b"calibrtc";
 const HASH: usize = blake3::OUT_LEN;
@@ -53,8 +53,9 @@ impl Kernels {
     }
 }
 
-/// Says when a cache holds nothing that can be used.
+/// Says when a cache holds nothing that can be used; an error where it cannot be kept.
 pub(super) fn warning(path: &Path) -> Result<Option<String>, TensorRtError> {
+    check_writable(path)?;
     let (_, kept) = RuntimeCacheFile::open(path, require_library(None)?.version()?)?;
     let anew = || {
         let path = path.display();
