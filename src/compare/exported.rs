@@ -10,7 +10,7 @@ use serde::{
 
 use crate::{
     npz::{Encoded, Listed},
-    tensor::{Tensor, TensorMap, Values},
+    tensor::{Tensor, TensorMap, Values, stacked},
 };
 
 /// An output in trtexec's file.
@@ -67,13 +67,14 @@ struct Iteration {
     outputs: BTreeMap<String, Encoded>,
 }
 
-/// The outputs in a file, whose first axis runs over the samples; otherwise why it is neither program's.
-pub(super) fn read(bytes: &[u8]) -> Result<TensorMap, String> {
+/// The outputs in a file, whose first axis runs over the samples, in blocks of rows that follow each other and have one shape;
+/// otherwise why it is neither program's.
+pub(super) fn read(bytes: &[u8]) -> Result<Vec<TensorMap>, String> {
     if bytes.trim_ascii_start().starts_with(b"{") {
         let Listed(runners) = parse(bytes)?;
         return polygraphy(runners.ok_or_else(|| neither(&"it has no `lst`"))?);
     }
-    parse::<Vec<Exported>>(bytes)?.into_iter().map(exported).collect()
+    Ok(vec![parse::<Vec<Exported>>(bytes)?.into_iter().map(exported).collect::<Result<_, _>>()?])
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
@@ -126,36 +127,42 @@ fn exported(output: Exported) -> Result<(String, Tensor), String> {
 }
 
 /// Results of one runner, whose iterations follow each other.
-fn polygraphy(mut runners: Vec<RunnerResults>) -> Result<TensorMap, String> {
+fn polygraphy(mut runners: Vec<RunnerResults>) -> Result<Vec<TensorMap>, String> {
     let (Some(RunnerResults(_, iterations)), 0) = (runners.pop(), runners.len()) else {
         return Err(format!("it holds the results of {} runners; save those of one", runners.len() + 1));
     };
-    let mut all = TensorMap::new();
+    let mut blocks: Vec<Vec<TensorMap>> = Vec::new();
     for (index, iteration) in iterations.into_iter().enumerate() {
         let outputs = iteration.outputs.into_iter().filter(|(name, _)| !name.starts_with("polygraphy_"));
-        for (name, Encoded(array)) in outputs {
-            let next = array.map_err(|reason| format!("iteration {index}: `{name}` {reason}"))?;
-            let joined = match all.remove(&name) {
-                None => next,
-                Some(before) => joined(&before, &next).ok_or_else(|| {
-                    format!("iteration {index}: `{name}` has another type or shape than before; save equal batches")
-                })?,
-            };
-            all.insert(name, joined);
+        let outputs = outputs.map(|(name, Encoded(array))| {
+            let array = array.map_err(|reason| format!("iteration {index}: `{name}` {reason}"))?;
+            Ok((name, array))
+        });
+        let outputs = outputs.collect::<Result<TensorMap, String>>()?;
+        match blocks.last_mut().map(|block| (is_alike(&block[0], &outputs), block)) {
+            Some((None, _)) => {
+                return Err(format!(
+                    "iteration {index}: its outputs are no further rows of those before: they have other names, types or numbers of \
+                     axes, or none"
+                ));
+            }
+            Some((Some(true), block)) => block.push(outputs),
+            _ => blocks.push(vec![outputs]),
         }
     }
-    Ok(all)
+    Ok(blocks.into_iter().map(stacked).collect())
 }
 
-fn joined(before: &Tensor, next: &Tensor) -> Option<Tensor> {
-    let (first, rows) = (before.shape().split_first()?, next.shape().split_first()?);
-    if first.1 != rows.1 {
-        return None;
+/// Whether the rows of both have one shape; `None` where they are no rows of the same outputs.
+fn is_alike(before: &TensorMap, next: &TensorMap) -> Option<bool> {
+    let mut alike = before.len() == next.len();
+    alike.then_some(())?;
+    for ((name, before), (other, next)) in before.iter().zip(next) {
+        let same = name == other && before.element_type() == next.element_type();
+        (same && before.shape().len() == next.shape().len()).then_some(())?;
+        alike &= before.shape().get(1..)? == next.shape().get(1..)?;
     }
-    let shape = [&[first.0 + rows.0], first.1].concat();
-    let mut values = before.values().clone();
-    values.extend(next.view().values).then_some(())?;
-    Tensor::new(shape, values).ok()
+    Some(alike)
 }
 
 #[cfg(test)]
@@ -166,7 +173,7 @@ mod tests {
     fn what_trtexec_exports() {
         let text = "[\n  { \"name\" : \"logits\"\n  , \"dimensions\" : \"2x3\"\n  , \"values\" : [ 0, 1, -2.5, 3e-05, 4, 5 ]\n  }\n\
                     , { \"name\" : \"boxes\"\n  , \"dimensions\" : \"2\"\n  , \"values\" : [ 7, 8 ]\n  }\n]\n";
-        let found = read(text.as_bytes()).unwrap();
+        let found = &read(text.as_bytes()).unwrap()[0];
         assert_eq!(found["logits"].shape(), [2, 3]);
         assert_eq!(found["logits"].values(), &Values::F32(vec![0.0, 1.0, -2.5, 3e-5, 4.0, 5.0]));
         assert_eq!(found["boxes"].shape(), [2]);
@@ -182,7 +189,7 @@ mod tests {
         let text = "[\n  { \"name\" : \"an inf \"\n  , \"dimensions\" : \"1x4\"\n  , \"values\" : [ -nan, inf, -inf, nan ]\n  }\n\
                     , { \"name\" : \"found\"\n  , \"dimensions\" : \"1x0x4\"\n  , \"values\" : [  ]\n  }\n\
                     , { \"name\" : \"loss\"\n  , \"dimensions\" : \"\"\n  , \"values\" : [ 1.17549e-38 ]\n  }\n]\n";
-        let found = read(text.as_bytes()).unwrap();
+        let found = &read(text.as_bytes()).unwrap()[0];
         let Values::F32(odd) = found["an inf "].values() else { panic!("floats") };
         assert!(
             odd[0].is_nan() && odd[3].is_nan() && odd[1] == f32::INFINITY && odd[2] == f32::NEG_INFINITY,
@@ -206,7 +213,8 @@ mod tests {
         };
         let (first, second) = (array("AAAAAAACAPwAAAEAAAEBAAACAQAAAoEA="), array("AACBBAAAwQQAAQEEAAFBBAABgQQAAcEE="));
         let runner = format!("[\"trt-runner-N0\", [{first}, {second}]]");
-        let found = read(format!("{{\"lst\": [{runner}], \"polygraphy_class\": \"RunResults\"}}").as_bytes()).unwrap();
+        let found =
+            &read(format!("{{\"lst\": [{runner}], \"polygraphy_class\": \"RunResults\"}}").as_bytes()).unwrap()[0];
         assert_eq!(found["logits"].shape(), [4, 3]);
         let expected = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15].map(|value| value as f32);
         assert_eq!(found["logits"].values(), &Values::F32(expected.to_vec()));

@@ -66,12 +66,21 @@ pub enum SavedError {
 #[derive(Debug)]
 pub struct SavedOutputs {
     path: PathBuf,
-    arrays: Vec<(String, Array)>,
+    /// Rows that follow each other; within a block all of one shape.
+    blocks: Vec<Block>,
     samples: usize,
     rows: Option<BTreeMap<String, usize>>,
     /// Hashes of the samples' inputs by row; absent in files of other programs.
     inputs: Option<Vec<ContentHash>>,
     made_by: Option<String>,
+}
+
+/// Outputs of samples that follow each other.
+#[derive(Debug)]
+struct Block {
+    /// Samples before it.
+    first: usize,
+    arrays: Vec<(String, Array)>,
 }
 
 impl SavedOutputs {
@@ -81,26 +90,29 @@ impl SavedOutputs {
     /// No archive of arrays, or arrays of different lengths.
     pub fn open(path: &Path) -> Result<Self, SavedError> {
         let invalid = |reason| SavedError::Content { path: path.to_owned(), reason };
-        let Archive { arrays, others } = match json(path)? {
-            Some(bytes) => {
-                let archive = tempfile::NamedTempFile::new()?;
-                let outputs = exported::read(&bytes).map_err(invalid)?;
-                if outputs.is_empty() {
-                    return Err(invalid("it holds no outputs".to_owned()));
-                }
-                write_npz(archive.path(), &outputs)?;
-                Archive::open(archive.path())?
+        let (arrays, others) = if let Some(bytes) = json(path)? {
+            let blocks = exported::read(&bytes).map_err(invalid)?;
+            if blocks.iter().all(TensorMap::is_empty) {
+                return Err(invalid("it holds no outputs".to_owned()));
             }
-            None => Archive::open(path)?,
+            (exported_blocks(&blocks)?, Vec::new())
+        } else {
+            let Archive { arrays, others } = Archive::open(path)?;
+            (vec![arrays], others)
         };
-        let lengths: Vec<usize> = arrays.iter().map(|(_, array)| array.shape().first().copied().unwrap_or(0)).collect();
-        let samples = lengths.first().copied().unwrap_or(0);
-        if let Some(odd) = lengths.iter().position(|&length| length != samples) {
-            let (first, other) = (&arrays[0].0, &arrays[odd].0);
-            return Err(invalid(format!(
-                "`{first}` has {samples} rows and `{other}` has {}; the first axis must run over the samples",
-                lengths[odd]
-            )));
+        let (mut blocks, mut samples) = (Vec::new(), 0);
+        for arrays in arrays {
+            let length = |(_, array): &(String, Array)| array.shape().first().copied().unwrap_or(0);
+            let rows = arrays.first().map(length);
+            if let (Some(rows), Some(odd)) = (rows, arrays.iter().find(|odd| Some(length(odd)) != rows)) {
+                let (first, other) = (&arrays[0].0, &odd.0);
+                return Err(invalid(format!(
+                    "`{first}` has {rows} rows and `{other}` has {}; the first axis must run over the samples",
+                    length(odd)
+                )));
+            }
+            blocks.push(Block { first: samples, arrays });
+            samples += rows.unwrap_or(0);
         }
         let names: Option<Vec<String>> = entry(&others, SAMPLES).map_err(invalid)?;
         let inputs: Option<Vec<ContentHash>> = entry(&others, INPUTS).map_err(invalid)?;
@@ -112,22 +124,30 @@ impl SavedOutputs {
         if inputs.as_ref().is_some_and(|inputs| inputs.len() != samples) {
             return Err(invalid(format!("{INPUTS} does not hold a hash for each of the {samples} samples")));
         }
-        Ok(Self { path: path.to_owned(), arrays, samples, rows, inputs, made_by })
+        Ok(Self { path: path.to_owned(), blocks, samples, rows, inputs, made_by })
+    }
+
+    /// The arrays of the first block, whose names, types and ranks are those of all.
+    fn arrays(&self) -> &[(String, Array)] {
+        self.blocks.first().map_or(&[], |block| &block.arrays)
     }
 
     /// Names of the outputs, in the order of the file.
     pub fn outputs(&self) -> Vec<String> {
-        self.arrays.iter().map(|(name, _)| name.clone()).collect()
+        self.arrays().iter().map(|(name, _)| name.clone()).collect()
     }
 
     /// The same with their types and shapes, over any number of samples.
     pub fn infos(&self) -> Vec<TensorInfo> {
-        let info = |(name, array): &(String, Array)| {
-            let sample = array.shape().iter().skip(1).map(|&extent| Some(extent));
-            let shape = std::iter::once(None).chain(sample).collect();
+        let info = |(output, (name, array)): (usize, &(String, Array))| {
+            let extent = |axis: usize| {
+                let extent = array.shape()[axis];
+                self.blocks.iter().all(|block| block.arrays[output].1.shape()[axis] == extent).then_some(extent)
+            };
+            let shape = std::iter::once(None).chain((1..array.shape().len()).map(extent)).collect();
             TensorInfo { name: name.clone(), element_type: Some(array.element_type()), shape }
         };
-        self.arrays.iter().map(info).collect()
+        self.arrays().iter().enumerate().map(info).collect()
     }
 
     /// What ran the engine that gave them, as `TensorRT-RTX 1.7.1`; absent for other models and in files of other programs.
@@ -146,6 +166,9 @@ impl SavedOutputs {
     }
 
     /// The outputs of all samples, in the order of the file.
+    ///
+    /// # Errors
+    /// They are not of one shape.
     pub fn all(&self) -> Result<TensorMap, SavedError> {
         self.of_rows(&(0..self.samples).collect::<Vec<_>>())
     }
@@ -216,13 +239,27 @@ impl SavedOutputs {
     }
 
     fn of_rows(&self, rows: &[usize]) -> Result<TensorMap, SavedError> {
+        let block =
+            |row: usize| &self.blocks[self.blocks.partition_point(|block| block.first <= row).saturating_sub(1)];
         let mut outputs = TensorMap::new();
-        for (name, array) in &self.arrays {
-            let mut shape = array.shape().to_vec();
-            let mut values = array.rows(0..0)?.values().clone();
+        for (output, (name, first)) in self.arrays().iter().enumerate() {
+            let first = rows.first().map_or(first, |&row| &block(row).arrays[output].1);
+            let mut shape = first.shape().to_vec();
+            let mut values = first.rows(0..0)?.values().clone();
             for &row in rows {
-                // Rows of one array have one type, so this cannot fail.
-                let _same_type = values.extend(array.rows(row..row + 1)?.view().values);
+                let (block, index) = (block(row), row - block(row).first);
+                let array = &block.arrays[output].1;
+                if array.shape().get(1..) != shape.get(1..) {
+                    let reason = format!(
+                        "`{name}` has the shape {:?} for sample {} and {:?} for sample {row}, which are no batch; use --batch 1",
+                        &shape[1..],
+                        rows[0],
+                        &array.shape()[1..]
+                    );
+                    return Err(SavedError::Content { path: self.path.clone(), reason });
+                }
+                // Rows of one output have one type, so this cannot fail.
+                let _same_type = values.extend(array.rows(index..index + 1)?.view().values);
             }
             if let Some(extent) = shape.first_mut() {
                 *extent = rows.len();
@@ -231,6 +268,24 @@ impl SavedOutputs {
         }
         Ok(outputs)
     }
+}
+
+/// The same outputs in a file that is gone when nobody reads from it any more: an archive of all blocks.
+fn exported_blocks(blocks: &[TensorMap]) -> Result<Vec<Vec<(String, Array)>>, SavedError> {
+    let archive = tempfile::NamedTempFile::new()?;
+    let numbered = blocks.iter().enumerate().flat_map(|(block, outputs)| {
+        outputs.iter().map(move |(name, tensor)| (format!("{block:08}/{name}"), tensor.clone()))
+    });
+    write_npz(archive.path(), &numbered.collect())?;
+    let mut found: Vec<Vec<(String, Array)>> = blocks.iter().map(|_| Vec::new()).collect();
+    for (name, array) in Archive::open(archive.path())?.arrays {
+        if let Some((block, name)) = name.split_once('/')
+            && let Some(block) = block.parse().ok().and_then(|block: usize| found.get_mut(block))
+        {
+            block.push((name.to_owned(), array));
+        }
+    }
+    Ok(found)
 }
 
 impl Outputs for SavedOutputs {

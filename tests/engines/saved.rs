@@ -262,6 +262,43 @@ fn every_row_of_a_fixed_batch_is_a_sample() {
     }
 }
 
+/// What Polygraphy saves of inputs whose shapes change: each iteration has its own.
+#[test]
+fn outputs_whose_shapes_change_from_one_iteration_to_the_next_are_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let relu = NodeProto::new("Relu", "relu", &["x"], &["y"]);
+    let (x, y) = (vec![models::float("x", &[-1, 2, -2, -3])], vec![models::float("y", &[-1, 2, -2, -3])]);
+    models::save(folder.path(), "any", vec![relu], x, y, vec![]);
+    let shapes = [[2, 2, 4, 6], [1, 2, 4, 6], [3, 2, 8, 5], [1, 2, 4, 6]];
+    let call = |shape: [usize; 4], of: fn(f32) -> f32| {
+        let values = (0..shape.iter().product()).map(|i| of(((i * 53 % 97) as f32 - 48.0) / 4.0)).collect();
+        let outputs = TensorMap::from([("y".to_owned(), Tensor::from_f32(shape.to_vec(), values).unwrap())]);
+        saved_by_polygraphy(&outputs, shape[0])["lst"][0][1][0].take()
+    };
+    let feeds = shapes.map(|shape| json!({"x": call(shape, |x| x)["outputs"]["y"]["values"]}));
+    fs::write(at("x.json"), Value::from(feeds.to_vec()).to_string()).unwrap();
+    let save = |name: &str, calls: &[Value]| fs::write(at(name), json!({"lst": [["trt", calls]]}).to_string()).unwrap();
+    let mut calls = shapes.map(|shape| call(shape, |x| x.max(0.0)));
+    save("right.json", &calls);
+    calls[2] = call(shapes[2], |x| x.max(0.0) + f32::from(x > 11.9));
+    save("wrong.json", &calls);
+    calls[1]["outputs"] = json!({"z": calls[1]["outputs"]["y"]});
+    save("other.json", &calls);
+    let compare = ["compare", "--ref", "ort", "--model", &at("any.onnx"), "--data", &at("x.json")];
+    for batch in ["1", "4"] {
+        let targets = ["--target", &at("right.json"), "--target", &at("wrong.json"), "--batch", batch];
+        let found = json("", &[&compare[..], &targets].concat());
+        for (target, max_abs) in [(0, 0.0), (1, 1.0)] {
+            let result = &found["targets"][target]["result"];
+            assert_eq!(result["samples"], 7, "{result}");
+            assert_eq!(result["outputs"][0]["max_abs"], max_abs, "{result}");
+        }
+    }
+    let error = ends(2, "", &[&compare[..], &["--target", &at("other.json")]].concat());
+    assert!(error.contains("iteration 1") && error.contains("other names"), "{error}");
+}
+
 /// Plans of TensorRT 8.6 and 10 begin as those of 11 do and tell no version.
 #[test]
 fn an_engine_of_an_older_tensorrt_is_refused_with_the_way_that_works() {
