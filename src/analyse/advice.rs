@@ -95,8 +95,7 @@ pub fn about_lift(effect: &LiftEffect, lift: &str, commands: &Commands) -> Advic
     Advice {
         importance: Importance::Info,
         text: format!(
-            "lifting {} to {lift} changes the SQNR of the outputs from {before:.1} to {after} ({} samples); bisect \
-             finds the smallest set that passes a gate",
+            "lifting {} to {lift} changes the SQNR of the outputs from {before:.1} to {after} ({} samples)",
             listed(&nodes),
             effect.samples
         ),

@@ -3,6 +3,7 @@
 mod diagnose;
 mod external;
 pub mod graph;
+mod inline;
 mod load;
 mod mapped;
 mod node;
@@ -47,8 +48,17 @@ pub struct Model {
     pub hash: ContentHash,
     /// Whether the weights came from files beside the model; saving then writes them so again.
     pub external_data: bool,
-    /// By the name of each node that folding took out, the nodes that compute what it did; none for what copies or is constant.
-    pub stands_for: BTreeMap<String, BTreeSet<String>>,
+    /// The nodes that folding took out, by name.
+    pub stands_for: BTreeMap<String, Folded>,
+}
+
+/// A node that folding took out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Folded {
+    /// Its operator.
+    pub op_type: String,
+    /// The nodes that compute what it did; none for what copies or is constant.
+    pub into: BTreeSet<String>,
 }
 
 impl Model {
@@ -77,12 +87,12 @@ impl Model {
         self.proto.set_opset(domain, version);
     }
 
-    /// The names by which rules know each node beside its own: those of nodes that folding put into it.
-    pub fn known_as(&self) -> BTreeMap<String, Vec<String>> {
-        let mut known: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (gone, nodes) in &self.stands_for {
-            for node in nodes {
-                known.entry(node.clone()).or_default().push(gone.clone());
+    /// The names and operators by which rules know each node beside its own: those of nodes that folding put into it.
+    pub fn known_as(&self) -> BTreeMap<String, Vec<(String, String)>> {
+        let mut known: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+        for (gone, folded) in &self.stands_for {
+            for node in &folded.into {
+                known.entry(node.clone()).or_default().push((gone.clone(), folded.op_type.clone()));
             }
         }
         known

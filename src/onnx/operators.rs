@@ -243,7 +243,8 @@ const TABLE: &[OperatorType] = &[
     op("MaxRoiPool", 1, &[]),
     op("MaxUnpool", 9, &[]),
     op("Mean", 1, &[]),
-    op("MeanVarianceNormalization", 9, &[HighPrecision, Tames]),
+    // A constant in its body is `float32`, so that it runs in nothing else where there is no kernel.
+    op("MeanVarianceNormalization", 9, &[HighPrecision, Tames]).halves_since(NEVER, NEVER),
     op("MelWeightMatrix", 17, &[]),
     op("Min", 1, &[AroundSoftmax]),
     op("Mish", 18, &[Fuses]),

@@ -18,7 +18,7 @@ use super::{
     QuantizeError,
     names::Names,
     plan::{CompiledPlan, Precision},
-    scheme::all_names,
+    scheme::{all_names, is_of},
     types::{declared_type, element_types},
     weights::fits_f16,
 };
@@ -44,8 +44,8 @@ pub(super) struct Conversion<'c> {
     /// Whether nodes that nobody mentions are converted.
     pub by_default: bool,
     pub plan: &'c CompiledPlan,
-    /// Further names of nodes: see [`Model::known_as`](crate::onnx::Model::known_as).
-    pub known_as: &'c BTreeMap<String, Vec<String>>,
+    /// Further names and operators of nodes: see [`Model::known_as`](crate::onnx::Model::known_as).
+    pub known_as: &'c BTreeMap<String, Vec<(String, String)>>,
     /// Nodes to keep, by name and by operator.
     pub keep: &'c [Regex],
     pub keep_op_types: &'c BTreeSet<String>,
@@ -144,7 +144,8 @@ impl Conversion<'_> {
         let tensors = || node.input.iter().chain(&node.output).filter(|tensor| !tensor.is_empty());
         let names = all_names(&name, self.known_as);
         let kept = self.keep.iter().any(|pattern| names.iter().any(|name| pattern.is_match(name)));
-        if kept || self.keep_op_types.contains(node.op_type()) || self.plan.precision(&names) == Some(Precision::Fp32) {
+        let kept = kept || is_of(node, &name, self.known_as, self.keep_op_types);
+        if kept || self.plan.precision(&names) == Some(Precision::Fp32) {
             return Some(Fp32Reason::Asked);
         }
         let is_missing = || forms::is_missing(node, self.target, self.opset);

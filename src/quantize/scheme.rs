@@ -68,7 +68,7 @@ use Verdict::{Keep, Quantize};
 
 struct Scheme<'a> {
     facts: Facts<'a>,
-    known_as: BTreeMap<String, Vec<String>>,
+    known_as: BTreeMap<String, Vec<(String, String)>>,
     options: &'a SchemeOptions,
     plan: CompiledPlan,
     exclude: Vec<Regex>,
@@ -133,6 +133,7 @@ impl<'a> Scheme<'a> {
         let names = all_names(&name, &self.known_as);
         let matches = |patterns: &[Regex]| patterns.iter().any(|p| names.iter().any(|name| p.is_match(name)));
         let SchemeOptions { op_types, exclude_op_types, precision, .. } = self.options;
+        let is_one = |of: &BTreeSet<String>| is_of(node, &name, &self.known_as, of);
         if !precision.is_quantized() {
             return Err(Rule::FloatOnly);
         }
@@ -140,9 +141,9 @@ impl<'a> Scheme<'a> {
             Some(precision) if precision.is_quantized() => Ok(true),
             Some(_) => Err(Rule::Planned),
             None if matches(&self.exclude) => Err(Rule::Excluded),
-            None if exclude_op_types.contains(node.op_type()) => Err(Rule::ExcludedType),
+            None if is_one(exclude_op_types) => Err(Rule::ExcludedType),
             None if !self.include.is_empty() && !matches(&self.include) => Err(Rule::NotIncluded),
-            None if !op_types.is_empty() && !op_types.contains(node.op_type()) => Err(Rule::NotIncluded),
+            None if !op_types.is_empty() && !is_one(op_types) => Err(Rule::NotIncluded),
             None => Ok(false),
         }
     }
@@ -365,8 +366,13 @@ impl<'a> Scheme<'a> {
         }
         let patterns = self.exclude.iter().zip(&self.options.exclude);
         let patterns = patterns.chain(self.include.iter().zip(&self.options.include));
-        let known =
-            || self.known_as.values().flatten().chain(placement.decisions.iter().map(|decision| &decision.node));
+        let known = || {
+            self.known_as
+                .values()
+                .flatten()
+                .map(|(name, _)| name)
+                .chain(placement.decisions.iter().map(|decision| &decision.node))
+        };
         let unmatched = patterns.filter(|(regex, _)| !known().any(|name| regex.is_match(name)));
         placement.unmatched_patterns = unmatched.map(|(_, pattern)| pattern.clone()).collect();
         placement
@@ -374,8 +380,19 @@ impl<'a> Scheme<'a> {
 }
 
 /// The names by which rules know a node.
-pub(super) fn all_names<'n>(name: &'n str, known_as: &'n BTreeMap<String, Vec<String>>) -> Vec<&'n str> {
-    std::iter::once(name).chain(known_as.get(name).into_iter().flatten().map(String::as_str)).collect()
+pub(super) fn all_names<'n>(name: &'n str, known_as: &'n BTreeMap<String, Vec<(String, String)>>) -> Vec<&'n str> {
+    std::iter::once(name).chain(known_as.get(name).into_iter().flatten().map(|(name, _)| name.as_str())).collect()
+}
+
+/// Whether a node, or one that was folded into it, is one of these operators.
+pub(super) fn is_of(
+    node: &NodeProto,
+    name: &str,
+    known_as: &BTreeMap<String, Vec<(String, String)>>,
+    op_types: &BTreeSet<String>,
+) -> bool {
+    let folded = known_as.get(name).into_iter().flatten();
+    op_types.contains(node.op_type()) || folded.into_iter().any(|(_, op_type)| op_types.contains(op_type))
 }
 
 /// Quantized inputs and outputs of the same Concat, and of Concats that share one, in groups of two and more.

@@ -306,7 +306,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        onnx::proto::{AttributeProto, NodeProto, TensorProto},
+        onnx::proto::{AttributeProto, FunctionProto, NodeProto, TensorProto},
         quantize::{Rule, testing::TestModel},
         tensor::{Tensor, Values},
     };
@@ -318,6 +318,75 @@ mod tests {
         let subject = Subject::load(runtime, &path, &BTreeMap::new()).unwrap();
         // Counted from the shapes that onnx.shape_inference gives.
         assert_eq!(subject.multiply_accumulates(), Some(385_187_552.0));
+    }
+
+    /// `model`, whose node `kept` becomes the body of a function of the model's own.
+    fn with_function(mut model: Model) -> Model {
+        let graph = model.graph_mut();
+        let kept = graph.node.iter_mut().find(|node| node.name() == "kept").unwrap();
+        let domain = || Some("own".to_owned());
+        let given = |names: &[String]| names.iter().filter(|name| !name.is_empty()).cloned().collect::<Vec<_>>();
+        let (input, output) = (given(&kept.input), given(&kept.output));
+        let call = NodeProto {
+            name: Some("call".to_owned()),
+            op_type: Some("Wrapped".to_owned()),
+            domain: domain(),
+            input: input.clone(),
+            output: output.clone(),
+            ..NodeProto::default()
+        };
+        let function = FunctionProto {
+            name: call.op_type.clone(),
+            domain: domain(),
+            input,
+            output,
+            node: vec![std::mem::replace(kept, call)],
+            opset_import: model.proto.opset_import.clone(),
+            ..FunctionProto::default()
+        };
+        model.proto.functions.push(function);
+        model.set_opset("own", 1);
+        model
+    }
+
+    #[test]
+    fn operators_that_onnx_defines_as_functions_stay_in_16_bits_and_in_functions() {
+        let Some(runtime) = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
+        let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/function_operators");
+        let files: BTreeSet<_> = std::fs::read_dir(files).unwrap().map(|entry| entry.unwrap().path()).collect();
+        // The body of one does not run on a CPU, that of the next has 8 bits already, and the model of the last is in float64.
+        let without = ["Bernoulli", "DynamicQuantizeLinear", "ReduceLogSumExp"];
+        let mut lost = Vec::new();
+        for file in files {
+            let op_type = file.file_stem().unwrap().to_string_lossy().into_owned();
+            let model = Model::load(&file).unwrap();
+            for (name, model) in [("kept", model.clone()), ("call/kept", with_function(model))] {
+                if without.contains(&op_type.as_str()) {
+                    continue;
+                }
+                let folded = runtime.fold(&model).unwrap();
+                let tensors: Vec<_> = folded.graph().node.iter().flat_map(|node| node.output.clone()).collect();
+                let shapes = runtime.infer_shapes(&folded, &tensors).unwrap();
+                for precision in [Precision::Fp16, Precision::Bf16] {
+                    let scheme = SchemeOptions { precision, ..SchemeOptions::default() };
+                    let options = QuantizeOptions { scheme, ..QuantizeOptions::default() };
+                    let is_it = |node: &NodeProto| node.name() == name && node.op_type() == op_type;
+                    match quantize(&folded, &shapes, None, &options) {
+                        Err(error) => lost.push(format!("{op_type} as {name} in {precision}: {error}")),
+                        Ok(made) if !made.model.graph().node.iter().any(is_it) => {
+                            lost.push(format!("{op_type} as {name} in {precision}"));
+                        }
+                        // No operator is in BF16 on a CPU.
+                        Ok(made) if precision == Precision::Fp16 => {
+                            let built = runtime.build(&made.model, &BuildOptions::default());
+                            lost.extend(built.err().map(|error| format!("{op_type} as {name} is not run: {error}")));
+                        }
+                        Ok(_) => {}
+                    }
+                }
+            }
+        }
+        assert_eq!(lost, Vec::<String>::new());
     }
 
     /// Attention with two heads over `length` positions, whose batch is free and found out by Shape.

@@ -8,7 +8,9 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Host, PipelineError, Within, check_folders, model::Subject, quantize_options, unmatched};
+use super::{
+    Host, PipelineError, Within, check_folders, model::Subject, quantize_options, scheme::require_op_types, unmatched,
+};
 use crate::{
     artifact::{ContentHash, open_regular, same_file},
     backend::onnxruntime::OnnxRuntime,
@@ -73,6 +75,7 @@ pub fn quantize_file(
     for finding in &subject.findings {
         host.warn(&format!("{}; {}", finding.message, finding.hint));
     }
+    require_op_types(config, &subject)?;
     check_folders([output.as_path()])?;
     ensure!(
         !same_file(model, output),

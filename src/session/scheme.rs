@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{PipelineError, model::Subject};
 use crate::{
     config::RunConfig,
-    onnx::proto::NodeProto,
+    onnx::{Folded, proto::NodeProto},
     quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, Selector, whole_name},
 };
 
@@ -68,23 +68,49 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
         }
     });
     let patterns = patterns.chain(folded_into(config, subject));
-    let types = config.op_types_to_exclude.iter().filter(|op_type| !holds(subject, op_type));
-    let types = types.map(|op_type| format!("the model has no node of the operator type `{op_type}`"));
+    let types = config.op_types.iter().chain(&config.op_types_to_exclude);
+    let types = types.filter_map(|op_type| match matched(subject, op_type) {
+        Matched::Nodes => None,
+        Matched::Nothing => Some(format!("the model has no node of the operator type `{op_type}`")),
+        Matched::Copies(name) => Some(format!(
+            "the operator type `{op_type}` has only nodes that copy values or are constant, as `{name}`, and are folded away"
+        )),
+    });
     Ok(patterns.chain(types).collect())
 }
 
-/// Nodes that patterns name and that others stand for, in a sentence.
+/// What an operator type is of a model's nodes.
+enum Matched<'s> {
+    /// Nodes that are there, or that others stand for.
+    Nodes,
+    /// Only nodes for which nothing stands, as this one.
+    Copies(&'s str),
+    Nothing,
+}
+
+fn matched<'s>(subject: &'s Subject, op_type: &str) -> Matched<'s> {
+    let mut folded = subject.folded.stands_for.iter().filter(|(_, folded)| folded.op_type == op_type).peekable();
+    let first = folded.peek().map(|(name, _)| name.as_str());
+    let is_there = subject.folded.graph().node.iter().any(|node| node.op_type() == op_type);
+    match first {
+        _ if is_there || folded.any(|(_, folded)| !folded.into.is_empty()) => Matched::Nodes,
+        Some(name) => Matched::Copies(name),
+        None => Matched::Nothing,
+    }
+}
+
+/// Nodes that patterns or operator types name and that others stand for, in a sentence.
 fn folded_into(config: &RunConfig, subject: &Subject) -> Option<String> {
     let patterns = config.nodes_to_exclude.iter().chain(&config.nodes_to_include);
     let patterns: Vec<_> = patterns.filter_map(|pattern| whole_name(pattern).ok()).collect();
-    let named = subject
-        .folded
-        .stands_for
-        .iter()
-        .filter(|(name, nodes)| !nodes.is_empty() && patterns.iter().any(|pattern| pattern.is_match(name)));
+    let types: Vec<&String> = config.op_types.iter().chain(&config.op_types_to_exclude).collect();
+    let is_of = |folded: &Folded| types.contains(&&folded.op_type);
+    let named = subject.folded.stands_for.iter().filter(|(name, folded)| {
+        !folded.into.is_empty() && (is_of(folded) || patterns.iter().any(|pattern| pattern.is_match(name)))
+    });
     let named: Vec<String> = named
-        .map(|(name, nodes)| {
-            format!("`{name}` (now `{}`)", nodes.iter().map(String::as_str).collect::<Vec<_>>().join("`, `"))
+        .map(|(name, folded)| {
+            format!("`{name}` (now `{}`)", folded.into.iter().map(String::as_str).collect::<Vec<_>>().join("`, `"))
         })
         .collect();
     let rest = named.len().saturating_sub(FOLDED_SHOWN);

@@ -81,10 +81,10 @@ fn is_about_threads(what: &str) -> bool {
 /// What a defect looks like to the user.
 fn internal_error(command: &str, panic: &PanicHookInfo<'_>) -> String {
     // Libraries that start threads end in a panic where the system refuses one.
-    if let Some(what) = panic.payload_as_str().filter(|what| is_about_threads(what)) {
+    if panic.payload_as_str().is_some_and(is_about_threads) {
         return format!(
-            "no thread could be started while {}: {what}; let the program take more memory with --max-memory-mb, or use fewer \
-             threads with --threads",
+            "no thread could be started while {}; let the program take more memory with --max-memory-mb, or use fewer threads \
+             with --threads",
             Printer::activity()
         );
     }

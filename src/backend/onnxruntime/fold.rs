@@ -50,13 +50,18 @@ impl OnnxRuntime {
     /// What ONNX Runtime does not load.
     pub fn fold(&self, model: &Model) -> Result<Model, BackendError> {
         let constant = model.with_proto(with_constant_weights(&model.proto));
-        let folded = self.folded(&constant)?;
+        let (mut inlined, calls) = constant.inlined();
+        let mut folded = self.folded(&inlined)?;
+        stands_for::add_calls(&mut folded, &calls);
         // Gigabytes are not written to a file once more for a check: whoever runs the model loads it.
         if fits_in_memory(&folded.proto) {
             let check = BuildOptions { optimization: OptimizationLevel::Disabled, ..BuildOptions::default() };
             // Casts of the model that the runtime joined with casts of its own cannot be told apart again.
             match build(self.loaded, &folded, &check, None) {
-                Err(_) if has_half(model.graph()) => return Ok(constant),
+                Err(_) if has_half(inlined.graph()) => {
+                    stands_for::add_calls(&mut inlined, &calls);
+                    return Ok(inlined);
+                }
                 result => drop(result?),
             }
         }

@@ -5,7 +5,18 @@ use crate::artifact::being_read;
 /// The message of an error. Where it begins with, or holds, `FILE.cc:LINE FUNCTION(TYPES) `, that is left out. Where
 /// memory was short, it ends with what helps.
 pub(super) fn reason<R>(error: &ort::Error<R>) -> String {
-    let mut reason = without_places(error.message().trim());
+    with_cure(without_places(error.message().trim()))
+}
+
+fn with_cure(mut reason: String) -> String {
+    // The number and the text behind it are those of any want of memory.
+    if let Some(at) = reason.find("pthread_create failed") {
+        reason.truncate(at);
+        reason.push_str(
+            "no thread could be started; let the program take more memory with --max-memory-mb, or use fewer threads \
+                         with --threads",
+        );
+    }
     if ["Failed to allocate memory", "bad_alloc", "bad allocation"].iter().any(|short| reason.contains(short)) {
         being_read(&mut |file, _| {
             reason.push_str("; memory ended while working on ");
@@ -47,6 +58,15 @@ fn place(text: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn want_of_memory_ends_with_what_helps() {
+        let said = "pthread_create failed, error code: 12 error msg: Cannot allocate memory".to_owned();
+        let told = with_cure(said);
+        assert!(told.starts_with("no thread could be started; ") && told.ends_with(" with --threads"), "{told}");
+        assert!(with_cure("std::bad_alloc".to_owned()).contains("--max-memory-mb"));
+        assert_eq!(with_cure("another reason".to_owned()), "another reason");
+    }
 
     #[test]
     fn places_in_the_source_are_left_out_and_nothing_else() {

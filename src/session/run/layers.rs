@@ -217,7 +217,7 @@ impl Job<'_> {
 
     /// What the figures suggest, with commands that work as they stand.
     ///
-    /// What passed its gates needs no bisection.
+    /// Only where a gate failed is there something for a bisection to bring about.
     pub(super) fn advice(
         &self,
         calibrated: Option<&Calibrated>,
@@ -248,7 +248,7 @@ impl Job<'_> {
             advice::Importance::Warning => AdviceLevel::Warning,
             advice::Importance::Problem => AdviceLevel::Problem,
         };
-        if passed == Some(true) {
+        if passed != Some(false) {
             found.iter_mut().filter(|a| a.command.as_ref() == Some(&commands.bisect)).for_each(|a| a.command = None);
         }
         let row =

@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::onnx::{
-    Fact,
+    Fact, Folded, Model,
     proto::{GraphProto, NodeProto, TensorProto},
 };
 
 /// By the name of each node of `original` that is gone, the nodes of `folded` that compute what it did; none for what copies
 /// values or is constant.
-pub(super) fn stands_for(original: &GraphProto, folded: &GraphProto) -> BTreeMap<String, BTreeSet<String>> {
+pub(super) fn stands_for(original: &GraphProto, folded: &GraphProto) -> BTreeMap<String, Folded> {
     let left: HashSet<&str> = folded.node.iter().map(NodeProto::name).collect();
     let known: HashSet<&str> = original.node.iter().map(NodeProto::name).collect();
     let made: HashSet<&str> = original.node.iter().flat_map(|node| &node.output).map(String::as_str).collect();
@@ -54,7 +54,20 @@ pub(super) fn stands_for(original: &GraphProto, folded: &GraphProto) -> BTreeMap
         }
         found
     };
-    gone.map(|node| (node.name().to_owned(), standing(node))).collect()
+    gone.map(|node| (node.name().to_owned(), Folded { op_type: node.op_type().to_owned(), into: standing(node) }))
+        .collect()
+}
+
+/// Adds the calls of functions, for which the nodes of `folded` stand that compute what the nodes did that came for them.
+pub(super) fn add_calls(folded: &mut Model, calls: &BTreeMap<String, Folded>) {
+    for (call, Folded { op_type, into }) in calls {
+        let now = |node: &String| match folded.stands_for.get(node) {
+            Some(gone) => gone.into.clone(),
+            None => [node.clone()].into(),
+        };
+        let into = into.iter().flat_map(now).collect();
+        folded.stands_for.insert(call.clone(), Folded { op_type: op_type.clone(), into });
+    }
 }
 
 /// Tensors of a graph that depend on constants alone.
