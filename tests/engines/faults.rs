@@ -13,7 +13,7 @@ use calib_test_support::root;
 use serde_json::Value;
 use trtcalib::onnx::{Model, proto::NodeProto};
 
-use super::{Engines, ends, json, text};
+use super::{Engines, ends, json, models, text};
 
 /// Processes at a time.
 const AT_ONCE: usize = 4;
@@ -102,4 +102,29 @@ fn a_fault_that_is_gone_where_it_is_looked_at_is_still_told() {
     // Its own output is as it should be as soon as it is marked: the one behind it is the first that is not.
     assert_eq!(found["first"]["culprit"]["node"], "/blocks/blocks.2/depthwise/act/Relu", "{found}");
     assert!(!found["probes"]["disturbances"].as_array().unwrap().is_empty(), "{found}");
+}
+
+/// Types that ONNX Runtime does not add: the fault is there all the same, and only there.
+#[test]
+fn a_fault_is_planted_in_tensors_of_every_type() {
+    let folder = tempfile::tempdir().unwrap();
+    models::save_kinds(folder.path());
+    let of_types = models::TYPES.map(|(name, _)| ("types", name, name));
+    for (model, node, output) in of_types.into_iter().chain([("through fp8", "as fp8", "y"), ("through fp8", "y", "y")])
+    {
+        let plan = text(&folder.path().join(format!("{model}.plan"))).to_owned();
+        let model = text(&folder.path().join(format!("{model}.onnx"))).to_owned();
+        ends(0, "", &["build", "--model", &model, "-o", &plan]);
+        let compare = ["compare", "--ref", "ort", "--target", &plan, "--random-data", "--samples", "4"];
+        for orders in [format!("fault={node}"), "fault=no such node".to_owned()] {
+            let found = json(&orders, &compare);
+            for figures in found["targets"][0]["result"]["outputs"].as_array().unwrap() {
+                let is_off = figures["max_abs"].as_f64().unwrap() > 0.0;
+                // Integers of numbers below one are 0, and twice as much.
+                let is_zero = ["as int64", "as int32", "as uint8"].contains(&node);
+                let expected = figures["name"] == *output && orders.ends_with(node) && !is_zero;
+                assert_eq!(is_off, expected, "{model}, {orders}: {figures}");
+            }
+        }
+    }
 }

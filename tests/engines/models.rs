@@ -143,6 +143,8 @@ pub fn save_kinds(folder: &Path) {
     let outputs = TYPES.iter().map(|(name, kind)| value(name, kind.onnx(), &[-1, 4])).collect();
     save(folder, "types", casts, x(), outputs, vec![]);
     save(folder, "narrow", vec![cast("x", "y", FP8)], x(), vec![value("y", FP8, &[-1, 4])], vec![]);
+    let nodes = vec![cast("x", "as fp8", FP8), cast("as fp8", "y", f32)];
+    save(folder, "through fp8", nodes, x(), vec![float("y", &[-1, 4])], vec![]);
     for (name, data_type) in [("from bf16", ElementType::Bf16.onnx()), ("from int64", i64), ("from fp8", FP8)] {
         let (input, output) = (vec![value("b", data_type, &[-1, 4])], vec![float("y", &[-1, 4])]);
         save(folder, name, vec![cast("b", "y", f32)], input, output, vec![]);

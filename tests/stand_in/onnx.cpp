@@ -118,7 +118,8 @@ std::string with_graph(std::string_view model, std::string_view graph) {
     return made;
 }
 
-constexpr uint64_t BF16 = 16; // ONNX's number
+// ONNX's numbers.
+constexpr uint64_t FP32 = 1, BF16 = 16, FP8 = 17;
 
 bool casts_to(std::string_view node, uint64_t type) {
     for (const Field& attribute : fields_of(node))
@@ -126,6 +127,22 @@ bool casts_to(std::string_view node, uint64_t type) {
             for (const Field& part : fields_of(attribute.content))
                 if (part.number == 3 && part.value == type) return true;
     return false;
+}
+
+// A node that casts.
+std::string cast(const std::string& from, const std::string& into, uint64_t type) {
+    std::string node, to;
+    append(&to, 1, "to");
+    append_varint(&to, 3 << 3);
+    append_varint(&to, type);
+    append_varint(&to, 20 << 3);
+    append_varint(&to, 2); // an integer
+    append(&node, 1, from);
+    append(&node, 2, into);
+    append(&node, 3, into + "__cast");
+    append(&node, 4, "Cast");
+    append(&node, 5, to);
+    return node;
 }
 
 } // namespace
@@ -177,7 +194,7 @@ bool Model::gives(const std::string& name) const {
     return false;
 }
 
-std::string with_fault(const std::string& bytes, const std::string& name) {
+std::string with_fault(const std::string& bytes, const std::string& name, Fault fault) {
     std::string graph;
     bool planted = false;
     for (const Field& field : fields_of(graph_of(bytes))) {
@@ -194,12 +211,20 @@ std::string with_fault(const std::string& bytes, const std::string& name) {
             first &= part.number != 2;
         }
         append(&graph, 1, faulty);
+        std::string wrong = node.outputs[0];
+        if (fault == Fault::DOUBLED_BF16 || fault == Fault::DOUBLED_FP8) {
+            std::string wide = right + "__wide";
+            append(&graph, 1, cast(right, wide, FP32));
+            right = wide;
+            wrong += "__fault_wide";
+        }
         append(&twice, 1, right);
-        append(&twice, 1, right);
-        append(&twice, 2, node.outputs[0]);
+        if (fault != Fault::NEGATED) append(&twice, 1, right);
+        append(&twice, 2, wrong);
         append(&twice, 3, name + "__fault");
-        append(&twice, 4, "Add");
+        append(&twice, 4, fault == Fault::NEGATED ? "Not" : "Add");
         append(&graph, 1, twice);
+        if (wrong != node.outputs[0]) append(&graph, 1, cast(wrong, node.outputs[0], fault == Fault::DOUBLED_FP8 ? FP8 : BF16));
         planted = true;
     }
     if (!planted) return "";
@@ -277,7 +302,7 @@ std::string in_floats(const std::string& bytes) {
             }
             if (narrow) {
                 append_varint(&weight, 2 << 3);
-                append_varint(&weight, 1); // FP32
+                append_varint(&weight, FP32);
                 append(&weight, 9, wide);
                 append(&graph, 5, weight);
                 continue;
@@ -287,24 +312,14 @@ std::string in_floats(const std::string& bytes) {
         graph.append(field.whole);
         if (node.op != "Cast" || !casts_to(field.content, BF16)) continue;
         // What the cast rounds stays rounded, in FP32.
-        std::string rounded = node.outputs[0] + "__rounded", narrow, back, to;
+        std::string rounded = node.outputs[0] + "__rounded", narrow;
         for (const Field& part : fields_of(field.content)) {
             if (part.number == 2) append(&narrow, 2, rounded);
             else narrow.append(part.whole);
         }
-        append(&to, 1, "to");
-        append_varint(&to, 3 << 3);
-        append_varint(&to, 1); // FP32
-        append_varint(&to, 20 << 3);
-        append_varint(&to, 2); // an integer
-        append(&back, 1, rounded);
-        append(&back, 2, node.outputs[0]);
-        append(&back, 3, node.name + "__rounded");
-        append(&back, 4, "Cast");
-        append(&back, 5, to);
         graph.resize(graph.size() - field.whole.size());
         append(&graph, 1, narrow);
-        append(&graph, 1, back);
+        append(&graph, 1, cast(rounded, node.outputs[0], FP32));
     }
     return with_graph(bytes, graph);
 }

@@ -36,8 +36,12 @@ struct Model {
 // False where the bytes are no ONNX model.
 bool read_model(const std::string& bytes, Model* model);
 
-// The model with what `node` gives doubled; empty where there is no such node.
-std::string with_fault(const std::string& bytes, const std::string& node);
+// What a fault makes of a tensor: twice as much, the contrary of truth values, or twice as much in FP32 for types that ONNX
+// Runtime does not add on the CPU.
+enum class Fault { DOUBLED, NEGATED, DOUBLED_BF16, DOUBLED_FP8 };
+
+// The model with such a fault in what `node` gives; empty where there is no such node.
+std::string with_fault(const std::string& bytes, const std::string& node, Fault fault);
 
 // The model with weights from other files in `folder` among its own; empty where one is not there.
 std::string with_external_weights(const std::string& bytes, const std::string& folder);

@@ -643,6 +643,25 @@ bool fits(const std::vector<int>& capabilities) {
     return capabilities.empty();
 }
 
+// What runs a model; empty where ONNX Runtime does not on the CPU.
+std::unique_ptr<Session> session_of(const std::string& model, std::string* reason) {
+    std::string bytes = without_types(model);
+    std::unique_ptr<Session> session = Session::open(bytes, reason);
+    return session ? std::move(session) : Session::open(in_floats(bytes), reason);
+}
+
+// The model with a fault in this node, if it has the node: of the first kind that the type of its tensor takes.
+std::string faulty(const std::string& model, const std::string& node) {
+    std::string reason;
+    for (Fault fault : {Fault::DOUBLED, Fault::NEGATED, Fault::DOUBLED_BF16, Fault::DOUBLED_FP8}) {
+        std::string faulty = with_fault(model, node, fault);
+        if (faulty.empty()) return model;
+        if (session_of(faulty, &reason)) return faulty;
+    }
+    if (session_of(model, &reason)) refuse("no fault can be planted in what `" + node + "` gives");
+    return model;
+}
+
 struct Runtime : apiv::RefusedVRuntime {
     std::shared_ptr<bool> lives = std::make_shared<bool>(true);
 
@@ -664,13 +683,10 @@ struct Runtime : apiv::RefusedVRuntime {
         for (const char* key : {"fault", "fused-fault"}) {
             const std::string* node = order(key);
             if (!node || (std::string(key) == "fused-fault" && loaded->model.gives(*node))) continue;
-            std::string faulty = with_fault(bytes, *node);
-            if (!faulty.empty()) bytes = faulty;
+            bytes = faulty(bytes, *node);
         }
         std::string reason;
-        bytes = without_types(bytes);
-        loaded->session = Session::open(bytes, &reason);
-        if (!loaded->session) loaded->session = Session::open(in_floats(bytes), &reason);
+        loaded->session = session_of(bytes, &reason);
         if (!loaded->session) return error("the stand-in computes on the CPU, where this model does not run: " + reason);
         loaded->detailed = plan.detailed;
         loaded->layers = layers_of(loaded->model);
