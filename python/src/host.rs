@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -12,10 +12,14 @@ use std::{
 use pyo3::prelude::*;
 use trtcalib::session::{Event, Host, PipelineError};
 
-use crate::errors::exception;
+use crate::errors::{CalibError, exception};
 
 /// How often signals are looked at, and how often progress is told.
 const PERIOD: Duration = Duration::from_millis(100);
+
+/// The process that ran the library first. One that is forked from it lacks the threads that were started for that, and
+/// would wait for them for ever.
+static PROCESS: OnceLock<u32> = OnceLock::new();
 
 /// Runs `work` on a thread of its own while Python may do other things; `listener` is called with
 /// `(kind, text, done, total)` for every event.
@@ -24,6 +28,12 @@ pub fn run<T: Send>(
     listener: Option<Py<PyAny>>,
     work: impl FnOnce(&Host) -> Result<T, PipelineError> + Send,
 ) -> PyResult<T> {
+    if *PROCESS.get_or_init(std::process::id) != std::process::id() {
+        return Err(CalibError::new_err(
+            "this process was forked from one that had used trtcalib, whose threads it lacks; start it by \
+             multiprocessing.get_context(\"spawn\"), or use trtcalib in one of them only",
+        ));
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let host = Host::new(listening(listener), Arc::clone(&stop));
     let (send, receive) = mpsc::channel();
@@ -47,7 +57,7 @@ pub fn run<T: Send>(
                 }
                 // The thread panicked; joining it tells so.
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    return Err(crate::errors::CalibError::new_err("internal error: the work ended without a result"));
+                    return Err(CalibError::new_err("internal error: the work ended without a result"));
                 }
             }
         }

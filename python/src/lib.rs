@@ -9,6 +9,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use pyo3::{prelude::*, types::PyModule};
 use serde::Serialize;
+use serde_json::Value;
 use trtcalib::{
     calibrate::{CalibrationTable, Histograms, cache::CalibrationCache},
     compare::OwnMetric,
@@ -36,13 +37,28 @@ fn settings(json: &str, file: Option<PathBuf>) -> PyResult<RunConfig> {
     let base = file
         .map_or_else(|| Ok(RunConfig::default()), |file| RunConfig::load(&file))
         .map_err(|error| invalid(&error))?;
-    let mut keys = serde_json::to_value(base).map_err(|error| invalid(&error))?;
-    let given: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(json).map_err(|error| invalid(&error))?;
-    if let Some(keys) = keys.as_object_mut() {
-        keys.extend(given);
+    let base = serde_json::to_value(base).map_err(|error| invalid(&error))?;
+    let given: serde_json::Map<String, Value> = serde_json::from_str(json).map_err(|error| invalid(&error))?;
+    let mut keys = base.clone();
+    for (name, value) in &given {
+        keys[name] = match value {
+            // One word for a list of words.
+            Value::String(_) if base[name].is_array() => Value::Array(vec![value.clone()]),
+            _ => value.clone(),
+        };
     }
-    serde_json::from_value(keys).map_err(|error| invalid(&error))
+    serde_json::from_value(keys.clone()).map_err(|error| {
+        // What is wrong with a value is said without its key: it is the one that cannot be used alone, either.
+        let alone = |name: &str| {
+            let mut one = base.clone();
+            one[name] = keys[name].clone();
+            serde_json::from_value::<RunConfig>(one).err()
+        };
+        match given.keys().find_map(|name| Some((name, alone(name)?))) {
+            Some((name, error)) => invalid(&format!("`{name}`: {error}")),
+            None => invalid(&error),
+        }
+    })
 }
 
 fn json<T: Serialize>(value: &T) -> Result<String, PipelineError> {
@@ -149,6 +165,12 @@ fn merge(
         }
         Ok(session.choose_from_shards(&merged)?.save(&table)?)
     })
+}
+
+/// Refuses what is no calibration table.
+#[pyfunction]
+fn check_table(table: PathBuf) -> PyResult<()> {
+    CalibrationTable::load(&table).map(drop).map_err(|error| errors::DataError::new_err(error.to_string()))
 }
 
 /// Writes the calibration cache of TensorRT 10 and older from a table.
@@ -323,6 +345,7 @@ fn _trtcalib(module: &Bound<'_, PyModule>) -> PyResult<()> {
         wrap_pyfunction!(calibrate, module)?,
         wrap_pyfunction!(observe, module)?,
         wrap_pyfunction!(merge, module)?,
+        wrap_pyfunction!(check_table, module)?,
         wrap_pyfunction!(write_cache, module)?,
         wrap_pyfunction!(quantize, module)?,
         wrap_pyfunction!(compare, module)?,

@@ -657,7 +657,7 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples(name, arrays, tmp_path):
-    np.save(tmp_path / "x.npy", np.concatenate([arrays] * 2))
+    np.save(tmp_path / "x.npy", np.concatenate([arrays, arrays[..., ::-1]]))  # mirrored
     labels = [int(line.split(",")[1]) for line in (ROOT / "calib_data/labels.csv").read_text().splitlines()[1:]]
     np.save(tmp_path / "y.npy", np.array((labels[:: 640 // COUNT][:COUNT]) * 2))
     np.savez(tmp_path / "data.npz", input=arrays)
@@ -790,6 +790,62 @@ def test_errors_are_typed_and_say_what_to_do(arrays, tmp_path, table):
     with pytest.raises(tc.CalibError, match="images|arrays|input"):
         tc.calibrate(MODEL, {"wrong": arrays, "names": arrays})
     assert issubclass(tc.DataError, tc.CalibError)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, folder: tc.compare(MODEL, [], x), "one target at least"),
+        (lambda x, folder: tc.calibrate(MODEL, x, samples=-1), "samples: -1 is no whole number"),
+        (lambda x, folder: tc.calibrate(MODEL, iter([x]), calib_samples="12"), "samples: '12' is no whole number"),
+        (lambda x, folder: tc.compare(MODEL, MODEL, x, samples=-1), "samples: -1 is no whole number of at least 0"),
+        (lambda x, folder: tc.calibrate(onnx.load(MODEL), x), "by the path of its file, not as ModelProto: save it first"),
+        (lambda x, folder: tc.compare(onnx.load(MODEL), MODEL, x), "by the path of its file"),
+        (lambda x, folder: tc.calibrate(MODEL, x, random_data=True), "random_data: data were given, too"),
+        (lambda x, folder: tc.calibrate(MODEL, x, progress=3), "progress: .* int is neither"),
+        (lambda x, folder: tc.calibrate(MODEL, x, percentile=object()), "percentile: a object is no setting"),
+        (lambda x, folder: tc.calibrate(MODEL, x, batch="8"), "`batch`: invalid type: string"),
+        (lambda x, folder: tc.calibrate(MODEL, x, method="minmax").save(folder / "no/t.json"), "there is no folder .*no$"),
+        (lambda x, folder: tc.CalibrationTable.load(folder / "t.json"), "t.json"),
+        (lambda x, folder: (folder / "t.json").write_text("[]") and tc.CalibrationTable.load(folder / "t.json"), "t.json"),
+        (lambda x, folder: (folder / "t.json").write_text("x") and tc.CalibrationTable.load(folder / "t.json"), "t.json"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_sentence(arrays, tmp_path, call, message):
+    with pytest.raises(tc.CalibError, match=message) as caught:
+        call({"input": arrays[:2]}, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_may_be_of_the_types_that_python_programs_have(arrays, table, tmp_path):
+    class Elsewhere:
+        def __fspath__(self):
+            return str(MODEL)
+
+    made = tc.calibrate(Elsewhere(), {"input": arrays}, samples=np.int64(12), percentile=np.float32(99.5), method="percentile")
+    assert made.to_dict()["samples"] == 12 and made.to_dict()["percentile"] == 99.5
+    one, many = (
+        tc.quantize(MODEL, table, tmp_path / "some.onnx", nodes_to_exclude=given)["hash"] for given in ("/stem/.*", ("/stem/.*",))
+    )
+    assert one == many != tc.quantize(MODEL, table, tmp_path / "all.onnx")["hash"]
+
+
+def test_a_process_that_was_forked_later_is_told_so(tmp_path):
+    code = (
+        "import multiprocessing, sys, trtcalib as tc\n"
+        f"work = lambda: tc.calibrate({str(MODEL)!r}, random_data=True, samples=2, method='minmax')\n"
+        "def child():\n"
+        "    try: work()\n"
+        "    except tc.CalibError as error: print(error, flush=True)\n"
+        "    else: print('done', flush=True)\n"
+        "def fork():\n"
+        "    process = multiprocessing.get_context('fork').Process(target=child)\n"
+        "    process.start(); process.join()\n"
+        "fork(); work(); fork()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == "done" and "was forked" in second and "spawn" in second
 
 
 def test_the_interpreter_goes_on_while_the_library_works(arrays):

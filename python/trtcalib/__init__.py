@@ -23,6 +23,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from ._libraries import name_libraries
 from ._metric import Gates, Metric, Run, asked, judged, own, read_outputs
 from ._results import CalibrationTable, Comparison, Findings, Quantized, Report, Result
 from ._search import Judge, Trial, ranking, smallest, write_plan
+from ._settings import PathLike, count_of, enough, limited, model_path, path_of, plain
 from ._trtcalib import CalibError, DataError, ModelError, RuntimeLibraryError, __version__
 
 __all__ = [
@@ -50,7 +52,6 @@ def __dir__() -> list[str]:
 name_libraries()
 
 _log = logging.getLogger("trtcalib")
-PathLike = Union[str, Path]
 Progress = Union[bool, Callable[[str, int, int], None], None]
 
 class Saved:
@@ -102,8 +103,8 @@ def calibrate(
     Raises:
         DataError, ModelError, RuntimeLibraryError: with the program's messages.
     """
-    keys = {"model": str(model), "method": method, **_limited(samples), **settings}
-    limit = keys.get("calib_samples", _enough(config))
+    keys = {"model": model_path(model), "method": method, **limited(samples), **settings}
+    limit = count_of(keys.get("calib_samples", enough(config)))
     keys, held_samples = _read(keys, data, labels, model, limit)
     metric = own(metric)
     if metric is not None:
@@ -113,12 +114,12 @@ def calibrate(
         for choice in _CHOICES:
             tables[choice] = table = CalibrationTable._temporary()
             text = json.dumps(keys | {"method": choice})
-            _trtcalib.calibrate(text, _path(config), held_samples, table.path, None, metric, _Listener(progress))
+            _trtcalib.calibrate(text, path_of(config), held_samples, table.path, None, metric, _Listener(progress))
         options = settings | {"config": config}
         return _chosen({choice: (_worth(model, table, held_samples or data, metric, options), table) for choice, table in tables.items()})
     table = CalibrationTable._temporary()
     histogram_file = None if histograms is None else Path(histograms)
-    _trtcalib.calibrate(json.dumps(keys), _path(config), held_samples, table.path, histogram_file, None, _Listener(progress))
+    _trtcalib.calibrate(json.dumps(keys), path_of(config), held_samples, table.path, histogram_file, None, _Listener(progress))
     return table
 
 
@@ -171,10 +172,16 @@ def quantize(
         output: model to write.
         precision: ``int8``, ``fp8``, ``fp16`` or ``bf16``.
         settings: ``high_precision="fp16"``, ``plan="plan.json"``, ``nodes_to_exclude=["..."]`` and the like.
+
+    Returns:
+        What was written: ``path``, and figures such as ``quantized_nodes`` and ``bytes``.
+
+    Raises:
+        DataError, ModelError: with the program's messages.
     """
-    keys = {"model": str(model), **_strings(settings)}
+    keys = {"model": model_path(model), **plain(settings)}
     file = _table_file(table)
-    result = _trtcalib.quantize(json.dumps(keys), _path(config), precision, file, Path(output), _Listener(None))
+    result = _trtcalib.quantize(json.dumps(keys), path_of(config), precision, file, Path(output), _Listener(None))
     return Quantized(json.loads(result))
 
 
@@ -208,6 +215,10 @@ def compare(
             as a word error rate, give its negative.
         samples: samples to compare; all without.
         calibration_samples: compare those that a target was calibrated on, too.
+        config, progress: as for `calibrate`.
+
+    Returns:
+        Figures of every target, a row each in ``rows()``; ``passed`` says whether each ran and passed every gate.
 
     Raises:
         DataError, ModelError, RuntimeLibraryError: with the program's messages.
@@ -215,11 +226,11 @@ def compare(
     metric, listener = own(metric), _Listener(progress)
     others, minimum = asked(gates, metric, minimum)
     listed, model, keys = _compared(reference, targets, {"eval_samples": samples, "gate": others, **settings})
-    keys, held_samples = _read(keys, data, labels, model, samples or None)
+    keys, held_samples = _read(keys, data, labels, model, count_of(samples, 0) or None)
 
     def call(names: list[str], save_reference: Path | None = None, save_target: Path | None = None) -> dict[str, Any]:
         text = _trtcalib.compare(
-            json.dumps(keys), _path(config), held_samples, _spec(reference), names, save_reference, save_target,
+            json.dumps(keys), path_of(config), held_samples, _spec(reference), names, save_reference, save_target,
             calibration_samples, None, listener,
         )
         return json.loads(text or "{}")
@@ -269,19 +280,26 @@ def bisect(
         lift: precision that nodes are lifted to.
         max_trials: plans that may be tried.
         samples: samples that plans are judged on.
+        config, progress: as for `calibrate`.
+
+    Returns:
+        Layers with their errors in dB, and the plan, a file for `quantize`; ``passed`` says whether it passes on all samples.
+
+    Raises:
+        DataError, ModelError, RuntimeLibraryError: with the program's messages.
     """
     metric = own(metric)
     others, minimum = _asked_of_plan(gate, metric, minimum)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="trtcalib-"))
     # With a metric, plans are judged below; the library measures the layers.
-    keys = {"model": str(model), "gate": others if metric is None else [], "out": str(folder), **settings}
+    keys = {"model": model_path(model), "gate": others if metric is None else [], "out": str(folder), **settings}
     keys, held_samples = _read(keys, data, labels, model, None)
     if metric is not None and table is None:
         shown: dict[str, Any] = {"labels": None if held_samples is not None else labels, "config": config, "progress": progress}
         table = calibrate(model, data if held_samples is None else held_samples, **shown, **settings)
-    keys |= _strings({"table": _table_file(table)})
+    keys |= plain({"table": _table_file(table)})
     options = {"precision": precision, "lift": lift, "max_trials": max_trials, "samples": samples}
-    found = _trtcalib.bisect(json.dumps(keys), _path(config), held_samples, options, _Listener(progress))
+    found = _trtcalib.bisect(json.dumps(keys), path_of(config), held_samples, options, _Listener(progress))
     findings = Findings(json.loads(found[0]), Path(found[1]), found[2])
     if metric is None:
         return findings
@@ -364,14 +382,20 @@ def run(
             evaluation samples stands in ``precisions[i]["metric"]``, and gates may be about it.
         minimum: the gate ``metric`` for every precision: smaller numbers do not pass.
         settings: ``precisions=["fp32", "fp16", "int8"]``, ``calib_samples``, ``eval_samples``, ``bench_seconds`` and the like.
+
+    Returns:
+        The figures of ``report.json``; ``folder`` has the files, ``passed`` is None without gates.
+
+    Raises:
+        DataError, ModelError, RuntimeLibraryError: with the program's messages. A failed gate is no error.
     """
     metric = own(metric)
     listed, minimum = asked(gates, metric, minimum)
     if minimum is not None:
         listed = [*(listed or []), f"metric={minimum!r}"]
-    keys = {"model": str(model), "out": str(out), "gate": listed, **settings}
+    keys = {"model": model_path(model), "out": str(out), "gate": listed, **settings}
     keys, held_samples = _read(keys, data, labels, model, None)
-    report, folder = _trtcalib.run(json.dumps(keys), _path(config), held_samples, metric, _Listener(progress))
+    report, folder = _trtcalib.run(json.dumps(keys), path_of(config), held_samples, metric, _Listener(progress))
     return Report(json.loads(report), Path(folder))
 
 
@@ -381,35 +405,20 @@ _DATA = ("preset", "preprocess", "preprocessor", "batch", "threads", "provider",
 
 
 def _table_file(table: CalibrationTable | PathLike | None) -> Path | None:
-    return table.path if isinstance(table, CalibrationTable) else _path(table)
-
-
-def _enough(config: PathLike | None) -> int | None:
-    """Calibration samples where no keyword says how many; what a configuration says is not known here."""
-    return 512 if config is None else None
-
-
-def _limited(samples: int | None) -> dict[str, int]:
-    return {} if samples is None else {"calib_samples": samples}
-
-
-def _strings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items() if value is not None}
-
-
-def _path(path: PathLike | None) -> Path | None:
-    return None if path is None else Path(path)
+    return table.path if isinstance(table, CalibrationTable) else path_of(table)
 
 
 def _spec(target: PathLike | Saved) -> str:
-    return str(target.path if isinstance(target, Saved) else target)
+    return model_path(target.path if isinstance(target, Saved) else target)
 
 
 def _compared(
     reference: PathLike | Saved, targets: PathLike | Saved | Sequence[PathLike | Saved], settings: Mapping[str, Any]
 ) -> tuple[list[str], Any, dict[str, Any]]:
     """Names of the targets, the model whose inputs the data are, and the settings of a comparison."""
-    listed = [_spec(target) for target in ([targets] if isinstance(targets, (str, Path, Saved)) else targets)]
+    listed = [_spec(target) for target in ([targets] if isinstance(targets, (str, os.PathLike, Saved)) else targets)]
+    if not listed:
+        raise CalibError("compare: give one target at least")
     keys = dict(settings)
     if isinstance(reference, Saved) and "model" not in keys:
         keys["model"] = next((name for name in listed if name.endswith(".onnx")), None)
@@ -418,16 +427,18 @@ def _compared(
 
 def _read(keys: dict[str, Any], data: Any, labels: Any, model: Any, limit: int | None) -> tuple[dict[str, Any], Any]:
     """Settings that name the data, and the samples that Python holds."""
-    keys = _strings(keys)
+    keys = plain(keys)
+    if data is not None and keys.get("random_data"):
+        raise CalibError("random_data: data were given, too; leave one of them out")
     if isinstance(data, _trtcalib.Samples):
         return keys, data
-    if data is None or isinstance(data, (str, Path)):
+    if data is None or isinstance(data, (str, os.PathLike)):
         if data is not None:
-            keys["data"] = str(data)
+            keys["data"] = os.fspath(data)
         if labels is not None:
-            if not isinstance(labels, (str, Path)):
+            if not isinstance(labels, (str, os.PathLike)):
                 raise DataError("labels of a folder or file come from a file: give its path")
-            keys["labels"] = str(labels)
+            keys["labels"] = os.fspath(labels)
         return keys, None
     return keys, held(data, labels=labels, limit=limit, inputs=_inputs(model))
 
@@ -443,6 +454,8 @@ class _Listener:
     def __init__(self, progress: Progress) -> None:
         if progress is True and importlib.util.find_spec("tqdm") is None:
             raise CalibError("progress=True shows bars of tqdm, which is not installed: pip install tqdm, or give a callable")
+        if progress and progress is not True and not callable(progress):
+            raise CalibError(f"progress: it is called with (what, done, total), or is True; {type(progress).__name__} is neither")
         self._progress: Any = _bar if progress is True else progress or None
         self._bars: dict[str, Any] = {}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _trtcalib
+from ._trtcalib import CalibError
 
 
 class Result(Mapping[str, Any]):
@@ -82,8 +83,8 @@ class CalibrationTable:
 
     @classmethod
     def load(cls, path: str | Path) -> CalibrationTable:
-        """Opens a table that `save` or ``calib calibrate`` wrote."""
-        json.loads(Path(path).read_bytes())
+        """Opens a table that `save` or ``calib calibrate`` wrote; what is none is a `DataError`."""
+        _trtcalib.check_table(Path(path))
         return cls(path)
 
     @classmethod
@@ -104,6 +105,8 @@ class CalibrationTable:
     def save(self, path: str | Path) -> None:
         """Writes the table: the bytes that ``calib calibrate`` writes for the same data."""
         target = Path(path)
+        if not target.parent.is_dir():
+            raise CalibError(f"cannot write {target}: there is no folder {target.parent}")
         partial = target.with_name(f".{target.name}.partial")
         shutil.copyfile(self.path, partial)
         partial.replace(target)

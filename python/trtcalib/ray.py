@@ -21,13 +21,13 @@ import ray  # type: ignore[import-not-found, unused-ignore]
 
 from . import (
     _CHOICES, _DATA, CalibError, CalibrationTable, Comparison, DataError, Findings, Metric, PathLike, Progress, Saved, Trial,
-    _asked_of_plan, _chosen, _compared, _enough, _inputs, _limited, _Listener, _path, _Plans, _spec, _strings, _trtcalib, _value,
-    _worth, smallest,
+    _asked_of_plan, _chosen, _compared, _inputs, _Listener, _Plans, _spec, _trtcalib, _value, _worth, smallest,
 )
 from . import bisect as _bisect
 from . import compare as _compare
 from ._data import as_array, classes, matched
 from ._metric import Gates, Outputs, Run, asked, judged, own, read_outputs
+from ._settings import count_of, enough, limited, model_path, path_of, plain
 
 __all__ = ["bisect", "calibrate", "compare"]
 
@@ -186,7 +186,7 @@ def _workers(actors: int, num_cpus: float, num_gpus: float) -> Iterator[list[Any
 
 def _keys(settings: Mapping[str, Any], num_cpus: float, num_gpus: float) -> dict[str, Any]:
     """Settings of workers: each uses what it was given."""
-    keys = _strings(settings)
+    keys = plain(settings)
     keys.setdefault("threads", max(1, int(num_cpus)))
     if num_gpus:
         keys.setdefault("provider", "cuda")
@@ -233,12 +233,12 @@ def calibrate(
         progress: as for `trtcalib.calibrate`; told as parts are done.
         settings: as for `trtcalib.calibrate`.
     """
-    keys = _keys({"model": str(model), **_limited(samples), **settings}, num_cpus, num_gpus)
+    keys = _keys({"model": model_path(model), **limited(samples), **settings}, num_cpus, num_gpus)
     metric, listener = own(metric), _Listener(progress)
     if metric is not None and settings.get("method") not in (None, "auto"):
         raise CalibError("metric: it chooses the method itself, so leave `method` out")
-    blocks = _Blocks(dataset, model, columns, labels, keys.get("calib_samples", _enough(config)))
-    text, file, shared = json.dumps(keys), _path(config), ray.put(blocks)
+    blocks = _Blocks(dataset, model, columns, labels, count_of(keys.get("calib_samples", enough(config))))
+    text, file, shared = json.dumps(keys), path_of(config), ray.put(blocks)
     actors = blocks.parts(actors)
     with _workers(actors, num_cpus, num_gpus) as workers:
         calls = [worker.observe.remote(text, file, shared, f"{i + 1}/{actors}") for i, worker in enumerate(workers)]
@@ -246,7 +246,7 @@ def calibrate(
         if metric is not None:
             # The counts are the same for every method.
             tries = [
-                workers[index % actors].candidate.remote(str(model), keys | {"method": method}, file, shared, parts, metric)
+                workers[index % actors].candidate.remote(model_path(model), keys | {"method": method}, file, shared, parts, metric)
                 for index, method in enumerate(_CHOICES)
             ]
             made = _results(tries, listener, "candidates judged")
@@ -291,7 +291,7 @@ def compare(
     keys = _keys(given, num_cpus, num_gpus)
     held = _Blocks(dataset, model, columns, labels, None)
     blocks, actors = ray.put(held), held.parts(actors)
-    text, file = json.dumps(keys), _path(config)
+    text, file = json.dumps(keys), path_of(config)
     with _workers(actors, num_cpus, num_gpus) as workers:
 
         def call(targets: list[str]) -> Run:
@@ -366,7 +366,7 @@ def bisect(
 
         def judge(wanted: Sequence[int], most: int = samples) -> list[Trial]:
             common = {"gates": gates, "metric": metric, "minimum": minimum, "samples": most, "calibration_samples": True}
-            options = {"model": str(model), "compare": common | {"config": config} | run}
+            options = {"model": model_path(model), "compare": common | {"config": config} | run}
             calls = []
             for index, lifted in enumerate(wanted):
                 with tempfile.TemporaryDirectory(prefix="trtcalib-") as place:
