@@ -760,6 +760,18 @@ def test_progress_that_fails_does_not_end_the_work(arrays, caplog):
     assert "no words" in caplog.text and "the work goes on" in caplog.text
 
 
+def test_what_is_not_installed_is_named_with_its_extra(monkeypatch):
+    for name in ("ray", "matplotlib", "trtcalib.ray"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in ("ray", "matplotlib"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match=r"trtcalib\[ray\]"):
+        tc.ray
+    with pytest.raises(tc.CalibError, match=r"trtcalib\[plot\]"):
+        tc.Findings({"layers": []}, Path(), True).plot()
+    assert tc.compat.quantize_static and not hasattr(tc, "other")
+
+
 def test_completion_shows_what_is_for_users():
     assert dir(tc) == sorted(tc.__all__) and all(hasattr(tc, name) for name in tc.__all__)
 

@@ -176,6 +176,18 @@ def test_candidates_are_those_of_one_process(cluster, dataset, arrays, tmp_path)
     assert found.path.read_bytes() == alone.path.read_bytes()
 
 
+def test_a_metric_finds_the_plan_of_one_process(cluster, dataset, arrays, table, tmp_path):  # noqa: F811
+    data, model = {"input": arrays}, tmp_path / "int8.onnx"
+    floats = tc.compare(MODEL, MODEL, data, metric=spread, threads=1)["reference_metric"]
+    close = lambda outputs, ids: -abs(spread(outputs, ids) - floats)
+    tc.quantize(MODEL, table, model)
+    lost = tc.compare(MODEL, model, data, metric=close, threads=1, calibration_samples=True)["targets"][0]["metric"]
+    alone = tc.bisect(MODEL, table, data, metric=close, minimum=lost / 4, max_trials=5, threads=1)
+    found = cluster.bisect(MODEL, table, dataset, metric=close, gate={"metric": lost / 4}, max_trials=5, actors=2, **COLUMNS)
+    assert found["metric_plan"] == alone["metric_plan"] and found["metric_plan"]["lifted"]
+    assert found["metric_plan"]["trials"][0]["value"] == lost
+
+
 def test_pictures_are_those_of_a_folder(cluster, tmp_path):
     import ray.data
 

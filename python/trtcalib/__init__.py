@@ -19,6 +19,7 @@ Ctrl-C stops. The interpreter's lock is released while the library works.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -27,13 +28,13 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from . import _trtcalib
 from ._data import held
 from ._libraries import name_libraries
 from ._metric import Gates, Metric, Run, asked, judged, own, read_outputs
-from ._results import CalibrationTable, Comparison, Findings, Quantized, Report, Result
+from ._results import CalibrationTable, Comparison, Findings, Quantized, Report, Result, Saved
 from ._search import Judge, Trial, ranking, smallest, write_plan
 from ._settings import PathLike, count_of, enough, limited, model_path, path_of, plain
 from ._trtcalib import CalibError, DataError, ModelError, RuntimeLibraryError, __version__
@@ -44,21 +45,25 @@ __all__ = [
 ]
 
 
-
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from . import compat as compat, ray as ray
+else:
+
+    def __getattr__(name: str) -> Any:
+        # These without an import of their own; Ray takes its time.
+        if name in ("compat", "ray"):
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 name_libraries()
 
 _log = logging.getLogger("trtcalib")
 Progress = Union[bool, Callable[[str, int, int], None], None]
-
-class Saved:
-    """Outputs that were saved before (``.npz``), to be compared in a model's stead."""
-
-    def __init__(self, path: PathLike) -> None:
-        self.path = Path(path)
 
 
 def calibrate(

@@ -14,6 +14,13 @@ from . import _trtcalib
 from ._trtcalib import CalibError
 
 
+class Saved:
+    """Outputs that were saved before (``.npz``), to be compared in a model's stead."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+
 class Result(Mapping[str, Any]):
     """A mapping over the figures, named as in the JSON that the programs print."""
 
@@ -195,8 +202,10 @@ class Findings(Result):
     def plot(self, axes: Any = None, *, most: int = 20) -> Any:
         """Draws the layers with the lowest SQNR in dB, the worst on top; gives the axes. Needs ``trtcalib[plot]``."""
         if axes is None:
-            from matplotlib import pyplot  # type: ignore[import-not-found, unused-ignore]
-
+            try:
+                from matplotlib import pyplot  # type: ignore[import-not-found, unused-ignore]
+            except ModuleNotFoundError as error:
+                raise CalibError("plot: it needs matplotlib, which is not installed: pip install 'trtcalib[plot]'") from error
             axes = pyplot.figure(layout="constrained").subplots()
         measured = [layer for layer in self["layers"] if layer.get("layerwise_sqnr_db") is not None]
         worst = sorted(measured, key=lambda layer: layer["layerwise_sqnr_db"])[:most]

@@ -17,7 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray  # type: ignore[import-not-found, unused-ignore]
+try:
+    import ray  # type: ignore[import-not-found, unused-ignore]
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("trtcalib.ray needs Ray, which is not installed: pip install 'trtcalib[ray]'") from error
 
 from . import (
     _CHOICES, _DATA, CalibError, CalibrationTable, Comparison, DataError, Findings, Metric, PathLike, Progress, Saved, Trial,
