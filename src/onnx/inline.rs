@@ -20,6 +20,11 @@ const LONGEST_NAME: usize = 200;
 /// Graphs within graphs, as deep as a file can be read again.
 const MAX_DEPTH: usize = 33;
 
+/// Operators that mean something else from these versions on although they look the same. ONNX wants those of a function to be
+/// the model's, whatever the versions that both import.
+const REINTERPRETED: [(&str, i64); 5] =
+    [("GroupNormalization", 21), ("Hardmax", 13), ("LogSoftmax", 13), ("RoiAlign", 16), ("Softmax", 13)];
+
 /// Domain, name and overload of a function.
 type Key<'m> = (&'m str, &'m str, &'m str);
 
@@ -27,8 +32,8 @@ impl Model {
     /// The model with the bodies of its functions in place of their calls, and by the name of each call in the main graph the
     /// nodes that came for it.
     ///
-    /// Functions of other operator sets than the model's stay, and those in domains of ONNX and its runtime, which may have
-    /// kernels. No function may call itself, which the [diagnosis](super::diagnose) refuses.
+    /// Functions with operators that mean something else in the model's operator set stay, and those in domains of ONNX and its
+    /// runtime, which may have kernels. No function may call itself, which the [diagnosis](super::diagnose) refuses.
     pub fn inlined(&self) -> (Self, BTreeMap<String, Folded>) {
         let (mut proto, mut calls) = (self.proto.clone(), BTreeMap::<String, Folded>::new());
         let versions = versions_of_missing_domains(&self.proto);
@@ -38,6 +43,9 @@ impl Model {
             is_own(function.domain())
                 && !function.domain().starts_with("com.microsoft")
                 && imports.all(|import| match self.opset(import.domain()) {
+                    Some(version) if is_default_domain(import.domain()) => {
+                        !function.node.iter().any(|node| differs(node, version, import.version()))
+                    }
                     Some(version) => version == import.version(),
                     None => versions.get(import.domain()).is_some_and(|versions| versions.len() == 1),
                 })
@@ -47,7 +55,9 @@ impl Model {
             return (self.clone(), calls);
         }
         for import in functions.values().flat_map(|function| &function.opset_import) {
-            proto.set_opset(import.domain(), import.version());
+            if self.opset(import.domain()).is_none() {
+                proto.set_opset(import.domain(), import.version());
+            }
         }
         let graph = proto.graph.get_or_insert_default();
         let mut taken = HashSet::new();
@@ -76,6 +86,15 @@ fn versions_of_missing_domains(model: &ModelProto) -> BTreeMap<&str, BTreeSet<i6
         versions.entry(import.domain()).or_default().insert(import.version());
     }
     versions
+}
+
+/// Whether an operator in a node means something else in one of two versions of the operator set.
+fn differs(node: &NodeProto, one: i64, other: i64) -> bool {
+    let crossed = |&(op_type, version): &(&str, i64)| {
+        node.is_standard() && node.op_type() == op_type && (one < version) != (other < version)
+    };
+    REINTERPRETED.iter().any(crossed)
+        || node.subgraphs().flat_map(|graph| &graph.node).any(|node| differs(node, one, other))
 }
 
 struct Inliner<'m> {
@@ -310,13 +329,15 @@ mod tests {
     #[test]
     fn functions_of_another_operator_set_and_of_the_runtime_stay() {
         let body = || vec![NodeProto::new("Exp", "e", &["a"], &["b"])];
-        let mut older = function("Older", "b", body());
-        older.opset_import[0].version = Some(15);
+        let mut older = function("Older", "b", vec![NodeProto::new("Softmax", "s", &["a"], &["b"])]);
+        older.opset_import[0].version = Some(12);
+        let mut same = function("F", "b", body());
+        same.opset_import[0].version = Some(12);
         let known = FunctionProto { domain: Some("com.microsoft".to_owned()), ..function("Gelu", "b", body()) };
         let nodes = vec![call("Older", "o", "x", "m"), call("F", "f", "m", "y")];
-        let (inlined, calls) = model(nodes, vec![older, known, function("F", "b", body())]).inlined();
+        let (inlined, calls) = model(nodes, vec![older, known, same]).inlined();
         assert_eq!(read(inlined.graph()), ["o: m <- Older x", "f/e: y <- Exp m"]);
-        assert_eq!(inlined.proto.functions.len(), 3);
+        assert_eq!((inlined.proto.functions.len(), inlined.opset("")), (3, Some(17)));
         assert_eq!(calls.keys().collect::<Vec<_>>(), ["f"]);
     }
 

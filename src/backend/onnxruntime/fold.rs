@@ -50,8 +50,15 @@ impl OnnxRuntime {
     /// What ONNX Runtime does not load.
     pub fn fold(&self, model: &Model) -> Result<Model, BackendError> {
         let constant = model.with_proto(with_constant_weights(&model.proto));
-        let (mut inlined, calls) = constant.inlined();
-        let mut folded = self.folded(&inlined)?;
+        let (mut inlined, mut calls) = constant.inlined();
+        let mut folded = match self.folded(&inlined) {
+            // Functions of another operator set, which ONNX does not allow and ONNX Runtime takes.
+            Err(_) if !calls.is_empty() => {
+                (inlined, calls) = (constant, BTreeMap::new());
+                self.folded(&inlined)?
+            }
+            folded => folded?,
+        };
         stands_for::add_calls(&mut folded, &calls);
         // Gigabytes are not written to a file once more for a check: whoever runs the model loads it.
         if fits_in_memory(&folded.proto) {
