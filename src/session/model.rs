@@ -13,7 +13,7 @@ use crate::{
     dataset::InputSpec,
     onnx::{
         Finding, GraphView, Model, Severity, diagnose,
-        proto::{DimensionProto, DimensionValue, NodeProto, TypeValue},
+        proto::{DimensionProto, DimensionValue, NodeProto, TypeValue, ValueInfoProto},
     },
     quantize::{Placement, Precision, QuantizeOptions, SchemeOptions, place, quantize, with_opset},
     tensor::ElementType,
@@ -98,15 +98,7 @@ impl Subject {
     /// The same for one sample, where a batch that is another axis of some input (a state whose first axis counts layers) is
     /// known by the name that it has as the first axis of another.
     pub(super) fn specs_of_a_sample(&self) -> Vec<InputSpec> {
-        let names = |input: &str| {
-            let info = self.float.graph().input.iter().find(|info| info.name() == input);
-            let Some(TypeValue::TensorType(tensor)) = info.and_then(|info| info.r#type.as_ref()?.value.as_ref()) else {
-                return Vec::new();
-            };
-            let named = |value: &&DimensionValue| matches!(value, DimensionValue::DimParam(_));
-            let extents = tensor.shape.iter().flat_map(|shape| &shape.dim);
-            extents.map(|extent| extent.value.as_ref().filter(named)).collect::<Vec<_>>()
-        };
+        let names = |input: &str| names_of_extents(&self.float.graph().input, input);
         let mut specs = self.specs();
         let batches: Vec<_> = self.inputs.iter().filter_map(|input| *names(&input.name).first()?).collect();
         for spec in &mut specs {
@@ -129,12 +121,24 @@ impl Subject {
     }
 
     /// True where a call takes one sample although the first axis has another extent: the inputs do not agree on one, or
-    /// an output begins with another (a sequence whose first axis is time).
+    /// an output begins with another (a sequence whose first axis is time), be it one with the name of another axis.
     pub fn takes_whole_inputs(&self) -> bool {
         let first = |info: &TensorInfo| info.shape.first().copied().flatten();
+        let graph = self.float.graph();
+        let later = |name| {
+            let names = self.inputs.iter().map(|input| names_of_extents(&graph.input, &input.name));
+            names.into_iter().any(|names| names.iter().skip(1).any(|later| *later == Some(name)))
+        };
+        let begins_with_later = |output: &TensorInfo| {
+            let names = names_of_extents(&graph.output, &output.name);
+            names.first().copied().flatten().is_some_and(later)
+        };
         match self.fixed_batch() {
             Some(1) => self.inputs.iter().any(|input| first(input).is_none_or(|extent| extent != 1)),
-            Some(batch) => self.outputs.iter().any(|output| first(output).is_some_and(|extent| extent != batch)),
+            Some(batch) => self
+                .outputs
+                .iter()
+                .any(|output| first(output).is_some_and(|extent| extent != batch) || begins_with_later(output)),
             None => false,
         }
     }
@@ -300,6 +304,17 @@ fn bind_shapes(model: &mut Model, shapes: &BTreeMap<String, Vec<usize>>) -> Resu
     Ok(())
 }
 
+/// The names of the open extents of a tensor, by axis, as the model declares it.
+fn names_of_extents<'m>(declared: &'m [ValueInfoProto], tensor: &str) -> Vec<Option<&'m DimensionValue>> {
+    let info = declared.iter().find(|info| info.name() == tensor);
+    let Some(TypeValue::TensorType(tensor)) = info.and_then(|info| info.r#type.as_ref()?.value.as_ref()) else {
+        return Vec::new();
+    };
+    let named = |value: &&DimensionValue| matches!(value, DimensionValue::DimParam(_));
+    let extents = tensor.shape.iter().flat_map(|shape| &shape.dim);
+    extents.map(|extent| extent.value.as_ref().filter(named)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use calib_test_support::Need;
@@ -318,6 +333,29 @@ mod tests {
         let subject = Subject::load(runtime, &path, &BTreeMap::new()).unwrap();
         // Counted from the shapes that onnx.shape_inference gives.
         assert_eq!(subject.multiply_accumulates(), Some(385_187_552.0));
+    }
+
+    /// Time is the first axis of what goes in, and gone from what comes out.
+    #[test]
+    fn a_sequence_that_becomes_a_row_is_a_whole_input() {
+        let Some(runtime) = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sequence.onnx");
+        let takes_whole = |names: [&str; 2]| {
+            let mean = NodeProto::new("ReduceMean", "y", &["x"], &["y"]);
+            let mean = mean.with(AttributeProto::ints("axes", &[0])).with(AttributeProto::int("keepdims", 0));
+            let mut model = TestModel::new(17).input("x", &[12, -1, 24]).node(mean).output("y", &[-1, 24]).build();
+            let graph = model.graph_mut();
+            for (info, axis, name) in [(&mut graph.input[0], 1, names[0]), (&mut graph.output[0], 0, names[1])] {
+                let Some(TypeValue::TensorType(tensor)) = &mut info.r#type.as_mut().unwrap().value else { panic!() };
+                tensor.shape.as_mut().unwrap().dim[axis].value = Some(DimensionValue::DimParam(name.to_owned()));
+            }
+            model.save(&path).unwrap();
+            let subject = Subject::load(runtime, &path, &BTreeMap::new()).unwrap();
+            (subject.takes_whole_inputs(), subject.usual_batch())
+        };
+        assert_eq!(takes_whole(["n", "n"]), (true, 1));
+        assert_eq!(takes_whole(["n", "m"]), (false, 12));
     }
 
     /// `model`, whose node `kept` becomes the body of a function of the model's own.
