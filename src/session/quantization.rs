@@ -127,11 +127,19 @@ pub fn quantize_file(
         }
     }
     let halved = quantized.halved.as_ref().map(|halved| halved.precision);
-    if table.is_none() && halved == Some(Precision::Fp16) {
-        host.warn(
+    let unknown = match &table {
+        None => {
             "without a table nobody knows which nodes reach magnitudes that fp16 cannot hold, so none stays in fp32 for them as in \
-             `calib run`; make one with `calib calibrate` and name it with --table FILE",
-        );
+             `calib run`"
+        }
+        Some(table) if table.magnitudes.is_none() => {
+            "the table has magnitudes of quantized tensors only, as TensorRT's caches and joined parts have: other nodes that reach \
+             what fp16 cannot hold do not stay in fp32 for it as in `calib run`"
+        }
+        Some(_) => "",
+    };
+    if !unknown.is_empty() && halved == Some(Precision::Fp16) {
+        host.warn(&format!("{unknown}; make one with `calib calibrate` and name it with --table FILE"));
     }
     quantized.model.save(output)?;
     host.wrote(output);

@@ -93,6 +93,8 @@ fn what_stays_in_fp32_is_counted_and_named() {
     assert!(!told.contains("--table"), "{told}");
     let read = |file: &str| std::fs::read(folder.join(file)).unwrap();
     assert!(read("q.onnx") == read("out/model.fp16.onnx"));
+    let told = quantize(&["--table", "out/calibration.cache"]);
+    assert!(told.contains("magnitudes of quantized tensors only") && told.contains("`calib calibrate`"), "{told}");
     let told = quantize(&[]);
     assert!(told.contains("none stays in fp32 for them") && told.contains("--table FILE"), "{told}");
 
