@@ -20,7 +20,10 @@ use crate::{
         operators::Pair,
     },
     artifact::{ContentHash, works_on},
-    backend::{BuildOptions, ExecutionProvider, Runner, TensorInfo, onnxruntime::OnnxRuntime},
+    backend::{
+        BuildOptions, ExecutionProvider, Runner, TensorInfo,
+        onnxruntime::{OnnxRuntime, is_e4m3},
+    },
     bench::Mode,
     calibrate::{BiasCorrection, Choice, Effort, StepKind},
     compare::{CompareOptions, ComparisonResult, OutputKind, OwnMetric, heads::Head},
@@ -135,6 +138,14 @@ impl Session {
         let subject = Subject::load(runtime, &model, &config.shape)?;
         for finding in &subject.findings {
             host.warn(&format!("{}; {}", finding.message, finding.hint));
+        }
+        let inputs = subject.float.graph().input.iter().filter(|input| is_e4m3(input));
+        let narrow: Vec<String> = inputs.map(|input| format!("`{}`", input.name())).collect();
+        if !narrow.is_empty() {
+            host.info(&format!(
+                "{} takes 8-bit floats (E4M3): what is given in float32 is rounded to the nearest, to 448 at most",
+                narrow.join(" and ")
+            ));
         }
         require_op_types(&config, &subject)?;
         require_planned(&config, &subject)?;

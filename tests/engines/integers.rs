@@ -113,14 +113,40 @@ fn inputs_in_bfloat16_are_given_as_float32_or_as_ml_dtypes_has_them() {
     let report: Value = serde_json::from_slice(&std::fs::read(at("run/report.json")).unwrap()).unwrap();
     let engines = report["precisions"].as_array().unwrap().iter().filter(|row| row["backend"] != "onnxruntime-cpu");
     assert!(engines.clone().count() == 1 && engines.clone().all(|row| row["error"].is_null()), "{report}");
+}
 
-    // 8-bit floats have no counterpart here, whatever the batch.
+#[test]
+fn inputs_and_outputs_in_8_bit_floats_are_given_and_shown_as_float32() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
     models::save_kinds(folder.path());
-    let (model, plan) = (at("from fp8.onnx"), at("fp8.plan"));
-    succeeds(&["build", "--model", &model, "-o", &plan]);
-    let compare = ["compare", "--ref", "ort", "--target", &plan, "--model", &model, "--random-data", "--samples", "2"];
-    let error = ends(2, "", &compare);
-    assert!(error.contains("`b`") && error.contains("no counterpart here") && !error.contains("--batch"), "{error}");
+    let x = Tensor::from_f32(vec![12, 4], numbers(48).iter().map(|x| x * 1.01).collect()).unwrap();
+    for (name, input) in [("from fp8", "b"), ("narrow", "x")] {
+        write_npz(&folder.path().join("x.npz"), &TensorMap::from([(input.to_owned(), x.clone())])).unwrap();
+        let (model, plan) = (at(&format!("{name}.onnx")), at("fp8.plan"));
+        succeeds(&["build", "--model", &model, "--data", &at("x.npz"), "-o", &plan]);
+        let compare = ["compare", "--ref", "ort", "--target", &plan, "--model", &model, "--samples", "8"];
+        let (data, saved) = (at("x.npz"), at("y.npz"));
+        for data in [&["--random-data"][..], &["--data", &data, "--batch", "3"]] {
+            let compare = [&compare[..], data, &["--save-target", &saved]].concat();
+            let found = json("", &compare);
+            assert_eq!(found["targets"][0]["result"]["outputs"][0]["max_abs"], 0.0, "{name}: {found}");
+            let told = error_of(&calib_command("", &compare).output().unwrap());
+            assert_eq!(
+                told.contains("`b` takes 8-bit floats (E4M3): what is given in float32"),
+                input == "b",
+                "{told}"
+            );
+        }
+        let off = json("fault=y", &[&compare[..], &["--data", &data]].concat());
+        assert!(off["targets"][0]["result"]["outputs"][0]["max_abs"].as_f64().unwrap() > 1.0, "{name}: {off}");
+        // Three bits behind the first one.
+        let saved = trtcalib::npz::read_npz(Path::new(&saved)).unwrap();
+        let is_narrow = |value: &f32| value.to_bits() & 0xf_ffff == 0;
+        assert!(saved["y"].to_f32().iter().all(is_narrow) && !x.to_f32().iter().all(is_narrow), "{name}");
+        let timed = json("", &["bench", &plan, "--model", &model, "--seconds", "0.02"]);
+        assert!(timed["measurements"][0]["times"]["batch"].is_u64(), "{timed}");
+    }
 }
 
 /// The bits of the nearest `bfloat16`, ties to even.

@@ -18,6 +18,7 @@ mod side_by_side;
 #[cfg(test)]
 mod tests;
 mod values;
+mod wide_ends;
 
 use std::path::Path;
 
@@ -28,6 +29,7 @@ use ort::ep::ExecutionProvider as _;
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
 pub(crate) use runner::check_inputs;
 pub use session::{panic_is_expected, sessions_built};
+pub(crate) use wide_ends::is_e4m3;
 
 use super::{Backend, BackendError, BuildOptions, ExecutionProvider, Runner};
 use crate::onnx::Model;

@@ -27,6 +27,7 @@ use super::{
     library::Loaded,
     own_codes::with_own_codes,
     said::reason,
+    wide_ends::with_wide_ends,
 };
 use crate::{
     backend::{
@@ -72,7 +73,7 @@ pub(super) fn build(
     options: &BuildOptions,
     stream: Option<&Arc<CudaStream>>,
 ) -> Result<Built, BackendError> {
-    let mut model = Cow::Borrowed(model);
+    let mut model = with_wide_ends(model);
     let mut in_float32 = BTreeMap::new();
     // Every round puts at least one more node into float32, and none has two.
     for _ in 0..=model.graph().node.len() {

@@ -12,8 +12,7 @@
 //! ```
 
 use std::{
-    collections::BTreeMap,
-    ffi::c_void,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -26,27 +25,18 @@ use super::{
     Engine, RunnerOptions, TensorRtError,
     log::Turn,
     profile::{least_batch, least_batch_for},
+    slot::{Slot, element_type},
 };
 use crate::{
     backend::{
         BackendError, LayerTime, Phases, Runner, TensorInfo, Visit,
-        cuda::{CudaError, CudaGraph, CudaSlice, CudaStream, Device, PinnedHostSlice, Timer, capture, wait},
+        cuda::{CudaError, CudaGraph, CudaStream, Device, Timer, capture, wait},
         onnxruntime::check_inputs,
     },
-    tensor::{ElementType, Tensor, TensorMap, TensorView, ValuesView},
+    tensor::{ElementType, TensorMap},
 };
 
 const RUNTIME: &str = "TensorRT";
-
-/// A tensor's place in host and device memory, of exactly its size (but at least a byte).
-struct Slot {
-    name: String,
-    element_type: ElementType,
-    shape: Vec<usize>,
-    host: PinnedHostSlice<u8>,
-    /// Absent for tensors that TensorRT itself reads and writes in host memory (shapes).
-    device: Option<CudaSlice<u8>>,
-}
 
 /// Buffers for the current shapes, and the computation recorded over them.
 struct Bound {
@@ -68,6 +58,8 @@ pub struct EngineRunner {
     timers: [Timer; 3],
     inputs: Vec<TensorInfo>,
     outputs: Vec<TensorInfo>,
+    /// Inputs and outputs that the engine has in E4M3.
+    e4m3: BTreeSet<String>,
     /// Samples of a batch at least, by the engine's profile.
     least_batch: usize,
     cuda_graph: bool,
@@ -101,11 +93,16 @@ impl EngineRunner {
             Some(path) => Kernels::context(&mut engine, path, &turn)?,
         };
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+        let mut e4m3 = BTreeSet::new();
         for index in 0..engine.inner.nb_io_tensors().map_err(failed)? {
             let name = engine.inner.io_tensor_name(index).map_err(failed)?;
             let extents = engine.inner.tensor_shape(&name).map_err(failed)?;
+            let data_type = engine.inner.tensor_data_type(&name).map_err(failed)?;
+            if data_type == trtx::DataType::kFP8 {
+                e4m3.insert(name.clone());
+            }
             let info = TensorInfo {
-                element_type: element_type(engine.inner.tensor_data_type(&name).map_err(failed)?),
+                element_type: element_type(data_type),
                 shape: extents.iter().map(|&extent| usize::try_from(extent).ok()).collect(),
                 name,
             };
@@ -126,6 +123,7 @@ impl EngineRunner {
             timers,
             inputs,
             outputs,
+            e4m3,
             least_batch,
             cuda_graph: options.cuda_graph,
             phases: None,
@@ -199,7 +197,9 @@ impl EngineRunner {
     }
 
     fn slot(&self, name: &str, element_type: ElementType, shape: Vec<usize>) -> Result<Slot, TensorRtError> {
-        let bytes = shape.iter().try_fold(element_type.size(), |bytes, &extent| bytes.checked_mul(extent));
+        let is_e4m3 = self.e4m3.contains(name);
+        let size = if is_e4m3 { 1 } else { element_type.size() };
+        let bytes = shape.iter().try_fold(size, |bytes, &extent| bytes.checked_mul(extent));
         let bytes =
             bytes.ok_or_else(|| self.failed(format!("tensor `{name}` of shape {shape:?} is too large")))?.max(1);
         let location = self.engine.inner.tensor_location(name).map_err(|error| self.failed(error.to_string()))?;
@@ -207,7 +207,7 @@ impl EngineRunner {
             TensorLocation::kHOST => None,
             TensorLocation::kDEVICE => Some(self.stream.alloc_zeros(bytes).map_err(CudaError::from)?),
         };
-        Ok(Slot { name: name.to_owned(), element_type, shape, host: self.device().pinned(bytes)?, device })
+        Ok(Slot { name: name.to_owned(), element_type, is_e4m3, shape, host: self.device().pinned(bytes)?, device })
     }
 
     fn device(&self) -> &Device {
@@ -323,45 +323,6 @@ fn check_format(engine: &Engine, name: &str) -> Result<(), TensorRtError> {
     )))
 }
 
-impl Slot {
-    /// Whether the tensor can take this place as it is: of its shape, and with the same values where these lie in host
-    /// memory, since TensorRT reads shapes from them.
-    fn fits(&self, tensor: &Tensor) -> Result<bool, CudaError> {
-        let values = tensor.view().values.bytes();
-        let same = tensor.shape() == self.shape;
-        Ok(same && (self.device.is_some() || self.host.as_slice()?[..values.len()] == *values))
-    }
-
-    fn fill(&mut self, tensor: &Tensor) -> Result<(), CudaError> {
-        let values = tensor.view().values.bytes();
-        self.host.as_mut_slice()?[..values.len()].copy_from_slice(values);
-        Ok(())
-    }
-
-    /// Tells TensorRT where the tensor lies.
-    fn show_to(
-        &mut self,
-        context: &mut trtx::ExecutionContext<'static>,
-        stream: &CudaStream,
-        flavour: super::Flavour,
-        turn: &Turn,
-    ) -> Result<(), TensorRtError> {
-        let address = self.address(stream)?;
-        // SAFETY: the memory is as large as the tensor and lives in `EngineRunner::bound` until other shapes are bound,
-        // which waits for the stream first. Where that is not reached, all addresses are set again before anything runs.
-        let set = unsafe { context.set_tensor_address(&self.name, address) };
-        set.map_err(|error| TensorRtError::Runtime { flavour, reason: turn.reason(&error.to_string()) })
-    }
-
-    fn address(&mut self, stream: &CudaStream) -> Result<*mut c_void, TensorRtError> {
-        use cudarc::driver::DevicePtrMut;
-        match &mut self.device {
-            Some(device) => Ok(device.device_ptr_mut(stream).0 as *mut c_void),
-            None => Ok(self.host.as_mut_ptr().map_err(CudaError::from)?.cast()),
-        }
-    }
-}
-
 impl Runner for EngineRunner {
     fn inputs(&self) -> &[TensorInfo] {
         &self.inputs
@@ -376,13 +337,8 @@ impl Runner for EngineRunner {
         let failed = |error: &dyn std::error::Error| BackendError::Run { runtime: RUNTIME, reason: error.to_string() };
         self.run(inputs).map_err(|error| failed(&error))?;
         for slot in self.bound.iter().flat_map(|bound| &bound.outputs) {
-            let bytes = slot.host.as_slice().map_err(|error| failed(&CudaError::from(error)))?;
-            let bytes = &bytes[..slot.shape.iter().product::<usize>() * slot.element_type.size()];
-            let values = ValuesView::from_bytes(slot.element_type, bytes).ok_or_else(|| BackendError::Run {
-                runtime: RUNTIME,
-                reason: format!("output `{}` holds bytes that are no {}", slot.name, slot.element_type),
-            })?;
-            visit(&slot.name, TensorView { shape: &slot.shape, values }).map_err(BackendError::Visitor)?;
+            let shown = slot.show(&mut |view| visit(&slot.name, view).map_err(BackendError::Visitor));
+            shown.map_err(|error| failed(&error))??;
         }
         Ok(())
     }
@@ -476,22 +432,6 @@ impl ReportLayerTime for Reporter {
             reports.order.push(layer.to_owned());
         }
         reports.milliseconds.entry(layer.to_owned()).or_default().push(f64::from(ms));
-    }
-}
-
-/// The element type that a type of TensorRT corresponds to; `None` for 8-bit floats and sub-byte types.
-fn element_type(data_type: trtx::DataType) -> Option<ElementType> {
-    use trtx::DataType as T;
-    match data_type {
-        T::kFLOAT => Some(ElementType::F32),
-        T::kHALF => Some(ElementType::F16),
-        T::kBF16 => Some(ElementType::Bf16),
-        T::kINT8 => Some(ElementType::I8),
-        T::kUINT8 => Some(ElementType::U8),
-        T::kINT32 => Some(ElementType::I32),
-        T::kINT64 => Some(ElementType::I64),
-        T::kBOOL => Some(ElementType::Bool),
-        _ => None,
     }
 }
 

@@ -24,6 +24,8 @@ mod runtime;
 #[cfg(feature = "tensorrt-rtx")]
 mod runtime_cache;
 mod sidecar;
+#[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
+mod slot;
 
 use std::{
     collections::BTreeMap,
