@@ -36,7 +36,7 @@ enum Source {
 }
 
 impl ArrayDataset {
-    /// A `.npy` or `.npz` file whose first axis counts samples.
+    /// A `.npy` or `.npz` file whose first axis counts samples, or that holds the inputs of one call.
     pub(super) fn stacked(path: &Path, inputs: &[InputSpec]) -> Result<Self, DatasetError> {
         let arrays: BTreeMap<String, Array> = if path.extension().is_some_and(|ending| ending == "npy") {
             BTreeMap::from([("array".to_owned(), Array::open(path).map_err(array_error)?)])
@@ -58,6 +58,15 @@ impl ArrayDataset {
         // Without values, any number of samples takes no room in the file.
         if arrays.values().all(|array| array.shape().contains(&0)) {
             return Err(invalid(path, "its arrays hold no values".to_owned()));
+        }
+        if is_one_call(&arrays, inputs) {
+            let whole = |(name, array): (&String, &Array)| {
+                let rows = array.shape().first().copied().unwrap_or(1);
+                Ok((name.clone(), array.rows(0..rows)?))
+            };
+            let call: std::io::Result<TensorMap> = arrays.iter().map(whole).collect();
+            let call = call.map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+            return Ok(Self { notes, ..Self::new(vec!["0".to_owned()], Source::Listed(vec![call]), inputs) });
         }
         let counts: Vec<(&String, usize)> =
             arrays.iter().filter_map(|(name, array)| Some((name, *array.shape().first()?))).collect();
@@ -130,6 +139,17 @@ impl ArrayDataset {
     pub(super) fn set_labels(&mut self, labels: Vec<Option<u32>>) {
         self.labels = labels;
     }
+}
+
+/// Whether arrays have all extents of their inputs, the first among them, which then counts no samples.
+fn is_one_call(arrays: &BTreeMap<String, Array>, inputs: &[InputSpec]) -> bool {
+    let fits = |input: &InputSpec| {
+        let shape = arrays.get(&input.name).map(Array::shape).unwrap_or_default();
+        shape.len() == input.shape.len()
+            && shape.iter().zip(&input.shape).all(|(extent, wanted)| wanted.is_none_or(|wanted| wanted == *extent))
+    };
+    let is_whole = |input: &InputSpec| input.shape.first().copied().flatten().is_some_and(|extent| extent > 1);
+    inputs.iter().all(fits) && inputs.iter().any(is_whole)
 }
 
 /// Whether the first axis of every input counts samples.
@@ -337,6 +357,10 @@ mod tests {
         let sample = whole.sample(1).unwrap();
         assert_eq!(sample["a"], Tensor::from_f32(vec![2], vec![3.0, 4.0]).unwrap());
         assert_eq!(sample["b"], Tensor::from_f32(vec![], vec![6.0]).unwrap());
+        // Rows of 1 would not fit an input whose first extent is fixed to 2.
+        let [fixed, open] = [InputSpec { shape: vec![Some(2), None], ..spec("a") }, shaped("b", 1)];
+        let call = ArrayDataset::stacked(&path, &[fixed, open]).unwrap();
+        assert_eq!((call.len(), &call.sample(0).unwrap()), (1, &arrays));
         let error = ArrayDataset::stacked(&path, &[spec("a"), spec("c")]).err().unwrap().to_string();
         assert!(error.contains("`c` are missing") && error.contains("`a`, `b`"), "{error}");
     }
