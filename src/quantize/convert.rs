@@ -144,7 +144,7 @@ impl Conversion<'_> {
         let tensors = || node.input.iter().chain(&node.output).filter(|tensor| !tensor.is_empty());
         let names = all_names(&name, self.known_as);
         let kept = self.keep.iter().any(|pattern| names.iter().any(|name| pattern.is_match(name)));
-        let kept = kept || is_of(node, &name, self.known_as, self.keep_op_types);
+        let kept = kept || is_of(node, &name, self.known_as, self.keep_op_types, &|_| true);
         if kept || self.plan.precision(&names) == Some(Precision::Fp32) {
             return Some(Fp32Reason::Asked);
         }

@@ -39,7 +39,7 @@ pub use placement::{ActivationEdge, Decision, Placement, Rule, WeightEdge};
 pub(crate) use plan::whole_name;
 pub use plan::{Assignment, CompiledPlan, PLAN_FORMAT_VERSION, PatternError, Precision, PrecisionPlan, Selector};
 pub use qdq::WrittenScales;
-pub use scheme::place;
+pub use scheme::{is_own, place};
 pub use shift::{Shiftable, Shifted, shiftable};
 pub use validate::{Finding, Severity, validate};
 

@@ -20,7 +20,7 @@ use crate::{
     backend::TensorInfo,
     onnx::{
         Fact, Model, NodeId,
-        operators::is_quantized,
+        operators::{OperatorType, is_quantized},
         proto::{NodeProto, TensorProto},
     },
     tensor::ElementType,
@@ -133,7 +133,7 @@ impl<'a> Scheme<'a> {
         let names = all_names(&name, &self.known_as);
         let matches = |patterns: &[Regex]| patterns.iter().any(|p| names.iter().any(|name| p.is_match(name)));
         let SchemeOptions { op_types, exclude_op_types, precision, .. } = self.options;
-        let is_one = |of: &BTreeSet<String>| is_of(node, &name, &self.known_as, of);
+        let is_one = |of: &BTreeSet<String>| is_of(node, &name, &self.known_as, of, &is_own);
         if !precision.is_quantized() {
             return Err(Rule::FloatOnly);
         }
@@ -384,15 +384,22 @@ pub(super) fn all_names<'n>(name: &'n str, known_as: &'n BTreeMap<String, Vec<(S
     std::iter::once(name).chain(known_as.get(name).into_iter().flatten().map(|(name, _)| name.as_str())).collect()
 }
 
-/// Whether a node, or one that was folded into it, is one of these operators.
+/// Whether a node, or one that was folded into it and `counts`, is one of these operators.
 pub(super) fn is_of(
     node: &NodeProto,
     name: &str,
     known_as: &BTreeMap<String, Vec<(String, String)>>,
     op_types: &BTreeSet<String>,
+    counts: &dyn Fn(&str) -> bool,
 ) -> bool {
-    let folded = known_as.get(name).into_iter().flatten();
-    op_types.contains(node.op_type()) || folded.into_iter().any(|(_, op_type)| op_types.contains(op_type))
+    let mut folded = known_as.get(name).into_iter().flatten();
+    op_types.contains(node.op_type()) || folded.any(|(_, op_type)| op_types.contains(op_type) && counts(op_type))
+}
+
+/// Whether an operator is a function of the model's own, whose nodes are its body. What ONNX's are folded into is not
+/// quantized for their sake: a convolution is no sum because a bias was added to it.
+pub fn is_own(op_type: &str) -> bool {
+    OperatorType::named(op_type).is_none()
 }
 
 /// Quantized inputs and outputs of the same Concat, and of Concats that share one, in groups of two and more.

@@ -6,7 +6,7 @@ use super::{PipelineError, model::Subject};
 use crate::{
     config::RunConfig,
     onnx::{Folded, proto::NodeProto},
-    quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, Selector, whole_name},
+    quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, Selector, is_own, whole_name},
 };
 
 /// Folded nodes that a sentence names.
@@ -70,7 +70,7 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
     let patterns = patterns.chain(folded_into(config, subject));
     let types = config.op_types.iter().chain(&config.op_types_to_exclude);
     let types = types.filter_map(|op_type| match matched(subject, op_type) {
-        Matched::Nodes => None,
+        Matched::Nodes => folded_type(subject, op_type),
         Matched::Nothing => Some(format!("the model has no node of the operator type `{op_type}`")),
         Matched::Copies(name) => Some(format!(
             "the operator type `{op_type}` has only nodes that copy values or are constant, as `{name}`, and are folded away"
@@ -99,12 +99,24 @@ fn matched<'s>(subject: &'s Subject, op_type: &str) -> Matched<'s> {
     }
 }
 
-/// Nodes that patterns or operator types name and that others stand for, in a sentence.
+/// Says that a rule by operator acts on what nodes are folded into in 16 bits alone.
+fn folded_type(subject: &Subject, op_type: &str) -> Option<String> {
+    let mut folded = subject.folded.stands_for.iter().filter(|(_, folded)| folded.op_type == op_type);
+    let (name, into) = folded.find_map(|(name, folded)| Some((name, folded.into.first()?)))?;
+    (!is_own(op_type)).then(|| {
+        format!(
+            "nodes of the operator type `{op_type}` are folded into others, as `{name}` into `{into}`: in 16 bits the rule acts on \
+             those, in 8 bits they go by their own operator"
+        )
+    })
+}
+
+/// Nodes that patterns or functions name and that others stand for, in a sentence.
 fn folded_into(config: &RunConfig, subject: &Subject) -> Option<String> {
     let patterns = config.nodes_to_exclude.iter().chain(&config.nodes_to_include);
     let patterns: Vec<_> = patterns.filter_map(|pattern| whole_name(pattern).ok()).collect();
     let types: Vec<&String> = config.op_types.iter().chain(&config.op_types_to_exclude).collect();
-    let is_of = |folded: &Folded| types.contains(&&folded.op_type);
+    let is_of = |folded: &Folded| types.contains(&&folded.op_type) && is_own(&folded.op_type);
     let named = subject.folded.stands_for.iter().filter(|(name, folded)| {
         !folded.into.is_empty() && (is_of(folded) || patterns.iter().any(|pattern| pattern.is_match(name)))
     });

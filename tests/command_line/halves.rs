@@ -168,7 +168,7 @@ fn rules_act_on_what_nodes_are_folded_into() {
     assert!(quantize(&["--nodes-to-exclude", "none"]).2.contains("the pattern `none` matches no node"));
     // Operators are rules like names.
     for (op_type, operators, said) in [
-        ("BatchNormalization", "Conv", "`norm` (now `conv`)"),
+        ("BatchNormalization", "Conv", "as `norm` into `conv`: in 16 bits the rule acts"),
         ("Act", "Sigmoid Mul", "`own` (now `own/body`, `own/product`)"),
         ("Dropout", "", "has only nodes that copy values or are constant, as `drop`"),
         ("Identity", "", "has only nodes that copy values or are constant, as `same`"),

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    onnx::proto::AttributeProto,
+    onnx::{Folded, proto::AttributeProto},
     quantize::testing::{TestModel, no_shapes},
 };
 
@@ -249,6 +249,18 @@ fn inclusion_exclusion_and_plan() {
     assert_eq!(quantized(&options).0, ["stem", "a1", "a2"]);
     let options = SchemeOptions { op_types: ["Add".to_owned()].into(), ..SchemeOptions::default() };
     assert_eq!(quantized(&options).0, Vec::<String>::new());
+    // What ONNX's operators are folded into goes by its own, the body of a function by the function's.
+    let mut folded = model.clone();
+    let into = |op_type: &str| Folded { op_type: op_type.to_owned(), into: ["a1".to_owned()].into() };
+    folded.stands_for = [("n".to_owned(), into("BatchNormalization")), ("f".to_owned(), into("Block"))].into();
+    for (op_type, expected) in
+        [("BatchNormalization", vec!["stem", "a1", "a2", "sum"]), ("Block", vec!["stem", "a2", "sum"])]
+    {
+        let options = SchemeOptions { exclude_op_types: [op_type.to_owned()].into(), ..SchemeOptions::default() };
+        let decisions = place_with(&folded, &options).decisions;
+        let names = decisions.iter().filter(|d| d.precision.is_quantized()).map(|d| d.node.as_str());
+        assert_eq!(names.collect::<Vec<_>>(), expected, "{op_type}");
+    }
     let mut options = SchemeOptions { exclude: vec![".*".to_owned()], ..SchemeOptions::default() };
     options.plan.assign("a1", Precision::Int8);
     assert_eq!(quantized(&options).0, ["a1"]);
