@@ -28,15 +28,17 @@ pub fn part(tensors: &TensorMap, samples: usize, range: Range<usize>) -> Option<
     if range == (0..samples) { Some(Cow::Borrowed(tensors)) } else { rows(tensors, samples, range).map(Cow::Owned) }
 }
 
-/// Tensors of several samples one behind the other along the first axis; all have the same names, types and shapes.
+/// Tensors of several samples one behind the other along the first axis; all have the same names, types and shapes. One
+/// without axes is that of the first.
 pub fn stacked(samples: impl IntoIterator<Item = TensorMap>) -> TensorMap {
     let mut samples = samples.into_iter();
     let mut all = samples.next().unwrap_or_default();
     for (name, tensor) in samples.flatten() {
         if let Some(Tensor { shape, values }) = all.get_mut(&name)
+            && let (Some(extent), Some(more)) = (shape.first_mut(), tensor.shape.first())
             && Arc::make_mut(values).extend(tensor.values.view())
         {
-            shape[0] += tensor.shape[0];
+            *extent += more;
         }
     }
     all

@@ -447,7 +447,8 @@ pub struct MeasuredArgs {
     /// Layers that trtexec --exportLayerInfo wrote, or the sidecar of calib build
     #[arg(long, value_name = "PRECISION=FILE")]
     pub layers: Vec<String>,
-    /// Outputs for the inputs of the run's deploy/: of trtexec --exportOutput, Polygraphy --save-outputs, or .npz
+    /// Outputs for the inputs of the run's deploy/: of trtexec --exportOutput, Polygraphy --save-outputs, or .npz; of
+    /// several calls all files, in order
     #[arg(long, value_name = "PRECISION=FILE")]
     pub outputs: Vec<String>,
     /// Inputs that these outputs are of, where they are not those of deploy/: .npz, or of Polygraphy --save-inputs

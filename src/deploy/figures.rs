@@ -15,9 +15,9 @@ use crate::{
         tensorrt::{EngineLayers, EngineSidecar, Flavour, NumberType},
     },
     bench::Times,
-    compare::{OutputMetrics, PairSums, SavedOutputs},
+    compare::{OutputMetrics, PairSums, SavedError, SavedOutputs},
     report::{Elsewhere, EngineInside, EngineOutputs, LatencyMs, Machine, TiedBy, elsewhere::UNLIKELY_DB},
-    tensor::{TensorMap, ValuesView},
+    tensor::{TensorMap, ValuesView, stacked},
 };
 
 /// Decibels by which outputs are nearer to those of another precision's model than to those of their own when they are its.
@@ -32,9 +32,17 @@ pub(super) struct Parts {
     pub times: Option<PathBuf>,
     pub profile: Option<PathBuf>,
     pub layers: Option<PathBuf>,
-    pub outputs: Option<PathBuf>,
+    /// One file for each call, in order.
+    pub outputs: Vec<PathBuf>,
     /// What the outputs are of, where it is not the run's own.
     pub inputs: Option<PathBuf>,
+}
+
+impl Parts {
+    /// All files but the inputs.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.times, &self.profile, &self.layers].into_iter().flatten().chain(&self.outputs)
+    }
 }
 
 /// What is known of the precision here.
@@ -122,8 +130,8 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
         telling.extend(tells.then_some(path));
         found.elsewhere.layer_times = profile;
     }
-    if let Some(path) = &parts.outputs {
-        let (outputs, tells) = outputs(path, known, &mut found.elsewhere.machine)?;
+    if !parts.outputs.is_empty() {
+        let (outputs, tells) = outputs(&parts.outputs, known, &mut found.elsewhere.machine)?;
         if outputs.non_finite > 0 {
             found.notes.push(format!(
                 "{}: the engine's outputs differ in {} NaN or infinite values from those of the same model here",
@@ -138,16 +146,16 @@ pub(super) fn figures(parts: &Parts, known: &Known<'_>, machine: Machine, tied: 
             ));
         }
         found.elsewhere.outputs = Some(outputs);
-        telling.extend(tells.then_some(path));
+        telling.extend(parts.outputs.iter().filter(|_| tells));
     }
     if !(tied || telling.is_empty()) {
         found.elsewhere.tied_by = TiedBy::Shapes;
     }
-    let files = [&parts.times, &parts.profile, &parts.layers, &parts.outputs].into_iter().flatten();
     if !tied {
-        found.elsewhere.on_word = files.clone().filter(|path| !telling.contains(path)).map(|path| name(path)).collect();
+        let on_word = parts.files().filter(|path| !telling.contains(path));
+        found.elsewhere.on_word = on_word.map(|path| name(path)).collect();
     }
-    found.elsewhere.files = files.chain(&parts.inputs).map(|path| name(path)).collect();
+    found.elsewhere.files = parts.files().chain(&parts.inputs).map(|path| name(path)).collect();
     Ok(found)
 }
 
@@ -223,22 +231,33 @@ fn is_really(precision: &str, engine: &EngineInside) -> Option<String> {
 }
 
 /// The engine's outputs against what ONNX Runtime gives, and whether they tell the precision.
-fn outputs(path: &Path, known: &Known<'_>, machine: &mut Machine) -> Result<(EngineOutputs, bool), DeployError> {
+fn outputs(files: &[PathBuf], known: &Known<'_>, machine: &mut Machine) -> Result<(EngineOutputs, bool), DeployError> {
+    let path = files.first().map_or(Path::new(""), PathBuf::as_path);
     let Some([float, model]) = &known.expected else {
         let reason =
             "what ONNX Runtime gives for the same inputs is not known: it lies in the folder `deploy` of the run";
         return Err(DeployError::content(path, reason));
     };
     let invalid = |reason: String| DeployError::content(path, reason);
-    let saved = SavedOutputs::open(path).map_err(|error| invalid(error.to_string()))?;
-    ran_by(machine, saved.made_by().unwrap_or_default());
-    let engine = saved.all().map_err(|error| invalid(error.to_string()))?;
+    let (mut samples, mut calls) = (0, Vec::new());
+    for file in files {
+        let unread = |error: SavedError| DeployError::content(file, error.to_string());
+        let saved = SavedOutputs::open(file).map_err(unread)?;
+        ran_by(machine, saved.made_by().unwrap_or_default());
+        samples += saved.len();
+        calls.push(saved.all().map_err(unread)?);
+    }
+    let engine = stacked(calls);
     for (name, expected) in model {
         match engine.get(name) {
             None => return Err(invalid(format!("it has no output `{name}`; it is of another model"))),
             Some(found) if found.shape() != expected.shape() => {
+                // Every call has outputs of its own.
+                let some = found.shape().get(1..) == expected.shape().get(1..) && found.shape() < expected.shape();
+                let calls = if some { ", or not of all calls: give the files of all, in order" } else { "" };
                 return Err(invalid(format!(
-                    "its output `{name}` has the shape {:?}, where {:?} is expected: it is of other inputs or of another model",
+                    "its output `{name}` has the shape {:?}, where {:?} is expected: it is of other inputs or of another \
+                     model{calls}",
                     found.shape(),
                     expected.shape()
                 )));
@@ -275,7 +294,7 @@ fn outputs(path: &Path, known: &Known<'_>, machine: &mut Machine) -> Result<(Eng
         }
     }
     let found = EngineOutputs {
-        samples: saved.len(),
+        samples,
         engine: against(model, &engine),
         model: against(float, model),
         together: against(float, &engine),

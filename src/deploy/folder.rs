@@ -17,7 +17,7 @@ use crate::{
     artifact::{ContentHash, Tool, write_atomic},
     npz::write_npz,
     onnx::Model,
-    tensor::TensorMap,
+    tensor::{TensorMap, stacked},
 };
 
 /// What is written into a `deploy/` folder.
@@ -26,9 +26,9 @@ pub struct ToDeploy<'a> {
     pub model_hash: &'a ContentHash,
     /// The models, the float model first.
     pub models: Vec<Given<'a>>,
-    /// Inputs to give them, by name; none where no samples of one shape are there.
-    pub inputs: Option<&'a TensorMap>,
-    /// Samples in the inputs.
+    /// Inputs to give them, by name, for each call; none where no samples of one shape are there.
+    pub inputs: &'a [TensorMap],
+    /// Samples in the inputs of a call.
     pub samples: usize,
 }
 
@@ -42,7 +42,7 @@ pub struct Given<'a> {
     pub dynamic: Vec<String>,
     /// Whether the first of the dynamic extents counts samples, so that a single one can be timed.
     pub batches: bool,
-    /// What it gives for the inputs in ONNX Runtime.
+    /// What it gives for the inputs of all calls in ONNX Runtime, one behind the other.
     pub expected: Option<TensorMap>,
 }
 
@@ -91,17 +91,20 @@ fn fill(folder: &Path, what: &ToDeploy<'_>) -> Result<Manifest, DeployError> {
         let path = folder.join(part);
         fs::create_dir_all(&path).map_err(DeployError::io("make", &path))?;
     }
-    let none = TensorMap::new();
-    let given = what.inputs.unwrap_or(&none);
-    let mut inputs = Vec::new();
-    for (index, (name, tensor)) in given.iter().enumerate() {
-        let file = GivenInput::file_name(index);
-        write_atomic(&folder.join(&file), tensor.values().view().bytes())?;
-        let (shape, element_type) = (tensor.shape().to_vec(), tensor.element_type());
-        inputs.push(GivenInput { name: name.clone(), file, shape, element_type });
+    let mut inputs: Vec<GivenInput> = Vec::new();
+    for (call, given) in what.inputs.iter().enumerate() {
+        for (index, (name, tensor)) in given.iter().enumerate() {
+            let file = GivenInput::file_name(call, index);
+            write_atomic(&folder.join(&file), tensor.values().view().bytes())?;
+            if call == 0 {
+                let (shape, element_type) = (tensor.shape().to_vec(), tensor.element_type());
+                inputs.push(GivenInput { name: name.clone(), files: Vec::new(), shape, element_type });
+            }
+            inputs[index].files.push(file);
+        }
     }
-    if !given.is_empty() {
-        write_npz(&folder.join("inputs.npz"), given)?;
+    if !inputs.is_empty() {
+        write_npz(&folder.join("inputs.npz"), &stacked(what.inputs.iter().cloned()))?;
     }
     let models = what.models.iter().map(|model| deploy(folder, model, what)).collect::<Result<Vec<_>, _>>()?;
     let manifest = Manifest {
@@ -109,7 +112,8 @@ fn fill(folder: &Path, what: &ToDeploy<'_>) -> Result<Manifest, DeployError> {
         tool: Tool::current(),
         model_hash: what.model_hash.clone(),
         reference: what.models.first().map(|model| model.precision.to_owned()).unwrap_or_default(),
-        samples: if given.is_empty() { 0 } else { what.samples },
+        samples: if inputs.is_empty() { 0 } else { what.samples * what.inputs.len() },
+        calls: what.inputs.len(),
         inputs,
         models,
     };
@@ -148,7 +152,7 @@ fn deploy(folder: &Path, model: &Given<'_>, what: &ToDeploy<'_>) -> Result<Deplo
         write_npz(&folder.join(file), tensors)?;
     }
     let extents = |name: &String| {
-        let shape = what.inputs?.get(name)?.shape();
+        let shape = what.inputs.first()?.get(name)?.shape();
         let mut small = shape.to_vec();
         if let (true, Some(first)) = (model.batches, small.first_mut()) {
             *first = 1;
@@ -207,7 +211,7 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let folder = out.path().join("deploy");
         let hash = ContentHash::of_bytes(b"model");
-        let what = ToDeploy { model_hash: &hash, models: Vec::new(), inputs: None, samples: 0 };
+        let what = ToDeploy { model_hash: &hash, models: Vec::new(), inputs: &[], samples: 0 };
         write(&folder, &what).unwrap();
         fs::write(folder.join("models/old.onnx"), b"old").unwrap();
         write(&folder, &what).unwrap();

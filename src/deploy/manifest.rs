@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Format version of [`Manifest`].
-pub const MANIFEST_FORMAT_VERSION: u32 = 1;
+pub const MANIFEST_FORMAT_VERSION: u32 = 2;
 /// Its file.
 pub(super) const MANIFEST: &str = "deploy.json";
 
@@ -25,22 +25,24 @@ pub struct Manifest {
     pub model_hash: ContentHash,
     /// Precision of the float model (`fp32`).
     pub reference: String,
-    /// Samples in the given inputs; 0 where there are none.
+    /// Samples in the given inputs of all calls together; 0 where there are none.
     pub samples: usize,
+    /// Calls that are given inputs: several where the models fix their batch.
+    pub calls: usize,
     /// The given inputs.
     pub inputs: Vec<GivenInput>,
     /// The models, the float model first.
     pub models: Vec<DeployedModel>,
 }
 
-/// A given input, as raw little-endian values without a header.
+/// A given input, as raw little-endian values without a header, in one file for each call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GivenInput {
     /// Name of the model's input.
     pub name: String,
-    /// The file within the folder.
-    pub file: String,
-    /// Its extents.
+    /// The files within the folder, in the order of the calls.
+    pub files: Vec<String>,
+    /// Its extents in a call.
     pub shape: Vec<usize>,
     /// Type of its values.
     pub element_type: ElementType,

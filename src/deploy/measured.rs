@@ -13,6 +13,7 @@ use super::{
     identity::Nodes,
     machine::machine,
     pack::unpack,
+    script::outputs_of,
 };
 use crate::{
     artifact::{ContentHash, same_file},
@@ -34,8 +35,8 @@ pub struct Files {
     pub profile: BTreeMap<String, PathBuf>,
     /// `trtexec --exportLayerInfo`.
     pub layers: BTreeMap<String, PathBuf>,
-    /// `trtexec --exportOutput`, or what Polygraphy saved.
-    pub outputs: BTreeMap<String, PathBuf>,
+    /// `trtexec --exportOutput`, or what Polygraphy saved: a file for each call, in order.
+    pub outputs: BTreeMap<String, Vec<PathBuf>>,
     /// Inputs that these outputs are of; absent for those of the run's `deploy/`.
     pub inputs: Option<PathBuf>,
 }
@@ -103,13 +104,20 @@ pub fn measured_archive(
         let file = |what: &str, ending: &str| {
             Some(measured.join(format!("{precision}.{what}.{ending}"))).filter(|path| path.is_file())
         };
-        let whole = Parts {
+        let mut whole = Parts {
             times: file("times", "json"),
             profile: file("profile", "json"),
             layers: file("layers", "json"),
-            outputs: file("outputs", "json").or_else(|| file("outputs", "npz")),
+            outputs: file("outputs", "npz").map_or_else(|| of_calls(&manifest, &file), |file| vec![file]),
             inputs: None,
         };
+        if (1..manifest.calls).contains(&whole.outputs.len()) && file("outputs", "npz").is_none() {
+            let (there, calls) = (whole.outputs.len(), manifest.calls);
+            notes.push(format!(
+                "{precision}: outputs of {there} of {calls} calls came back; without the others they are not compared"
+            ));
+            whole.outputs.clear();
+        }
         let known = Known {
             precision,
             hashes: [Some(&model.hash), model.hash_with_data.as_ref()],
@@ -149,8 +157,8 @@ pub fn measured_files<E: From<DeployError>>(
 ) -> Result<Vec<String>, E> {
     let deployed = run.join(DEPLOY);
     let manifest = deployed.is_dir().then(|| Manifest::read(&deployed)).transpose().map_err(DeployError::from)?;
-    let precisions: BTreeSet<&String> =
-        [&files.times, &files.profile, &files.layers, &files.outputs].into_iter().flat_map(BTreeMap::keys).collect();
+    let single = [&files.times, &files.profile, &files.layers].into_iter().flat_map(BTreeMap::keys);
+    let precisions: BTreeSet<&String> = single.chain(files.outputs.keys()).collect();
     given_once(files)?;
     let models = models(report, run);
     let mut all = Vec::new();
@@ -165,7 +173,7 @@ pub fn measured_files<E: From<DeployError>>(
             times: of(&files.times),
             profile: of(&files.profile),
             layers: of(&files.layers),
-            outputs: of(&files.outputs),
+            outputs: files.outputs.get(precision).cloned().unwrap_or_default(),
             inputs: files.inputs.clone().filter(|_| files.outputs.contains_key(precision)),
         };
         let expected = match (&parts.inputs, &manifest) {
@@ -214,12 +222,20 @@ pub fn measured_files<E: From<DeployError>>(
 
 /// Refuses one file for two precisions.
 fn given_once(files: &Files) -> Result<(), DeployError> {
-    for of_kind in [&files.times, &files.profile, &files.layers, &files.outputs] {
-        for (precision, path) in of_kind {
-            let before = of_kind.iter().take_while(|(other, _)| *other != precision);
-            if let Some((other, _)) = before.into_iter().find(|(_, other)| same_file(other, path)) {
-                let reason = format!("the same file is given for {other} and {precision}; each has one of its own");
-                return Err(DeployError::content(path, reason));
+    let single = [&files.times, &files.profile, &files.layers].map(|files| files.iter().collect::<Vec<_>>());
+    let outputs = files.outputs.iter().flat_map(|(precision, calls)| calls.iter().map(move |call| (precision, call)));
+    for of_kind in single.into_iter().chain([outputs.collect()]) {
+        for (place, (precision, path)) in of_kind.iter().enumerate() {
+            if let Some((other, _)) = of_kind[..place].iter().find(|(_, other)| same_file(other, path)) {
+                let twice = if other == precision {
+                    format!("twice for {other}")
+                } else {
+                    format!("for {other} and {precision}")
+                };
+                return Err(DeployError::content(
+                    path,
+                    format!("the same file is given {twice}; each has one of its own"),
+                ));
             }
         }
     }
@@ -229,7 +245,7 @@ fn given_once(files: &Files) -> Result<(), DeployError> {
 /// Whether the files are still those that the script left, as far as it noted their hashes.
 fn unchanged(text: &dyn Fn(&str) -> Option<String>, measured: &Path, parts: &Parts) -> Result<(), DeployError> {
     let sums = text("files.txt").unwrap_or_default();
-    for path in [&parts.times, &parts.profile, &parts.layers, &parts.outputs].into_iter().flatten() {
+    for path in parts.files() {
         let ending = format!("measured/{}", name(path));
         let noted = sums.lines().find_map(|line| line.strip_suffix(&ending)?.split_whitespace().next());
         if noted.is_some_and(|noted| sha256(path).is_ok_and(|own| own != noted)) {
@@ -238,6 +254,11 @@ fn unchanged(text: &dyn Fn(&str) -> Option<String>, measured: &Path, parts: &Par
         }
     }
     Ok(())
+}
+
+/// The files of the outputs of calls, as far as they came back.
+fn of_calls(manifest: &Manifest, file: &dyn Fn(&str, &str) -> Option<PathBuf>) -> Vec<PathBuf> {
+    (0..manifest.calls).filter_map(|call| file(&outputs_of(call), "json")).collect()
 }
 
 /// The figures of a precision, part by part: one file that cannot be used does not take the others with it.
@@ -249,11 +270,13 @@ fn tolerant(whole: &Parts, known: &Known<'_>, there: &Machine, notes: &mut Vec<S
             Err(error) => {
                 notes.push(format!("{}: {error}", known.precision));
                 let Parts { times, profile, layers, outputs, .. } = &mut parts;
-                for part in [times, profile, layers, outputs] {
-                    // Without a file of its own, an error takes all of them with it.
-                    if error.path().is_none_or(|path| part.as_deref() == Some(path)) {
-                        *part = None;
-                    }
+                // Without a file of its own, an error takes all of them with it.
+                let is_about = |file: &Path| error.path().is_none_or(|path| path == file);
+                for part in [times, profile, layers] {
+                    part.take_if(|file| is_about(file));
+                }
+                if outputs.iter().any(|file| is_about(file)) {
+                    outputs.clear();
                 }
             }
         }
@@ -343,7 +366,7 @@ fn repeated(report: &Report, all: &[(usize, Figures)], row: usize, found: &Elsew
 
 /// What the script calls its files tells the precision of one that says nothing else of it.
 fn misnamed(report: &Report, precision: &str, parts: &Parts, found: &Elsewhere) -> Result<(), DeployError> {
-    for path in [&parts.times, &parts.profile, &parts.layers, &parts.outputs].into_iter().flatten() {
+    for path in parts.files() {
         let file = name(path);
         let called = file.split('.').next().unwrap_or_default();
         let other = report.precisions.iter().any(|row| row.precision == called && called != precision);

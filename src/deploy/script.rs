@@ -96,12 +96,13 @@ fn trtexec_model(manifest: &Manifest, model: &DeployedModel) -> String {
          --duration=5 --separateProfileRun --exportTimes=measured/{precision}.times.json --exportProfile=measured/{precision}.profile.json\n",
         timed = flag("shapes", shapes(0)),
     );
-    if !manifest.inputs.is_empty() {
+    for call in 0..if manifest.inputs.is_empty() { 0 } else { manifest.calls } {
         let load: Vec<_> =
-            manifest.inputs.iter().map(|input| format!("{}:{}", quoted(&input.name), input.file)).collect();
+            manifest.inputs.iter().map(|input| format!("{}:{}", quoted(&input.name), input.files[call])).collect();
         text += &format!(
-            "  step {precision} outputs \"$trtexec\" --loadEngine=engines/{precision}.plan{given} --warmUp=0 --duration=0 --iterations=1 \\\n    \
-             {load} --exportOutput=measured/{precision}.outputs.json\n",
+            "  step {precision} {outputs} \"$trtexec\" --loadEngine=engines/{precision}.plan{given} --warmUp=0 --duration=0 --iterations=1 \\\n    \
+             {load} --exportOutput=measured/{precision}.{outputs}.json\n",
+            outputs = outputs_of(call),
             given = flag("shapes", shapes(1)),
             load = shell_word(&format!("--loadInputs={}", load.join(","))),
         );
@@ -139,7 +140,7 @@ fn calib_model(manifest: &Manifest, model: &DeployedModel) -> String {
         text += &format!(
             "  step {precision} outputs \"$calib\" compare --ref saved:{expected} --target trt:engines/{precision}.plan --config none \\\n    \
              --data inputs.npz --batch {} --calibration-samples --save-target measured/{precision}.outputs.npz\n",
-            manifest.samples
+            manifest.samples / manifest.calls.max(1)
         );
     }
     text + "fi\n"
@@ -159,6 +160,11 @@ fn extent(name: &str, shape: &[usize]) -> String {
     format!("{}:{extents}", quoted(name))
 }
 
+/// What the outputs of a call are called, from 0.
+pub(super) fn outputs_of(call: usize) -> String {
+    if call == 0 { "outputs".to_owned() } else { format!("outputs.{}", call + 1) }
+}
+
 fn by(shape: &[usize]) -> String {
     shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("x")
 }
@@ -169,8 +175,8 @@ fn quoted(name: &str) -> String {
 }
 
 impl GivenInput {
-    /// Name of the file of an input's values: names of tensors may hold anything.
-    pub(super) fn file_name(index: usize) -> String {
-        format!("inputs/{index}.bin")
+    /// Name of the file of an input's values in a call: names of tensors may hold anything.
+    pub(super) fn file_name(call: usize, index: usize) -> String {
+        format!("inputs/{call}.{index}.bin")
     }
 }

@@ -286,10 +286,19 @@ impl Samples<'_> {
     /// # Errors
     /// Too many samples cannot be read, or the user stopped.
     pub fn first(self, batch: usize) -> Result<Option<Batch>, PassError> {
+        Ok(self.firsts(batch, 1)?.pop())
+    }
+
+    /// The first `count` batches of as many samples each that can be read; fewer where there are no more.
+    ///
+    /// # Errors
+    /// More samples cannot be read than the policy allows.
+    pub fn firsts(self, batch: usize, count: usize) -> Result<Vec<Batch>, PassError> {
         let reading = PrefetchOptions { batch, ..self.reading };
-        let (first, summary) = prefetch(self.dataset, self.indices, reading, |batches| batches.next());
+        let (first, summary) =
+            prefetch(self.dataset, self.indices, reading, |batches| batches.take(count).collect::<Vec<_>>());
         summary?;
-        Ok(first.filter(|first| first.ids.len() == batch))
+        Ok(first.into_iter().filter(|part| part.ids.len() == batch).collect())
     }
 }
 

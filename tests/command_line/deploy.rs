@@ -333,3 +333,111 @@ fn pictures_are_coloured_by_what_runs_and_trtexec_tell() {
     let page = fs::read_to_string(run.join("report.html")).unwrap();
     assert!(page.contains("ms on Orin") && page.contains("ms on RTX"));
 }
+
+/// Answers with the outputs of whatever input it is given.
+const BY_INPUT: &str = r#"#!/bin/sh
+if [ "$*" = --help ]; then echo "--stronglyTyped --skipInference"; exit 0; fi
+echo "[I] TensorRT version: 10.3.0"
+for argument in "$@"; do
+  case $argument in
+    --loadInputs=*) input=$(basename "${argument#*:}" .bin) ;;
+    --exportOutput=*) out=${argument#*=}; name=$(basename "$out"); cp "$(dirname "$0")/given/${name%%.*}.$input.json" "$out" || exit 1 ;;
+    --export*) cp "$(dirname "$0")/given/$(basename "${argument#*=}")" "${argument#*=}" || exit 1 ;;
+  esac
+done
+"#;
+
+#[test]
+fn a_model_of_a_fixed_batch_is_given_several_calls() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let Some(mut command) = calib() else { return };
+    command.arg("run").args(demo_flags()).args([
+        "--bench-seconds",
+        "0",
+        "--eval-samples",
+        "20",
+        "--shape",
+        "input=1x3x64x64",
+    ]);
+    command.args(["--precisions", "fp32,int8", "--out"]).arg(&run).assert().success();
+    let report = json(&run.join("report.json"));
+    let conv = report["layers"].as_array().unwrap().iter().find(|layer| layer["op_type"] == "Conv").unwrap();
+    let given = folder.path().join("given");
+    fs::create_dir(&given).unwrap();
+    let write = |name: &str, value: &Value| fs::write(given.join(name), value.to_string()).unwrap();
+    let inputs = read_npz(&run.join("deploy/inputs.npz")).unwrap();
+    let (_, input) = inputs.first_key_value().unwrap();
+    assert_eq!(input.shape()[0], 8, "eight samples, each in a call");
+    for (precision, format) in [("fp32", "Row major linear FP32 format"), ("int8", "Row major Int8 format")] {
+        write(&format!("{precision}.times.json"), &times(if precision == "int8" { 0.5 } else { 2.0 }));
+        write(&format!("{precision}.layers.json"), &engine(conv["node"].as_str().unwrap(), format));
+        let ms = if precision == "int8" { 1.0 } else { 3.0 };
+        write(
+            &format!("{precision}.profile.json"),
+            &json!([{ "count": 1 }, { "name": "fused", "timeMs": ms, "averageMs": ms }]),
+        );
+        let expected = read_npz(&run.join(format!("deploy/expected/{precision}.npz"))).unwrap();
+        let (name, output) = expected.first_key_value().unwrap();
+        let row = output.to_f32().len() / 8;
+        for (call, values) in output.to_f32().chunks(row).enumerate() {
+            // The engine adds a thousandth of every value: 60 dB.
+            let values: Vec<f64> = values.iter().map(|&value| f64::from(value) * 1.001).collect();
+            let dimensions = format!("1x{row}");
+            write(
+                &format!("{precision}.{call}.0.json"),
+                &json!([{ "name": name, "dimensions": dimensions, "values": values }]),
+            );
+            let bytes = fs::read(run.join(format!("deploy/inputs/{call}.0.bin"))).unwrap();
+            let all = input.values().view();
+            assert_eq!(bytes, all.slice(call * all.len() / 8..(call + 1) * all.len() / 8).bytes(), "call {call}");
+        }
+    }
+    script(&folder.path().join("trtexec"), BY_INPUT);
+    script(
+        &folder.path().join("nvidia-smi"),
+        "#!/bin/sh\ncase $1 in *=name) echo 'Test GPU' ;; *) echo 999.1 ;; esac\n",
+    );
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let output = Command::new(run.join("deploy/deploy.sh")).env("PATH", &path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let measured = run.join("deploy/measured");
+    let report = |extra: &[&str]| {
+        let mut command = calib().unwrap();
+        command.arg("report").arg(&run).args(extra);
+        command
+    };
+    let of_int8 = || {
+        let found = json(&run.join("report.json"));
+        let rows = found["precisions"].as_array().unwrap();
+        let there = &rows.iter().find(|row| row["precision"] == "int8").unwrap()["measured_elsewhere"];
+        there.as_array().unwrap().last().unwrap()["outputs"].clone()
+    };
+    let archive = run.join("deploy/deploy.tar");
+    report(&["--measured", archive.to_str().unwrap()]).assert().success();
+    let outputs = of_int8();
+    assert_eq!(outputs["samples"], 8);
+    assert!((outputs["engine"][0]["sqnr_db"].as_f64().unwrap() - 60.0).abs() < 0.1, "{outputs}");
+    // The same files by hand, in order; in another order, or without the last, they are of other inputs.
+    let call = |call: usize| {
+        let name = if call == 0 { "int8.outputs.json".to_owned() } else { format!("int8.outputs.{}.json", call + 1) };
+        format!("int8={}", measured.join(name).display())
+    };
+    let by_hand = |calls: &[usize]| {
+        let files: Vec<String> = calls.iter().flat_map(|&of| ["--outputs".to_owned(), call(of)]).collect();
+        let mut arguments: Vec<&str> = files.iter().map(String::as_str).collect();
+        arguments.extend(["--machine", "by hand"]);
+        report(&arguments)
+    };
+    by_hand(&[0, 1, 2, 3, 4, 5, 6, 7]).assert().success();
+    assert_eq!(of_int8(), outputs);
+    let error = error_of(&mut by_hand(&[0, 1, 2]));
+    assert!(error.contains("not of all calls: give the files of all, in order"), "{error}");
+    let error = error_of(&mut by_hand(&[0, 0]));
+    assert!(error.contains("the same file is given twice for int8"), "{error}");
+    // One that did not come back.
+    fs::remove_file(measured.join("int8.outputs.5.json")).unwrap();
+    let output = report(&["--measured", run.join("deploy").to_str().unwrap()]).assert().success();
+    let warned = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
+    assert!(warned.contains("int8: outputs of 7 of 8 calls came back"), "{warned}");
+}

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use super::{Job, Target};
 use crate::{
+    backend::Runner,
     deploy::{DEPLOY, Given, ToDeploy, write},
     onnx::{
         Model,
         proto::{DimensionValue, TensorProto, TypeValue, ValueInfoProto},
     },
     session::{PipelineError, Within},
-    tensor::TensorMap,
+    tensor::{TensorMap, stacked},
 };
 
 /// Samples that are given where the batch is free, at most.
@@ -24,7 +25,7 @@ impl Job<'_> {
         let folder = self.out.join(DEPLOY);
         let float = self.float_file()?;
         let (inputs, reference) = self.given_inputs()?;
-        let samples = inputs.as_ref().and_then(|inputs| inputs.values().next()?.shape().first().copied()).unwrap_or(1);
+        let samples = inputs.first().and_then(|call| call.values().next()?.shape().first().copied()).unwrap_or(1);
         let name = self.reference_name();
         let subject = &self.session.subject;
         let batches = subject.fixed_batch().is_none();
@@ -37,14 +38,15 @@ impl Job<'_> {
         }];
         for target in targets.iter_mut().filter(|target| target.error.is_none()) {
             let (Some(artifact), Some(model)) = (&target.artifact, &target.model) else { continue };
-            let expected = match (&inputs, &mut target.runner) {
-                (Some(inputs), Some(runner)) => runner.infer(inputs).ok(),
-                _ => None,
+            let gives = |runner: &mut Box<dyn Runner>| {
+                inputs.iter().map(|call| runner.infer(call).ok()).collect::<Option<Vec<_>>>()
             };
+            let given = target.runner.as_mut().filter(|_| !inputs.is_empty()).and_then(gives);
+            let expected = given.map(stacked);
             let file = self.out.join(&artifact.path);
             models.push(Given { precision: target.precision.name(), file, dynamic: dynamic(model), batches, expected });
         }
-        let what = ToDeploy { model_hash: &subject.float.hash, models, inputs: inputs.as_ref(), samples };
+        let what = ToDeploy { model_hash: &subject.float.hash, models, inputs: &inputs, samples };
         write(&folder, &what).within(|| format!("cannot write {}", folder.display()))?;
         self.session.host.wrote(&folder.join("deploy.sh"));
         Ok(())
@@ -62,25 +64,47 @@ impl Job<'_> {
         Ok(path)
     }
 
-    /// Inputs of a few samples and what the float model gives for them; as few as keep its outputs small.
-    fn given_inputs(&mut self) -> Result<(Option<TensorMap>, Option<TensorMap>), PipelineError> {
-        let fixed = self.session.subject.fixed_batch();
+    /// Inputs of a few samples and what the float model gives for them; as few as keep its outputs small. A model that fixes
+    /// its batch is called several times.
+    fn given_inputs(&mut self) -> Result<(Vec<TensorMap>, Option<TensorMap>), PipelineError> {
+        let subject = &self.session.subject;
+        let fixed = subject.fixed_batch();
+        if let Some(batch) = fixed.filter(|_| !subject.takes_whole_inputs()) {
+            return self.given_calls(batch);
+        }
         let mut samples = fixed.unwrap_or_else(|| MOST_SAMPLES.min(self.split.evaluation.len().max(1)));
         loop {
-            let inputs = self.first_batch(samples);
-            let given = match &inputs {
-                Some(inputs) => Some(self.session.reference.infer(inputs)?),
-                None => None,
-            };
-            let values: usize =
-                given.iter().flat_map(|given| given.values()).map(|t| t.shape().iter().product::<usize>()).sum();
-            let small = given.is_some() && values <= MOST_VALUES;
-            if small || samples == 1 || fixed.is_some() {
-                return Ok((inputs, given));
+            let Some(inputs) = self.first_batch(samples) else { return Ok((Vec::new(), None)) };
+            let given = self.session.reference.infer(&inputs)?;
+            if values(&given) <= MOST_VALUES || samples == 1 || fixed.is_some() {
+                return Ok((vec![inputs], Some(given)));
             }
             samples /= 2;
         }
     }
+
+    /// The same for calls of `batch` samples each.
+    fn given_calls(&mut self, batch: usize) -> Result<(Vec<TensorMap>, Option<TensorMap>), PipelineError> {
+        let (mut inputs, mut given, mut all) = (Vec::new(), Vec::new(), 0);
+        for call in self.first_batches(batch, (MOST_SAMPLES / batch).max(1)) {
+            let outputs = self.session.reference.infer(&call)?;
+            all += values(&outputs);
+            // What does not run over the samples cannot be put behind that of another call.
+            let over_samples = outputs.values().all(|output| output.shape().first() == Some(&batch));
+            if !given.is_empty() && (all > MOST_VALUES || !over_samples) {
+                break;
+            }
+            inputs.push(call);
+            given.push(outputs);
+        }
+        let given = (!given.is_empty()).then(|| stacked(given));
+        Ok((inputs, given))
+    }
+}
+
+/// Values of all outputs.
+fn values(outputs: &TensorMap) -> usize {
+    outputs.values().map(|output| output.values().view().len()).sum()
 }
 
 /// Inputs of a model whose shapes are not fixed.

@@ -148,11 +148,17 @@ impl Job<'_> {
     }
 
     fn first_samples(&self, batch: usize) -> Option<TensorMap> {
+        self.first_batches(batch, 1).pop()
+    }
+
+    /// Inputs of the first samples that can be read, `batch` of them in each of `count` calls at most.
+    pub(super) fn first_batches(&self, batch: usize, count: usize) -> Vec<TensorMap> {
         let policy = BadPolicy { max_share: 1.0, strict: false };
         let reading = PrefetchOptions { batch, threads: 1, policy, stop: self.session.host.stop(), skipped: &[] };
         let dataset = &*self.session.data.collection.dataset;
         let samples = Samples { dataset, indices: &self.split.evaluation, reading };
-        Some(samples.first(batch).ok()??.inputs)
+        let read = samples.firsts(batch, count).unwrap_or_default();
+        read.into_iter().map(|part| part.inputs).collect()
     }
 }
 

@@ -40,6 +40,7 @@ pub(super) fn take(
     }
     let [times, profile, layers, outputs] = given.files().map(by_precision);
     let inputs = given.inputs.clone();
+    let [times, profile, layers] = [times?, profile?, layers?].map(single);
     let files = Files { times: times?, profile: profile?, layers: layers?, outputs: outputs?, inputs };
     if given.files().iter().any(|files| !files.is_empty()) {
         let machine = given.machine.as_deref().context(
@@ -62,17 +63,23 @@ pub(super) fn take(
 }
 
 /// `int8=times.json`, by precision.
-fn by_precision(given: &[String]) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-    let mut files = BTreeMap::new();
+fn by_precision(given: &[String]) -> anyhow::Result<BTreeMap<String, Vec<PathBuf>>> {
+    let mut files: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     for text in given {
         let (precision, file) = text
             .split_once('=')
             .filter(|(precision, file)| !precision.is_empty() && !file.is_empty())
             .with_context(|| format!("`{text}` is no PRECISION=FILE, e.g. int8=times.json"))?;
-        anyhow::ensure!(
-            files.insert(precision.to_owned(), file.into()).is_none(),
-            "two files are given for {precision}; give one"
-        );
+        files.entry(precision.to_owned()).or_default().push(file.into());
     }
     Ok(files)
+}
+
+/// The same of what a precision has one file of.
+fn single(files: BTreeMap<String, Vec<PathBuf>>) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    let one = |(precision, files): (String, Vec<PathBuf>)| match <[PathBuf; 1]>::try_from(files) {
+        Ok([file]) => Ok((precision, file)),
+        Err(files) => anyhow::bail!("{} files are given for {precision}; give one", files.len()),
+    };
+    files.into_iter().map(one).collect()
 }
