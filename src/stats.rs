@@ -88,6 +88,14 @@ fn wilson_with(successes: u64, trials: u64, z: f64) -> [f64; 2] {
     [low, high]
 }
 
+/// The standard error of a figure over equal parts, from what it is without each of them in turn (the jackknife); `None` for
+/// fewer than two.
+pub fn jackknife(without: &[f64]) -> Option<f64> {
+    let n = without.len() as f64;
+    let mean = mean(without).filter(|_| without.len() > 1)?;
+    Some(((n - 1.0) / n * without.iter().map(|value| (value - mean).powi(2)).sum::<f64>()).sqrt())
+}
+
 /// Half the width of Student's interval at a confidence, of a figure with a standard error over samples; `None` for fewer than
 /// two of them.
 pub fn half_width(standard_error: f64, samples: u64, confidence: f64) -> Option<f64> {
@@ -190,6 +198,15 @@ mod tests {
 
     fn close(a: f64, b: f64) {
         assert!((a - b).abs() <= 1e-9 * b.abs().max(1e-3), "{a} is not {b}");
+    }
+
+    #[test]
+    fn the_jackknife_of_a_mean_is_its_standard_error() {
+        let values = [1.0, 2.0, 4.0, 9.0];
+        let without: Vec<f64> = (0..4).map(|out| (16.0 - values[out]) / 3.0).collect();
+        // Of the mean of these, s / √n with s² = 38 / 3.
+        assert!((jackknife(&without).unwrap() - (38.0f64 / 3.0 / 4.0).sqrt()).abs() < 1e-12);
+        assert_eq!((jackknife(&[1.0]), jackknife(&[])), (None, None));
     }
 
     #[test]

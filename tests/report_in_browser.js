@@ -150,6 +150,16 @@ for (const root of all("[data-network]")) {
       return outside.length === 0 || outside.map((item) => item.dataset.id);
     });
   }
+  ask("on paper names can be read, on lines that show all, and all is as before afterwards", () => {
+    const shown = () => items().map((item) => item.dataset.id).join();
+    const before = [shown(), find("stage").querySelector("svg").getAttribute("width")];
+    dispatchEvent(new Event("beforeprint"));
+    const lines = all("svg", find("stage")).map((svg) => [...svg.getAttribute("viewBox").split(" ").map(Number), Number(svg.getAttribute("width"))]);
+    dispatchEvent(new Event("afterprint"));
+    const after = [shown(), find("stage").querySelector("svg").getAttribute("width")];
+    const joined = lines.every(([from], index) => index === 0 ? from === 0 : from === lines[index - 1][0] + lines[index - 1][2]);
+    return joined && lines.every(([, , width, drawn]) => drawn <= 690 && drawn / width >= 0.55) && String(before) === String(after) || [lines, before, after];
+  });
   ask("only one item is a stop of the keyboard", () => all(".item[tabindex]", root).length === 1);
   for (const option of find("colour").options) ask(`coloured by ${option.value}`, () => {
     set(find("colour"), option.value, "change");

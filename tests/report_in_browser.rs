@@ -218,6 +218,12 @@ fn on_paper_every_report_is_three_pages_of_a4() {
         assert!(crowded.contains(&format!("<h2 id=\"{section}\"")), "{section}");
     }
     assert_eq!(printed(browser, &crowded), (3, 3));
+    // Whatever a reader has opened.
+    let nonce = crowded.split("<script nonce=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+    let opens = "for (const button of document.querySelectorAll('.open')) button.click(); \
+                 for (const one of document.querySelectorAll('details')) one.open = true;";
+    let opened = crowded.replace("</body>", &format!("<script nonce=\"{nonce}\">{opens}</script></body>"));
+    assert_eq!(printed(browser, &opened), (3, 3));
     // Without the script that sets it smaller it is more.
     let unfitted = crowded.replace("addEventListener(\"beforeprint\", fit)", "void fit");
     assert!(unfitted != crowded && printed(browser, &unfitted).0 > 3);

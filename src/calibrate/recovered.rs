@@ -135,7 +135,7 @@ pub struct Lifted {
 }
 
 /// One step of recovery.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RecoveryStep {
     /// Which: `ranges`, `shift`, `biases`, `rounding` or `lifting`.
     pub name: String,
@@ -145,6 +145,9 @@ pub struct RecoveryStep {
     pub before_db: Option<f64>,
     /// The same with it.
     pub after_db: Option<f64>,
+    /// 95 % interval of the difference of both, over pairs of held-out calls; absent for fewer than two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gain_interval_db: Option<[f64; 2]>,
     /// Wall time; not kept in files, which are the same whenever they are made.
     #[serde(skip)]
     pub seconds: f64,
@@ -156,7 +159,13 @@ impl fmt::Display for RecoveryStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.name, self.what)?;
         match (self.before_db, self.after_db) {
-            (Some(before), Some(after)) => write!(f, " ({before:.1} dB to {after:.1} dB)"),
+            (Some(before), Some(after)) => {
+                write!(f, " ({before:.1} dB to {after:.1} dB")?;
+                if let Some([low, high]) = self.gain_interval_db {
+                    write!(f, "; gain {:.1} dB, {low:.1} to {high:.1} at 95 %", after - before)?;
+                }
+                f.write_str(")")
+            }
             _ => Ok(()),
         }
     }

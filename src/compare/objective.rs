@@ -71,6 +71,16 @@ impl Objective {
         Ok(())
     }
 
+    /// Adds what was added up over other calls.
+    pub fn append(&mut self, later: &Self) {
+        for (name, more) in &later.outputs {
+            let output = self.outputs.entry(name.clone()).or_default();
+            output.channels = more.channels;
+            output.whole.add(&more.whole);
+            output.sums.append(&more.sums);
+        }
+    }
+
     /// Leaves an output out again.
     pub fn leave_out(&mut self, name: &str) {
         self.outputs.remove(name);

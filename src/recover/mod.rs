@@ -36,7 +36,7 @@ use crate::{
 };
 use network::Network;
 use patches::Patches;
-use walk::{State, Tasks, walk, whole_correction};
+use walk::{Objectives, State, Tasks, walk, whole_correction};
 
 /// Decibels by which a step must lower the error on held-out samples to be kept.
 const MARGIN_DB: f64 = 0.02;
@@ -202,7 +202,7 @@ fn on_workers(
         samples: fit,
         fit: decided_on,
         state,
-        before: None,
+        before: Objectives::default(),
         rows: Vec::new(),
         biases: false,
         parts,
@@ -299,7 +299,8 @@ struct Steps<'a> {
     samples: Vec<TensorMap>,
     fit: usize,
     state: State,
-    before: Option<f64>,
+    /// The outputs of the state so far.
+    before: Objectives,
     rows: Vec<RecoveryStep>,
     /// Whether biases are corrected, so that later steps correct them anew.
     biases: bool,
@@ -315,7 +316,7 @@ impl Steps<'_> {
         let held_out = if self.fit < self.samples.len() { &self.samples[self.fit..] } else { &self.samples[..] };
         let tasks = Tasks { parts: self.parts.clone(), answers: self.judge.is_some(), ..Tasks::default() };
         let walked = walk(&self.network, held_out, 0, &mut self.state, &tasks, &self.patches)?;
-        (self.before, self.value) = (walked.objective.decibels(), self.judged(walked.answers)?);
+        (self.before, self.value) = (walked.objectives, self.judged(walked.answers)?);
         Ok(())
     }
 
@@ -337,8 +338,9 @@ impl Steps<'_> {
         let (biases, answers) = (tasks.biases || self.biases, self.judge.is_some());
         let tasks = Tasks { biases, answers, parts: self.parts.clone(), ..tasks };
         let walked = walk(&self.network, &self.samples, self.fit, &mut next, &tasks, &self.patches)?;
-        let (after, value) = (walked.objective.decibels(), self.judged(walked.answers)?);
-        let gains = match (self.before, after) {
+        let (before_db, after_db) = (self.before.decibels(), walked.objectives.decibels());
+        let value = self.judged(walked.answers)?;
+        let gains = match (before_db, after_db) {
             (Some(before), Some(after)) => after > before + MARGIN_DB,
             _ => false,
         };
@@ -348,10 +350,11 @@ impl Steps<'_> {
         let what = changes(&self.state, &next);
         let what = metric.map_or(what.clone(), |(before, after)| format!("{what}; metric {before} to {after}"));
         let what = if kept { what } else { format!("{what}; not kept, for held-out samples do not gain by it") };
-        let (before_db, seconds) = (self.before, started.elapsed().as_secs_f64());
-        self.rows.push(RecoveryStep { name: step.to_string(), kept, before_db, after_db: after, seconds, what });
+        let gain_interval_db = walked.objectives.gain_interval(&self.before);
+        let (name, seconds) = (step.to_string(), started.elapsed().as_secs_f64());
+        self.rows.push(RecoveryStep { name, kept, before_db, after_db, gain_interval_db, seconds, what });
         if kept {
-            (self.state, self.before, self.value) = (next, after, value);
+            (self.state, self.before, self.value) = (next, walked.objectives, value);
         }
         Ok(kept)
     }

@@ -230,6 +230,10 @@ fn a_tensor_that_is_never_negative_regains_a_bit_and_the_written_model_is_the_on
     assert!((shift.offset - 128.0 * 6.0 / 255.0).abs() < 1e-3, "{shift:?}");
     let step = |name: &str| recovered.steps.iter().find(|step| step.name == name).unwrap();
     assert!(step("shift").kept && step("shift").after_db > step("shift").before_db.map(|db| db + 1.0));
+    // What every call gains lies around what all gain, and above nothing.
+    let gain = step("shift").after_db.zip(step("shift").before_db).map(|(after, before)| after - before).unwrap();
+    let [low, high] = step("shift").gain_interval_db.unwrap();
+    assert!(0.0 < low && low < gain && gain < high && high < 2.0 * gain, "{low} {gain} {high}");
     let measured = recovered.steps.iter().rfind(|step| step.kept).unwrap().after_db.unwrap();
     let [plain, written] = [&case.table, &table].map(|table| case.written(table));
     assert!((written - measured).abs() < 0.3, "{written} dB written, {measured} dB measured");

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     calibrate::Shift,
     compare::{Objective, Parts},
+    stats::{half_width, jackknife},
     tensor::{Tensor, TensorMap},
 };
 
@@ -63,9 +64,43 @@ pub(super) struct Tasks {
 
 /// What the outputs of a walk are like.
 pub(super) struct Walked {
-    pub objective: Objective,
+    /// Of every measured call.
+    pub objectives: Objectives,
     /// The quantized outputs of every measured call, all of them, where asked for.
     pub answers: Vec<TensorMap>,
+}
+
+/// How far the outputs of several calls are from those of the float model.
+#[derive(Clone, Default)]
+pub(super) struct Objectives(Vec<Objective>);
+
+impl Objectives {
+    /// Over all calls, or without one of them.
+    fn whole(&self, without: Option<usize>) -> Option<f64> {
+        let mut whole: Option<Objective> = None;
+        for (_, call) in self.0.iter().enumerate().filter(|(index, _)| Some(*index) != without) {
+            match &mut whole {
+                Some(whole) => whole.append(call),
+                None => whole = Some(call.clone()),
+            }
+        }
+        whole?.decibels()
+    }
+
+    /// Signal to noise over all calls, in decibels.
+    pub fn decibels(&self) -> Option<f64> {
+        self.whole(None)
+    }
+
+    /// The 95 % interval of what these gain over the same calls before, in decibels: each call is left out of both in turn.
+    pub fn gain_interval(&self, before: &Self) -> Option<[f64; 2]> {
+        let gain = |without| Some(self.whole(without)? - before.whole(without)?).filter(|gain| gain.is_finite());
+        let calls = self.0.len();
+        let left: Vec<f64> = (0..calls).map(|call| gain(Some(call))).collect::<Option<_>>()?;
+        let half = half_width(jackknife(&left)?, calls as u64, 0.95)?;
+        let all = gain(None)?;
+        Some([all - half, all + half])
+    }
 }
 
 /// Tensors of one sample on one side.
@@ -124,20 +159,22 @@ pub(super) fn walk(
             })?;
         }
     }
-    let (mut objective, mut answers) = (Objective::new(tasks.parts.clone()), Vec::new());
+    let (mut objectives, mut answers) = (Objectives::default(), Vec::new());
     let measured = if fit < samples.len() { fit..samples.len() } else { 0..samples.len() };
     for index in measured {
+        let mut objective = Objective::new(tasks.parts.clone());
         for name in &network.outputs {
             if let (Some(float), Some(quantized)) = (lanes.float[index].get(name), lanes.quantized[index].get(name)) {
                 objective.add(name, float.view(), quantized.view())?;
             }
         }
+        objectives.0.push(objective);
         if tasks.answers {
             let lane = &lanes.quantized[index];
             answers.push(network.answers.iter().filter_map(|name| lane.get_key_value(name)).map(owned).collect());
         }
     }
-    Ok(Walked { objective, answers })
+    Ok(Walked { objectives, answers })
 }
 
 /// A tensor with its name.
@@ -418,4 +455,36 @@ pub(super) fn whole_correction(operator: &Operator, state: &State) -> Result<Opt
         }
     }
     Ok(whole.iter().any(|&value| value != 0.0).then(|| whole.into_iter().map(|value| value as f32).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Calls with one value each: 1 in float, and with this error.
+    fn calls(errors: &[f32]) -> Objectives {
+        let tensor = |value: f32| Tensor::from_f32(vec![1, 1], vec![value]).unwrap();
+        let call = |&error: &f32| {
+            let mut objective = Objective::new(Parts::new());
+            objective.add("y", tensor(1.0).view(), tensor(1.0 + error).view()).unwrap();
+            objective
+        };
+        Objectives(errors.iter().map(call).collect())
+    }
+
+    #[test]
+    fn gains_are_told_from_chance_by_pairs_of_calls() {
+        // However unlike calls are, a tenth of the error in each of them is 20 dB.
+        let (before, after) = (calls(&[0.5, 0.25, 0.125, 1.0]), calls(&[0.05, 0.025, 0.0125, 0.1]));
+        let [low, high] = after.gain_interval(&before).unwrap();
+        assert!((low - 20.0).abs() < 1e-3 && (high - 20.0).abs() < 1e-3, "{low} {high}");
+        assert!((after.decibels().unwrap() - before.decibels().unwrap() - 20.0).abs() < 1e-3);
+        // Half of the calls gain as much as the others lose: without each the gain is ±10·log₁₀(9 / 6), and so
+        // is the pseudo-value: s = 1.7609 · √(4/3), times (n - 1) / √n and Student's 3.1824 for three degrees.
+        let (before, after) = (calls(&[0.5, 0.5, 0.25, 0.25]), calls(&[0.25, 0.25, 0.5, 0.5]));
+        let [low, high] = after.gain_interval(&before).unwrap();
+        let half = 3.182_446 * (0.75f64 * 4.0).sqrt() * 10.0 * 1.5f64.log10();
+        assert!((low + half).abs() < 1e-3 && (high - half).abs() < 1e-3, "{low} {high} {half}");
+        assert_eq!(calls(&[0.5]).gain_interval(&calls(&[0.25])), None, "one call tells nothing");
+    }
 }

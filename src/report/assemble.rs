@@ -28,6 +28,7 @@ impl Precision {
             detection: None,
             tasks: Vec::new(),
             outputs: Vec::new(),
+            sqnr_db_interval: None,
             metric: None,
             latency_ms: None,
             throughput_fps: None,
@@ -58,6 +59,7 @@ impl Precision {
             self.tasks = result.tasks.iter().map(OutputTask::new).collect();
         }
         self.outputs.clone_from(&result.outputs);
+        self.sqnr_db_interval = result.sqnr_db_interval();
         self.metric = result.own_metric;
         self
     }

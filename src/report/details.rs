@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    CandidateResult, LatencyMs, Precision, RecoveryRow, Report, Speedup, Timing, format,
+    CandidateResult, LatencyMs, Precision, RecoveryRow, Report, Speedup, Timing,
+    assemble::figures,
+    format,
     metrics::{decibels, share, speedup_cell, title},
     table::{Cell, Column, Table, Tone},
 };
 use crate::{
     bench::{Mode, Throughput},
     calibrate::Method,
-    compare::{Accuracy, ClassAccuracy, Confusion, FIVE, OutputMetrics, average_precision::ClassPrecision},
+    compare::{Accuracy, ClassAccuracy, Confusion, FIVE, Metric, OutputMetrics, average_precision::ClassPrecision},
 };
 
 /// Rows of classes and of confusions on a page; `report.json` has all.
@@ -58,11 +60,18 @@ pub(super) fn candidates(report: &Report) -> Table {
         let mut row = vec![Cell::text(candidate_name(candidate)), chosen];
         if agreement {
             row.extend(match &candidate.agreement {
-                Some(a) => [share(a.top1, a.samples), share(a.top5_overlap, a.samples)],
+                Some(a) => [
+                    share(a.top1, a.samples).note(format::percent_interval(a.top1_interval, a.samples)),
+                    share(a.top5_overlap, a.samples),
+                ],
                 None => [Cell::missing(), Cell::missing()],
             });
         }
-        row.push(OutputMetrics::worst_sqnr_db(&candidate.outputs).map_or_else(Cell::missing, decibels));
+        let sqnr = OutputMetrics::worst_sqnr_db(&candidate.outputs).map_or_else(Cell::missing, decibels);
+        row.push(match candidate.sqnr_db_interval {
+            Some(interval) => sqnr.note(figures(Metric::SqnrDb, interval)),
+            None => sqnr,
+        });
         row.push(Cell::number(candidate.samples as f64, candidate.samples.to_string()));
         row
     };
@@ -76,14 +85,24 @@ pub(super) fn recovery(report: &Report) -> Table {
         Column::text("Kept", "kept"),
         Column::number("Before", "before_db", "Signal to noise of the worst part of the outputs, on held-out samples"),
         Column::number("With it", "after_db", "The same with the step"),
+        Column::number(
+            "Gain",
+            "gain_db",
+            "What the step gains, with its 95 % interval over pairs of held-out calls: where that has 0 in it, it may be chance",
+        ),
         Column::number("Seconds", "seconds", "Wall time"),
         Column::text("What it did", "what"),
     ];
     let row = |step: &RecoveryRow| {
         let kept = if step.kept { Cell::text("kept").tone(Tone::Good) } else { Cell::text("no") };
         let [before, after] = [step.before_db, step.after_db].map(|db| db.map_or_else(Cell::missing, decibels));
+        let gain = step.before_db.zip(step.after_db).map(|(before, after)| after - before);
+        let gain = gain.filter(|gain| gain.is_finite()).map_or_else(Cell::missing, |gain| {
+            let interval = step.gain_interval_db.map(|interval| figures(Metric::SqnrDb, interval));
+            Cell::number(gain, format!("{gain:+.1}\u{a0}dB")).note(interval.unwrap_or_default())
+        });
         let seconds = Cell::number(step.seconds, format!("{:.1}", step.seconds));
-        vec![Cell::text(step.name.as_str()), kept, before, after, seconds, Cell::text(step.what.as_str())]
+        vec![Cell::text(step.name.as_str()), kept, before, after, gain, seconds, Cell::text(step.what.as_str())]
     };
     let steps = report.recovery.as_ref().map_or(&[][..], |recovery| &recovery.steps);
     Table { rows: steps.iter().map(row).collect(), columns }

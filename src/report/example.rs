@@ -159,6 +159,7 @@ fn recovery() -> Recovery {
         kept,
         before_db: Some(before_db),
         after_db: Some(after_db),
+        gain_interval_db: Some([after_db - before_db - 0.3, after_db - before_db + 0.3]),
         seconds: 1.25,
         what: what.into(),
     };
@@ -197,6 +198,7 @@ fn calibration() -> Calibration {
         samples: 100,
         agreement: Some(Agreement { samples: 100, ..agreement(top1, overlap) }),
         outputs: vec![output(sqnr_db)],
+        sqnr_db_interval: Some([sqnr_db - 0.6, sqnr_db + 0.6]),
     };
     Calibration {
         method: "percentile".into(),

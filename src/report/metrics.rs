@@ -1,12 +1,14 @@
 //! The figures of a precision as columns of a table: the same in the page of one run, of many, and in summaries.
 
 use super::{
-    Elsewhere, Precision, Report, Speedup, Timing, format,
+    Elsewhere, Precision, Report, Speedup, Timing,
+    assemble::figures,
+    format,
     table::{Cell, Column, Table, Tone},
 };
 use crate::{
     bench::SpeedUp,
-    compare::{DetectionAccuracy, DetectionAgreement, OutputMetrics, Segmentation},
+    compare::{DetectionAccuracy, DetectionAgreement, Metric, OutputMetrics, Segmentation},
 };
 
 /// A precision within its report.
@@ -85,6 +87,7 @@ impl<'a> Subject<'a> {
             Quality::Accuracy => self.precision.accuracy.as_ref().map(|a| a.top1_interval),
             Quality::Agreement => self.precision.agreement.as_ref().map(|a| a.top1_interval),
             Quality::Map => self.accuracy_of_boxes().and_then(|a| a.map50_95_interval),
+            Quality::Sqnr => self.precision.sqnr_db_interval,
             _ => None,
         }
     }
@@ -244,11 +247,9 @@ const FIGURES: [(&str, &str, &str, Figure); 23] = [
         Some(share(s.map_against_reference()?.mean_iou, 0))
     }),
     ("SQNR", "sqnr_db", "Least signal-to-quantization-noise ratio over the outputs and their parts", |s| {
-        let cell = decibels(s.sqnr_db()?);
-        Some(match OutputMetrics::worst_part(&s.precision.outputs) {
-            Some(part) => cell.note(part),
-            None => cell,
-        })
+        let interval = s.quality_interval(Quality::Sqnr).map(|interval| figures(Metric::SqnrDb, interval));
+        let notes = OutputMetrics::worst_part(&s.precision.outputs).into_iter().chain(interval);
+        Some(decibels(s.sqnr_db()?).note(notes.collect::<Vec<_>>().join(" · ")))
     }),
     ("Latency", "latency_median_ms", "Median time of one call; emulated precisions have none", |s| {
         let latency = s.precision.latency_ms.as_ref()?;

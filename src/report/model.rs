@@ -293,6 +293,9 @@ pub struct Precision {
     /// Numeric differences from the reference, by output.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<OutputMetrics>,
+    /// 95 % interval of the SQNR of the worst output or part of one, in decibels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sqnr_db_interval: Option<[f64; 2]>,
     /// The metric of one's own, a function that was given in Python.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<f64>,

@@ -1,18 +1,21 @@
 //! Two states of the same models side by side, for release reviews.
 //!
-//! A change counts only beyond the noise: shares by the baseline's 95 % interval (mAP by that of its drop, which is paired), SQNR by [`SQNR_NOISE_DB`], latency by
-//! [`LATENCY_NOISE`] and only when machine and mode are the same.
+//! A change counts only beyond the noise: shares by the baseline's 95 % interval (mAP by that of its drop, which is paired),
+//! SQNR by [`SQNR_NOISE_DB`] too, latency by [`LATENCY_NOISE`] and only when machine and mode are the same.
 
 use std::{cmp::Reverse, collections::BTreeSet};
 
 use super::{
-    Report, format,
+    Report,
+    assemble::figures,
+    format,
     metrics::{Quality, Subject, outcome},
     runs::Run,
     table::{Cell, Column, Table, Tone},
 };
+use crate::compare::Metric;
 
-/// Decibels by which SQNR may differ.
+/// Decibels by which SQNR may differ, and by more where the baseline's 95 % interval is wider.
 pub const SQNR_NOISE_DB: f64 = 1.0;
 
 /// Share by which a median latency may differ.
@@ -249,10 +252,19 @@ fn sqnr_change(old: Subject<'_>, new: Subject<'_>) -> Cell {
             if before == now {
                 return unchanged(format::decibels(now));
             }
-            let note = format!("{before:.1} → {}, ±{SQNR_NOISE_DB}\u{a0}dB is noise", format::decibels(now));
+            // What scatters less over the samples than this is of no account either.
+            let noise = old.quality_noise(Quality::Sqnr).unwrap_or(0.0).max(SQNR_NOISE_DB);
+            let between = |subject: Subject<'_>| subject.quality_interval(Quality::Sqnr);
+            let interval = |subject| between(subject).map(|own| format!(" ({})", figures(Metric::SqnrDb, own)));
+            let [before_interval, now_interval] = [old, new].map(|subject| interval(subject).unwrap_or_default());
+            let note = format!(
+                "{before:.1}{before_interval} → {}{now_interval}, ±{}\u{a0}dB is noise",
+                format::decibels(now),
+                format::significant(noise, 2)
+            );
             Cell::number(now - before, format!("{:+.1}\u{a0}dB", now - before))
                 .note(note)
-                .tone(judge(now - before, SQNR_NOISE_DB))
+                .tone(judge(now - before, noise))
         }
         _ => Cell::missing(),
     }
@@ -384,6 +396,23 @@ mod tests {
         let (row, worse) = agreement(-0.010);
         assert_eq!((row[3].text.as_str(), row[6].text.as_str(), worse), ("worse", "-1.00\u{a0}pp", 1));
         assert_eq!(agreement(0.010).0[3].text, "better");
+        // The SQNR of a baseline that scatters by more than a decibel may differ by as much.
+        let sqnr = |by: f64, half: f64| {
+            let mut old = report(&Size { layers: 0, flips: 0 });
+            let before = old.precisions[4].outputs[0].sqnr_db.unwrap();
+            old.precisions[4].sqnr_db_interval = Some([before - half, before + half]);
+            let mut new = old.clone();
+            new.precisions[4].outputs[0].sqnr_db = Some(before + by);
+            sqnr_change(
+                Subject { report: &old, precision: &old.precisions[4] },
+                Subject { report: &new, precision: &new.precisions[4] },
+            )
+        };
+        assert_eq!(
+            (sqnr(-1.5, 0.2).tone, sqnr(-1.5, 2.0).tone, sqnr(-2.5, 2.0).tone),
+            (Tone::Bad, Tone::Plain, Tone::Bad)
+        );
+        assert!(sqnr(-0.5, 2.0).note.contains("(16.4…20.4)"), "{}", sqnr(-0.5, 2.0).note);
     }
 
     #[test]

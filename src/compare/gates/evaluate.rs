@@ -2,7 +2,7 @@
 
 use super::{Direction, Gate, GateResult, Metric, Needs, percent};
 use crate::{
-    compare::{ComparisonResult, Figures, NonFinite},
+    compare::{ComparisonResult, Figures, NonFinite, OutputMetrics},
     stats::{half_width, paired_difference, wilson_at},
 };
 
@@ -152,6 +152,14 @@ impl Gate {
              {bound:.3} (at {} confidence), so {outcome}; at least {needed} samples are needed",
             percent(level)
         ))
+    }
+}
+
+impl ComparisonResult {
+    /// The 95 % interval of the SQNR of the worst output or part of one, in decibels, where it is known how that scatters.
+    pub fn sqnr_db_interval(&self) -> Option<[f64; 2]> {
+        let value = OutputMetrics::worst_sqnr_db(&self.outputs).filter(|value| value.is_finite())?;
+        numeric(value, Metric::SqnrDb, &Figures::of(&self.outputs, None)?, self, 0.95)
     }
 }
 

@@ -311,7 +311,39 @@
     const shut = () => { begin(); if (chosen !== null && !open.has(homes[chosen])) chosen = null; draw(); };
     find("close").addEventListener("click", shut);
     for (const button of root.querySelectorAll("[data-zoom]")) button.addEventListener("click", () => { scale = Math.min(3, Math.max(0.2, scale * Number(button.dataset.zoom))); draw(); });
-    addEventListener("beforeprint", shut);
+    // On paper the picture runs over several lines, so that its names can be read; afterwards all is as it was.
+    const PAPER = { width: 680, height: 430, least: 0.6 };
+    const spans = (size, left) => [...size.places.values()].filter((part) => !Array.isArray(part)).flatMap((part) => (part.places ? spans(part, left + part.x) : [[left + part.x, left + part.x + part.width]]));
+    const lines = (whole, width) => {
+      const boxes = spans(whole, 0), cuts = [0];
+      while (whole.width - cuts.at(-1) > width) {
+        const from = cuts.at(-1);
+        let at = from + width;
+        for (let hit; (hit = boxes.find(([left, right]) => left - 4 < at && at < right + 4));) at = hit[0] - 5;
+        cuts.push(at > from + 40 ? at : from + width);
+      }
+      return [...cuts, whole.width].slice(1).map((to, index) => [cuts[index], to]);
+    };
+    let before = null;
+    const toPaper = () => {
+      if (before) return;
+      before = { open: [...open], chosen };
+      const tall = (whole, by) => lines(whole, PAPER.width / by).length * (whole.height * by + 6) > PAPER.height;
+      begin(); chosen = null;
+      if (tall(inner(0), PAPER.least)) { open.clear(); open.add(0); }
+      draw();
+      const whole = inner(0), svg = stage.querySelector("svg");
+      let by = 1;
+      while (by > PAPER.least && tall(whole, by)) by -= 0.05;
+      stage.replaceChildren(...lines(whole, PAPER.width / by).map(([from, to]) => {
+        const line = svg.cloneNode(true);
+        for (const [name, value] of [["viewBox", `${from} 0 ${to - from} ${whole.height}`], ["width", (to - from) * by], ["height", whole.height * by]]) line.setAttribute(name, value);
+        return line;
+      }));
+    };
+    const fromPaper = () => { if (before) { open.clear(); before.open.forEach((block) => open.add(block)); ({ chosen } = before); before = null; draw(); } };
+    addEventListener("beforeprint", toPaper);
+    addEventListener("afterprint", fromPaper);
     draw();
     return { root, show, open: opened, paths: () => [...open].map(pathOf) };
   }

@@ -89,11 +89,19 @@
     }));
   }
 
-  for (const button of all(".open")) button.addEventListener("click", () => {
-    const detail = button.closest("tbody").querySelector(".detail");
-    detail.hidden = !detail.hidden;
-    button.setAttribute("aria-expanded", String(!detail.hidden));
-  });
+  // Rows that open: a button for each, made here, for there are a thousand of them.
+  for (const detail of all("tr.detail")) {
+    const cell = detail.previousElementSibling.querySelector("td.node");
+    const button = document.createElement("button");
+    button.type = "button"; button.className = "open"; button.textContent = "▸";
+    button.setAttribute("aria-expanded", "false");
+    button.setAttribute("aria-label", `Details of ${cell.textContent}`);
+    button.addEventListener("click", () => {
+      detail.hidden = !detail.hidden;
+      button.setAttribute("aria-expanded", String(!detail.hidden));
+    });
+    cell.prepend(button);
+  }
 
   // Copying: what is shown of a table as CSV or Markdown, or a command.
   const rows = (table) => {
@@ -139,8 +147,12 @@
   // where it must.
   const PAGE = { width: 702, height: 980 };
   const sheets = all(".sheet");
+  // What a reader has opened is for the screen.
+  const folded = all("details").map((one) => [one, one.open]);
+  let opened = [];
   const fit = () => {
-    const main = document.getElementById("main");
+    opened = folded.map(([one]) => one.open);
+    for (const [one, first] of folded) one.open = first;
     const print = [...document.styleSheets].flatMap((sheet) => [...sheet.cssRules]).filter((rule) => rule.media?.mediaText === "print");
     for (const rule of print) rule.media.mediaText = "all";
     root.style.width = `${PAGE.width}px`;
@@ -155,5 +167,9 @@
   };
   // Behind what other listeners draw anew.
   document.addEventListener("DOMContentLoaded", () => addEventListener("beforeprint", fit));
-  addEventListener("afterprint", () => { for (const sheet of sheets) sheet.style.zoom = ""; });
+  addEventListener("afterprint", () => {
+    for (const sheet of sheets) sheet.style.zoom = "";
+    opened.forEach((was, index) => { folded[index][0].open = was; });
+    opened = [];
+  });
 })();

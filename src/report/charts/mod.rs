@@ -141,7 +141,12 @@ fn polish(mut svg: String, description: &'static str) -> String {
     ] {
         svg = svg.replace(default, "");
     }
-    svg.replace(">\n", ">").replace("\n</text>", "</text>").replacen(
+    // As plotters writes sizes of text.
+    for size in 10..20 {
+        let own = f64::from(size) / 1.24;
+        svg = svg.replace(&format!("font-size=\"{own}\""), &format!("font-size=\"{own:.1}\""));
+    }
+    svg.replace(" \"/>", "\"/>").replace(">\n", ">").replace("\n</text>", "</text>").replacen(
         "<svg ",
         &format!("<svg role=\"img\" aria-label=\"{description}\" "),
         1,

@@ -86,7 +86,7 @@ pub(super) fn data(graph: &ModelGraph, known: &Known<'_>) -> String {
     data.to_string().replace('<', "\\u003c")
 }
 
-/// The layers of one machine. A time is said to six digits.
+/// The layers of one machine. A picture needs no more than four digits of a time.
 fn timed(graph: &ModelGraph, machine: &str, nodes: &BTreeMap<&str, (f64, &str)>) -> Value {
     let (mut places, mut milliseconds) = (BTreeMap::new(), Vec::new());
     let layer_of = |node: &GraphNode| {
@@ -94,7 +94,8 @@ fn timed(graph: &ModelGraph, machine: &str, nodes: &BTreeMap<&str, (f64, &str)>)
         let next = milliseconds.len() as i64;
         let place = *places.entry(layer).or_insert(next);
         if place == next {
-            milliseconds.push((ms * 1e6).round() / 1e6);
+            let unit = 10f64.powf(ms.max(1e-6).log10().floor() - 3.0);
+            milliseconds.push(((ms / unit).round() * unit * 1e9).round() / 1e9);
         }
         place
     };

@@ -154,11 +154,18 @@ fn more(layer: &Layer) -> Vec<(&'static str, String)> {
     more.extend(layer.offset.map(|offset| ("Centre of the range", format::significant(f64::from(offset), 4))));
     more.extend(layer.method.map(|method| ("Method in force", method_name(method).to_owned())));
     more.extend(layer.weight_sqnr_db.map(|db| ("SQNR of the weights", format::decibels(db))));
-    more.extend(layer.times.iter().map(|time| {
+    // Machines that made the same layer of it stand together.
+    let mut engines: Vec<(&str, Vec<String>)> = Vec::new();
+    for time in &layer.times {
         let (ms, share) = (format::milliseconds(time.ms), format::percent(time.share, 0));
         let others = if time.nodes > 1 { format!(", {} nodes together", time.nodes) } else { String::new() };
-        ("In the engine", format!("{} on {}: {ms}, {share}{others}", time.engine_layer, time.machine))
-    }));
+        let there = format!("{ms}, {share} on {}{others}", time.machine);
+        match engines.iter_mut().find(|(name, _)| *name == time.engine_layer) {
+            Some((_, all)) => all.push(there),
+            None => engines.push((&time.engine_layer, vec![there])),
+        }
+    }
+    more.extend(engines.into_iter().map(|(name, all)| ("In the engine", format!("{name}: {}", all.join("; ")))));
     for (method, amax) in &layer.candidates {
         more.push((method_name(*method), format!("amax {}", format::significant(f64::from(*amax), 4))));
     }

@@ -59,6 +59,9 @@ pub struct RecoveryRow {
     pub before_db: Option<f64>,
     /// The same with it.
     pub after_db: Option<f64>,
+    /// 95 % interval of the difference of both, over pairs of held-out calls; absent for fewer than two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gain_interval_db: Option<[f64; 2]>,
     /// Wall time; 0 where an earlier run did it.
     pub seconds: f64,
     /// What it changed, or why it was not kept.
@@ -73,6 +76,7 @@ impl Recovery {
             kept: step.kept,
             before_db: step.before_db,
             after_db: step.after_db,
+            gain_interval_db: step.gain_interval_db,
             seconds: step.seconds,
             what: step.what.clone(),
         };
@@ -109,4 +113,7 @@ pub struct CandidateResult {
     /// Differences from the reference.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<OutputMetrics>,
+    /// 95 % interval of the SQNR of the worst output or part of one, in decibels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sqnr_db_interval: Option<[f64; 2]>,
 }

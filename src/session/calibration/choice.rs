@@ -141,7 +141,7 @@ impl Calibrator<'_> {
         let (choice, table) = tables.into_iter().next().ok_or(CalibrateError::NoData)?;
         let recovered = refused.map(|what| {
             let name = "recovery".to_owned();
-            let row = RecoveryStep { name, kept: false, before_db: None, after_db: None, seconds: 0.0, what };
+            let row = RecoveryStep { name, what, ..RecoveryStep::default() };
             Recovered { steps: vec![row], ..Recovered::default() }
         });
         let table = CalibrationTable { magnitudes: self.magnitudes(&table, &parts.fit)?, recovered, ..table };

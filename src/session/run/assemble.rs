@@ -383,6 +383,7 @@ fn calibration(calibrated: &Calibrated, percentile: f64) -> Calibration {
                 samples: chosen.measured_on,
                 agreement: candidate.result.classification().and_then(|task| task.agreement.clone()),
                 outputs: candidate.result.outputs.clone(),
+                sqnr_db_interval: candidate.result.sqnr_db_interval(),
             })
             .collect(),
     }
