@@ -157,8 +157,8 @@ for (const root of all("[data-network]")) {
     const lines = all("svg", find("stage")).map((svg) => [...svg.getAttribute("viewBox").split(" ").map(Number), Number(svg.getAttribute("width"))]);
     dispatchEvent(new Event("afterprint"));
     const after = [shown(), find("stage").querySelector("svg").getAttribute("width")];
-    const joined = lines.every(([from], index) => index === 0 ? from === 0 : from === lines[index - 1][0] + lines[index - 1][2]);
-    return joined && lines.every(([, , width, drawn]) => drawn <= 690 && drawn / width >= 0.55) && String(before) === String(after) || [lines, before, after];
+    const joined = lines.every(([from], index) => Math.abs(from - (index === 0 ? 0 : lines[index - 1][0] + lines[index - 1][2])) < 0.01);
+    return joined && lines.every(([, , width, , drawn]) => drawn <= 690 && drawn / width >= 0.55) && String(before) === String(after) || [lines, before, after];
   });
   ask("only one item is a stop of the keyboard", () => all(".item[tabindex]", root).length === 1);
   for (const option of find("colour").options) ask(`coloured by ${option.value}`, () => {

@@ -170,33 +170,49 @@ pub(super) fn class_precision(report: &Report) -> Table {
     Table { rows: classes.iter().map(row).collect(), columns }
 }
 
-/// Right answers of every class that gained or lost any, the worst first.
-pub(super) fn class_accuracy(report: &Report) -> Table {
-    let columns = vec![
-        Column::text("Precision", "precision"),
+/// Right answers by class, those first that lost most of them in some precision, and of these the least known; and how many
+/// classes there are.
+pub(super) fn class_accuracy(report: &Report) -> (Table, usize) {
+    let found = report.precisions.iter().filter_map(|p| Some((title(p), &p.classes.as_ref()?.accuracy)));
+    let measures: Vec<(String, BTreeMap<u32, &ClassAccuracy>)> =
+        found.map(|(name, classes)| (name, classes.iter().map(|class| (class.class, class)).collect())).collect();
+    let mut columns = vec![
         Column::text("Class", "class"),
         Column::number("Samples", "samples", "Evaluated samples with that label"),
-        Column::number("Reference right", "reference_right", "How many of them the reference answers right"),
-        Column::number("Right", "right", "How many this precision does"),
-        Column::number("Change", "change", "More or fewer right answers than the reference"),
+        Column::number("Reference", "reference_right", "Share of them that the reference answers right"),
     ];
-    let row = |precision: &Precision, class: &ClassAccuracy| {
-        let change = class.right as i64 - class.reference_right as i64;
-        let count = |count: u64| Cell::number(count as f64, count.to_string());
-        vec![
-            Cell::text(title(precision)),
-            Cell::text(class_name(report, class.class)),
-            count(class.samples),
-            count(class.reference_right),
-            count(class.right),
-            Cell::number(change as f64, format!("{change:+}")).tone(if change < 0 { Tone::Bad } else { Tone::Good }),
-        ]
+    columns.extend(measures.iter().map(|(name, _)| {
+        Column::number(
+            name,
+            name,
+            "Share of them that this precision answers right, and how many more or fewer than the reference",
+        )
+    }));
+    let change = |class: &ClassAccuracy| class.right as i64 - class.reference_right as i64;
+    let part = |right: u64, class: &ClassAccuracy| right as f64 / class.samples.max(1) as f64;
+    let mut classes: BTreeMap<u32, (i64, f64, &ClassAccuracy)> = BTreeMap::new();
+    for class in measures.iter().flat_map(|(_, classes)| classes.values()) {
+        let (lost, least, _) = classes.entry(class.class).or_insert((0, 1.0, class));
+        (*lost, *least) = ((*lost).min(change(class)), least.min(part(class.right, class)));
+    }
+    let mut order: Vec<_> = classes.into_values().collect();
+    order.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.class.cmp(&b.2.class)));
+    let all = order.len();
+    let row = |(.., any): (i64, f64, &ClassAccuracy)| {
+        let own = |(_, classes): &(String, BTreeMap<u32, &ClassAccuracy>)| {
+            let Some(class) = classes.get(&any.class) else { return Cell::missing() };
+            let (note, tone) = match change(class) {
+                0 => (String::new(), Tone::Plain),
+                change => (format!("{change:+}"), if change < 0 { Tone::Bad } else { Tone::Good }),
+            };
+            share(part(class.right, class), 0).note(note).tone(tone)
+        };
+        let samples = Cell::number(any.samples as f64, any.samples.to_string());
+        let name = Cell::text(class_name(report, any.class));
+        let reference = share(part(any.reference_right, any), 0);
+        [name, samples, reference].into_iter().chain(measures.iter().map(own)).collect()
     };
-    let changed = |class: &&ClassAccuracy| class.right != class.reference_right;
-    let rows = report.precisions.iter().filter_map(|precision| Some((precision, precision.classes.as_ref()?)));
-    let rows =
-        rows.flat_map(|(precision, classes)| classes.accuracy.iter().filter(changed).map(move |c| row(precision, c)));
-    Table { columns, rows: rows.take(MAX_CLASSES).collect() }
+    (Table { columns, rows: order.into_iter().take(MAX_CLASSES).map(row).collect() }, all)
 }
 
 /// Wrong answers that became more frequent.
@@ -436,6 +452,25 @@ mod tests {
                 ("int8 · tensorrt", "measured", "32", "2.85"),
             ]
         );
+    }
+
+    #[test]
+    fn every_class_has_its_row_and_the_worst_come_first() {
+        let mut report = report(&Size { layers: 0, flips: 0 });
+        let class = |class, right, reference_right| ClassAccuracy { class, samples: 4, reference_right, right };
+        let classes = |accuracy: &[ClassAccuracy]| {
+            Some(crate::compare::Classes { accuracy: accuracy.to_vec(), grown: Vec::new() })
+        };
+        report.dataset.labels = None;
+        report.precisions.iter_mut().for_each(|row| row.classes = None);
+        report.precisions[3].classes = classes(&[class(0, 4, 4), class(1, 1, 1), class(2, 3, 2), class(3, 1, 3)]);
+        report.precisions[4].classes = classes(&[class(0, 3, 4), class(1, 1, 1), class(2, 2, 2), class(3, 3, 3)]);
+        let (table, all) = class_accuracy(&report);
+        let expected = "class,samples,reference_right,int8 · onnxruntime-cpu,int8 · tensorrt\n\
+                        class 3,4,0.75,0.25,0.75\nclass 0,4,1,1,0.75\nclass 1,4,0.25,0.25,0.25\nclass 2,4,0.5,0.75,0.5\n";
+        assert_eq!((table.csv().unwrap().as_str(), all), (expected, 4));
+        assert_eq!((&*table.rows[0][3].note, table.rows[0][3].tone), ("-2", Tone::Bad));
+        assert_eq!((&*table.rows[3][3].note, table.rows[3][3].tone), ("+1", Tone::Good));
     }
 
     #[test]

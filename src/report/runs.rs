@@ -61,15 +61,14 @@ pub fn runs_table(runs: &[Run<'_>]) -> Table {
 
 /// The page of many runs; with `baseline`, what got better or worse comes first.
 pub fn runs_html(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Result<String, askama::Error> {
-    page(runs, baseline, Vec::new())
+    page(runs, baseline, None)
 }
 
 /// The page of the history of a model: figures over runs in the order of their dates.
 pub fn trend_html(runs: &[Run<'_>]) -> Result<String, askama::Error> {
     let mut runs = runs.to_vec();
     runs.sort_by(|a, b| a.report.created.cmp(&b.report.created).then(a.name.cmp(b.name)));
-    let trend = trends(&runs);
-    page(&runs, &[], trend)
+    page(&runs, &[], Some(trends(&runs)))
 }
 
 /// A figure over runs, by precision and backend: what is drawn, and the lines' names.
@@ -81,7 +80,9 @@ struct Trend {
 
 fn trends(runs: &[Run<'_>]) -> Vec<Trend> {
     let all: Vec<_> = runs.iter().flat_map(|run| Subject::all(run.report)).collect();
-    let names: BTreeSet<String> = all.iter().map(|subject| title(subject.precision)).collect();
+    let called_by = series_names(runs);
+    let names: BTreeSet<String> =
+        all.iter().map(|subject| called_by(subject.report, title(subject.precision))).collect();
     // `2026-11-27T14:25:57Z`: of two runs of one day the time tells which is which.
     let day = |run: &Run<'_>| run.report.created.split('T').next().unwrap_or_default().to_owned();
     let one_day = runs.iter().map(day).collect::<BTreeSet<_>>().len() < runs.len();
@@ -95,7 +96,8 @@ fn trends(runs: &[Run<'_>]) -> Vec<Trend> {
     let measures = [quality, sqnr].into_iter().flatten();
     let drawn = |name: &'static str, share: bool, of: &dyn Fn(Subject<'_>) -> Option<f64>| {
         let line = |(series, name): (usize, &String)| {
-            let value = |run: &Run<'_>| Subject::all(run.report).find(|s| title(s.precision) == *name).and_then(of);
+            let is_it = |s: &Subject<'_>| called_by(s.report, title(s.precision)) == *name;
+            let value = |run: &Run<'_>| Subject::all(run.report).find(is_it).and_then(of);
             let values: Vec<Option<f64>> = runs.iter().map(value).collect();
             values.iter().any(Option::is_some).then_some((charts::Line { series, values }, name.clone()))
         };
@@ -108,16 +110,48 @@ fn trends(runs: &[Run<'_>]) -> Vec<Trend> {
         .map(|measure| drawn(measure.name(), measure != Quality::Sqnr, &|subject| subject.quality(measure)))
         .collect();
     trends.push(drawn("Median latency (ms)", false, &|subject| subject.speed()));
-    trends.push(elsewhere(runs, &called));
+    trends.push(elsewhere(runs, &called, &called_by));
     trends.retain(|trend| !trend.chart.wide.is_empty());
     trends
 }
 
+/// What a line is called: models are lines of their own, told by their files' names where there are several.
+fn series_names(runs: &[Run<'_>]) -> impl Fn(&Report, String) -> String {
+    let several = models(runs).len() > 1;
+    move |report, name| {
+        if several { format!("{} · {name}", format::file_name(&report.model.path)) } else { name }
+    }
+}
+
+/// The models of runs, with how many runs each has.
+fn models<'a>(runs: &[Run<'a>]) -> BTreeMap<&'a str, usize> {
+    let mut models = BTreeMap::new();
+    for run in runs {
+        *models.entry(format::file_name(&run.report.model.path)).or_default() += 1;
+    }
+    models
+}
+
+/// Says that models are apart, and which have nothing to be compared with.
+fn trend_notes(runs: &[Run<'_>]) -> Vec<String> {
+    let models = models(runs);
+    let alone: Vec<&str> = models.iter().filter(|(_, runs)| **runs == 1).map(|(name, _)| *name).collect();
+    let mut notes = Vec::new();
+    if models.len() > 1 {
+        notes.push(format!("The runs are of {} models, each of which has lines of its own.", models.len()));
+    }
+    if !alone.is_empty() {
+        notes.push(format!("Of {} there is a single run, which shows no trend.", alone.join(", ")));
+    }
+    notes
+}
+
 /// Latencies that other machines measured.
-fn elsewhere(runs: &[Run<'_>], called: &[String]) -> Trend {
+fn elsewhere(runs: &[Run<'_>], called: &[String], called_by: &dyn Fn(&Report, String) -> String) -> Trend {
     let of_run = |run: &Run<'_>| -> BTreeMap<String, f64> {
         let rows = run.report.precisions.iter();
         let all = rows.flat_map(|row| row.measured_elsewhere.iter().map(move |there| (row, there)));
+        let named = |row, there| called_by(run.report, named(row, there));
         all.filter_map(|(row, there)| Some((named(row, there), there.latency_ms.as_ref()?.figures.median))).collect()
     };
     let found: Vec<BTreeMap<String, f64>> = runs.iter().map(of_run).collect();
@@ -132,7 +166,7 @@ fn elsewhere(runs: &[Run<'_>], called: &[String]) -> Trend {
     Trend { name, chart: Chart::new(300, |size| charts::trend(&lines, called, name, false, size)), legend }
 }
 
-fn page(runs: &[Run<'_>], baseline: &[Run<'_>], trends: Vec<Trend>) -> Result<String, askama::Error> {
+fn page(runs: &[Run<'_>], baseline: &[Run<'_>], trends: Option<Vec<Trend>>) -> Result<String, askama::Error> {
     let table = runs_table(runs);
     let (scatter, legend, measure) = scatter(runs);
     let random = runs.iter().chain(baseline).any(|run| run.report.dataset.random_data);
@@ -142,20 +176,21 @@ fn page(runs: &[Run<'_>], baseline: &[Run<'_>], trends: Vec<Trend>) -> Result<St
     let nonce = nonce(&format!("{table:?}{regressions:?}"));
     let choices = table.rows.iter().map(|row| row[4].text.as_str()).collect::<BTreeSet<_>>().into_iter().collect();
     let count = runs.len();
+    let of_trend = trends.as_ref().map(|_| trend_notes(runs)).unwrap_or_default();
     Page {
         nonce,
         count,
         passed,
         failed,
         random,
-        notes: notes(runs).into_iter().chain(unlike(runs, baseline)).collect(),
+        notes: of_trend.into_iter().chain(notes(runs)).chain(unlike(runs, baseline)).collect(),
         choices,
         table: &table,
         scatter,
         legend,
         measure,
         regressions,
-        trends,
+        trends: trends.unwrap_or_default(),
     }
     .render()
 }
@@ -258,6 +293,7 @@ mod tests {
             reports.iter_mut().zip([("2026-11-27T09:05:00Z", 2.0), ("2026-11-27T14:25:57Z", 1.5)])
         {
             report.created = created.to_owned();
+            report.model.path = "nets/m.onnx".into();
             let mut latency = report.precisions[0].latency_ms.clone().unwrap();
             latency.figures.median = ms;
             let there = serde_json::json!({ "machine": { "name": "Orin" }, "files": [], "tied_by": "hash", "latency_ms": latency });
@@ -268,6 +304,28 @@ mod tests {
         assert!(page.contains("2026-11-27 09:05 · ") && page.contains("2026-11-27 14:25 · "));
         let trend = trends(&runs).into_iter().find(|trend| trend.name == "Median latency elsewhere (ms)").unwrap();
         assert_eq!((trend.chart.wide.matches("<circle").count(), &*trend.legend[0].1), (2, "fp32 · Orin"));
+        assert!(page.contains("<h3>Median latency elsewhere (ms)</h3>") && !page.contains("models, each of which"));
+        assert_eq!(page.matches(">Median latency elsewhere (ms)<").count(), 1, "the title once");
+    }
+
+    #[test]
+    fn models_are_lines_of_their_own() {
+        let reports = two();
+        let run = |name, report| Run { name, report };
+        let runs = [run("a", &reports[0]), run("b", &reports[0]), run("c", &reports[1])];
+        let trend = &trends(&runs)[0];
+        let names: Vec<&str> = trend.legend.iter().map(|(_, name)| name.as_str()).collect();
+        assert!(
+            names.contains(&"example net.onnx · int8 · tensorrt") && names.contains(&"<b>other.onnx · int8 · tensorrt"),
+            "{names:?}"
+        );
+        // Of every precision two points that a line joins, and one alone.
+        assert_eq!(trend.chart.wide.matches("<circle").count(), 3 * names.len() / 2);
+        let page = trend_html(&runs).unwrap();
+        assert!(page.contains("The runs are of 2 models, each of which has lines of its own."));
+        assert!(page.contains("Of &#60;b&#62;other.onnx there is a single run, which shows no trend."));
+        let page = trend_html(&runs[1..]).unwrap();
+        assert!(!page.contains("id=\"trend\"") && page.contains("a single run"));
     }
 
     #[test]

@@ -158,9 +158,11 @@
     root.style.width = `${PAGE.width}px`;
     const tall = (selector) => document.querySelector(selector)?.getBoundingClientRect().height ?? 0;
     const around = (sheet) => (sheet === sheets[0] ? tall("header.top") + tall(".random") : 0) + (sheet === sheets.at(-1) ? tall("footer") : 0);
+    const shrink = (part, over) => { for (let zoom = 1; zoom > 0.45 && over(); zoom -= 0.04) part.style.zoom = zoom - 0.04; };
     for (const sheet of sheets) {
-      const over = () => sheet.getBoundingClientRect().height + around(sheet) > PAGE.height || all("table,pre", sheet).some((wide) => wide.getBoundingClientRect().right > PAGE.width + 1);
-      for (let zoom = 1; zoom > 0.45 && over(); zoom -= 0.04) sheet.style.zoom = zoom - 0.04;
+      shrink(sheet, () => sheet.getBoundingClientRect().height + around(sheet) > PAGE.height);
+      // A wide table makes nothing else smaller.
+      for (const wide of all("table,pre", sheet)) shrink(wide, () => wide.getBoundingClientRect().right > PAGE.width + 1);
     }
     root.style.width = "";
     for (const rule of print) rule.media.mediaText = "print";
@@ -168,7 +170,7 @@
   // Behind what other listeners draw anew.
   document.addEventListener("DOMContentLoaded", () => addEventListener("beforeprint", fit));
   addEventListener("afterprint", () => {
-    for (const sheet of sheets) sheet.style.zoom = "";
+    for (const part of sheets.flatMap((sheet) => [sheet, ...all("table,pre", sheet)])) part.style.zoom = "";
     opened.forEach((was, index) => { folded[index][0].open = was; });
     opened = [];
   });

@@ -146,9 +146,10 @@ fn polish(mut svg: String, description: &'static str) -> String {
         let own = f64::from(size) / 1.24;
         svg = svg.replace(&format!("font-size=\"{own}\""), &format!("font-size=\"{own:.1}\""));
     }
-    svg.replace(" \"/>", "\"/>").replace(">\n", ">").replace("\n</text>", "</text>").replacen(
-        "<svg ",
-        &format!("<svg role=\"img\" aria-label=\"{description}\" "),
-        1,
-    )
+    // Lines are not filled; the style sheet says so.
+    svg.replace("<polyline fill=\"none\"", "<polyline")
+        .replace(" \"/>", "\"/>")
+        .replace(">\n", ">")
+        .replace("\n</text>", "</text>")
+        .replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{description}\" "), 1)
 }

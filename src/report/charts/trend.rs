@@ -10,16 +10,23 @@ pub(in crate::report) struct Line {
     pub values: Vec<Option<f64>>,
 }
 
-/// Lines over runs, each run with what it is called below the axis. Empty with fewer than two runs that have the figure.
-pub(in crate::report) fn trend(lines: &[Line], runs: &[String], figure: &str, share: bool, size: Size) -> String {
-    let known = |run: usize| lines.iter().filter_map(|line| line.values.get(run).copied().flatten()).any(sane);
-    if (0..runs.len()).filter(|&run| known(run)).count() < 2 {
+/// Lines over runs, each run with what it is called below the axis; `figure` is what the page calls it above. Empty where no
+/// line has two points.
+pub(in crate::report) fn trend(
+    lines: &[Line],
+    runs: &[String],
+    figure: &'static str,
+    share: bool,
+    size: Size,
+) -> String {
+    let points = |line: &Line| line.values.iter().take(runs.len()).flatten().filter(|value| sane(**value)).count();
+    if !lines.iter().any(|line| points(line) > 1) {
         return String::new();
     }
-    draw(size, "A figure over runs", |root| trend_on(&root, lines, runs, figure, share))
+    draw(size, figure, |root| trend_on(&root, lines, runs, share))
 }
 
-fn trend_on(root: &Area<'_>, lines: &[Line], runs: &[String], figure: &str, share: bool) -> Drawing {
+fn trend_on(root: &Area<'_>, lines: &[Line], runs: &[String], share: bool) -> Drawing {
     let scale = if share { 100.0 } else { 1.0 };
     let values = || lines.iter().flat_map(|line| &line.values).flatten().copied().filter(|value| sane(*value));
     let low = values().fold(f64::INFINITY, f64::min) * scale;
@@ -28,7 +35,7 @@ fn trend_on(root: &Area<'_>, lines: &[Line], runs: &[String], figure: &str, shar
     let mut chart = framed(root, -0.2..last + 0.2, padded(low, high, 0.12))?;
     let decimals = if high - low < 1.0 { 2 } else { 1 };
     let y_label = |y: &f64| if share { format!("{y:.decimals$} %") } else { format::significant(*y, 3) };
-    mesh(root, &mut chart, ["", figure], 0, &|_| String::new(), &y_label)?;
+    mesh(root, &mut chart, ["", ""], 0, &|_| String::new(), &y_label)?;
     let width = root.dim_in_pixel().0 as usize;
     let every = runs.len().div_ceil((width / 110).max(2));
     for (run, name) in runs.iter().enumerate().step_by(every) {
@@ -65,6 +72,15 @@ mod tests {
         let svg = trend(&lines, &runs, "Top-1 accuracy", true, (900, 300));
         assert_eq!(svg.matches("<circle").count(), 4, "{svg}");
         assert!(runs.iter().all(|run| svg.contains(run.as_str())), "{svg}");
+        assert_eq!(
+            svg.matches("Top-1 accuracy").count(),
+            1,
+            "the page has it as a title; here it is for who cannot see"
+        );
         assert_eq!(trend(&lines[..1], &runs[..1], "x", true, (900, 300)), "");
+        // Two points of two lines are no line.
+        let lone = [vec![Some(0.9), None], vec![None, Some(0.8)]];
+        let lone: Vec<Line> = lone.into_iter().enumerate().map(|(series, values)| Line { series, values }).collect();
+        assert_eq!(trend(&lone, &runs[..2], "x", true, (900, 300)), "");
     }
 }

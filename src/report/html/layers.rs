@@ -69,14 +69,19 @@ impl Bar {
             return Self { text: MISSING.to_owned(), sort: String::new(), percent: 0, tone: Tone::Dim };
         };
         let percent = (db / FULL_BAR_DB * 100.0).clamp(2.0, 100.0) as u32;
-        Self { text: format!("{db:.1}"), sort: db.to_string(), percent, tone: Tone::of_sqnr(db) }
+        Self { text: format!("{db:.1}"), sort: nine_digits(db), percent, tone: Tone::of_sqnr(db) }
     }
 }
 
 impl Figure {
     fn new(value: Option<f64>, show: impl Fn(f64) -> String) -> Self {
-        Self { text: value.map_or(MISSING.to_owned(), show), sort: value.map_or(String::new(), |v| v.to_string()) }
+        Self { text: value.map_or(MISSING.to_owned(), show), sort: value.map_or(String::new(), nine_digits) }
     }
+}
+
+/// What a cell sorts and copies by: all that a 32-bit number tells; `layers.csv` has the rest.
+fn nine_digits(value: f64) -> String {
+    format!("{value:.8e}").parse().unwrap_or(value).to_string()
 }
 
 impl<'a> Layers<'a> {
@@ -157,15 +162,17 @@ fn more(layer: &Layer) -> Vec<(&'static str, String)> {
     // Machines that made the same layer of it stand together.
     let mut engines: Vec<(&str, Vec<String>)> = Vec::new();
     for time in &layer.times {
-        let (ms, share) = (format::milliseconds(time.ms), format::percent(time.share, 0));
+        let share = format::percent(time.share, 0);
         let others = if time.nodes > 1 { format!(", {} nodes together", time.nodes) } else { String::new() };
-        let there = format!("{ms}, {share} on {}{others}", time.machine);
+        let there = format!("{share} on {}{others}", time.machine);
         match engines.iter_mut().find(|(name, _)| *name == time.engine_layer) {
             Some((_, all)) => all.push(there),
             None => engines.push((&time.engine_layer, vec![there])),
         }
     }
-    more.extend(engines.into_iter().map(|(name, all)| ("In the engine", format!("{name}: {}", all.join("; ")))));
+    more.extend(
+        engines.into_iter().map(|(name, all)| ("In the engine", format!("{name}, {} of the time", all.join("; ")))),
+    );
     for (method, amax) in &layer.candidates {
         more.push((method_name(*method), format!("amax {}", format::significant(f64::from(*amax), 4))));
     }

@@ -135,7 +135,8 @@ struct Page<'a> {
     warnings: Vec<String>,
     class_iou: Table,
     class_precision: Table,
-    class_accuracy: Table,
+    /// With the number of all classes.
+    class_accuracy: (Table, usize),
     confusions: Table,
     boxes: boxes::Boxes<'a>,
     errors: Vec<(String, &'a str)>,
