@@ -326,7 +326,7 @@ def test_arrays_find_their_inputs_as_those_of_a_file_do(arrays, tmp_path, caplog
         (lambda x: [(x, ["cat"] * 8)], None, "label 0 is 'cat'"),
         (lambda x: [(x, np.arange(8), np.arange(8))], None, "batch 0 has 3 parts; give inputs or .inputs, labels."),
         (lambda x: [(x, {"boxes": x})], None, "labels in a dict are no classes; .* or the inputs alone"),
-        (lambda x: [(x, [{"boxes": x}] * 8)], None, "label 0 is a dict, which is no class"),
+        (lambda x: [(x, [{"boxes": x}] * 8)], None, "label 0 is a dict, which is no class; .* or the inputs alone"),
         (lambda x: [(x, 3)], None, "8 samples, but 1 labels; .*a batch of one"),
         (lambda x: [Grown(x, ("to_dense",))], None, "a tensor of type torch.bfloat16 .*: call to_dense first; convert it"),
         (lambda x: {"input": [[1, 2], [3]]}, None, "cannot be read as an array"),

@@ -52,9 +52,9 @@ def _tensor(value: Any) -> Any:
 
 def classes(given: Any, count: int) -> list[int | None]:
     """Right classes of `count` samples; None where they are unknown."""
-    wanted = "give one integer a sample, negative where it is unknown"
+    wanted = "give one integer a sample, negative where it is unknown, or the inputs alone, as (x for x, _ in data) does"
     if isinstance(given, Mapping):
-        raise DataError(f"labels in a {type(given).__name__} are no classes; {wanted}, or the inputs alone, as (x for x, _ in data) does")
+        raise DataError(f"labels in a {type(given).__name__} are no classes; {wanted}")
     labels = np.atleast_1d(as_array(given))
     if labels.ndim > 1 and labels.size != len(labels):
         raise DataError(f"labels of shape {list(labels.shape)} are no classes; {wanted}")

@@ -222,12 +222,12 @@ fn match_note<T>(path: &Path, arrays: &BTreeMap<String, T>, inputs: &[InputSpec]
     }
 }
 
-fn types(arrays: &TensorMap) -> impl Iterator<Item = (&String, ElementType)> {
+pub(super) fn types(arrays: &TensorMap) -> impl Iterator<Item = (&String, ElementType)> {
     arrays.iter().map(|(name, array)| (name, array.element_type()))
 }
 
 /// Whether an array of this type is rounded for an input: NumPy has no `bfloat16` of its own.
-fn is_rounded(name: &str, found: ElementType, inputs: &[InputSpec]) -> bool {
+pub(super) fn is_rounded(name: &str, found: ElementType, inputs: &[InputSpec]) -> bool {
     let wanted = inputs.iter().find(|input| input.name == name).and_then(|input| input.element_type);
     wanted == Some(ElementType::Bf16) && found.is_float() && found != ElementType::Bf16
 }
@@ -250,7 +250,7 @@ fn rounding_note<'a>(
 }
 
 /// The arrays as the inputs take them.
-fn rounded(arrays: TensorMap, inputs: &[InputSpec]) -> TensorMap {
+pub(super) fn rounded(arrays: TensorMap, inputs: &[InputSpec]) -> TensorMap {
     let round = |(name, array): (String, Tensor)| {
         if !is_rounded(&name, array.element_type(), inputs) {
             return (name, array);

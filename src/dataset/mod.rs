@@ -20,6 +20,7 @@ mod prefetch;
 mod preprocess;
 mod random;
 mod resample;
+mod rounded;
 mod split;
 
 use std::{
@@ -38,6 +39,7 @@ pub use prefetch::{BadPolicy, Batch, PassError, PassSummary, PrefetchOptions, pr
 pub use preprocess::{CLASSIFIER_PRESETS, ChannelOrder, Extent, Layout, PRESETS, Preprocess};
 pub use random::RandomDataset;
 pub use resample::{CropRounding, Interpolation, RgbImage, resize};
+pub use rounded::Rounded;
 pub use split::{Split, split};
 
 use serde::{Deserialize, Serialize};

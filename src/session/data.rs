@@ -11,8 +11,8 @@ use crate::{
     config::RunConfig,
     dataset::{
         CLASSIFIER_PRESETS, Collection, DataOptions, Dataset, DatasetError, Extent, Kept, PRESETS, Pictures,
-        Preprocess, RandomDataset, Split, holds_images, image_size, load_classes, load_preprocessor, open, picture,
-        split,
+        Preprocess, RandomDataset, Rounded, Split, holds_images, image_size, load_classes, load_preprocessor, open,
+        picture, split,
     },
 };
 
@@ -313,6 +313,8 @@ pub(super) fn own_samples(
         notes.push("the samples are arrays, which are used as they are: the preprocessing is not applied".to_owned());
         (dataset, None, Provenance::None)
     };
+    let (dataset, note) = Rounded::of(dataset, &subject.input_specs());
+    notes.extend(note);
     let dataset = Box::new(Kept::new(dataset));
     let collection = Collection { dataset, passed_over: Vec::new(), names, label_source, notes, training: Vec::new() };
     Ok(Data { collection, preprocess, provenance })
