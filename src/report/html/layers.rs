@@ -6,11 +6,12 @@ use super::{
     super::{Layer, charts, details::method_name, format, format::MISSING, table::Tone},
     Chart,
 };
+use crate::calibrate::Method;
 
 /// Layers on a page; `layers.csv` has all.
 const MAX_LAYERS: usize = 1000;
 
-/// Layers with a drawn histogram: a page of more could not be mailed.
+/// Layers with a drawn histogram, half as many where there are more layers than rows: a page of more could not be mailed.
 const MAX_HISTOGRAMS: usize = 500;
 
 /// Decibels that fill a bar.
@@ -112,6 +113,7 @@ impl<'a> Layers<'a> {
         let lowest = numbered.iter().filter_map(|&i| Some((&*layers[i].node, format::decibels(measure(&layers[i])?))));
         let lowest = lowest.collect();
         order.truncate(MAX_LAYERS);
+        let drawn = if layers.len() > MAX_LAYERS { MAX_HISTOGRAMS / 2 } else { MAX_HISTOGRAMS };
         let row = |(place, &i): (usize, &usize)| {
             let layer = &layers[i];
             Row {
@@ -124,7 +126,7 @@ impl<'a> Layers<'a> {
                 figures: figures(layer, &timed_on),
                 more: more(layer),
                 histogram: match &layer.histogram {
-                    Some(histogram) if place < MAX_HISTOGRAMS => charts::histogram(histogram, layer, (460, 210)),
+                    Some(histogram) if place < drawn => charts::histogram(histogram, layer, (460, 210)),
                     _ => String::new(),
                 },
             }
@@ -150,8 +152,7 @@ fn figures(layer: &Layer, timed_on: &[&str]) -> Vec<Figure> {
 }
 
 fn more(layer: &Layer) -> Vec<(&'static str, String)> {
-    let operator = format!("{} in {}", layer.op_type, layer.precision);
-    let mut more = vec![("Tensor", layer.tensor.clone()), ("Operator", operator)];
+    let mut more = vec![("Tensor", layer.tensor.clone())];
     if let (Some(min), Some(max)) = (layer.min, layer.max) {
         let short = |value: f32| format::significant(f64::from(value), 4);
         more.push(("Seen", format!("{} … {}", short(min), short(max))));
@@ -173,8 +174,12 @@ fn more(layer: &Layer) -> Vec<(&'static str, String)> {
     more.extend(
         engines.into_iter().map(|(name, all)| ("In the engine", format!("{name}, {} of the time", all.join("; ")))),
     );
-    for (method, amax) in &layer.candidates {
-        more.push((method_name(*method), format!("amax {}", format::significant(f64::from(*amax), 4))));
+    let threshold = |(method, amax): (&Method, &f32)| {
+        format!("{} {}", method_name(*method), format::significant(f64::from(*amax), 4))
+    };
+    let thresholds: Vec<String> = layer.candidates.iter().map(threshold).collect();
+    if !thresholds.is_empty() {
+        more.push(("amax by method", thresholds.join(", ")));
     }
     more
 }

@@ -74,6 +74,34 @@ fn a_page_of_500_layers_and_50_samples_stays_below_3_mb() {
 }
 
 #[test]
+fn a_page_of_4000_nodes_timed_on_three_machines_stays_below_3_mb() {
+    let mut report = report(&Size { layers: 3000, flips: 10 });
+    let names: Vec<String> = (0..4000).map(|i| format!("/stages.{}/blocks.{}/conv{i}/Conv", i / 400, i / 4)).collect();
+    let node = |(i, name): (usize, &String)| {
+        let from = if i == 0 { Vec::new() } else { vec![i - 1] };
+        serde_json::json!({ "name": name, "op_type": "Conv", "from": from, "precision": "int8", "rule": "convolution" })
+    };
+    let nodes: Vec<_> = names.iter().enumerate().map(node).collect();
+    report.graph = Some(serde_json::from_value(serde_json::json!({ "nodes": nodes })).unwrap());
+    for (i, (layer, name)) in report.layers.iter_mut().zip(&names).enumerate() {
+        layer.node.clone_from(name);
+        layer.times = ["Jetson Orin Nano", "RTX 4090", "DRIVE Orin"]
+            .map(|machine| crate::report::NodeTime {
+                machine: machine.into(),
+                engine_layer: format!("{name} + PWN({name}/Relu)"),
+                ms: 1.0 / (i as f64 + 3.0),
+                share: 1e-3,
+                nodes: 2,
+            })
+            .into();
+    }
+    let page = html(&report).unwrap();
+    assert!(page.len() < 3_000_000, "{} bytes", page.len());
+    assert_eq!(page.matches("Magnitudes seen in calibration").count(), 250);
+    assert_eq!(page.matches("ms on RTX 4090").count(), 1, "a column");
+}
+
+#[test]
 fn emulated_time_is_said_and_compared_with_nothing() {
     let mut report = report(&Size { layers: 0, flips: 0 });
     let emulated = report.precisions.iter_mut().find(|p| p.backend == "onnxruntime-cpu" && !p.reference).unwrap();
