@@ -13,12 +13,14 @@ import subprocess
 import sys
 import tempfile
 
-STEPS = ["biases", "ranges", "shift", "rounding", "lifting"]
+STEPS = ["biases", "ranges", "equalization", "shift", "rounding", "lifting"]
 VARIANTS = [
     ("methods alone", ["--effort", "off"]),
     *[(f"{step} alone", ["--effort", "default", "--recovery-steps", step]) for step in STEPS],
     *[(f"without {step}", ["--effort", "default", "--recovery-steps", ",".join(s for s in STEPS if s != step)]) for step in STEPS],
     ("shift of unpadded consumers", ["--effort", "default", "--shift", "unpadded"]),
+    ("nothing lifted", ["--effort", "default", "--lift-budget", "0"]),
+    ("for TensorRT, nothing lifted", ["--effort", "default", "--deploy-to", "tensorrt", "--lift-budget", "0"]),
     ("fast", ["--effort", "fast"]),
     ("default", ["--effort", "default"]),
     ("thorough", ["--effort", "thorough"]),

@@ -31,7 +31,8 @@ mod table;
 pub use histograms::{Histograms, Provenance, Shards};
 pub use observe::{Batch, Observing, check_complete, observe};
 pub use recovered::{
-    BiasCorrection, DeployTo, Effort, Lifted, Recovered, RecoveryStep, Rounding, Shift, ShiftPolicy, StepKind,
+    BiasCorrection, DeployTo, Effort, Equalized, Lifted, Recovered, RecoveryStep, Rounding, Shift, ShiftPolicy,
+    StepKind,
 };
 pub use table::tables;
 

@@ -12,7 +12,7 @@ use crate::words::words;
 words! {
     /// How far recovery goes.
     Effort "effort" {
-        /// Ranges, shifts and biases, on few samples.
+        /// Ranges, equalization, shifts and biases in one step, on few samples.
         Fast "fast",
         /// Rounding of weights and lifting as well, every step measured on held-out samples.
         #[default]
@@ -32,6 +32,8 @@ words! {
         Biases "biases",
         /// Ranges by what they do to the results of their consumers.
         Ranges "ranges",
+        /// Channels of what depthwise convolutions read, brought to like sizes.
+        Equalization "equalization",
         /// Quantizers around another centre than 0.
         Shift "shift",
         /// Weights rounded by what they are multiplied with.
@@ -43,7 +45,8 @@ words! {
 
 impl StepKind {
     /// Every step.
-    pub const ALL: [Self; 5] = [Self::Biases, Self::Ranges, Self::Shift, Self::Rounding, Self::Lifting];
+    pub const ALL: [Self; 6] =
+        [Self::Biases, Self::Ranges, Self::Equalization, Self::Shift, Self::Rounding, Self::Lifting];
 }
 
 words! {
@@ -103,6 +106,9 @@ pub struct Recovered {
     /// By tensor name, activations that are quantized around another centre than 0.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub shifts: BTreeMap<String, Shift>,
+    /// By tensor name, activations whose channels are multiplied before they are quantized.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub equalized: BTreeMap<String, Equalized>,
     /// By the name of a weight, where its codes differ from those of rounding to the nearest.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rounding: BTreeMap<String, Rounding>,
@@ -123,6 +129,22 @@ pub struct Shift {
     pub amax: f32,
 }
 
+/// By what each channel of an activation is multiplied before it is quantized: powers of two, as exponents. Depthwise
+/// convolutions take them back in their weights, in which not a bit changes by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(transparent)]
+pub struct Equalized(pub Vec<u8>);
+
+impl Equalized {
+    /// The largest exponent: `float16` still has numbers for scales that are so much smaller.
+    pub const MOST: u8 = 6;
+
+    /// The factors.
+    pub fn factors(&self) -> Vec<f32> {
+        self.0.iter().map(|&exponent| f32::from(1u16 << exponent.min(Self::MOST))).collect()
+    }
+}
+
 /// A node that stays in the high precision.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Lifted {
@@ -137,7 +159,7 @@ pub struct Lifted {
 /// One step of recovery.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RecoveryStep {
-    /// Which: `ranges`, `shift`, `biases`, `rounding` or `lifting`.
+    /// Which: the [`StepKind`] by name, or those that were tried at once.
     pub name: String,
     /// Whether its result is in the table.
     pub kept: bool,

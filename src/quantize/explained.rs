@@ -19,6 +19,11 @@ pub fn explained(graph: &GraphProto, placement: &Placement, table: &CalibrationT
         let stays = |node: &String| recovered.lifted.iter().any(|lifted| lifted.node == *node);
         for edge in &placement.activations {
             let node = label(edge.node);
+            if let Some(equalized) = recovered.equalized.get(&edge.tensor).filter(|_| !stays(&node)) {
+                let most = equalized.factors().into_iter().fold(1.0, f32::max);
+                let what = format!("channels of input `{}` multiplied by 1 to {most}", edge.tensor);
+                found.entry(node.clone()).or_default().push(what);
+            }
             if let Some(shift) = recovered.shifts.get(&edge.tensor).filter(|_| !stays(&node)) {
                 let what = format!("input `{}` around {:.4}", edge.tensor, shift.offset);
                 found.entry(node).or_default().push(what);

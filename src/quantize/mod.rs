@@ -6,6 +6,7 @@
 mod bias;
 mod contents;
 mod convert;
+mod equalize;
 mod explained;
 mod facts;
 mod follow;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 pub use contents::Contents;
 pub(crate) use contents::quantized_in;
 pub use convert::{Fp32Reason, Halved, KeptFp32, half_constant};
+pub use equalize::{Equalizable, equalizable};
 pub use explained::explained;
 pub use follow::{Follower, quantize_following};
 pub use model_graph::{GraphNode, ModelGraph};
@@ -46,7 +48,7 @@ pub use validate::{Finding, Severity, validate};
 use crate::{
     artifact::{ContentHash, Tool},
     backend::TensorInfo,
-    calibrate::{CalibrationTable, Method, Recovered, TensorRange},
+    calibrate::{CalibrationTable, Method, Recovered, Shift, TensorRange},
     onnx::{
         GraphError, GraphView, Model, TensorError,
         proto::{GraphProto, StringStringEntryProto},
@@ -99,6 +101,11 @@ pub enum QuantizeError {
          channels or are not finite; calibrate again"
     )]
     BiasCorrection { node: String, given: usize },
+    #[error(
+        "the calibration table equalizes the channels of tensor `{tensor}` by {given} numbers, and it has {channels}; \
+         calibrate again"
+    )]
+    Equalized { tensor: String, given: usize, channels: usize },
     #[error("the calibration table does not round the {codes} codes of weight `{tensor}`, but others; calibrate again")]
     Rounding { tensor: String, codes: usize },
     #[error(
@@ -264,10 +271,10 @@ pub fn quantize(
     upgrade::raise_opset(&mut model, opset, shapes)?;
     let recovered = table.and_then(|table| table.recovered.as_ref()).filter(|_| precision == Precision::Int8);
     let mut placement = place(&model, shapes, &scheme_with_lifted(options, recovered))?;
-    let shifted = match recovered {
-        Some(recovered) => shift::shift(model.graph_mut(), shapes, &mut placement, &recovered.shifts)?,
-        None => BTreeMap::new(),
-    };
+    let mut shapes = shapes.clone();
+    let moved = table.zip(recovered);
+    let moved = moved.map(|(table, recovered)| move_values(&mut model, &mut shapes, &mut placement, table, recovered));
+    let (shapes, shifted) = (&shapes, moved.transpose()?.unwrap_or_default());
     let float = model.clone();
     let mut scales = Vec::new();
     let quantizes = !placement.activations.is_empty() || !placement.weights.is_empty();
@@ -293,6 +300,36 @@ pub(crate) fn scheme_with_lifted(options: &QuantizeOptions, recovered: Option<&R
         scheme.plan.assignments.splice(0..0, lifted.assignments);
     }
     scheme
+}
+
+/// Equalizes and shifts what is quantized, as recovery found it. Returns what the tensors that it made were before.
+fn move_values(
+    model: &mut Model,
+    shapes: &mut BTreeMap<String, TensorInfo>,
+    placement: &mut Placement,
+    table: &CalibrationTable,
+    recovered: &Recovered,
+) -> Result<BTreeMap<String, Shifted>, QuantizeError> {
+    let equalized = equalize::equalize(model.graph_mut(), shapes, placement, &recovered.equalized)?;
+    let mut shifts = recovered.shifts.clone();
+    for (new, tensor) in &equalized {
+        if let Some(shift) = shifts.remove(tensor) {
+            shifts.insert(new.clone(), shift);
+        }
+    }
+    let mut made = shift::shift(model.graph_mut(), shapes, placement, &shifts)?;
+    for shifted in made.values_mut() {
+        if let Some(tensor) = equalized.get(&shifted.tensor) {
+            shifted.tensor.clone_from(tensor);
+        }
+    }
+    for (new, tensor) in equalized {
+        let is_quantized = placement.activations.iter().any(|edge| edge.tensor == new);
+        if let (true, Some(range)) = (is_quantized, table.tensors.get(&tensor)) {
+            made.insert(new, Shifted { tensor, shift: Shift { offset: 0.0, amax: range.amax } });
+        }
+    }
+    Ok(made)
 }
 
 /// The table, with the ranges of shifted tensors.

@@ -12,6 +12,7 @@ mod patches;
 mod ranges;
 mod rank;
 mod rounding;
+mod scales;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -31,7 +32,7 @@ use crate::{
     compare::{Answers, CompareError, OwnMetric, Parts, ShapeDependsOnData},
     onnx::{GraphError, Model},
     qparams::QParamsError,
-    quantize::{Placement, QuantizeError, Shiftable, shiftable},
+    quantize::{Placement, QuantizeError, Shiftable, equalizable, shiftable},
     tensor::{ShapeError, TensorMap},
 };
 use network::Network;
@@ -42,6 +43,8 @@ use walk::{Objectives, State, Tasks, walk, whole_correction};
 const MARGIN_DB: f64 = 0.02;
 /// Workers at most: each has its own copy of what runs.
 const WORKERS: usize = 8;
+/// Steps that a fast effort tries at once, and one after the other only where that brings nothing.
+const TOGETHER: [StepKind; 4] = [StepKind::Biases, StepKind::Ranges, StepKind::Equalization, StepKind::Shift];
 /// Samples that operators are ranked on.
 const RANKED_ON: usize = 2;
 
@@ -209,26 +212,49 @@ fn on_workers(
         judge,
         value: None,
     };
-    let may = |step| options.steps.contains(&step);
+    let may = |step: &StepKind| options.steps.contains(step);
     steps.measure()?;
     let measuring = started.elapsed().as_secs_f64();
-    if may(StepKind::Biases) {
-        steps.biases = steps.try_out(StepKind::Biases, Tasks { biases: true, ..Tasks::default() })?;
+    let mut plain = steps.state.ranges.clone();
+    let ranges: BTreeMap<String, Vec<Shift>> =
+        table.tensors.iter().map(|(name, range)| (name.clone(), ranges::candidates(range, false))).collect();
+    let possible = equalizable(model.graph(), shapes, placement)?.into_iter();
+    let possible = possible.filter(|(_, needs)| options.deploy_to == DeployTo::Rtx || needs.pointwise);
+    let equalize: BTreeMap<String, (usize, Vec<Shift>)> = possible
+        .filter_map(|(name, needs)| Some((needs.channels, ranges.get(&name)?.clone())).map(|of| (name, of)))
+        .collect();
+    let shifts = |plain: &_| shifts(model, shapes, placement, table, options.shift, plain);
+    if options.effort == Effort::Fast && TOGETHER.iter().all(may) {
+        let mut candidates = ranges.clone();
+        for (name, shifted) in shifts(&plain)? {
+            candidates.entry(name).or_default().extend(shifted.into_iter().filter(|range| range.offset != 0.0));
+        }
+        let tasks = Tasks { biases: true, candidates, equalize: equalize.clone(), ..Tasks::default() };
+        steps.biases = steps.try_out(&TOGETHER, tasks)?;
     }
-    if may(StepKind::Ranges) {
-        let of = |(name, range): (&String, _)| (name.clone(), ranges::candidates(range, false));
-        let candidates = table.tensors.iter().map(of).collect();
-        steps.try_out(StepKind::Ranges, Tasks { candidates, ..Tasks::default() })?;
+    if !steps.biases {
+        if may(&StepKind::Biases) {
+            steps.biases = steps.try_out(&[StepKind::Biases], Tasks { biases: true, ..Tasks::default() })?;
+        }
+        if may(&StepKind::Ranges) {
+            steps.try_out(&[StepKind::Ranges], Tasks { candidates: ranges, ..Tasks::default() })?;
+        }
+        if may(&StepKind::Equalization) && !equalize.is_empty() {
+            steps.try_out(&[StepKind::Equalization], Tasks { equalize, ..Tasks::default() })?;
+        }
+        plain.clone_from(&steps.state.ranges);
+        let candidates = shifts(&plain)?;
+        if may(&StepKind::Shift) && !candidates.is_empty() {
+            steps.try_out(&[StepKind::Shift], Tasks { candidates, ..Tasks::default() })?;
+        }
     }
-    let plain = steps.state.ranges.clone();
-    let candidates = shifts(model, shapes, placement, table, options.shift, &plain)?;
-    if may(StepKind::Shift) && !candidates.is_empty() {
-        steps.try_out(StepKind::Shift, Tasks { candidates, ..Tasks::default() })?;
+    plain.extend(
+        steps.state.ranges.iter().filter(|(_, range)| range.offset == 0.0).map(|(name, &range)| (name.clone(), range)),
+    );
+    if may(&StepKind::Rounding) && options.columns() > 0 {
+        steps.try_out(&[StepKind::Rounding], Tasks { rounding: options.columns(), ..Tasks::default() })?;
     }
-    if may(StepKind::Rounding) && options.columns() > 0 {
-        steps.try_out(StepKind::Rounding, Tasks { rounding: options.columns(), ..Tasks::default() })?;
-    }
-    let lifted = if may(StepKind::Lifting) && options.lift_budget > 0.0 && options.effort != Effort::Fast {
+    let lifted = if may(&StepKind::Lifting) && options.lift_budget > 0.0 && options.effort != Effort::Fast {
         steps.lift(options.lift_budget)?
     } else {
         Vec::new()
@@ -327,13 +353,13 @@ impl Steps<'_> {
         Ok(Some(judge.metric.value(named.collect())?))
     }
 
-    /// Tries a step and keeps it where the outputs gain; returns whether it was kept.
-    fn try_out(&mut self, step: StepKind, tasks: Tasks) -> Result<bool, RecoverError> {
-        self.try_from(step, self.state.clone(), tasks)
+    /// Tries a step, or some at once, and keeps it where the outputs gain; returns whether it was kept.
+    fn try_out(&mut self, steps: &[StepKind], tasks: Tasks) -> Result<bool, RecoverError> {
+        self.try_from(steps, self.state.clone(), tasks)
     }
 
     /// The same from another state. Biases are corrected anew in every step, once they have proved worth it.
-    fn try_from(&mut self, step: StepKind, mut next: State, tasks: Tasks) -> Result<bool, RecoverError> {
+    fn try_from(&mut self, steps: &[StepKind], mut next: State, tasks: Tasks) -> Result<bool, RecoverError> {
         let started = Instant::now();
         let (biases, answers) = (tasks.biases || self.biases, self.judge.is_some());
         let tasks = Tasks { biases, answers, parts: self.parts.clone(), ..tasks };
@@ -351,7 +377,8 @@ impl Steps<'_> {
         let what = metric.map_or(what.clone(), |(before, after)| format!("{what}; metric {before} to {after}"));
         let what = if kept { what } else { format!("{what}; not kept, for held-out samples do not gain by it") };
         let gain_interval_db = walked.objectives.gain_interval(&self.before);
-        let (name, seconds) = (step.to_string(), started.elapsed().as_secs_f64());
+        let name = steps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let seconds = started.elapsed().as_secs_f64();
         self.rows.push(RecoveryStep { name, kept, before_db, after_db, gain_interval_db, seconds, what });
         if kept {
             (self.state, self.before, self.value) = (next, walked.objectives, value);
@@ -372,7 +399,7 @@ impl Steps<'_> {
         let mut next = self.state.clone();
         next.lifted.extend(picked.iter().map(|&index| ranked[index].node.clone()));
         let ranking = started.elapsed().as_secs_f64();
-        let kept = self.try_from(StepKind::Lifting, next, Tasks::default())?;
+        let kept = self.try_from(&[StepKind::Lifting], next, Tasks::default())?;
         if let Some(row) = self.rows.last_mut() {
             row.seconds += ranking;
         }
@@ -403,13 +430,14 @@ impl Steps<'_> {
                 table.bias_corrections.insert(operator.node.clone(), whole);
             }
         }
-        let State { ranges, rounding, .. } = self.state;
+        let State { ranges, equalized, rounding, .. } = self.state;
         let moved = |differences: &Vec<i8>| differences.iter().any(|&difference| difference != 0);
         table.recovered = Some(Recovered {
             effort: options.effort,
             deploy_to: options.deploy_to,
             shift: options.shift,
             shifts: ranges.into_iter().filter(|(_, range)| range.offset != 0.0).collect(),
+            equalized,
             rounding: (rounding.into_iter().filter(|(_, differences)| moved(differences)))
                 .map(|(weight, differences)| (weight, Rounding::new(&differences)))
                 .collect(),
@@ -429,10 +457,12 @@ fn changes(before: &State, after: &State) -> String {
     };
     let ranges = after.ranges.iter().filter(|(name, range)| before.ranges.get(*name) != Some(range));
     let (shifted, moved): (Vec<_>, Vec<_>) = ranges.partition(|(_, range)| range.offset != 0.0);
+    let equalized = after.equalized.len() - before.equalized.len();
     let biases = after.biases.iter().filter(|(name, values)| before.biases.get(*name) != Some(values)).count();
     let weights = after.rounding.len().saturating_sub(before.rounding.len());
     let parts = [
         count(moved.len(), "range", "ranges"),
+        count(equalized, "activation equalized", "activations equalized"),
         count(shifted.len(), "activation shifted", "activations shifted"),
         count(biases, "bias", "biases"),
         count(weights, "weight rounded anew", "weights rounded anew"),

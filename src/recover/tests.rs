@@ -58,10 +58,32 @@ fn declared(name: &str) -> ValueInfoProto {
 /// `x ─ Conv a (3 by 3, padded) ─ Clip(0, 6) ─ Conv b (3 by 3, padded) ─ Relu ─ Conv c (1 by 1) ─ y`; the input of `c` is
 /// multiplied by `stretch` in its first channel, and its weights there by the inverse.
 fn model(stretch: f32) -> Model {
+    with_weights(1, |name, values| match name {
+        "b.w" => values[..CHANNELS * 9].iter_mut().for_each(|value| *value *= stretch),
+        "c.w" => values.iter_mut().step_by(CHANNELS).for_each(|value| *value /= stretch),
+        _ => {}
+    })
+}
+
+/// The same with a depthwise `b`, and an input of it that is small by `stretch` in all channels but the first.
+fn depthwise_model(stretch: f32) -> Model {
+    with_weights(CHANNELS, |name, values| match name {
+        "a.w" | "a.b" => {
+            let first = values.len() / CHANNELS;
+            values[first..].iter_mut().for_each(|value| *value /= stretch);
+        }
+        "b.w" => values[9..].iter_mut().for_each(|value| *value *= stretch),
+        _ => {}
+    })
+}
+
+/// The model with `group` groups in `b`, and weights that `change` gets by name.
+fn with_weights(group: usize, change: impl Fn(&str, &mut [f32])) -> Model {
     let conv = |name: &str, from: &str, pad: i64| {
         let names = [from.to_owned(), format!("{name}.w"), format!("{name}.b")];
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        NodeProto::new("Conv", name, &names, &[name]).with(AttributeProto::ints("pads", &[pad; 4]))
+        let conv = NodeProto::new("Conv", name, &names, &[name]).with(AttributeProto::ints("pads", &[pad; 4]));
+        if name == "b" { conv.with(AttributeProto::int("group", group as i64)) } else { conv }
     };
     let node = vec![
         conv("a", "x", 1),
@@ -70,18 +92,16 @@ fn model(stretch: f32) -> Model {
         NodeProto::new("Relu", "relu", &["b"], &["relu"]),
         conv("c", "relu", 0),
     ];
-    let weight = |name: &str, side: usize, gain: f32| {
-        let values = numbers(name.len() as u64 + u64::from(name.as_bytes()[0]), CHANNELS * CHANNELS * side * side);
-        let mut values: Vec<f32> = values.into_iter().map(|value| gain * value).collect();
-        let row = CHANNELS * side * side;
-        match name {
-            "b.w" => values[..row].iter_mut().for_each(|value| *value *= stretch),
-            "c.w" => values.iter_mut().step_by(row).for_each(|value| *value /= stretch),
-            _ => {}
-        }
-        TensorProto::from_tensor(name, tensor(&[CHANNELS, CHANNELS, side, side], values))
+    let parameter = |name: &str, shape: &[usize], mut values: Vec<f32>| {
+        change(name, &mut values);
+        TensorProto::from_tensor(name, tensor(shape, values))
     };
-    let vector = |name: &str, value: f32| TensorProto::from_tensor(name, tensor(&[CHANNELS], vec![value; CHANNELS]));
+    let weight = |name: &str, side: usize, gain: f32| {
+        let depth = if name == "b.w" { CHANNELS / group } else { CHANNELS };
+        let values = numbers(name.len() as u64 + u64::from(name.as_bytes()[0]), CHANNELS * depth * side * side);
+        parameter(name, &[CHANNELS, depth, side, side], values.into_iter().map(|value| gain * value).collect())
+    };
+    let vector = |name: &str, value: f32| parameter(name, &[CHANNELS], vec![value; CHANNELS]);
     let bound = |name: &str, value: f32| TensorProto::from_tensor(name, tensor(&[], vec![value]));
     let initializer = vec![
         weight("a.w", 3, 0.6),
@@ -128,8 +148,11 @@ struct Case {
 
 impl Case {
     fn new(stretch: f32) -> Option<Self> {
+        Self::of(model(stretch))
+    }
+
+    fn of(model: Model) -> Option<Self> {
         let runtime = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None))?;
-        let model = model(stretch);
         let shapes: BTreeMap<String, TensorInfo> =
             ["x", "a", "clip", "b", "relu", "c"].map(|name| (name.to_owned(), map(name))).into();
         let placement = place(&model, &shapes, &SchemeOptions::default()).unwrap();
@@ -238,6 +261,29 @@ fn a_tensor_that_is_never_negative_regains_a_bit_and_the_written_model_is_the_on
     let [plain, written] = [&case.table, &table].map(|table| case.written(table));
     assert!((written - measured).abs() < 0.3, "{written} dB written, {measured} dB measured");
     assert!(written > plain + 3.0, "{written} {plain}");
+}
+
+#[test]
+fn channels_in_front_of_a_depthwise_convolution_are_brought_to_like_sizes() {
+    // All channels of `clip` but the first are 32 times smaller, which leaves them 4 of 127 steps.
+    let Some(case) = Case::of(depthwise_model(32.0)) else { return };
+    for effort in [Effort::Default, Effort::Fast] {
+        let table = case.recover(&RecoverOptions { effort, ..options() });
+        let recovered = table.recovered.as_ref().unwrap();
+        let names: Vec<&str> = recovered.equalized.keys().map(String::as_str).collect();
+        assert_eq!(names, ["clip"], "{:?}", recovered.steps);
+        let exponents = &recovered.equalized["clip"].0;
+        assert!(exponents[0] == 0 && exponents[1..].iter().all(|&e| (4..=6).contains(&e)), "{exponents:?}");
+        let of = |step: &&RecoveryStep| step.name.contains("equalization");
+        let step = recovered.steps.iter().find(of).unwrap();
+        assert!(step.kept && step.after_db > step.before_db.map(|db| db + 10.0), "{step}");
+        let measured = recovered.steps.iter().rfind(|step| step.kept).unwrap().after_db.unwrap();
+        let written = case.written(&table);
+        assert!((written - measured).abs() < 0.3, "{written} dB written, {measured} dB measured");
+    }
+    // The clip is no kernel of its own: there the multiplication might become one.
+    let elsewhere = case.recover(&RecoverOptions { deploy_to: DeployTo::Tensorrt, ..options() }).recovered.unwrap();
+    assert!(elsewhere.equalized.is_empty());
 }
 
 #[test]

@@ -17,10 +17,11 @@ use super::{
     patches::Patches,
     ranges::fake_quantize,
     rounding::descend,
+    scales::{channel_maxima, exponents},
     weights::{Layout, Quantized},
 };
 use crate::{
-    calibrate::Shift,
+    calibrate::{Equalized, Shift},
     compare::{Objective, Parts},
     stats::{half_width, jackknife},
     tensor::{Tensor, TensorMap},
@@ -28,7 +29,7 @@ use crate::{
 
 /// Samples that ranges are compared on, at most.
 const RANGED: usize = 4;
-/// Held-out samples that decide about the rounding of a weight, at most.
+/// Held-out samples that decide about the rounding of a weight, or the channels of a tensor, at most.
 const JUDGED: usize = 8;
 /// What is left of the error of a weight when it is rounded anew, at most.
 const ROUNDS_CLEARLY: f64 = 0.95;
@@ -40,6 +41,8 @@ const CLEARLY: f64 = 0.995;
 pub(super) struct State {
     /// Of every quantized tensor.
     pub ranges: BTreeMap<String, Shift>,
+    /// By tensor, what its channels are multiplied with before that.
+    pub equalized: BTreeMap<String, Equalized>,
     /// By node, what its bias takes back.
     pub biases: BTreeMap<String, Vec<f32>>,
     /// By weight, differences of its codes from the nearest.
@@ -48,11 +51,29 @@ pub(super) struct State {
     pub lifted: BTreeSet<String>,
 }
 
+impl State {
+    /// What the quantizer of `tensor` leaves of its values; `None` where it has none.
+    fn quantized(&self, tensor: &str, values: &Tensor) -> Option<Result<Tensor, RecoverError>> {
+        let range = *self.ranges.get(tensor)?;
+        let mut numbers = values.to_f32();
+        match self.equalized.get(tensor).map(Equalized::factors) {
+            Some(factors) => {
+                let blocks = numbers.chunks_mut(inner(values.shape())).zip(factors.iter().cycle());
+                blocks.for_each(|(values, &factor)| fake_quantize(values, range, factor));
+            }
+            None => fake_quantize(&mut numbers, range, 1.0),
+        }
+        Some(Tensor::from_f32(values.shape().to_vec(), numbers).map_err(Into::into))
+    }
+}
+
 /// What a walk decides.
 #[derive(Clone, Default)]
 pub(super) struct Tasks {
     /// Ranges to choose from, by tensor.
     pub candidates: BTreeMap<String, Vec<Shift>>,
+    /// Tensors that may be equalized, with their channels and the ranges around 0 to do it in.
+    pub equalize: BTreeMap<String, (usize, Vec<Shift>)>,
     pub biases: bool,
     /// Weights are rounded anew where an operator has at most this many columns; 0 for none.
     pub rounding: usize,
@@ -208,7 +229,13 @@ impl Step<'_> {
         }
         let mut quantized = Quantized::of(operator, self.state)?;
         for tensor in &operator.quantized {
-            if let Some(candidates) = self.tasks.candidates.get(tensor).filter(|_| decided.insert(tensor.clone())) {
+            if !decided.insert(tensor.clone()) {
+                continue;
+            }
+            if let Some(possible) = self.tasks.equalize.get(tensor) {
+                self.equalize(tensor, possible, &quantized, &results)?;
+            }
+            if let Some(candidates) = self.tasks.candidates.get(tensor) {
                 self.choose_range(tensor, candidates, &quantized, &results)?;
             }
         }
@@ -249,6 +276,52 @@ impl Step<'_> {
         Ok(error.total(self.operator.bias.is_some()))
     }
 
+    /// Multiplies the channels of `tensor` where held-out samples gain by it, perhaps with another one of `ranges` around 0:
+    /// large values cost less once small ones no longer pay for them.
+    fn equalize(
+        &mut self,
+        tensor: &str,
+        (channels, ranges): &(usize, Vec<Shift>),
+        weights: &Quantized,
+        results: &Results,
+    ) -> Result<(), RecoverError> {
+        let Some(plain) = self.state.ranges.get(tensor).copied().filter(|range| range.offset == 0.0) else {
+            return Ok(());
+        };
+        let maxima = channel_maxima(self.lanes.float[..self.fit].iter().filter_map(|lane| lane.get(tensor)), *channels);
+        let judged = self.judged(results.float.len());
+        let exact = &results.float[judged.clone()];
+        let mut best = (self.error(judged.clone(), weights.values.as_deref(), exact)? * CLEARLY, plain, None);
+        for round in 0..2 {
+            // What is to come may be larger than what was seen, so that some is left over in the end.
+            let tried: Vec<(Shift, i32, u8)> = match round {
+                0 => ranges.iter().map(|&range| (range, 0, Equalized::MOST)).collect(),
+                _ => vec![(best.1, 1, Equalized::MOST), (best.1, 0, Equalized::MOST / 2)],
+            };
+            for (range, spare, most) in tried {
+                let Some(found) = exponents(&maxima, range.amax, spare, most) else { continue };
+                self.state.ranges.insert(tensor.to_owned(), range);
+                self.state.equalized.insert(tensor.to_owned(), found.clone());
+                let error = self.error(judged.clone(), weights.values.as_deref(), exact)?;
+                if error < best.0 {
+                    best = (error, range, Some(found));
+                }
+            }
+        }
+        self.state.ranges.insert(tensor.to_owned(), best.1);
+        match best.2 {
+            Some(found) => self.state.equalized.insert(tensor.to_owned(), found),
+            None => self.state.equalized.remove(tensor),
+        };
+        Ok(())
+    }
+
+    /// The samples that single choices are judged on: held-out ones, or, without any, those that fit.
+    fn judged(&self, samples: usize) -> Range<usize> {
+        let held_out = if self.fit < samples { self.fit..samples } else { 0..self.fit };
+        held_out.start..held_out.end.min(held_out.start + JUDGED)
+    }
+
     /// Takes the range of `tensor` whose effect on the result is smallest.
     fn choose_range(
         &mut self,
@@ -285,9 +358,9 @@ impl Step<'_> {
         else {
             return Ok(());
         };
-        let range = self.state.ranges.get(tensor);
+        let state = &*self.state;
         let inputs = self.lanes.quantized[..self.fit].par_iter();
-        let inputs = inputs.filter_map(|lane| Some(self::quantized(lane.get(tensor)?, *range?)));
+        let inputs = inputs.filter_map(|lane| state.quantized(tensor, lane.get(tensor)?));
         let inputs = inputs.collect::<Result<Vec<Tensor>, _>>()?;
         let Some(moments) = self.patches.moments(&inputs, operator.window.as_ref(), &weight.shape, layout)? else {
             return Ok(());
@@ -306,9 +379,7 @@ impl Step<'_> {
             return Ok(());
         }
         let new = quantized.with_codes(layout.join(&codes), weight);
-        // Where nothing is held out, the fitting samples have to tell.
-        let held_out = if self.fit < results.float.len() { self.fit..results.float.len() } else { 0..self.fit };
-        let held_out = held_out.start..held_out.end.min(held_out.start + JUDGED);
+        let held_out = self.judged(results.float.len());
         // Errors that come in are no matter of the weights.
         let exact = self.results(held_out.clone(), Some(&weight.values))?;
         let before = self.error(held_out.clone(), Some(values), &exact)?;
@@ -361,12 +432,6 @@ pub(super) fn inner(shape: &[usize]) -> usize {
     if shape.len() > 2 { shape[2..].iter().product::<usize>().max(1) } else { 1 }
 }
 
-fn quantized(values: &Tensor, range: Shift) -> Result<Tensor, RecoverError> {
-    let mut numbers = values.to_f32();
-    fake_quantize(&mut numbers, range);
-    Ok(Tensor::from_f32(values.shape().to_vec(), numbers)?)
-}
-
 /// Errors of results by channel, behind what is fused with the operator.
 #[derive(Default)]
 struct ChannelErrors {
@@ -409,8 +474,8 @@ fn run_quantized(
 ) -> Result<TensorMap, RecoverError> {
     let mut given = parameters.clone();
     for tensor in &operator.quantized {
-        if let (Some(values), Some(&range)) = (lane.get(tensor), state.ranges.get(tensor)) {
-            given.insert(tensor.clone(), quantized(values, range)?);
+        if let Some(left) = lane.get(tensor).and_then(|values| state.quantized(tensor, values)) {
+            given.insert(tensor.clone(), left?);
         }
     }
     unit.run(lane, given)
@@ -444,14 +509,17 @@ pub(super) fn whole_correction(operator: &Operator, state: &State) -> Result<Opt
         .biases
         .get(&operator.node)
         .map_or_else(|| vec![0.0; bias.len()], |known| known.iter().map(|&v| v.into()).collect());
-    let offset =
-        operator.quantized.first().and_then(|tensor| state.ranges.get(tensor)).map_or(0.0, |range| range.offset);
+    let tensor = operator.quantized.first();
+    let offset = tensor.and_then(|tensor| state.ranges.get(tensor)).map_or(0.0, |range| range.offset);
+    let factors = tensor.and_then(|tensor| state.equalized.get(tensor)).map(Equalized::factors);
     if let (true, Some(layout)) = (offset != 0.0, Layout::of_any(operator, weight)) {
         let rounded = Quantized::of(operator, state)?.values.unwrap_or_default();
         let (exact, rounded) = (layout.rows(&weight.values), layout.rows(&rounded));
-        for ((sum, exact), rounded) in whole.iter_mut().zip(exact).zip(rounded) {
+        let each = factors.as_ref().map_or(1, |factors| layout.channels / factors.len());
+        for (channel, ((sum, exact), rounded)) in whole.iter_mut().zip(exact).zip(rounded).enumerate() {
+            let factor = factors.as_ref().map_or(1.0, |factors| factors[channel / each]);
             let moved: f64 = rounded.iter().zip(&exact).map(|(r, e)| f64::from(*r) - f64::from(*e)).sum();
-            *sum += f64::from(offset) * moved;
+            *sum += f64::from(offset / factor) * moved;
         }
     }
     Ok(whole.iter().any(|&value| value != 0.0).then(|| whole.into_iter().map(|value| value as f32).collect()))

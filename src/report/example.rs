@@ -178,6 +178,7 @@ fn recovery() -> Recovery {
             ),
         ],
         shifted: vec!["conv_1".into()],
+        equalized: Vec::new(),
         rounded: Vec::new(),
         lifted: vec![Lifted { node: "conv_2".into(), noise: 0.25, macs: 0.004 }],
     }

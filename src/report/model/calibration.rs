@@ -42,6 +42,9 @@ pub struct Recovery {
     pub steps: Vec<RecoveryRow>,
     /// Activations that are quantized around another centre than 0.
     pub shifted: Vec<String>,
+    /// Activations whose channels are multiplied by powers of two before they are quantized.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub equalized: Vec<String>,
     /// Weights whose codes are not the nearest ones.
     pub rounded: Vec<String>,
     /// Nodes that stay in the high precision, those that gain most first.
@@ -51,7 +54,7 @@ pub struct Recovery {
 /// One step of recovery.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RecoveryRow {
-    /// `biases`, `ranges`, `shift`, `rounding`, `lifting`; `recovery` with the reason where it could not be tried at all.
+    /// `biases`, `ranges`, `equalization`, `shift`, `rounding`, `lifting`, or several that were tried at once; `recovery` with the reason where it could not be tried at all.
     pub name: String,
     /// Whether its result is in the model.
     pub kept: bool,
@@ -85,6 +88,7 @@ impl Recovery {
             deploy_to: recovered.deploy_to,
             steps: recovered.steps.iter().map(row).collect(),
             shifted: recovered.shifts.keys().cloned().collect(),
+            equalized: recovered.equalized.keys().cloned().collect(),
             rounded: recovered.rounding.keys().cloned().collect(),
             lifted: recovered.lifted.clone(),
         }
