@@ -144,7 +144,9 @@ fn divide(weight: &mut TensorProto, factors: &[f32]) -> Result<usize, QuantizeEr
     let (shape, mut values) = (tensor.shape().to_vec(), tensor.to_f32());
     let each = (values.len() / factors.len()).max(1);
     for (values, factor) in values.chunks_mut(each).zip(factors) {
-        values.iter_mut().for_each(|value| *value /= factor);
+        for value in values {
+            *value /= factor;
+        }
     }
     let name = weight.name().to_owned();
     *weight = TensorProto::from_tensor(&name, Tensor::from_f32(shape.clone(), values)?);

@@ -38,7 +38,9 @@ fn model() -> Model {
 /// Depthwise convolutions of 16 channels are too small for INT8 kernels by the rules; a plan quantizes all the same.
 fn scheme() -> SchemeOptions {
     let mut scheme = SchemeOptions::default();
-    ["a", "b", "c", "d"].iter().for_each(|node| scheme.plan.assign(node, Precision::Int8));
+    for node in ["a", "b", "c", "d"] {
+        scheme.plan.assign(node, Precision::Int8);
+    }
     scheme
 }
 
