@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{network::Tail, walk::inner};
+use super::{network::Tail, state::inner};
 use crate::tensor::Tensor;
 
 /// Positions of one channel of a sample that are looked at, about.

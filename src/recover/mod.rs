@@ -6,6 +6,7 @@
 //! calibration table, and `quantize` makes it true.
 
 mod biases;
+mod errors;
 mod lifting;
 mod network;
 mod patches;
@@ -13,6 +14,7 @@ mod ranges;
 mod rank;
 mod rounding;
 mod scales;
+mod state;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -35,9 +37,11 @@ use crate::{
     quantize::{Placement, QuantizeError, Shiftable, equalizable, shiftable},
     tensor::{ShapeError, TensorMap},
 };
+use errors::Objectives;
 use network::Network;
 use patches::Patches;
-use walk::{Objectives, State, Tasks, walk, whole_correction};
+use state::{State, whole_correction};
+use walk::{Tasks, walk};
 
 /// Decibels by which a step must lower the error on held-out samples to be kept.
 const MARGIN_DB: f64 = 0.02;

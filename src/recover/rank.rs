@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{
     RecoverError,
     network::{Network, Operator, Unit},
-    walk::{Lane, State, alone},
+    state::{Lane, State, alone},
 };
 use crate::{
     compare::{Objective, Parts},

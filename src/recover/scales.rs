@@ -2,7 +2,7 @@
 
 use crate::{calibrate::Equalized, tensor::Tensor};
 
-use super::walk::inner;
+use super::state::inner;
 
 /// The largest magnitude of each of `channels` over all of `tensors`.
 pub(super) fn channel_maxima<'t>(tensors: impl Iterator<Item = &'t Tensor>, channels: usize) -> Vec<f32> {

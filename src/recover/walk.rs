@@ -4,7 +4,7 @@
 //! result. What comes before it is quantized already, so that it answers for the errors that reach it as well.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     ops::Range,
 };
 
@@ -13,17 +13,17 @@ use rayon::prelude::*;
 use super::{
     RecoverError,
     biases::correction,
+    errors::{ChannelErrors, Objectives},
     network::{Network, Operator, Unit},
     patches::Patches,
-    ranges::fake_quantize,
     rounding::descend,
     scales::{channel_maxima, exponents},
+    state::{Lane, State, add_by_channel, run_quantized},
     weights::{Layout, Quantized},
 };
 use crate::{
     calibrate::{Equalized, Shift},
     compare::{Objective, Parts},
-    stats::{half_width, jackknife},
     tensor::{Tensor, TensorMap},
 };
 
@@ -35,37 +35,6 @@ const JUDGED: usize = 8;
 const ROUNDS_CLEARLY: f64 = 0.95;
 /// A choice must lower the error of the result by this share.
 const CLEARLY: f64 = 0.995;
-
-/// How a network is quantized.
-#[derive(Clone, Default)]
-pub(super) struct State {
-    /// Of every quantized tensor.
-    pub ranges: BTreeMap<String, Shift>,
-    /// By tensor, what its channels are multiplied with before that.
-    pub equalized: BTreeMap<String, Equalized>,
-    /// By node, what its bias takes back.
-    pub biases: BTreeMap<String, Vec<f32>>,
-    /// By weight, differences of its codes from the nearest.
-    pub rounding: BTreeMap<String, Vec<i8>>,
-    /// Nodes in float.
-    pub lifted: BTreeSet<String>,
-}
-
-impl State {
-    /// What the quantizer of `tensor` leaves of its values; `None` where it has none.
-    fn quantized(&self, tensor: &str, values: &Tensor) -> Option<Result<Tensor, RecoverError>> {
-        let range = *self.ranges.get(tensor)?;
-        let mut numbers = values.to_f32();
-        match self.equalized.get(tensor).map(Equalized::factors) {
-            Some(factors) => {
-                let blocks = numbers.chunks_mut(inner(values.shape())).zip(factors.iter().cycle());
-                blocks.for_each(|(values, &factor)| fake_quantize(values, range, factor));
-            }
-            None => fake_quantize(&mut numbers, range, 1.0),
-        }
-        Some(Tensor::from_f32(values.shape().to_vec(), numbers).map_err(Into::into))
-    }
-}
 
 /// What a walk decides.
 #[derive(Clone, Default)]
@@ -90,42 +59,6 @@ pub(super) struct Walked {
     /// The quantized outputs of every measured call, all of them, where asked for.
     pub answers: Vec<TensorMap>,
 }
-
-/// How far the outputs of several calls are from those of the float model.
-#[derive(Clone, Default)]
-pub(super) struct Objectives(Vec<Objective>);
-
-impl Objectives {
-    /// Over all calls, or without one of them.
-    fn whole(&self, without: Option<usize>) -> Option<f64> {
-        let mut whole: Option<Objective> = None;
-        for (_, call) in self.0.iter().enumerate().filter(|(index, _)| Some(*index) != without) {
-            match &mut whole {
-                Some(whole) => whole.append(call),
-                None => whole = Some(call.clone()),
-            }
-        }
-        whole?.decibels()
-    }
-
-    /// Signal to noise over all calls, in decibels.
-    pub fn decibels(&self) -> Option<f64> {
-        self.whole(None)
-    }
-
-    /// The 95 % interval of what these gain over the same calls before, in decibels: each call is left out of both in turn.
-    pub fn gain_interval(&self, before: &Self) -> Option<[f64; 2]> {
-        let gain = |without| Some(self.whole(without)? - before.whole(without)?).filter(|gain| gain.is_finite());
-        let calls = self.0.len();
-        let left: Vec<f64> = (0..calls).map(|call| gain(Some(call))).collect::<Option<_>>()?;
-        let half = half_width(jackknife(&left)?, calls as u64, 0.95)?;
-        let all = gain(None)?;
-        Some([all - half, all + half])
-    }
-}
-
-/// Tensors of one sample on one side.
-pub(super) type Lane = HashMap<String, Tensor>;
 
 /// Both sides of all samples.
 struct Lanes {
@@ -408,151 +341,5 @@ impl Step<'_> {
         if let Some(values) = self.state.biases.get(&operator.node) {
             results.quantized.par_iter_mut().for_each(|tensor| add_by_channel(tensor, values));
         }
-    }
-}
-
-/// Adds a number to every channel of a result.
-fn add_by_channel(tensor: &mut Tensor, values: &[f32]) {
-    let shape = tensor.shape().to_vec();
-    let inner = inner(&shape);
-    let mut sums = tensor.to_f32();
-    for (block, numbers) in sums.chunks_mut(inner).enumerate() {
-        let value = values[block % values.len()];
-        for number in numbers {
-            *number += value;
-        }
-    }
-    if let Ok(new) = Tensor::from_f32(shape, sums) {
-        *tensor = new;
-    }
-}
-
-/// Numbers of one channel that lie together in a result: maps have channels second, rows have them last.
-pub(super) fn inner(shape: &[usize]) -> usize {
-    if shape.len() > 2 { shape[2..].iter().product::<usize>().max(1) } else { 1 }
-}
-
-/// Errors of results by channel, behind what is fused with the operator.
-#[derive(Default)]
-struct ChannelErrors {
-    count: f64,
-    sums: Vec<(f64, f64)>,
-}
-
-impl ChannelErrors {
-    fn add(&mut self, operator: &Operator, float: &Tensor, quantized: &Tensor) {
-        let channels = operator.bias.as_ref().map_or(1, Vec::len);
-        self.sums.resize(channels, (0.0, 0.0));
-        let inner = inner(float.shape());
-        let (float, quantized) = (float.view().to_f32(), quantized.view().to_f32());
-        self.count += float.len() as f64 / channels as f64;
-        for (block, (f, q)) in float.chunks(inner).zip(quantized.chunks(inner)).enumerate() {
-            let (mut sum, mut squares) = (0.0f32, 0.0f32);
-            for (&f, &q) in f.iter().zip(q) {
-                let error = f - q;
-                (sum, squares) = (sum + error, squares + error * error);
-            }
-            let total = &mut self.sums[block % channels];
-            *total = (total.0 + f64::from(sum), total.1 + f64::from(squares));
-        }
-    }
-
-    /// Sum of squares; without the part that a bias takes back.
-    fn total(&self, corrected: bool) -> f64 {
-        let of = |&(sum, squares): &(f64, f64)| if corrected { squares - sum * sum / self.count } else { squares };
-        self.sums.iter().map(of).sum()
-    }
-}
-
-/// Runs an operator with its weight and bias in `parameters` on quantized activations.
-fn run_quantized(
-    unit: &Unit,
-    operator: &Operator,
-    lane: &Lane,
-    state: &State,
-    parameters: &TensorMap,
-) -> Result<TensorMap, RecoverError> {
-    let mut given = parameters.clone();
-    for tensor in &operator.quantized {
-        if let Some(left) = lane.get(tensor).and_then(|values| state.quantized(tensor, values)) {
-            given.insert(tensor.clone(), left?);
-        }
-    }
-    unit.run(lane, given)
-}
-
-/// The result of one operator that alone is quantized, with the name of its tensor.
-pub(super) fn alone(
-    unit: &Unit,
-    operator: &Operator,
-    float: &Lane,
-    state: &State,
-) -> Result<Option<(String, Tensor)>, RecoverError> {
-    let weights = Quantized::of(operator, state)?;
-    let parameters = operator.parameters(weights.values.as_deref(), operator.bias.as_deref());
-    let made = run_quantized(unit, operator, float, state, &parameters)?;
-    let Some((name, mut tensor)) = made.into_iter().next() else { return Ok(None) };
-    if let Some(bias) = state.biases.get(&operator.node) {
-        add_by_channel(&mut tensor, bias);
-    }
-    Ok(Some((name, tensor)))
-}
-
-/// What the bias of an operator must take back in all, when its input is quantized around `offset`: the rounding of the
-/// weights moves what the offset contributes. `None` for nothing.
-pub(super) fn whole_correction(operator: &Operator, state: &State) -> Result<Option<Vec<f32>>, RecoverError> {
-    let (Some(bias), Some(weight)) = (&operator.bias, &operator.weight) else { return Ok(None) };
-    if state.lifted.contains(&operator.node) {
-        return Ok(None);
-    }
-    let mut whole: Vec<f64> = state
-        .biases
-        .get(&operator.node)
-        .map_or_else(|| vec![0.0; bias.len()], |known| known.iter().map(|&v| v.into()).collect());
-    let tensor = operator.quantized.first();
-    let offset = tensor.and_then(|tensor| state.ranges.get(tensor)).map_or(0.0, |range| range.offset);
-    let factors = tensor.and_then(|tensor| state.equalized.get(tensor)).map(Equalized::factors);
-    if let (true, Some(layout)) = (offset != 0.0, Layout::of_any(operator, weight)) {
-        let rounded = Quantized::of(operator, state)?.values.unwrap_or_default();
-        let (exact, rounded) = (layout.rows(&weight.values), layout.rows(&rounded));
-        let each = factors.as_ref().map_or(1, |factors| layout.channels / factors.len());
-        for (channel, ((sum, exact), rounded)) in whole.iter_mut().zip(exact).zip(rounded).enumerate() {
-            let factor = factors.as_ref().map_or(1.0, |factors| factors[channel / each]);
-            let moved: f64 = rounded.iter().zip(&exact).map(|(r, e)| f64::from(*r) - f64::from(*e)).sum();
-            *sum += f64::from(offset / factor) * moved;
-        }
-    }
-    Ok(whole.iter().any(|&value| value != 0.0).then(|| whole.into_iter().map(|value| value as f32).collect()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Calls with one value each: 1 in float, and with this error.
-    fn calls(errors: &[f32]) -> Objectives {
-        let tensor = |value: f32| Tensor::from_f32(vec![1, 1], vec![value]).unwrap();
-        let call = |&error: &f32| {
-            let mut objective = Objective::new(Parts::new());
-            objective.add("y", tensor(1.0).view(), tensor(1.0 + error).view()).unwrap();
-            objective
-        };
-        Objectives(errors.iter().map(call).collect())
-    }
-
-    #[test]
-    fn gains_are_told_from_chance_by_pairs_of_calls() {
-        // However unlike calls are, a tenth of the error in each of them is 20 dB.
-        let (before, after) = (calls(&[0.5, 0.25, 0.125, 1.0]), calls(&[0.05, 0.025, 0.0125, 0.1]));
-        let [low, high] = after.gain_interval(&before).unwrap();
-        assert!((low - 20.0).abs() < 1e-3 && (high - 20.0).abs() < 1e-3, "{low} {high}");
-        assert!((after.decibels().unwrap() - before.decibels().unwrap() - 20.0).abs() < 1e-3);
-        // Half of the calls gain as much as the others lose: without each the gain is ±10·log₁₀(9 / 6), and so
-        // is the pseudo-value: s = 1.7609 · √(4/3), times (n - 1) / √n and Student's 3.1824 for three degrees.
-        let (before, after) = (calls(&[0.5, 0.5, 0.25, 0.25]), calls(&[0.25, 0.25, 0.5, 0.5]));
-        let [low, high] = after.gain_interval(&before).unwrap();
-        let half = 3.182_446 * (0.75f64 * 4.0).sqrt() * 10.0 * 1.5f64.log10();
-        assert!((low + half).abs() < 1e-3 && (high - half).abs() < 1e-3, "{low} {high} {half}");
-        assert_eq!(calls(&[0.5]).gain_interval(&calls(&[0.25])), None, "one call tells nothing");
     }
 }

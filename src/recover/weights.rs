@@ -3,7 +3,7 @@
 use super::{
     RecoverError,
     network::{Operator, Weight},
-    walk::State,
+    state::State,
 };
 use crate::qparams::{Granularity, QParams, QuantType};
 

@@ -1,0 +1,106 @@
+//! How far results are from those of the float model: of an operator by channel, and of the whole model by call.
+
+use super::{network::Operator, state::inner};
+use crate::{
+    compare::Objective,
+    stats::{half_width, jackknife},
+    tensor::Tensor,
+};
+
+/// How far the outputs of several calls are from those of the float model.
+#[derive(Clone, Default)]
+pub(super) struct Objectives(pub Vec<Objective>);
+
+impl Objectives {
+    /// Over all calls, or without one of them.
+    fn whole(&self, without: Option<usize>) -> Option<f64> {
+        let mut whole: Option<Objective> = None;
+        for (_, call) in self.0.iter().enumerate().filter(|(index, _)| Some(*index) != without) {
+            match &mut whole {
+                Some(whole) => whole.append(call),
+                None => whole = Some(call.clone()),
+            }
+        }
+        whole?.decibels()
+    }
+
+    /// Signal to noise over all calls, in decibels.
+    pub fn decibels(&self) -> Option<f64> {
+        self.whole(None)
+    }
+
+    /// The 95 % interval of what these gain over the same calls before, in decibels: each call is left out of both in turn.
+    pub fn gain_interval(&self, before: &Self) -> Option<[f64; 2]> {
+        let gain = |without| Some(self.whole(without)? - before.whole(without)?).filter(|gain| gain.is_finite());
+        let calls = self.0.len();
+        let left: Vec<f64> = (0..calls).map(|call| gain(Some(call))).collect::<Option<_>>()?;
+        let half = half_width(jackknife(&left)?, calls as u64, 0.95)?;
+        let all = gain(None)?;
+        Some([all - half, all + half])
+    }
+}
+
+/// Errors of results by channel, behind what is fused with the operator.
+#[derive(Default)]
+pub(super) struct ChannelErrors {
+    count: f64,
+    sums: Vec<(f64, f64)>,
+}
+
+impl ChannelErrors {
+    pub fn add(&mut self, operator: &Operator, float: &Tensor, quantized: &Tensor) {
+        let channels = operator.bias.as_ref().map_or(1, Vec::len);
+        self.sums.resize(channels, (0.0, 0.0));
+        let inner = inner(float.shape());
+        let (float, quantized) = (float.view().to_f32(), quantized.view().to_f32());
+        self.count += float.len() as f64 / channels as f64;
+        for (block, (f, q)) in float.chunks(inner).zip(quantized.chunks(inner)).enumerate() {
+            let (mut sum, mut squares) = (0.0f32, 0.0f32);
+            for (&f, &q) in f.iter().zip(q) {
+                let error = f - q;
+                (sum, squares) = (sum + error, squares + error * error);
+            }
+            let total = &mut self.sums[block % channels];
+            *total = (total.0 + f64::from(sum), total.1 + f64::from(squares));
+        }
+    }
+
+    /// Sum of squares; without the part that a bias takes back.
+    pub fn total(&self, corrected: bool) -> f64 {
+        let of = |&(sum, squares): &(f64, f64)| if corrected { squares - sum * sum / self.count } else { squares };
+        self.sums.iter().map(of).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::Parts;
+
+    /// Calls with one value each: 1 in float, and with this error.
+    fn calls(errors: &[f32]) -> Objectives {
+        let tensor = |value: f32| Tensor::from_f32(vec![1, 1], vec![value]).unwrap();
+        let call = |&error: &f32| {
+            let mut objective = Objective::new(Parts::new());
+            objective.add("y", tensor(1.0).view(), tensor(1.0 + error).view()).unwrap();
+            objective
+        };
+        Objectives(errors.iter().map(call).collect())
+    }
+
+    #[test]
+    fn gains_are_told_from_chance_by_pairs_of_calls() {
+        // However unlike calls are, a tenth of the error in each of them is 20 dB.
+        let (before, after) = (calls(&[0.5, 0.25, 0.125, 1.0]), calls(&[0.05, 0.025, 0.0125, 0.1]));
+        let [low, high] = after.gain_interval(&before).unwrap();
+        assert!((low - 20.0).abs() < 1e-3 && (high - 20.0).abs() < 1e-3, "{low} {high}");
+        assert!((after.decibels().unwrap() - before.decibels().unwrap() - 20.0).abs() < 1e-3);
+        // Half of the calls gain as much as the others lose: without each the gain is ±10·log₁₀(9 / 6), and so
+        // is the pseudo-value: s = 1.7609 · √(4/3), times (n - 1) / √n and Student's 3.1824 for three degrees.
+        let (before, after) = (calls(&[0.5, 0.5, 0.25, 0.25]), calls(&[0.25, 0.25, 0.5, 0.5]));
+        let [low, high] = after.gain_interval(&before).unwrap();
+        let half = 3.182_446 * (0.75f64 * 4.0).sqrt() * 10.0 * 1.5f64.log10();
+        assert!((low + half).abs() < 1e-3 && (high - half).abs() < 1e-3, "{low} {high} {half}");
+        assert_eq!(calls(&[0.5]).gain_interval(&calls(&[0.25])), None, "one call tells nothing");
+    }
+}
