@@ -16,7 +16,7 @@ use crate::{
     compare::{ComparisonResult, Gate},
     dataset::{Preprocess, SampleError},
     onnx::{GraphView, file_bytes},
-    quantize::{ModelGraph, Precision as NumberFormat, Shifted},
+    quantize::{ModelGraph, Precision as NumberFormat},
     report::{
         Calibration, CandidateResult, DatasetInfo, Histogram, Labels, LatencyMs, Layer, ModelInfo, Precision,
         REPORT_FORMAT_VERSION, Recovery, Report, SkippedSample, SpeedAt, Speedup, Verdict, rfc3339,
@@ -350,7 +350,9 @@ impl Job<'_> {
                 });
                 let shift =
                     quantized.and_then(|target| target.shifted.values().find(|shifted| shifted.tensor == tensor));
-                if let (Some(&Shifted { shift, .. }), Some(whole)) = (shift, &whole) {
+                // One whose channels are equalized, and no more, is still around 0.
+                let shift = shift.map(|shifted| shifted.shift).filter(|shift| shift.offset != 0.0);
+                if let (Some(shift), Some(whole)) = (shift, &whole) {
                     let clipped = whole.beyond(shift.offset + shift.amax) as f64 / whole.count().max(1) as f64;
                     row = row.with_shift(shift, clipped);
                 }
