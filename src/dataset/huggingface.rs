@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use self::classes::{CLASSES, Class, Resizing, Statistics};
 use super::{
     DatasetError,
-    preprocess::{ChannelOrder, Extent, Preprocess},
+    preprocess::{ChannelOrder, Extent, Layout, Preprocess},
     resample::{CropRounding, Interpolation},
 };
 use crate::artifact::read_regular;
@@ -24,6 +24,7 @@ const CURE: &str = "describe the preprocessing with [preprocess] of the configur
 /// Keys that every processor has.
 const COMMON: &[&str] = &[
     "crop_size",
+    "data_format",
     "do_center_crop",
     "do_normalize",
     "do_rescale",
@@ -38,7 +39,6 @@ const COMMON: &[&str] = &[
 const HARMLESS: &[&str] = &[
     "_commit_hash",
     "_valid_processor_keys",
-    "data_format",
     "default_to_square",
     "device",
     "disable_grouping",
@@ -62,11 +62,12 @@ const SHOWN: usize = 80;
 /// Files of this kind have some kilobytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Reads the file and does as the processor that it names does.
+/// Reads the file and does as the processor that it names does. Files without sizes resize to `model`, the height and
+/// width of the model's input where they are known.
 ///
 /// # Errors
 /// A processor that is not known, and keys that are not known of the processor and say something.
-pub fn load_preprocessor(path: &Path) -> Result<Preprocess, DatasetError> {
+pub fn load_preprocessor(path: &Path, model: Option<[usize; 2]>) -> Result<Preprocess, DatasetError> {
     let invalid = |reason: String| DatasetError::Format { path: path.to_owned(), reason };
     let read = |source| DatasetError::Read { path: path.to_owned(), source };
     if std::fs::metadata(path).map_err(read)?.len() > MAX_BYTES {
@@ -74,10 +75,10 @@ pub fn load_preprocessor(path: &Path) -> Result<Preprocess, DatasetError> {
     }
     let bytes = read_regular(path).map_err(read)?;
     let json: Value = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
-    parse(&json).map_err(invalid)
+    parse(&json, model).map_err(invalid)
 }
 
-fn parse(json: &Value) -> Result<Preprocess, String> {
+fn parse(json: &Value, model: Option<[usize; 2]>) -> Result<Preprocess, String> {
     let keys = json.as_object().ok_or("a JSON object is expected")?;
     let file = File { keys, class: class(keys)? };
     file.refuse_unknown()?;
@@ -93,11 +94,25 @@ fn parse(json: &Value) -> Result<Preprocess, String> {
         preprocess.crop = Some(exact(crop));
     }
     if flag("do_resize", true)? {
-        file.resize(&mut preprocess)?;
+        file.resize(&mut preprocess, model)?;
     }
-    preprocess.interpolation = match file.given("resample") {
-        Some(value) => interpolation(value)?,
-        None => file.class.map_or(Interpolation::Bilinear, |class| class.resample),
+    preprocess.interpolation = match (file.given("resample"), file.class) {
+        (Some(value), _) => interpolation(value)?,
+        (None, Some(class)) if preprocess.resize.is_some() => class.resample.ok_or_else(|| {
+            let name = class.name;
+            format!(
+                "`resample` is missing, which {name} takes otherwise in `transformers` 4 than in 5; add it to the file"
+            )
+        })?,
+        (None, _) => Interpolation::Bilinear,
+    };
+    // Channels first is what files say whatever the model: that is left to the model's input.
+    preprocess.layout = match file.given("data_format").map(|value| (value, value.as_str())) {
+        None | Some((_, Some("channels_first"))) => None,
+        Some((_, Some("channels_last"))) => Some(Layout::Nhwc),
+        Some((value, _)) => {
+            return Err(format!("`data_format` is {}; channels_first or channels_last is expected", shown(value)));
+        }
     };
     let rescales = flag("do_rescale", true)?;
     preprocess.scale = match file.given("rescale_factor") {
@@ -192,14 +207,17 @@ impl File<'_> {
     }
 
     /// Sets the resize, and the crop where it belongs to it.
-    fn resize(&self, preprocess: &mut Preprocess) -> Result<(), String> {
+    fn resize(&self, preprocess: &mut Preprocess, model: Option<[usize; 2]>) -> Result<(), String> {
         let default = self.class.and_then(|class| class.size);
         let resizing = self.class.map(|class| class.resizing);
         let size = match (self.given("size"), default) {
             (Some(value), _) => extent(value, "size", true)?,
             (None, Some(size)) => size,
-            // Without a class the sizes are left to the model.
-            (None, None) => return Ok(()),
+            // Sizes that neither says are left to the model.
+            (None, None) => {
+                preprocess.resize = model.filter(|_| preprocess.crop.is_none()).map(Extent::Exact);
+                return Ok(());
+            }
         };
         let numeric = self.given("size").is_some_and(Value::is_number);
         let share = match self.given("crop_pct") {

@@ -248,11 +248,7 @@ fn stated(
         (None, Some(path)) => (path.clone(), Provenance::BesideModel(path)),
         (None, None) => return Ok(None),
     };
-    let mut preprocess = load_preprocessor(&path)?;
-    // A file without sizes leaves them to the model.
-    if preprocess.resize.is_none() && preprocess.crop.is_none() {
-        preprocess.resize = size.map(|(height, width)| Extent::Exact([height, width]));
-    }
+    let preprocess = load_preprocessor(&path, size.map(|(height, width)| [height, width]))?;
     Ok(Some((preprocess, provenance)))
 }
 

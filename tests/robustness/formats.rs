@@ -122,7 +122,7 @@ pub fn all(folder: &Path) -> Vec<Format> {
             RunConfig::load(path).map_err(text)?.validate().map_err(text)
         }),
         format("preprocessor", "preprocessor_config.json", vec![preprocess.to_vec()], damage_text, |path| {
-            let preprocess = load_preprocessor(path).map_err(text)?;
+            let preprocess = load_preprocessor(path, None).map_err(text)?;
             preprocess.check()?;
             samples(&root().join("calib_data/images"), None, Some(&preprocess))
         }),

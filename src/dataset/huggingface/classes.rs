@@ -54,7 +54,8 @@ pub(super) struct Class {
     pub center_crop: bool,
     pub crop: Option<usize>,
     pub crop_share: Option<f64>,
-    pub resample: Interpolation,
+    /// `None` where releases 4 and 5 of `transformers` differ.
+    pub resample: Option<Interpolation>,
     pub normalize: bool,
     pub statistics: Option<Statistics>,
     /// Keys beyond those of every processor, and read as that processor does.
@@ -70,7 +71,7 @@ const fn square(name: &'static str, side: usize, resample: Interpolation, statis
         center_crop: false,
         crop: None,
         crop_share: None,
-        resample,
+        resample: Some(resample),
         normalize: true,
         statistics: Some(statistics),
         keys: &[],
@@ -93,7 +94,7 @@ const fn boxes(name: &'static str) -> Class {
     Class { resizing: Resizing::Boxes, size: None, ..square(name, 0, Interpolation::Bilinear, Statistics::ImageNet) }
 }
 
-/// Read from `transformers` 5.24.
+/// Read from `transformers` 5.24, and `resample` from 4.57 too.
 pub(super) const CLASSES: &[Class] = {
     use Interpolation::{Bicubic, Bilinear};
     use Statistics::{Clip, Half, ImageNet};
@@ -108,6 +109,7 @@ pub(super) const CLASSES: &[Class] = {
             resizing: Resizing::ConvNext,
             center_crop: false,
             crop_share: Some(224.0 / 256.0),
+            resample: None,
             keys: &["crop_pct"],
             ..short("ConvNext", 384, Bicubic, Half)
         },
@@ -117,6 +119,7 @@ pub(super) const CLASSES: &[Class] = {
         Class { keys: &["ensure_multiple_of", "size_divisor"], ..square("DPT", 384, Bicubic, Half) },
         Class {
             crop: Some(289),
+            resample: None,
             keys: &["include_top", "rescale_offset"],
             ..square("EfficientNet", 346, Bicubic, Half)
         },
@@ -125,6 +128,7 @@ pub(super) const CLASSES: &[Class] = {
         short("MobileNetV2", 256, Bilinear, Half),
         Class {
             crop: Some(256),
+            resample: None,
             normalize: false,
             statistics: None,
             keys: &["do_flip_channel_order"],
@@ -136,7 +140,7 @@ pub(super) const CLASSES: &[Class] = {
             keys: &["crop_pct"],
             ..short("PoolFormer", 224, Bicubic, ImageNet)
         },
-        square("Pvt", 224, Bicubic, ImageNet),
+        Class { resample: None, ..square("Pvt", 224, Bicubic, ImageNet) },
         Class { normalize: false, ..boxes("RTDetr") },
         square("Segformer", 512, Bilinear, ImageNet),
         Class { resizing: Resizing::Short, ..square("Siglip", 224, Bicubic, Half) },

@@ -6,12 +6,12 @@ use super::*;
 
 #[expect(clippy::needless_pass_by_value, reason = "callers write literals")]
 fn read(json: Value) -> Preprocess {
-    parse(&json).unwrap()
+    parse(&json, None).unwrap()
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "callers write literals")]
 fn refusal(json: Value) -> String {
-    parse(&json).unwrap_err()
+    parse(&json, None).unwrap_err()
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn vit_clip_and_convnext() {
     assert_eq!((clip.interpolation, clip.mean), (Interpolation::Bicubic, [0.0; 3]));
     let convnext = |size: usize| {
         read(json!({"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": size},
-            "crop_pct": 0.875}))
+            "crop_pct": 0.875, "resample": 3}))
     };
     let (small, large) = (convnext(224), convnext(384));
     assert_eq!((small.resize, small.crop), (Some(Extent::One(256)), Some(Extent::Exact([224, 224]))));
@@ -42,7 +42,7 @@ fn keys_of_single_processors_do_what_those_do() {
     assert_eq!((mobilevit.channel_order, mobilevit.std), (ChannelOrder::Bgr, [1.0; 3]));
     let efficientnet = |offset: bool, top: bool, normalize: bool| {
         read(json!({"image_processor_type": "EfficientNetImageProcessor", "rescale_offset": offset,
-            "include_top": top, "do_normalize": normalize, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 2.0]}))
+            "resample": 3, "include_top": top, "do_normalize": normalize, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 2.0]}))
     };
     // ((x − 1) − mean) / std / std
     let both = efficientnet(true, true, true);
@@ -78,11 +78,41 @@ fn what_is_not_understood_is_refused() {
     for key in ["do_pad", "do_grayscale", "do_thumbnail", "crop_to_patches", "do_flip_channel_order", "do_invent"] {
         let vit = |value: bool| json!({"image_processor_type": "ViTImageProcessor", key: value});
         assert!(refusal(vit(true)).contains(key));
-        assert!(parse(&vit(false)).is_ok(), "{key}");
+        assert!(parse(&vit(false), None).is_ok(), "{key}");
     }
     assert!(refusal(json!({"image_processor_type": 3, "size": 4})).contains("`image_processor_type` is 3; a name"));
     let long = refusal(json!({"image_processor_type": "ViTImageProcessor", "do_invent": vec!["ä"; 1 << 20]}));
     assert!(long.contains("do_invent") && long.len() < 500, "{} bytes", long.len());
     let multiple = json!({"image_processor_type": "DPTImageProcessor", "ensure_multiple_of": 14});
     assert!(refusal(multiple).contains("ensure_multiple_of"));
+}
+
+#[test]
+fn a_resize_that_is_off_leaves_the_size_as_it_is() {
+    let of = |json: Value| parse(&json, Some([64, 48])).unwrap().resize;
+    assert_eq!(of(json!({})), Some(Extent::Exact([64, 48])), "a size is left to the model");
+    assert_eq!(of(json!({"do_resize": false})), None);
+    assert_eq!(of(json!({"image_processor_type": "ViTImageProcessor", "do_resize": false})), None);
+    let clip = json!({"image_processor_type": "CLIPImageProcessor", "do_resize": false, "do_center_crop": false});
+    assert_eq!(of(clip), None);
+}
+
+#[test]
+fn channels_last_is_the_layout() {
+    let of = |format: Value| read(json!({"data_format": format})).layout;
+    assert_eq!(of(json!("channels_last")), Some(Layout::Nhwc));
+    assert_eq!((of(json!("channels_first")), of(Value::Null)), (None, None));
+    assert!(refusal(json!({"data_format": "last"})).contains("`data_format` is \"last\""));
+}
+
+#[test]
+fn a_filter_that_releases_differ_in_must_be_said() {
+    for class in ["ConvNext", "EfficientNet", "MobileViT", "Pvt"] {
+        let file =
+            |key: &str, value: Value| json!({"image_processor_type": format!("{class}ImageProcessor"), key: value});
+        let refused = refusal(file("do_resize", json!(true)));
+        assert!(refused.contains("`resample` is missing") && refused.contains(class), "{refused}");
+        assert_eq!(read(file("resample", json!(0))).interpolation, Interpolation::Nearest);
+        assert_eq!(read(file("do_resize", json!(false))).resize, None);
+    }
 }
