@@ -31,7 +31,7 @@ pub enum ExternalError {
         reason: &'static str,
     },
     /// The file cannot be read.
-    #[error("tensor `{tensor}` needs {path}, which cannot be read ({source}); put it beside the model")]
+    #[error("tensor `{tensor}` needs {path}{}", unreadable(.source))]
     File {
         /// The tensor.
         tensor: String,
@@ -48,6 +48,14 @@ pub enum ExternalError {
         /// What does not fit.
         reason: String,
     },
+}
+
+/// Why a file cannot be read, and the cure.
+fn unreadable(source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::NotFound => ", which is not there; put it beside the model".to_owned(),
+        _ => format!(": {source}"),
+    }
 }
 
 /// Where a model's data may lie.

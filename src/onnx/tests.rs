@@ -156,6 +156,10 @@ fn external_data_is_written_and_read_back() {
     fs::write(&data, &bytes[..5000]).unwrap();
     let error = cause(&Model::load(&path).unwrap_err());
     assert!(error.contains("outside its file, which has only 5000 bytes"), "{error}");
+    crate::artifact::will_write([data.clone()]);
+    let error = cause(&Model::load(&path).unwrap_err());
+    assert!(error.contains("m.onnx.data: it is an input and would be written over; choose"), "{error}");
+    assert!(!error.contains("beside the model"), "{error}");
     fs::remove_file(&data).unwrap();
     let error = cause(&Model::load(&path).unwrap_err());
     assert!(error.contains("tensor `w` needs") && error.contains("put it beside the model"), "{error}");

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use super::{PipelineError, model::Subject};
 use crate::{
     config::RunConfig,
-    onnx::{Folded, proto::NodeProto},
+    onnx::{
+        Folded,
+        proto::{GraphProto, NodeProto},
+    },
     quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, Selector, is_own, whole_name},
 };
 
@@ -71,7 +74,10 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
     let types = config.op_types.iter().chain(&config.op_types_to_exclude);
     let types = types.filter_map(|op_type| match matched(subject, op_type) {
         Matched::Nodes => folded_type(subject, op_type),
-        Matched::Nothing => Some(format!("the model has no node of the operator type `{op_type}`")),
+        Matched::Nothing => Some(
+            inside(subject.folded.graph(), op_type)
+                .unwrap_or_else(|| format!("the model has no node of the operator type `{op_type}`")),
+        ),
         Matched::Copies(name) => Some(format!(
             "the operator type `{op_type}` has only nodes that copy values or are constant, as `{name}`, and are folded away"
         )),
@@ -97,6 +103,19 @@ fn matched<'s>(subject: &'s Subject, op_type: &str) -> Matched<'s> {
         Some(name) => Matched::Copies(name),
         None => Matched::Nothing,
     }
+}
+
+/// Says that nodes of an operator type lie in a branch or the body of a loop only, which no rule reaches.
+fn inside(graph: &GraphProto, op_type: &str) -> Option<String> {
+    fn holds(node: &NodeProto, op_type: &str) -> bool {
+        node.subgraphs().flat_map(|graph| &graph.node).any(|node| node.op_type() == op_type || holds(node, op_type))
+    }
+    let (index, node) = graph.node.iter().enumerate().find(|(_, node)| holds(node, op_type))?;
+    Some(format!(
+        "nodes of the operator type `{op_type}` lie only inside of the {} node `{}`, which stays as it is",
+        node.op_type(),
+        node.label(index)
+    ))
 }
 
 /// Says that a rule by operator acts on what nodes are folded into in 16 bits alone.
@@ -160,6 +179,9 @@ fn holds(subject: &Subject, op_type: &str) -> bool {
 /// Refuses operator types to quantize of which the model has no node.
 pub(super) fn require_op_types(config: &RunConfig, subject: &Subject) -> Result<(), PipelineError> {
     let Some(missing) = config.op_types.iter().find(|op_type| !holds(subject, op_type)) else { return Ok(()) };
+    if let Some(inside) = inside(subject.folded.graph(), missing) {
+        bail!("--op-types {missing}: {inside}");
+    }
     let known: BTreeSet<&str> = subject.float.graph().node.iter().map(NodeProto::op_type).collect();
     let known = Vec::from_iter(known).join(", ");
     bail!("--op-types {missing}: the model has no node of this operator type; it has {known}")
@@ -173,4 +195,19 @@ pub(super) fn require_operators(placement: &Placement) -> Result<(), PipelineErr
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::inside;
+    use crate::onnx::tests::small_model;
+
+    #[test]
+    fn what_lies_in_a_branch_is_said_to() {
+        let model = small_model();
+        let of = |op_type: &str| inside(model.graph(), op_type);
+        let said = of("Add").unwrap();
+        assert!(said.starts_with("nodes of the operator type `Add` lie only inside of the If node `"), "{said}");
+        assert_eq!((of("HardSwish"), of("If")), (None, None));
+    }
 }

@@ -71,6 +71,7 @@ pub(super) fn check(command: &Command) -> anyhow::Result<()> {
             let files = args.measured.files().into_iter().flatten();
             inputs.extend(files.filter_map(|given| Some(given.split_once('=')?.1.into())));
             outputs.extend(args.output.iter().chain(&args.model_explorer).cloned());
+            args.output.as_deref().map_or(Ok(()), refuse_result)?;
         }
         Command::Inspect(args) if args.graph => {
             let further = [&args.against, &args.report, &args.profile, &args.layers].into_iter().flatten();
@@ -117,6 +118,18 @@ fn file(spec: &str) -> Option<PathBuf> {
         Spec::OnnxRuntime(path, _) => path,
         Spec::Saved(path) | Spec::Engine(path) => Some(path),
     }
+}
+
+/// Refuses a page or table in the place of a file that a run left beside its report; `report.html` is for `report` to make.
+fn refuse_result(output: &Path) -> anyhow::Result<()> {
+    let folder = output.parent().unwrap_or(Path::new(""));
+    let taken = ["layers.csv", "bisect.html"].iter().any(|name| same_file(output, &folder.join(name)));
+    anyhow::ensure!(
+        !taken || !folder.join("report.json").exists(),
+        "{} is a result of the run and would be written over; choose another name",
+        output.display()
+    );
+    Ok(())
 }
 
 fn refuse(inputs: &[PathBuf], outputs: &[PathBuf]) -> anyhow::Result<()> {
@@ -178,7 +191,18 @@ mod tests {
     fn no_output_takes_the_place_of_an_input() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
-        for name in ["m.onnx", "m.onnx.data", "x.onnx", "x.plan", "t.json", "l.csv", "h.calib", "report.json"] {
+        for name in [
+            "layers.csv",
+            "report.html",
+            "m.onnx",
+            "m.onnx.data",
+            "x.onnx",
+            "x.plan",
+            "t.json",
+            "l.csv",
+            "h.calib",
+            "report.json",
+        ] {
             std::fs::write(path(name), name).unwrap();
         }
         std::fs::create_dir_all(path("d/cat")).unwrap();
@@ -219,6 +243,8 @@ mod tests {
             "bench @x.onnx --export-times @x.onnx",
             "run --model @m.onnx --labels @l.csv --summary @l.csv",
             "report @report.json -o @report.json",
+            "report @report.json -o @layers.csv",
+            "report @d -o @./layers.csv",
         ] {
             assert!(check(line).unwrap_err().contains("would be written over"), "{line}");
         }
@@ -229,7 +255,9 @@ mod tests {
         check("calibrate --model @m.onnx --random-data -o @new.json --cache @new.cache").unwrap();
         check("calibrate --model @m.onnx --data @d -o @d/t.json --histograms @d/new.npz").unwrap();
         check("quantize --model @m.onnx --table @t.json -o @new.onnx").unwrap();
-        check("report @report.json -o @new.html").unwrap();
+        for output in ["@new.html", "@new.csv", "@report.html", "@d/layers.csv"] {
+            check(&format!("report @report.json -o {output}")).unwrap();
+        }
         check("inspect @m.onnx --graph -o @new.html").unwrap();
     }
 }
