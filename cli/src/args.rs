@@ -9,7 +9,7 @@ mod bisect;
 mod engines;
 mod options;
 
-pub use bisect::BisectArgs;
+pub use bisect::{BisectArgs, Find};
 pub use engines::{BenchArgs, BuildArgs};
 pub use options::{ColorChoice, DataArgs, GlobalArgs, MethodArgs, RuntimeArgs, SchemeArgs};
 

@@ -65,7 +65,9 @@ impl Spec {
 pub fn fill_from_sidecar(config: &mut RunConfig, spec: &Spec) -> Result<(), PipelineError> {
     let Spec::Engine(path) = spec else { return Ok(()) };
     let Some(sidecar) = sidecar_beside(path, config)? else { return Ok(()) };
-    config.batch = config.batch.or(batches(&sidecar).map(|[_, opt, _]| opt));
+    // Where an input begins with another axis, a call takes one sample: the profile tells no batch.
+    let in_batches = sidecar.inputs.iter().all(|input| input.shape.first() == Some(&None));
+    config.batch = config.batch.or(batches(&sidecar).filter(|_| in_batches).map(|[_, opt, _]| opt));
     config.model.get_or_insert(sidecar.reference.unwrap_or(sidecar.model));
     config.data = config.data.take().or(sidecar.data);
     config.labels = config.labels.take().or(sidecar.labels);

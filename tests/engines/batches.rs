@@ -147,3 +147,15 @@ fn weights_in_another_file_are_part_of_the_engine() {
     let error = ends(2, "", &build);
     assert!(error.contains("weights.bin"), "{error}");
 }
+
+/// Beside a number, inputs do not come in batches: one sample is a call, whatever the profile would hold.
+#[test]
+fn the_profile_tells_no_batch_where_an_input_has_none() {
+    let folder = tempfile::tempdir().unwrap();
+    models::save_kinds(folder.path());
+    let (model, plan) = (folder.path().join("scaled.onnx"), folder.path().join("scaled.plan"));
+    ends(0, "", &["build", "--model", text(&model), "-o", text(&plan)]);
+    let compare = ["compare", "--ref", "ort", "--target", text(&plan), "--random-data", "--samples", "4"];
+    let found = json("", &compare);
+    assert_eq!(found["targets"][0]["result"]["outputs"][0]["max_abs"], 0.0, "{found}");
+}

@@ -48,7 +48,7 @@ fn a_fault_in_integers_is_named() {
             assert_eq!(told.contains("values are not equal"), is_integer, "{name}, {node}: {told}");
         }
         let clean = succeeds(&bisect);
-        assert!(clean.contains(&format!("{tensors} tensors agree")), "{name}: {clean}");
+        assert!(clean.contains(&format!("all {tensors} tensors are within it")), "{name}: {clean}");
 
         // Without a sidecar only the outputs are there, and the last node's is one of them.
         let (bare, last) = (at("bare.plan"), nodes.last().unwrap());

@@ -38,6 +38,10 @@ pub fn weight(name: &str, shape: &[usize], values: Vec<f32>) -> TensorProto {
     TensorProto::from_tensor(name, Tensor::from_f32(shape.to_vec(), values).unwrap())
 }
 
+fn scalar(name: &str, value: i64) -> TensorProto {
+    TensorProto::from_tensor(name, Tensor::new(vec![], Values::I64(vec![value])).unwrap())
+}
+
 /// Writes models that make integers: `classes` of pixels, `tokens` whose classes stand beside their scores, `looked up` by
 /// numbers that are made of floats, and what is cast to the types of `NARROW`.
 pub fn save_integers(folder: &Path) {
@@ -72,8 +76,6 @@ pub fn save_integers(folder: &Path) {
     let outputs = vec![float("y", &[-1, 10]), value("best", i64, &[-1])];
     save(folder, "tokens", nodes, vec![value("x", i64, &[-1, 7])], outputs, weights());
 
-    let scalar =
-        |name: &str, value: i64| TensorProto::from_tensor(name, Tensor::new(vec![], Values::I64(vec![value])).unwrap());
     let ids = vec![
         cast("x", "as ids", i64),
         NodeProto::new("Abs", "abs", &["as ids"], &["not negative"]),
@@ -137,6 +139,32 @@ pub fn save_kinds(folder: &Path) {
     let reshape = NodeProto::new("Reshape", "reshape", &["x", "to"], &["y"]);
     let inputs = vec![float("x", &[-1, 4]), value("to", i64, &[2])];
     save(folder, "reshaped", vec![reshape], inputs, vec![float("y", &[-2, -3])], vec![]);
+    // A number beside what comes in batches.
+    let inputs = vec![float("x", &[-1, 4]), float("k", &[])];
+    save(
+        folder,
+        "scaled",
+        vec![NodeProto::new("Mul", "mul", &["x", "k"], &["y"])],
+        inputs,
+        vec![float("y", &[-1, 4])],
+        vec![],
+    );
+    // Shapes that inputs decide through another node, and by other operators.
+    let concat =
+        NodeProto::new("Concat", "concat", &["to rows", "to columns"], &["to"]).with(AttributeProto::int("axis", 0));
+    let reshape = NodeProto::new("Reshape", "reshape", &["x", "to"], &["y"]);
+    let inputs = vec![float("x", &[-1, 4]), value("to rows", i64, &[1]), value("to columns", i64, &[1])];
+    save(folder, "joined", vec![concat, reshape], inputs, vec![float("y", &[-2, -3])], vec![]);
+    let slice = NodeProto::new("Slice", "slice", &["x", "from", "to"], &["y"]);
+    let inputs = vec![float("x", &[-1, 4]), value("to", i64, &[1])];
+    save(folder, "sliced", vec![slice], inputs, vec![float("y", &[-2, 4])], vec![integer("from", 0)]);
+    let best = NodeProto::new("TopK", "best", &["x", "to"], &["y", "places"]);
+    let inputs = vec![float("x", &[-1, 4]), value("to", i64, &[1])];
+    let outputs = vec![float("y", &[-1, -2]), value("places", i64, &[-1, -2])];
+    save(folder, "best", vec![best], inputs, outputs, vec![]);
+    let range = NodeProto::new("Range", "range", &["from", "to", "by"], &["y"]);
+    let bounds = vec![scalar("from", 0), scalar("by", 1)];
+    save(folder, "range", vec![range], vec![value("to", i64, &[])], vec![value("y", i64, &[-1])], bounds);
     let nonzero = NodeProto::new("NonZero", "nonzero", &["x"], &["y"]);
     save(folder, "found", vec![nonzero], x(), vec![value("y", i64, &[2, -1])], vec![]);
     let casts = TYPES.iter().map(|(name, kind)| cast("x", name, kind.onnx())).collect();

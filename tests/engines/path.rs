@@ -304,6 +304,7 @@ fn an_interrupt_ends_whatever_an_engine_is_at() {
         let error = error_of(&output);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
         assert!(error.contains("interrupted") && !error.contains("stand-in: "), "{arguments:?}: {error}");
+        assert_eq!(error.contains("the same command goes on"), arguments[0] == "run", "{arguments:?}: {error}");
         assert!(sent.elapsed() < Duration::from_secs(5), "{arguments:?}: {:?}", sent.elapsed());
     }
     assert!(!Path::new(&other).exists());

@@ -15,7 +15,7 @@ fn run(folder: &Path, model: &str, calls: &[Vec<(&str, Tensor)>]) -> Result<Vec<
     let mut options = EngineOptions::default();
     for (name, tensor) in &calls[0] {
         let with = |batch| [&[batch], &tensor.shape()[1..]].concat();
-        if *name != "to" {
+        if !name.starts_with("to") {
             options.profile.shapes.insert((*name).to_owned(), [with(1), with(4), with(8)]);
         }
     }
@@ -111,6 +111,21 @@ fn shapes_by_values() {
     let shapes: Vec<&[usize]> = found.iter().map(|outputs| outputs["y"].shape()).collect();
     assert_eq!(shapes, [[4, 2], [2, 4], [8, 1], [4, 2]]);
     assert!(found.iter().all(|outputs| outputs["y"].values() == floats(2).values()));
+
+    let rows = |to: [i64; 2]| vec![("x", floats(2)), ("to rows", shape(&to[..1])), ("to columns", shape(&to[1..]))];
+    let found = run(folder.path(), "joined", &[rows([4, 2]), rows([1, 8])]).unwrap();
+    assert_eq!([found[0]["y"].shape(), found[1]["y"].shape()], [[4, 2], [1, 8]]);
+    for (model, shapes) in [("sliced", [[1, 4], [2, 4]]), ("best", [[2, 1], [2, 2]])] {
+        let calls = [1, 2].map(|to| vec![("x", floats(2)), ("to", shape(&[to]))]);
+        let found = run(folder.path(), model, &calls).unwrap();
+        assert_eq!([found[0]["y"].shape(), found[1]["y"].shape()], shapes, "{model}");
+    }
+    let calls = [3, 5].map(|to| vec![("to", Tensor::new(vec![], Values::I64(vec![to])).unwrap())]);
+    let found = run(folder.path(), "range", &calls).unwrap();
+    assert_eq!(
+        [found[0]["y"].values(), found[1]["y"].values()],
+        [3, 5].map(|to| Values::I64((0..to).collect())).each_ref()
+    );
 }
 
 /// Values that lie in groups of channels would be taken for others.

@@ -172,17 +172,25 @@ int32_t Config::addOptimizationProfile(IOptimizationProfile const* added) noexce
     return 0;
 }
 
-// Inputs whose values say what shape something has: TensorRT wants those in host memory.
+// Integer inputs whose values say what shape something has, directly or through other nodes: TensorRT wants those in host
+// memory.
 std::set<std::string> shape_inputs(const Model& model) {
-    static const std::map<std::string, size_t> PLACES = {
-        {"Reshape", 1}, {"Expand", 1}, {"Tile", 1}, {"ConstantOfShape", 0}, {"Resize", 3}};
-    std::set<std::string> found;
-    for (const Node& node : model.nodes) {
-        auto place = PLACES.find(node.op);
-        if (place == PLACES.end() || node.inputs.size() <= place->second) continue;
-        for (const Value& input : model.inputs)
-            if (input.name == node.inputs[place->second]) found.insert(input.name);
+    static const std::map<std::string, std::vector<size_t>> PLACES = {
+        {"Reshape", {1}}, {"Expand", {1}}, {"Tile", {1}}, {"ConstantOfShape", {0}}, {"Resize", {3}}, {"Slice", {1, 2, 3, 4}},
+        {"Range", {0, 1, 2}}, {"TopK", {1}}, {"Pad", {1, 3}}, {"Unsqueeze", {1}}, {"Squeeze", {1}}};
+    std::set<std::string> decide, found;
+    for (size_t i = model.nodes.size(); i-- > 0;) {
+        const Node& node = model.nodes[i];
+        if (auto places = PLACES.find(node.op); places != PLACES.end())
+            for (size_t place : places->second)
+                if (place < node.inputs.size()) decide.insert(node.inputs[place]);
+        // These take a tensor's shape, whatever its values are.
+        if (node.op == "Shape" || node.op == "Size") continue;
+        for (const std::string& output : node.outputs)
+            if (decide.count(output)) decide.insert(node.inputs.begin(), node.inputs.end());
     }
+    for (const Value& input : model.inputs)
+        if (decide.count(input.name) && (input.type == 6 || input.type == 7)) found.insert(input.name);
     return found;
 }
 
@@ -290,7 +298,8 @@ struct Job {
         std::vector<Array> made = loaded->session->run(inputs, outputs, &reason);
         if (!reason.empty()) refuse("ONNX Runtime could not run the model: " + reason);
         for (size_t i = 0; i < made.size(); i++) {
-            if (made[i].extents != output_extents[i]) refuse("output `" + made[i].name + "` has another shape than announced");
+            if (made[i].extents != output_extents[i])
+                refuse("the shape of output `" + made[i].name + "` depends on values in device memory, which the stand-in does not know");
             void* to = staged_outputs[i] ? staged_outputs[i] : host_outputs[i];
             std::memcpy(to, made[i].bytes.data(), made[i].bytes.size());
         }

@@ -40,6 +40,8 @@ pub(super) fn stop_on_signals(printer: &Printer, command: &'static str) {
 
 fn interrupted(command: &str) -> String {
     match command {
+        // Its figures are written at the end only.
+        "bisect --target" => "interrupted; nothing of it is kept, and the same command begins anew".to_owned(),
         "run" | "bisect" => "interrupted; what was done is kept, and the same command goes on from there".to_owned(),
         _ => "interrupted".to_owned(),
     }

@@ -9,7 +9,7 @@ use clap::CommandFactory;
 use indicatif::ProgressBar;
 
 use crate::{
-    args::{Cli, Command, GlobalArgs},
+    args::{Cli, Command, Find, GlobalArgs},
     printer::Printer,
 };
 use trtcalib::session::{Event, Host};
@@ -104,6 +104,9 @@ fn command_name(command: &Command) -> &'static str {
         Command::Build(_) => "build",
         Command::Compare(_) => "compare",
         Command::Report(_) => "report",
+        Command::Bisect(args) if args.target.is_some() && !matches!(args.find, Some(Find::Plan | Find::Layers)) => {
+            "bisect --target"
+        }
         Command::Bisect(_) => "bisect",
         Command::Inspect(_) => "inspect",
         Command::Demo(_) => "demo",

@@ -75,7 +75,7 @@ pub(in crate::commands) fn describe(findings: &Findings) -> String {
             }
             // Where nodes were judged one by one, all were.
             None if findings.probes.as_ref().is_some_and(|probes| probes.judged.is_by_itself()) => {
-                writeln!(text, "nothing probed is beyond the threshold: {} tensors agree", first.compared())
+                writeln!(text, "nothing probed is beyond the threshold: all {} tensors are within it", first.compared())
             }
             None => writeln!(
                 text,
