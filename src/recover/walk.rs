@@ -209,8 +209,8 @@ impl Step<'_> {
         Ok(error.total(self.operator.bias.is_some()))
     }
 
-    /// Multiplies the channels of `tensor` where held-out samples gain by it, perhaps with another one of `ranges` around 0:
-    /// large values cost less once small ones no longer pay for them.
+    /// Multiplies the channels of `tensor` where held-out samples gain by it, perhaps with a wider one of `ranges` around 0:
+    /// large values cost less once small ones no longer pay for them, and what few samples show of clipping is mostly chance.
     fn equalize(
         &mut self,
         tensor: &str,
@@ -221,14 +221,15 @@ impl Step<'_> {
         let Some(plain) = self.state.ranges.get(tensor).copied().filter(|range| range.offset == 0.0) else {
             return Ok(());
         };
-        let maxima = channel_maxima(self.lanes.float[..self.fit].iter().filter_map(|lane| lane.get(tensor)), *channels);
+        let maxima = channel_maxima(self.lanes.float.iter().filter_map(|lane| lane.get(tensor)), *channels);
         let judged = self.judged(results.float.len());
         let exact = &results.float[judged.clone()];
         let mut best = (self.error(judged.clone(), weights.values.as_deref(), exact)? * CLEARLY, plain, None);
         for round in 0..2 {
+            let wider = ranges.iter().filter(|range| range.amax >= plain.amax);
             // What is to come may be larger than what was seen, so that some is left over in the end.
             let tried: Vec<(Shift, i32, u8)> = match round {
-                0 => ranges.iter().map(|&range| (range, 0, Equalized::MOST)).collect(),
+                0 => wider.map(|&range| (range, 0, Equalized::MOST)).collect(),
                 _ => vec![(best.1, 1, Equalized::MOST), (best.1, 0, Equalized::MOST / 2)],
             };
             for (range, spare, most) in tried {
