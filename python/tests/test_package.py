@@ -394,6 +394,12 @@ def test_a_bisection_finds_a_plan(arrays, table, tmp_path):
     assert found.passed == found["plan"]["check"]["passed"]
 
 
+def test_a_bisection_whose_gate_passes_at_once_shows_itself(arrays, table):
+    found = tc.bisect(MODEL, table, {"input": arrays}, gate={"sqnr_db": -40})
+    assert found.passed and found.rows() == [] and "layers=0" in repr(found)
+    found._repr_html_()
+
+
 def test_layers_are_drawn_worst_first(arrays, table):
     class Axes:
         def barh(self, nodes, values):

@@ -194,10 +194,12 @@ class Findings(Result):
         return path if path.exists() else None
 
     def _about(self) -> dict[str, Any]:
-        return {"layers": len(self["layers"]), "passed": self.passed, "folder": self.folder}
+        return {"layers": len(self.rows()), "passed": self.passed, "folder": self.folder}
 
     def rows(self) -> list[dict[str, Any]]:
-        return self["layers"]
+        """The layers, none where the gates passed before any was measured."""
+        layers: list[dict[str, Any]] = self.get("layers", [])
+        return layers
 
     def plot(self, axes: Any = None, *, most: int = 20) -> Any:
         """Draws the layers with the lowest SQNR in dB, the worst on top; gives the axes. Needs ``trtcalib[plot]``."""
@@ -207,7 +209,7 @@ class Findings(Result):
             except ModuleNotFoundError as error:
                 raise CalibError("plot: it needs matplotlib, which is not installed: pip install 'trtcalib[plot]'") from error
             axes = pyplot.figure(layout="constrained").subplots()
-        measured = [layer for layer in self["layers"] if layer.get("layerwise_sqnr_db") is not None]
+        measured = [layer for layer in self.rows() if layer.get("layerwise_sqnr_db") is not None]
         worst = sorted(measured, key=lambda layer: layer["layerwise_sqnr_db"])[:most]
         axes.barh([layer["node"] for layer in worst], [layer["layerwise_sqnr_db"] for layer in worst])
         axes.invert_yaxis()

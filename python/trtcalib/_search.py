@@ -74,5 +74,5 @@ def smallest(count: int, judge: Judge, *, ahead: int = 1, most: int = 64) -> tup
 def write_plan(nodes: Sequence[str], lift: str, path: Path) -> Path:
     """Writes a precision plan that lifts `nodes`."""
     assignments = [{"node": node, "precision": lift} for node in nodes]
-    path.write_text(json.dumps({"format_version": 1, "assignments": assignments}, indent=2) + "\n")
+    path.write_text(json.dumps({"format_version": 1, "default": None, "assignments": assignments}, indent=2) + "\n")
     return path

@@ -89,8 +89,12 @@ def quantize_static(
     """
     if _name(quant_format) not in (None, "QDQ"):
         raise CalibError("quant_format: TensorRT reads Q/DQ models only; give QuantFormat.QDQ")
-    if calibration_data_reader is None or calibration_cache_path is not None:
+    if calibration_data_reader is None:
         raise CalibError("calibration_data_reader: ranges come from data; give a reader (calibration_cache_path is not read)")
+    if calibration_cache_path is not None:
+        raise CalibError(
+            "calibration_cache_path: onnxruntime's cache is not written; trtcalib.calibrate keeps ranges in a table to use again"
+        )
     if reduce_range:
         raise CalibError("reduce_range: TensorRT's INT8 kernels need no 7-bit weights; leave it out")
     if use_external_data_format and importlib.util.find_spec("onnx") is None:
