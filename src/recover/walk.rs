@@ -221,16 +221,18 @@ impl Step<'_> {
         let Some(plain) = self.state.ranges.get(tensor).copied().filter(|range| range.offset == 0.0) else {
             return Ok(());
         };
-        let maxima = channel_maxima(self.lanes.float.iter().filter_map(|lane| lane.get(tensor)), *channels);
-        let judged = self.judged(results.float.len());
+        let maxima = channel_maxima(self.lanes.float[..self.fit].iter().filter_map(|lane| lane.get(tensor)), *channels);
+        // A channel that is rarely active has its largest values in other samples, which must show what cutting them costs.
+        let all = results.float.len();
+        let judged = if self.fit < all { self.fit..all } else { 0..all };
         let exact = &results.float[judged.clone()];
         let mut best = (self.error(judged.clone(), weights.values.as_deref(), exact)? * CLEARLY, plain, None);
         for round in 0..2 {
             let wider = ranges.iter().filter(|range| range.amax >= plain.amax);
-            // What is to come may be larger than what was seen, so that some is left over in the end.
+            // What is to come may be larger than what was seen: half of the range is left over, or three quarters.
             let tried: Vec<(Shift, i32, u8)> = match round {
-                0 => wider.map(|&range| (range, 0, Equalized::MOST)).collect(),
-                _ => vec![(best.1, 1, Equalized::MOST), (best.1, 0, Equalized::MOST / 2)],
+                0 => wider.map(|&range| (range, 1, Equalized::MOST)).collect(),
+                _ => vec![(best.1, 2, Equalized::MOST), (best.1, 1, Equalized::MOST / 2)],
             };
             for (range, spare, most) in tried {
                 let Some(found) = exponents(&maxima, range.amax, spare, most) else { continue };
