@@ -147,11 +147,26 @@ fn named_by(graph: &ModelGraph, order: &[usize]) -> Vec<usize> {
 fn by_names(graph: &ModelGraph, order: &[usize], rank: &[usize]) -> Option<Vec<Piece>> {
     let by = named_by(graph, order);
     let named: Vec<(usize, Vec<&str>)> = order.iter().map(|&node| (node, path(&graph.nodes[by[node]].name))).collect();
-    let pieces = grouped(&named, 0, rank);
+    let mut pieces = grouped(&named, 0, rank);
+    // A module around nearly everything, beside a few nodes of the head, says no more than one around all.
+    loop {
+        let groups = pieces.iter().filter(|piece| matches!(piece, Piece::Group(..))).count();
+        let around = |piece: &Piece| matches!(piece, Piece::Group(_, inner) if is_most(size(inner), order));
+        let Some(index) = pieces.iter().position(around).filter(|_| groups == 1) else { break };
+        if let Piece::Group(_, inner) = pieces.swap_remove(index) {
+            pieces.extend(inner);
+        }
+        pieces.sort_by_key(|piece| piece.first(rank));
+    }
     let inside: usize =
         pieces.iter().filter_map(|p| if let Piece::Group(_, inner) = p { Some(size(inner)) } else { None }).sum();
     let groups = pieces.iter().filter(|piece| matches!(piece, Piece::Group(..))).count();
-    (groups > 1 && inside as f64 >= TELLING * order.len() as f64).then_some(pieces)
+    (groups > 1 && is_most(inside, order)).then_some(pieces)
+}
+
+/// Whether so many of the nodes are enough to go by.
+fn is_most(nodes: usize, order: &[usize]) -> bool {
+    nodes as f64 >= TELLING * order.len() as f64
 }
 
 fn size(pieces: &[Piece]) -> usize {
@@ -287,6 +302,21 @@ pub(super) mod tests {
         let tree = tree(&graph);
         assert_eq!(shown(&tree, 0), "stem[0 1] layer1[layer1.0[2 3] 4] 5");
         assert_eq!(tree.block_of, [1, 1, 3, 3, 2, 0]);
+    }
+
+    #[test]
+    fn one_module_around_nearly_everything_is_passed_over() {
+        let graph = graph(&[
+            ("/features/features.0/features.0.0/Conv", "Conv", &[]),
+            ("/features/features.0/features.0.2/Relu", "Relu", &[0]),
+            ("/features/features.1/conv/Conv", "Conv", &[1]),
+            ("/features/features.1/conv/Relu", "Relu", &[2]),
+            ("/features/features.2/conv/Conv", "Conv", &[3]),
+            ("/features/features.2/Add", "Add", &[4, 3]),
+            ("/GlobalAveragePool", "GlobalAveragePool", &[5]),
+            ("/classifier/classifier.1/Gemm", "Gemm", &[6]),
+        ]);
+        assert_eq!(shown(&tree(&graph), 0), "features.0[0 1] features.1[2 3] features.2[4 5] 6 7");
     }
 
     #[test]
