@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -11,7 +10,7 @@ use std::{
 
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
-use super::{Dataset, SampleError, Scene};
+use super::{Dataset, SampleError, Scene, forward::forward};
 use crate::tensor::{Tensor, TensorMap};
 
 /// Share of the free memory that may be taken.
@@ -66,21 +65,7 @@ impl Kept {
 }
 
 impl Dataset for Kept {
-    fn len(&self) -> usize {
-        self.inner.len()
-    }
-
-    fn id(&self, index: usize) -> &str {
-        self.inner.id(index)
-    }
-
-    fn label(&self, index: usize) -> Option<u32> {
-        self.inner.label(index)
-    }
-
-    fn mask_file(&self, index: usize) -> Option<&Path> {
-        self.inner.mask_file(index)
-    }
+    forward!(len id label mask_file has_boxes file);
 
     fn mask(&self, index: usize) -> Result<Option<Tensor>, SampleError> {
         let kept = self.store().masks.get(&index).cloned();
@@ -115,14 +100,6 @@ impl Dataset for Kept {
 
     fn keep(&self, indices: &[usize]) {
         self.store().wanted.extend(indices);
-    }
-
-    fn has_boxes(&self, index: usize) -> bool {
-        self.inner.has_boxes(index)
-    }
-
-    fn file(&self, index: usize) -> Option<&Path> {
-        self.inner.file(index)
     }
 
     fn picture(&self, index: usize, side: usize) -> Option<Vec<u8>> {

@@ -6,6 +6,7 @@
 mod arrays;
 mod data_yaml;
 mod decode;
+mod forward;
 mod huggingface;
 mod images;
 mod jpeg;

@@ -1,7 +1,7 @@
 //! Samples that are pictures which a program holds, in the place of files.
 
 use super::{
-    Dataset, DatasetError, InputSpec, SampleError, Scene, images::ImageInput, preprocess::Preprocess,
+    Dataset, DatasetError, InputSpec, SampleError, Scene, forward::forward, images::ImageInput, preprocess::Preprocess,
     resample::RgbImage,
 };
 use crate::tensor::{TensorMap, Values};
@@ -35,17 +35,7 @@ pub fn picture(sample: TensorMap) -> Option<RgbImage> {
 }
 
 impl Dataset for Pictures {
-    fn len(&self) -> usize {
-        self.inner.len()
-    }
-
-    fn id(&self, index: usize) -> &str {
-        self.inner.id(index)
-    }
-
-    fn label(&self, index: usize) -> Option<u32> {
-        self.inner.label(index)
-    }
+    forward!(len id label);
 
     fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {
         Ok(self.read(index)?.0)

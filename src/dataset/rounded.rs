@@ -1,12 +1,11 @@
 //! A caller's own arrays for inputs in bfloat16, which NumPy has no name for: rounded, as those of files are.
 
-use std::path::Path;
-
 use super::{
     Dataset, InputSpec, SampleError, Scene,
     arrays::{is_rounded, rounded, types},
+    forward::forward,
 };
-use crate::tensor::{ElementType, Tensor, TensorMap};
+use crate::tensor::{ElementType, TensorMap};
 
 /// Samples whose floats are rounded to the nearest bfloat16 where the model takes that.
 pub struct Rounded {
@@ -35,25 +34,7 @@ impl Rounded {
 }
 
 impl Dataset for Rounded {
-    fn len(&self) -> usize {
-        self.inner.len()
-    }
-
-    fn id(&self, index: usize) -> &str {
-        self.inner.id(index)
-    }
-
-    fn label(&self, index: usize) -> Option<u32> {
-        self.inner.label(index)
-    }
-
-    fn mask_file(&self, index: usize) -> Option<&Path> {
-        self.inner.mask_file(index)
-    }
-
-    fn mask(&self, index: usize) -> Result<Option<Tensor>, SampleError> {
-        self.inner.mask(index)
-    }
+    forward!(len id label mask_file mask keep has_boxes file picture);
 
     fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {
         Ok(rounded(self.inner.sample(index)?, &self.inputs))
@@ -63,28 +44,12 @@ impl Dataset for Rounded {
         let (arrays, scene) = self.inner.read(index)?;
         Ok((rounded(arrays, &self.inputs), scene))
     }
-
-    fn keep(&self, indices: &[usize]) {
-        self.inner.keep(indices);
-    }
-
-    fn has_boxes(&self, index: usize) -> bool {
-        self.inner.has_boxes(index)
-    }
-
-    fn file(&self, index: usize) -> Option<&Path> {
-        self.inner.file(index)
-    }
-
-    fn picture(&self, index: usize, side: usize) -> Option<Vec<u8>> {
-        self.inner.picture(index, side)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::Values;
+    use crate::tensor::{Tensor, Values};
 
     struct One;
 

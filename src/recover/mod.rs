@@ -223,9 +223,9 @@ fn on_workers(
     let ranges: BTreeMap<String, Vec<Shift>> =
         table.tensors.iter().map(|(name, range)| (name.clone(), ranges::candidates(range, false))).collect();
     let possible = equalizable(model.graph(), shapes, placement)?.into_iter();
-    let possible = possible.filter(|(_, needs)| options.deploy_to == DeployTo::Rtx || needs.pointwise);
     let equalize: BTreeMap<String, (usize, Vec<Shift>)> = possible
-        .filter_map(|(name, needs)| Some((needs.channels, ranges.get(&name)?.clone())).map(|of| (name, of)))
+        .filter(|(_, needs)| options.deploy_to == DeployTo::Rtx || needs.pointwise)
+        .filter_map(|(name, needs)| ranges.get(&name).map(|ranges| (name.clone(), (needs.channels, ranges.clone()))))
         .collect();
     let shifts = |plain: &_| shifts(model, shapes, placement, table, options.shift, plain);
     if options.effort == Effort::Fast && TOGETHER.iter().all(may) {

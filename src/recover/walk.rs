@@ -29,7 +29,7 @@ use crate::{
 
 /// Samples that ranges are compared on, at most.
 const RANGED: usize = 4;
-/// Held-out samples that decide about the rounding of a weight, or the channels of a tensor, at most.
+/// Held-out samples that decide about the rounding of a weight, at most.
 const JUDGED: usize = 8;
 /// What is left of the error of a weight when it is rounded anew, at most.
 const ROUNDS_CLEARLY: f64 = 0.95;
@@ -223,8 +223,7 @@ impl Step<'_> {
         };
         let maxima = channel_maxima(self.lanes.float[..self.fit].iter().filter_map(|lane| lane.get(tensor)), *channels);
         // A channel that is rarely active has its largest values in other samples, which must show what cutting them costs.
-        let all = results.float.len();
-        let judged = if self.fit < all { self.fit..all } else { 0..all };
+        let judged = self.held_out(results.float.len());
         let exact = &results.float[judged.clone()];
         let mut best = (self.error(judged.clone(), weights.values.as_deref(), exact)? * CLEARLY, plain, None);
         for round in 0..2 {
@@ -253,9 +252,8 @@ impl Step<'_> {
     }
 
     /// The samples that single choices are judged on: held-out ones, or, without any, those that fit.
-    fn judged(&self, samples: usize) -> Range<usize> {
-        let held_out = if self.fit < samples { self.fit..samples } else { 0..self.fit };
-        held_out.start..held_out.end.min(held_out.start + JUDGED)
+    fn held_out(&self, samples: usize) -> Range<usize> {
+        if self.fit < samples { self.fit..samples } else { 0..self.fit }
     }
 
     /// Takes the range of `tensor` whose effect on the result is smallest.
@@ -315,7 +313,8 @@ impl Step<'_> {
             return Ok(());
         }
         let new = quantized.with_codes(layout.join(&codes), weight);
-        let held_out = self.judged(results.float.len());
+        let held_out = self.held_out(results.float.len());
+        let held_out = held_out.start..held_out.end.min(held_out.start + JUDGED);
         // Errors that come in are no matter of the weights.
         let exact = self.results(held_out.clone(), Some(&weight.values))?;
         let before = self.error(held_out.clone(), Some(values), &exact)?;

@@ -6,6 +6,7 @@
 mod assemble;
 mod bisection;
 mod charts;
+mod classes;
 mod csv;
 mod details;
 pub(crate) mod elsewhere;

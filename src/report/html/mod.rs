@@ -15,9 +15,8 @@ use super::{
     AdviceLevel, Report,
     bisection::Plan,
     charts,
-    details::{
-        candidates, class_accuracy, class_iou, class_precision, confusions, outputs, recovery, tasks, timings, warnings,
-    },
+    classes::{class_accuracy, class_iou, class_precision, confusions},
+    details::{candidates, outputs, recovery, tasks, timings, warnings},
     elsewhere, engines, format,
     graph::Picture,
     metrics::{Quality, Subject, precisions, title},
