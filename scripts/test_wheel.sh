@@ -12,7 +12,8 @@ scripts/build_wheel.sh target/wheel-test -q --profile dev
 # The check can fail: by this name the wheel would run on systems that it does not.
 older=target/wheel-test/older/trtcalib-0.1.0-cp310-abi3-manylinux_2_5_$(uname -m).whl
 mkdir "${older%/*}" && ln -s "../$(cd target/wheel-test && ls ./*.whl)" "$older"
-if .runtime/wheel-tools/bin/python scripts/check_wheel.py "$older" 2>/dev/null; then echo "a wrong tag was not noticed"; exit 1; fi
+if said=$(.runtime/wheel-tools/bin/python scripts/check_wheel.py "$older" 2>&1); then echo "a wrong tag was not noticed"; exit 1; fi
+[[ $said == *"by its symbols auditwheel finds"* ]] || { echo "$said"; exit 1; }
 python3 -m venv target/wheel-test/env
 env=target/wheel-test/env/bin
 "$env/pip" install -q target/wheel-test/*.whl

@@ -104,14 +104,16 @@ pub fn measured_archive(
         let file = |what: &str, ending: &str| {
             Some(measured.join(format!("{precision}.{what}.{ending}"))).filter(|path| path.is_file())
         };
+        let archive_of_outputs = file("outputs", "npz");
+        let is_in_calls = archive_of_outputs.is_none();
         let mut whole = Parts {
             times: file("times", "json"),
             profile: file("profile", "json"),
             layers: file("layers", "json"),
-            outputs: file("outputs", "npz").map_or_else(|| of_calls(&manifest, &file), |file| vec![file]),
+            outputs: archive_of_outputs.map_or_else(|| of_calls(&manifest, &file), |file| vec![file]),
             inputs: None,
         };
-        if (1..manifest.calls).contains(&whole.outputs.len()) && file("outputs", "npz").is_none() {
+        if is_in_calls && (1..manifest.calls).contains(&whole.outputs.len()) {
             let (there, calls) = (whole.outputs.len(), manifest.calls);
             notes.push(format!(
                 "{precision}: outputs of {there} of {calls} calls came back; without the others they are not compared"
@@ -220,7 +222,7 @@ pub fn measured_files<E: From<DeployError>>(
     Ok(take(report, all))
 }
 
-/// Refuses one file for two precisions.
+/// Refuses a file that is given twice: for two precisions, or for two calls of one.
 fn given_once(files: &Files) -> Result<(), DeployError> {
     let single = [&files.times, &files.profile, &files.layers].map(|files| files.iter().collect::<Vec<_>>());
     let outputs = files.outputs.iter().flat_map(|(precision, calls)| calls.iter().map(move |call| (precision, call)));

@@ -35,7 +35,7 @@ impl Model {
     /// Functions with operators that mean something else in the model's operator set stay, and those in domains of ONNX and its
     /// runtime, which may have kernels. No function may call itself, which the [diagnosis](super::diagnose) refuses.
     pub fn inlined(&self) -> (Self, BTreeMap<String, Folded>) {
-        let (mut proto, mut calls) = (self.proto.clone(), BTreeMap::<String, Folded>::new());
+        let mut calls = BTreeMap::<String, Folded>::new();
         let versions = versions_of_missing_domains(&self.proto);
         let fits = |function: &&FunctionProto| {
             let is_own = |domain: &str| !is_default_domain(domain) && !domain.starts_with("ai.onnx.");
@@ -54,6 +54,7 @@ impl Model {
         if functions.is_empty() {
             return (self.clone(), calls);
         }
+        let mut proto = self.proto.clone();
         for import in functions.values().flat_map(|function| &function.opset_import) {
             if self.opset(import.domain()).is_none() {
                 proto.set_opset(import.domain(), import.version());

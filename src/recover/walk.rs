@@ -114,8 +114,7 @@ pub(super) fn walk(
         }
     }
     let (mut objectives, mut answers) = (Objectives::default(), Vec::new());
-    let measured = if fit < samples.len() { fit..samples.len() } else { 0..samples.len() };
-    for index in measured {
+    for index in held_out(fit, samples.len()) {
         let mut objective = Objective::new(tasks.parts.clone());
         for name in &network.outputs {
             if let (Some(float), Some(quantized)) = (lanes.float[index].get(name), lanes.quantized[index].get(name)) {
@@ -129,6 +128,11 @@ pub(super) fn walk(
         }
     }
     Ok(Walked { objectives, answers })
+}
+
+/// The samples that are measured: those behind the first `fit`, or, without any, all.
+fn held_out(fit: usize, samples: usize) -> Range<usize> {
+    if fit < samples { fit..samples } else { 0..samples }
 }
 
 /// A tensor with its name.
@@ -223,7 +227,7 @@ impl Step<'_> {
         };
         let maxima = channel_maxima(self.lanes.float[..self.fit].iter().filter_map(|lane| lane.get(tensor)), *channels);
         // A channel that is rarely active has its largest values in other samples, which must show what cutting them costs.
-        let judged = self.held_out(results.float.len());
+        let judged = held_out(self.fit, results.float.len());
         let exact = &results.float[judged.clone()];
         let mut best = (self.error(judged.clone(), weights.values.as_deref(), exact)? * CLEARLY, plain, None);
         for round in 0..2 {
@@ -249,11 +253,6 @@ impl Step<'_> {
             None => self.state.equalized.remove(tensor),
         };
         Ok(())
-    }
-
-    /// The samples that single choices are judged on: held-out ones, or, without any, those that fit.
-    fn held_out(&self, samples: usize) -> Range<usize> {
-        if self.fit < samples { self.fit..samples } else { 0..self.fit }
     }
 
     /// Takes the range of `tensor` whose effect on the result is smallest.
@@ -313,8 +312,8 @@ impl Step<'_> {
             return Ok(());
         }
         let new = quantized.with_codes(layout.join(&codes), weight);
-        let held_out = self.held_out(results.float.len());
-        let held_out = held_out.start..held_out.end.min(held_out.start + JUDGED);
+        let measured = held_out(self.fit, results.float.len());
+        let held_out = measured.start..measured.end.min(measured.start + JUDGED);
         // Errors that come in are no matter of the weights.
         let exact = self.results(held_out.clone(), Some(&weight.values))?;
         let before = self.error(held_out.clone(), Some(values), &exact)?;

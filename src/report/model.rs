@@ -85,7 +85,7 @@ pub struct Report {
 
 impl Report {
     /// The precision that `layers` and `graph` are about: the first of 8 bits, whatever single nodes of it are in.
-    pub(crate) fn layers_of(&self) -> Option<&Precision> {
+    pub fn layers_of(&self) -> Option<&Precision> {
         let of_8_bits = |row: &&Precision| matches!(&*row.precision, "int8" | "fp8") && row.quantized_nodes.is_some();
         self.precisions.iter().find(of_8_bits)
     }

@@ -65,9 +65,7 @@ impl Spec {
 pub fn fill_from_sidecar(config: &mut RunConfig, spec: &Spec) -> Result<(), PipelineError> {
     let Spec::Engine(path) = spec else { return Ok(()) };
     let Some(sidecar) = sidecar_beside(path, config)? else { return Ok(()) };
-    // Where an input begins with another axis, a call takes one sample: the profile tells no batch.
-    let in_batches = sidecar.inputs.iter().all(|input| input.shape.first() == Some(&None));
-    config.batch = config.batch.or(batches(&sidecar).filter(|_| in_batches).map(|[_, opt, _]| opt));
+    config.batch = config.batch.or(batches(&sidecar).map(|[_, opt, _]| opt));
     config.model.get_or_insert(sidecar.reference.unwrap_or(sidecar.model));
     config.data = config.data.take().or(sidecar.data);
     config.labels = config.labels.take().or(sidecar.labels);
@@ -96,8 +94,12 @@ pub(super) fn warn_of_cache(host: &Host, cache: Option<&PathBuf>) -> Result<(), 
     Ok(())
 }
 
-/// The smallest, likely and largest batch of an engine.
+/// The smallest, likely and largest batch of an engine. Where an input begins with another axis, a call takes one sample: the
+/// profile tells no batch.
 pub(super) fn batches(sidecar: &EngineSidecar) -> Option<[usize; 3]> {
+    if !sidecar.inputs.iter().all(|input| input.shape.first() == Some(&None)) {
+        return None;
+    }
     let shapes = sidecar.options.profile.shapes.get(&sidecar.inputs.first()?.name)?;
     let [Some(min), Some(opt), Some(max)] = shapes.each_ref().map(|shape| shape.first().copied()) else { return None };
     Some([min, opt, max])

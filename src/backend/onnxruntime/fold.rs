@@ -43,7 +43,7 @@ const MIN_IR_VERSION: i64 = 4;
 impl OnnxRuntime {
     /// The model with batch norms, constant expressions, identities and the model's own functions folded away.
     ///
-    /// Names of nodes, inputs and outputs stay, and so do operators, metadata, path and hash. Weights that are also
+    /// Names of nodes, but for calls of functions, and of inputs and outputs stay, and so do operators, metadata, path and hash. Weights that are also
     /// declared as inputs become constants. A constant that is much larger than what it is computed from stays computed.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ impl OnnxRuntime {
         let (mut inlined, mut calls) = constant.inlined();
         let mut folded = match self.folded(&inlined) {
             // Functions of another operator set, which ONNX does not allow and ONNX Runtime takes.
-            Err(_) if !calls.is_empty() => {
+            Err(_) if inlined.graph() != constant.graph() => {
                 (inlined, calls) = (constant, BTreeMap::new());
                 self.folded(&inlined)?
             }

@@ -1,16 +1,21 @@
 //! Inputs and outputs in 8-bit floats (E4M3), for which there is no type here: they are given and shown in `float32`, and the
 //! model rounds to the nearest and widens, as an engine's do.
 
-use std::{borrow::Cow, collections::HashMap};
-
-use super::own_codes::Names;
-use crate::onnx::{
-    Model,
-    proto::{AttributeProto, NodeProto, TensorTypeProto, TypeValue, ValueInfoProto},
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
 };
 
-/// ONNX's numbers of `float32` and E4M3.
-const FLOAT: i32 = 1;
+use super::own_codes::Names;
+use crate::{
+    onnx::{
+        Model,
+        proto::{AttributeProto, NodeProto, TensorTypeProto, TypeValue, ValueInfoProto},
+    },
+    tensor::ElementType,
+};
+
+/// ONNX's number of E4M3.
 const E4M3: i32 = 17;
 
 fn tensor_type(info: &mut ValueInfoProto) -> Option<&mut TensorTypeProto> {
@@ -35,14 +40,14 @@ pub(super) fn with_wide_ends(model: &Model) -> Cow<'_, Model> {
     let mut names = Names::of(graph);
     let mut proto = model.proto.clone();
     let graph = proto.graph.get_or_insert_default();
-    let constants: Vec<String> = graph.initializer.iter().map(|constant| constant.name().to_owned()).collect();
+    let constants: HashSet<String> = graph.initializer.iter().map(|constant| constant.name().to_owned()).collect();
     let (mut narrow, mut before, mut behind) = (HashMap::new(), Vec::new(), Vec::new());
-    let inputs = graph.input.iter_mut().filter(|input| !constants.contains(&input.name().to_owned()));
+    let inputs = graph.input.iter_mut().filter(|input| !constants.contains(input.name()));
     let outputs = graph.output.iter_mut().map(|output| (output, false));
     for (info, is_input) in inputs.map(|input| (input, true)).chain(outputs).filter(|(info, _)| is_e4m3(info)) {
         let wide = info.name().to_owned();
         if let Some(tensor) = tensor_type(info) {
-            tensor.elem_type = Some(FLOAT);
+            tensor.elem_type = Some(ElementType::F32.onnx());
         }
         // An input that is an output, too, passes as it is.
         if narrow.contains_key(&wide) {
@@ -56,7 +61,7 @@ pub(super) fn with_wide_ends(model: &Model) -> Cow<'_, Model> {
         if is_input {
             before.push(cast(&wide, &own, E4M3));
         } else {
-            behind.push(cast(&own, &wide, FLOAT));
+            behind.push(cast(&own, &wide, ElementType::F32.onnx()));
         }
         narrow.insert(wide, own);
     }

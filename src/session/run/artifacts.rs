@@ -60,8 +60,9 @@ pub fn write_report(report: &Report, out: &Path, wrote: &dyn Fn(&Path)) -> Resul
     report.write(&out.join("report.json"))?;
     junit(report, &mut tests).map_err(PipelineError::render)?;
     layers_csv(report, &mut layers).map_err(PipelineError::render)?;
-    let page = page_of(report, out)?;
-    if let Some(found) = bisection_in(out, report) {
+    let found = bisection_in(out, report);
+    let page = page(report, found.as_ref())?;
+    if let Some(found) = found {
         let page = bisection_html(&found, Some(report)).map_err(PipelineError::render)?;
         write_atomic(&out.join("bisect.html"), page.as_bytes())?;
     }
@@ -80,11 +81,11 @@ pub fn write_report(report: &Report, out: &Path, wrote: &dyn Fn(&Path)) -> Resul
 /// # Errors
 /// The page cannot be made.
 pub fn page_of(report: &Report, out: &Path) -> Result<String, PipelineError> {
-    let page = match bisection_in(out, report) {
-        Some(found) => html_with(report, &found),
-        None => html(report),
-    };
-    page.map_err(PipelineError::render)
+    page(report, bisection_in(out, report).as_ref())
+}
+
+fn page(report: &Report, found: Option<&Findings>) -> Result<String, PipelineError> {
+    found.map_or_else(|| html(report), |found| html_with(report, found)).map_err(PipelineError::render)
 }
 
 /// The bisection of a report's model in its folder.

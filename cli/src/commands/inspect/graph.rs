@@ -126,9 +126,8 @@ impl Read {
 
 /// Whether a model is the first one of 8 bits that a run left: what the run knows of nodes, it knows of those.
 fn is_quantized_of(report: &Report, model: &Model) -> bool {
-    let quantized = report.precisions.iter().filter(|row| matches!(row.precision.as_str(), "int8" | "fp8"));
-    let mut files = quantized.filter_map(|row| row.artifact.as_ref());
-    files.next().is_some_and(|file| file.hash == model.hash)
+    let file = report.layers_of().and_then(|row| row.artifact.as_ref());
+    file.is_some_and(|file| file.hash == model.hash)
 }
 
 fn name(path: &Path) -> String {
