@@ -143,11 +143,11 @@ impl PartSums {
     }
 }
 
-/// The two parts of an output by the size of the reference's values; empty where it is of one piece.
+/// The parts of an output by the size of the reference's values; empty where it is of one piece.
 ///
-/// Along the axis where that is clearest, the root mean squares of the first positions are all at least eight times
-/// those of the rest, or the other way round. Where large and small positions alternate, as with single large channels of
-/// a feature map, nothing is split.
+/// Along the axis where that is clearest, the root mean squares of neighbouring positions are all at least eight times
+/// those of the others, or the other way round: of the first, of the last, or of several in the middle. Where large and
+/// small positions alternate, as with single large channels of a feature map, nothing is split.
 pub fn by_scale(sums: &PartSums) -> Vec<Part> {
     let split = |sums: &AxisSums| {
         let level = |position: &Totals| {
@@ -159,20 +159,28 @@ pub fn by_scale(sums: &PartSums) -> Vec<Part> {
         let empty = 0.5 * f64::MIN_POSITIVE.log2();
         let least = levels.iter().copied().filter(|&level| level > empty).reduce(f64::min)?;
         let levels: Vec<f64> = levels.iter().map(|level| level.max(least)).collect();
-        let bounds = |levels: &[f64]| {
-            levels.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &x| (low.min(x), high.max(x)))
-        };
-        let gap = |at: usize| {
-            let ((low, high), (least, most)) = (bounds(&levels[..at]), bounds(&levels[at..]));
-            (low - most).max(least - high)
-        };
-        let (at, gap) = (1..levels.len()).map(|at| (at, gap(at))).max_by(|a, b| a.1.total_cmp(&b.1))?;
-        (gap >= DOUBLINGS).then_some((gap, sums.axis, at, levels.len()))
+        let mut sorted = levels.clone();
+        sorted.sort_by(f64::total_cmp);
+        let gaps = sorted.windows(2).filter(|pair| pair[1] - pair[0] >= DOUBLINGS);
+        let splits = gaps.filter_map(|pair| Some((pair[1] - pair[0], pieces(&levels, pair[1])?, sums.axis)));
+        splits.max_by(|a, b| a.0.total_cmp(&b.0))
     };
     let best = sums.axes.iter().filter_map(split).max_by(|a, b| a.0.total_cmp(&b.0));
-    best.map_or_else(Vec::new, |(_, axis, at, end)| {
-        vec![Part::of_positions(axis, 0..at), Part::of_positions(axis, at..end)]
+    best.map_or_else(Vec::new, |(_, pieces, axis)| {
+        pieces.into_iter().map(|range| Part::of_positions(axis, range)).collect()
     })
+}
+
+/// The runs of positions at or above `large`, and below it, in order: two, or three with several positions in the middle.
+fn pieces(levels: &[f64], large: f64) -> Option<Vec<Range<usize>>> {
+    let mut start = 0;
+    let runs = levels.chunk_by(|a, b| (*a >= large) == (*b >= large)).map(|run| {
+        let range = start..start + run.len();
+        start = range.end;
+        range
+    });
+    let runs: Vec<_> = runs.take(4).collect();
+    (runs.len() == 2 || runs.len() == 3 && runs[1].len() > 1).then_some(runs)
 }
 
 #[cfg(test)]
@@ -220,8 +228,12 @@ mod tests {
             [(1, 0..2), (1, 2..4)]
         );
         assert!(by_scale(&sums(&[4, 3], &rows(&[1.0, 3.0, 7.0, 2.0]), |_| 0.0)).is_empty());
-        // Single large channels in the middle are no part.
+        // Single large channels in the middle are no part, several are: scores, boxes, scores.
         assert!(by_scale(&sums(&[5, 3], &rows(&[1.0, 2.0, 400.0, 2.0, 1.0]), |_| 0.0)).is_empty());
+        let middle = by_scale(&sums(&[6, 3], &rows(&[1.0, 2.0, 400.0, 90.0, 2.0, 1.0]), |_| 0.0));
+        assert_eq!(middle, [Part::new("0-1", 0, 0..2), Part::new("2-3", 0, 2..4), Part::new("4-5", 0, 4..6)]);
+        let alternate = rows(&[1.0, 2.0, 400.0, 90.0, 2.0, 300.0, 1.0]);
+        assert!(by_scale(&sums(&[7, 3], &alternate, |_| 0.0)).is_empty());
         // One channel in front is: background against the rest.
         assert_eq!(by_scale(&sums(&[3, 3], &rows(&[90.0, 2.0, 1.0]), |_| 0.0))[0].name, "0");
         assert!(by_scale(&sums(&[9], &[900.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], |_| 0.0)).is_empty());
