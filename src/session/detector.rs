@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::model::Subject;
 use crate::{
     compare::heads::{DetectionOptions, Head, HeadError, HeadKind, OutputShape, Surroundings, recognize},
+    dataset::Preprocess,
     onnx::Model,
 };
 
@@ -124,10 +125,23 @@ pub fn usual_preset(head: &Head) -> &'static str {
     }
 }
 
+/// In what way pictures are prepared as for a classifier, if they are.
+pub fn as_for_a_classifier(head: &Head, preprocess: &Preprocess) -> Option<&'static str> {
+    use HeadKind::{YoloEnd2end, Yolov5, Yolov8, Yolox};
+    if preprocess.crop.is_some() {
+        return Some("cropped as a classifier's are: boxes at their borders are lost");
+    }
+    let plain = matches!(head.kind, Yolov5 | Yolov8 | YoloEnd2end | Yolox);
+    (plain && preprocess.mean != [0.0; 3]).then_some("scaled as a classifier's are: a mean is taken off their values")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::proto::{GraphProto, ModelProto, StringStringEntryProto};
+    use crate::{
+        onnx::proto::{GraphProto, ModelProto, StringStringEntryProto},
+        tensor::ElementType,
+    };
 
     #[test]
     fn the_metadata_of_an_export_are_read_and_damaged_ones_are_not() {
@@ -161,5 +175,28 @@ mod tests {
         let bad =
             [("names", "{0: [person"), ("imgsz", "large"), ("stride", "0"), ("end2end", "perhaps"), ("args", "{")];
         assert_eq!(model(&bad), Exported::default());
+    }
+
+    #[test]
+    fn pictures_of_detectors_are_neither_cropped_nor_lessened_by_a_mean() {
+        let output = |name: &str, shape: &[usize]| OutputShape {
+            name: name.to_owned(),
+            element_type: Some(ElementType::F32),
+            shape: shape.iter().copied().map(Some).collect(),
+        };
+        let head = |outputs: &[OutputShape]| {
+            let around = Surroundings { input: Some([640, 640]), detector: true, ..Surroundings::default() };
+            recognize(outputs, &around, &DetectionOptions::default()).unwrap().unwrap()
+        };
+        let yolov8 = head(&[output("output0", &[1, 84, 8400])]);
+        let detr = head(&[output("logits", &[1, 100, 92]), output("pred_boxes", &[1, 100, 4])]);
+        let how = |head, preset| as_for_a_classifier(head, &Preprocess::preset(preset, 640, 640).unwrap());
+        assert!(how(&yolov8, "imagenet").unwrap().starts_with("cropped"));
+        let stretched = how(&yolov8, "detr").unwrap();
+        assert!(stretched.starts_with("scaled"), "{stretched}");
+        for preset in ["yolo", "yolox", "unit"] {
+            assert_eq!(how(&yolov8, preset), None);
+        }
+        assert_eq!((how(&detr, "detr"), how(&detr, "imagenet").is_some()), (None, true));
     }
 }

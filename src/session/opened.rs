@@ -7,7 +7,7 @@ use super::{
     calibration::{Calibrator, ChooseOptions, ObserveOptions, judged_kinds},
     checkpoint::Checkpoints,
     data::{Data, DataSettings, Provenance, open_data, own_samples, random_data, usual_size},
-    detector::{Exported, head, usual_preset},
+    detector::{Exported, as_for_a_classifier, head, usual_preset},
     evaluation::{EvaluateOptions, class_names},
     events::TellTimings,
     model::Subject,
@@ -218,11 +218,10 @@ impl Session {
             return Err(PipelineError::Input(unfit));
         }
         if let (Some(head), Some(preprocess)) = (&head, &data.preprocess)
-            && preprocess.crop.is_some()
+            && let Some(how) = as_for_a_classifier(head, preprocess)
         {
             host.warn(&format!(
-                "this model looks like a detector ({}), and its pictures are cropped as a classifier's are ({}): boxes at \
-                 their borders are lost; --preset {} is usual for it",
+                "this model looks like a detector ({}), and its pictures are {how} ({}); --preset {} is usual for it",
                 head.describe(),
                 preprocess.describe(),
                 usual_preset(head)

@@ -6,9 +6,10 @@ use calib_test_support::shared;
 
 use super::{calib, json, python, root};
 
-/// `mAP 50-95` of the float YOLOX-Nano on all 128 photos, by OpenCV, NumPy, ONNX Runtime and pycocotools
+/// `mAP 50-95` of the float YOLOX-Nano and FastestDet on all 128 photos, by OpenCV, NumPy, ONNX Runtime and pycocotools
 /// (`scripts/evaluate_detection.py`).
 const YOLOX_MAP: f64 = 0.340_195;
+const FASTESTDET_MAP: f64 = 0.209_383;
 
 fn yolox() -> Option<(PathBuf, PathBuf)> {
     Some((shared("models/yolox_nano.onnx")?, shared("coco")?))
@@ -21,6 +22,18 @@ fn compared(model: &Path, arguments: &[&str]) -> Option<serde_json::Value> {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{error}");
     Some(serde_json::from_slice(&output.stdout).unwrap())
+}
+
+/// `model` with the decoding of its boxes appended, as `into`.
+fn decoded(model: &Path, into: &Path) -> Option<()> {
+    let script = format!(
+        "import runpy, sys; sys.argv[0] = 'x'; sys.argv[1:] = [sys.argv[1], {:?}]; runpy.run_path({:?}, run_name='__main__'); print('ok')",
+        into.display().to_string(),
+        root().join("scripts/append_decoding.py").display().to_string()
+    );
+    let done = python(&script, &[model])?;
+    assert_eq!(done.trim(), "ok");
+    Some(())
 }
 
 fn detection(result: &serde_json::Value) -> &serde_json::Value {
@@ -46,18 +59,32 @@ fn the_float_map_is_that_of_python() {
 }
 
 #[test]
+fn boxes_that_are_named_have_the_float_map_of_python() {
+    let (Some(model), Some(coco)) = (shared("models/fastestdet.onnx"), shared("coco")) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let boxes = folder.path().join("fastestdet_boxes.onnx");
+    if decoded(&model, &boxes).is_none() {
+        return;
+    }
+    let config = folder.path().join("fastestdet.toml");
+    let settings = "[preprocess]\nresize = [352, 352]\ninterpolation = \"opencv\"\nchannel_order = \"bgr\"\n\
+                    [detection]\nhead = \"boxes\"\nboxes = \"boxes\"\nscores = \"scores\"\nformat = \"cxcywh\"\nshares = true\n";
+    std::fs::write(&config, settings).unwrap();
+    let (data, config) = (coco.join("data.yaml").display().to_string(), config.display().to_string());
+    let Some(result) = compared(&boxes, &["--config", &config, "--data", &data]) else { return };
+    let map = detection(&result)["map50_95"].as_f64().unwrap();
+    assert!((map - FASTESTDET_MAP).abs() < 0.001, "{map}");
+}
+
+#[test]
 fn a_head_that_joins_boxes_and_scores_gets_the_verdict_it_deserves() {
     let Some((model, coco)) = yolox() else { return };
     let Some(mut command) = calib() else { return };
     let folder = tempfile::tempdir().unwrap();
     let joined = folder.path().join("yolov8_form.onnx");
-    let script = format!(
-        "import runpy, sys; sys.argv[0] = 'x'; sys.argv[1:] = [sys.argv[1], {:?}]; runpy.run_path({:?}, run_name='__main__'); print('ok')",
-        joined.display().to_string(),
-        root().join("scripts/append_decoding.py").display().to_string()
-    );
-    let Some(done) = python(&script, &[&model]) else { return };
-    assert_eq!(done.trim(), "ok");
+    if decoded(&model, &joined).is_none() {
+        return;
+    }
     command.args([
         "run",
         "--precisions",

@@ -2,12 +2,13 @@
 
 use super::{Direction, Gate, GateResult, Metric, Needs, percent};
 use crate::{
-    compare::{ComparisonResult, Figures, NonFinite, OutputMetrics},
+    compare::{ComparisonResult, DetectionAgreement, Figures, NonFinite, OutputMetrics},
     stats::{half_width, paired_difference, wilson_at},
 };
 
 /// What is noted of a gate where there is no difference.
 pub(crate) const EQUAL: &str = "equal to the reference";
+const NO_BOX: &str = "the reference has no box from the confidence on at which boxes count";
 const NO_TIMES: &str = "no latency was measured that says anything about this precision";
 
 /// What a target costs, as far as it is known.
@@ -263,8 +264,14 @@ fn measure(metric: Metric, part: Option<&str>, result: &ComparisonResult, footpr
             let reference = detection?.reference_map50_95.ok_or(no_map)?;
             Ok(reference - figures.map50_95.ok_or(no_map)?)
         }),
-        Metric::DetectionPrecision => detection.map(|d| d.agreement.precision),
-        Metric::DetectionRecall => detection.map(|d| d.agreement.recall),
+        Metric::DetectionPrecision => detection.and_then(|d| {
+            let DetectionAgreement { precision, common, lost, gained, .. } = d.agreement;
+            if common + lost + gained > 0 { Ok(precision) } else { Err(NO_BOX) }
+        }),
+        Metric::DetectionRecall => detection.and_then(|d| {
+            let DetectionAgreement { recall, common, lost, .. } = d.agreement;
+            if common + lost > 0 { Ok(recall) } else { Err(NO_BOX) }
+        }),
         Metric::DetectionIou => {
             detection.and_then(|d| d.agreement.mean_iou.ok_or("reference and target have no box in common"))
         }

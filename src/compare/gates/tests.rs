@@ -336,4 +336,14 @@ fn detectors_are_gated_by_boxes() {
     assert_eq!(outcome("detection_iou=0.8").interval, Some([0.85, 0.93]));
     let unknown = outcome("detection_precision=0.1@95%");
     assert!(!unknown.passed && unknown.note.unwrap().contains("no interval"));
+
+    // Shares of nothing say nothing; boxes that only the target has are wrong.
+    let mut counted = |lost, gained, precision| {
+        let agreement = &mut result.detection.as_mut().unwrap().agreement;
+        (agreement.common, agreement.lost, agreement.gained) = (0, lost, gained);
+        (agreement.precision, agreement.recall) = (precision, 1.0);
+        ["detection_precision=0.5", "detection_recall=0.5"].map(|gate| evaluate(gate, &result).0)
+    };
+    assert_eq!([counted(0, 0, 1.0), counted(0, 3, 0.0)], [[None, None], [Some(0.0), None]]);
+    assert!(note(&result, "detection_recall=0.5").contains("the reference has no box"));
 }

@@ -228,8 +228,18 @@ fn by_structure(graph: &ModelGraph, order: &[usize], rank: &[usize]) -> Vec<Piec
     pieces
 }
 
-/// `Conv … Add`: the first operator and the last.
+/// Between the ends of a block that has no name of its own.
+const TO: &str = " … ";
+
+/// `layer1 … layer3`: the first named block and the last; without any, the first operator and the last: `Conv … Add`.
 fn ends_of(graph: &ModelGraph, pieces: &[Piece]) -> String {
+    fn named(piece: &Piece) -> Option<&str> {
+        if let Piece::Group(name, _) = piece {
+            Some(name).filter(|name| !name.contains(TO)).map(String::as_str)
+        } else {
+            None
+        }
+    }
     fn edge(pieces: &[Piece], last: bool) -> Option<&Piece> {
         if last { pieces.last() } else { pieces.first() }
     }
@@ -242,7 +252,12 @@ fn ends_of(graph: &ModelGraph, pieces: &[Piece]) -> String {
             }
         }
     };
-    format!("{} … {}", operator(false).unwrap_or_default(), operator(true).unwrap_or_default())
+    let names = || Some((pieces.iter().find_map(named)?, pieces.iter().rev().find_map(named)?));
+    let (first, last) = names().unwrap_or_else(|| {
+        let [first, last] = [false, true].map(|last| operator(last).unwrap_or_default());
+        (first, last)
+    });
+    [first, last].join(TO)
 }
 
 /// Long lists are cut into pieces of equal length, and those again.
@@ -363,6 +378,17 @@ pub(super) mod tests {
             .collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..4000).collect::<Vec<_>>(), "every node once");
+    }
+
+    #[test]
+    fn pieces_of_a_long_list_of_modules_are_called_by_the_modules() {
+        let nodes: Vec<_> = (0..100)
+            .map(|i| (format!("/m{}/n{i}", i / 2), "Relu", if i == 0 { vec![] } else { vec![i - 1] }))
+            .collect();
+        let nodes: Vec<_> = nodes.iter().map(|(name, op, from)| (name.as_str(), *op, &from[..])).collect();
+        let tree = tree(&graph(&nodes));
+        let names: Vec<&str> = tree.blocks.iter().filter(|b| b.parent == 0).map(|b| b.name.as_str()).collect();
+        assert_eq!(names[1..], ["m0 … m12", "m13 … m25", "m26 … m38", "m39 … m49"]);
     }
 
     #[test]
