@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -683,10 +684,17 @@ def test_onnxruntimes_options_are_taken_or_refused_by_name(arrays, tmp_path):
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as theirs
 
+    from trtcalib import compat
     from trtcalib.compat import quantize_static
 
     mine = inspect.signature(quantize_static).parameters
-    assert [name for name in inspect.signature(theirs).parameters if name not in mine] == []
+    given = list(inspect.signature(theirs).parameters)
+    assert given == list(mine)[: len(given)]
+    code = "".join(file.read_text() for file in Path(inspect.getfile(theirs)).parent.glob("*.py"))
+    options = {name for name in re.findall(r'extra_options(?:\.get\(|\[)\s*"([^"]+)"', code) if name[0].isupper()}
+    options |= set(re.findall(r"^ {16}([\w.]+) = ", theirs.__doc__, re.MULTILINE))
+    known = {"CalibPercentile", *compat._OPTIONS, *compat._WITHOUT_EFFECT}
+    assert len(options) > 20 and options <= known, options - known
     output = tmp_path / "int8.onnx"
     quantize_static(
         onnx.load(MODEL), output, Reader(arrays), quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8,
@@ -700,10 +708,12 @@ def test_onnxruntimes_options_are_taken_or_refused_by_name(arrays, tmp_path):
         "activation_type": {"activation_type": QuantType.QUInt8},
         "reduce_range": {"reduce_range": True},
         "Distribution": {"calibrate_method": CalibrationMethod.Distribution},
-        "ActivationSymmetric=False": {"extra_options": {"ActivationSymmetric": False}},
         "SmoothQuant=True": {"extra_options": {"SmoothQuant": True}},
         "TensorrtExecutionProvider": {"calibration_providers": ["TensorrtExecutionProvider"]},
         "options of CUDAExecutionProvider .device_id.": {"calibration_providers": [("CUDAExecutionProvider", {"device_id": 1})]},
+        "CalibPercentile|percentile": {"extra_options": {"CalibPercentile": "most"}},
+        "Unheard=1 is not done: no such option": {"extra_options": {"Unheard": 1}},
+        "ActivationSymmetric=False is not done: .*give True": {"extra_options": {"ActivationSymmetric": False}},
         "AddQDQPairToWeight=True": {"extra_options": {"AddQDQPairToWeight": True}},
         "MatMulConstBOnly=True": {"extra_options": {"MatMulConstBOnly": True}},
     }
@@ -713,7 +723,7 @@ def test_onnxruntimes_options_are_taken_or_refused_by_name(arrays, tmp_path):
     assert not (tmp_path / "no.onnx").exists()
     quantize_static(
         MODEL, tmp_path / "yes.onnx", Reader(arrays), calibration_providers=[("CPUExecutionProvider", {})],
-        extra_options={"AddQDQPairToWeight": False, "MatMulConstBOnly": False, "CalibMaxIntermediateOutputs": 8, "UseQDQContribOps": False},
+        extra_options={"AddQDQPairToWeight": False, "MatMulConstBOnly": False, "CalibMaxIntermediateOutputs": 8, "DedicatedQDQPair": False},
     )
 
 

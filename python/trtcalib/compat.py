@@ -18,32 +18,35 @@ from . import CalibError, calibrate, quantize
 __all__ = ["quantize_static"]
 
 _METHODS = {"MinMax": "minmax", "Entropy": "entropy", "Percentile": "percentile"}
-#: Options whose effect is had in any case, or that ask for what is done: (name, values that are taken).
-_SATISFIED: dict[str, tuple[Any, ...]] = {
-    "ActivationSymmetric": (True,),
-    "WeightSymmetric": (True,),
-    "ActivationRestrictedAsymmetric": (False,),
-    "CalibTensorRangeSymmetric": (True, False),
-    "CalibMovingAverage": (False,),
-    "CalibStridedMinMax": (None,),
-    "BlockSize": (0,),
-    "MinimumRealRange": (None,),
-    "OpTypesToExcludeOutputQuantization": ([],),
-    "QDQKeepRemovableActivations": (True,),
-    "TensorQuantOverrides": ({},),
-    "UseQDQContribOps": (False,),
-    "extra.Sigmoid.nnapi": (False,),
-    "AddQDQPairToWeight": (False,),
-    "QDQOpTypePerChannelSupportToAxis": ({},),
-    "QuantizeBias": (False,),
-    "MatMulConstBOnly": (False,),
-    "EnableSubgraph": (False,),
-    "ForceQuantizeNoInputCheck": (False,),
-    "DedicatedQDQPair": (True,),
-    "SmoothQuant": (False,),
+#: Options of ``extra_options``: values that ask for what is done anyway, and why others cannot be had.
+_OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "ActivationSymmetric": ((True,), "TensorRT quantizes activations around 0; give True"),
+    "ActivationRestrictedAsymmetric": ((False,), "it is for UINT8 activations, which TensorRT does not run"),
+    "WeightSymmetric": ((True,), "TensorRT quantizes weights around 0; give True"),
+    "MinimumRealRange": ((None,), "it is for QNN; ranges are those that the data show"),
+    "TensorQuantOverrides": (({},), "ranges stand in the table of trtcalib.calibrate; change them there, for trtcalib.quantize"),
+    "CalibMovingAverage": ((False,), "all samples count alike"),
+    "CalibStridedMinMax": ((None,), "all samples are looked at"),
+    "SmoothQuant": ((False,), "without calibrate_method, channels are equalized where held-out samples gain by it"),
+    "BlockSize": ((0,), "weights have a scale for each output channel, not for blocks"),
+    "AddQDQPairToWeight": ((False,), "weights are stored quantized, with a DequantizeLinear"),
+    "OpTypesToExcludeOutputQuantization": (([],), "inputs are quantized; name the operators that read the tensor in nodes_to_exclude"),
+    "QDQKeepRemovableActivations": ((True,), "Relu and Clip stay where they are, as TensorRT fuses them; give True"),
+    "QDQOpTypePerChannelSupportToAxis": (({},), "TensorRT takes scales along the output channels of weights"),
+    "QuantizeBias": ((False,), "TensorRT takes biases in float; give False"),
+    "UseQDQContribOps": ((False,), "TensorRT reads the operators of the ONNX standard, not those of com.microsoft"),
+    "MatMulConstBOnly": ((False,), "name products of two activations in nodes_to_exclude"),
+    "EnableSubgraph": ((False,), "bodies of If, Loop and Scan stay in float"),
+    "ForceQuantizeNoInputCheck": ((False,), "operators that move values only are quantized with what they feed"),
+    "DefaultTensorType": ((), "types of tensors are those that the model tells"),
+    "extra.Sigmoid.nnapi": ((False,), "it is for Android's NNAPI"),
 }
-#: Options that change nothing: by what onnxruntime says of them, or without others that are refused.
-_WITHOUT_EFFECT = ("CalibMaxIntermediateOutputs", "CalibMovingAverageConstant", "SmoothQuantAlpha", "SmoothQuantFolding")
+#: Options that change no number whatever their value: by what onnxruntime says of them, without others that are refused, as
+#: ranges are symmetric and biases in float, and as who reads a tensor shares its QuantizeLinear, but no DequantizeLinear.
+_WITHOUT_EFFECT = (
+    "CalibMaxIntermediateOutputs", "CalibMovingAverageConstant", "CalibTensorRangeSymmetric", "DedicatedQDQPair",
+    "QDQDisableWeightAdjustForInt32Bias", "SmoothQuantAlpha", "SmoothQuantFolding",
+)
 
 
 def quantize_static(
@@ -80,7 +83,8 @@ def quantize_static(
         calibrate_method: MinMax, Entropy or Percentile (99.999, as there, unless ``CalibPercentile`` says otherwise); what
             measures best without.
         calibration_providers: ``["CPUExecutionProvider"]`` or ``["CUDAExecutionProvider"]``, without options.
-        extra_options: ``CalibPercentile`` is applied, options that ask for what is done anyway are taken, others refused.
+        extra_options: ``CalibPercentile`` is applied, options that ask for what is done anyway are taken, others refused with
+            the reason.
             ``MatMulConstBOnly=False``, the default, lets products of two activations be quantized: those that TensorRT
             runs faster so.
 
@@ -121,11 +125,11 @@ def quantize_static(
         settings["percentile"] = 99.999
     for name, value in (extra_options or {}).items():
         if name == "CalibPercentile":
-            settings["percentile"] = float(value)
-        elif name in _WITHOUT_EFFECT:
-            continue
-        elif name not in _SATISFIED or not any(value == taken for taken in _SATISFIED[name]):
-            raise CalibError(f"extra_options: {name}={value!r} has no counterpart in a model for TensorRT; leave it out")
+            settings["percentile"] = value
+        elif name not in _WITHOUT_EFFECT:
+            taken, reason = _OPTIONS.get(name, ((), "no such option is known here; leave it out"))
+            if value not in taken:
+                raise CalibError(f"extra_options: {name}={value!r} is not done: {reason}")
     with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
         model = _file(model_input, Path(folder))
         # Placement options say what is quantized; the table is made for that.
