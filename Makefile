@@ -59,7 +59,7 @@ test-engines-11: setup-test
 coverage: setup-test ## test-engines with the lines counted of src/backend/tensorrt and src/backend/cuda; fails below 85 %
 	scripts/coverage.sh
 
-test-python: setup-test ## build the wheel, install it into an empty environment and run its tests, those of Ray too
+test-python: setup-test ## build the wheel, install it into an empty environment and run its tests, those of Ray that take minutes, too
 	scripts/test_wheel.sh --ray
 
 wheel: setup ## build the Python package into target/wheels; auditwheel and abi3audit check its tags

@@ -16,6 +16,7 @@ use trtcalib::{
     config::RunConfig,
     onnx::Model,
     quantize::Precision,
+    recover::Peers,
     report::{Report, html},
     session::{
         BisectOptions, CalibrateOptions, CompareRequest, Compared, Host, PipelineError, QuantizeRequest, Session,
@@ -137,9 +138,10 @@ fn observe(
     })
 }
 
-/// Joins the histograms of all shards and writes the table of a single run.
+/// Joins the histograms of all shards and writes the table of a single run. `peers` are its number, that of all who do the
+/// same at the same time, and a callable that gives what this one has found to all and returns what each has found.
 #[pyfunction]
-#[pyo3(signature = (settings_json, file, samples, histograms, table, metric, listener))]
+#[pyo3(signature = (settings_json, file, samples, histograms, table, metric, peers, listener))]
 #[expect(clippy::too_many_arguments, reason = "called by the Python module only")]
 fn merge(
     py: Python<'_>,
@@ -149,6 +151,7 @@ fn merge(
     histograms: Vec<PathBuf>,
     table: PathBuf,
     metric: Option<Py<PyAny>>,
+    peers: Option<(usize, usize, Py<PyAny>)>,
     listener: Option<Py<PyAny>>,
 ) -> PyResult<()> {
     let config = settings(settings_json, file)?;
@@ -162,6 +165,14 @@ fn merge(
         let mut session = open(config, samples, host)?;
         if let Some(metric) = metric {
             session.judge_by(metric);
+        }
+        if let Some((index, count, exchange)) = peers {
+            session.share_with(Peers::new(index, count, move |found| {
+                Python::attach(|py| {
+                    let given = exchange.bind(py).call1((found,)).and_then(|given| given.extract());
+                    given.map_err(|error| error.value(py).to_string())
+                })
+            }));
         }
         Ok(session.choose_from_shards(&merged)?.save(&table)?)
     })

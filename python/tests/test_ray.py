@@ -37,54 +37,14 @@ def dataset(cluster, arrays):  # noqa: F811
     return ray.data.from_items(rows, override_num_blocks=len(arrays) // 4)
 
 
-def test_rows_keep_their_order_whoever_is_done_first(cluster, dataset, table, tmp_path):  # noqa: F811
-    def slow(batch):
-        time.sleep(4 * (batch["index"][0] == 20))
-        return batch
-
-    mapped = dataset.map_batches(slow, batch_size=None)
-    cluster.calibrate(MODEL, mapped, actors=2, **COLUMNS).save(tmp_path / "table.json")
-    assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
-
-
 COLUMNS = {"columns": {"input": "input"}}
-
-
-@contextmanager
-def within(seconds: int):
-    """What hangs fails."""
-
-    def late(number, frame):
-        raise TimeoutError(f"not done within {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def test_a_data_set_is_executed_before_actors_take_all_processors(cluster, dataset, table, tmp_path):  # noqa: F811
-    for attempt in range(2):
-        lazy = dataset.map(lambda row: row)
-        with within(240):
-            found = cluster.bisect(MODEL, table, lazy, gate={"sqnr_db": 30}, actors=4, labels="label", max_trials=3)
-        assert len(found["metric_plan"]["trials"]) == 3
-        try:
-            cluster.compare(MODEL, tmp_path / f"missing{attempt}.onnx", dataset, actors=4)
-        except tc.ModelError as error:
-            kept = error  # whose traceback must not keep the actors
-    assert "missing1" in str(kept)
 
 
 def test_actors_give_the_table_of_one_process(cluster, dataset, table, tmp_path):  # noqa: F811
     told = []
-    for options in (COLUMNS, {"labels": "label"}, {"progress": lambda *event: told.append(event)}):
-        cluster.calibrate(MODEL, dataset, actors=2, **options).save(tmp_path / "table.json")
-        assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
-    assert told[:2] == [("parts observed", 1, 2), ("parts observed", 2, 2)]
+    cluster.calibrate(MODEL, dataset, actors=2, labels="label", progress=lambda *event: told.append(event)).save(tmp_path / "table.json")
+    assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
+    assert told == [(what, done, 2) for what in ("parts observed", "thresholds chosen") for done in (1, 2)]
 
 
 def test_an_example_of_the_guide(cluster, dataset, tmp_path, monkeypatch):
@@ -100,33 +60,6 @@ def test_an_example_of_the_guide(cluster, dataset, tmp_path, monkeypatch):
     exec(code, names)
     assert names["result"]["samples"] and names["result"].passed and names["plan"]["metric_plan"]["trials"]
     assert names["result"]["targets"][0]["result"]["tasks"][0]["accuracy"]["samples"]
-
-
-def weighted(outputs, ids):
-    """Depends on the order of the samples."""
-    assert all(output.keys() == {"logits"} for output in outputs)
-    return float(sum(int(name) * float(output["logits"].max()) * (row + 1) for row, (name, output) in enumerate(zip(ids, outputs))))
-
-
-def test_a_metric_judges_the_outputs_of_all_actors(cluster, dataset, arrays, table, tmp_path):  # noqa: F811
-    model, saved = tmp_path / "model.int8.onnx", tmp_path / "saved.npz"
-    tc.quantize(MODEL, table, model)
-    options = {"metric": weighted, "calibration_samples": True}
-    alone = tc.compare(MODEL, [model, MODEL], {"input": arrays}, threads=1, minimum=0, **options)
-    told = []
-    found = cluster.compare(
-        MODEL, [model, MODEL], dataset, actors=3, gates={"metric": 0}, progress=lambda *event: told.append(event), **options, **COLUMNS
-    )
-    assert json.dumps(found.to_dict()) == json.dumps(alone.to_dict()) and found.passed
-    assert told == [("parts compared", done, 3) for done in (1, 2, 3)] * 2
-    numbers = [alone["reference_metric"], *(target["metric"] for target in alone["targets"])]
-    assert numbers[0] == numbers[2] != numbers[1]
-    with pytest.raises(tc.CalibError, match="minimum"):
-        cluster.compare(MODEL, model, dataset, minimum=0)
-    outputs = tc.compare(MODEL, MODEL, {"input": arrays}, metric=lambda outputs, ids: np.savez(saved, logits=[o["logits"] for o in outputs]) or 0)
-    assert outputs.passed
-    one = cluster.compare(MODEL, tc.Saved(saved), dataset, **COLUMNS)
-    assert one.to_dict() == cluster.compare(MODEL, [tc.Saved(saved)], dataset, **COLUMNS).to_dict() and one["samples"] == len(arrays)
 
 
 def mine(outputs, ids):
@@ -165,27 +98,18 @@ def test_there_may_be_more_actors_than_samples(cluster, dataset):
         cluster.calibrate(MODEL, dataset, actors=0)
 
 
-def spread(outputs, ids):
-    return float(np.mean([output["logits"].std() for output in outputs]))
-
-
-def test_candidates_are_those_of_one_process(cluster, dataset, arrays, tmp_path):  # noqa: F811
-    alone = tc.calibrate(MODEL, {"input": arrays[:16]}, metric=spread, samples=16, threads=1)
-    found = cluster.calibrate(MODEL, dataset, actors=2, metric=spread, samples=16, **COLUMNS)
-    assert found.judged == alone.judged and len(set(found.judged.values())) > 1
+def test_samples_are_those_that_one_process_takes(cluster, dataset, arrays, tmp_path):  # noqa: F811
+    model, data = tmp_path / "int8.onnx", {"input": arrays}
+    alone = tc.calibrate(MODEL, data, samples=20, seed=3, threads=1)
+    found = cluster.calibrate(MODEL, dataset, actors=3, samples=20, seed=3, **COLUMNS)
     assert found.path.read_bytes() == alone.path.read_bytes()
-
-
-def test_a_metric_finds_the_plan_of_one_process(cluster, dataset, arrays, table, tmp_path):  # noqa: F811
-    data, model = {"input": arrays}, tmp_path / "int8.onnx"
-    floats = tc.compare(MODEL, MODEL, data, metric=spread, threads=1)["reference_metric"]
-    close = lambda outputs, ids: -abs(spread(outputs, ids) - floats)
-    tc.quantize(MODEL, table, model)
-    lost = tc.compare(MODEL, model, data, metric=close, threads=1, calibration_samples=True)["targets"][0]["metric"]
-    alone = tc.bisect(MODEL, table, data, metric=close, minimum=lost / 4, max_trials=5, threads=1)
-    found = cluster.bisect(MODEL, table, dataset, metric=close, gate={"metric": lost / 4}, max_trials=5, actors=2, **COLUMNS)
-    assert found["metric_plan"] == alone["metric_plan"] and found["metric_plan"]["lifted"]
-    assert found["metric_plan"]["trials"][0]["value"] == lost
+    taken = list(alone.to_dict()["calibrated_on"])
+    assert len(taken) == 20 and taken != [str(index) for index in range(20)]
+    tc.quantize(MODEL, alone, model)
+    options = {"samples": 10, "seed": 3, "gates": {"top1": 0.5}}
+    alone = tc.compare(MODEL, model, data, labels=np.arange(len(arrays)) % 5, threads=1, **options)
+    found = cluster.compare(MODEL, model, dataset, labels="label", actors=2, **options)
+    assert json.dumps(found.to_dict()) == json.dumps(alone.to_dict()) and found["samples"] == 10
 
 
 def test_pictures_are_those_of_a_folder(cluster, tmp_path):
@@ -207,25 +131,28 @@ def test_pictures_are_those_of_a_folder(cluster, tmp_path):
     assert found["tensors"] == alone["tensors"] and found["samples"] == 6
 
 
-def workers() -> list[int]:
-    """Processes of actors of this cluster that are at work."""
+def workers(work: str) -> list[int]:
+    """Processes of actors of this cluster that do this work."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"ray::_Worker." in (folder / "cmdline").read_bytes():
+            if f"ray::_Worker.{work}".encode() in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except OSError:
             pass
     return found
 
 
-def test_nothing_counts_twice_when_a_worker_dies(cluster, dataset, table, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("work", ["observe", "choose"])
+def test_nothing_counts_twice_when_a_worker_dies(cluster, dataset, table, tmp_path, work):  # noqa: F811
     killed = []
 
     def kill():
         end = time.monotonic() + 60
         while not killed and time.monotonic() < end:
-            for process in workers()[:1]:
+            for process in workers(work)[:1]:
+                # Recovery is under way by then.
+                time.sleep(0.5 * (work == "choose"))
                 os.kill(process, signal.SIGKILL)
                 killed.append(process)
             time.sleep(0.01)
@@ -238,21 +165,12 @@ def test_nothing_counts_twice_when_a_worker_dies(cluster, dataset, table, tmp_pa
     assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
 
 
-def test_figures_and_plans_are_those_of_one_process(cluster, dataset, arrays, table, tmp_path):  # noqa: F811
-    model = tmp_path / "model.int8.onnx"
-    tc.quantize(MODEL, table, model)
-    labels = np.arange(len(arrays)) % 5
-    alone = tc.compare(MODEL, model, {"input": arrays}, labels=labels, gates={"top1": 0.5}, calibration_samples=True, threads=1)
-    for actors in (1, 3):
-        found = cluster.compare(
-            MODEL, model, dataset, actors=actors, labels="label", gates={"top1": 0.5}, calibration_samples=True, **COLUMNS
-        )
-        assert json.dumps(found.to_dict()) == json.dumps(alone.to_dict())
-    assert found["samples"] == len(arrays) and found["targets"][0]["result"]["tasks"][0]["accuracy"]["samples"] == len(arrays)
-    plans = [
-        cluster.bisect(MODEL, table, dataset, gate={"sqnr_db": 30}, actors=actors, out=tmp_path / str(actors), labels="label", **COLUMNS)
-        for actors in (1, 2)
-    ]
-    assert plans[0]["metric_plan"] == plans[1]["metric_plan"] and plans[0].passed
-    assert 0 < len(plans[0]["metric_plan"]["lifted"]) < len(plans[0]["layers"])
-    assert plans[0].plan.read_bytes() == plans[1].plan.read_bytes()
+def test_recovery_asks_the_other_workers(cluster, dataset):
+    blocks = ray.put(cluster._Blocks(dataset, MODEL, {"input": "input"}, None))
+    worker, meeting, settings = cluster._Worker.remote(), cluster._Meeting.remote(2), json.dumps({"model": str(MODEL), "threads": 1})
+    part = ray.get(worker.observe.remote(settings, None, blocks, "1/1"))
+    # Who is done without it is not waited for.
+    ray.get(meeting.leave.remote(1))
+    with pytest.raises(tc.CalibError, match="^recovery shared between processes: worker 2 of 2 gave it up"):
+        cluster._results([worker.choose.remote(settings, None, blocks, [part], 0, 2, meeting)])
+    ray.kill(worker)

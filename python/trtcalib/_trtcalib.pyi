@@ -47,6 +47,7 @@ def merge(
     histograms: Sequence[Path],
     table: Path,
     metric: _Metric | None,
+    peers: tuple[int, int, Callable[[list[float]], list[list[float]]]] | None,
     listener: _Listener | None,
 ) -> None: ...
 def check_table(table: Path) -> None: ...

@@ -9,6 +9,8 @@ The model, and the models that are compared, lie at the same path on every node.
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import logging
 import tempfile
@@ -30,7 +32,7 @@ from . import bisect as _bisect
 from . import compare as _compare
 from ._data import as_array, classes, matched
 from ._metric import Gates, Outputs, Run, asked, judged, own, read_outputs
-from ._settings import count_of, enough, limited, model_path, path_of, plain
+from ._settings import count_of, limited, model_path, path_of, plain
 
 __all__ = ["bisect", "calibrate", "compare"]
 
@@ -40,12 +42,12 @@ _log = logging.getLogger("trtcalib")
 class _Blocks:
     """A data set's blocks by reference, and which columns are inputs and labels."""
 
-    def __init__(self, dataset: Any, model: Any, columns: Mapping[str, str] | None, labels: str | None, limit: int | None) -> None:
+    def __init__(self, dataset: Any, model: Any, columns: Mapping[str, str] | None, labels: str | None) -> None:
         # Samples are told apart by their place, so blocks must come as they lie, not as they are done.
         running = dataset.context.execution_options
         before, running.preserve_order = running.preserve_order, True
         try:
-            self._refs = (dataset if limit is None else dataset.limit(limit)).to_numpy_refs()
+            self._refs = dataset.to_numpy_refs()
         finally:
             running.preserve_order = before
         about = ray.remote(_about).options(num_cpus=0)
@@ -157,8 +159,28 @@ class _Worker:
         samples, text, listener = blocks.samples(), json.dumps(settings), _Listener(None)
         with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
             table = CalibrationTable(Path(folder) / "calibration.json")
-            _joined(parts, lambda files: _trtcalib.merge(text, config, samples, files, table.path, metric, listener))
+            _joined(parts, lambda files: _trtcalib.merge(text, config, samples, files, table.path, metric, None, listener))
             return _worth(model, table, samples, metric, settings | {"config": config}), table.path.read_bytes()
+
+    def choose(
+        self, settings: str, config: Any, blocks: _Blocks, parts: list[bytes], index: int, count: int, meeting: Any
+    ) -> tuple[bytes, list[Any]]:
+        """The table of all parts, and what was told on the way. Candidates of recovery are shared with who does the same."""
+        rounds, told = itertools.count(), []
+
+        def exchange(found: list[float]) -> Any:
+            return _results([meeting.give.remote(next(rounds), index, found)])[0]
+
+        def hear(*event: Any) -> None:
+            if event[0] not in ("progress", "finished"):
+                told.append(event)
+
+        samples, peers = blocks.samples(), (index, count, exchange)
+        with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
+            table = Path(folder) / "calibration.json"
+            _joined(parts, lambda files: _trtcalib.merge(settings, config, samples, files, table, None, peers, hear))
+            ray.get(meeting.leave.remote(index))
+            return table.read_bytes(), told
 
     def judge(self, lifted: int, model: bytes, blocks: _Blocks, options: dict[str, Any]) -> Trial:
         with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
@@ -166,6 +188,33 @@ class _Worker:
             target.write_bytes(model)
             found = _compare(options["model"], target, blocks.samples(), **options["compare"])
         return Trial(lifted, None if options["compare"]["metric"] is None else _value(found), found.passed)
+
+
+@ray.remote(num_cpus=0)
+class _Meeting:
+    """Where workers learn what all have found. One that begins again is given what it was given before."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._rounds: dict[int, dict[int, list[float]]] = {}
+        self._left: set[int] = set()
+        self._changed = asyncio.Condition()
+
+    async def give(self, number: int, worker: int, found: list[float]) -> list[list[float]]:
+        all_found = self._rounds.setdefault(number, {})
+        async with self._changed:
+            all_found.setdefault(worker, found)
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: len(all_found) == self._workers or self._left)
+        if len(all_found) < self._workers:
+            who = f"worker {min(self._left) + 1} of {self._workers}"
+            raise CalibError(f"{who} gave it up, as where memory is short; try again with actors=1")
+        return [all_found[worker] for worker in range(self._workers)]
+
+    async def leave(self, worker: int) -> None:
+        async with self._changed:
+            self._left.add(worker)
+            self._changed.notify_all()
 
 
 @contextmanager
@@ -228,11 +277,13 @@ def calibrate(
             ``ray.data.read_images`` gives them), which become inputs as files of pictures do. Rows are taken in order; one
             that was materialized before keeps the order that Ray gave it then.
         actors: workers; each takes `num_cpus` CPUs (as many threads run in it) and `num_gpus` GPUs.
-        samples: calibration samples, at most (512): the first rows of the data set.
+        samples: calibration samples, at most (512): those that `trtcalib.calibrate` takes of a dict of the same arrays. The data
+            set is executed as a whole; with ``dataset.limit(512)`` only its first rows are.
         columns: column of the data set for each input. Without, columns of the names of the inputs; for a model with one
             input also the only column, or ``image``. Other columns are not used.
         labels: column of right classes, which is no input.
-        metric: chooses the method, as for `trtcalib.calibrate`; the candidates are made and judged side by side.
+        metric: chooses the method, as for `trtcalib.calibrate`; the tables are made and judged side by side. Without, workers
+            recover the same model side by side, and each tries its part of the ranges and roundings in question.
         progress: as for `trtcalib.calibrate`; told as parts are done.
         settings: as for `trtcalib.calibrate`.
     """
@@ -240,12 +291,13 @@ def calibrate(
     metric, listener = own(metric), _Listener(progress)
     if metric is not None and settings.get("method") not in (None, "auto"):
         raise CalibError("metric: it chooses the method itself, so leave `method` out")
-    blocks = _Blocks(dataset, model, columns, labels, count_of(keys.get("calib_samples", enough(config))))
+    count_of(keys.get("calib_samples"))
+    blocks = _Blocks(dataset, model, columns, labels)
     text, file, shared = json.dumps(keys), path_of(config), ray.put(blocks)
     actors = blocks.parts(actors)
     with _workers(actors, num_cpus, num_gpus) as workers:
         calls = [worker.observe.remote(text, file, shared, f"{i + 1}/{actors}") for i, worker in enumerate(workers)]
-        parts = _results(calls, listener, "parts observed")
+        parts = ray.put(_results(calls, listener, "parts observed"))
         if metric is not None:
             # The counts are the same for every method.
             tries = [
@@ -254,9 +306,15 @@ def calibrate(
             ]
             made = _results(tries, listener, "candidates judged")
             return _chosen({method: (value, CalibrationTable._temporary(bytes_of)) for method, (value, bytes_of) in zip(_CHOICES, made)})
-    table = CalibrationTable._temporary()
-    _joined(parts, lambda files: _trtcalib.merge(text, file, blocks.samples(), files, table.path, None, listener))
-    return table
+        meeting: Any = _Meeting
+        meeting = meeting.remote(actors)
+        calls = [worker.choose.remote(text, file, shared, parts, i, actors, meeting) for i, worker in enumerate(workers)]
+        (table, told), *others = _results(calls, listener, "thresholds chosen")
+    for event in told:
+        listener(*event)
+    if any(other != table for other, _ in others):
+        _log.warning("the actors do not compute alike, as on processors of several kinds; the table is that of the first")
+    return CalibrationTable._temporary(table)
 
 
 def compare(
@@ -292,7 +350,7 @@ def compare(
     others, minimum = asked(gates, metric, minimum)
     names, model, given = _compared(reference, targets, {"eval_samples": samples, "gate": others, **settings})
     keys = _keys(given, num_cpus, num_gpus)
-    held = _Blocks(dataset, model, columns, labels, None)
+    held = _Blocks(dataset, model, columns, labels)
     blocks, actors = ray.put(held), held.parts(actors)
     text, file = json.dumps(keys), path_of(config)
     with _workers(actors, num_cpus, num_gpus) as workers:
@@ -357,7 +415,7 @@ def bisect(
     if not gates and metric is None:
         raise CalibError("bisect: give a `gate`, or `metric` and `minimum`; trtcalib.bisect measures layers without")
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="trtcalib-"))
-    held = _Blocks(dataset, model, columns, labels, None)
+    held = _Blocks(dataset, model, columns, labels)
     keys = _keys(settings, num_cpus, num_gpus)
     findings = _bisect(
         model, table, held.samples(), gate=[], out=folder, precision=precision, lift=lift, config=config, progress=progress, **keys

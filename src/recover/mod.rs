@@ -10,6 +10,7 @@ mod errors;
 mod lifting;
 mod network;
 mod patches;
+mod peers;
 mod ranges;
 mod rank;
 mod rounding;
@@ -40,6 +41,7 @@ use crate::{
 use errors::Objectives;
 use network::Network;
 use patches::Patches;
+pub use peers::Peers;
 use state::{State, whole_correction};
 use walk::{Tasks, walk};
 
@@ -64,6 +66,9 @@ pub enum RecoverError {
     /// The metric of the caller's own failed.
     #[error(transparent)]
     Metric(#[from] CompareError),
+    /// Candidates that other processes try do not come; the reason in words.
+    #[error("recovery shared between processes: {0}")]
+    Peers(String),
     /// A part of the model could not be run.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -99,6 +104,8 @@ pub struct RecoverOptions {
     pub steps: BTreeSet<StepKind>,
     /// Workers, each with a thread; 0 for all cores. The result does not depend on their number.
     pub threads: usize,
+    /// Who else does the same, and tries part of the candidates.
+    pub peers: Peers,
 }
 
 impl RecoverOptions {
@@ -213,6 +220,7 @@ fn on_workers(
         rows: Vec::new(),
         biases: false,
         parts,
+        peers: options.peers.clone(),
         judge,
         value: None,
     };
@@ -335,6 +343,7 @@ struct Steps<'a> {
     /// Whether biases are corrected, so that later steps correct them anew.
     biases: bool,
     parts: Parts,
+    peers: Peers,
     judge: Option<Judge>,
     /// What the judge gives for the state so far.
     value: Option<f64>,
@@ -366,7 +375,7 @@ impl Steps<'_> {
     fn try_from(&mut self, steps: &[StepKind], mut next: State, tasks: Tasks) -> Result<bool, RecoverError> {
         let started = Instant::now();
         let (biases, answers) = (tasks.biases || self.biases, self.judge.is_some());
-        let tasks = Tasks { biases, answers, parts: self.parts.clone(), ..tasks };
+        let tasks = Tasks { biases, answers, parts: self.parts.clone(), peers: self.peers.clone(), ..tasks };
         let walked = walk(&self.network, &self.samples, self.fit, &mut next, &tasks, &self.patches)?;
         let (before_db, after_db) = (self.before.decibels(), walked.objectives.decibels());
         let value = self.judged(walked.answers)?;
@@ -394,7 +403,7 @@ impl Steps<'_> {
     fn lift(&mut self, budget: f64) -> Result<Vec<Lifted>, RecoverError> {
         let started = Instant::now();
         let few = self.samples.len().min(RANKED_ON);
-        let ranked = rank::rank(&self.network, &self.samples[..few], &self.state, &self.parts)?;
+        let ranked = rank::rank(&self.network, &self.samples[..few], &self.state, &self.parts, &self.peers)?;
         let picked = lifting::pick(&ranked, budget);
         let (noise, macs) = ranked.iter().fold((0.0, 0.0), |(noise, macs), one| (noise + one.noise, macs + one.macs));
         if picked.is_empty() {

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::{
     RecoverError,
     network::{Network, Operator, Unit},
+    peers::Peers,
     state::{Lane, State, alone},
 };
 use crate::{
@@ -31,48 +32,54 @@ pub(super) fn rank(
     samples: &[TensorMap],
     state: &State,
     parts: &Parts,
+    peers: &Peers,
 ) -> Result<Vec<Ranked>, RecoverError> {
     let operators: Vec<(usize, &Operator)> =
         (0..network.units.len()).filter_map(|index| Some((index, network.units[index].operator.as_ref()?))).collect();
-    // Samples alone would leave most cores idle.
-    let share = operators.len().div_ceil(rayon::current_num_threads().div_ceil(samples.len().max(1))).max(1);
-    // Noise and multiply-accumulates of every operator.
-    let by_sample = samples.par_iter().map(|sample| {
+    let floats = samples.par_iter().map(|sample| {
         let mut float: Lane = sample.clone().into_iter().collect();
         for unit in &network.units {
             let made = run_changed(unit, &float, TensorMap::new())?;
             float.extend(made);
         }
-        let few = operators.chunks(share).collect::<Vec<_>>();
-        let few = few.into_par_iter().map(|few| {
-            few.iter().map(|&(start, operator)| one(network, start, operator, &float, state, parts)).collect()
-        });
-        Ok(few.collect::<Result<Vec<Vec<_>>, RecoverError>>()?.concat())
+        Ok(float)
     });
-    let by_sample = by_sample.collect::<Result<Vec<Vec<(f64, f64)>>, RecoverError>>()?;
-    let ranked = operators.iter().enumerate().map(|(place, &(_, operator))| {
-        let noise = by_sample.iter().map(|of| of[place].0).sum::<f64>() / by_sample.len().max(1) as f64;
-        let macs = by_sample.first().map_or(1.0, |of| of[place].1);
+    let floats = floats.collect::<Result<Vec<Lane>, RecoverError>>()?;
+    let noise = peers.share(operators.len(), |part| {
+        // Samples alone would leave most cores idle.
+        let share = part.len().div_ceil(rayon::current_num_threads().div_ceil(samples.len().max(1))).max(1);
+        let by_sample = floats.par_iter().map(|float| {
+            let few = part.par_chunks(share).map(|few| {
+                let noise = |&place: &usize| one(network, operators[place], float, state, parts);
+                few.iter().map(noise).collect()
+            });
+            Ok(few.collect::<Result<Vec<Vec<f64>>, RecoverError>>()?.concat())
+        });
+        let by_sample = by_sample.collect::<Result<Vec<Vec<f64>>, RecoverError>>()?;
+        let mean = |place| by_sample.iter().map(|of| of[place]).sum::<f64>() / by_sample.len().max(1) as f64;
+        Ok((0..part.len()).map(mean).collect())
+    })?;
+    let ranked = operators.iter().zip(noise).map(|(&(place, operator), noise)| {
+        let made = floats.first().zip(network.units[place].outputs.first()).and_then(|(float, name)| float.get(name));
+        let macs = made.map_or(1.0, |made| operator.macs(made.view().values.len()));
         let weights = operator.weight.as_ref().map_or(0.0, |weight| weight.values.len() as f64);
         Ranked { node: operator.node.clone(), noise, macs, weights }
     });
     Ok(ranked.collect())
 }
 
-/// The noise at the outputs when the operator of unit `start` alone is quantized, and its multiply-accumulates.
+/// The noise at the outputs when the operator of unit `start` alone is quantized.
 fn one(
     network: &Network<'_>,
-    start: usize,
-    operator: &Operator,
+    (start, operator): (usize, &Operator),
     float: &Lane,
     state: &State,
     parts: &Parts,
-) -> Result<(f64, f64), RecoverError> {
+) -> Result<f64, RecoverError> {
     network.check()?;
     let Some((name, tensor)) = alone(&network.units[start], operator, float, state)? else {
-        return Ok((0.0, 1.0));
+        return Ok(0.0);
     };
-    let macs = operator.macs(tensor.view().values.len());
     let mut changed = HashMap::from([(name, tensor)]);
     for (index, unit) in network.units.iter().enumerate().skip(start + 1) {
         let inputs = unit.inputs.iter().filter_map(|name| Some((name.clone(), changed.get(name)?.clone())));
@@ -90,7 +97,7 @@ fn one(
             objective.add(name, exact.view(), found.view())?;
         }
     }
-    Ok((objective.noise().unwrap_or(0.0), macs))
+    Ok(objective.noise().unwrap_or(0.0))
 }
 
 /// Runs a unit in float with other values for some inputs.

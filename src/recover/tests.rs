@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::atomic::AtomicBool,
+    sync::{
+        Arc, Barrier, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use calib_test_support::Need;
@@ -239,6 +242,7 @@ fn options() -> RecoverOptions {
         lift_budget: 0.0,
         steps: StepKind::ALL.into_iter().collect(),
         threads: 2,
+        peers: Peers::default(),
     }
 }
 
@@ -332,6 +336,56 @@ fn the_number_of_threads_changes_nothing() {
     assert_eq!(table(1), table(3));
 }
 
+/// What `count` processes make of the same; with `leaves`, none hears of the others at the third exchange.
+fn shared(case: &Case, count: usize, leaves: bool) -> Vec<Result<String, RecoverError>> {
+    let found = Arc::new((Mutex::new(vec![Vec::new(); count]), Barrier::new(count)));
+    let peers = (0..count).map(|index| {
+        let (found, rounds) = (Arc::clone(&found), AtomicUsize::new(0));
+        Peers::new(index, count, move |own| {
+            if rounds.fetch_add(1, Ordering::Relaxed) == 2 && leaves {
+                return Err("worker 1 has left".to_owned());
+            }
+            let (all, barrier) = &*found;
+            all.lock().unwrap()[index] = own;
+            barrier.wait();
+            let given = all.lock().unwrap().clone();
+            barrier.wait();
+            Ok(given)
+        })
+    });
+    let recover = |peers: Peers| {
+        let options = RecoverOptions { lift_budget: 0.5, threads: 1, peers, ..options() };
+        case.judged(&options, None).map(|table| serde_json::to_string(&table).unwrap())
+    };
+    std::thread::scope(|scope| {
+        let started: Vec<_> = peers.map(|peers| scope.spawn(|| recover(peers))).collect();
+        started.into_iter().map(|one| one.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn processes_that_share_candidates_all_find_what_one_finds() {
+    let Some(case) = Case::new(3.0) else { return };
+    let alone = shared(&case, 1, false).pop().unwrap().unwrap();
+    for count in [2, 3] {
+        assert!(shared(&case, count, false).into_iter().all(|table| table.unwrap() == alone));
+    }
+    let refused = shared(&case, 2, true).into_iter().map(|table| table.unwrap_err().to_string());
+    assert!(refused.into_iter().all(|error| error == "recovery shared between processes: worker 1 has left"));
+}
+
+#[test]
+fn who_has_other_candidates_is_told_so() {
+    for other in [vec![4.0, 0.5], vec![3.0], vec![]] {
+        let peers = Peers::new(0, 2, move |own| Ok(vec![own, other.clone()]));
+        let error = peers.share(3, |part| Ok(vec![1.0; part.len()])).unwrap_err();
+        assert!(error.to_string().contains("do not compute alike"), "{error}");
+    }
+    let peers = Peers::new(1, 2, |own| Ok(vec![vec![3.0, 0.5, 2.5], own]));
+    let found = peers.share(3, |part| Ok(part.into_iter().map(|place| place as f64).collect()));
+    assert_eq!(found.unwrap(), [0.5, 1.0, 2.5]);
+}
+
 #[test]
 fn ranks_that_the_model_does_not_tell_are_learned_from_a_sample() {
     let Some(mut case) = Case::new(1.0) else { return };
@@ -345,11 +399,11 @@ fn ranks_that_the_model_does_not_tell_are_learned_from_a_sample() {
 fn a_metric_of_ones_own_decides_which_steps_are_kept() {
     let Some(case) = Case::new(1.0) else { return };
     let judge = |function: fn(Vec<Answers>, usize) -> f64| {
-        let calls = std::sync::atomic::AtomicUsize::new(0);
+        let calls = AtomicUsize::new(0);
         let metric = OwnMetric::new(move |answers| {
             assert_eq!(answers.len(), 4);
             assert!(answers.iter().zip(["8", "9", "10", "11"]).all(|(answer, id)| answer.ids == [id]));
-            Ok(function(answers, calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed)))
+            Ok(function(answers, calls.fetch_add(1, Ordering::Relaxed)))
         });
         Some(Judge { metric, ids: ["8", "9", "10", "11"].map(|id| vec![id.to_owned()]).into() })
     };

@@ -16,6 +16,7 @@ use super::{
     errors::{ChannelErrors, Objectives},
     network::{Network, Operator, Unit},
     patches::Patches,
+    peers::Peers,
     rounding::descend,
     scales::{channel_maxima, exponents},
     state::{Lane, State, add_by_channel, run_quantized},
@@ -50,6 +51,8 @@ pub(super) struct Tasks {
     pub parts: Parts,
     /// Whether the quantized outputs of the measured samples are kept.
     pub answers: bool,
+    /// Who tries part of the candidates.
+    pub peers: Peers,
 }
 
 /// What the outputs of a walk are like.
@@ -222,6 +225,7 @@ impl Step<'_> {
         weights: &Quantized,
         results: &Results,
     ) -> Result<(), RecoverError> {
+        let tasks = self.tasks;
         let Some(plain) = self.state.ranges.get(tensor).copied().filter(|range| range.offset == 0.0) else {
             return Ok(());
         };
@@ -237,11 +241,18 @@ impl Step<'_> {
                 0 => wider.map(|&range| (range, 1, Equalized::MOST)).collect(),
                 _ => vec![(best.1, 2, Equalized::MOST), (best.1, 1, Equalized::MOST / 2)],
             };
-            for (range, spare, most) in tried {
-                let Some(found) = exponents(&maxima, range.amax, spare, most) else { continue };
-                self.state.ranges.insert(tensor.to_owned(), range);
+            let found = |(range, spare, most): (Shift, i32, u8)| {
+                exponents(&maxima, range.amax, spare, most).map(|found| (range, found))
+            };
+            let tried: Vec<(Shift, Equalized)> = tried.into_iter().filter_map(found).collect();
+            let error = |place: usize| {
+                let (range, found) = &tried[place];
+                self.state.ranges.insert(tensor.to_owned(), *range);
                 self.state.equalized.insert(tensor.to_owned(), found.clone());
-                let error = self.error(judged.clone(), weights.values.as_deref(), exact)?;
+                self.error(judged.clone(), weights.values.as_deref(), exact)
+            };
+            let errors = tasks.peers.share(tried.len(), |part| part.into_iter().map(error).collect())?;
+            for ((range, found), error) in tried.into_iter().zip(errors) {
                 if error < best.0 {
                     best = (error, range, Some(found));
                 }
@@ -263,10 +274,13 @@ impl Step<'_> {
         weights: &Quantized,
         results: &Results,
     ) -> Result<(), RecoverError> {
-        let mut best: Option<(f64, Shift)> = None;
-        for &candidate in candidates {
-            self.state.ranges.insert(tensor.to_owned(), candidate);
-            let error = self.error(0..self.fit.min(RANGED), weights.values.as_deref(), &results.float)?;
+        let (tasks, mut best) = (self.tasks, None::<(f64, Shift)>);
+        let error = |place: usize| {
+            self.state.ranges.insert(tensor.to_owned(), candidates[place]);
+            self.error(0..self.fit.min(RANGED), weights.values.as_deref(), &results.float)
+        };
+        let errors = tasks.peers.share(candidates.len(), |part| part.into_iter().map(error).collect())?;
+        for (&candidate, error) in candidates.iter().zip(errors) {
             let before = best.map_or(f64::INFINITY, |(error, _)| error);
             if error < before * CLEARLY || best.is_none() {
                 best = Some((error, candidate));
@@ -316,9 +330,9 @@ impl Step<'_> {
         let held_out = measured.start..measured.end.min(measured.start + JUDGED);
         // Errors that come in are no matter of the weights.
         let exact = self.results(held_out.clone(), Some(&weight.values))?;
-        let before = self.error(held_out.clone(), Some(values), &exact)?;
-        let after = self.error(held_out, Some(&new.0), &exact)?;
-        if after < before * ROUNDS_CLEARLY {
+        let error = |place: usize| self.error(held_out.clone(), Some([values, &new.0][place]), &exact);
+        let errors = self.tasks.peers.share(2, |part| part.into_iter().map(error).collect())?;
+        if errors[1] < errors[0] * ROUNDS_CLEARLY {
             let (values, codes) = new;
             let differences: Vec<i8> =
                 codes.iter().zip(&quantized.nearest).map(|(code, nearest)| (code - nearest) as i8).collect();

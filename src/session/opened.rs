@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use super::{
     Control, Host, PipelineError,
-    calibration::{Calibrator, ChooseOptions, ObserveOptions, judged_kinds},
+    calibration::{Calibrator, ObserveOptions, judged_kinds},
     checkpoint::Checkpoints,
     data::{Data, DataSettings, Provenance, open_data, own_samples, random_data, usual_size},
     detector::{Exported, as_for_a_classifier, head, usual_preset},
@@ -25,13 +25,12 @@ use crate::{
         onnxruntime::{OnnxRuntime, is_e4m3},
     },
     bench::Mode,
-    calibrate::{BiasCorrection, Choice, Effort, StepKind},
     compare::{CompareOptions, ComparisonResult, OutputKind, OwnMetric, heads::Head},
     config::RunConfig,
     dataset::{BadPolicy, Dataset, PrefetchOptions, Preprocess, Split, data_hash, image_size, load_classes},
     onnx::Model,
-    quantize::{Placement, SchemeOptions},
-    recover::RecoverOptions,
+    quantize::Placement,
+    recover::Peers,
 };
 
 /// Samples in one call when neither user nor model say, on the CPU and on a GPU.
@@ -79,6 +78,7 @@ pub struct Session {
     pub(super) own_data: bool,
     /// What decides instead of the error, where the caller has a metric of its own.
     pub(super) metric: Option<OwnMetric>,
+    pub(super) peers: Peers,
     _told_at_the_end: TellTimings,
 }
 
@@ -248,6 +248,7 @@ impl Session {
             head,
             own_data,
             metric: None,
+            peers: Peers::default(),
         })
     }
 
@@ -256,6 +257,11 @@ impl Session {
     /// kept for another run to go on with.
     pub fn judge_by(&mut self, metric: OwnMetric) {
         self.metric = Some(metric);
+    }
+
+    /// Shares the candidates of recovery with other processes that choose thresholds for the same at the same time.
+    pub fn share_with(&mut self, peers: Peers) {
+        self.peers = peers;
     }
 
     /// The configuration in force.
@@ -390,39 +396,6 @@ impl Session {
             dataset: &*self.data.collection.dataset,
             options,
             control: Control { checkpoints, ..self.control(progress) },
-        }
-    }
-
-    /// How far INT8 is to be brought nearer to float: who names a method, or wants biases as they are, gets just that.
-    fn recover_options(&self) -> Option<RecoverOptions> {
-        let config = &self.config;
-        let as_asked = config.method != Choice::Auto || config.bias_correction == BiasCorrection::Off;
-        let effort = config.effort.unwrap_or(if as_asked { Effort::Off } else { Effort::Default });
-        let is_asked = |step: &StepKind| match step {
-            StepKind::Ranges => config.method == Choice::Auto,
-            StepKind::Biases => config.bias_correction != BiasCorrection::Off,
-            _ => true,
-        };
-        let named = Some(&config.recovery_steps[..]).filter(|named| !named.is_empty()).unwrap_or(&StepKind::ALL);
-        (effort != Effort::Off).then(|| RecoverOptions {
-            effort,
-            deploy_to: config.deploy_to,
-            shift: config.shift.unwrap_or(config.deploy_to.shifts()),
-            lift_budget: config.lift_budget,
-            steps: named.iter().copied().filter(is_asked).collect(),
-            threads: self.threads,
-        })
-    }
-
-    /// How the table is to be made of the histograms.
-    pub(super) fn choose_options(&self, scheme: &SchemeOptions) -> ChooseOptions {
-        ChooseOptions {
-            choice: self.config.method,
-            percentile: self.config.percentile,
-            bias_correction: self.config.bias_correction != BiasCorrection::Off,
-            recovery: self.recover_options(),
-            scheme: scheme.clone(),
-            compare: self.compare_options(),
         }
     }
 

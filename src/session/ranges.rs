@@ -4,17 +4,18 @@ use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use super::{
     PipelineError, Session, Shard,
-    calibration::{Chosen, Observation, hold_out},
+    calibration::{ChooseOptions, Chosen, Observation, hold_out},
     checkpoint::Checkpoints,
     environment::peak_rss_bytes,
     scheme::{require_operators, scheme},
 };
 use crate::{
     artifact::ContentHash,
-    calibrate::{CalibrationTable, Choice, Histograms, Provenance, Shards},
+    calibrate::{BiasCorrection, CalibrationTable, Choice, Effort, Histograms, Provenance, Shards, StepKind},
     dataset::{Dataset, SampleError},
     pass::Ran,
-    quantize::Precision,
+    quantize::{Precision, SchemeOptions},
+    recover::RecoverOptions,
 };
 
 /// What [`Session::calibrate`] works on and leaves on the way.
@@ -149,6 +150,40 @@ impl Session {
             self.host.info(&format!("recovery, {step}"));
         }
         Ok(chosen)
+    }
+
+    /// How far INT8 is to be brought nearer to float: who names a method, or wants biases as they are, gets just that.
+    fn recover_options(&self) -> Option<RecoverOptions> {
+        let config = &self.config;
+        let as_asked = config.method != Choice::Auto || config.bias_correction == BiasCorrection::Off;
+        let effort = config.effort.unwrap_or(if as_asked { Effort::Off } else { Effort::Default });
+        let is_asked = |step: &StepKind| match step {
+            StepKind::Ranges => config.method == Choice::Auto,
+            StepKind::Biases => config.bias_correction != BiasCorrection::Off,
+            _ => true,
+        };
+        let named = Some(&config.recovery_steps[..]).filter(|named| !named.is_empty()).unwrap_or(&StepKind::ALL);
+        (effort != Effort::Off).then(|| RecoverOptions {
+            effort,
+            deploy_to: config.deploy_to,
+            shift: config.shift.unwrap_or(config.deploy_to.shifts()),
+            lift_budget: config.lift_budget,
+            steps: named.iter().copied().filter(is_asked).collect(),
+            threads: self.threads,
+            peers: self.peers.clone(),
+        })
+    }
+
+    /// How the table is to be made of the histograms.
+    fn choose_options(&self, scheme: &SchemeOptions) -> ChooseOptions {
+        ChooseOptions {
+            choice: self.config.method,
+            percentile: self.config.percentile,
+            bias_correction: self.config.bias_correction != BiasCorrection::Off,
+            recovery: self.recover_options(),
+            scheme: scheme.clone(),
+            compare: self.compare_options(),
+        }
     }
 
     /// Samples by name, with the beginning of a hash of each; nothing where they are random.

@@ -128,6 +128,7 @@ impl Calibrator<'_> {
             match self.recovered(histograms, &parts, options, recovery) {
                 Err(PipelineError::Recover(RecoverError::Stopped)) => return Err(Interrupted.into()),
                 Err(PipelineError::Recover(RecoverError::Metric(error))) => return Err(error.into()),
+                Err(error @ PipelineError::Recover(RecoverError::Peers(_))) => return Err(error),
                 Err(PipelineError::Recover(reason)) => refused = Some(reason.to_string()),
                 chosen => return chosen,
             }
