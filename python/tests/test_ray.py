@@ -40,13 +40,6 @@ def dataset(cluster, arrays):  # noqa: F811
 COLUMNS = {"columns": {"input": "input"}}
 
 
-def test_actors_give_the_table_of_one_process(cluster, dataset, table, tmp_path):  # noqa: F811
-    told = []
-    cluster.calibrate(MODEL, dataset, actors=2, labels="label", progress=lambda *event: told.append(event)).save(tmp_path / "table.json")
-    assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
-    assert told == [(what, done, 2) for what in ("parts observed", "thresholds chosen") for done in (1, 2)]
-
-
 def test_an_example_of_the_guide(cluster, dataset, tmp_path, monkeypatch):
     text = (ROOT / "docs/cluster.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
@@ -62,42 +55,6 @@ def test_an_example_of_the_guide(cluster, dataset, tmp_path, monkeypatch):
     assert names["result"]["targets"][0]["result"]["tasks"][0]["accuracy"]["samples"]
 
 
-def mine(outputs, ids):
-    raise ValueError("no words")
-
-
-def test_what_an_actor_raises_is_raised_as_it_was(cluster, dataset, table):  # noqa: F811
-    with pytest.raises(tc.CalibError) as caught:
-        cluster.calibrate(MODEL, dataset, actors=2, columns={"input": "index"}, max_bad=0)
-    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value) and "`input`" in str(caught.value)
-    with pytest.raises(tc.CalibError, match="^metric: it gave None, which is no number"):
-        cluster.calibrate(MODEL, dataset, actors=2, metric=lambda outputs, ids: None, samples=8)
-    for call in (
-        lambda: cluster.calibrate(MODEL, dataset, actors=2, metric=mine, samples=8),
-        lambda: cluster.bisect(MODEL, table, dataset, actors=2, metric=mine, minimum=1),
-    ):
-        with pytest.raises(ValueError) as raised:
-            call()
-        assert type(raised.value) is ValueError and str(raised.value) == "no words"
-    with pytest.raises(tc.CalibError, match="give a `gate`"):
-        cluster.bisect(MODEL, table, dataset)
-    with pytest.raises(tc.CalibError, match="what it must reach"):
-        cluster.bisect(MODEL, table, dataset, metric=mine)
-    for options, message in (
-        ({"labels": "class"}, "no column `class`; it has `input`, `label`, `index`"),
-        ({"columns": {"input": "pixels"}}, "no column `pixels`"),
-        ({"labels": "input"}, "labels of shape"),
-    ):
-        with pytest.raises(tc.DataError, match=message):
-            cluster.compare(MODEL, MODEL, dataset, **options)
-
-
-def test_there_may_be_more_actors_than_samples(cluster, dataset):
-    assert cluster.calibrate(MODEL, dataset.limit(1), actors=2, method="minmax").to_dict()["samples"] == 1
-    with pytest.raises(tc.CalibError, match="actors"):
-        cluster.calibrate(MODEL, dataset, actors=0)
-
-
 def test_samples_are_those_that_one_process_takes(cluster, dataset, arrays, tmp_path):  # noqa: F811
     model, data = tmp_path / "int8.onnx", {"input": arrays}
     alone = tc.calibrate(MODEL, data, samples=20, seed=3, threads=1)
@@ -110,25 +67,6 @@ def test_samples_are_those_that_one_process_takes(cluster, dataset, arrays, tmp_
     alone = tc.compare(MODEL, model, data, labels=np.arange(len(arrays)) % 5, threads=1, **options)
     found = cluster.compare(MODEL, model, dataset, labels="label", actors=2, **options)
     assert json.dumps(found.to_dict()) == json.dumps(alone.to_dict()) and found["samples"] == 10
-
-
-def test_pictures_are_those_of_a_folder(cluster, tmp_path):
-    import ray.data
-
-    files = sorted((ROOT / "calib_data/images").glob("*.png"))[:12]
-    for file in files:
-        (tmp_path / file.name).symlink_to(file)
-    images = ray.data.read_images([str(file) for file in files], mode="RGB")
-    found = cluster.calibrate(MODEL, images, actors=2, method="minmax", preset="unit").to_dict()
-    alone = tc.calibrate(MODEL, tmp_path, method="minmax", preset="unit").to_dict()
-    assert found["tensors"] == alone["tensors"] and found["samples"] == 12
-    # Of different sizes, as photos are.
-    rows = [{"image": np.full((40 + index, 50, 3), 9 * index, np.uint8)} for index in range(6)]
-    ragged = ray.data.from_items(rows, override_num_blocks=2)
-    shaped = {"preprocess": {"resize": [64, 64]}}
-    found = cluster.calibrate(MODEL, ragged, actors=2, method="minmax", **shaped).to_dict()
-    alone = tc.calibrate(MODEL, [row["image"][None] for row in rows], method="minmax", **shaped).to_dict()
-    assert found["tensors"] == alone["tensors"] and found["samples"] == 6
 
 
 def workers(work: str) -> list[int]:
