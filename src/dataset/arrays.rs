@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Dataset, DatasetError, InputSpec, SampleError};
+use super::{Dataset, DatasetError, InputSpec, SampleError, shapes_of};
 use crate::{
     artifact::{Reading, open_regular},
     npz::{Archive, Array, ArrayError, Encoded, Listed, read_npz},
@@ -315,6 +315,20 @@ impl Dataset for ArrayDataset {
         }
         .map(|arrays| rounded(arrays, &self.inputs))
     }
+
+    fn shapes(&self, index: usize) -> Result<BTreeMap<String, Vec<usize>>, SampleError> {
+        let bad = |reason: String| SampleError { sample: self.ids[index].clone(), reason };
+        match &self.source {
+            // All rows of a file have one shape.
+            Source::Stacked(..) => self.sample(0).map(|sample| shapes_of(&sample)),
+            Source::Listed(feeds) => Ok(shapes_of(&feeds[index])),
+            Source::Files(paths) => {
+                let Archive { arrays, .. } = Archive::open(&paths[index]).map_err(|error| bad(error.to_string()))?;
+                let arrays = match_inputs(arrays.into_iter().collect(), &self.inputs).map_err(bad)?;
+                Ok(arrays.into_iter().map(|(name, array)| (name, array.shape().to_vec())).collect())
+            }
+        }
+    }
 }
 
 /// The element `index` of the first axis, which goes when the element is a `whole` input, and otherwise stays with an
@@ -351,6 +365,7 @@ mod tests {
         let shaped = |name, rank| InputSpec { shape: vec![None; rank], ..spec(name) };
         let data = ArrayDataset::stacked(&path, &[shaped("a", 2), shaped("b", 1)]).unwrap();
         let sample = data.sample(1).unwrap();
+        assert_eq!(data.shapes(1).unwrap(), shapes_of(&sample));
         assert_eq!(sample["a"], Tensor::from_f32(vec![1, 2], vec![3.0, 4.0]).unwrap());
         assert_eq!(sample["b"], Tensor::from_f32(vec![1], vec![6.0]).unwrap());
         let whole = ArrayDataset::stacked(&path, &[shaped("a", 1), shaped("b", 0)]).unwrap();
@@ -418,6 +433,7 @@ mod tests {
         let notes = |first| {
             let of = |name| InputSpec { shape: vec![first, Some(1)], ..spec(name) };
             let data = ArrayDataset::files(folder.path(), vec!["x.npz".to_owned()], &[of("a"), of("b")]);
+            assert_eq!(data.shapes(0).unwrap(), shapes_of(&data.sample(0).unwrap()));
             data.notes().join("; ")
         };
         assert!(notes(None).contains("each file is one sample, and its array `a` has 3 rows"), "{}", notes(None));

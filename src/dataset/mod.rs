@@ -128,6 +128,11 @@ pub trait Dataset: Sync {
         Ok((self.sample(index)?, None))
     }
 
+    /// The shapes of the sample's inputs, found by reading no more of it than that takes.
+    fn shapes(&self, index: usize) -> Result<BTreeMap<String, Vec<usize>>, SampleError> {
+        self.sample(index).map(|sample| shapes_of(&sample))
+    }
+
     /// Says that these samples will be read several times, for those who can keep them.
     fn keep(&self, indices: &[usize]) {
         let _ = indices;
@@ -156,6 +161,11 @@ pub trait Dataset: Sync {
     fn thumbnail(&self, index: usize) -> Option<Vec<u8>> {
         self.picture(index, THUMBNAIL)
     }
+}
+
+/// The shapes of arrays, by their names.
+fn shapes_of(arrays: &TensorMap) -> BTreeMap<String, Vec<usize>> {
+    arrays.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect()
 }
 
 /// What a model takes, as far as it matters for reading samples.

@@ -18,6 +18,7 @@ mod models;
 mod outputs;
 mod path;
 mod refusals;
+mod samples;
 mod saved;
 mod shapes;
 mod strict;

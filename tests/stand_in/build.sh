@@ -8,7 +8,7 @@ out=${1:-$project/target/stand_in}
 newest=$(find "$here" "$project/src/backend/cuda" -name '*.cpp' -newer "$out/done" -o -name '*.h' -newer "$out/done" \
     -o -name '*.cu' -newer "$out/done" -o -name '*.py' -newer "$out/done" -o -name build.sh -newer "$out/done" 2>/dev/null || echo none)
 if [ -e "$out/done" ] && [ -z "$newest" ]; then exit 0; fi
-crate=$(cd "$project" && cargo metadata --format-version 1 --offline --features tensorrt-rtx 2>/dev/null |
+crate=$(cd "$project" && cargo metadata --format-version 1 --locked --filter-platform "$(rustc -vV | sed -n "s/^host: //p")" --features tensorrt-rtx |
     python3 -c 'import json, sys; print(next(p["manifest_path"] for p in json.load(sys.stdin)["packages"] if p["name"] == "trtx-sys"))')
 headers=$(dirname "$crate")/TensorRT-Headers
 runtime=$(find "$project/.runtime/onnxruntime" -maxdepth 1 -name 'libonnxruntime.so.*' | sort | tail -1)

@@ -264,6 +264,52 @@ impl OptimizationProfile {
         }
         Ok(Self { shapes })
     }
+
+    /// A profile for the dynamic inputs of a model that holds every one of `samples` (the shapes of their inputs, and how many
+    /// have them), and as many as `batch` of them in a call. The likely shape is the most frequent one, the largest of several.
+    /// Inputs that no sample tells are left out.
+    pub fn for_samples(
+        inputs: &[TensorInfo],
+        batch: usize,
+        samples: &BTreeMap<BTreeMap<String, Vec<usize>>, usize>,
+    ) -> Self {
+        let is_open = |input: &&TensorInfo| input.shape.contains(&None);
+        let of_input = |input: &TensorInfo| {
+            let shapes = || {
+                let of_sample = |(shapes, &count): (&BTreeMap<_, Vec<usize>>, &usize)| {
+                    let shape = shapes.get(&input.name).filter(|shape| shape.len() == input.shape.len())?;
+                    Some((count, shape.clone()))
+                };
+                samples.iter().filter_map(of_sample)
+            };
+            let (_, likely) = shapes().max()?;
+            let extreme = |of: fn(usize, usize) -> usize| {
+                let both =
+                    |one: Vec<usize>, other: Vec<usize>| one.into_iter().zip(other).map(|(a, b)| of(a, b)).collect();
+                shapes().map(|(_, shape)| shape).reduce(both)
+            };
+            let with_batch = |mut shape: Vec<usize>, batch: usize, of: fn(usize, usize) -> usize| {
+                if let (Some(None), Some(first)) = (input.shape.first(), shape.first_mut()) {
+                    *first = of(*first, batch);
+                }
+                let extents = input.shape.iter().zip(shape);
+                extents.map(|(fixed, extent)| fixed.unwrap_or(extent)).collect::<Vec<usize>>()
+            };
+            let min = with_batch(extreme(usize::min)?, 1, usize::min);
+            let [opt, max] = [likely, extreme(usize::max)?].map(|shape| with_batch(shape, batch, usize::max));
+            Some((input.name.clone(), [min, opt, max]))
+        };
+        Self { shapes: inputs.iter().filter(is_open).filter_map(of_input).collect() }
+    }
+
+    /// As `--profile` takes it: `input=1x3x32x32:8x3x64x64:8x3x96x64`.
+    pub fn describe(&self) -> String {
+        let of_input = |(name, shapes): (&String, &[Vec<usize>; 3])| {
+            let extents = |shape: &Vec<usize>| shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+            format!("{name}={}", shapes.each_ref().map(extents).join(":"))
+        };
+        self.shapes.iter().map(of_input).collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// `?x3x224x224`.
@@ -361,6 +407,25 @@ mod tests {
         assert!(fixed.shapes.is_empty());
         let dynamic = OptimizationProfile::for_batch(&[input(&[None, Some(3)])], 8, &BTreeMap::new()).unwrap();
         assert_eq!(dynamic.shapes["input"], [vec![1, 3], vec![8, 3], vec![8, 3]]);
+    }
+
+    #[test]
+    fn a_profile_for_samples_holds_all_of_their_shapes() {
+        let counted = |shapes: &[([usize; 3], usize)]| {
+            let of =
+                |&(shape, count): &([usize; 3], usize)| (BTreeMap::from([("input".to_owned(), shape.to_vec())]), count);
+            shapes.iter().map(of).collect()
+        };
+        let open = [input(&[None, Some(3), None])];
+        let samples = counted(&[([1, 3, 5], 2), ([2, 3, 7], 2), ([1, 3, 9], 1)]);
+        let profile = OptimizationProfile::for_samples(&open, 8, &samples);
+        assert_eq!(profile.describe(), "input=1x3x5:8x3x7:8x3x9");
+        assert_eq!(OptimizationProfile::for_samples(&open, 1, &samples).describe(), "input=1x3x5:2x3x7:2x3x9");
+        // Samples come one by one, whatever batch the model fixes.
+        let fixed = [input(&[Some(4), Some(3), None])];
+        assert_eq!(OptimizationProfile::for_samples(&fixed, 4, &samples).describe(), "input=4x3x5:4x3x7:4x3x9");
+        assert!(OptimizationProfile::for_samples(&[input(&[Some(4)])], 4, &samples).shapes.is_empty());
+        assert!(OptimizationProfile::for_samples(&open, 4, &BTreeMap::new()).shapes.is_empty());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{cell::RefCell, collections::BTreeMap, path::Path};
 use super::{Job, Target, artifacts::file_facts, times::bits};
 use crate::{
     backend::{
-        BackendError, Runner,
+        BackendError, Runner, TensorInfo,
         cuda::{CudaError, Device},
         tensorrt::{
             EngineLayer, EngineOptions, EngineSidecar, Flavour, LayerKind, Library, OptimizationProfile,
@@ -28,6 +28,9 @@ use crate::{
 
 /// Compute capabilities that engines are built for where no GPU runs them (TensorRT-RTX).
 const WITHOUT_GPU: [&str; 3] = ["8.6", "8.9", "12.0"];
+
+/// How many samples there are of each set of inputs' shapes.
+type Shapes = BTreeMap<BTreeMap<String, Vec<usize>>, usize>;
 
 /// Kernels that TensorRT-RTX compiled, in the folder of a run.
 const RUNTIME_CACHE: &str = "engines/runtime.cache";
@@ -180,6 +183,7 @@ impl Job<'_> {
         std::fs::create_dir_all(&folder).within(|| format!("cannot make the folder {}", folder.display()))?;
         let runtime_cache = (library.flavour == Flavour::TensorRtRtx).then(|| self.out.join(RUNTIME_CACHE));
         let gpu = Device::open(0);
+        let shapes = self.shapes()?;
         let mut engines = Vec::new();
         for (precision, model) in models {
             self.session.host.check()?;
@@ -190,7 +194,7 @@ impl Job<'_> {
             engine.row.halved = target.and_then(|target| target.halved.clone());
             let built = model
                 .ok_or_else(|| PipelineError::input("the model has no file"))
-                .and_then(|model| self.engine(&library, gpu.as_ref().ok(), precision, &model));
+                .and_then(|model| self.engine(&library, gpu.as_ref().ok(), precision, &model, &shapes));
             match built {
                 Ok((artifact, sidecar)) => {
                     let path = self.out.join(&artifact.path);
@@ -278,12 +282,42 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// The shapes of the run's samples, and how many have them; those of one where all have the same.
+    fn shapes(&self) -> Result<Shapes, PipelineError> {
+        let session = &self.session;
+        let samples = self.split.calibration.iter().chain(&self.split.evaluation);
+        let is_framed = session.data.preprocess.as_ref().is_some_and(|preprocess| preprocess.frame().is_some());
+        let is_open = session.subject.inputs.iter().any(|input| input.shape.iter().skip(1).any(Option::is_none));
+        let changes = is_open && !is_framed;
+        let mut shapes = Shapes::new();
+        // Those that cannot be read are left out of everything.
+        for found in samples.map(|&index| session.dataset().shapes(index)).filter_map(Result::ok) {
+            session.host.check()?;
+            *shapes.entry(found).or_default() += 1;
+            if !changes {
+                break;
+            }
+        }
+        let profile = self.profile(&session.subject.inputs, &shapes);
+        if is_open {
+            session.host.note(&format!("engines are built for the shapes that the data have: {}", profile.describe()));
+        }
+        Ok(shapes)
+    }
+
+    /// Room for all samples in every batch that engines are run with.
+    fn profile(&self, inputs: &[TensorInfo], shapes: &Shapes) -> OptimizationProfile {
+        let batch = self.bench_batches().into_iter().fold(self.session.batch, usize::max);
+        OptimizationProfile::for_samples(inputs, batch, shapes)
+    }
+
     fn engine(
         &self,
         library: &Library,
         gpu: Option<&Device>,
         precision: &str,
         model: &Path,
+        shapes: &Shapes,
     ) -> Result<(ArtifactFile, EngineSidecar), PipelineError> {
         let session = &self.session;
         // With --shape, the model as it was given is more open than the models made of it.
@@ -292,12 +326,8 @@ impl Job<'_> {
         } else {
             declared(&Model::load(model)?).0
         };
-        let mut bound = session.config.shape.clone();
-        if let Some(sample) = self.first_batch(session.subject.fixed_batch().unwrap_or(1)) {
-            bound.extend(sample.into_iter().map(|(name, tensor)| (name, tensor.shape().to_vec())));
-        }
         let options = EngineOptions {
-            profile: OptimizationProfile::for_batch(&inputs, session.batch, &bound)?,
+            profile: self.profile(&inputs, shapes),
             compute_capabilities: match (library.flavour, gpu.map(|gpu| gpu.info().compute_capability)) {
                 (Flavour::TensorRt, _) => Vec::new(),
                 (Flavour::TensorRtRtx, Some((major, minor))) if rtx_runs_on((major, minor)) => {
