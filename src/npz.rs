@@ -19,8 +19,8 @@ mod values;
 pub use archive::{Archive, Array};
 use header::Header;
 pub use json::{Encoded, Listed};
-pub use values::write_values;
-use values::{decode, row_major, stored_type};
+use values::{decode, row_major};
+pub use values::{stored_type, write_values};
 
 /// An archive, or a member of one, that unpacks to more than this ...
 const BOMB_BYTES: u64 = 256 << 20;

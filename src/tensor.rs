@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// Named tensors, in the order of their names. Inputs and outputs of a [`crate::backend::Runner`].
 pub type TensorMap = BTreeMap<String, Tensor>;
 
+/// Tensors of several samples: those that follow each other and are of one shape lie together.
+pub type Blocks = Vec<TensorMap>;
+
 /// Samples `range` of a batch of `samples`; `None` for tensors whose first axis is not the batch.
 pub fn rows(tensors: &TensorMap, samples: usize, range: Range<usize>) -> Option<TensorMap> {
     let cut = |(name, tensor): (&String, &Tensor)| {

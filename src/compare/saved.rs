@@ -4,7 +4,7 @@
 //! same order; files that other programs wrote lack it, and then row n belongs to sample n of the data, whichever of these
 //! are compared. The entry
 //! `inputs.json` holds a hash of what each sample was, so that other data under the same names are not taken for it, and
-//! `made_by.json` names what ran an engine.
+//! `made_by.json` names what ran an engine. Where shapes change from sample to sample, there are [`blocks`].
 
 use std::{
     collections::BTreeMap,
@@ -12,15 +12,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod blocks;
 mod writer;
 
+use blocks::{BLOCKS, Block, by_block, of_tensors};
 pub use writer::OutputsWriter;
 
 use super::exported;
 use crate::{
     artifact::{ArtifactError, ContentHash, open_regular},
     backend::{BackendError, Given, Inputs, Show, TensorInfo},
-    npz::{Archive, Array, ArrayError, write_npz},
+    npz::{Archive, Array, ArrayError},
     pass::{Outputs, Part},
     tensor::{Tensor, TensorMap},
 };
@@ -75,14 +77,6 @@ pub struct SavedOutputs {
     made_by: Option<String>,
 }
 
-/// Outputs of samples that follow each other.
-#[derive(Debug)]
-struct Block {
-    /// Samples before it.
-    first: usize,
-    arrays: Vec<(String, Array)>,
-}
-
 impl SavedOutputs {
     /// Opens a file.
     ///
@@ -95,10 +89,14 @@ impl SavedOutputs {
             if blocks.iter().all(TensorMap::is_empty) {
                 return Err(invalid("it holds no outputs".to_owned()));
             }
-            (exported_blocks(&blocks)?, Vec::new())
+            (of_tensors(&blocks)?, Vec::new())
         } else {
             let Archive { arrays, others } = Archive::open(path)?;
-            (vec![arrays], others)
+            let blocks = match entry(&others, BLOCKS).map_err(invalid)? {
+                Some(count) => by_block(arrays, count).map_err(invalid)?,
+                None => vec![arrays],
+            };
+            (blocks, others)
         };
         let (mut blocks, mut samples) = (Vec::new(), 0);
         for arrays in arrays {
@@ -127,7 +125,7 @@ impl SavedOutputs {
         Ok(Self { path: path.to_owned(), blocks, samples, rows, inputs, made_by })
     }
 
-    /// The arrays of the first block, whose names, types and ranks are those of all.
+    /// The arrays of the first block, whose names and types are those of all.
     fn arrays(&self) -> &[(String, Array)] {
         self.blocks.first().map_or(&[], |block| &block.arrays)
     }
@@ -142,7 +140,8 @@ impl SavedOutputs {
         let info = |(output, (name, array)): (usize, &(String, Array))| {
             let extent = |axis: usize| {
                 let extent = array.shape()[axis];
-                self.blocks.iter().all(|block| block.arrays[output].1.shape()[axis] == extent).then_some(extent)
+                let is_same = |block: &Block| block.arrays[output].1.shape().get(axis) == Some(&extent);
+                self.blocks.iter().all(is_same).then_some(extent)
             };
             let shape = std::iter::once(None).chain((1..array.shape().len()).map(extent)).collect();
             TensorInfo { name: name.clone(), element_type: Some(array.element_type()), shape }
@@ -165,12 +164,9 @@ impl SavedOutputs {
         self.samples == 0
     }
 
-    /// The outputs of all samples, in the order of the file.
-    ///
-    /// # Errors
-    /// They are not of one shape.
-    pub fn all(&self) -> Result<TensorMap, SavedError> {
-        self.of_rows(&(0..self.samples).collect::<Vec<_>>())
+    /// The outputs of all samples, in the order of the file: samples that follow each other and are of one shape together.
+    pub fn all(&self) -> Result<Vec<TensorMap>, SavedError> {
+        Ok(self.blocks.iter().map(Block::whole).collect::<io::Result<_>>()?)
     }
 
     /// How the rows are taken where the file names no samples and has fewer rows than the data samples (`samples`).
@@ -270,24 +266,6 @@ impl SavedOutputs {
     }
 }
 
-/// The same outputs in a file that is gone when nobody reads from it any more: an archive of all blocks.
-fn exported_blocks(blocks: &[TensorMap]) -> Result<Vec<Vec<(String, Array)>>, SavedError> {
-    let archive = tempfile::NamedTempFile::new()?;
-    let numbered = blocks.iter().enumerate().flat_map(|(block, outputs)| {
-        outputs.iter().map(move |(name, tensor)| (format!("{block:08}/{name}"), tensor.clone()))
-    });
-    write_npz(archive.path(), &numbered.collect())?;
-    let mut found: Vec<Vec<(String, Array)>> = blocks.iter().map(|_| Vec::new()).collect();
-    for (name, array) in Archive::open(archive.path())?.arrays {
-        if let Some((block, name)) = name.split_once('/')
-            && let Some(block) = block.parse().ok().and_then(|block: usize| found.get_mut(block))
-        {
-            block.push((name.to_owned(), array));
-        }
-    }
-    Ok(found)
-}
-
 impl Outputs for SavedOutputs {
     fn names(&self) -> Vec<String> {
         self.outputs()
@@ -356,111 +334,4 @@ fn json(path: &Path) -> Result<Option<Vec<u8>>, SavedError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{fs::File, io::Write};
-
-    use super::*;
-    use crate::{
-        npz::{start_array, stored},
-        tensor::{ElementType, Values},
-    };
-
-    fn outputs(start: i64, count: usize) -> TensorMap {
-        let ids = (start..start + count as i64).flat_map(|i| [i, -i]).collect();
-        let floats = (start..start + count as i64).map(|i| half::bf16::from_f32(i as f32)).collect();
-        TensorMap::from([
-            ("/fc/out:0".to_owned(), Tensor::new(vec![count, 2], Values::I64(ids)).unwrap()),
-            ("a".to_owned(), Tensor::new(vec![count], Values::Bf16(floats)).unwrap()),
-        ])
-    }
-
-    fn names(names: &[&str]) -> Vec<String> {
-        names.iter().map(|&name| name.to_owned()).collect()
-    }
-
-    #[test]
-    fn outputs_come_back_by_sample_name_in_any_order() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("reference.npz");
-        let mut writer = OutputsWriter::new(&names(&["a", "/fc/out:0"])).unwrap();
-        writer.push(&["x.jpg", "y.jpg"], &outputs(0, 2)).unwrap();
-        writer.push(&["z.jpg"], &outputs(2, 1)).unwrap();
-        writer.finish(&path).unwrap();
-        let saved = SavedOutputs::open(&path).unwrap();
-        assert_eq!((saved.outputs(), saved.len()), (names(&["a", "/fc/out:0"]), 3));
-        let batch = saved.batch(&[2, 1], &["z.jpg", "y.jpg"]).unwrap();
-        assert_eq!(batch["/fc/out:0"], Tensor::new(vec![2, 2], Values::I64(vec![2, -2, 1, -1])).unwrap());
-        assert_eq!(batch["a"], Tensor::from_f32(vec![2], vec![2.0, 1.0]).unwrap());
-        let error = saved.batch(&[0], &["q.jpg"]).unwrap_err().to_string();
-        assert!(error.ends_with("reference.npz: it holds no outputs of sample q.jpg"), "{error}");
-    }
-
-    fn part<'a>(ids: &'a [String], inputs: &'a TensorMap) -> Part<'a> {
-        Part { first: 0, indices: &[0, 1], ids, labels: &[], masks: &[], scenes: &[], inputs, copies: 1 }
-    }
-
-    #[test]
-    fn outputs_of_other_data_under_the_same_names_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("reference.npz");
-        let ids = names(&["0", "1"]);
-        let inputs =
-            |values: Vec<f32>| TensorMap::from([("x".to_owned(), Tensor::from_f32(vec![2, 2], values).unwrap())]);
-        let mut writer = OutputsWriter::new(&names(&["a"])).unwrap();
-        let given = inputs(vec![1.0, 2.0, 3.0, 4.0]);
-        writer.push_part(&part(&ids, &given), &outputs(0, 2)).unwrap();
-        writer.finish(&path).unwrap();
-        let saved = SavedOutputs::open(&path).unwrap();
-        saved.check_inputs(&part(&ids, &given)).unwrap();
-        // Another batch changes nothing.
-        let second = TensorMap::from([("x".to_owned(), Tensor::from_f32(vec![1, 2], vec![3.0, 4.0]).unwrap())]);
-        saved.check_inputs(&part(&ids[1..], &second)).unwrap();
-        let error = saved.check_inputs(&part(&ids, &inputs(vec![1.0, 2.0, 3.0, 5.0]))).unwrap_err().to_string();
-        assert!(error.contains("outputs of sample 1 are of other data"), "{error}");
-    }
-
-    #[test]
-    fn foreign_files_go_by_position() {
-        let folder = tempfile::tempdir().unwrap();
-        let save = |entries: &[(&str, usize)], samples: Option<&str>| {
-            let path = folder.path().join("foreign.npz");
-            let mut archive = zip::ZipWriter::new(File::create(&path).unwrap());
-            for &(name, rows) in entries {
-                start_array(&mut archive, name, ElementType::U8, &[rows]).unwrap();
-                archive.write_all(&(0..rows as u8).collect::<Vec<_>>()).unwrap();
-            }
-            if let Some(samples) = samples {
-                archive.start_file(SAMPLES, stored()).unwrap();
-                archive.write_all(samples.as_bytes()).unwrap();
-            }
-            archive.finish().unwrap();
-            SavedOutputs::open(&path).map_err(|error| error.to_string())
-        };
-        let saved = save(&[("p", 3)], None).unwrap();
-        assert_eq!(*saved.batch(&[2, 0], &["c", "a"]).unwrap()["p"].values(), Values::U8(vec![2, 0]));
-        assert!(saved.batch(&[2, 3], &["c", "d"]).unwrap_err().to_string().contains("no outputs of sample d"));
-        assert!(saved.holds(2, "c") && !saved.holds(3, "d"));
-        assert_eq!(saved.taken_for(3).unwrap(), None);
-        assert!(saved.taken_for(4).unwrap().unwrap().contains("3 rows are taken for the first 3 of the 4 samples"));
-        assert!(saved.taken_for(2).unwrap_err().to_string().contains("it has 3 rows, and the data 2 samples"));
-        assert!(save(&[("p", 3), ("q", 2)], None).unwrap_err().contains("`p` has 3 rows and `q` has 2"));
-        assert!(save(&[("p", 2)], Some(r#"["a", "a"]"#)).unwrap_err().contains("each of the 2 samples once"));
-        assert!(save(&[("p", 2)], Some("[")).unwrap_err().contains("samples.json: EOF"));
-    }
-
-    #[test]
-    fn what_does_not_fit_together_is_not_saved() {
-        let mut writer = OutputsWriter::new(&names(&["a"])).unwrap();
-        writer.push(&["0"], &outputs(0, 1)).unwrap();
-        let other = TensorMap::from([("a".to_owned(), Tensor::from_f32(vec![1, 2], vec![0.0; 2]).unwrap())]);
-        assert!(writer.push(&["1"], &other).unwrap_err().to_string().contains("samples differ in shape or type"));
-        assert!(writer.push(&["1", "2"], &other).unwrap_err().to_string().contains("[1, 2] is no batch of 2 samples"));
-        assert!(
-            writer
-                .push(&["1"], &TensorMap::new())
-                .unwrap_err()
-                .to_string()
-                .contains("`a` cannot be saved: it is missing")
-        );
-    }
-}
+mod tests;

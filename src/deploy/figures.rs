@@ -1,6 +1,9 @@
 //! The figures of one precision from the files that a machine made.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use super::{
     DeployError,
@@ -17,7 +20,7 @@ use crate::{
     bench::Times,
     compare::{OutputMetrics, PairSums, SavedError, SavedOutputs},
     report::{Elsewhere, EngineInside, EngineOutputs, LatencyMs, Machine, TiedBy, elsewhere::UNLIKELY_DB},
-    tensor::{TensorMap, ValuesView, stacked},
+    tensor::{Blocks, TensorMap, ValuesView, stacked},
 };
 
 /// Decibels by which outputs are nearer to those of another precision's model than to those of their own when they are its.
@@ -57,9 +60,9 @@ pub(super) struct Known<'a> {
     /// Inputs and outputs of the model.
     pub tensors: Vec<TensorInfo>,
     /// What the float model and this one give for the inputs that were given.
-    pub expected: Option<[TensorMap; 2]>,
+    pub expected: Option<[Blocks; 2]>,
     /// What the models of other precisions give for them, by precision.
-    pub others: Vec<(&'a str, TensorMap)>,
+    pub others: Vec<(&'a str, Blocks)>,
 }
 
 /// Figures, and the calls that they come from.
@@ -245,41 +248,30 @@ fn outputs(files: &[PathBuf], known: &Known<'_>, machine: &mut Machine) -> Resul
         let saved = SavedOutputs::open(file).map_err(unread)?;
         ran_by(machine, saved.made_by().unwrap_or_default());
         samples += saved.len();
-        calls.push(saved.all().map_err(unread)?);
+        calls.extend(saved.all().map_err(unread)?);
     }
-    let engine = stacked(calls);
-    for (name, expected) in model {
-        match engine.get(name) {
-            None => return Err(invalid(format!("it has no output `{name}`; it is of another model"))),
-            Some(found) if found.shape() != expected.shape() => {
-                // Every call has outputs of its own.
-                let some = found.shape().get(1..) == expected.shape().get(1..) && found.shape() < expected.shape();
-                let calls = if some { ", or not of all calls: give the files of all, in order" } else { "" };
-                return Err(invalid(format!(
-                    "its output `{name}` has the shape {:?}, where {:?} is expected: it is of other inputs or of another \
-                     model{calls}",
-                    found.shape(),
-                    expected.shape()
-                )));
-            }
-            Some(_) => {}
-        }
-    }
-    let sums = |reference: &TensorMap, target: &TensorMap| -> Vec<(&String, PairSums)> {
-        let pairs = model.keys().filter_map(|name| Some((name, reference.get(name)?, target.get(name)?)));
-        pairs
-            .map(|(name, reference, target)| {
-                // trtexec writes every type as a number; compare in the one that it is read back as.
-                let (reference, target) = (reference.view().to_f32(), target.view().to_f32());
-                let (r, t) = (ValuesView::F32(&reference), ValuesView::F32(&target));
-                (name, PairSums::of(r, t, f32::INFINITY))
-            })
-            .collect()
+    let engine = together(calls);
+    let names: BTreeSet<&String> = model.iter().flat_map(TensorMap::keys).collect();
+    check_shapes(&names, model, &engine).map_err(invalid)?;
+    let sums = |reference: &[TensorMap], target: &[TensorMap]| -> Vec<(&String, PairSums)> {
+        let of = |name| {
+            let both = reference.iter().zip(target).filter_map(|(r, t)| Some((r.get(name)?, t.get(name)?)));
+            // trtexec writes every type as a number; compare in the one that it is read back as.
+            let sums = both.map(|(r, t)| {
+                PairSums::of(ValuesView::F32(&r.view().to_f32()), ValuesView::F32(&t.view().to_f32()), f32::INFINITY)
+            });
+            let all = sums.reduce(|mut all, later| {
+                all.add(&later);
+                all
+            });
+            Some((name, all?))
+        };
+        names.iter().copied().filter_map(of).collect()
     };
-    let against = |reference: &TensorMap, target: &TensorMap| -> Vec<OutputMetrics> {
+    let against = |reference: &[TensorMap], target: &[TensorMap]| -> Vec<OutputMetrics> {
         sums(reference, target).into_iter().map(|(name, sums)| sums.metrics(name)).collect()
     };
-    let worst = |reference: &TensorMap| OutputMetrics::worst_sqnr_db(&against(reference, &engine));
+    let worst = |reference: &[TensorMap]| OutputMetrics::worst_sqnr_db(&against(reference, &engine));
     let own = worst(model).unwrap_or(f64::INFINITY);
     let mut tells = !known.others.is_empty();
     for (other, tensors) in &known.others {
@@ -301,4 +293,48 @@ fn outputs(files: &[PathBuf], known: &Known<'_>, machine: &mut Machine) -> Resul
         non_finite: sums(model, &engine).iter().map(|(_, sums)| sums.non_finite.differing).sum(),
     };
     Ok((found, tells))
+}
+
+/// Outputs of calls that follow each other, those of one shape together.
+fn together(calls: Vec<TensorMap>) -> Blocks {
+    let rows = |call: &TensorMap| -> Vec<_> {
+        call.iter().map(|(name, tensor)| (name.clone(), tensor.shape().get(1..).map(<[usize]>::to_vec))).collect()
+    };
+    let mut blocks: Vec<Vec<TensorMap>> = Vec::new();
+    for call in calls {
+        match blocks.last_mut().filter(|block| rows(&block[0]) == rows(&call)) {
+            Some(block) => block.push(call),
+            None => blocks.push(vec![call]),
+        }
+    }
+    blocks.into_iter().map(stacked).collect()
+}
+
+/// Refuses outputs that have not the shapes of those expected.
+fn check_shapes(names: &BTreeSet<&String>, expected: &[TensorMap], found: &[TensorMap]) -> Result<(), String> {
+    let shapes = |blocks: &[TensorMap], name: &String| -> Vec<Vec<usize>> {
+        blocks.iter().filter_map(|block| Some(block.get(name)?.shape().to_vec())).collect()
+    };
+    let several =
+        |shapes: &[Vec<usize>]| shapes.iter().map(|shape| format!("{shape:?}")).collect::<Vec<_>>().join(", ");
+    for &name in names {
+        let (found, expected) = (shapes(found, name), shapes(expected, name));
+        if found.is_empty() {
+            return Err(format!("it has no output `{name}`; it is of another model"));
+        }
+        if found != expected {
+            // Every call has outputs of its own.
+            let rest = |shape: &Vec<usize>| shape.get(1..).map(<[usize]>::to_vec);
+            let begins =
+                found.iter().zip(&expected).all(|(found, expected)| rest(found) == rest(expected) && found <= expected);
+            let some = begins && found.len() <= expected.len();
+            let calls = if some { ", or not of all calls: give the files of all, in order" } else { "" };
+            return Err(format!(
+                "its output `{name}` has the shape {}, where {} is expected: it is of other inputs or of another model{calls}",
+                several(&found),
+                several(&expected)
+            ));
+        }
+    }
+    Ok(())
 }

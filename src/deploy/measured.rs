@@ -23,7 +23,7 @@ use crate::{
     onnx::Model,
     report::{Elsewhere, Layer, Machine, NodeTime, Precision, Report, Speedup},
     stats::{percentile_interval, sorted},
-    tensor::TensorMap,
+    tensor::Blocks,
 };
 
 /// Single files from another machine, by precision.
@@ -155,7 +155,7 @@ pub fn measured_files<E: From<DeployError>>(
     run: &Path,
     files: &Files,
     called: &str,
-    outputs_for: &dyn Fn(&Path, &Path) -> Result<TensorMap, E>,
+    outputs_for: &dyn Fn(&Path, &Path) -> Result<Blocks, E>,
 ) -> Result<Vec<String>, E> {
     let deployed = run.join(DEPLOY);
     let manifest = deployed.is_dir().then(|| Manifest::read(&deployed)).transpose().map_err(DeployError::from)?;
@@ -196,7 +196,7 @@ pub fn measured_files<E: From<DeployError>>(
         let batch = deployed_as.map(|model| model.batch);
         let others = match (&parts.inputs, &manifest) {
             (Some(inputs), _) => {
-                let mut others: Vec<(&str, TensorMap)> = Vec::new();
+                let mut others: Vec<(&str, Blocks)> = Vec::new();
                 for other in report.precisions.iter().filter(|other| other.precision != *precision) {
                     let known = others.iter().any(|(known, _)| *known == other.precision);
                     let model = model_of(report, Some(other), run).ok();
@@ -380,19 +380,15 @@ fn misnamed(report: &Report, precision: &str, parts: &Parts, found: &Elsewhere) 
     Ok(())
 }
 
-fn expected(folder: &Path, manifest: &Manifest, precision: &str) -> Result<Option<TensorMap>, DeployError> {
+fn expected(folder: &Path, manifest: &Manifest, precision: &str) -> Result<Option<Blocks>, DeployError> {
     let file = manifest.model(precision).and_then(|model| model.expected.as_ref());
     // The manifest comes from elsewhere: its paths are not followed.
     let file = file.map(|_| folder.join("expected").join(format!("{precision}.npz"))).filter(|file| file.is_file());
-    Ok(file.map(|file| read_npz(&file)).transpose()?)
+    Ok(file.map(|file| read_npz(&file)).transpose()?.map(|outputs| vec![outputs]))
 }
 
 /// The same of all other precisions.
-fn others<'a>(
-    folder: &Path,
-    manifest: &'a Manifest,
-    precision: &str,
-) -> Result<Vec<(&'a str, TensorMap)>, DeployError> {
+fn others<'a>(folder: &Path, manifest: &'a Manifest, precision: &str) -> Result<Vec<(&'a str, Blocks)>, DeployError> {
     let mut found = Vec::new();
     for other in manifest.models.iter().map(|model| &*model.precision).filter(|&other| other != precision) {
         found.extend(expected(folder, manifest, other)?.map(|tensors| (other, tensors)));

@@ -12,6 +12,7 @@ use crate::{
     compare::{Answers, CompareOptions, Comparison, ComparisonResult, OutputsWriter, Sample},
     dataset::{BadPolicy, Dataset, PassError, PassSummary, PrefetchOptions},
     pass::{self, Consumer, Part, Ran, Samples},
+    tensor::TensorMap,
 };
 
 /// Options of [`evaluate`].
@@ -78,12 +79,16 @@ pub fn evaluate_pairs(
             std::iter::once(Some(&mut reference)).chain(targets.iter_mut().map(|result| result.as_mut().ok()));
         for (result, writer) in results.zip(kept).filter_map(|(result, writer)| Some((result?, writer))) {
             let (ids, outputs) = writer.read_back()?;
+            let [outputs] = <[TensorMap; 1]>::try_from(outputs).map_err(|_| PipelineError::input(CHANGING))?;
             result.own_metric = Some(metric.value(vec![Answers { ids, outputs }])?);
         }
     }
     let Ran { summary, fitting_batch, .. } = ran;
     Ok(Evaluation { reference, targets, pairs, summary, ids, fitting_batch })
 }
+
+const CHANGING: &str = "a metric of one's own takes each output of all samples as one array, and their shapes change from sample \
+                        to sample; leave the metric out";
 
 /// What [`evaluate_pairs`] counted, before figures are made of it: parts of the samples go on from each other.
 pub(super) struct Counted {
@@ -286,7 +291,7 @@ mod tests {
     use crate::{
         backend::{Inputs, Show},
         dataset::{InputSpec, RandomDataset},
-        tensor::{Tensor, TensorMap},
+        tensor::Tensor,
     };
 
     #[test]

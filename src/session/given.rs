@@ -8,14 +8,14 @@ use crate::{
     compare::OutputsWriter,
     dataset::{BadPolicy, DataOptions, PrefetchOptions, holds_images, open},
     pass::Samples,
-    tensor::TensorMap,
+    tensor::Blocks,
 };
 
 /// Outputs of an ONNX model for all inputs of a file: `.npz`, or what Polygraphy's `--save-inputs` wrote.
 ///
 /// # Errors
 /// The file holds no arrays for the model's inputs; the model cannot be read or run; its outputs are not told apart by sample.
-pub fn outputs_for(runtime: OnnxRuntime, model: &Path, inputs: &Path) -> Result<TensorMap, PipelineError> {
+pub fn outputs_for(runtime: OnnxRuntime, model: &Path, inputs: &Path) -> Result<Blocks, PipelineError> {
     ensure!(
         !holds_images(inputs),
         "{}: inputs are arrays, as .npz or as Polygraphy's --save-inputs wrote them",

@@ -10,7 +10,7 @@ use trtcalib::{
     tensor::{Tensor, TensorMap},
 };
 
-use super::{json, models, succeeds, text};
+use super::{ends, json, models, succeeds, text};
 
 /// Twelve samples of three shapes, the second the most frequent, in a folder of one file each.
 fn save_samples(folder: &Path) {
@@ -70,6 +70,45 @@ fn a_run_builds_engines_for_all_shapes_of_its_data() {
     let plan = at("out/engines/fp32.plan");
     let found = json("", &["compare", "--ref", "ort", "--target", &plan]);
     assert_eq!(found["targets"][0]["result"]["samples"], 12, "{found}");
+}
+
+/// Outputs are as large as the pictures: they are saved in blocks, and read back as what they were.
+#[test]
+fn outputs_whose_shapes_change_are_saved_and_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let data = at("data");
+    save_samples(Path::new(&data));
+    save_model(folder.path(), "map", vec![NodeProto::new("Neg", "neg", &["c"], &["y"])], &[-1, 4, -2, -3]);
+    let model = at("map.onnx");
+    let run = ["run", "--model", &model, "--data", &data, "--out", &at("out"), "--calib-samples", "4"];
+    succeeds(&[&run[..], &["--bench-seconds", "0", "--precisions", "fp32,int8"]].concat());
+
+    let (plan, saved, reference) = (at("out/engines/int8.plan"), at("int8.npz"), at("ort.npz"));
+    let compare = ["compare", "--model", &model, "--data", &data, "--batch", "2", "--calibration-samples"];
+    let with_engine = ["--ref", "ort", "--target", &plan, "--save-target", &saved, "--save-reference", &reference];
+    let engine = json("", &[&compare[..], &with_engine].concat());
+    let of = |found: &Value| found["targets"][0]["result"]["outputs"].clone();
+    assert!(of(&engine)[0]["sqnr_db"].as_f64().unwrap() > 10.0, "{engine}");
+    for batch in ["1", "2", "12"] {
+        let again = ["compare", "--model", &model, "--data", &data, "--calibration-samples", "--batch", batch];
+        let from_files = ["--ref", &format!("saved:{reference}"), "--target", &format!("saved:{saved}")];
+        let found = json("", &[&again[..], &from_files].concat());
+        assert_eq!(found["targets"][0]["result"]["samples"], 12, "{found}");
+        assert_eq!(of(&found), of(&engine));
+    }
+    // In a report, as outputs from another machine.
+    let outputs = ["--outputs", &format!("int8={saved}"), "--inputs", &data, "--machine", "another"];
+    succeeds(&[&["report", &at("out")], &outputs[..]].concat());
+    let report: Value = serde_json::from_slice(&fs::read(at("out/report.json")).unwrap()).unwrap();
+    let is_int8 = |row: &&Value| row["precision"] == "int8" && row["measured_elsewhere"] != Value::Null;
+    let row = report["precisions"].as_array().unwrap().iter().find(is_int8).unwrap();
+    let found = &row["measured_elsewhere"][0]["outputs"];
+    assert_eq!(found["samples"], 12, "{row}");
+    let [all, alone] = [&found["together"][0], &of(&engine)[0]].map(|output| output["sqnr_db"].as_f64().unwrap());
+    assert!((all - alone).abs() < 0.01, "{all} {alone}");
+    let error = ends(2, "", &[&["report", &at("out")], &outputs[..3], &[&reference], &outputs[4..]].concat());
+    assert!(error.contains("ort.npz"), "{error}");
 }
 
 /// A batch that is only timed is larger than those that are compared.
