@@ -132,6 +132,8 @@ struct Picture {
     #[serde(with = "packed")]
     target: Vec<Detection>,
     truths: Option<Vec<Truth>>,
+    /// See [`Scene::id`].
+    rank: Option<u64>,
 }
 
 /// Boxes so far. They are kept, as COCO's figures need all of them in one order: about 15 kB a picture and model.
@@ -174,7 +176,8 @@ impl Detections {
         let (reference, target) = (found(reference)?, found(target)?);
         let truths = scene.and_then(|scene| scene.truths.clone());
         let size = scene.map(|scene| scene.placement.picture);
-        self.pictures.push(Picture { id: id.to_owned(), size, reference, target, truths });
+        let rank = scene.and_then(|scene| scene.id);
+        self.pictures.push(Picture { id: id.to_owned(), size, reference, target, truths, rank });
         Ok(())
     }
 
@@ -187,7 +190,8 @@ impl Detections {
     /// The figures, with intervals of at most `resamples` draws.
     pub fn finish(&self, names: &[String], resamples: usize) -> DetectionResult {
         let (agreement, changed) = self.agreement(resamples);
-        let labelled: Vec<&Picture> = self.pictures.iter().filter(|picture| picture.truths.is_some()).collect();
+        let mut labelled: Vec<&Picture> = self.pictures.iter().filter(|picture| picture.truths.is_some()).collect();
+        labelled.sort_by_key(|picture| picture.rank);
         let mut result = DetectionResult {
             head: self.head.describe(),
             accuracy: None,
@@ -413,7 +417,8 @@ mod tests {
         for (index, (reference, target, truths)) in pictures.iter().enumerate() {
             let truths = truths.map(|truths| truths.iter().map(truth).collect());
             let (reference, target) = (boxes(reference), boxes(target));
-            detections.pictures.push(Picture { id: index.to_string(), size: None, reference, target, truths });
+            let rank = None;
+            detections.pictures.push(Picture { id: index.to_string(), size: None, reference, target, truths, rank });
         }
         detections
     }
@@ -466,6 +471,19 @@ mod tests {
         assert_eq!(read(&unlabelled), unlabelled);
     }
 
+    /// Of two boxes with equal scores, the one in the picture with the lower id comes first: right or wrong.
+    #[test]
+    fn pictures_rank_by_their_ids() {
+        let mut detections = detections(&[(&[], &[(0.0, 0.5)], Some(&[0.0])), (&[], &[(60.0, 0.5)], Some(&[0.0]))]);
+        let mut map = |ranks: [u64; 2]| {
+            detections.pictures.iter_mut().zip(ranks).for_each(|(picture, rank)| picture.rank = Some(rank));
+            detections.finish(&[], 0).accuracy.unwrap().figures.map50.unwrap()
+        };
+        let share_of_points = 51.0 / 101.0;
+        assert!((map([1, 2]) - share_of_points).abs() < 1e-9);
+        assert!((map([2, 1]) - 0.5 * share_of_points).abs() < 1e-9);
+    }
+
     #[test]
     fn boxes_are_put_into_the_picture_and_kept_in_checkpoints() {
         let mut detections = detections(&[]);
@@ -474,7 +492,7 @@ mod tests {
         let outputs = |name: &str| Some(if name == "b" { boxes.view() } else { scores.view() });
         let placement =
             crate::dataset::Placement { picture: [100, 100], input: [50, 70], scale: [0.5, 0.5], offset: [0.0, 10.0] };
-        let scene = Scene { placement, truths: Some(Vec::new()) };
+        let scene = Scene { placement, truths: Some(Vec::new()), id: None };
         detections.push("a", Some(&scene), &outputs, &outputs).unwrap();
         assert_eq!(detections.pictures[0].target[0].corners, [40.0, 40.0, 80.0, 80.0]);
         let kept: Detections = serde_json::from_str(&serde_json::to_string(&detections).unwrap()).unwrap();

@@ -147,7 +147,8 @@ impl PartSums {
 ///
 /// Along the axis where that is clearest, the root mean squares of neighbouring positions are all at least eight times
 /// those of the others, or the other way round: of the first, of the last, or of several in the middle. Where large and
-/// small positions alternate, as with single large channels of a feature map, nothing is split.
+/// small positions alternate, as with single large channels of a feature map, nothing is split. Parts are split again in
+/// the same way: centres, sizes and scores may be of three sizes.
 pub fn by_scale(sums: &PartSums) -> Vec<Part> {
     let split = |sums: &AxisSums| {
         let level = |position: &Totals| {
@@ -159,16 +160,32 @@ pub fn by_scale(sums: &PartSums) -> Vec<Part> {
         let empty = 0.5 * f64::MIN_POSITIVE.log2();
         let least = levels.iter().copied().filter(|&level| level > empty).reduce(f64::min)?;
         let levels: Vec<f64> = levels.iter().map(|level| level.max(least)).collect();
-        let mut sorted = levels.clone();
-        sorted.sort_by(f64::total_cmp);
-        let gaps = sorted.windows(2).filter(|pair| pair[1] - pair[0] >= DOUBLINGS);
-        let splits = gaps.filter_map(|pair| Some((pair[1] - pair[0], pieces(&levels, pair[1])?, sums.axis)));
-        splits.max_by(|a, b| a.0.total_cmp(&b.0))
+        Some((clearest(&levels)?.0, levels, sums.axis))
     };
     let best = sums.axes.iter().filter_map(split).max_by(|a, b| a.0.total_cmp(&b.0));
-    best.map_or_else(Vec::new, |(_, pieces, axis)| {
-        pieces.into_iter().map(|range| Part::of_positions(axis, range)).collect()
+    best.map_or_else(Vec::new, |(_, levels, axis)| {
+        split_again(&levels, 0).into_iter().map(|range| Part::of_positions(axis, range)).collect()
     })
+}
+
+/// Splits levels, the first of which is at `start`, until every part is of one piece.
+fn split_again(levels: &[f64], start: usize) -> Vec<Range<usize>> {
+    match clearest(levels) {
+        Some((_, pieces)) => {
+            let inner = |range: Range<usize>| split_again(&levels[range.clone()], start + range.start);
+            pieces.into_iter().flat_map(inner).collect()
+        }
+        None => vec![start..start + levels.len()],
+    }
+}
+
+/// The split with the largest gap between large and small, where there is one.
+fn clearest(levels: &[f64]) -> Option<(f64, Vec<Range<usize>>)> {
+    let mut sorted = levels.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let gaps = sorted.windows(2).filter(|pair| pair[1] - pair[0] >= DOUBLINGS);
+    let splits = gaps.filter_map(|pair| Some((pair[1] - pair[0], pieces(levels, pair[1])?)));
+    splits.max_by(|a, b| a.0.total_cmp(&b.0))
 }
 
 /// The runs of positions at or above `large`, and below it, in order: two, or three with several positions in the middle.
@@ -232,6 +249,8 @@ mod tests {
         assert!(by_scale(&sums(&[5, 3], &rows(&[1.0, 2.0, 400.0, 2.0, 1.0]), |_| 0.0)).is_empty());
         let middle = by_scale(&sums(&[6, 3], &rows(&[1.0, 2.0, 400.0, 90.0, 2.0, 1.0]), |_| 0.0));
         assert_eq!(middle, [Part::new("0-1", 0, 0..2), Part::new("2-3", 0, 2..4), Part::new("4-5", 0, 4..6)]);
+        let three = by_scale(&sums(&[6, 3], &rows(&[300.0, 200.0, 9.0, 8.0, 0.2, 0.5]), |_| 0.0));
+        assert_eq!(three.iter().map(|part| part.name.as_str()).collect::<Vec<_>>(), ["0-1", "2-3", "4-5"]);
         let alternate = rows(&[1.0, 2.0, 400.0, 90.0, 2.0, 300.0, 1.0]);
         assert!(by_scale(&sums(&[7, 3], &alternate, |_| 0.0)).is_empty());
         // One channel in front is: background against the rest.

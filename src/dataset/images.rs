@@ -193,7 +193,7 @@ impl Dataset for ImageDataset {
         let boxes = self.boxes.get(index).and_then(Option::as_ref);
         let truths = boxes.map(|boxes| boxes.of(picture.width, picture.height));
         let (inputs, placement) = self.input.of_picture(picture, &self.preprocess).map_err(bad)?;
-        Ok((inputs, Some(Scene { placement, truths })))
+        Ok((inputs, Some(Scene { placement, truths, id: boxes.and_then(|boxes| boxes.id) })))
     }
 
     fn file(&self, index: usize) -> Option<&Path> {

@@ -1,7 +1,7 @@
 //! Boxes as labels: COCO's instances JSON, and folders of YOLO's text files.
 //!
 //! YOLO: a file beside each picture's name, a line `class x y width height` an object, centre and size as shares of the
-//! picture; with more numbers, the corners of a polygon. COCO: `images`, `annotations`, `categories`; class indices are the
+//! picture; with more numbers, the corners of a polygon, or the key points of a pose behind its box. COCO: `images`, `annotations`, `categories`; class indices are the
 //! places of the categories in the order of their ids, or of the names in the class list where all stand in it.
 
 use std::{
@@ -39,6 +39,8 @@ pub struct Scene {
     pub placement: Placement,
     /// Its labelled boxes; `None` where nothing is known, empty where nothing is there.
     pub truths: Option<Vec<Truth>>,
+    /// Its id in COCO's JSON, in whose order pictures with equal scores are ranked.
+    pub id: Option<u64>,
 }
 
 /// The boxes of one picture as its file gives them.
@@ -47,6 +49,8 @@ pub(super) struct PictureBoxes {
     /// Width and height of the picture in the numbers of the boxes: 1 and 1 for shares; `None` for its own pixels.
     sides: Option<[f64; 2]>,
     boxes: Vec<Truth>,
+    /// The picture's in COCO's JSON.
+    pub(super) id: Option<u64>,
 }
 
 impl PictureBoxes {
@@ -116,7 +120,7 @@ impl BoxLabels {
                 boxes.push(truth);
             }
             let stem = Path::new(&name).with_extension("").to_string_lossy().into_owned();
-            by_name.insert(stem, PictureBoxes { sides: Some([1.0, 1.0]), boxes });
+            by_name.insert(stem, PictureBoxes { sides: Some([1.0, 1.0]), boxes, id: None });
         }
         let (names, notes) = (BTreeMap::new(), told.sentences(classes.len()));
         Ok(Self { path: path.to_owned(), by_name, absent_is_empty: true, names, notes })
@@ -137,7 +141,10 @@ impl BoxLabels {
         for image in coco.images {
             let sides = image.width.zip(image.height).filter(|&(w, h)| w > 0.0 && h > 0.0).map(|(w, h)| [w, h]);
             let name = image.file_name.replace('\\', "/");
-            if pictures.insert(image.id, (name, PictureBoxes { sides, boxes: Vec::new() })).is_some() {
+            if pictures
+                .insert(image.id, (name, PictureBoxes { sides, boxes: Vec::new(), id: Some(image.id) }))
+                .is_some()
+            {
                 return Err(invalid(format!("two images have the id {}", image.id)));
             }
         }
@@ -170,6 +177,11 @@ impl BoxLabels {
         Ok(Self { path: path.to_owned(), by_name, absent_is_empty: false, names, notes })
     }
 
+    /// The highest class of a labelled box.
+    pub(super) fn last_class(&self) -> Option<u32> {
+        self.by_name.values().flat_map(|picture| &picture.boxes).map(|truth| truth.class).max()
+    }
+
     /// The boxes of every sample, by its name without ending, else by that of the file alone. None at all is an error.
     pub(super) fn assign(&mut self, ids: &[&str]) -> Result<Vec<Option<PictureBoxes>>, DatasetError> {
         let stem = |id: &str| Path::new(id).with_extension("").to_string_lossy().into_owned();
@@ -194,8 +206,19 @@ impl BoxLabels {
             let means = if self.absent_is_empty { "count as without objects" } else { "count as unlabelled" };
             self.notes.push(format!("{absent} of {} pictures are not in the labels and {means}", found.len()));
         }
+        let stems: BTreeSet<String> = ids.iter().map(|id| stem(id)).collect();
+        let files: BTreeSet<String> = stems.iter().map(|stem| file(stem)).collect();
+        let stray = |name: &&String| !stems.contains(*name) && !files.contains(&file(name));
+        let strays: Vec<&String> = self.by_name.keys().filter(stray).collect();
+        if let (true, Some(first)) = (self.absent_is_empty, strays.first()) {
+            self.notes.push(format!(
+                "{} of {} label files belong to no picture of the data, first `{first}.txt`",
+                strays.len(),
+                self.by_name.len()
+            ));
+        }
         if self.absent_is_empty {
-            let empty = || PictureBoxes { sides: None, boxes: Vec::new() };
+            let empty = || PictureBoxes { sides: None, boxes: Vec::new(), id: None };
             for boxes in &mut found {
                 boxes.get_or_insert_with(empty);
             }
@@ -289,8 +312,11 @@ fn yolo_line(line: &str) -> Result<Truth, String> {
     if rest.iter().any(|&value| value > 2.0) {
         return Err("coordinates are shares of the picture, between 0 and 1; these are pixels".to_owned());
     }
+    // Behind the box of a pose stand its key points, each with whether it can be seen.
+    let is_box = rest.len() == 4 || rest.len() % 6 == 1;
     let (corners, area) = match *rest {
-        [x, y, w, h] => ([x - w / 2.0, y - h / 2.0, x + w / 2.0, y + h / 2.0], w * h),
+        [_, _, w, h, ..] if is_box && (w < 0.0 || h < 0.0) => return Err("a width or height is negative".to_owned()),
+        [x, y, w, h, ..] if is_box => ([x - w / 2.0, y - h / 2.0, x + w / 2.0, y + h / 2.0], w * h),
         _ if rest.len() >= 6 && rest.len() % 2 == 0 => {
             let ends = |first: usize| {
                 let values = rest.iter().skip(first).step_by(2);
@@ -362,8 +388,19 @@ mod tests {
         );
         assert_eq!((found[1].as_ref().unwrap().of(9, 9), found[2].as_ref().unwrap().of(9, 9)), (vec![], vec![]));
         assert_eq!(labels.notes, ["1 of 3 pictures are not in the labels and count as without objects"]);
+        assert_eq!(labels.last_class(), Some(2));
+        labels.assign(&["a.jpg"]).unwrap();
+        assert_eq!(labels.notes[1], "1 of 2 label files belong to no picture of the data, first `b.txt`");
         let strange = labels.assign(&["z.jpg"]).unwrap_err().to_string();
         assert!(strange.contains("it has `a`, the data has `z.jpg`"), "{strange}");
+    }
+
+    #[test]
+    fn a_pose_is_its_box() {
+        let pose = |points: usize| format!("0 0.5 0.5 0.2 0.4{}", " 0.1 0.9 2".repeat(points));
+        for points in [1, 17] {
+            assert_eq!(yolo_line(&pose(points)).unwrap(), yolo_line("0 0.5 0.5 0.2 0.4").unwrap());
+        }
     }
 
     #[test]
@@ -374,6 +411,7 @@ mod tests {
             ("1 250 0.5 0.2 0.2", "these are pixels"),
             ("-1 0.5 0.5 0.2 0.2", "-1 is no class index"),
             ("1 0.5 0.5 inf 0.2", "not finite"),
+            ("1 0.5 0.5 0.2 -0.2", "height is negative"),
         ] {
             let folder = folder(&[("a.txt", line)]);
             let error = BoxLabels::open(folder.path(), &BTreeMap::new(), &[]).unwrap_err().to_string();
@@ -411,6 +449,7 @@ mod tests {
         assert_eq!((first[1].class, first[1].crowd, first[1].area), (0, true, 25.0));
         assert_eq!((boxes[1].as_ref().unwrap().of(5, 5), boxes[2].as_ref()), (vec![], None));
         assert_eq!(labels.names[&2], "dog");
+        assert_eq!(boxes[..2].iter().flatten().map(|picture| picture.id).collect::<Vec<_>>(), [Some(9), Some(10)]);
         assert!(labels.notes[0].starts_with("1 annotations belong to no image"), "{:?}", labels.notes);
         // By the names of the classes, and by ids that were given.
         let (_, boxes) = open(&[(0, "dog"), (1, "bus"), (2, "car")], &[]);

@@ -208,6 +208,8 @@ pub struct Collection {
     pub label_source: Option<String>,
     /// What the user should know about how the data are read.
     pub notes: Vec<String>,
+    /// The highest class of a labelled box.
+    pub last_class: Option<u32>,
     /// Names of the samples for training, which calibrate, where a `data.yaml` keeps them apart; empty otherwise.
     pub training: Vec<String>,
 }
@@ -320,7 +322,8 @@ fn open_arrays(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         label_source = Some(file.display().to_string());
     }
     let notes = data.notes().iter().cloned().chain(left_unread).collect();
-    Ok(Collection { dataset: Box::new(data), passed_over, names, label_source, notes, training: Vec::new() })
+    let dataset = Box::new(data);
+    Ok(Collection { dataset, passed_over, names, label_source, notes, last_class: None, training: Vec::new() })
 }
 
 fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, DatasetError> {
@@ -351,6 +354,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
     let mut masks = Vec::new();
     let mut scenes = Vec::new();
+    let mut last_class = None;
     if let Some(path) = options.labels {
         boxes = label_boxes::BoxLabels::open(path, options.classes, options.category_ids)?;
     }
@@ -358,6 +362,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     if let (Some(mut labels), false) = (boxes, ids.is_empty()) {
         scenes = labels.assign(&ids)?;
         notes.append(&mut labels.notes);
+        last_class = labels.last_class();
         names = labels.names;
         label_source = Some(options.labels.unwrap_or(options.path).display().to_string());
     } else if let (Some(files), false) = (&mask_files, ids.is_empty()) {
@@ -403,7 +408,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         names.entry(class).or_insert(name);
     }
     let passed_over = listing.skipped.into_iter().filter(|skipped| !is_label_file(skipped, options.labels)).collect();
-    Ok(Collection { dataset: Box::new(dataset), passed_over, names, label_source, notes, training })
+    Ok(Collection { dataset: Box::new(dataset), passed_over, names, label_source, notes, last_class, training })
 }
 
 /// The label and class files of a data set often lie beside its samples; they are no failed samples.

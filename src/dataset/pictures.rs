@@ -47,6 +47,6 @@ impl Dataset for Pictures {
         let picture = picture(sample)
             .ok_or_else(|| bad("it is no picture as others are: one array of uint8, height × width × 3".to_owned()))?;
         let (inputs, placement) = self.input.of_picture(picture, &self.preprocess).map_err(bad)?;
-        Ok((inputs, Some(Scene { placement, truths: None })))
+        Ok((inputs, Some(Scene { placement, truths: None, id: None })))
     }
 }

@@ -312,7 +312,8 @@ pub(super) fn own_samples(
     let (dataset, note) = Rounded::of(dataset, &subject.input_specs());
     notes.extend(note);
     let dataset = Box::new(Kept::new(dataset));
-    let collection = Collection { dataset, passed_over: Vec::new(), names, label_source, notes, training: Vec::new() };
+    let (passed_over, training) = (Vec::new(), Vec::new());
+    let collection = Collection { dataset, passed_over, names, label_source, notes, last_class: None, training };
     Ok(Data { collection, preprocess, provenance })
 }
 
@@ -332,6 +333,7 @@ pub(super) fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data,
         names: BTreeMap::new(),
         label_source: None,
         notes: Vec::new(),
+        last_class: None,
         training: Vec::new(),
     };
     Ok(Data { collection, preprocess: None, provenance: Provenance::None })

@@ -213,6 +213,15 @@ impl Session {
         for note in &data.collection.notes {
             host.warn(note);
         }
+        if let (Some(head), Some(last)) = (&head, data.collection.last_class)
+            && (1..=last as usize).contains(&head.classes)
+        {
+            host.warn(&format!(
+                "labels have classes up to {last}, and the model has {} (0 to {}): boxes of the others are never found",
+                head.classes,
+                head.classes - 1
+            ));
+        }
         let frame = data.preprocess.as_ref().and_then(Preprocess::frame).filter(|_| fixed.is_none());
         if let Some(unfit) = frame.and_then(|frame| exported.unfit(frame)) {
             return Err(PipelineError::Input(unfit));

@@ -253,9 +253,11 @@ fn joined_in(output: &OutputShape, masks: Option<usize>, around: &Surroundings, 
         if b >= 5 {
             rows.push((HeadKind::Yolov8, b - 4));
         }
-        // Distances of 8 values a side are NanoDet's; its four levels are hardly anyone else's.
-        if b > 32 && (a == four || asked) {
-            rows.push((HeadKind::Nanodet, b - 32));
+        // Distances of 8 values a side are NanoDet's, where its classes do not say otherwise; its four levels are hardly
+        // anyone else's.
+        let fitting = around.classes.filter(|classes| classes + 8 <= b && (b - classes) % 4 == 0);
+        if let (Some(classes), true) = (fitting.or(b.checked_sub(32).filter(|&rest| rest > 0)), a == four || asked) {
+            rows.push((HeadKind::Nanodet, classes));
         }
         let sure = |classes: usize| around.classes == Some(classes);
         let usual = |classes: usize| USUAL_CLASSES.contains(&classes);
