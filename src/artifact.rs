@@ -170,6 +170,18 @@ pub fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
+/// The content of a regular file of a kind whose files have at most `most` bytes.
+///
+/// # Errors
+/// As [`open_regular`], and it is longer.
+pub fn read_within(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let size = std::fs::metadata(path)?.len();
+    if size > most {
+        return Err(io::Error::other(format!("{size} bytes are more than the {most} that such a file may have")));
+    }
+    read_regular(path)
+}
+
 thread_local! {
     /// The end of the path that this thread reads from, and its length. Kept without the heap, to be told when there is none
     /// left.

@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    artifact::{Reading, read_regular},
+    artifact::{Reading, read_within},
     backend::ExecutionProvider,
     calibrate::{BiasCorrection, Choice, DeployTo, Effort, ShiftPolicy, StepKind},
     compare::{Gate, OutputKind, heads::DetectionOptions},
@@ -18,6 +18,9 @@ use crate::{
     quantize::{Precision, whole_name},
     words::{list, word, words},
 };
+
+/// Largest file that is read.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// Most threads; beyond it ONNX Runtime fails to start them and ends the process.
 const MAX_THREADS: usize = 1024;
@@ -243,7 +246,8 @@ impl RunConfig {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };
         let invalid = |reason: String| ConfigError::Parse { path: path.to_owned(), reason };
         let _reading = Reading::of(path);
-        let text = String::from_utf8(read_regular(path).map_err(read)?).map_err(|error| invalid(error.to_string()))?;
+        let text = String::from_utf8(read_within(path, MAX_BYTES).map_err(read)?)
+            .map_err(|error| invalid(error.to_string()))?;
         let mut config = Self::parse(&text).map_err(|error| invalid(error.to_string()))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         for file in config.paths_mut() {
@@ -256,7 +260,7 @@ impl RunConfig {
 
     /// Model and output folder of a file that otherwise cannot be used, as far as they are to be found in it.
     pub fn places(path: &Path) -> Self {
-        let text = read_regular(path).unwrap_or_default();
+        let text = read_within(path, MAX_BYTES).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let table = text.parse::<toml::Table>().unwrap_or_else(|_| {
             // Keys before the first section whose lines are whole.

@@ -14,6 +14,9 @@ use crate::{
 
 const KIND: &str = "TensorRT calibration cache";
 
+/// Largest file that is read: each tensor takes many times the length of its line.
+const MAX_BYTES: u64 = 16 << 20;
+
 /// An entry that stands for no tensor: the ranges are of random numbers. TensorRT passes over names that it does not know.
 const RANDOM_DATA: &str = "calib.random_data";
 
@@ -102,8 +105,8 @@ impl CalibrationCache {
     /// Reads the file; the error names the line.
     pub fn load(path: &Path) -> Result<Self, ArtifactError> {
         let _reading = artifact::Reading::of(path);
-        let bytes =
-            artifact::read_regular(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
+        let bytes = artifact::read_within(path, MAX_BYTES)
+            .map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
         let text = String::from_utf8(bytes).map_err(|_| invalid(path, "it is not UTF-8 text".to_owned()))?;
         Self::parse(&text).map_err(|(line, reason)| invalid(path, format!("line {line}: {reason}")))
     }

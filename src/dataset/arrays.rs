@@ -287,9 +287,9 @@ impl Dataset for ArrayDataset {
         self.labels[index]
     }
 
-    fn file(&self, index: usize) -> Option<&Path> {
+    fn file(&self, index: usize) -> Option<PathBuf> {
         match &self.source {
-            Source::Files(paths) => Some(&paths[index]),
+            Source::Files(paths) => Some(paths[index].clone()),
             Source::Stacked(..) | Source::Listed(_) => None,
         }
     }

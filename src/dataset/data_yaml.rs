@@ -9,10 +9,12 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{DatasetError, IMAGE_ENDINGS, SampleError, ending, images::list, labels::read_text, unread};
-
-/// Largest file that is read.
-const MAX_BYTES: u64 = 4 << 20;
+use super::{
+    DatasetError, IMAGE_ENDINGS, SampleError, ending,
+    images::list,
+    labels::{read_small, read_text},
+    unread,
+};
 
 /// What a `data.yaml` says.
 #[derive(Debug)]
@@ -72,12 +74,7 @@ impl DataYaml {
     /// Reads the file and lists the pictures of `train` and of `val` (of `test`, where there is no `val`).
     pub(super) fn open(path: &Path) -> Result<Self, DatasetError> {
         let invalid = |reason: String| DatasetError::Format { path: path.to_owned(), reason };
-        let size =
-            std::fs::metadata(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?.len();
-        if size > MAX_BYTES {
-            return Err(invalid(format!("{size} bytes are more than the limit of {MAX_BYTES}")));
-        }
-        let text = read_text(path)?;
+        let text = read_small(path)?;
         let raw: Raw =
             serde_saphyr::from_str(&text).map_err(|error| invalid(format!("it is no data.yaml: {error}")))?;
         let beside = path.parent().unwrap_or(Path::new(""));

@@ -17,7 +17,7 @@ use super::{
     preprocess::{ChannelOrder, Extent, Layout, Preprocess},
     resample::{CropRounding, Interpolation},
 };
-use crate::artifact::read_regular;
+use crate::artifact::read_within;
 
 /// The cure that every refusal names.
 const CURE: &str = "describe the preprocessing with [preprocess] of the configuration, or pass the samples as .npz";
@@ -70,10 +70,7 @@ const MAX_BYTES: u64 = 1 << 20;
 pub fn load_preprocessor(path: &Path, model: Option<[usize; 2]>) -> Result<Preprocess, DatasetError> {
     let invalid = |reason: String| DatasetError::Format { path: path.to_owned(), reason };
     let read = |source| DatasetError::Read { path: path.to_owned(), source };
-    if std::fs::metadata(path).map_err(read)?.len() > MAX_BYTES {
-        return Err(invalid(format!("it is larger than the {MAX_BYTES} bytes that such a file may have")));
-    }
-    let bytes = read_regular(path).map_err(read)?;
+    let bytes = read_within(path, MAX_BYTES).map_err(read)?;
     let json: Value = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
     parse(&json, model).map_err(invalid)
 }
@@ -101,7 +98,8 @@ fn parse(json: &Value, model: Option<[usize; 2]>) -> Result<Preprocess, String> 
         (None, Some(class)) if preprocess.resize.is_some() => class.resample.ok_or_else(|| {
             let name = class.name;
             format!(
-                "`resample` is missing, which {name} takes otherwise in `transformers` 4 than in 5; add it to the file"
+                "`resample` is missing, which {name} takes otherwise in `transformers` 4 than in 5; add the filter that the \
+                 model was trained with to the file: 2 is bilinear, 3 bicubic"
             )
         })?,
         (None, _) => Interpolation::Bilinear,

@@ -1,4 +1,4 @@
-//! Samples that are image files: a folder (flat, or one folder a class) or a list file.
+//! Samples that are image files, and those of a folder (flat, or one folder a class).
 
 use std::{
     collections::BTreeMap,
@@ -9,6 +9,7 @@ use std::{
 use super::{
     ARRAY_ENDINGS, Dataset, DatasetError, IMAGE_ENDINGS, InputSpec, SampleError,
     decode::decode,
+    files::Files,
     label_boxes::{PictureBoxes, Scene},
     letterbox::Placement,
     masks,
@@ -22,8 +23,8 @@ const MAX_FILE_BYTES: u64 = 1 << 30;
 
 /// Image files and how they become a model's input.
 pub(super) struct ImageDataset {
-    files: Vec<PathBuf>,
-    ids: Vec<String>,
+    files: Files,
+    /// Empty without any.
     labels: Vec<Option<u32>>,
     /// Empty without any.
     masks: Vec<Option<PathBuf>>,
@@ -64,6 +65,17 @@ impl ImageInput {
             )));
         }
         let channels = |axis: usize| shape[axis].filter(|&n| n == 1 || n == 3);
+        if let Some(layout) = layout {
+            let [own, other] = if layout == Layout::Nchw { [1, 3] } else { [3, 1] };
+            if channels(own).is_none() && channels(other).is_some() {
+                let right = if other == 1 { "nchw (channels_first)" } else { "nhwc (channels_last)" };
+                return Err(DatasetError::Input(format!(
+                    "`{}` has its channels on axis {other}, and the preprocessing puts them on axis {own}: its layout \
+                     (`layout` in [preprocess], `data_format` in a preprocessor file) is {right}, or is left out",
+                    input.name
+                )));
+            }
+        }
         let (layout, channels) = match (layout, channels(1), channels(3)) {
             (Some(Layout::Nhwc), _, n) | (None, None, n @ Some(_)) => (Layout::Nhwc, n.unwrap_or(3)),
             (Some(Layout::Nchw), n, _) | (None, n @ Some(_), _) => (Layout::Nchw, n.unwrap_or(3)),
@@ -115,9 +127,8 @@ impl ImageInput {
 }
 
 impl ImageDataset {
-    pub(super) fn new(files: Vec<(String, PathBuf)>, input: ImageInput, preprocess: Preprocess) -> Self {
-        let (ids, files): (Vec<_>, Vec<_>) = files.into_iter().unzip();
-        Self { labels: vec![None; ids.len()], masks: Vec::new(), boxes: Vec::new(), files, ids, input, preprocess }
+    pub(super) fn new(files: Files, input: ImageInput, preprocess: Preprocess) -> Self {
+        Self { labels: Vec::new(), masks: Vec::new(), boxes: Vec::new(), files, input, preprocess }
     }
 
     pub(super) fn set_labels(&mut self, labels: Vec<Option<u32>>) {
@@ -133,8 +144,8 @@ impl ImageDataset {
     }
 
     fn pixels(&self, index: usize) -> Result<RgbImage, SampleError> {
-        let bad = |reason: String| SampleError { sample: self.ids[index].clone(), reason };
-        decode(&read_file(&self.files[index]).map_err(bad)?).map_err(bad)
+        let bad = |reason: String| SampleError { sample: self.id(index).to_owned(), reason };
+        decode(&read_file(&self.files.path(index)).map_err(bad)?).map_err(bad)
     }
 }
 
@@ -159,11 +170,11 @@ impl Dataset for ImageDataset {
     }
 
     fn id(&self, index: usize) -> &str {
-        &self.ids[index]
+        self.files.id(index)
     }
 
     fn label(&self, index: usize) -> Option<u32> {
-        self.labels[index]
+        self.labels.get(index).copied().flatten()
     }
 
     fn mask_file(&self, index: usize) -> Option<&Path> {
@@ -173,7 +184,7 @@ impl Dataset for ImageDataset {
     fn mask(&self, index: usize) -> Result<Option<Tensor>, SampleError> {
         let Some(file) = self.mask_file(index) else { return Ok(None) };
         let bad = |reason: String| SampleError {
-            sample: self.ids[index].clone(),
+            sample: self.id(index).to_owned(),
             reason: format!("its mask {}: {reason}", file.display()),
         };
         masks::read(&read_file(file).map_err(bad)?, &self.preprocess).map(Some).map_err(bad)
@@ -188,7 +199,7 @@ impl Dataset for ImageDataset {
     }
 
     fn read(&self, index: usize) -> Result<(TensorMap, Option<Scene>), SampleError> {
-        let bad = |reason: String| SampleError { sample: self.ids[index].clone(), reason };
+        let bad = |reason: String| SampleError { sample: self.id(index).to_owned(), reason };
         let picture = self.pixels(index)?;
         let boxes = self.boxes.get(index).and_then(Option::as_ref);
         let truths = boxes.map(|boxes| boxes.of(picture.width, picture.height));
@@ -196,8 +207,8 @@ impl Dataset for ImageDataset {
         Ok((inputs, Some(Scene { placement, truths, id: boxes.and_then(|boxes| boxes.id) })))
     }
 
-    fn file(&self, index: usize) -> Option<&Path> {
-        Some(&self.files[index])
+    fn file(&self, index: usize) -> Option<PathBuf> {
+        Some(self.files.path(index))
     }
 
     fn picture(&self, index: usize, side: usize) -> Option<Vec<u8>> {
@@ -350,28 +361,32 @@ fn escape(name: &std::ffi::OsStr) -> String {
 
 /// Labels from class folders: names that are all numbers are class indices, names in `classes` are looked up,
 /// otherwise folders count from 0 in their order, and a sentence says so.
-pub(super) fn folder_labels(listing: &Listing, classes: &BTreeMap<u32, String>) -> (Vec<Option<u32>>, Option<String>) {
+pub(super) fn folder_labels(
+    folders: &[String],
+    ids: &[&str],
+    classes: &BTreeMap<u32, String>,
+) -> (Vec<Option<u32>>, Option<String>) {
     let numbers: Option<BTreeMap<&str, u32>> =
-        listing.classes.iter().map(|name| Some((name.as_str(), name.parse().ok()?))).collect();
+        folders.iter().map(|name| Some((name.as_str(), name.parse().ok()?))).collect();
     let by_name: BTreeMap<&str, u32> = classes.iter().map(|(&index, name)| (name.as_str(), index)).collect();
-    let known = listing.classes.iter().all(|name| by_name.contains_key(name.as_str()));
+    let known = folders.iter().all(|name| by_name.contains_key(name.as_str()));
     let counted = (numbers.is_none() && !known).then(|| {
-        let (first, last) = (listing.classes.first().map_or("", String::as_str), listing.classes.len().saturating_sub(1));
-        let unknown = listing.classes.iter().find(|name| !classes.is_empty() && !by_name.contains_key(name.as_str()));
+        let (first, last) = (folders.first().map_or("", String::as_str), folders.len().saturating_sub(1));
+        let unknown = folders.iter().find(|name| !classes.is_empty() && !by_name.contains_key(name.as_str()));
         let unknown = unknown.map_or_else(String::new, |name| format!(", since `{name}` stands in no class list"));
         format!(
             "labels are the places of the class folders in the order of their names, `{first}` being class 0 and `{}` class \
              {last}{unknown}; name the model's classes with --classes where it counts them otherwise",
-            listing.classes.last().map_or("", String::as_str)
+            folders.last().map_or("", String::as_str)
         )
     });
     let indices = match numbers {
         Some(numbers) => numbers,
         None if known => by_name,
-        None => listing.classes.iter().enumerate().map(|(index, name)| (name.as_str(), index as u32)).collect(),
+        None => folders.iter().enumerate().map(|(index, name)| (name.as_str(), index as u32)).collect(),
     };
     let label = |id: &str| id.split_once('/').and_then(|(folder, _)| indices.get(folder).copied());
-    (listing.files.iter().map(|(id, _)| label(id)).collect(), counted)
+    (ids.iter().map(|id| label(id)).collect(), counted)
 }
 
 #[cfg(test)]
@@ -390,6 +405,14 @@ mod tests {
         assert_eq!((nhwc.layout, nhwc.size), (Layout::Nhwc, [Some(8), Some(9)]));
         assert!(ImageInput::of(&[input([None, Some(5), Some(8), Some(9)])], None).is_err());
         assert!(ImageInput::of(&[], None).is_err());
+        for (shape, stated, right) in [
+            ([None, Some(3), Some(8), Some(9)], Layout::Nhwc, "axis 1, and the preprocessing puts them on axis 3"),
+            ([None, None, None, Some(1)], Layout::Nchw, "is nhwc (channels_last)"),
+        ] {
+            let error = ImageInput::of(&[input(shape)], Some(stated)).unwrap_err().to_string();
+            assert!(error.contains(right), "{error}");
+        }
+        assert!(ImageInput::of(&[input([None, Some(3), Some(8), Some(3)])], Some(Layout::Nhwc)).is_ok());
     }
 
     #[test]
@@ -402,7 +425,7 @@ mod tests {
         let listing = list(folder.path(), &["png"], None).unwrap();
         let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
         assert_eq!(ids, ["10/a b.png", "2/c\nd.PNG"]);
-        assert_eq!(folder_labels(&listing, &BTreeMap::new()), (vec![Some(10), Some(2)], None));
+        assert_eq!(folder_labels(&listing.classes, &ids, &BTreeMap::new()), (vec![Some(10), Some(2)], None));
         assert_eq!(listing.skipped.len(), 1);
     }
 

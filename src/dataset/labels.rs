@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::DatasetError;
-use crate::artifact::{Reading, read_regular};
+use crate::artifact::{Reading, read_regular, read_within};
 
 /// A line of a file of labels has a name, a label and perhaps a class; of one with millions of columns each takes memory.
 const LONGEST_LINE: usize = 64 << 10;
@@ -134,7 +134,7 @@ pub(super) fn rows<'t>(text: &'t str, path: &'t Path) -> Box<dyn Iterator<Item =
 
 /// Class names, one a line in the order of the classes; also `index name` or `index,name` lines.
 pub fn load_classes(path: &Path) -> Result<BTreeMap<u32, String>, DatasetError> {
-    let text = read_text(path)?;
+    let text = read_small(path)?;
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let indexed = |line: &&str| {
         let (index, name) = line.split_once([',', ' ', '\t', ':'])?;
@@ -151,7 +151,16 @@ pub fn load_classes(path: &Path) -> Result<BTreeMap<u32, String>, DatasetError> 
 }
 
 pub(super) fn read_text(path: &Path) -> Result<String, DatasetError> {
-    let bytes = read_regular(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
+    text(path, read_regular(path))
+}
+
+/// The text of a file that has a few megabytes at most: each of its lines takes many times its length.
+pub(super) fn read_small(path: &Path) -> Result<String, DatasetError> {
+    text(path, read_within(path, 4 << 20))
+}
+
+fn text(path: &Path, bytes: std::io::Result<Vec<u8>>) -> Result<String, DatasetError> {
+    let bytes = bytes.map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
     let mut text = String::from_utf8(bytes)
         .map_err(|_| DatasetError::Labels { path: path.to_owned(), reason: "it is not UTF-8 text".to_owned() })?;
     if text.starts_with('\u{feff}') {

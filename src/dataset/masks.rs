@@ -1,7 +1,7 @@
 //! Label masks: PNG files whose pixels are class indices, gray or by palette, in a folder or named by a list.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -29,8 +29,8 @@ pub(super) struct Masks {
 
 impl Masks {
     /// The masks of a folder, or of a list `file,mask.png` whose paths start at the list's folder; `None` when `path` is
-    /// a file of other labels.
-    pub(super) fn open(path: &Path) -> Result<Option<Self>, DatasetError> {
+    /// a file of other labels. Of a list of millions only the masks of the samples `ids` take memory.
+    pub(super) fn open(path: &Path, ids: &[&str]) -> Result<Option<Self>, DatasetError> {
         let mut by_name = BTreeMap::new();
         if path.is_dir() {
             for (name, file) in list(path, &["png"], None)?.files {
@@ -43,11 +43,16 @@ impl Masks {
         } else {
             let folder = path.parent().unwrap_or(Path::new(""));
             let text = super::labels::read_text(path)?;
+            let wanted: BTreeSet<String> = ids.iter().map(|id| file(id)).collect();
             for row in rows(&text, path) {
                 let (number, row) = row?;
-                let [file, mask, ..] = row.as_slice() else { return Ok(None) };
+                let [name, mask, ..] = row.as_slice() else { return Ok(None) };
                 if ending(Path::new(mask)) == "png" {
-                    by_name.insert(file.replace('\\', "/"), folder.join(mask));
+                    let name = name.replace('\\', "/");
+                    // One that belongs to no sample stands for all of them in the error.
+                    if by_name.is_empty() || wanted.contains(&file(&name)) {
+                        by_name.insert(name, folder.join(mask));
+                    }
                 } else if !by_name.is_empty() {
                     let reason = format!("line {number}: `{mask}` is no PNG mask, as the lines before have");
                     return Err(DatasetError::Labels { path: path.to_owned(), reason });
@@ -64,8 +69,6 @@ impl Masks {
 
     /// The mask of every sample, by its name without ending, else by that of the file alone. None at all is an error.
     pub(super) fn assign(&self, ids: &[&str]) -> Result<Vec<Option<PathBuf>>, DatasetError> {
-        let stem = |id: &str| Path::new(id).with_extension("").to_string_lossy().into_owned();
-        let file = |id: &str| stem(id).rsplit('/').next().unwrap_or("").to_owned();
         let table = |key: &dyn Fn(&str) -> String| {
             let mut table: BTreeMap<String, Option<&PathBuf>> = BTreeMap::new();
             for (name, path) in &self.by_name {
@@ -87,6 +90,16 @@ impl Masks {
         }
         Ok(found)
     }
+}
+
+/// The name without its ending.
+fn stem(id: &str) -> String {
+    Path::new(id).with_extension("").to_string_lossy().into_owned()
+}
+
+/// That of the file alone.
+fn file(id: &str) -> String {
+    stem(id).rsplit('/').next().unwrap_or("").to_owned()
 }
 
 /// The class indices of a mask file, shaped as `preprocess` shapes its picture but with the nearest pixels: `[H, W]`.
@@ -192,21 +205,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let masks = folder.path().join("masks");
         std::fs::create_dir(&masks).unwrap();
-        assert!(Masks::open(&masks).unwrap_err().to_string().contains("no PNG masks"));
+        assert!(Masks::open(&masks, &[]).unwrap_err().to_string().contains("no PNG masks"));
         for name in ["a.png", "b.png"] {
             std::fs::write(masks.join(name), b"").unwrap();
         }
-        let found = Masks::open(&masks).unwrap().unwrap().assign(&["a.jpg", "city/b.jpg", "c.jpg"]).unwrap();
+        let of = |path: &Path, ids: &[&str]| Masks::open(path, ids).unwrap().unwrap().assign(ids);
+        let found = of(&masks, &["a.jpg", "city/b.jpg", "c.jpg"]).unwrap();
         assert_eq!(found, [Some(masks.join("a.png")), Some(masks.join("b.png")), None]);
         let list = folder.path().join("list.csv");
-        std::fs::write(&list, "file,mask\na_left.jpg,masks/a.png\n").unwrap();
-        let found = Masks::open(&list).unwrap().unwrap().assign(&["x/a_left.jpg"]).unwrap();
+        std::fs::write(&list, "file,mask\nz_left.jpg,masks/z.png\na_left.jpg,masks/a.png\nb_left.jpg,b.png").unwrap();
+        let found = of(&list, &["x/a_left.jpg"]).unwrap();
         assert_eq!(found, [Some(folder.path().join("masks/a.png"))]);
-        let error = Masks::open(&list).unwrap().unwrap().assign(&["z.jpg"]).unwrap_err().to_string();
-        assert!(error.contains("`a_left.jpg`") && error.contains("`z.jpg`"), "{error}");
+        let kept = Masks::open(&list, &["a_left.jpg"]).unwrap().unwrap().by_name;
+        assert_eq!(kept.len(), 2, "the first, and that of a sample");
+        let error = of(&list, &["z.jpg"]).unwrap_err().to_string();
+        assert!(error.contains("`z_left.jpg`") && error.contains("`z.jpg`"), "{error}");
         std::fs::write(&list, "file,label\na.jpg,3\nb.jpg,4\n").unwrap();
-        assert!(Masks::open(&list).unwrap().is_none());
+        assert!(Masks::open(&list, &[]).unwrap().is_none());
         std::fs::write(&list, "a.jpg,a.png\nb.jpg,4\n").unwrap();
-        assert!(Masks::open(&list).unwrap_err().to_string().contains("line 2: `4`"));
+        assert!(Masks::open(&list, &[]).unwrap_err().to_string().contains("line 2: `4`"));
     }
 }

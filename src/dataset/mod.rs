@@ -6,6 +6,7 @@
 mod arrays;
 mod data_yaml;
 mod decode;
+mod files;
 mod forward;
 mod huggingface;
 mod images;
@@ -46,7 +47,7 @@ pub use split::{Split, split};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    artifact::{ContentHash, Reading, check_stays, read_regular},
+    artifact::{ContentHash, Reading, check_stays},
     tensor::{ElementType, Tensor, TensorMap},
 };
 
@@ -145,7 +146,7 @@ pub trait Dataset: Sync {
     }
 
     /// The file of the sample, where it has one of its own.
-    fn file(&self, index: usize) -> Option<&Path> {
+    fn file(&self, index: usize) -> Option<PathBuf> {
         let _ = index;
         None
     }
@@ -334,7 +335,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     let (mut training, mut notes) = (Vec::new(), Vec::new());
     let mut boxes = None;
     let mut yaml_names = BTreeMap::new();
-    let (listing, mut assigned) =
+    let (mut listing, list) =
         if let Some(data_yaml::DataYaml { files, labels, names, skipped, notes: of_yaml, training: apart }) = yaml {
             (training, notes) = (apart, of_yaml);
             if options.labels.is_none() && !labels.is_empty() {
@@ -342,31 +343,34 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
                 boxes = Some(label_boxes::BoxLabels::yolo(options.path, labels, known)?);
             }
             yaml_names = names;
-            (images::Listing { files, skipped, ..images::Listing::default() }, Vec::new())
+            (images::Listing { files, skipped, ..images::Listing::default() }, None)
         } else if folder {
-            (images::list(options.path, &IMAGE_ENDINGS, options.labels)?, Vec::new())
+            (images::list(options.path, &IMAGE_ENDINGS, options.labels)?, None)
         } else {
-            read_list(options.path)?
+            (images::Listing::default(), Some(files::read_list(options.path)?))
         };
     let mut names = BTreeMap::new();
     notes.extend(unread(&listing, options.labels));
+    let each = || (files::Files::Each(std::mem::take(&mut listing.files)), Vec::new());
+    let (files, mut assigned) = list.unwrap_or_else(each);
     let mut label_source = (!assigned.is_empty()).then(|| options.path.display().to_string());
-    let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
+    let ids: Vec<&str> = (0..files.len()).map(|index| files.id(index)).collect();
     let mut masks = Vec::new();
     let mut scenes = Vec::new();
     let mut last_class = None;
     if let Some(path) = options.labels {
         boxes = label_boxes::BoxLabels::open(path, options.classes, options.category_ids)?;
     }
-    let mask_files = options.labels.filter(|_| boxes.is_none()).map(masks::Masks::open).transpose()?.flatten();
+    let of_masks = options.labels.filter(|_| boxes.is_none());
+    let mask_files = of_masks.map(|path| masks::Masks::open(path, &ids)).transpose()?.flatten();
     if let (Some(mut labels), false) = (boxes, ids.is_empty()) {
         scenes = labels.assign(&ids)?;
         notes.append(&mut labels.notes);
         last_class = labels.last_class();
         names = labels.names;
         label_source = Some(options.labels.unwrap_or(options.path).display().to_string());
-    } else if let (Some(files), false) = (&mask_files, ids.is_empty()) {
-        masks = files.assign(&ids)?;
+    } else if let (Some(of_masks), false) = (&mask_files, ids.is_empty()) {
+        masks = of_masks.assign(&ids)?;
         label_source = options.labels.map(|path| path.display().to_string());
     } else if let (Some(file), false) = (options.labels, ids.is_empty()) {
         let labels = labels::Labels::load(file, options.classes, &ids)?;
@@ -374,23 +378,22 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         names = labels.names;
         label_source = Some(file.display().to_string());
     } else if listing.classes.len() > 1 && assigned.is_empty() {
-        let (labels, counted) = images::folder_labels(&listing, options.classes);
+        let (labels, counted) = images::folder_labels(&listing.classes, &ids, options.classes);
         notes.extend(counted);
         assigned = labels;
-        for ((id, _), label) in listing.files.iter().zip(&assigned) {
+        for (id, label) in ids.iter().zip(&assigned) {
             if let (Some((class, _)), Some(label)) = (id.split_once('/'), label) {
                 names.entry(*label).or_insert_with(|| class.to_owned());
             }
         }
         label_source = Some("folder names".to_owned());
     }
-    for (_, path) in &listing.files {
-        check_stays(path).map_err(|source| DatasetError::Read { path: path.clone(), source })?;
+    for index in 0..files.len() {
+        let path = files.path(index);
+        check_stays(&path).map_err(|source| DatasetError::Read { path, source })?;
     }
-    let mut dataset = images::ImageDataset::new(listing.files, input, preprocess);
-    if !assigned.is_empty() {
-        dataset.set_labels(assigned);
-    }
+    let mut dataset = images::ImageDataset::new(files, input, preprocess);
+    dataset.set_labels(assigned);
     dataset.set_masks(masks);
     dataset.set_boxes(scenes);
     let letters = |name: &str| name.to_lowercase().replace(|c: char| !c.is_alphanumeric(), "");
@@ -418,48 +421,6 @@ fn is_label_file(skipped: &SampleError, labels: Option<&Path>) -> bool {
         matches!(ending(Path::new(name)).as_str(), "txt" | "csv" | "json" | "md" | "toml" | "yaml" | "yml" | "xml")
     };
     Some(&skipped.sample) == labels.as_ref() || is_text(&skipped.sample)
-}
-
-/// A list file: a path a line, with or without a label behind it; relative paths start at the list's folder.
-fn read_list(path: &Path) -> Result<(images::Listing, Vec<Option<u32>>), DatasetError> {
-    let invalid = |reason: String| DatasetError::Format { path: path.to_owned(), reason };
-    let bytes = read_regular(path).map_err(|source| DatasetError::Read { path: path.to_owned(), source })?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| invalid("it is neither a folder nor a known file type nor a text list of images".to_owned()))?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let mut rows: Vec<(String, PathBuf, Option<u32>)> = Vec::new();
-    let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim).enumerate();
-    for (number, line) in lines.filter(|(_, line)| !line.is_empty()) {
-        let columns = line.rsplit_once([',', ' ', '\t']).map(|(name, label)| (name.trim(), label.trim()));
-        // `file,label`, or `file,label,name` as in a label file.
-        let named = line.split_once(',').and_then(|(name, rest)| Some((name.trim(), rest.split_once(',')?.0.trim())));
-        let labelled = columns.into_iter().chain(named).find_map(|(name, label)| Some((name, label.parse().ok()?)));
-        let (name, label) = labelled.map_or((line, None), |(name, label)| (name, Some(label)));
-        let mut file = folder.join(name);
-        if number == 0 && columns.is_some_and(|(name, label)| labels::is_header(name, label)) && !file.exists() {
-            continue;
-        }
-        // Written on Windows.
-        if name.contains('\\') && !file.exists() {
-            file = folder.join(name.replace('\\', "/"));
-        }
-        rows.push((name.to_owned(), file, label));
-    }
-    rows.sort();
-    rows.dedup();
-    if let Some(pair) = rows.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        return Err(invalid(format!("`{}` is listed with two labels", pair[0].0)));
-    }
-    if !rows.iter().any(|(_, file, _)| file.exists()) {
-        return Err(invalid(match rows.first() {
-            Some((first, _, _)) => format!("none of the files it lists exists; the first is `{first}`"),
-            None => "it lists no files".to_owned(),
-        }));
-    }
-    let labels: Vec<Option<u32>> = rows.iter().map(|(_, _, label)| *label).collect();
-    let labels = if labels.iter().all(Option::is_none) { Vec::new() } else { labels };
-    let files = rows.into_iter().map(|(name, file, _)| (name, file)).collect();
-    Ok((images::Listing { files, ..images::Listing::default() }, labels))
 }
 
 fn ending(path: &Path) -> String {

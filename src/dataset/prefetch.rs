@@ -122,7 +122,7 @@ pub fn prefetch<R>(
                     let position = next.fetch_add(1, Ordering::Relaxed);
                     let Some(&index) = indices.get(position) else { break };
                     let started = Instant::now();
-                    let _reading = dataset.file(index).map(Reading::of);
+                    let _reading = dataset.file(index).as_deref().map(Reading::of);
                     let read = || {
                         let (inputs, scene) = dataset.read(index)?;
                         Ok((inputs, (dataset.mask(index)?, scene)))

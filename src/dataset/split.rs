@@ -19,13 +19,19 @@ pub struct Split {
 /// of the samples (and fewer than `calibration`) would be left to evaluate, at most half calibrate; a single sample
 /// serves for both, and that is said in `overlapping`.
 pub fn split(ids: &[&str], seed: u64, calibration: usize, evaluation: usize) -> Split {
-    let mut order: Vec<usize> = (0..ids.len()).collect();
-    order.sort_by_cached_key(|&index| {
+    let hash = |index: usize| {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&seed.to_le_bytes());
         hasher.update(ids[index].as_bytes());
-        (*hasher.finalize().as_bytes(), ids[index])
-    });
+        *hasher.finalize().as_bytes()
+    };
+    // The first bytes of a hash decide nearly always, and whole ones of millions of samples would take more memory than
+    // their names.
+    let first = |index: usize| u64::from_be_bytes(hash(index).first_chunk().copied().unwrap_or_default());
+    let mut order: Vec<(u64, usize)> = (0..ids.len()).map(|index| (first(index), index)).collect();
+    let whole = |index: usize| (hash(index), ids[index]);
+    order.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| whole(a.1).cmp(&whole(b.1))));
+    let mut order: Vec<usize> = order.into_iter().map(|(_, index)| index).collect();
     if order.len() < 2 {
         return Split { calibration: order.clone(), overlapping: order.len(), evaluation: order };
     }

@@ -192,7 +192,15 @@ impl Calibrator<'_> {
             }
             total.add(ran?);
             if index == 0 && keeping.observing.histograms()?.fit_samples == 0 && !part.is_empty() {
-                return Err(CalibrateError::NoData.into());
+                return Err(keeping.at.at.skipped.first().map_or_else(
+                    || CalibrateError::NoData.into(),
+                    |first| {
+                        PipelineError::Input(format!(
+                            "no sample to calibrate on can be read; the first is {}: {}",
+                            first.sample, first.reason
+                        ))
+                    },
+                ));
             }
             let done = std::mem::take(&mut keeping.at.at);
             keeping.at.of_parts.extend(done.skipped);

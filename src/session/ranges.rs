@@ -277,7 +277,7 @@ impl Session {
 /// The beginning of a hash of what a sample is: of its file, or of its values; `None` where it cannot be read.
 pub(super) fn sample_hash(dataset: &dyn Dataset, index: usize) -> Option<String> {
     let hash = if let Some(file) = dataset.file(index) {
-        ContentHash::of_file(file).ok()?
+        ContentHash::of_file(&file).ok()?
     } else {
         let inputs = dataset.sample(index).ok()?;
         let bytes: Vec<u8> = inputs.values().flat_map(|tensor| tensor.view().values.bytes()).copied().collect();

@@ -65,7 +65,8 @@ impl Session {
         }
         let dataset = &*data.collection.dataset;
         for index in 0..dataset.len() {
-            let files = [dataset.file(index), dataset.mask_file(index)].map(|file| file.map(state_of));
+            let own = dataset.file(index);
+            let files = [own.as_deref(), dataset.mask_file(index)].map(|file| file.map(state_of));
             serde_json::to_writer(&mut hasher, &(dataset.id(index), dataset.label(index), files))
                 .map_err(PipelineError::render)?;
         }

@@ -215,6 +215,28 @@ fn bad_models_are_errors_that_name_what_is_wrong() {
 }
 
 #[test]
+fn files_far_larger_than_any_of_their_kind_are_refused_before_they_are_read() {
+    use trtcalib::{calibrate::cache::CalibrationCache, config::RunConfig, dataset};
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 40).unwrap();
+    let path = file.path();
+    let chain = |error: &dyn std::error::Error| {
+        format!("{error}: {}", error.source().map(ToString::to_string).unwrap_or_default())
+    };
+    let errors = [
+        RunConfig::load(path).map_err(|error| chain(&error)).err(),
+        CalibrationCache::load(path).map_err(|error| chain(&error)).err(),
+        dataset::load_classes(path).map_err(|error| chain(&error)).err(),
+        dataset::load_preprocessor(path, None).map_err(|error| chain(&error)).err(),
+    ];
+    for error in errors {
+        let error = error.unwrap();
+        let is_named = error.contains(&path.display().to_string());
+        assert!(is_named && error.contains("1099511627776 bytes are more than the "), "{error}");
+    }
+}
+
+#[test]
 fn a_pipe_in_place_of_a_file_is_refused_by_every_command() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = |name: &str| {

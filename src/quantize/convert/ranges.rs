@@ -12,7 +12,8 @@ use crate::{
 ///
 /// Where the table has no magnitudes of tensors without a range, such a tensor takes over what its inputs reached beyond
 /// `max_magnitude`, unless its operator tames it: between the observed inputs of two products there may be many that FP16
-/// cannot hold.
+/// cannot hold. What stays within the magnitude of its input has read at least what it gave: a convolution overflows before
+/// the activation whose output was observed.
 pub(super) fn magnitudes<'t>(
     view: &GraphView<'t>,
     table: Option<&CalibrationTable>,
@@ -36,6 +37,16 @@ pub(super) fn magnitudes<'t>(
             if let Some(magnitude) = observed(output).or(spreads.then_some(reached)) {
                 magnitudes.insert(output, magnitude);
             }
+        }
+    }
+    for &id in view.topological_order().iter().rev() {
+        let node = view.node(id);
+        let ([input, ..], [output, ..]) = (&node.input[..], &node.output[..]) else { continue };
+        let reached = magnitudes.get(output.as_str()).copied().filter(|&reached| reached > max_magnitude);
+        let stays = node.is(Fact::Within) || node.is(Fact::Copies) && node.input.len() == 1;
+        if let Some(reached) = reached.filter(|_| stays) {
+            let known = magnitudes.entry(input).or_insert(reached);
+            *known = known.max(reached);
         }
     }
     magnitudes

@@ -158,6 +158,21 @@ fn large_magnitudes_reach_through_tensors_that_were_not_observed() {
     assert_eq!(reasons(&convert(model, &fp16(), &[("x", 50000.0)])), expected);
 }
 
+/// A cache has the range behind the activation only.
+#[test]
+fn what_an_activation_reached_its_input_reached_before() {
+    let model = TestModel::new(17)
+        .input("x", &[1, 16])
+        .weight("w", &[16, 16])
+        .op("MatMul", &["x", "w"], "product")
+        .op("Relu", &["product"], "positive")
+        .op("Neg", &["positive"], "y")
+        .output("y", &[1, 16]);
+    let large = Fp32Reason::Range(50000.0);
+    let expected = ["product", "positive", "y"].map(|node| (node.to_owned(), large.clone()));
+    assert_eq!(reasons(&convert(model, &fp16(), &[("x", 1.0), ("positive", 50000.0)])), expected);
+}
+
 #[test]
 fn long_sums_stay_in_fp32() {
     let sum = |extent: i64| {

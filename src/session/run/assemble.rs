@@ -279,7 +279,8 @@ impl Job<'_> {
 
     fn thumbnails(&self, precisions: &[Precision]) -> BTreeMap<String, String> {
         let dataset = &*self.session.data.collection.dataset;
-        let by_id: BTreeMap<&str, usize> = (0..dataset.len()).map(|index| (dataset.id(index), index)).collect();
+        let by_id: BTreeMap<&str, usize> =
+            self.split.evaluation.iter().map(|&index| (dataset.id(index), index)).collect();
         let mut thumbnails = BTreeMap::new();
         for flip in precisions.iter().flat_map(|precision| &precision.flips) {
             if thumbnails.len() >= MAX_THUMBNAILS || thumbnails.contains_key(&flip.sample) {
