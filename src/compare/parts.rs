@@ -170,13 +170,11 @@ pub fn by_scale(sums: &PartSums) -> Vec<Part> {
 
 /// Splits levels, the first of which is at `start`, until every part is of one piece.
 fn split_again(levels: &[f64], start: usize) -> Vec<Range<usize>> {
-    match clearest(levels) {
-        Some((_, pieces)) => {
-            let inner = |range: Range<usize>| split_again(&levels[range.clone()], start + range.start);
-            pieces.into_iter().flat_map(inner).collect()
-        }
-        None => vec![start..start + levels.len()],
-    }
+    let Some((_, pieces)) = clearest(levels) else {
+        return std::iter::once(start..start + levels.len()).collect();
+    };
+    let inner = |range: Range<usize>| split_again(&levels[range.clone()], start + range.start);
+    pieces.into_iter().flat_map(inner).collect()
 }
 
 /// The split with the largest gap between large and small, where there is one.
