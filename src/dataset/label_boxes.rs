@@ -11,7 +11,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{DatasetError, Placement, images::list, labels::read_text};
+use super::{
+    DatasetError, Placement,
+    images::list,
+    labels::{file_name, read_text, stem, without_ending},
+};
 use crate::artifact::{Reading, read_regular};
 
 /// Largest JSON file of labels.
@@ -119,8 +123,7 @@ impl BoxLabels {
                 told.look(&name, &truth, [1.0, 1.0], classes);
                 boxes.push(truth);
             }
-            let stem = Path::new(&name).with_extension("").to_string_lossy().into_owned();
-            by_name.insert(stem, PictureBoxes { sides: Some([1.0, 1.0]), boxes, id: None });
+            by_name.insert(without_ending(&name).to_owned(), PictureBoxes { sides: Some([1.0, 1.0]), boxes, id: None });
         }
         let (names, notes) = (BTreeMap::new(), told.sentences(classes.len()));
         Ok(Self { path: path.to_owned(), by_name, absent_is_empty: true, names, notes })
@@ -169,10 +172,7 @@ impl BoxLabels {
             told.look(name, &truth, picture.sides.unwrap_or([f64::INFINITY; 2]), &BTreeMap::new());
             picture.boxes.push(truth);
         }
-        let by_name = pictures
-            .into_values()
-            .map(|(name, boxes)| (Path::new(&name).with_extension("").to_string_lossy().into_owned(), boxes))
-            .collect();
+        let by_name = pictures.into_values().map(|(name, boxes)| (without_ending(&name).to_owned(), boxes)).collect();
         let notes = told.sentences(names.len());
         Ok(Self { path: path.to_owned(), by_name, absent_is_empty: false, names, notes })
     }
@@ -184,16 +184,13 @@ impl BoxLabels {
 
     /// The boxes of every sample, by its name without ending, else by that of the file alone. None at all is an error.
     pub(super) fn assign(&mut self, ids: &[&str]) -> Result<Vec<Option<PictureBoxes>>, DatasetError> {
-        let stem = |id: &str| Path::new(id).with_extension("").to_string_lossy().into_owned();
-        let file = |name: &str| name.rsplit('/').next().unwrap_or("").to_owned();
-        let mut by_file: BTreeMap<String, Option<&PictureBoxes>> = BTreeMap::new();
+        let mut by_file: BTreeMap<&str, Option<&PictureBoxes>> = BTreeMap::new();
         for (name, boxes) in &self.by_name {
             // A name that two files share says nothing.
-            by_file.entry(file(name)).and_modify(|found| *found = None).or_insert(Some(boxes));
+            by_file.entry(file_name(name)).and_modify(|found| *found = None).or_insert(Some(boxes));
         }
         let find = |id: &&str| {
-            let stem = stem(id);
-            self.by_name.get(&stem).or_else(|| by_file.get(&file(&stem)).copied().flatten()).cloned()
+            self.by_name.get(without_ending(id)).or_else(|| by_file.get(stem(id)).copied().flatten()).cloned()
         };
         let mut found: Vec<Option<PictureBoxes>> = ids.iter().map(find).collect();
         let absent = found.iter().filter(|boxes| boxes.is_none()).count();
@@ -206,9 +203,8 @@ impl BoxLabels {
             let means = if self.absent_is_empty { "count as without objects" } else { "count as unlabelled" };
             self.notes.push(format!("{absent} of {} pictures are not in the labels and {means}", found.len()));
         }
-        let stems: BTreeSet<String> = ids.iter().map(|id| stem(id)).collect();
-        let files: BTreeSet<String> = stems.iter().map(|stem| file(stem)).collect();
-        let stray = |name: &&String| !stems.contains(*name) && !files.contains(&file(name));
+        let files: BTreeSet<&str> = ids.iter().map(|id| stem(id)).collect();
+        let stray = |name: &&String| !files.contains(file_name(name));
         let strays: Vec<&String> = self.by_name.keys().filter(stray).collect();
         if let (true, Some(first)) = (self.absent_is_empty, strays.first()) {
             self.notes.push(format!(

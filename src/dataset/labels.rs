@@ -169,13 +169,20 @@ fn text(path: &Path, bytes: std::io::Result<Vec<u8>>) -> Result<String, DatasetE
     Ok(text)
 }
 
-fn file_name(id: &str) -> &str {
+/// The last part of a name within a data set.
+pub(super) fn file_name(id: &str) -> &str {
     id.rsplit('/').next().unwrap_or(id)
 }
 
-fn stem(id: &str) -> &str {
-    let name = file_name(id);
-    name.rsplit_once('.').map_or(name, |(stem, _)| stem)
+/// A name within a data set without its ending.
+pub(super) fn without_ending(id: &str) -> &str {
+    let ending = file_name(id).rsplit_once('.').map_or(0, |(_, ending)| 1 + ending.len());
+    &id[..id.len() - ending]
+}
+
+/// The last part of a name without its ending.
+pub(super) fn stem(id: &str) -> &str {
+    file_name(without_ending(id))
 }
 
 #[cfg(test)]

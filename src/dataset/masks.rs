@@ -8,7 +8,7 @@ use std::{
 use super::{
     DatasetError, ending,
     images::list,
-    labels::rows,
+    labels::{read_text, rows, stem, without_ending},
     letterbox::Letterbox,
     preprocess::Preprocess,
     resample::{Interpolation, RgbImage},
@@ -42,15 +42,15 @@ impl Masks {
             }
         } else {
             let folder = path.parent().unwrap_or(Path::new(""));
-            let text = super::labels::read_text(path)?;
-            let wanted: BTreeSet<String> = ids.iter().map(|id| file(id)).collect();
+            let text = read_text(path)?;
+            let wanted: BTreeSet<&str> = ids.iter().map(|id| stem(id)).collect();
             for row in rows(&text, path) {
                 let (number, row) = row?;
                 let [name, mask, ..] = row.as_slice() else { return Ok(None) };
                 if ending(Path::new(mask)) == "png" {
                     let name = name.replace('\\', "/");
                     // One that belongs to no sample stands for all of them in the error.
-                    if by_name.is_empty() || wanted.contains(&file(&name)) {
+                    if by_name.is_empty() || wanted.contains(stem(&name)) {
                         by_name.insert(name, folder.join(mask));
                     }
                 } else if !by_name.is_empty() {
@@ -69,16 +69,17 @@ impl Masks {
 
     /// The mask of every sample, by its name without ending, else by that of the file alone. None at all is an error.
     pub(super) fn assign(&self, ids: &[&str]) -> Result<Vec<Option<PathBuf>>, DatasetError> {
-        let table = |key: &dyn Fn(&str) -> String| {
-            let mut table: BTreeMap<String, Option<&PathBuf>> = BTreeMap::new();
+        let table = |key: fn(&str) -> &str| {
+            let mut table: BTreeMap<&str, Option<&PathBuf>> = BTreeMap::new();
             for (name, path) in &self.by_name {
                 // A name that two masks share says nothing.
                 table.entry(key(name)).and_modify(|found| *found = None).or_insert(Some(path));
             }
             table
         };
-        let (by_stem, by_file) = (table(&stem), table(&file));
-        let find = |id: &&str| by_stem.get(&stem(id)).or_else(|| by_file.get(&file(id))).copied().flatten().cloned();
+        let (by_name, by_file) = (table(without_ending), table(stem));
+        let named = |id: &str| by_name.get(without_ending(id)).or_else(|| by_file.get(stem(id))).copied().flatten();
+        let find = |id: &&str| named(id).cloned();
         let found: Vec<Option<PathBuf>> = ids.iter().map(find).collect();
         if found.iter().all(Option::is_none) {
             let (mask, sample) = (self.by_name.keys().next().map_or("", String::as_str), ids.first().unwrap_or(&""));
@@ -90,16 +91,6 @@ impl Masks {
         }
         Ok(found)
     }
-}
-
-/// The name without its ending.
-fn stem(id: &str) -> String {
-    Path::new(id).with_extension("").to_string_lossy().into_owned()
-}
-
-/// That of the file alone.
-fn file(id: &str) -> String {
-    stem(id).rsplit('/').next().unwrap_or("").to_owned()
 }
 
 /// The class indices of a mask file, shaped as `preprocess` shapes its picture but with the nearest pixels: `[H, W]`.

@@ -147,6 +147,11 @@ fn a_data_yaml_keeps_training_and_validation_apart() {
             std::fs::copy(file, at.join(file.file_name().unwrap())).unwrap();
         }
     }
+    // Of 80 classes, 0 to 79.
+    let labels = folder.path().join("labels/val");
+    std::fs::create_dir_all(&labels).unwrap();
+    let label = labels.join(names[4].file_name().unwrap()).with_extension("txt");
+    std::fs::write(label, "93 0.5 0.5 0.2 0.2\n").unwrap();
     let data = folder.path().join("data.yaml");
     std::fs::write(&data, "train: images/train\nval: images/val\nnames: [person]\n").unwrap();
     command.args(["run", "--precisions", "fp32", "--bench-seconds", "0", "--tensorrt", "off", "--preset", "yolox"]);
@@ -162,6 +167,7 @@ fn a_data_yaml_keeps_training_and_validation_apart() {
         notes.contains("the labels call class 0 `person`, which the model, or the list of classes, calls `car`"),
         "{notes}"
     );
+    assert!(notes.contains("labels have classes up to 93, and the model has 80 (0 to 79)"), "{notes}");
     let ids = |key: &str| report["dataset"][key].as_array().unwrap().clone();
     assert_eq!((ids("calibration").len(), ids("evaluation").len()), (4, 3));
     assert!(ids("calibration").iter().all(|id| id.as_str().unwrap().starts_with("images/train/")));

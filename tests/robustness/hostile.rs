@@ -152,6 +152,25 @@ fn nan_names_sample_and_tensor() {
     assert!(!folder.path().join("t.json").exists());
 }
 
+#[test]
+fn where_nothing_can_be_read_the_first_sample_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, table) = (folder.path().join("data"), folder.path().join("t.json"));
+    fs::create_dir(&data).unwrap();
+    for name in ["a.png", "b.png"] {
+        fs::write(data.join(name), "no picture").unwrap();
+    }
+    let Some(mut command) = calib() else { return };
+    command
+        .args(["calibrate", "--max-bad", "100%", "--preset", "unit", "--model"])
+        .arg(root().join("calib_data/demo.onnx"));
+    let output = command.arg("--data").arg(&data).arg("-o").arg(&table).output().unwrap();
+    let error = text(&output);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("no sample to calibrate on can be read; the first is"), "{error}");
+    assert!(error.contains(".png: ") && !table.exists(), "{error}");
+}
+
 /// Side of the demo's pictures.
 fn demo_size() -> usize {
     let bytes = fs::read(root().join("calib_data/images/0000.png")).unwrap();
