@@ -138,6 +138,7 @@ fn sample(source: &RgbImage, element_type: ElementType, shape: [usize; 4], prepr
         labels: None,
         classes: &BTreeMap::new(),
         category_ids: &[],
+        key_points: None,
         inputs: &[input],
         preprocess: Some(preprocess),
     });
@@ -173,6 +174,7 @@ fn listed(path: &Path) -> (Vec<(String, Option<u32>)>, Vec<String>) {
         labels: None,
         classes: &BTreeMap::from([(7, "hen".to_owned())]),
         category_ids: &[],
+        key_points: None,
         inputs: &[input],
         preprocess: Some(&preprocess),
     })
@@ -307,6 +309,7 @@ fn a_folder_whose_samples_lie_too_deep_says_where_they_are() {
         labels: None,
         classes: &BTreeMap::new(),
         category_ids: &[],
+        key_points: None,
         inputs: &[InputSpec { name: "x".to_owned(), element_type: None, shape: vec![None, Some(3), None, None] }],
         preprocess: None,
     };

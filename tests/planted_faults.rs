@@ -100,6 +100,7 @@ impl Bench {
             labels: None,
             classes: &BTreeMap::new(),
             category_ids: &[],
+            key_points: None,
             inputs: &inputs,
             preprocess: Some(preprocess),
         };

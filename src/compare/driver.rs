@@ -345,7 +345,7 @@ impl Output {
 
     /// Whether sums by part are needed of a sample, besides those of the whole.
     pub(super) fn has_parts(&self, shape: &[usize]) -> bool {
-        !self.integers && !matches!(self.task, Some(Task::Classification(_))) && PartSums::suits(shape)
+        !self.integers && PartSums::suits(shape)
     }
 
     pub(super) fn push(

@@ -82,8 +82,9 @@ pub struct PartMetrics {
     pub name: String,
     /// Axis of a sample, without the batch.
     pub axis: usize,
-    /// First position along it, and the position behind the last.
-    pub range: [usize; 2],
+    /// Positions along it: the first of each run of neighbours, and the position behind its last.
+    #[serde(default)]
+    pub ranges: Vec<[usize; 2]>,
     /// max |r - t|.
     pub max_abs: f64,
     /// mean |r - t|.
@@ -102,7 +103,7 @@ impl PartMetrics {
         Self {
             name,
             axis: part.axis,
-            range: [part.range.start, part.range.end],
+            ranges: part.ranges.iter().map(|range| [range.start, range.end]).collect(),
             max_abs,
             mean_abs,
             rel_l2,

@@ -108,10 +108,8 @@ impl Output {
         }
         let whole = self.channels.map(|(axis, extent)| Part::new("", axis, 0..extent));
         let parts = if parts.is_empty() { whole.as_slice() } else { parts };
-        let positions = |part: &Part| {
-            let each = part.range.clone().map(|at| Part::new("", part.axis, at..at + 1)).collect::<Vec<_>>();
-            self.sums.figures(&each).into_iter().map(|(_, sums)| sums).collect::<Vec<_>>()
-        };
+        let positions =
+            |part: &Part| self.sums.figures(&part.positions()).into_iter().map(|(_, sums)| sums).collect::<Vec<_>>();
         let noises = parts.iter().map(positions).filter(|positions| !positions.is_empty());
         let worst = noises.map(|positions| mean_noise(&positions)).max_by(f64::total_cmp);
         worst.unwrap_or_else(|| mean_noise(&[self.whole]))

@@ -30,39 +30,42 @@ use crate::tensor::TensorView;
 
 /// Longest axis that parts are looked for along.
 const LONGEST: usize = 2048;
+/// The same where a sample has no other axis: longer ones are lists of like things, as the scores of classes.
+const LONGEST_ALONE: usize = 256;
 /// Doublings by which the magnitudes of two parts differ where nothing but their size is known.
 const DOUBLINGS: f64 = 3.0;
 
 /// Positions along one axis of a sample that belong together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
-    /// `boxes`, `objectness`, `scores`, or the positions (`0-3`) where only their size is known.
+    /// `boxes`, `objectness`, `scores`, or the positions (`0-3`, `0,2-3`) where only their size is known.
     pub name: String,
     /// The axis of a sample, without the batch.
     pub axis: usize,
-    /// Positions along that axis.
-    pub range: Range<usize>,
+    /// Positions along that axis, in order.
+    pub ranges: Vec<Range<usize>>,
 }
 
 impl Part {
-    /// A part by its positions.
+    /// A part of neighbouring positions.
     pub fn new(name: &str, axis: usize, range: Range<usize>) -> Self {
-        Self { name: name.to_owned(), axis, range }
+        Self { name: name.to_owned(), axis, ranges: std::iter::once(range).collect() }
     }
 
-    fn of_positions(axis: usize, range: Range<usize>) -> Self {
-        let name =
-            if range.len() == 1 { range.start.to_string() } else { format!("{}-{}", range.start, range.end - 1) };
-        Self { name, axis, range }
+    /// A part named by its positions, which are in order.
+    fn of_positions(axis: usize, positions: &[usize]) -> Self {
+        let runs = positions.chunk_by(|a, b| a + 1 == *b);
+        let ranges: Vec<_> = runs.map(|run| run[0]..run[0] + run.len()).collect();
+        let name = |range: &Range<usize>| match range.len() {
+            1 => range.start.to_string(),
+            _ => format!("{}-{}", range.start, range.end - 1),
+        };
+        Self { name: ranges.iter().map(name).collect::<Vec<_>>().join(","), axis, ranges }
     }
 
-    /// Ranges of the values of this part in a row-major sample of `shape`, in order.
-    pub fn spans(&self, shape: &[usize]) -> impl Iterator<Item = Range<usize>> + use<> {
-        let inner: usize = shape.iter().skip(self.axis + 1).product();
-        let outer: usize = shape.iter().take(self.axis).product();
-        let extent = shape.get(self.axis).copied().unwrap_or(0);
-        let (start, end) = (self.range.start.min(extent), self.range.end.min(extent));
-        (0..outer).map(move |row| (row * extent + start) * inner..(row * extent + end) * inner)
+    /// Every position of this part as a part of its own.
+    pub(super) fn positions(&self) -> Vec<Self> {
+        self.ranges.iter().cloned().flatten().map(|at| Self::new("", self.axis, at..at + 1)).collect()
     }
 }
 
@@ -71,6 +74,8 @@ impl Part {
 pub struct PartSums {
     axes: Vec<AxisSums>,
     begun: bool,
+    /// Samples have one axis alone.
+    alone: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,7 +87,8 @@ struct AxisSums {
 impl PartSums {
     /// True for samples (without the batch) that can have parts.
     pub fn suits(shape: &[usize]) -> bool {
-        shape.iter().filter(|&&extent| extent > 1).count() >= 2 && shape.iter().any(|&n| (2..=LONGEST).contains(&n))
+        let longest = if is_alone(shape) { LONGEST_ALONE } else { LONGEST };
+        shape.iter().any(|extent| (2..=longest).contains(extent))
     }
 
     /// Adds a sample of equal shapes. Axes whose extent changes between samples have no parts. Pairs that are not finite
@@ -93,6 +99,7 @@ impl PartSums {
             let suited = shape.iter().enumerate().filter(|(_, extent)| (2..=LONGEST).contains(*extent));
             let sums = |(axis, &extent)| AxisSums { axis, positions: vec![Totals::default(); extent] };
             self.axes = suited.map(sums).collect();
+            self.alone = is_alone(shape);
         }
         self.axes.retain(|sums| shape.get(sums.axis) == Some(&sums.positions.len()));
         if self.axes.is_empty() {
@@ -136,66 +143,79 @@ impl PartSums {
         let figure = |part: &Part| {
             let sums = self.axes.iter().find(|sums| sums.axis == part.axis)?;
             let mut total = PairSums::default();
-            sums.positions.get(part.range.clone())?.iter().for_each(|position| total.add(&position.sums()));
+            for range in &part.ranges {
+                sums.positions.get(range.clone())?.iter().for_each(|position| total.add(&position.sums()));
+            }
             Some((part.clone(), total))
         };
         parts.iter().filter_map(figure).collect()
     }
 }
 
+/// Whether a sample has one axis that is longer than 1.
+fn is_alone(shape: &[usize]) -> bool {
+    shape.iter().filter(|&&extent| extent > 1).count() == 1
+}
+
 /// The parts of an output by the size of the reference's values; empty where it is of one piece.
 ///
-/// Along the axis where that is clearest, the root mean squares of neighbouring positions are all at least eight times
-/// those of the others, or the other way round: of the first, of the last, or of several in the middle. Where large and
-/// small positions alternate, as with single large channels of a feature map, nothing is split. Parts are split again in
-/// the same way: centres, sizes and scores may be of three sizes.
+/// Along the axis where that is clearest, the root mean squares of some positions are all at least eight times those of
+/// the others. Neighbouring positions make a part: the first, the last, or several in the middle. Single large ones
+/// anywhere make one where they are beyond 1 and no more than the small ones, which would drown in them; single small
+/// ones, as the dead channels of a feature map, do not. Parts are split again in the same way: centres, sizes and scores
+/// may be of three sizes. Along the only axis of a sample all large ones must be beyond 1: the probabilities of classes
+/// are of one kind, however unlike.
 pub fn by_scale(sums: &PartSums) -> Vec<Part> {
-    let split = |sums: &AxisSums| {
+    let split = |of_axis: &AxisSums| {
         let level = |position: &Totals| {
             let position = position.sums();
             0.5 * (position.reference_squares / position.count.max(1) as f64).max(f64::MIN_POSITIVE).log2()
         };
-        let levels: Vec<f64> = sums.positions.iter().map(level).collect();
+        let levels: Vec<f64> = of_axis.positions.iter().map(level).collect();
         // Positions that are always zero count as small as the smallest.
         let empty = 0.5 * f64::MIN_POSITIVE.log2();
         let least = levels.iter().copied().filter(|&level| level > empty).reduce(f64::min)?;
-        let levels: Vec<f64> = levels.iter().map(|level| level.max(least)).collect();
-        Some((clearest(&levels)?.0, levels, sums.axis))
+        let levels = levels.iter().map(|level| level.max(least)).enumerate().collect::<Vec<_>>();
+        Some((clearest(&levels, sums.alone)?.0, levels, of_axis.axis))
     };
     let best = sums.axes.iter().filter_map(split).max_by(|a, b| a.0.total_cmp(&b.0));
     best.map_or_else(Vec::new, |(_, levels, axis)| {
-        split_again(&levels, 0).into_iter().map(|range| Part::of_positions(axis, range)).collect()
+        let mut parts = split_again(levels, sums.alone);
+        parts.sort();
+        parts.iter().map(|positions| Part::of_positions(axis, positions)).collect()
     })
 }
 
-/// Splits levels, the first of which is at `start`, until every part is of one piece.
-fn split_again(levels: &[f64], start: usize) -> Vec<Range<usize>> {
-    let Some((_, pieces)) = clearest(levels) else {
-        return std::iter::once(start..start + levels.len()).collect();
-    };
-    let inner = |range: Range<usize>| split_again(&levels[range.clone()], start + range.start);
-    pieces.into_iter().flat_map(inner).collect()
+/// Positions and their levels: powers of two.
+type Levels = Vec<(usize, f64)>;
+
+/// Splits until every part is of one piece.
+fn split_again(levels: Levels, alone: bool) -> Vec<Vec<usize>> {
+    match clearest(&levels, alone) {
+        None => vec![levels.into_iter().map(|(position, _)| position).collect()],
+        Some((_, pieces)) => pieces.into_iter().flat_map(|piece| split_again(piece, alone)).collect(),
+    }
 }
 
 /// The split with the largest gap between large and small, where there is one.
-fn clearest(levels: &[f64]) -> Option<(f64, Vec<Range<usize>>)> {
-    let mut sorted = levels.to_vec();
+fn clearest(levels: &[(usize, f64)], alone: bool) -> Option<(f64, Vec<Levels>)> {
+    let mut sorted: Vec<f64> = levels.iter().map(|&(_, level)| level).collect();
     sorted.sort_by(f64::total_cmp);
     let gaps = sorted.windows(2).filter(|pair| pair[1] - pair[0] >= DOUBLINGS);
-    let splits = gaps.filter_map(|pair| Some((pair[1] - pair[0], pieces(levels, pair[1])?)));
+    let splits = gaps.filter_map(|pair| Some((pair[1] - pair[0], pieces(levels, pair[1], alone)?)));
     splits.max_by(|a, b| a.0.total_cmp(&b.0))
 }
 
-/// The runs of positions at or above `large`, and below it, in order: two, or three with several positions in the middle.
-fn pieces(levels: &[f64], large: f64) -> Option<Vec<Range<usize>>> {
-    let mut start = 0;
-    let runs = levels.chunk_by(|a, b| (*a >= large) == (*b >= large)).map(|run| {
-        let range = start..start + run.len();
-        start = range.end;
-        range
-    });
-    let runs: Vec<_> = runs.take(4).collect();
-    (runs.len() == 2 || runs.len() == 3 && runs[1].len() > 1).then_some(runs)
+/// The positions at or above `large`, and those below it: by runs where these are two, or three with several positions in
+/// the middle, and otherwise all of each.
+fn pieces(levels: &[(usize, f64)], large: f64, alone: bool) -> Option<Vec<Levels>> {
+    let is_large = |&(_, level): &(usize, f64)| level >= large;
+    let runs: Vec<Levels> = levels.chunk_by(|a, b| is_large(a) == is_large(b)).map(<[_]>::to_vec).collect();
+    if runs.len() == 2 || runs.len() == 3 && runs[1].len() > 1 {
+        return Some(runs).filter(|_| !alone || large > 0.0);
+    }
+    let (large_ones, small_ones): (Levels, Levels) = levels.iter().partition(|entry| is_large(entry));
+    (large > 0.0 && large_ones.len() <= small_ones.len()).then(|| vec![large_ones, small_ones])
 }
 
 #[cfg(test)]
@@ -239,31 +259,31 @@ mod tests {
         let columns: Vec<f32> = (0..5).flat_map(|i| [100.0 + i as f32, 90.0, 0.5, 0.2 * i as f32]).collect();
         let parts = by_scale(&sums(&[5, 4], &columns, |_| 0.0));
         assert_eq!(
-            parts.iter().map(|part| (part.axis, part.range.clone())).collect::<Vec<_>>(),
-            [(1, 0..2), (1, 2..4)]
+            parts.iter().map(|part| (part.axis, part.name.as_str())).collect::<Vec<_>>(),
+            [(1, "0-1"), (1, "2-3")]
         );
         assert!(by_scale(&sums(&[4, 3], &rows(&[1.0, 3.0, 7.0, 2.0]), |_| 0.0)).is_empty());
-        // Single large channels in the middle are no part, several are: scores, boxes, scores.
-        assert!(by_scale(&sums(&[5, 3], &rows(&[1.0, 2.0, 400.0, 2.0, 1.0]), |_| 0.0)).is_empty());
+        let names = |shape: &[usize], values: &[f32]| -> Vec<String> {
+            by_scale(&sums(shape, values, |_| 0.0)).into_iter().map(|part| part.name).collect()
+        };
+        // Single large channels are a part, which the others would drown in; single small ones are none.
+        assert_eq!(names(&[5, 3], &rows(&[1.0, 2.0, 400.0, 2.0, 1.0])), ["0-1,3-4", "2"]);
+        assert_eq!(names(&[7, 3], &rows(&[1.0, 2.0, 400.0, 2.0, 300.0, 1.0, 1.0])), ["0-1,3,5-6", "2,4"]);
+        assert!(names(&[5, 3], &rows(&[200.0, 100.0, 1.0, 200.0, 90.0])).is_empty());
+        assert!(names(&[5, 3], &rows(&[0.01, 0.02, 0.9, 0.02, 0.01])).is_empty(), "scores of a class that occurs");
         let middle = by_scale(&sums(&[6, 3], &rows(&[1.0, 2.0, 400.0, 90.0, 2.0, 1.0]), |_| 0.0));
         assert_eq!(middle, [Part::new("0-1", 0, 0..2), Part::new("2-3", 0, 2..4), Part::new("4-5", 0, 4..6)]);
         let three = by_scale(&sums(&[6, 3], &rows(&[300.0, 200.0, 9.0, 8.0, 0.2, 0.5]), |_| 0.0));
         assert_eq!(three.iter().map(|part| part.name.as_str()).collect::<Vec<_>>(), ["0-1", "2-3", "4-5"]);
-        let alternate = rows(&[1.0, 2.0, 400.0, 90.0, 2.0, 300.0, 1.0]);
-        assert!(by_scale(&sums(&[7, 3], &alternate, |_| 0.0)).is_empty());
         // One channel in front is: background against the rest.
         assert_eq!(by_scale(&sums(&[3, 3], &rows(&[90.0, 2.0, 1.0]), |_| 0.0))[0].name, "0");
-        assert!(by_scale(&sums(&[9], &[900.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], |_| 0.0)).is_empty());
+        // One axis alone: lengths and angles are parts, probabilities are not, however many classes there are.
+        assert_eq!(names(&[7], &[300.0, 200.0, 250.0, 0.5, 0.2, 0.4, 0.9]), ["0-2", "3-6"]);
+        assert!(names(&[4], &[0.9, 0.05, 0.02, 0.03]).is_empty());
+        assert!(!PartSums::suits(&[1000]) && PartSums::suits(&[1000, 4]) && PartSums::suits(&[1, 10, 1]));
         // Zeros: a class that never occurs belongs to the small ones, and all zeros are of one piece.
         assert_eq!(by_scale(&sums(&[4, 3], &rows(&[90.0, 80.0, 0.0, 1.0]), |_| 0.0))[1].name, "2-3");
         assert!(by_scale(&sums(&[4, 3], &rows(&[0.0; 4]), |_| 0.0)).is_empty());
-    }
-
-    #[test]
-    fn spans_are_the_values_of_a_part() {
-        let part = Part::new("scores", 1, 2..4);
-        assert_eq!(part.spans(&[2, 5, 3]).collect::<Vec<_>>(), [6..12, 21..27]);
-        assert_eq!(Part::new("boxes", 0, 1..4).spans(&[6, 10]).map(|span| span.end).collect::<Vec<_>>(), [40]);
     }
 
     #[test]

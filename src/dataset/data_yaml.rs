@@ -1,6 +1,7 @@
 //! Ultralytics' `data.yaml`: where the pictures for training and for validation lie, their labels, and class names.
 //!
-//! Labels lie where `images` in a picture's path becomes `labels`, with the ending `.txt`.
+//! Labels lie where the last folder `images` in a picture's path becomes `labels`, with the ending `.txt`; beside pictures
+//! without such a folder.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,6 +26,8 @@ pub(super) struct DataYaml {
     pub(super) labels: Vec<(String, PathBuf)>,
     /// Class names.
     pub(super) names: BTreeMap<u32, String>,
+    /// Key points of a pose, and the numbers of each.
+    pub(super) key_points: Option<[usize; 2]>,
     /// Other files in the folders that were read.
     pub(super) skipped: Vec<SampleError>,
     /// What lies in folders that are not read.
@@ -40,6 +43,7 @@ struct Raw {
     val: Option<Paths>,
     test: Option<Paths>,
     names: Option<Names>,
+    kpt_shape: Option<[usize; 2]>,
 }
 
 #[derive(Deserialize)]
@@ -107,18 +111,22 @@ impl DataYaml {
         let apart = !judged.is_empty() && training.keys().all(|name| !judged.contains_key(name));
         let training = if apart { training.into_keys().collect() } else { Vec::new() };
         let labels = all.iter().filter_map(|(name, file)| {
-            let label = label_of(file)?;
+            let label = label_of(file);
             let name = Path::new(name).with_extension("txt").to_string_lossy().into_owned();
             label.is_file().then_some((name, label))
         });
-        let labels = labels.collect();
+        let labels: Vec<_> = labels.collect();
         let names = match raw.names {
             None => BTreeMap::new(),
             Some(Names::Map(names)) => names,
             Some(Names::List(names)) => names.into_iter().enumerate().map(|(i, name)| (i as u32, name)).collect(),
         };
-        let notes = left.notes.into_iter().chain(empty).collect();
-        Ok(Self { files: all.into_iter().collect(), labels, names, skipped, notes, training })
+        let mut notes: Vec<String> = left.notes.into_iter().chain(empty).collect();
+        if let (true, Some(picture)) = (labels.is_empty(), all.values().next()) {
+            notes.push(format!("no picture has a label file; the first would be {}", label_of(picture).display()));
+        }
+        let (files, key_points) = (all.into_iter().collect(), raw.kpt_shape);
+        Ok(Self { files, labels, names, key_points, skipped, notes, training })
     }
 }
 
@@ -175,14 +183,13 @@ fn pictures(
     Ok(())
 }
 
-/// The label file of a picture: the last folder `images` of its path becomes `labels`.
-fn label_of(picture: &Path) -> Option<PathBuf> {
-    let parts: Vec<_> = picture.components().collect();
-    let at = parts.iter().rposition(|part| part.as_os_str() == "images")?;
-    let mut label: PathBuf = parts[..at].iter().collect();
-    label.push("labels");
-    label.extend(&parts[at + 1..]);
-    Some(label.with_extension("txt"))
+/// The label file of a picture: the last folder `images` of its path becomes `labels`, where there is one.
+fn label_of(picture: &Path) -> PathBuf {
+    let mut parts: Vec<_> = picture.components().map(std::path::Component::as_os_str).collect();
+    if let Some(images) = parts.iter_mut().rfind(|part| **part == "images") {
+        *images = "labels".as_ref();
+    }
+    parts.iter().collect::<PathBuf>().with_extension("txt")
 }
 
 #[cfg(test)]
@@ -217,15 +224,26 @@ mod tests {
         let left_out: Vec<&str> = data.skipped.iter().map(|error| error.sample.as_str()).collect();
         assert_eq!(left_out, ["images/more/e.tiff", "images/train/d.tif"]);
         assert_eq!((data.names[&1].as_str(), data.training.len()), ("dog", 2));
+        std::fs::remove_file(folder.path().join("set/labels/train/a.txt")).unwrap();
+        std::fs::remove_file(folder.path().join("set/images/train/a.jpg")).unwrap();
         let without = write("without.yaml", "path: set\ntrain: images/train\nval: images/more\n");
         let notes = DataYaml::open(&without).unwrap().notes.join("\n");
         assert!(
             notes.contains("`val` leads to no picture: 1 file is left out, the first is images/more/e.tiff: "),
             "{notes}"
         );
+        assert!(notes.contains("no picture has a label file; the first would be "), "{notes}");
+        assert!(notes.ends_with("set/labels/train/b.txt"), "{notes}");
+        // Beside the pictures, where no folder is called `images`.
+        write("set/pics/f.jpg", "");
+        write("set/pics/f.txt", "0 0.5 0.5 0.1 0.1 0.5 0.5");
+        let beside = write("beside.yaml", "path: set\ntrain: pics\nval: pics\nkpt_shape: [1, 2]\n");
+        let data = DataYaml::open(&beside).unwrap();
+        assert_eq!(data.labels, [("pics/f.txt".to_owned(), folder.path().join("set/pics/f.txt"))]);
+        assert_eq!((data.key_points, data.notes), (Some([1, 2]), Vec::new()));
         let same = write("same.yaml", "path: set\ntrain: images/train\nval: images/train\nnames: {0: cat, 7: dog}\n");
         let data = DataYaml::open(&same).unwrap();
-        assert_eq!((data.files.len(), data.training.len(), data.names[&7].as_str()), (2, 0, "dog"));
+        assert_eq!((data.files.len(), data.training.len(), data.names[&7].as_str()), (1, 0, "dog"));
         for (text, reason) in [
             ("train: nowhere\n", "`nowhere` is neither a folder nor a list"),
             ("names: [a]\n", "neither `train` nor `val`"),

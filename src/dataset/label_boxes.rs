@@ -1,8 +1,9 @@
 //! Boxes as labels: COCO's instances JSON, and folders of YOLO's text files.
 //!
 //! YOLO: a file beside each picture's name, a line `class x y width height` an object, centre and size as shares of the
-//! picture; with more numbers, the corners of a polygon, or the key points of a pose behind its box. COCO: `images`, `annotations`, `categories`; class indices are the
-//! places of the categories in the order of their ids, or of the names in the class list where all stand in it.
+//! picture; with more numbers, the corners of a polygon, or the key points of a pose behind its box. COCO: `images`,
+//! `annotations`, `categories`; class indices are the places of the categories in the order of their ids, or of the names
+//! in the class list where all stand in it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -72,6 +73,26 @@ impl PictureBoxes {
     }
 }
 
+/// What is known of labels beforehand.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    /// Class names.
+    pub(super) classes: &'a BTreeMap<u32, String>,
+    /// Category ids of classes 0, 1, ... in COCO's JSON, where they are not their places.
+    pub(super) category_ids: &'a [u64],
+    /// Key points of a pose, and the numbers of each.
+    pub(super) key_points: Option<[usize; 2]>,
+}
+
+/// Which classes labels have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LabelledClasses {
+    /// The highest class of a labelled box.
+    pub last: Option<u32>,
+    /// The number of categories and their highest id, where classes are their places and not the ids.
+    pub places: Option<(usize, u64)>,
+}
+
 /// Labelled boxes by picture.
 #[derive(Debug)]
 pub(super) struct BoxLabels {
@@ -79,6 +100,8 @@ pub(super) struct BoxLabels {
     by_name: BTreeMap<String, PictureBoxes>,
     /// A picture without a file has no objects, as Ultralytics has it; in COCO's JSON nothing is known of it.
     absent_is_empty: bool,
+    /// As [`LabelledClasses::places`].
+    places: Option<(usize, u64)>,
     /// Class names that the file gives.
     pub(super) names: BTreeMap<u32, String>,
     /// What the user should know.
@@ -86,27 +109,18 @@ pub(super) struct BoxLabels {
 }
 
 impl BoxLabels {
-    /// The boxes at `path`; `None` when that holds other labels. `category_ids` are those of classes 0, 1, ... in COCO's
-    /// JSON, where they are not as described above.
-    pub(super) fn open(
-        path: &Path,
-        classes: &BTreeMap<u32, String>,
-        category_ids: &[u64],
-    ) -> Result<Option<Self>, DatasetError> {
+    /// The boxes at `path`; `None` when that holds other labels.
+    pub(super) fn open(path: &Path, known: Known<'_>) -> Result<Option<Self>, DatasetError> {
         if path.is_dir() {
             let files = list(path, &["txt"], None)?.files;
-            return if files.is_empty() { Ok(None) } else { Self::yolo(path, files, classes).map(Some) };
+            return if files.is_empty() { Ok(None) } else { Self::yolo(path, files, known).map(Some) };
         }
         let json = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json"));
-        if json { Self::coco(path, classes, category_ids).map(Some) } else { Ok(None) }
+        if json { Self::coco(path, known).map(Some) } else { Ok(None) }
     }
 
     /// YOLO's files, each with the name of its picture within the folder.
-    pub(super) fn yolo(
-        path: &Path,
-        files: Vec<(String, PathBuf)>,
-        classes: &BTreeMap<u32, String>,
-    ) -> Result<Self, DatasetError> {
+    pub(super) fn yolo(path: &Path, files: Vec<(String, PathBuf)>, known: Known<'_>) -> Result<Self, DatasetError> {
         let mut by_name = BTreeMap::new();
         let mut told = Told::default();
         for (name, file) in files {
@@ -116,20 +130,20 @@ impl BoxLabels {
             let text = read_text(&file)?;
             let mut boxes = Vec::new();
             for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-                let truth = yolo_line(line).map_err(|reason| DatasetError::Labels {
+                let truth = yolo_line(line, known.key_points).map_err(|reason| DatasetError::Labels {
                     path: file.clone(),
                     reason: format!("line {}: {reason}", number + 1),
                 })?;
-                told.look(&name, &truth, [1.0, 1.0], classes);
+                told.look(&name, &truth, [1.0, 1.0], known.classes);
                 boxes.push(truth);
             }
             by_name.insert(without_ending(&name).to_owned(), PictureBoxes { sides: Some([1.0, 1.0]), boxes, id: None });
         }
-        let (names, notes) = (BTreeMap::new(), told.sentences(classes.len()));
-        Ok(Self { path: path.to_owned(), by_name, absent_is_empty: true, names, notes })
+        let (names, notes) = (BTreeMap::new(), told.sentences(known.classes.len()));
+        Ok(Self { path: path.to_owned(), by_name, absent_is_empty: true, places: None, names, notes })
     }
 
-    fn coco(path: &Path, classes: &BTreeMap<u32, String>, category_ids: &[u64]) -> Result<Self, DatasetError> {
+    fn coco(path: &Path, known: Known<'_>) -> Result<Self, DatasetError> {
         let invalid = |reason: String| DatasetError::Labels { path: path.to_owned(), reason };
         let read = |source| DatasetError::Read { path: path.to_owned(), source };
         if std::fs::metadata(path).map_err(read)?.len() > MAX_JSON_BYTES {
@@ -139,7 +153,7 @@ impl BoxLabels {
         let bytes = read_regular(path).map_err(read)?;
         let coco: Coco = serde_json::from_slice(&bytes)
             .map_err(|error| invalid(format!("it is no COCO instances JSON: {error}")))?;
-        let (index, names) = categories(&coco, classes, category_ids).map_err(invalid)?;
+        let Categories { index, places, names } = Categories::of(&coco, known).map_err(invalid)?;
         let mut pictures: BTreeMap<u64, (String, PictureBoxes)> = BTreeMap::new();
         for image in coco.images {
             let sides = image.width.zip(image.height).filter(|&(w, h)| w > 0.0 && h > 0.0).map(|(w, h)| [w, h]);
@@ -169,17 +183,18 @@ impl BoxLabels {
             let corners = [x, y, x + w, y + h].map(|value| value as f32);
             let area = annotation.area.filter(|area| area.is_finite()).unwrap_or(w * h);
             let truth = Truth { corners, class, area, crowd: annotation.iscrowd != 0 };
+            told.zero_id |= annotation.id == Some(0);
             told.look(name, &truth, picture.sides.unwrap_or([f64::INFINITY; 2]), &BTreeMap::new());
             picture.boxes.push(truth);
         }
         let by_name = pictures.into_values().map(|(name, boxes)| (without_ending(&name).to_owned(), boxes)).collect();
         let notes = told.sentences(names.len());
-        Ok(Self { path: path.to_owned(), by_name, absent_is_empty: false, names, notes })
+        Ok(Self { path: path.to_owned(), by_name, absent_is_empty: false, places, names, notes })
     }
 
-    /// The highest class of a labelled box.
-    pub(super) fn last_class(&self) -> Option<u32> {
-        self.by_name.values().flat_map(|picture| &picture.boxes).map(|truth| truth.class).max()
+    pub(super) fn labelled_classes(&self) -> LabelledClasses {
+        let last = self.by_name.values().flat_map(|picture| &picture.boxes).map(|truth| truth.class).max();
+        LabelledClasses { last, places: self.places }
     }
 
     /// The boxes of every sample, by its name without ending, else by that of the file alone. None at all is an error.
@@ -223,38 +238,52 @@ impl BoxLabels {
     }
 }
 
-/// Class indices by category id, and class names.
-type Categories = (BTreeMap<u64, u32>, BTreeMap<u32, String>);
+struct Categories {
+    /// Class indices by category id.
+    index: BTreeMap<u64, u32>,
+    /// As [`LabelledClasses::places`].
+    places: Option<(usize, u64)>,
+    /// Class names.
+    names: BTreeMap<u32, String>,
+}
 
-fn categories(coco: &Coco, classes: &BTreeMap<u32, String>, category_ids: &[u64]) -> Result<Categories, String> {
-    let mut ids: BTreeMap<u64, String> = BTreeMap::new();
-    for category in &coco.categories {
-        ids.insert(category.id, category.name.clone().unwrap_or_default());
+impl Categories {
+    fn of(coco: &Coco, known: Known<'_>) -> Result<Self, String> {
+        let mut ids: BTreeMap<u64, String> = BTreeMap::new();
+        for category in &coco.categories {
+            ids.insert(category.id, category.name.clone().unwrap_or_default());
+        }
+        if ids.is_empty() {
+            ids = coco.annotations.iter().map(|annotation| (annotation.category_id, String::new())).collect();
+        }
+        let mut places = None;
+        let index: BTreeMap<u64, u32> = if known.category_ids.is_empty() {
+            let by_name: BTreeMap<&str, u32> =
+                known.classes.iter().map(|(&index, name)| (name.as_str(), index)).collect();
+            let named: Option<_> = ids.iter().map(|(&id, name)| Some((id, *by_name.get(name.as_str())?))).collect();
+            named.unwrap_or_else(|| {
+                places = ids.last_key_value().map(|(&last, _)| (ids.len(), last));
+                ids.keys().enumerate().map(|(index, &id)| (id, index as u32)).collect()
+            })
+        } else {
+            known.category_ids.iter().enumerate().map(|(index, &id)| (id, index as u32)).collect()
+        };
+        if !known.category_ids.is_empty() && !ids.keys().any(|id| index.contains_key(id)) {
+            return Err("none of its categories is among the category ids of the configuration".to_owned());
+        }
+        let names = ids.into_iter().filter(|(_, name)| !name.is_empty());
+        let names = names.filter_map(|(id, name)| Some((*index.get(&id)?, name))).collect();
+        Ok(Self { index, places, names })
     }
-    if ids.is_empty() {
-        ids = coco.annotations.iter().map(|annotation| (annotation.category_id, String::new())).collect();
-    }
-    let by_name: BTreeMap<&str, u32> = classes.iter().map(|(&index, name)| (name.as_str(), index)).collect();
-    let index: BTreeMap<u64, u32> = if category_ids.is_empty() {
-        let named: Option<BTreeMap<u64, u32>> =
-            ids.iter().map(|(&id, name)| Some((id, *by_name.get(name.as_str())?))).collect();
-        named.unwrap_or_else(|| ids.keys().enumerate().map(|(index, &id)| (id, index as u32)).collect())
-    } else {
-        category_ids.iter().enumerate().map(|(index, &id)| (id, index as u32)).collect()
-    };
-    if !category_ids.is_empty() && !ids.keys().any(|id| index.contains_key(id)) {
-        return Err("none of its categories is among the category ids of the configuration".to_owned());
-    }
-    let names = ids.into_iter().filter(|(_, name)| !name.is_empty());
-    let names = names.filter_map(|(id, name)| Some((*index.get(&id)?, name))).collect();
-    Ok((index, names))
 }
 
 /// Things in labels that look wrong.
 #[derive(Default)]
 struct Told {
-    beyond: usize,
-    first_beyond: String,
+    /// Boxes that reach beyond their picture, and the first such picture; those without an area.
+    beyond: (usize, String),
+    flat: (usize, String),
+    zero_id: bool,
     unknown: BTreeSet<String>,
     strangers: usize,
 }
@@ -263,11 +292,17 @@ impl Told {
     fn look(&mut self, name: &str, truth: &Truth, [width, height]: [f64; 2], classes: &BTreeMap<u32, String>) {
         let [x1, y1, x2, y2] = truth.corners.map(f64::from);
         let beyond = |low: f64, high: f64, side: f64| low < -SLACK * side || high > (1.0 + SLACK) * side;
-        if beyond(x1, x2, width) || beyond(y1, y2, height) {
-            self.beyond += 1;
-            if self.first_beyond.is_empty() {
-                name.clone_into(&mut self.first_beyond);
+        let count = |(count, first): &mut (usize, String)| {
+            *count += 1;
+            if *count == 1 {
+                name.clone_into(first);
             }
+        };
+        if beyond(x1, x2, width) || beyond(y1, y2, height) {
+            count(&mut self.beyond);
+        }
+        if x1 >= x2 || y1 >= y2 {
+            count(&mut self.flat);
         }
         if !classes.is_empty() && !classes.contains_key(&truth.class) {
             self.unknown.insert(truth.class.to_string());
@@ -276,11 +311,19 @@ impl Told {
 
     fn sentences(self, classes: usize) -> Vec<String> {
         let mut notes = Vec::new();
-        if self.beyond > 0 {
-            notes.push(format!(
-                "{} labelled boxes reach beyond their picture, first in `{}`",
-                self.beyond, self.first_beyond
-            ));
+        for ((count, first), what) in
+            [(self.beyond, "reach beyond their picture"), (self.flat, "have no width or no height and are never found")]
+        {
+            if count > 0 {
+                notes.push(format!("{count} labelled boxes {what}, first in `{first}`"));
+            }
+        }
+        if self.zero_id {
+            notes.push(
+                "an annotation has the id 0, which pycocotools takes for none: it counts a box that finds it as wrong, and \
+                 its figures are lower than these; count annotations from 1 for equal ones"
+                    .to_owned(),
+            );
         }
         if !self.unknown.is_empty() {
             let list: Vec<&str> = self.unknown.iter().take(5).map(String::as_str).collect();
@@ -293,8 +336,8 @@ impl Told {
     }
 }
 
-/// `class x y width height`, or `class x1 y1 x2 y2 x3 y3 ...`.
-fn yolo_line(line: &str) -> Result<Truth, String> {
+/// `class x y width height`, with the key points of a pose behind it, or `class x1 y1 x2 y2 x3 y3 ...`.
+fn yolo_line(line: &str, key_points: Option<[usize; 2]>) -> Result<Truth, String> {
     let numbers: Result<Vec<f64>, _> = line.split_whitespace().map(str::parse).collect();
     let numbers =
         numbers.map_err(|_| format!("`{}` are no numbers", line.trim().chars().take(60).collect::<String>()))?;
@@ -308,8 +351,9 @@ fn yolo_line(line: &str) -> Result<Truth, String> {
     if rest.iter().any(|&value| value > 2.0) {
         return Err("coordinates are shares of the picture, between 0 and 1; these are pixels".to_owned());
     }
-    // Behind the box of a pose stand its key points, each with whether it can be seen.
-    let is_box = rest.len() == 4 || rest.len() % 6 == 1;
+    // Behind the box of a pose stand its key points; an odd number of them, each with whether it can be seen, is no polygon.
+    let of_points = key_points.map_or(0, |[points, numbers]| points.saturating_mul(numbers));
+    let is_box = rest.len() == 4 || rest.len() - 4.min(rest.len()) == of_points || rest.len() % 6 == 1;
     let (corners, area) = match *rest {
         [_, _, w, h, ..] if is_box && (w < 0.0 || h < 0.0) => return Err("a width or height is negative".to_owned()),
         [x, y, w, h, ..] if is_box => ([x - w / 2.0, y - h / 2.0, x + w / 2.0, y + h / 2.0], w * h),
@@ -345,6 +389,7 @@ struct CocoImage {
 
 #[derive(Deserialize)]
 struct CocoAnnotation {
+    id: Option<u64>,
     image_id: u64,
     category_id: u64,
     bbox: Option<[f64; 4]>,
@@ -360,98 +405,4 @@ struct CocoCategory {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            std::fs::write(folder.path().join(name), text).unwrap();
-        }
-        folder
-    }
-
-    #[test]
-    fn yolo_boxes_polygons_and_pictures_without_objects() {
-        let folder = folder(&[("a.txt", "2 0.5 0.5 0.2 0.4\n\n0 0.1 0.1 0.3 0.1 0.3 0.5\n"), ("b.txt", "")]);
-        let mut labels = BoxLabels::open(folder.path(), &BTreeMap::new(), &[]).unwrap().unwrap();
-        let found = labels.assign(&["x/a.jpg", "b.jpg", "c.png"]).unwrap();
-        let boxes = found[0].as_ref().unwrap().of(100, 50);
-        let rounded = |truth: &Truth| (truth.class, truth.corners.map(|x| x.round() as i32), truth.area.round() as i32);
-        assert_eq!(
-            boxes.iter().map(rounded).collect::<Vec<_>>(),
-            [(2, [40, 15, 60, 35], 400), (0, [10, 5, 30, 25], 400)]
-        );
-        assert_eq!((found[1].as_ref().unwrap().of(9, 9), found[2].as_ref().unwrap().of(9, 9)), (vec![], vec![]));
-        assert_eq!(labels.notes, ["1 of 3 pictures are not in the labels and count as without objects"]);
-        assert_eq!(labels.last_class(), Some(2));
-        labels.assign(&["a.jpg"]).unwrap();
-        assert_eq!(labels.notes[1], "1 of 2 label files belong to no picture of the data, first `b.txt`");
-        let strange = labels.assign(&["z.jpg"]).unwrap_err().to_string();
-        assert!(strange.contains("it has `a`, the data has `z.jpg`"), "{strange}");
-    }
-
-    #[test]
-    fn a_pose_is_its_box() {
-        let pose = |points: usize| format!("0 0.5 0.5 0.2 0.4{}", " 0.1 0.9 2".repeat(points));
-        for points in [1, 17] {
-            assert_eq!(yolo_line(&pose(points)).unwrap(), yolo_line("0 0.5 0.5 0.2 0.4").unwrap());
-        }
-    }
-
-    #[test]
-    fn what_is_wrong_in_yolo_files_is_told() {
-        for (line, reason) in [
-            ("1 0.5 0.5 0.2", "4 numbers are neither"),
-            ("1 0.5 0.5 x 0.2", "are no numbers"),
-            ("1 250 0.5 0.2 0.2", "these are pixels"),
-            ("-1 0.5 0.5 0.2 0.2", "-1 is no class index"),
-            ("1 0.5 0.5 inf 0.2", "not finite"),
-            ("1 0.5 0.5 0.2 -0.2", "height is negative"),
-        ] {
-            let folder = folder(&[("a.txt", line)]);
-            let error = BoxLabels::open(folder.path(), &BTreeMap::new(), &[]).unwrap_err().to_string();
-            assert!(error.contains("line 1") && error.contains(reason), "{error}");
-        }
-        let folder = folder(&[("a.txt", "7 0.95 0.5 0.2 0.2")]);
-        let classes = BTreeMap::from([(0, "cat".to_owned())]);
-        let notes = BoxLabels::open(folder.path(), &classes, &[]).unwrap().unwrap().notes;
-        assert!(
-            notes[0].contains("beyond their picture, first in `a.txt`") && notes[1].ends_with("known: 7"),
-            "{notes:?}"
-        );
-    }
-
-    const COCO: &str = r#"{"images": [{"id": 9, "file_name": "a.jpg", "width": 200, "height": 100}, {"id": 10, "file_name": "b.jpg"}],
-        "annotations": [{"image_id": 9, "category_id": 18, "bbox": [20, 10, 40, 30], "area": 700, "iscrowd": 0},
-            {"image_id": 9, "category_id": 3, "bbox": [0, 0, 10, 10], "iscrowd": 1},
-            {"image_id": 77, "category_id": 3, "bbox": [0, 0, 1, 1]}],
-        "categories": [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}, {"id": 5, "name": "bus"}]}"#;
-
-    #[test]
-    fn coco_with_gaps_crowds_and_another_size() {
-        let folder = folder(&[("instances.json", COCO)]);
-        let path = folder.path().join("instances.json");
-        let open = |classes: &[(u32, &str)], ids: &[u64]| {
-            let classes = classes.iter().map(|&(index, name)| (index, name.to_owned())).collect();
-            let mut labels = BoxLabels::open(&path, &classes, ids).unwrap().unwrap();
-            let boxes = labels.assign(&["a.jpg", "b.jpg", "c.jpg"]).unwrap();
-            (labels, boxes)
-        };
-        let (labels, boxes) = open(&[], &[]);
-        // The data are half as large as the file says.
-        let first = boxes[0].as_ref().unwrap().of(100, 50);
-        assert_eq!(first[0], Truth { corners: [10.0, 5.0, 30.0, 20.0], class: 2, area: 175.0, crowd: false });
-        assert_eq!((first[1].class, first[1].crowd, first[1].area), (0, true, 25.0));
-        assert_eq!((boxes[1].as_ref().unwrap().of(5, 5), boxes[2].as_ref()), (vec![], None));
-        assert_eq!(labels.names[&2], "dog");
-        assert_eq!(boxes[..2].iter().flatten().map(|picture| picture.id).collect::<Vec<_>>(), [Some(9), Some(10)]);
-        assert!(labels.notes[0].starts_with("1 annotations belong to no image"), "{:?}", labels.notes);
-        // By the names of the classes, and by ids that were given.
-        let (_, boxes) = open(&[(0, "dog"), (1, "bus"), (2, "car")], &[]);
-        assert_eq!(boxes[0].as_ref().unwrap().boxes[0].class, 0);
-        let (labels, boxes) = open(&[], &[3, 18]);
-        assert_eq!((boxes[0].as_ref().unwrap().boxes[0].class, labels.names.len()), (1, 2));
-        assert!(BoxLabels::open(&path, &BTreeMap::new(), &[999]).is_err());
-    }
-}
+mod tests;

@@ -33,7 +33,7 @@ use std::{
 pub use decode::{MAX_PIXELS, decode};
 pub use huggingface::load_preprocessor;
 pub use kept::{Kept, free_bytes, samples_read};
-pub use label_boxes::{Scene, Truth};
+pub use label_boxes::{LabelledClasses, Scene, Truth};
 pub use labels::load_classes;
 pub use letterbox::{Letterbox, Place, Placement, SideRounding};
 pub use pictures::{Pictures, picture};
@@ -191,6 +191,8 @@ pub struct DataOptions<'a> {
     pub classes: &'a BTreeMap<u32, String>,
     /// Category ids of classes 0, 1, ... in COCO's JSON, where they are not in order.
     pub category_ids: &'a [u64],
+    /// Key points of a pose in YOLO's labels, and the numbers of each, where known.
+    pub key_points: Option<[usize; 2]>,
     /// The model's inputs.
     pub inputs: &'a [InputSpec],
     /// Preprocessing of images; absent only for data that is no images.
@@ -209,8 +211,8 @@ pub struct Collection {
     pub label_source: Option<String>,
     /// What the user should know about how the data are read.
     pub notes: Vec<String>,
-    /// The highest class of a labelled box.
-    pub last_class: Option<u32>,
+    /// Which classes labelled boxes have.
+    pub labelled: LabelledClasses,
     /// Names of the samples for training, which calibrate, where a `data.yaml` keeps them apart; empty otherwise.
     pub training: Vec<String>,
 }
@@ -324,7 +326,15 @@ fn open_arrays(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     }
     let notes = data.notes().iter().cloned().chain(left_unread).collect();
     let dataset = Box::new(data);
-    Ok(Collection { dataset, passed_over, names, label_source, notes, last_class: None, training: Vec::new() })
+    Ok(Collection {
+        dataset,
+        passed_over,
+        names,
+        label_source,
+        notes,
+        labelled: LabelledClasses::default(),
+        training: Vec::new(),
+    })
 }
 
 fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, DatasetError> {
@@ -334,21 +344,33 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     let yaml = if data_yaml::is_yaml(options.path) { Some(data_yaml::DataYaml::open(options.path)?) } else { None };
     let (mut training, mut notes) = (Vec::new(), Vec::new());
     let mut boxes = None;
+    let DataOptions { classes, category_ids, key_points, .. } = *options;
+    let mut known = label_boxes::Known { classes, category_ids, key_points };
     let mut yaml_names = BTreeMap::new();
-    let (mut listing, list) =
-        if let Some(data_yaml::DataYaml { files, labels, names, skipped, notes: of_yaml, training: apart }) = yaml {
-            (training, notes) = (apart, of_yaml);
-            if options.labels.is_none() && !labels.is_empty() {
-                let known = if options.classes.is_empty() { &names } else { options.classes };
-                boxes = Some(label_boxes::BoxLabels::yolo(options.path, labels, known)?);
-            }
-            yaml_names = names;
-            (images::Listing { files, skipped, ..images::Listing::default() }, None)
-        } else if folder {
-            (images::list(options.path, &IMAGE_ENDINGS, options.labels)?, None)
-        } else {
-            (images::Listing::default(), Some(files::read_list(options.path)?))
-        };
+    let (mut listing, list) = if let Some(data_yaml::DataYaml {
+        files,
+        labels,
+        names,
+        key_points,
+        skipped,
+        notes: of_yaml,
+        training: apart,
+    }) = yaml
+    {
+        (training, notes) = (apart, of_yaml);
+        known.key_points = key_points.or(known.key_points);
+        if options.labels.is_none() && !labels.is_empty() {
+            let classes = if options.classes.is_empty() { &names } else { options.classes };
+            let known = label_boxes::Known { classes, ..known };
+            boxes = Some(label_boxes::BoxLabels::yolo(options.path, labels, known)?);
+        }
+        yaml_names = names;
+        (images::Listing { files, skipped, ..images::Listing::default() }, None)
+    } else if folder {
+        (images::list(options.path, &IMAGE_ENDINGS, options.labels)?, None)
+    } else {
+        (images::Listing::default(), Some(files::read_list(options.path)?))
+    };
     let mut names = BTreeMap::new();
     notes.extend(unread(&listing, options.labels));
     let each = || (files::Files::Each(std::mem::take(&mut listing.files)), Vec::new());
@@ -357,16 +379,16 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     let ids: Vec<&str> = (0..files.len()).map(|index| files.id(index)).collect();
     let mut masks = Vec::new();
     let mut scenes = Vec::new();
-    let mut last_class = None;
+    let mut labelled = LabelledClasses::default();
     if let Some(path) = options.labels {
-        boxes = label_boxes::BoxLabels::open(path, options.classes, options.category_ids)?;
+        boxes = label_boxes::BoxLabels::open(path, known)?;
     }
     let of_masks = options.labels.filter(|_| boxes.is_none());
     let mask_files = of_masks.map(|path| masks::Masks::open(path, &ids)).transpose()?.flatten();
     if let (Some(mut labels), false) = (boxes, ids.is_empty()) {
         scenes = labels.assign(&ids)?;
         notes.append(&mut labels.notes);
-        last_class = labels.last_class();
+        labelled = labels.labelled_classes();
         names = labels.names;
         label_source = Some(options.labels.unwrap_or(options.path).display().to_string());
     } else if let (Some(of_masks), false) = (&mask_files, ids.is_empty()) {
@@ -411,7 +433,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         names.entry(class).or_insert(name);
     }
     let passed_over = listing.skipped.into_iter().filter(|skipped| !is_label_file(skipped, options.labels)).collect();
-    Ok(Collection { dataset: Box::new(dataset), passed_over, names, label_source, notes, last_class, training })
+    Ok(Collection { dataset: Box::new(dataset), passed_over, names, label_source, notes, labelled, training })
 }
 
 /// The label and class files of a data set often lie beside its samples; they are no failed samples.

@@ -10,9 +10,9 @@ use super::{
 use crate::{
     config::RunConfig,
     dataset::{
-        CLASSIFIER_PRESETS, Collection, DataOptions, Dataset, DatasetError, Extent, Kept, PRESETS, Pictures,
-        Preprocess, RandomDataset, Rounded, Split, holds_images, image_size, load_classes, load_preprocessor, open,
-        picture, split,
+        CLASSIFIER_PRESETS, Collection, DataOptions, Dataset, DatasetError, Extent, Kept, LabelledClasses, PRESETS,
+        Pictures, Preprocess, RandomDataset, Rounded, Split, holds_images, image_size, load_classes, load_preprocessor,
+        open, picture, split,
     },
 };
 
@@ -36,6 +36,8 @@ pub struct DataSettings {
     pub preprocessor: Option<PathBuf>,
     /// Category ids of classes 0, 1, ... in COCO's JSON, if given.
     pub category_ids: Vec<u64>,
+    /// Key points of a pose in YOLO's labels, and the numbers of each, where known.
+    pub key_points: Option<[usize; 2]>,
     /// The preset to assume for a detector, of which labels of classes tell nothing.
     pub detector: Option<&'static str>,
     /// What the model is made for by its exporter's metadata, where that tells the preset.
@@ -156,6 +158,7 @@ pub fn open_data(
             labels: settings.labels.as_deref(),
             classes: &classes,
             category_ids: &settings.category_ids,
+            key_points: settings.key_points,
             inputs: &inputs,
             preprocess,
         })?;
@@ -313,7 +316,8 @@ pub(super) fn own_samples(
     notes.extend(note);
     let dataset = Box::new(Kept::new(dataset));
     let (passed_over, training) = (Vec::new(), Vec::new());
-    let collection = Collection { dataset, passed_over, names, label_source, notes, last_class: None, training };
+    let collection =
+        Collection { dataset, passed_over, names, label_source, notes, labelled: LabelledClasses::default(), training };
     Ok(Data { collection, preprocess, provenance })
 }
 
@@ -333,7 +337,7 @@ pub(super) fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data,
         names: BTreeMap::new(),
         label_source: None,
         notes: Vec::new(),
-        last_class: None,
+        labelled: LabelledClasses::default(),
         training: Vec::new(),
     };
     Ok(Data { collection, preprocess: None, provenance: Provenance::None })

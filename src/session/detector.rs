@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::model::Subject;
 use crate::{
     compare::heads::{DetectionOptions, Head, HeadError, HeadKind, OutputShape, Surroundings, recognize},
-    dataset::Preprocess,
+    dataset::{LabelledClasses, Preprocess},
     onnx::Model,
 };
 
@@ -23,6 +23,8 @@ pub struct Exported {
     pub size: Option<[usize; 2]>,
     /// Both are multiples of it.
     pub stride: Option<usize>,
+    /// Key points of a pose, and the numbers of each.
+    pub key_points: Option<[usize; 2]>,
     /// Whether the model chooses its boxes itself: end to end, or by an NMS that was exported with it.
     pub chooses: Option<bool>,
 }
@@ -55,6 +57,7 @@ impl Exported {
             names: names.unwrap_or_default(),
             size: size.and_then(|size| <[usize; 2]>::try_from(size).ok()),
             stride: value("stride").and_then(|text| text.parse().ok()).filter(|&stride| stride > 0),
+            key_points: value("kpt_shape").and_then(|text| serde_saphyr::from_str(text).ok()),
             chooses: told.into_iter().flatten().reduce(|one, other| one || other),
         }
     }
@@ -125,6 +128,25 @@ pub fn usual_preset(head: &Head) -> &'static str {
     }
 }
 
+/// What is odd about the classes of labels for a model with such a head.
+pub fn odd_classes(head: &Head, labelled: LabelledClasses) -> Option<String> {
+    let classes = head.classes;
+    if let Some(last) = labelled.last.filter(|&last| (1..=last as usize).contains(&classes)) {
+        return Some(format!(
+            "labels have classes up to {last}, and the model has {classes} (0 to {}): boxes of the others are never found",
+            classes - 1
+        ));
+    }
+    let (categories, last) = labelled.places?;
+    (categories < classes).then(|| {
+        format!(
+            "the labels have {categories} categories with ids up to {last}, and the model has {classes} classes: the first is \
+             taken for the category with the lowest id, and so on; where that is not so, name the classes with --classes or \
+             give [detection] category_ids = [ID, ...] ([0, 1, 2, ...] where the classes are the ids)"
+        )
+    })
+}
+
 /// In what way pictures are prepared as for a classifier, if they are.
 pub fn as_for_a_classifier(head: &Head, preprocess: &Preprocess) -> Option<&'static str> {
     use HeadKind::{YoloEnd2end, Yolov5, Yolov8, Yolox};
@@ -163,12 +185,13 @@ mod tests {
             ("imgsz", "[384, 640]"),
             ("stride", "32"),
             ("end2end", "False"),
+            ("kpt_shape", "[17, 3]"),
             ("args", "{'batch': 1, 'half': False, 'dynamic': True, 'simplify': True, 'opset': 17, 'nms': True}"),
         ]);
         assert_eq!((read.names[&1].as_str(), read.names[&2].as_str()), ("traffic light", "it's"));
         assert_eq!((read.size, read.is_detector()), (Some([384, 640]), true));
         assert!(read.not_judged().unwrap().contains("its masks are not"));
-        assert_eq!((read.chooses, read.unfit([384, 640])), (Some(true), None));
+        assert_eq!((read.chooses, read.key_points, read.unfit([384, 640])), (Some(true), Some([17, 3]), None));
         assert!(read.unfit([300, 640]).unwrap().ends_with("letterbox them to 640×320"));
         assert_eq!(model(&[("end2end", "False")]).chooses, Some(false));
         assert_eq!(model(&[("imgsz", "128")]).size, Some([128, 128]));
@@ -177,19 +200,36 @@ mod tests {
         assert_eq!(model(&bad), Exported::default());
     }
 
+    fn output(name: &str, shape: &[usize]) -> OutputShape {
+        let shape = shape.iter().copied().map(Some).collect();
+        OutputShape { name: name.to_owned(), element_type: Some(ElementType::F32), shape }
+    }
+
+    fn recognized(outputs: &[OutputShape]) -> Head {
+        let around = Surroundings { input: Some([640, 640]), detector: true, ..Surroundings::default() };
+        recognize(outputs, &around, &DetectionOptions::default()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn classes_that_fit_no_labels_are_told() {
+        let head = recognized(&[output("logits", &[1, 100, 92]), output("pred_boxes", &[1, 100, 4])]);
+        let classes = head.classes as u32;
+        let odd = |last, places| odd_classes(&head, LabelledClasses { last, places });
+        assert_eq!(odd(Some(classes - 1), Some((head.classes, 90))), None);
+        assert!(
+            odd(Some(classes), None)
+                .unwrap()
+                .starts_with(&format!("labels have classes up to {classes}, and the model"))
+        );
+        assert!(
+            odd(Some(79), Some((80, 90))).unwrap().starts_with("the labels have 80 categories with ids up to 90, and")
+        );
+    }
+
     #[test]
     fn pictures_of_detectors_are_neither_cropped_nor_lessened_by_a_mean() {
-        let output = |name: &str, shape: &[usize]| OutputShape {
-            name: name.to_owned(),
-            element_type: Some(ElementType::F32),
-            shape: shape.iter().copied().map(Some).collect(),
-        };
-        let head = |outputs: &[OutputShape]| {
-            let around = Surroundings { input: Some([640, 640]), detector: true, ..Surroundings::default() };
-            recognize(outputs, &around, &DetectionOptions::default()).unwrap().unwrap()
-        };
-        let yolov8 = head(&[output("output0", &[1, 84, 8400])]);
-        let detr = head(&[output("logits", &[1, 100, 92]), output("pred_boxes", &[1, 100, 4])]);
+        let yolov8 = recognized(&[output("output0", &[1, 84, 8400])]);
+        let detr = recognized(&[output("logits", &[1, 100, 92]), output("pred_boxes", &[1, 100, 4])]);
         let how = |head, preset| as_for_a_classifier(head, &Preprocess::preset(preset, 640, 640).unwrap());
         assert!(how(&yolov8, "imagenet").unwrap().starts_with("cropped"));
         let stretched = how(&yolov8, "detr").unwrap();

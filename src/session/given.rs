@@ -27,6 +27,7 @@ pub fn outputs_for(runtime: OnnxRuntime, model: &Path, inputs: &Path) -> Result<
         labels: None,
         classes: &BTreeMap::new(),
         category_ids: &[],
+        key_points: None,
         inputs: &subject.input_specs(),
         preprocess: None,
     })?;

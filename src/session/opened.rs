@@ -7,7 +7,7 @@ use super::{
     calibration::{Calibrator, ObserveOptions, judged_kinds},
     checkpoint::Checkpoints,
     data::{Data, DataSettings, Provenance, open_data, own_samples, random_data, usual_size},
-    detector::{Exported, as_for_a_classifier, head, usual_preset},
+    detector::{Exported, as_for_a_classifier, head, odd_classes, usual_preset},
     evaluation::{EvaluateOptions, class_names},
     events::TellTimings,
     model::Subject,
@@ -190,6 +190,7 @@ impl Session {
             preset: config.preset.clone(),
             preprocessor: config.preprocessor.clone(),
             category_ids: config.detection.category_ids.clone(),
+            key_points: exported.key_points,
             detector: None,
             task: exported.task.clone().filter(|_| exported.is_detector()),
             names: exported.names.clone(),
@@ -213,14 +214,8 @@ impl Session {
         for note in &data.collection.notes {
             host.warn(note);
         }
-        if let (Some(head), Some(last)) = (&head, data.collection.last_class)
-            && (1..=last as usize).contains(&head.classes)
-        {
-            host.warn(&format!(
-                "labels have classes up to {last}, and the model has {} (0 to {}): boxes of the others are never found",
-                head.classes,
-                head.classes - 1
-            ));
+        if let Some(odd) = head.as_ref().and_then(|head| odd_classes(head, data.collection.labelled)) {
+            host.warn(&odd);
         }
         let frame = data.preprocess.as_ref().and_then(Preprocess::frame).filter(|_| fixed.is_none());
         if let Some(unfit) = frame.and_then(|frame| exported.unfit(frame)) {

@@ -300,9 +300,16 @@ pub fn exact() -> Preprocess {
 /// Opens data and reads its first samples.
 fn samples(path: &Path, labels: Option<&Path>, preprocess: Option<&Preprocess>) -> Result<(), String> {
     let (classes, inputs) = (BTreeMap::new(), specs());
-    let collection =
-        open(&DataOptions { path, labels, classes: &classes, category_ids: &[], inputs: &inputs, preprocess })
-            .map_err(text)?;
+    let collection = open(&DataOptions {
+        path,
+        labels,
+        classes: &classes,
+        category_ids: &[],
+        key_points: None,
+        inputs: &inputs,
+        preprocess,
+    })
+    .map_err(text)?;
     for index in 0..collection.dataset.len().min(2) {
         let _ = collection.dataset.label(index);
         collection.dataset.read(index).map_err(text)?;

@@ -223,7 +223,7 @@ proptest! {
         fs::write(&list, rows.collect::<String>()).unwrap();
         let (classes, inputs, preprocess) = (BTreeMap::new(), formats::specs(), formats::exact());
         let options =
-            DataOptions { path: &list, labels: None, classes: &classes, category_ids: &[], inputs: &inputs, preprocess: Some(&preprocess) };
+            DataOptions { path: &list, labels: None, classes: &classes, category_ids: &[], key_points: None, inputs: &inputs, preprocess: Some(&preprocess) };
         let data = open(&options).unwrap().dataset;
         let found: Vec<u32> = (0..data.len()).map(|index| data.label(index).unwrap()).collect();
         prop_assert_eq!(found, labels);

@@ -87,6 +87,7 @@ fn soak_50_000_files_are_listed_in_seconds() {
         labels: None,
         classes: &classes,
         category_ids: &[],
+        key_points: None,
         inputs: &inputs,
         preprocess: Some(&preprocess),
     };

@@ -242,7 +242,7 @@ fn the_worst_part_counts_and_parts_can_be_named() {
     let part = |name: &str, sqnr_db| PartMetrics {
         name: name.to_owned(),
         axis: 0,
-        range: [0, 4],
+        ranges: vec![[0, 4]],
         max_abs: 2.0,
         mean_abs: 0.1,
         rel_l2: 0.1,

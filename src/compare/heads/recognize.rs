@@ -114,11 +114,11 @@ pub fn recognize(
             named(outputs, options).map(head).map(Some).map_err(|why| misfit(HeadKind::Boxes, why))
         }
         Some(kind) => {
-            let mut fitting = candidates(outputs, around, true);
-            fitting.retain(|candidate| candidate.0 == kind);
-            let found = fitting.into_iter().next();
-            let why = || format!("expected is {}", expected(kind));
-            found.map(head).map(Some).ok_or_else(|| misfit(kind, why()))
+            let (fitting, others): (Vec<_>, Vec<_>) =
+                candidates(outputs, around, true).into_iter().partition(|candidate| candidate.0 == kind);
+            let others = others.first().map(|other| format!("; they fit `{}`", other.0.name())).unwrap_or_default();
+            let why = || format!("expected is {}{others}", expected(kind));
+            fitting.into_iter().next().map(head).map(Some).ok_or_else(|| misfit(kind, why()))
         }
         None => {
             let fitting = candidates(outputs, around, false);
@@ -143,7 +143,8 @@ fn expected(kind: HeadKind) -> &'static str {
             "[B, N, classes + 4·(distances)], or an output of classes and one of distances for every level"
         }
         HeadKind::Detr => "two outputs of floats, [B, Q, classes] and [B, Q, 4]",
-        HeadKind::Ssd | HeadKind::Torchvision => "boxes [.., N, 4], scores [.., N] and integer labels [.., N]",
+        HeadKind::Ssd => "boxes [B, N, 4], scores [B, N] and integer labels [B, N]",
+        HeadKind::Torchvision => "boxes [N, 4], scores [N] and integer labels [N], without a batch",
         HeadKind::Efficientnms => "number [B, 1], boxes [B, N, 4], scores [B, N] and classes [B, N]",
         HeadKind::Boxes | HeadKind::None => "the names of outputs in `boxes`, `scores` and `classes`",
     }

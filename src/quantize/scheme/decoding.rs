@@ -11,11 +11,19 @@ use crate::{
 };
 
 impl Scheme<'_> {
-    /// True for a product that takes the mean of a distribution: what a Softmax gives, weighed with constants so that a
-    /// single number is left, as DFL does it in a Conv or a MatMul with the bins.
+    /// True for a product that takes the mean of a distribution: what a Softmax gives, or exponentials divided by their sum,
+    /// weighed with constants so that a single number is left, as DFL does it in a Conv or a MatMul with the bins.
     pub(super) fn takes_mean_of_distribution(&self, id: NodeId, node: &NodeProto) -> bool {
-        let softmax = |_: NodeId, node: &NodeProto| node.op_type() == "Softmax";
         let copies = |node: &NodeProto| node.is(Fact::Copies);
+        let comes_from = |id: NodeId, side: usize, op_type: &str| {
+            let is = |_: NodeId, node: &NodeProto| node.op_type() == op_type;
+            self.facts.input(id, side).is_some_and(|input| self.facts.behind(input, &is, &copies))
+        };
+        let softmax = |id: NodeId, node: &NodeProto| match node.op_type() {
+            "Softmax" => true,
+            "Div" => comes_from(id, 0, "Exp") && comes_from(id, 1, "ReduceSum"),
+            _ => false,
+        };
         (0..2).any(|side| {
             let Some(shape) = self.facts.constant(id, side).and_then(|constant| constant.shape().ok()) else {
                 return false;
@@ -118,6 +126,25 @@ mod tests {
             ];
             assert_eq!(rules(&placement)[5..], expected, "{mean:?}");
         }
+    }
+
+    #[test]
+    fn a_softmax_in_pieces_is_one() {
+        let pieces = |divisor: &str| {
+            TestModel::new(17)
+                .input("x", &[1, 64, 8, 8])
+                .weight("w", &[64, 64, 1, 1])
+                .weight("bins", &[1, 64, 1, 1])
+                .op("Conv", &["x", "w"], "sides")
+                .op("Exp", &["sides"], "exponentials")
+                .op(divisor, &["exponentials"], "sum")
+                .op("Div", &["exponentials", "sum"], "distribution")
+                .op("Conv", &["distribution", "bins"], "mean")
+                .output("mean", &[1, 1, 8, 8])
+        };
+        let last = |model| rules(&placed(model, &SchemeOptions::default())).last().unwrap().1;
+        assert_eq!(last(pieces("ReduceSum")), Rule::Decoding);
+        assert_eq!(last(pieces("ReduceMax")), Rule::Convolution);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Longer side of a picture on which boxes are drawn.
-const DRAWN_SIDE: usize = 480;
+const DRAWN_SIDE: usize = 640;
 /// Thumbnails in a report, at most.
 const MAX_THUMBNAILS: usize = 50;
 

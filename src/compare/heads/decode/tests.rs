@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
-    compare::heads::{DetectionOptions, OutputShape, Surroundings, recognize},
+    compare::{
+        Part,
+        heads::{DetectionOptions, OutputShape, Surroundings, recognize},
+    },
     tensor::{ElementType, Tensor, Values},
 };
 
@@ -98,10 +101,8 @@ fn yolov8_in_both_layouts_with_and_without_a_sigmoid() {
         let mut model = Model::new(vec![("output0", transposed(&table))]);
         assert_eq!(model.found(), (HeadKind::Yolov8, EXPECTED.to_vec()));
         let parts = model.head().unwrap().unwrap().parts();
-        assert_eq!(
-            parts[0].1.iter().map(|part| (part.axis, part.range.clone())).collect::<Vec<_>>(),
-            [(0, 0..4), (0, 4..6)]
-        );
+        let expected = [Part::new("boxes", 0, 0..4), Part::new("scores", 0, 4..6)];
+        assert_eq!(parts[0].1, expected);
         // Rows could be YOLOX's with one class: the number of classes tells.
         model = Model { classes: Some(2), ..Model::new(vec![("output0", table)]) };
         assert_eq!(model.found(), (HeadKind::Yolov8, EXPECTED.to_vec()));
@@ -223,6 +224,12 @@ fn boxes_by_name() {
     assert!(error.contains("`scores` names `t`, which is no output"), "{error}");
     model.options.head = Some(HeadKind::Yolox);
     assert!(model.head().unwrap_err().to_string().contains("expected is one output of floats, [B, N, 5 + classes]"));
+    let chosen = [("boxes", vec![20, 4]), ("scores", vec![20]), ("labels", vec![20])];
+    let mut model =
+        Model::new(chosen.map(|(name, shape)| (name, tensor(&shape, vec![0.5; shape.iter().product()]))).into());
+    model.options.head = Some(HeadKind::Torchvision);
+    let error = model.head().unwrap_err().to_string();
+    assert!(error.ends_with("labels [N], without a batch; they fit `ssd`"), "{error}");
 }
 
 #[test]
