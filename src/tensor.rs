@@ -232,6 +232,15 @@ impl Tensor {
         TensorView { shape: &self.shape, values: self.values.view() }
     }
 
+    /// The values of a tensor of 32-bit or 64-bit integers, which shapes are written in; `None` for other types.
+    pub fn to_integers(&self) -> Option<Vec<i64>> {
+        match self.values() {
+            Values::I32(values) => Some(values.iter().map(|&value| value.into()).collect()),
+            Values::I64(values) => Some(values.clone()),
+            _ => None,
+        }
+    }
+
     /// The same tensor as `float32` values.
     pub fn to_f32(&self) -> Vec<f32> {
         self.view().to_f32().into_owned()

@@ -257,6 +257,15 @@ impl LayerTime {
     }
 }
 
+/// What a profile calls likely.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LikelyCall {
+    /// The shapes of inputs whose shapes are open.
+    pub shapes: BTreeMap<String, Vec<usize>>,
+    /// The inputs that hold shapes.
+    pub values: TensorMap,
+}
+
 /// Executes one model.
 pub trait Runner: Send {
     /// What the model takes.
@@ -310,9 +319,9 @@ pub trait Runner: Send {
         1
     }
 
-    /// The same for samples like these inputs: where extents besides the batch are open, only theirs tell it.
-    fn least_batch_for(&mut self, _inputs: &TensorMap) -> usize {
-        self.least_batch()
+    /// The call that a profile calls likely, where inputs hold shapes: with other numbers there, others may not fit.
+    fn likely_call(&self) -> Option<LikelyCall> {
+        None
     }
 
     /// Samples that run side by side: batches of fewer leave cores idle.

@@ -200,10 +200,6 @@ impl Outputs for Beside<'_> {
         self.engine.taking()
     }
 
-    fn least_for(&mut self, inputs: &TensorMap) -> usize {
-        self.engine.least_for(inputs)
-    }
-
     fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {
         self.engine.accelerator()
     }

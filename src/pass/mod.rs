@@ -369,7 +369,6 @@ impl<C: Consumer> Pass<'_, '_, C> {
             return Err(Failure::Other(BackendError::Input { name, reason }.into()));
         };
         let mut part = Part::of(batch, range, first, &inputs);
-        self.lanes.iter_mut().for_each(|lane| lane.prepare(&inputs));
         let rows = self.lanes.first().and_then(|lane| lane.taking.rows(part.rows(), whole));
         part.copies = 1 + rows.unwrap_or(0).saturating_sub(part.rows());
         let may_halve = self.fixed.is_none() && part.ids.len() > 1;

@@ -74,11 +74,6 @@ pub trait Outputs {
         Taking::default()
     }
 
-    /// Samples of a batch of inputs like these at least.
-    fn least_for(&mut self, _inputs: &TensorMap) -> usize {
-        self.taking().least
-    }
-
     /// The device that it runs on and leaves its outputs on, if any.
     fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {
         None
@@ -143,10 +138,6 @@ impl Outputs for Running<'_> {
         Taking::of(&*self.0)
     }
 
-    fn least_for(&mut self, inputs: &TensorMap) -> usize {
-        self.0.least_batch_for(inputs)
-    }
-
     fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {
         self.0.accelerator()
     }
@@ -165,10 +156,6 @@ impl Outputs for Box<dyn Runner> {
         Taking::of(&**self)
     }
 
-    fn least_for(&mut self, inputs: &TensorMap) -> usize {
-        self.least_batch_for(inputs)
-    }
-
     fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {
         (**self).accelerator()
     }
@@ -184,11 +171,6 @@ impl<'a> Lane<'a> {
     pub(super) fn new(source: &'a mut dyn Outputs) -> Self {
         let taking = source.taking();
         Self { source, taking }
-    }
-
-    /// Looks at what comes next.
-    pub(super) fn prepare(&mut self, inputs: &TensorMap) {
-        self.taking.least = self.source.least_for(inputs);
     }
 
     pub(super) fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {

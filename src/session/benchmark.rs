@@ -17,13 +17,13 @@ use super::{
 };
 use crate::{
     backend::{
-        Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Purpose, Runner, TensorInfo,
+        Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, LikelyCall, Purpose, Runner, TensorInfo,
         onnxruntime::{emulation, lowest_bits},
         tensorrt::{EngineSidecar, Library, RunnerOptions, require_library, run_engine},
     },
     bench::{LAYER_CALLS, Measurement, Mode, Protocol, SystemClock, Target, Timing, run, slowdowns},
     config::RunConfig,
-    dataset::{BadPolicy, PrefetchOptions, free_bytes},
+    dataset::{BadPolicy, Dataset, PrefetchOptions, RandomDataset, free_bytes},
     onnx::Model,
     pass::Samples,
     quantize::Precision,
@@ -189,19 +189,14 @@ impl BenchOptions {
         self.specs.iter().map(|spec| Spec::parse(spec)).collect()
     }
 
-    /// The least batch that all engines take: sidecars tell it, or else the engines themselves, of samples like `first` where
-    /// that is known.
-    fn least_batch(&self, first: Option<&TensorMap>) -> Result<usize, PipelineError> {
+    /// The least batch that all engines take: sidecars tell it, or else the engines themselves.
+    fn least_batch(&self) -> Result<usize, PipelineError> {
         let mut least = 1;
         for spec in self.specs()? {
             let Spec::Engine(path) = spec else { continue };
             let told = EngineSidecar::beside(&path)?.as_ref().and_then(batches).map(|[min, ..]| min);
-            let ask = || -> Result<usize, PipelineError> {
-                let mut engine = run_engine(&path, &RunnerOptions::default())?;
-                Ok(if let Some(first) = first { engine.least_batch_for(first) } else { engine.least_batch() })
-            };
-            let own = told.map_or_else(ask, Ok)?;
-            least = least.max(own);
+            let ask = || Ok::<_, PipelineError>(run_engine(&path, &RunnerOptions::default())?.least_batch());
+            least = least.max(told.map_or_else(ask, Ok)?);
         }
         Ok(least)
     }
@@ -231,7 +226,7 @@ impl BenchOptions {
         config.model = config.model.take().or(fallback);
         config.random_data |= config.data.is_none();
         let asked = self.batches.iter().copied().max();
-        config.calib_samples = asked.map_or_else(|| self.least_batch(None), Ok)?;
+        config.calib_samples = asked.map_or_else(|| self.least_batch(), Ok)?;
         Ok(())
     }
 }
@@ -252,18 +247,25 @@ impl Session {
             warn_of_cache(&self.host, runtime_cache.as_ref())?;
         }
         let batches = match &options.batches[..] {
-            [] => {
-                let usual = self.subject.usual_batch();
-                &[usual.max(options.least_batch(Some(&first_batch(self, usual)?))?)]
-            }
+            [] => &[self.subject.usual_batch().max(options.least_batch()?)],
             given => given,
         };
-        let inputs = batches.iter().map(|&batch| first_batch(self, batch)).collect::<Result<Vec<_>, _>>()?;
+        let mut inputs = batches.iter().map(|&batch| first_batch(self, batch)).collect::<Result<Vec<_>, _>>()?;
         let engine = RunnerOptions { cuda_graph, runtime_cache, ..RunnerOptions::default() };
         let named = specs.iter().zip(&options.specs);
         let subjects = named.map(|(spec, name)| Subject::new(spec, name, self, &engine));
         let subjects = subjects.collect::<Result<Vec<_>, _>>()?;
-        let (measurements, in_float32) = measure(self, &subjects, &threads, batches, &inputs, options)?;
+        let runners = runners(self, &subjects, &threads)?;
+        let likely = runners.iter().find_map(|(.., runner)| runner.borrow().likely_call());
+        if let Some(likely) = likely.filter(|_| self.config.random_data) {
+            // Random numbers are no shapes.
+            let call = likely_call(self, likely)?;
+            for inputs in &mut inputs {
+                inputs.clone_from(&call);
+            }
+        }
+        let (measurements, in_float32) = measure(self, &runners, batches, &inputs, options)?;
+        drop(runners);
         // Right behind the calls: clocks fall when nothing runs.
         let mut environment = environment(self.runtime, gpu(&specs));
         environment.libraries.extend(subjects.iter().filter_map(Subject::library));
@@ -307,16 +309,15 @@ fn gpu(specs: &[Spec]) -> Option<u32> {
     })
 }
 
-/// Every target at every batch size with every number of threads; the first target is the base of the speed-ups.
-fn measure(
+/// What is measured, the place of its number of threads in their order, that number, and what runs it. Batch sizes share a
+/// runner: the cells lend it to one call at a time.
+type Running<'a> = (&'a Subject, usize, usize, RefCell<Box<dyn Runner>>);
+
+fn runners<'a>(
     session: &Session,
-    subjects: &[Subject],
+    subjects: &'a [Subject],
     threads: &[usize],
-    batches: &[usize],
-    inputs: &[TensorMap],
-    args: &BenchOptions,
-) -> Result<(Vec<Measurement>, NodesByTarget), PipelineError> {
-    // Batch sizes share a runner: the cells lend it to one call at a time.
+) -> Result<Vec<Running<'a>>, PipelineError> {
     let mut runners = Vec::new();
     for (lane, &threads) in threads.iter().enumerate() {
         for subject in subjects {
@@ -326,13 +327,24 @@ fn measure(
             }
         }
     }
+    Ok(runners)
+}
+
+/// Every target at every batch size with every number of threads; the first target is the base of the speed-ups.
+fn measure(
+    session: &Session,
+    runners: &[Running<'_>],
+    batches: &[usize],
+    inputs: &[TensorMap],
+    args: &BenchOptions,
+) -> Result<(Vec<Measurement>, NodesByTarget), PipelineError> {
     let widened = runners
         .iter()
         .filter_map(|(subject, .., runner)| Some((subject.name.clone(), runner.borrow().in_float32()?.clone())));
     let widened = widened.collect();
     let mut targets: Vec<Target<'_, BackendError>> = Vec::new();
     for (&batch, inputs) in batches.iter().zip(inputs) {
-        for (subject, lane, threads, runner) in &runners {
+        for (subject, lane, threads, runner) in runners {
             targets.push(Target {
                 name: subject.name.clone(),
                 batch,
@@ -376,6 +388,20 @@ fn layer_times(
         Ok(runner.layer_times(inputs, LAYER_CALLS)?.unwrap_or_default())
     };
     subjects.iter().map(times).collect()
+}
+
+/// Random numbers in the shapes that a profile calls likely, where the model leaves them open, with its values that are shapes.
+fn likely_call(session: &Session, likely: LikelyCall) -> Result<TensorMap, PipelineError> {
+    let mut specs = session.subject.input_specs();
+    for spec in &mut specs {
+        let shape = likely.shapes.get(&spec.name).into_iter().flatten();
+        spec.shape.iter_mut().zip(shape).for_each(|(extent, &likely)| *extent = extent.or(Some(likely)));
+    }
+    let random = RandomDataset::new(&specs, 1, session.config.seed).map_err(PipelineError::Input)?;
+    let sample = random.of_whole_inputs(true).sample(0);
+    let mut inputs = sample.map_err(|error| PipelineError::Input(error.to_string()))?;
+    inputs.extend(likely.values);
+    Ok(inputs)
 }
 
 fn first_batch(session: &Session, batch: usize) -> Result<TensorMap, PipelineError> {

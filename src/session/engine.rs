@@ -12,11 +12,12 @@ use crate::{
         TensorInfo,
         tensorrt::{
             BuildStep, EngineOptions, EngineSidecar, Library, OptimizationProfile, SIDECAR_FORMAT_VERSION,
-            build_engine, describe_shape, require_library,
+            build_engine, describe_shape, joined, require_library,
         },
     },
     config::ConfigError,
     onnx::{Model, proto::TensorProto},
+    tensor::ElementType,
 };
 
 /// What an engine is to be built from, and what its sidecar is to tell.
@@ -54,6 +55,39 @@ impl EngineOrder {
         let (reference, data, labels) = (None, None, None);
         let options = EngineOptions::default();
         Ok(Self { tensorrt, model: model.to_owned(), reference, data, labels, precision, inputs, outputs, options })
+    }
+
+    /// Takes profiles: of the shapes of an input, and of the values of one that is a fixed row of integers, which are all that
+    /// may change there.
+    ///
+    /// # Errors
+    /// A profile is of no input, or has another number of values or an extent below 0.
+    pub fn with_profiles(mut self, given: BTreeMap<String, [Vec<i64>; 3]>) -> Result<Self, PipelineError> {
+        for (name, triple) in given {
+            let invalid = |reason: String| ConfigError::Value { key: "profile", reason };
+            let input = self.inputs.iter().find(|input| input.name == name);
+            if let Some(count) = input.and_then(values_of) {
+                let wrong = triple.iter().find(|values| values.len() != count);
+                if let Some(values) = wrong {
+                    let reason = format!(
+                        "the shape of `{name}` is fixed, so its profile is one of its values: {count} in each of \
+                         MIN:OPT:MAX, and not {} as in {}",
+                        values.len(),
+                        joined(values)
+                    );
+                    return Err(invalid(reason).into());
+                }
+                self.options.profile.values.insert(name, triple);
+            } else {
+                let shape = |extents: &Vec<i64>| extents.iter().map(|&extent| usize::try_from(extent)).collect();
+                let [min, opt, max] = triple.each_ref().map(shape);
+                let (Ok(min), Ok(opt), Ok(max)) = (min, opt, max) else {
+                    return Err(invalid(format!("`{name}` cannot have extents below 0")).into());
+                };
+                self.options.profile.shapes.insert(name, [min, opt, max]);
+            }
+        }
+        Ok(self)
     }
 
     /// Gives inputs without a profile one for batches up to `batch`, with the extents that `bound` names.
@@ -121,6 +155,12 @@ impl EngineOrder {
     }
 }
 
+/// How many values an input holds that can hold a shape: integers, none of whose extents are open.
+pub fn values_of(input: &TensorInfo) -> Option<usize> {
+    let is_integer = matches!(input.element_type, Some(ElementType::I32 | ElementType::I64));
+    if is_integer && input.shape.len() <= 1 { input.shape.iter().copied().product() } else { None }
+}
+
 /// Inputs and outputs as the file declares them. ONNX Runtime is not asked: it runs fewer models than TensorRT builds
 /// (convolutions in BF16, for one).
 pub fn declared(model: &Model) -> (Vec<TensorInfo>, Vec<TensorInfo>) {
@@ -151,8 +191,7 @@ fn check_shapes<'a>(
         };
         let agrees = |(&fixed, &extent): (&Option<usize>, &usize)| fixed.is_none_or(|fixed| fixed == extent);
         if input.shape.len() != shape.len() || !input.shape.iter().zip(shape).all(agrees) {
-            let given: Vec<String> = shape.iter().map(usize::to_string).collect();
-            return invalid(format!("{} cannot have the shape {}", described(input), given.join("x")));
+            return invalid(format!("{} cannot have the shape {}", described(input), joined(shape)));
         }
     }
     Ok(())
@@ -173,5 +212,16 @@ mod tests {
         assert!(check("y", &[8, 3]).unwrap_err().contains("no input `y`; its inputs are x (?x3)"));
         assert!(check("x", &[8, 4]).unwrap_err().contains("x (?x3) cannot have the shape 8x4"));
         assert!(check("x", &[8]).is_err());
+    }
+
+    #[test]
+    fn only_fixed_rows_of_integers_hold_values() {
+        let of = |element_type: ElementType, shape: &[Option<usize>]| {
+            values_of(&TensorInfo { name: "x".to_owned(), element_type: Some(element_type), shape: shape.to_vec() })
+        };
+        assert_eq!([of(ElementType::I64, &[Some(2)]), of(ElementType::I32, &[])], [Some(2), Some(1)]);
+        assert_eq!(of(ElementType::I64, &[None]), None);
+        assert_eq!(of(ElementType::I64, &[Some(1), Some(2)]), None);
+        assert_eq!(of(ElementType::F32, &[Some(2)]), None);
     }
 }

@@ -7,7 +7,6 @@ use crate::{
     backend::{Accelerator, BackendError, Inputs, Show},
     compare::OutputsWriter,
     pass::{Outputs, Part, Taking},
-    tensor::TensorMap,
 };
 
 /// Passes outputs on and saves them.
@@ -48,10 +47,6 @@ impl Outputs for Recorder {
 
     fn taking(&self) -> Taking {
         self.inner.taking()
-    }
-
-    fn least_for(&mut self, inputs: &TensorMap) -> usize {
-        self.inner.least_for(inputs)
     }
 
     fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {

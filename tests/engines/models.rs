@@ -149,6 +149,9 @@ pub fn save_kinds(folder: &Path) {
         vec![float("y", &[-1, 4])],
         vec![],
     );
+    let inputs = vec![value("x", i64, &[-1, 4]), value("k", i64, &[])];
+    let add = NodeProto::new("Add", "add", &["x", "k"], &["y"]);
+    save(folder, "added", vec![add], inputs, vec![value("y", i64, &[-1, 4])], vec![]);
     // Shapes that inputs decide through another node, and by other operators.
     let concat =
         NodeProto::new("Concat", "concat", &["to rows", "to columns"], &["to"]).with(AttributeProto::int("axis", 0));

@@ -3,7 +3,7 @@
 use std::fs;
 
 use calib_test_support::root;
-use trtcalib::onnx::proto::NodeProto;
+use trtcalib::onnx::proto::{AttributeProto, NodeProto};
 
 use super::{Engines, FLAVOUR, calib_command, ends, error_of, has_ended, models, real_driver, stand_in, text};
 
@@ -75,6 +75,14 @@ fn every_refusal_of_the_builder_is_an_error_that_says_why() {
     let odd = folder.path().join("odd.onnx");
     let error = ends(2, "", &["build", "--model", text(&odd), "-o", text(&plan)]);
     assert!(error.contains("odd.onnx") && error.contains("`strange` (Frobnicate)"), "{error}");
+    for (name, input, output) in [("wide", 19, models::FP8), ("widened", models::FP8, 19)] {
+        let cast = NodeProto::new("Cast", "cast", &["x"], &["y"]).with(AttributeProto::int("to", output.into()));
+        let (x, y) = (models::value("x", input, &[1, 4]), models::value("y", output, &[1, 4]));
+        models::save(folder.path(), name, vec![cast], vec![x], vec![y], vec![]);
+        let model = folder.path().join(format!("{name}.onnx"));
+        let error = ends(2, "", &["build", "--model", text(&model), "-o", text(&plan)]);
+        assert!(error.contains(name) && error.contains("or the 8-bit float E5M2"), "{error}");
+    }
     let warned = ends(0, "build-warns=half precision is not exact", &build);
     assert!(warned.contains("demo.plan"), "{warned}");
     let sidecar = fs::read_to_string(folder.path().join("demo.plan.json")).unwrap();

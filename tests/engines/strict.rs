@@ -24,6 +24,7 @@ fn every_breach_of_a_rule_ends_with_a_sentence() {
         ("no-context", "no CUDA context is current"),
         ("no-shape", "before every input had a shape"),
         ("shape-outside", "before every input had a shape"),
+        ("values-outside", "shape input `to` holds 9, and the profile allows 1 to 8"),
         ("other-context", "before every input had a shape"),
         ("no-address", "tensor `input` has no address"),
         ("small-tensor", "needs 49152 bytes, and the memory there has 49148"),
@@ -37,10 +38,15 @@ fn every_breach_of_a_rule_ends_with_a_sentence() {
     let misuse = |case: &str, orders: &str| {
         let mut command = Command::new(stand_in().join(FLAVOUR).join("misuse"));
         with_stand_in(&mut command, orders);
-        command.args([case, &engines.path("fp32.plan")]).output().unwrap()
+        let plan = if case == "values-outside" { "reshaped.plan" } else { "fp32.plan" };
+        command.args([case, &engines.path(plan)]).output().unwrap()
     };
     let fine = misuse("nothing", "");
     assert_eq!(fine.status.code(), Some(0), "{}", error_of(&fine));
+    // A shape input that holds what the profile does not.
+    super::models::save_kinds(engines.folder.path());
+    let build = ["build", "--model", &engines.path("reshaped.onnx"), "-o", &engines.path("reshaped.plan")];
+    super::succeeds(&[&build[..], &["--profile", "to=1x2:8x4:8x4"]].concat());
     let unknown = ("nothing", "orders `fualt=relu`, which is unknown");
     for (case, sentence) in cases.into_iter().chain([unknown]) {
         let output = misuse(case, if case == "nothing" { "slow=0;fualt=relu" } else { "" });

@@ -1,5 +1,5 @@
 // Breaks one rule of the interfaces that are stood in for, by its name: `misuse CASE [PLAN]` must end with a sentence.
-// The plan is of the embedded model: one input `input` and one output `logits`.
+// The plan is of the embedded model, with one input `input` and one output `logits`, or for `values-outside` of `reshaped`.
 #include <dlfcn.h>
 
 #include <functional>
@@ -139,6 +139,13 @@ int main(int count, char** arguments) {
              shape(one);
              addresses(one, INPUT, 4096);
              one.context->setInputShape("input", nvinfer1::Dims4{1000, 3, 64, 64});
+             enqueue(one);
+         }},
+        {"values-outside", [&] {
+             auto one = run(plan);
+             int64_t to[] = {9, 1};
+             one.context->setInputShape("x", nvinfer1::Dims2{2, 4});
+             one.context->setTensorAddress("to", to);
              enqueue(one);
          }},
         {"other-context", [&] {

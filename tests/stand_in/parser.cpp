@@ -22,6 +22,11 @@ class Parser : public nvonnxparser::RefusedIParser {
         if (bytes.empty() || !read_model(bytes, &model)) return fail("Failed to parse ONNX model from file: ", path);
         bytes = stand_in::with_external_weights(bytes, std::filesystem::absolute(path).parent_path().string());
         if (bytes.empty()) return fail("Failed to open the external weights of ", path);
+        for (const auto* values : {&model.inputs, &model.outputs})
+            for (const stand_in::Value& value : *values)
+                if (value.type && !stand_in::size_of_type(value.type))
+                    return error("ModelImporter.cpp:1: ERROR: In function parse: [8] Assertion failed: convertDtype(onnxDtype.elem_type(), "
+                                 "&trtDtype) && \"Failed to convert ONNX date type to TensorRT data type.\""), false;
         // One operator stands for all that the real parser lacks.
         for (size_t i = 0; i < model.nodes.size(); i++) {
             const stand_in::Node& node = model.nodes[i];

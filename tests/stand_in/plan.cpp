@@ -14,6 +14,17 @@ void put(std::string* to, const std::string& bytes) {
     to->append(bytes);
 }
 
+void put(std::string* to, const Triples& triples) {
+    put(to, triples.size());
+    for (const auto& [name, triple] : triples) {
+        put(to, name);
+        for (const Extents& numbers : triple) {
+            put(to, numbers.size());
+            for (int64_t number : numbers) put(to, static_cast<uint64_t>(number));
+        }
+    }
+}
+
 struct Reader {
     const std::string& bytes;
     size_t at;
@@ -34,6 +45,14 @@ struct Reader {
         at += size;
         return text;
     }
+
+    Triples triples() {
+        Triples found;
+        for (uint64_t left = number(); good && left > 0; left--)
+            for (Extents& numbers : found[text()])
+                for (uint64_t count = number(); good && count > 0; count--) numbers.push_back(static_cast<int64_t>(number()));
+        return found;
+    }
 };
 
 } // namespace
@@ -44,14 +63,8 @@ std::string write_plan(const Plan& plan) {
     put(&body, plan.capabilities.size());
     for (int capability : plan.capabilities) put(&body, static_cast<uint64_t>(capability));
     put(&body, plan.detailed);
-    put(&body, plan.profile.size());
-    for (const auto& [name, shapes] : plan.profile) {
-        put(&body, name);
-        for (const Extents& shape : shapes) {
-            put(&body, shape.size());
-            for (int64_t extent : shape) put(&body, static_cast<uint64_t>(extent));
-        }
-    }
+    put(&body, plan.profile);
+    put(&body, plan.values);
     put(&body, plan.model);
     std::string bytes(PLAN_HEADER, '\0');
     std::memcpy(bytes.data(), NV_TENSORRT_MAJOR == 1 ? "vtrt" : "ftrt", 4);
@@ -68,12 +81,8 @@ bool read_plan(const std::string& bytes, Plan* plan) {
     for (uint64_t left = reader.number(); reader.good && left > 0; left--)
         plan->capabilities.push_back(static_cast<int>(reader.number()));
     plan->detailed = reader.number() != 0;
-    for (uint64_t left = reader.number(); reader.good && left > 0; left--) {
-        auto& shapes = plan->profile[reader.text()];
-        for (Extents& shape : shapes)
-            for (uint64_t rank = reader.number(); reader.good && rank > 0; rank--)
-                shape.push_back(static_cast<int64_t>(reader.number()));
-    }
+    plan->profile = reader.triples();
+    plan->values = reader.triples();
     plan->model = reader.text();
     return reader.good && reader.at == bytes.size();
 }

@@ -14,11 +14,13 @@ constexpr size_t PLAN_HEADER = 64;
 constexpr char PLAN_MARK[] = "stand-in, no plan of TensorRT";
 
 using Extents = std::vector<int64_t>;
+using Triples = std::map<std::string, std::array<Extents, 3>>;
 
 struct Plan {
     std::vector<int> capabilities; // 89 for 8.9; empty for any
     bool detailed = false;
-    std::map<std::string, std::array<Extents, 3>> profile; // smallest, likely and largest
+    Triples profile; // smallest, likely and largest shape
+    Triples values;  // the same of what shape inputs hold
     std::string model;
 };
 

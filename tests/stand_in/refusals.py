@@ -13,7 +13,7 @@ CLASSES = [
     ("NvInferImpl.h", "nvinfer1::apiv", name)
     for name in (
         "VHostMemory VRuntime VOptimizationProfile VCudaEngine VExecutionContext VEngineInspector VNetworkDefinition "
-        "VBuilderConfig VBuilder VRuntimeConfig VRuntimeCache"
+        "VBuilderConfig VBuilder VTensor VRuntimeConfig VRuntimeCache"
     ).split()
 ] + [("NvOnnxParser.h", "nvonnxparser", "IParser"), ("NvOnnxParser.h", "nvonnxparser", "IParserError")]
 

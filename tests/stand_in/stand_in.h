@@ -29,10 +29,10 @@ inline std::string hex(unsigned long long address) {
 
 // What can be ordered; `README.md` tells what each does.
 inline const std::set<std::string> ORDERS = {
-    "build-warns", "capability", "driver", "enqueue-fails", "fail", "fault", "fused-fault", "invalid", "kernel-fails", "memory",
-    "names-only", "no-device", "no-inspection", "no-pools", "null-builder", "null-cache", "null-config", "null-context",
+    "build-warns", "capability", "driver", "enqueue-fails", "fail", "fault", "four-bits", "fused-fault", "invalid", "kernel-fails",
+    "memory", "names-only", "no-device", "no-inspection", "no-pools", "null-builder", "null-cache", "null-config", "null-context",
     "null-engine", "null-inspector", "null-network", "null-parser", "null-plan", "null-profile", "null-runtime",
-    "packed", "refuse-addresses", "refuse-gpu", "shape-values", "slow", "slow-build", "slow-load", "tell-options",
+    "packed", "refuse-addresses", "refuse-gpu", "slow", "slow-build", "slow-load", "tell-options",
     "vanish", "version"};
 
 // Orders to misbehave, from the variable `STAND_IN`: `key=value` pairs between semicolons. An unknown one ends the test,

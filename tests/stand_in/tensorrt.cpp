@@ -64,6 +64,12 @@ Dims dims_of(const Extents& extents) {
     return dims;
 }
 
+Dims dims_of_none() {
+    Dims dims{};
+    dims.nbDims = -1;
+    return dims;
+}
+
 Extents extents_of(const Dims& dims) { return Extents(dims.d, dims.d + dims.nbDims); }
 
 bool open(const Extents& extents) {
@@ -97,25 +103,70 @@ using HostMemory = Made<IHostMemory, Bytes>;
 
 // ---------------------------------------------------------------------------------------------------------- builder
 
+// Integer inputs whose values say what shape something has, directly or through other nodes: TensorRT wants those in host
+// memory.
+std::set<std::string> shape_inputs(const Model& model) {
+    static const std::map<std::string, std::vector<size_t>> PLACES = {
+        {"Reshape", {1}}, {"Expand", {1}}, {"Tile", {1}}, {"ConstantOfShape", {0}}, {"Resize", {3}}, {"Slice", {1, 2, 3, 4}},
+        {"Range", {0, 1, 2}}, {"TopK", {1}}, {"Pad", {1, 3}}, {"Unsqueeze", {1}}, {"Squeeze", {1}}};
+    std::set<std::string> decide, found;
+    for (size_t i = model.nodes.size(); i-- > 0;) {
+        const Node& node = model.nodes[i];
+        if (auto places = PLACES.find(node.op); places != PLACES.end())
+            for (size_t place : places->second)
+                if (place < node.inputs.size()) decide.insert(node.inputs[place]);
+        // These take a tensor's shape, whatever its values are.
+        if (node.op == "Shape" || node.op == "Size") continue;
+        for (const std::string& output : node.outputs)
+            if (decide.count(output)) decide.insert(node.inputs.begin(), node.inputs.end());
+    }
+    for (const Value& input : model.inputs)
+        if (decide.count(input.name) && (input.type == 6 || input.type == 7)) found.insert(input.name);
+    return found;
+}
+
+struct NetworkInput : apiv::RefusedVTensor {
+    std::string name;
+    Extents extents;
+    bool holds_a_shape;
+    NetworkInput(const Value& value, bool holds_a_shape) : name(value.name), extents(value.extents), holds_a_shape(holds_a_shape) {}
+    char const* getName() const noexcept override { return name.c_str(); }
+    Dims getDimensions() const noexcept override { return dims_of(extents); }
+    bool isShapeTensor() const noexcept override { return holds_a_shape; }
+};
+
 struct Network : apiv::RefusedVNetworkDefinition {
     std::string bytes;
     Model model;
+    std::deque<Made<ITensor, NetworkInput>> inputs;
+
+    int32_t getNbInputs() const noexcept override { return static_cast<int32_t>(inputs.size()); }
+    ITensor* getInput(int32_t index) const noexcept override {
+        return const_cast<Made<ITensor, NetworkInput>*>(&inputs.at(static_cast<size_t>(index)));
+    }
 };
 using NetworkDefinition = Made<INetworkDefinition, Network>;
 
 struct Profile : apiv::RefusedVOptimizationProfile {
-    std::map<std::string, std::array<Extents, 3>> shapes;
+    Triples shapes, values;
 
     bool setDimensions(char const* input, OptProfileSelector select, Dims const& dims) noexcept override {
         shapes[input][static_cast<size_t>(select)] = extents_of(dims);
         return true;
     }
+    bool setShapeValuesV2(char const* input, OptProfileSelector select, int64_t const* given, int32_t count) noexcept override {
+        for (const Extents& other : values[input])
+            if (!other.empty() && other.size() != static_cast<size_t>(count)) return error("setShapeValuesV2: another number of values");
+        values[input][static_cast<size_t>(select)].assign(given, given + count);
+        return true;
+    }
     bool isValid() const noexcept override {
-        for (const auto& [name, shape] : shapes)
-            for (size_t i = 0; i < shape[0].size(); i++)
-                if (shape[1].size() != shape[0].size() || shape[2].size() != shape[0].size() || shape[0][i] > shape[1][i] ||
-                    shape[1][i] > shape[2][i])
-                    return false;
+        for (const Triples* triples : {&shapes, &values})
+            for (const auto& [name, triple] : *triples)
+                for (size_t i = 0; i < triple[0].size(); i++)
+                    if (triple[1].size() != triple[0].size() || triple[2].size() != triple[0].size() ||
+                        triple[0][i] > triple[1][i] || triple[1][i] > triple[2][i])
+                        return false;
         return true;
     }
 };
@@ -169,29 +220,34 @@ int32_t Config::addOptimizationProfile(IOptimizationProfile const* added) noexce
     const auto& given = static_cast<const OptimizationProfile*>(added)->implementation;
     if (!given.isValid()) return error("the profile is not min <= opt <= max"), -1;
     profile.shapes = given.shapes;
+    profile.values = given.values;
     return 0;
 }
 
-// Integer inputs whose values say what shape something has, directly or through other nodes: TensorRT wants those in host
-// memory.
-std::set<std::string> shape_inputs(const Model& model) {
-    static const std::map<std::string, std::vector<size_t>> PLACES = {
-        {"Reshape", {1}}, {"Expand", {1}}, {"Tile", {1}}, {"ConstantOfShape", {0}}, {"Resize", {3}}, {"Slice", {1, 2, 3, 4}},
-        {"Range", {0, 1, 2}}, {"TopK", {1}}, {"Pad", {1, 3}}, {"Unsqueeze", {1}}, {"Squeeze", {1}}};
-    std::set<std::string> decide, found;
-    for (size_t i = model.nodes.size(); i-- > 0;) {
-        const Node& node = model.nodes[i];
-        if (auto places = PLACES.find(node.op); places != PLACES.end())
-            for (size_t place : places->second)
-                if (place < node.inputs.size()) decide.insert(node.inputs[place]);
-        // These take a tensor's shape, whatever its values are.
-        if (node.op == "Shape" || node.op == "Size") continue;
-        for (const std::string& output : node.outputs)
-            if (decide.count(output)) decide.insert(node.inputs.begin(), node.inputs.end());
+// What runs a model; empty where ONNX Runtime does not on the CPU.
+std::unique_ptr<Session> session_of(const std::string& model, std::string* reason) {
+    std::string bytes = without_types(model);
+    std::unique_ptr<Session> session = Session::open(bytes, reason);
+    return session ? std::move(session) : Session::open(in_floats(bytes), reason);
+}
+
+// Why the likely shapes and values of the profile do not go together, as the builder finds out where inputs hold shapes.
+std::string misfit(const Network& network, const Profile& profile) {
+    std::string reason;
+    std::unique_ptr<Session> session = session_of(network.bytes, &reason);
+    if (!session) return "";
+    std::vector<Array> inputs;
+    for (const Value& input : network.model.inputs) {
+        auto shape = profile.shapes.find(input.name);
+        auto values = profile.values.find(input.name);
+        const Extents& extents = shape == profile.shapes.end() ? input.extents : shape->second[1];
+        std::string bytes(bytes_of(input.type, extents), '\0');
+        for (size_t i = 0; values != profile.values.end() && i < values->second[1].size(); i++)
+            std::memcpy(bytes.data() + i * size_of_type(input.type), &values->second[1][i], size_of_type(input.type)); // the lower half of an INT32
+        inputs.push_back({input.name, input.type, extents, bytes});
     }
-    for (const Value& input : model.inputs)
-        if (decide.count(input.name) && (input.type == 6 || input.type == 7)) found.insert(input.name);
-    return found;
+    session->run(inputs, {network.model.outputs[0].name}, &reason);
+    return reason;
 }
 
 struct Builder : apiv::RefusedVBuilder {
@@ -220,10 +276,22 @@ struct Builder : apiv::RefusedVBuilder {
             if (open(input.extents) && profile == config.profile.shapes.end())
                 return error("IBuilder::buildSerializedNetwork: Error Code 4: Internal Error (Network has dynamic or shape "
                              "inputs, but no optimization profile has been defined.)");
-            if (by_values.count(input.name) && !order("shape-values"))
+            auto values = config.profile.values.find(input.name);
+            bool has_values = values != config.profile.values.end();
+            if (by_values.count(input.name) == 0) {
+                if (has_values) return error("Error Code 4: Internal Error (" + input.name + " is no shape input, and has values in the profile)");
+                continue;
+            }
+            if (open(input.extents)) return error("Error Code 4: Internal Error (shape input " + input.name + " has a dynamic shape)");
+            if (!has_values)
                 return error("Error Code 4: Internal Error (optimization profile is missing values for shape input " +
                              input.name + ")");
+            for (const Extents& given : values->second)
+                if (given.size() * size_of_type(input.type) != bytes_of(input.type, input.extents))
+                    return error("Error Code 4: Internal Error (shape input " + input.name + " holds another number of values)");
         }
+        if (std::string reason = by_values.empty() ? "" : misfit(network, config.profile); !reason.empty())
+            return error("Error Code 4: Internal Error (kOPT values for profile 0 violate shape constraints: " + reason + ")");
         if (order("tell-options")) say(ILogger::Severity::kWARNING, "options: " + config.told());
         if (const std::string* bad = order("build-warns")) say(ILogger::Severity::kWARNING, *bad);
         const char* phase = "building (stand-in)";
@@ -240,6 +308,7 @@ struct Builder : apiv::RefusedVBuilder {
         Plan plan;
         plan.model = network.bytes;
         plan.profile = config.profile.shapes;
+        plan.values = config.profile.values;
         plan.detailed = config.verbosity == ProfilingVerbosity::kDETAILED;
         plan.capabilities = config.capabilities;
         if (!RTX && !config.for_others) plan.capabilities = {gpu_capability()};
@@ -255,7 +324,7 @@ struct Tensor {
     int type;
     bool input, host;
     Extents extents; // -1 for an open one
-    std::array<Extents, 3> profile;
+    std::array<Extents, 3> profile, values;
     bool by_values = false; // an output whose shape depends on values
 };
 
@@ -375,7 +444,20 @@ struct Context : apiv::RefusedVExecutionContext {
         }
         std::vector<Array> inputs;
         if (tensor.by_values || !given(&inputs)) return dims_of(tensor.extents);
-        return dims_of(inferred(inputs).at(name));
+        std::map<std::string, Extents> found;
+        return inferred(inputs, &found) ? dims_of(found.at(name)) : dims_of_none();
+    }
+
+    // Ends the test where a shape input holds what its profile does not allow.
+    static void within(const Tensor& tensor, const std::string& bytes) {
+        for (size_t i = 0; i < tensor.values[0].size(); i++) {
+            int64_t value = 0;
+            if (tensor.type == 7) std::memcpy(&value, bytes.data() + 8 * i, 8);
+            else value = reinterpret_cast<const int32_t*>(bytes.data())[i];
+            if (value < tensor.values[0][i] || value > tensor.values[2][i])
+                refuse("shape input `" + tensor.name + "` holds " + text(value) + ", and the profile allows " +
+                       text(tensor.values[0][i]) + " to " + text(tensor.values[2][i]));
+        }
     }
 
     // The inputs with their shapes, and values where these lie in host memory; zeros elsewhere.
@@ -389,14 +471,15 @@ struct Context : apiv::RefusedVExecutionContext {
                 auto address = addresses.find(tensor.name);
                 if (address == addresses.end()) return false;
                 bytes.assign(static_cast<const char*>(address->second), bytes.size());
+                within(tensor, bytes);
             }
             inputs->push_back({tensor.name, tensor.type, shape->second, std::move(bytes)});
         }
         return true;
     }
 
-    // The outputs' shapes for these inputs, found by a run.
-    std::map<std::string, Extents> inferred(const std::vector<Array>& inputs) const {
+    // The outputs' shapes for these inputs, found by a run; false where the inputs do not go together.
+    bool inferred(const std::vector<Array>& inputs, std::map<std::string, Extents>* found) const {
         std::lock_guard<std::mutex> guard(loaded->lock);
         std::string key;
         for (const Array& input : inputs) {
@@ -411,9 +494,10 @@ struct Context : apiv::RefusedVExecutionContext {
                 if (!tensor.input) outputs.push_back(tensor.name);
             std::string reason;
             for (const Array& output : loaded->session->run(inputs, outputs, &reason)) shapes[output.name] = output.extents;
-            if (!reason.empty()) refuse("ONNX Runtime could not run the model: " + reason);
+            if (!reason.empty()) return error("Error Code 7: Internal Error (" + reason + ")");
         }
-        return shapes;
+        *found = shapes;
+        return true;
     }
 
     bool setTensorAddress(char const* name, void* data) noexcept override {
@@ -460,7 +544,8 @@ struct Context : apiv::RefusedVExecutionContext {
 
     Job* prepared(const std::vector<Array>& inputs, bool recording, const std::string& key) {
         auto made = std::make_unique<Job>();
-        std::map<std::string, Extents> found = inferred(inputs);
+        std::map<std::string, Extents> found;
+        if (!inferred(inputs, &found)) return nullptr;
         size_t next = 0;
         made->loaded = loaded;
         for (const Tensor& tensor : loaded->tensors) {
@@ -609,7 +694,11 @@ struct Engine : apiv::RefusedVCudaEngine {
         return loaded->tensors.at(static_cast<size_t>(index)).name.c_str();
     }
     Dims getTensorShape(char const* name) const noexcept override { return dims_of(tensor(name, __func__).extents); }
-    DataType getTensorDataType(char const* name) const noexcept override { return type_of(tensor(name, __func__).type); }
+    DataType getTensorDataType(char const* name) const noexcept override {
+        const std::string* narrow = order("four-bits");
+        const Tensor& asked = tensor(name, __func__);
+        return narrow && *narrow == asked.name ? DataType::kINT4 : type_of(asked.type);
+    }
     TensorIOMode getTensorIOMode(char const* name) const noexcept override {
         return tensor(name, __func__).input ? TensorIOMode::kINPUT : TensorIOMode::kOUTPUT;
     }
@@ -617,6 +706,16 @@ struct Engine : apiv::RefusedVCudaEngine {
         return tensor(name, __func__).host ? TensorLocation::kHOST : TensorLocation::kDEVICE;
     }
     bool isShapeInferenceIO(char const* name) const noexcept override { return tensor(name, __func__).host; }
+    Dims getProfileShape(char const* name, int32_t profile, OptProfileSelector select) const noexcept override {
+        const Tensor& asked = tensor(name, __func__);
+        if (profile != 0 || !asked.input) return dims_of_none();
+        return dims_of(open(asked.extents) ? asked.profile[static_cast<size_t>(select)] : asked.extents);
+    }
+    int64_t const* getProfileTensorValuesV2(char const* name, int32_t profile, OptProfileSelector select) const noexcept override {
+        const Tensor& asked = tensor(name, __func__);
+        if (profile != 0) refuse("getProfileTensorValuesV2 of a profile that the engine has not");
+        return asked.host ? asked.values[static_cast<size_t>(select)].data() : nullptr;
+    }
     TensorFormat getTensorFormat(char const* name) const noexcept override {
         const std::string* packed = order("packed");
         return packed && *packed == tensor(name, __func__).name ? TensorFormat::kCHW32 : TensorFormat::kLINEAR;
@@ -650,13 +749,6 @@ bool fits(const std::vector<int>& capabilities) {
     for (int one : capabilities)
         if (one == gpu_capability()) return true;
     return capabilities.empty();
-}
-
-// What runs a model; empty where ONNX Runtime does not on the CPU.
-std::unique_ptr<Session> session_of(const std::string& model, std::string* reason) {
-    std::string bytes = without_types(model);
-    std::unique_ptr<Session> session = Session::open(bytes, reason);
-    return session ? std::move(session) : Session::open(in_floats(bytes), reason);
 }
 
 // The model with a fault in this node, if it has the node: of the first kind that the type of its tensor takes.
@@ -701,12 +793,13 @@ struct Runtime : apiv::RefusedVRuntime {
         loaded->layers = layers_of(loaded->model);
         std::set<std::string> on_host = shape_inputs(loaded->model);
         for (const Value& input : loaded->model.inputs)
-            loaded->tensors.push_back({input.name, input.type, true, on_host.count(input.name) != 0, input.extents, plan.profile[input.name]});
+            loaded->tensors.push_back({input.name, input.type, true, on_host.count(input.name) != 0, input.extents,
+                                       plan.profile[input.name], plan.values[input.name]});
         for (size_t i = 0; i < loaded->model.outputs.size(); i++) {
             const Value& output = loaded->model.outputs[i];
             int type = 0;
             Extents extents = loaded->session->output_extents(i, &type);
-            Tensor tensor{output.name, type, false, false, extents, {}};
+            Tensor tensor{output.name, type, false, false, extents, {}, {}};
             for (size_t node : loaded->model.makers_of(output.name)) {
                 const std::string& op = loaded->model.nodes[node].op;
                 tensor.by_values |= op == "NonZero" || op == "NonMaxSuppression" || op == "Compress" || op == "Unique";
@@ -743,7 +836,10 @@ bool begins(void* logger, const char* what) {
 EXPORTED bool stand_in_take_model(INetworkDefinition* network_made, const char* bytes, size_t size) {
     Network& network = static_cast<NetworkDefinition*>(network_made)->implementation;
     network.bytes.assign(bytes, size);
-    return read_model(network.bytes, &network.model);
+    if (!read_model(network.bytes, &network.model)) return false;
+    std::set<std::string> by_values = shape_inputs(network.model);
+    for (const Value& input : network.model.inputs) network.inputs.emplace_back(input, by_values.count(input.name) != 0);
+    return true;
 }
 
 // By this name calib knows a stand-in, and says so in the library's version and in the backend's name.

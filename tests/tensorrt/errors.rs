@@ -142,6 +142,29 @@ fn shapes_that_do_not_go_with_the_model_are_named_before_anything_is_built() {
     assert!(error.contains("options of TensorRT 11"), "{error}");
 }
 
+/// The builder itself says whether likely shapes and values go together.
+#[test]
+fn values_of_shape_inputs_reach_the_builder() {
+    if !libraries() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let write = "import sys, onnx\n\
+        from onnx import helper as h, TensorProto as T\n\
+        values = [h.make_tensor_value_info('x', T.FLOAT, ['n', 4]), h.make_tensor_value_info('to', T.INT64, [2])]\n\
+        y = h.make_tensor_value_info('y', T.FLOAT, ['a', 'b'])\n\
+        graph = h.make_graph([h.make_node('Reshape', ['x', 'to'], ['y'], name='reshape')], 'g', values, [y])\n\
+        onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid('', 17)], ir_version=8), sys.argv[1])";
+    let model = folder.path().join("reshaped.onnx");
+    python(write, &[&model]);
+    let error = refused(&model, &CAPABILITY);
+    assert!(error.contains("the values of input `to` decide shapes"), "{error}");
+    let likely = |to: &'static str| [&CAPABILITY[..], &["--profile", "x=1x4:2x4:8x4", "--profile", to]].concat();
+    let error = refused(&model, &likely("to=1x1:3x3:8x4"));
+    assert!(error.contains("kOPT values for profile 0 violate shape constraints"), "{error}");
+    build(&model, &likely("to=-1x1:4x2:8x4")[CAPABILITY.len()..]);
+}
+
 #[test]
 fn broken_models_are_told_by_what_is_broken() {
     if !libraries() {
@@ -164,6 +187,7 @@ fn broken_models_are_told_by_what_is_broken() {
         \x20   shape=(1, 4, 8, 8), out=(1, 4, 6, 6))\n\
         save('shapes', [node('Add', ['x', 'w'], ['y'], name='misfit')], [('w', f(1, 3))])\n\
         save('strings', [node('Identity', ['x'], ['y'], name='same')], data=T.STRING)\n\
+        save('narrow', [node('Cast', ['x'], ['y'], name='cast', to=T.FLOAT)], data=T.FLOAT8E5M2)\n\
         save('values', [node('NonZero', ['x'], ['y'], name='positions')], out=(2, 'n'), data=T.FLOAT)\n\
         save('external', [node('MatMul', ['x', 'w'], ['y'], name='product')], [('w', f(4, 4))],\n\
         \x20   save_as_external_data=True, location='weights.bin', size_threshold=0)\n\
@@ -183,6 +207,7 @@ fn broken_models_are_told_by_what_is_broken() {
         ("shapes", "`misfit` (Add)"),
         ("values", "`positions` (NonZero)"),
         ("strings", "no such element type"),
+        ("narrow", "the 8-bit float E5M2"),
         ("external", "weights.bin"),
         ("text", "text.onnx"),
         ("short", "short.onnx"),

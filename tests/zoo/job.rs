@@ -198,7 +198,10 @@ fn build(library: &Library, entry: &Entry, model: &Path) -> Result<f64, String> 
     };
     let shapes = entry.inputs.iter().filter(|_| entry.dynamic);
     let shapes = shapes.map(|(name, input)| (name.clone(), doubled(&input.shape))).collect();
-    let options = EngineOptions { profile: OptimizationProfile { shapes }, ..EngineOptions::default() };
+    let options = EngineOptions {
+        profile: OptimizationProfile { shapes, ..OptimizationProfile::default() },
+        ..EngineOptions::default()
+    };
     let built = tensorrt::build_engine(library, model, &options, |_| true);
     built.map(|engine| engine.seconds).map_err(|error| error.to_string().replace(&model.display().to_string(), "it"))
 }

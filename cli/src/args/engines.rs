@@ -33,7 +33,8 @@ pub struct BuildArgs {
     /// Extents of other dynamic axes, e.g. input=1x3x224x224 (repeatable)
     #[arg(long, value_name = "NAME=DIMS")]
     pub shape: Vec<String>,
-    /// Optimization profile of a dynamic input, e.g. input=1x3x224x224:8x3x224x224:32x3x224x224 (repeatable)
+    /// Optimization profile of a dynamic input, e.g. input=1x3x224x224:8x3x224x224:32x3x224x224, or of the values of an input
+    /// that holds a shape (repeatable)
     #[arg(long, value_name = "NAME=MIN:OPT:MAX")]
     pub profile: Vec<String>,
     /// Compute capabilities the engine is for (TensorRT-RTX), e.g. 8.6,8.9 [default: this machine's GPU]

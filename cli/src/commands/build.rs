@@ -6,7 +6,7 @@ use super::{ExitStatus, Printer, host, settings::configuration};
 use crate::args::BuildArgs;
 use crate::printer::size;
 use trtcalib::{
-    backend::tensorrt::{EngineLayers, EngineOptions, EngineSidecar, OptimizationProfile},
+    backend::tensorrt::{EngineLayers, EngineOptions, EngineSidecar},
     config::{ConfigError, parse_shape},
     session::{EngineOrder, check_folders},
 };
@@ -42,31 +42,32 @@ fn engine(printer: &Printer, args: &BuildArgs) -> anyhow::Result<EngineSidecar> 
     }
     let profile = args.profile.iter().map(|text| parse_profile(text)).collect::<Result<BTreeMap<_, _>, _>>()?;
     let options = EngineOptions {
-        profile: OptimizationProfile { shapes: profile },
         workspace_bytes: args.workspace_mb.map(|megabytes| megabytes << 20),
         tf32: args.tf32,
         version_compatible: args.version_compatible,
         hardware_compatible: args.hardware_compatible,
         optimization_level: args.optimization_level,
         compute_capabilities: args.compute_capability.clone(),
+        ..EngineOptions::default()
     };
     let reference = args.reference.clone().or(config.model);
     let (data, labels) = (args.data.clone().or(config.data), args.labels.clone().or(config.labels));
-    let order = EngineOrder { reference, data, labels, options, ..order }.for_batch(args.batch, &bound)?;
+    let order = EngineOrder { reference, data, labels, options, ..order }.with_profiles(profile)?;
+    let order = order.for_batch(args.batch, &bound)?;
     Ok(order.write(&host(printer), &args.output)?)
 }
 
 /// `input=1x3x224x224:8x3x224x224:32x3x224x224`.
-fn parse_profile(text: &str) -> Result<(String, [Vec<usize>; 3]), ConfigError> {
+fn parse_profile(text: &str) -> Result<(String, [Vec<i64>; 3]), ConfigError> {
     let invalid = |reason: &str| ConfigError::Value { key: "profile", reason: format!("`{text}` {reason}") };
     let form = "does not read like input=1x3x224x224:8x3x224x224:32x3x224x224 (min:opt:max)";
     let (name, shapes) = text.rsplit_once('=').ok_or_else(|| invalid(form))?;
     let shapes = shapes
         .split(':')
-        .map(|shape| shape.split('x').map(str::parse).collect::<Result<Vec<usize>, _>>())
+        .map(|shape| shape.split('x').map(str::parse).collect::<Result<Vec<i64>, _>>())
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| invalid(form))?;
-    let shapes: [Vec<usize>; 3] = shapes.try_into().map_err(|_| invalid(form))?;
+    let shapes: [Vec<i64>; 3] = shapes.try_into().map_err(|_| invalid(form))?;
     let [min, opt, max] = &shapes;
     let ordered = min.len() == opt.len()
         && opt.len() == max.len()

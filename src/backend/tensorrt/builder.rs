@@ -25,51 +25,79 @@ pub fn build_engine(
     step: impl Fn(BuildStep<'_>) -> bool + Send + Sync + 'static,
 ) -> Result<BuiltEngine, TensorRtError> {
     let started = Instant::now();
+    parsed(library, model, |builder, parser, log| {
+        let flavour = library.flavour;
+        let build_error = |error: &dyn std::fmt::Display| TensorRtError::Build {
+            flavour,
+            model: model.to_owned(),
+            reason: log.reason(&error.to_string()),
+        };
+        let runtime_error =
+            |error: trtx::Error| TensorRtError::Runtime { flavour, reason: log.reason(&error.to_string()) };
+        let mut config = builder.create_config().map_err(runtime_error)?;
+        configure(&mut config, options)?;
+        check_values(parser.network(), &options.profile.values).map_err(|reason| build_error(&reason))?;
+        if options.profile != OptimizationProfile::default() {
+            let mut profile = builder.creata_optimization_profile().map_err(runtime_error)?;
+            fill_profile(&mut profile, &options.profile)
+                .and_then(|()| config.add_optimization_profile(&mut profile))
+                .map_err(|error| build_error(&error))?;
+        }
+        let progress = Progress { step, steps: Mutex::default() };
+        config.set_progress_monitor(Box::new(progress)).map_err(runtime_error)?;
+        let engine =
+            builder.build_serialized_network(parser.network_mut(), &mut config).map_err(|error| build_error(&error))?;
+        Ok(BuiltEngine {
+            bytes: engine.as_ref().to_vec(),
+            seconds: started.elapsed().as_secs_f64(),
+            warnings: log.messages(Severity::Warning),
+            listing: log.listing(),
+            tensorrt_version: library.version()?,
+        })
+    })
+}
+
+/// Names of the inputs whose values decide shapes; see the re-export in [`super`].
+pub fn shape_inputs(library: &Library, model: &Path) -> Result<Vec<String>, TensorRtError> {
+    parsed(library, model, |_, parser, log| {
+        let inputs = inputs(parser.network()).map_err(|error| TensorRtError::Runtime {
+            flavour: library.flavour,
+            reason: log.reason(&error.to_string()),
+        })?;
+        Ok(inputs.into_iter().filter_map(|(name, holds_shape)| holds_shape.then_some(name)).collect())
+    })
+}
+
+/// Does something with a model's network.
+fn parsed<T>(
+    library: &Library,
+    model: &Path,
+    work: impl for<'p> FnOnce(&mut trtx::Builder<'static>, &'p mut trtx::OnnxParser<'p>, &Turn) -> Result<T, TensorRtError>,
+) -> Result<T, TensorRtError> {
     let flavour = library.flavour;
     load::builder(library)?;
     let log = Turn::take();
     let runtime_error = |error: trtx::Error| TensorRtError::Runtime { flavour, reason: log.reason(&error.to_string()) };
-    let build_error = |error: &dyn std::fmt::Display| TensorRtError::Build {
-        flavour,
-        model: model.to_owned(),
-        reason: log.reason(&error.to_string()),
-    };
-
+    let parse_error = |reason: String| TensorRtError::Parse { flavour, model: model.to_owned(), reason };
     // Declared first, dropped last: the parser's weights point into the builder.
     let logger = logger().map_err(runtime_error)?;
     let mut builder = trtx::Builder::new(logger).map_err(runtime_error)?;
-    let mut config = builder.create_config().map_err(runtime_error)?;
     let network = builder.create_network(0).map_err(runtime_error)?;
     let mut parser = trtx::OnnxParser::new(network, logger).map_err(runtime_error)?;
-    let path = model.to_str().ok_or_else(|| TensorRtError::Parse {
-        flavour,
-        model: model.to_owned(),
-        reason: "the path is not valid UTF-8; rename the file".to_owned(),
-    })?;
-    parser.parse_from_file(path, trtx::Severity::Warning as i32).map_err(|error| TensorRtError::Parse {
-        flavour,
-        model: model.to_owned(),
-        reason: log.reason(&error.to_string()),
-    })?;
+    let path = model.to_str().ok_or_else(|| parse_error("the path is not valid UTF-8; rename the file".to_owned()))?;
+    parser
+        .parse_from_file(path, trtx::Severity::Warning as i32)
+        .map_err(|error| parse_error(log.reason(&error.to_string())))?;
+    work(&mut builder, &mut parser, &log)
+}
 
-    configure(&mut config, options)?;
-    if !options.profile.shapes.is_empty() {
-        let mut profile = builder.creata_optimization_profile().map_err(runtime_error)?;
-        fill_profile(&mut profile, &options.profile)
-            .and_then(|()| config.add_optimization_profile(&mut profile))
-            .map_err(|error| build_error(&error))?;
-    }
-    let progress = Progress { step, steps: Mutex::default() };
-    config.set_progress_monitor(Box::new(progress)).map_err(runtime_error)?;
-    let engine =
-        builder.build_serialized_network(parser.network_mut(), &mut config).map_err(|error| build_error(&error))?;
-    Ok(BuiltEngine {
-        bytes: engine.as_ref().to_vec(),
-        seconds: started.elapsed().as_secs_f64(),
-        warnings: log.messages(Severity::Warning),
-        listing: log.listing(),
-        tensorrt_version: library.version()?,
-    })
+/// The network's inputs, and whether their values decide shapes.
+fn inputs(network: &trtx::NetworkDefinition<'_>) -> trtx::Result<Vec<(String, bool)>> {
+    let input = |index| {
+        let input = network.input(index)?;
+        Ok((input.name(network)?, input.is_shape_tensor(network)))
+    };
+    (0..network.nb_inputs()).map(input).collect()
 }
 
 fn configure(config: &mut trtx::BuilderConfig<'_>, options: &EngineOptions) -> Result<(), TensorRtError> {
@@ -143,13 +171,39 @@ fn flavour_options(config: &mut trtx::BuilderConfig<'_>, options: &EngineOptions
 
 fn fill_profile(
     profile: &mut trtx::optimization_profile::OptimizationProfile<'_>,
-    shapes: &OptimizationProfile,
+    given: &OptimizationProfile,
 ) -> trtx::Result<()> {
     let selectors = [OptProfileSelector::kMIN, OptProfileSelector::kOPT, OptProfileSelector::kMAX];
-    for (input, triple) in &shapes.shapes {
+    for (input, triple) in &given.shapes {
         for (selector, shape) in selectors.into_iter().zip(triple) {
             let extents: Vec<i64> = shape.iter().map(|&extent| extent as i64).collect();
             profile.set_dimensions(input, selector, &Dims64::from_slice(&extents))?;
+        }
+    }
+    for (input, triple) in &given.values {
+        for (selector, values) in selectors.into_iter().zip(triple) {
+            profile.set_shape_values_v2(input, selector, values)?;
+        }
+    }
+    Ok(())
+}
+
+/// Inputs whose values decide shapes need values in the profile, and no others have any.
+fn check_values(network: &trtx::NetworkDefinition<'_>, values: &BTreeMap<String, [Vec<i64>; 3]>) -> Result<(), String> {
+    for (name, holds_shape) in inputs(network).map_err(|error| error.to_string())? {
+        match (holds_shape, values.contains_key(&name)) {
+            (true, false) => {
+                return Err(format!(
+                    "the values of input `{name}` decide shapes; give the least, the likely and the largest with \
+                     --profile {name}=MIN:OPT:MAX, in each an x between values, as in --profile {name}=1x64:8x64:32x64"
+                ));
+            }
+            (false, true) => {
+                return Err(format!(
+                    "the values of input `{name}` decide no shape, and its own is fixed; leave --profile {name}=... out"
+                ));
+            }
+            _ => {}
         }
     }
     Ok(())

@@ -22,18 +22,18 @@ use trtx::{TensorIOMode, TensorLocation, interfaces::ReportLayerTime, trtx_sys::
 #[cfg(feature = "tensorrt-rtx")]
 use super::runtime_cache::Kernels;
 use super::{
-    Engine, RunnerOptions, TensorRtError,
+    Engine, RunnerOptions, TensorRtError, joined,
     log::Turn,
-    profile::{least_batch, least_batch_for},
+    profile::{holding, least_batch, likely_shape, values},
     slot::{Slot, element_type},
 };
 use crate::{
     backend::{
-        BackendError, LayerTime, Phases, Runner, TensorInfo, Visit,
+        BackendError, LayerTime, LikelyCall, Phases, Runner, TensorInfo, Visit,
         cuda::{CudaError, CudaGraph, CudaStream, Device, Timer, capture, wait},
         onnxruntime::check_inputs,
     },
-    tensor::{ElementType, TensorMap},
+    tensor::{ElementType, Tensor, TensorMap},
 };
 
 const RUNTIME: &str = "TensorRT";
@@ -62,8 +62,8 @@ pub struct EngineRunner {
     e4m3: BTreeSet<String>,
     /// Samples of a batch at least, by the engine's profile.
     least_batch: usize,
-    /// Shapes that the least batch was asked for last, and the answer.
-    asked: Option<(Vec<Vec<usize>>, usize)>,
+    /// The least, likely and largest values of inputs that hold shapes.
+    values: BTreeMap<String, [Vec<i64>; 3]>,
     cuda_graph: bool,
     phases: Option<Phases>,
     /// What the profiler reported; `None` until one is attached, which can be done once.
@@ -90,12 +90,12 @@ impl EngineRunner {
         device.context().bind_to_thread().map_err(CudaError::from)?;
         let turn = Turn::take();
         let failed = |error: trtx::Error| TensorRtError::Runtime { flavour, reason: turn.reason(&error.to_string()) };
-        let (mut context, kernels) = match &options.runtime_cache {
+        let (context, kernels) = match &options.runtime_cache {
             None => (engine.inner.create_execution_context().map_err(failed)?, None),
             Some(path) => Kernels::context(&mut engine, path, &turn)?,
         };
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
-        let mut e4m3 = BTreeSet::new();
+        let (mut e4m3, mut ranges) = (BTreeSet::new(), BTreeMap::new());
         for index in 0..engine.inner.nb_io_tensors().map_err(failed)? {
             let name = engine.inner.io_tensor_name(index).map_err(failed)?;
             let extents = engine.inner.tensor_shape(&name).map_err(failed)?;
@@ -108,18 +108,23 @@ impl EngineRunner {
                 shape: extents.iter().map(|&extent| usize::try_from(extent).ok()).collect(),
                 name,
             };
+            known_type(&engine, &info)?;
             check_format(&engine, &info.name)?;
             match engine.inner.tensor_io_mode(&info.name).map_err(failed)? {
-                TensorIOMode::kINPUT => inputs.push(info),
+                TensorIOMode::kINPUT => {
+                    if let Some(values) = values(&engine.inner, &info).map_err(failed)? {
+                        ranges.insert(info.name.clone(), values);
+                    }
+                    inputs.push(info);
+                }
                 _ => outputs.push(info),
             }
         }
-        let least_batch = least_batch(&mut context, &mut inputs);
+        let least_batch = least_batch(&engine.inner, &mut inputs);
         let timers = [device.timer()?, device.timer()?, device.timer()?];
         let stream = device.stream()?;
         Ok(Self {
             bound: None,
-            asked: None,
             context,
             engine,
             stream,
@@ -128,6 +133,7 @@ impl EngineRunner {
             outputs,
             e4m3,
             least_batch,
+            values: ranges,
             cuda_graph: options.cuda_graph,
             phases: None,
             kernels,
@@ -153,6 +159,7 @@ impl EngineRunner {
         let mut slots = Vec::new();
         for info in &self.inputs {
             let tensor = &inputs[&info.name];
+            self.check_values(&info.name, tensor)?;
             let extents: Vec<i64> = tensor.shape().iter().map(|&extent| extent as i64).collect();
             self.context.set_input_shape(&info.name, &Dims64::from_slice(&extents)).map_err(|error| {
                 let reason = turn.reason(&error.to_string());
@@ -164,7 +171,7 @@ impl EngineRunner {
                     info.name
                 ))
             })?;
-            let mut slot = self.slot(&info.name, self.known_type("input", info)?, tensor.shape().to_vec())?;
+            let mut slot = self.slot(&info.name, known_type(&self.engine, info)?, tensor.shape().to_vec())?;
             slot.fill(tensor)?;
             // Before any output is looked at: the values of an input in host memory may decide an output's shape.
             slot.show_to(&mut self.context, &self.stream, flavour, &turn)?;
@@ -173,17 +180,20 @@ impl EngineRunner {
         let mut outputs = Vec::new();
         for info in &self.outputs {
             let shape = self.context.tensor_shape(&info.name).map_err(|error| self.failed(error.to_string()))?;
-            let rank = usize::try_from(shape.nbDims).unwrap_or(0).min(shape.d.len());
-            let extents: Result<Vec<usize>, _> =
-                shape.d[..rank].iter().map(|&extent| usize::try_from(extent)).collect();
-            let extents = extents.ok().filter(|_| shape.nbDims >= 0).ok_or_else(|| {
+            let rank = usize::try_from(shape.nbDims).map_err(|_| {
+                let reason = turn.reason("TensorRT tells no reason");
+                self.failed(format!("no shape of output `{}` follows from these inputs: {reason}", info.name))
+            })?;
+            let extents =
+                shape.d.iter().take(rank).map(|&extent| usize::try_from(extent)).collect::<Result<Vec<_>, _>>();
+            let extents = extents.map_err(|_| {
                 self.failed(format!(
                     "the shape of output `{}` depends on values, not only on shapes; such outputs are not supported: \
                      remove it from the model's outputs",
                     info.name
                 ))
             })?;
-            outputs.push(self.slot(&info.name, self.known_type("output", info)?, extents)?);
+            outputs.push(self.slot(&info.name, known_type(&self.engine, info)?, extents)?);
         }
         for slot in &mut outputs {
             slot.show_to(&mut self.context, &self.stream, flavour, &turn)?;
@@ -192,11 +202,17 @@ impl EngineRunner {
         Ok(true)
     }
 
-    fn known_type(&self, side: &str, info: &TensorInfo) -> Result<ElementType, TensorRtError> {
-        info.element_type.ok_or_else(|| {
-            let name = &info.name;
-            self.failed(format!("{side} `{name}` has a type that has no counterpart here; cast it in the model"))
-        })
+    /// TensorRT need not notice that an input holds a shape which its profile does not.
+    fn check_values(&self, name: &str, tensor: &Tensor) -> Result<(), TensorRtError> {
+        let (Some([min, _, max]), Some(given)) = (self.values.get(name), tensor.to_integers()) else { return Ok(()) };
+        if given.iter().zip(min).zip(max).all(|((value, min), max)| (min..=max).contains(&value)) {
+            return Ok(());
+        }
+        let [given, min, max] = [&given, min, max].map(|values| joined(values));
+        Err(self.failed(format!(
+            "input `{name}` cannot hold {given}: the engine's profile goes from {min} to {max}; build the engine with a profile \
+             that holds it (`calib build --profile {name}=MIN:OPT:MAX`)"
+        )))
     }
 
     fn slot(&self, name: &str, element_type: ElementType, shape: Vec<usize>) -> Result<Slot, TensorRtError> {
@@ -312,6 +328,20 @@ fn enqueue(
     done.map_err(|error| TensorRtError::Runtime { flavour, reason: turn.reason(&error.to_string()) })
 }
 
+/// What is copied in and out has a type that tensors have here.
+fn known_type(engine: &Engine, info: &TensorInfo) -> Result<ElementType, TensorRtError> {
+    info.element_type.ok_or_else(|| {
+        let name = &info.name;
+        let reason = match engine.inner.tensor_data_type(name) {
+            Ok(kind) => format!(
+                "the engine takes or gives `{name}` in the type {kind:?}, which is not supported; cast it in the model"
+            ),
+            Err(error) => error.to_string(),
+        };
+        TensorRtError::Runtime { flavour: engine.flavour, reason }
+    })
+}
+
 /// What is copied in and out is row major; an engine may want packed channels instead.
 fn check_format(engine: &Engine, name: &str) -> Result<(), TensorRtError> {
     let failed = |reason: String| TensorRtError::Runtime { flavour: engine.flavour, reason };
@@ -350,27 +380,16 @@ impl Runner for EngineRunner {
         self.least_batch
     }
 
-    fn least_batch_for(&mut self, inputs: &TensorMap) -> usize {
-        let is_bound = |bound: &Bound| {
-            bound.inputs.iter().all(|slot| inputs.get(&slot.name).is_some_and(|tensor| tensor.shape() == slot.shape))
-        };
-        if self.bound.as_ref().is_some_and(is_bound) || check_inputs(&self.inputs, inputs).is_err() {
-            return self.least_batch;
+    fn likely_call(&self) -> Option<LikelyCall> {
+        let (mut shapes, mut values) = (BTreeMap::new(), TensorMap::new());
+        for info in &self.inputs {
+            if let Some([_, likely, _]) = self.values.get(&info.name) {
+                values.insert(info.name.clone(), holding(info, likely)?);
+            } else {
+                shapes.insert(info.name.clone(), likely_shape(&self.engine.inner, &info.name)?);
+            }
         }
-        let shapes: Vec<Vec<usize>> = self.inputs.iter().map(|info| inputs[&info.name].shape().to_vec()).collect();
-        // What is bound then are batches that were filled up; it stays for the next one.
-        if let Some((_, least)) = self.asked.as_ref().filter(|(asked, _)| *asked == shapes) {
-            return *least;
-        }
-        // Asking binds other shapes; where the stream cannot be waited for, running says why.
-        if wait(&self.stream).is_err() {
-            return self.least_batch;
-        }
-        self.bound = None;
-        let _turn = Turn::take();
-        let least = least_batch_for(&mut self.context, &self.inputs, inputs).unwrap_or(self.least_batch);
-        self.asked = Some((shapes, least));
-        least
+        (!values.is_empty()).then_some(LikelyCall { shapes, values })
     }
 
     fn phases(&self) -> Option<Phases> {

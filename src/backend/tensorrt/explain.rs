@@ -79,7 +79,7 @@ fn with_hint(reason: &str) -> String {
         ("not found in plugin registry", NO_OPERATOR),
         (
             "failed to convert onnx date type",
-            "TensorRT has no such element type (strings, for one); cast it in the model, or cut that part off",
+            "TensorRT has no such element type (strings or the 8-bit float E5M2); cast it in the model, or cut that part off",
         ),
         ("filterweightsbfloat16", "TensorRT-RTX has no transposed convolution in BF16; use FP16 for this model"),
         ("unsupported sm", "the GPU's compute capability is not supported by this TensorRT"),

@@ -134,11 +134,14 @@ pub enum TensorRtError {
     Inspector(#[from] InspectorError),
 }
 
-/// Smallest, most likely and largest shape of every dynamic input.
+/// Smallest, most likely and largest shape of every dynamic input, and the same of the values of inputs that hold shapes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct OptimizationProfile {
     /// By input name: `[min, opt, max]`.
     pub shapes: BTreeMap<String, [Vec<usize>; 3]>,
+    /// By name of an input whose values decide shapes, one after the other: `[min, opt, max]`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub values: BTreeMap<String, [Vec<i64>; 3]>,
 }
 
 /// Options of an engine.
@@ -262,11 +265,11 @@ impl OptimizationProfile {
             let shape = |batch| (0..input.shape.len()).map(|axis| extent(axis, batch)).collect::<Result<Vec<_>, _>>();
             shapes.insert(input.name.clone(), [shape(1)?, shape(batch)?, shape(batch)?]);
         }
-        Ok(Self { shapes })
+        Ok(Self { shapes, ..Self::default() })
     }
 
     /// A profile for the dynamic inputs of a model that holds every one of `samples` (the shapes of their inputs, and how many
-    /// have them), and as many as `batch` of them in a call. The likely shape is the most frequent one, the largest of several.
+    /// have them), and as many as `batch` of them in a call. The likely shapes are the most frequent ones, the largest of several.
     /// Inputs that no sample tells are left out.
     pub fn for_samples(
         inputs: &[TensorInfo],
@@ -276,17 +279,15 @@ impl OptimizationProfile {
         let is_open = |input: &&TensorInfo| input.shape.contains(&None);
         let of_input = |input: &TensorInfo| {
             let shapes = || {
-                let of_sample = |(shapes, &count): (&BTreeMap<_, Vec<usize>>, &usize)| {
-                    let shape = shapes.get(&input.name).filter(|shape| shape.len() == input.shape.len())?;
-                    Some((count, shape.clone()))
-                };
-                samples.iter().filter_map(of_sample)
+                let of_input = |shapes: &BTreeMap<_, Vec<usize>>| shapes.get(&input.name).cloned();
+                samples.keys().filter_map(of_input).filter(|shape| shape.len() == input.shape.len())
             };
-            let (_, likely) = shapes().max()?;
+            let (likely, _) = samples.iter().max_by_key(|&(shapes, count)| (count, shapes))?;
+            let likely = likely.get(&input.name).filter(|shape| shape.len() == input.shape.len())?.clone();
             let extreme = |of: fn(usize, usize) -> usize| {
                 let both =
                     |one: Vec<usize>, other: Vec<usize>| one.into_iter().zip(other).map(|(a, b)| of(a, b)).collect();
-                shapes().map(|(_, shape)| shape).reduce(both)
+                shapes().reduce(both)
             };
             let with_batch = |mut shape: Vec<usize>, batch: usize, of: fn(usize, usize) -> usize| {
                 if let (Some(None), Some(first)) = (input.shape.first(), shape.first_mut()) {
@@ -299,17 +300,26 @@ impl OptimizationProfile {
             let [opt, max] = [likely, extreme(usize::max)?].map(|shape| with_batch(shape, batch, usize::max));
             Some((input.name.clone(), [min, opt, max]))
         };
-        Self { shapes: inputs.iter().filter(is_open).filter_map(of_input).collect() }
+        Self { shapes: inputs.iter().filter(is_open).filter_map(of_input).collect(), ..Self::default() }
     }
 
     /// As `--profile` takes it: `input=1x3x32x32:8x3x64x64:8x3x96x64`.
     pub fn describe(&self) -> String {
-        let of_input = |(name, shapes): (&String, &[Vec<usize>; 3])| {
-            let extents = |shape: &Vec<usize>| shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
-            format!("{name}={}", shapes.each_ref().map(extents).join(":"))
-        };
-        self.shapes.iter().map(of_input).collect::<Vec<_>>().join(" ")
+        let shapes = self
+            .shapes
+            .iter()
+            .map(|(name, triple)| format!("{name}={}", triple.each_ref().map(|each| joined(each)).join(":")));
+        let values = self
+            .values
+            .iter()
+            .map(|(name, triple)| format!("{name}={}", triple.each_ref().map(|each| joined(each)).join(":")));
+        shapes.chain(values).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// `1x3x224x224`.
+pub(crate) fn joined<T: ToString>(numbers: &[T]) -> String {
+    numbers.iter().map(T::to_string).collect::<Vec<_>>().join("x")
 }
 
 /// `?x3x224x224`.
@@ -329,11 +339,11 @@ pub fn compiled_flavour() -> Option<Flavour> {
     }
 }
 
-/// Parses a model with TensorRT's own ONNX parser and builds an engine; needs no GPU with TensorRT-RTX.
-///
-/// `step` is called as the builder goes on and may stop the build by returning false.
+/// [`build_engine`] parses a model with TensorRT's own ONNX parser and builds an engine, which needs no GPU with TensorRT-RTX. Its
+/// `step` is called as the builder goes on and may stop the build by returning false. [`shape_inputs`] parses only, and names
+/// the inputs whose values decide shapes.
 #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
-pub use builder::build_engine;
+pub use builder::{build_engine, shape_inputs};
 
 /// Always an error in a program without a TensorRT flavour.
 #[cfg(not(any(feature = "tensorrt", feature = "tensorrt-rtx")))]
@@ -343,6 +353,12 @@ pub fn build_engine(
     _options: &EngineOptions,
     _step: impl Fn(BuildStep<'_>) -> bool + Send + Sync + 'static,
 ) -> Result<BuiltEngine, TensorRtError> {
+    Err(TensorRtError::NotCompiled)
+}
+
+/// Always an error in a program without a TensorRT flavour.
+#[cfg(not(any(feature = "tensorrt", feature = "tensorrt-rtx")))]
+pub fn shape_inputs(_library: &Library, _model: &Path) -> Result<Vec<String>, TensorRtError> {
     Err(TensorRtError::NotCompiled)
 }
 

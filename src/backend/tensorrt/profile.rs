@@ -1,53 +1,107 @@
-//! What batches an engine takes, found by asking it, since the binding (trtx 0.9.1) shows no profiles.
+//! What an engine's profile allows: shapes, and values of inputs that hold shapes.
 
-use trtx::trtx_sys::Dims64;
+use std::ffi::CString;
 
-use crate::{backend::TensorInfo, tensor::TensorMap};
+use trtx::{OptProfileSelector, trtx_sys::nvinfer1::ICudaEngine};
 
-/// Profiles that begin above this are not looked for.
-const MOST: usize = 1024;
+use crate::{
+    backend::TensorInfo,
+    tensor::{ElementType, Tensor, Values},
+};
 
-/// The least batch that the engine's profile allows. Inputs whose profile allows no other get it as their extent, as if the
-/// model had fixed it. What the context refuses on the way, it logs: the caller has the turn.
-pub(super) fn least_batch(context: &mut trtx::ExecutionContext<'static>, inputs: &mut [TensorInfo]) -> usize {
-    let of_samples = |info: &&mut TensorInfo| matches!(&info.shape[..], [None, rest @ ..] if !rest.contains(&None));
-    let mut open: Vec<&mut TensorInfo> = inputs.iter_mut().filter(of_samples).collect();
-    let mut takes = |batch: usize| {
-        open.iter().all(|info| {
-            let extents: Vec<i64> = info.shape.iter().map(|extent| extent.unwrap_or(batch) as i64).collect();
-            context.set_input_shape(&info.name, &Dims64::from_slice(&extents)).is_ok()
-        })
+/// The one that an execution context begins with, and keeps here.
+const PROFILE: i32 = 0;
+
+const SELECTORS: [OptProfileSelector; 3] =
+    [OptProfileSelector::kMIN, OptProfileSelector::kOPT, OptProfileSelector::kMAX];
+
+/// The engine itself, for calls that the binding (trtx, whose version is fixed) does not wrap.
+fn unwrapped<'a>(engine: &'a trtx::CudaEngine<'static>) -> &'a ICudaEngine {
+    // The wrapper is the pointer that it owns, and has no room for anything else.
+    const { assert!(size_of::<trtx::CudaEngine<'_>>() == size_of::<*const ICudaEngine>()) };
+    // SAFETY: by the line above, the wrapper's bytes are those of a pointer to an engine, which is not null since it was
+    // deserialized, and lives as long as the wrapper.
+    unsafe { &**std::ptr::from_ref(engine).cast::<*const ICudaEngine>() }
+}
+
+/// The least, likely and largest shape of an input; `None` for what is none.
+fn shapes(engine: &trtx::CudaEngine<'static>, input: &str) -> Option<[Vec<usize>; 3]> {
+    let name = CString::new(input).ok()?;
+    let shape = |selector: OptProfileSelector| {
+        // SAFETY: the name ends with a zero byte and lives during the call.
+        let shape = unsafe { unwrapped(engine).getProfileShape(name.as_ptr(), PROFILE, selector.into()) };
+        let extents = shape.d.get(..usize::try_from(shape.nbDims).ok()?)?;
+        extents.iter().map(|&extent| usize::try_from(extent).ok()).collect::<Option<Vec<_>>>()
     };
-    let least = (1..=MOST).find(|&batch| takes(batch)).unwrap_or(1);
-    if least > 1 && !takes(least + 1) {
-        for info in &mut open {
+    let [Some(min), Some(opt), Some(max)] = SELECTORS.map(shape) else { return None };
+    Some([min, opt, max])
+}
+
+/// The shape that the profile calls likely.
+pub(super) fn likely_shape(engine: &trtx::CudaEngine<'static>, input: &str) -> Option<Vec<usize>> {
+    shapes(engine, input).map(|[_, likely, _]| likely)
+}
+
+/// The least batch that the profile allows; 1 where not all inputs come in batches. Inputs whose profile allows no other get it as
+/// their extent, as if the model had fixed it.
+pub(super) fn least_batch(engine: &trtx::CudaEngine<'static>, inputs: &mut [TensorInfo]) -> usize {
+    let extents = |info: &TensorInfo| {
+        let [min, _, max] = shapes(engine, &info.name).filter(|_| info.shape.first() == Some(&None))?;
+        Some((*min.first()?, *max.first()?))
+    };
+    let Some(extents) = inputs.iter().map(extents).collect::<Option<Vec<_>>>() else { return 1 };
+    let least = extents.iter().map(|(least, _)| *least).max().unwrap_or(1);
+    if least > 1 && extents.iter().any(|(_, most)| *most == least) {
+        for info in inputs {
             info.shape[0] = Some(least);
         }
     }
     least
 }
 
-/// The least batch that the engine's profile allows of samples like these `inputs`, from as many as they are; `None` where
-/// it takes them as they are, where they do not tell the number of samples, or where it takes no batch of such samples.
-pub(super) fn least_batch_for(
-    context: &mut trtx::ExecutionContext<'static>,
-    infos: &[TensorInfo],
-    inputs: &TensorMap,
-) -> Option<usize> {
-    let mut samples = infos.iter().map(|info| {
-        let first = inputs.get(&info.name)?.shape().first().copied();
-        first.filter(|_| info.shape.first() == Some(&None))
-    });
-    let given = samples.next()??;
-    if !samples.all(|samples| samples == Some(given)) {
-        return None;
+/// The least, likely and largest values of an input that holds a shape, whose own shape is fixed; `None` for any other.
+pub(super) fn values(engine: &trtx::CudaEngine<'static>, info: &TensorInfo) -> trtx::Result<Option<[Vec<i64>; 3]>> {
+    let Some(count) = info.shape.iter().copied().product::<Option<usize>>() else { return Ok(None) };
+    if !engine.is_shape_inference_io(&info.name)? {
+        return Ok(None);
     }
-    let mut takes = |batch: usize| {
-        infos.iter().all(|info| {
-            let rest = inputs[&info.name].shape().iter().skip(1).map(|&extent| extent as i64);
-            let extents: Vec<i64> = std::iter::once(batch as i64).chain(rest).collect();
-            context.set_input_shape(&info.name, &Dims64::from_slice(&extents)).is_ok()
-        })
+    let name = CString::new(&*info.name)?;
+    let of = |selector: OptProfileSelector| {
+        // SAFETY: as above.
+        let values = unsafe { unwrapped(engine).getProfileTensorValuesV2(name.as_ptr(), PROFILE, selector.into()) };
+        // SAFETY: the engine keeps as many values as the input has, unless it returns null.
+        (!values.is_null()).then(|| unsafe { std::slice::from_raw_parts(values, count) }.to_vec())
     };
-    if takes(given) { None } else { (given + 1..=MOST).find(|&batch| takes(batch)) }
+    let [Some(min), Some(opt), Some(max)] = SELECTORS.map(of) else { return Ok(None) };
+    Ok(Some([min, opt, max]))
+}
+
+/// An input that holds these integers; `None` for other types.
+pub(super) fn holding(info: &TensorInfo, integers: &[i64]) -> Option<Tensor> {
+    let values = match info.element_type? {
+        ElementType::I32 => {
+            Values::I32(integers.iter().map(|&value| i32::try_from(value).ok()).collect::<Option<_>>()?)
+        }
+        ElementType::I64 => Values::I64(integers.to_vec()),
+        _ => return None,
+    };
+    Tensor::new(info.shape.iter().copied().collect::<Option<_>>()?, values).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_that_hold_shapes_are_integers_of_either_size() {
+        for element_type in [ElementType::I32, ElementType::I64] {
+            let info = TensorInfo { name: "to".to_owned(), element_type: Some(element_type), shape: vec![Some(2)] };
+            let tensor = holding(&info, &[-1, 7]).unwrap();
+            assert_eq!((tensor.element_type(), tensor.to_integers()), (element_type, Some(vec![-1, 7])));
+            assert_eq!(holding(&info, &[1]), None);
+        }
+        let info = TensorInfo { name: "to".to_owned(), element_type: Some(ElementType::F32), shape: vec![] };
+        assert_eq!(holding(&info, &[1]), None);
+        assert_eq!(Tensor::from_f32(vec![], vec![1.0]).unwrap().to_integers(), None);
+    }
 }

@@ -11,7 +11,7 @@ use crate::{
         tensorrt::{
             EngineLayer, EngineOptions, EngineSidecar, Flavour, LayerKind, Library, OptimizationProfile,
             RTX_CAPABILITIES, RunnerOptions, TensorRtError, compiled_flavour, engine_layers, find_library,
-            require_library, rtx_runs_on, run_engine,
+            require_library, rtx_runs_on, run_engine, shape_inputs,
         },
     },
     bench::{self, LAYER_CALLS, Mode, Protocol, SystemClock, Timing, slowdowns},
@@ -21,9 +21,11 @@ use crate::{
     report::{ArtifactFile, EngineInside, Precision},
     session::{
         EngineOrder, PipelineError, Session, Within, declared, describe,
+        engine::values_of,
         evaluation::{Evaluation, Outputs},
         target::warn_of_cache,
     },
+    tensor::Tensor,
 };
 
 /// Compute capabilities that engines are built for where no GPU runs them (TensorRT-RTX).
@@ -31,6 +33,9 @@ const WITHOUT_GPU: [&str; 3] = ["8.6", "8.9", "12.0"];
 
 /// How many samples there are of each set of inputs' shapes.
 type Shapes = BTreeMap<BTreeMap<String, Vec<usize>>, usize>;
+
+/// The least, likely and largest values of inputs that hold shapes.
+type Ranges = BTreeMap<String, [Vec<i64>; 3]>;
 
 /// Kernels that TensorRT-RTX compiled, in the folder of a run.
 const RUNTIME_CACHE: &str = "engines/runtime.cache";
@@ -184,6 +189,7 @@ impl Job<'_> {
         let runtime_cache = (library.flavour == Flavour::TensorRtRtx).then(|| self.out.join(RUNTIME_CACHE));
         let gpu = Device::open(0);
         let shapes = self.shapes()?;
+        let values = self.values(&library, &shapes)?;
         let mut engines = Vec::new();
         for (precision, model) in models {
             self.session.host.check()?;
@@ -194,7 +200,7 @@ impl Job<'_> {
             engine.row.halved = target.and_then(|target| target.halved.clone());
             let built = model
                 .ok_or_else(|| PipelineError::input("the model has no file"))
-                .and_then(|model| self.engine(&library, gpu.as_ref().ok(), precision, &model, &shapes));
+                .and_then(|model| self.engine(&library, gpu.as_ref().ok(), precision, &model, &shapes, &values));
             match built {
                 Ok((artifact, sidecar)) => {
                     let path = self.out.join(&artifact.path);
@@ -305,6 +311,44 @@ impl Job<'_> {
         Ok(shapes)
     }
 
+    /// What the samples have in inputs that hold shapes; likely are the values of the first that has the likely shapes. Asks
+    /// TensorRT's parser, and reads samples, only where an input can hold a shape.
+    fn values(&self, library: &Library, shapes: &Shapes) -> Result<Ranges, PipelineError> {
+        let session = &self.session;
+        let mut values = Ranges::new();
+        let candidates: Vec<_> = session.subject.inputs.iter().filter(|input| values_of(input).is_some()).collect();
+        let Some(model) = session.subject.float.path.as_ref().filter(|_| !candidates.is_empty()) else {
+            return Ok(values);
+        };
+        // A model that the parser refuses gets no engine, which says why.
+        let holding = shape_inputs(library, model).unwrap_or_default();
+        if holding.is_empty() {
+            return Ok(values);
+        }
+        let profile = self.profile(&session.subject.inputs, shapes);
+        let mut is_likely_known = false;
+        for &index in self.split.calibration.iter().chain(&self.split.evaluation) {
+            session.host.check()?;
+            let Ok(sample) = session.dataset().sample(index) else { continue };
+            let has_shape = |name: &String, shape: &[usize]| sample.get(name).is_some_and(|t| t.shape() == shape);
+            let is_likely =
+                !is_likely_known && profile.shapes.iter().all(|(name, [_, likely, _])| has_shape(name, likely));
+            is_likely_known |= is_likely;
+            for input in candidates.iter().filter(|input| holding.contains(&input.name)) {
+                let Some(found) = sample.get(&input.name).and_then(Tensor::to_integers) else { continue };
+                let [min, likely, max] =
+                    values.entry(input.name.clone()).or_insert_with(|| [(); 3].map(|()| found.clone()));
+                for ((min, max), &value) in min.iter_mut().zip(max).zip(&found) {
+                    (*min, *max) = (value.min(*min), value.max(*max));
+                }
+                if is_likely {
+                    *likely = found;
+                }
+            }
+        }
+        Ok(values)
+    }
+
     /// Room for all samples in every batch that engines are run with.
     fn profile(&self, inputs: &[TensorInfo], shapes: &Shapes) -> OptimizationProfile {
         let batch = self.bench_batches().into_iter().fold(self.session.batch, usize::max);
@@ -318,6 +362,7 @@ impl Job<'_> {
         precision: &str,
         model: &Path,
         shapes: &Shapes,
+        values: &Ranges,
     ) -> Result<(ArtifactFile, EngineSidecar), PipelineError> {
         let session = &self.session;
         // With --shape, the model as it was given is more open than the models made of it.
@@ -327,7 +372,7 @@ impl Job<'_> {
             declared(&Model::load(model)?).0
         };
         let options = EngineOptions {
-            profile: self.profile(&inputs, shapes),
+            profile: OptimizationProfile { values: values.clone(), ..self.profile(&inputs, shapes) },
             compute_capabilities: match (library.flavour, gpu.map(|gpu| gpu.info().compute_capability)) {
                 (Flavour::TensorRt, _) => Vec::new(),
                 (Flavour::TensorRtRtx, Some((major, minor))) if rtx_runs_on((major, minor)) => {

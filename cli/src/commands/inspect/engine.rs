@@ -88,6 +88,9 @@ fn describe(path: &Path, facts: &EngineFacts, all: bool) -> String {
         for (input, [min, opt, max]) in &sidecar.options.profile.shapes {
             lines.push(format!("profile     {input}: {min:?} {opt:?} {max:?}"));
         }
+        for (input, [min, opt, max]) in &sidecar.options.profile.values {
+            lines.push(format!("profile     values of {input}: {min:?} {opt:?} {max:?}"));
+        }
         if !sidecar.options.compute_capabilities.is_empty() {
             lines.push(format!("for         {}", sidecar.options.compute_capabilities.join(", ")));
         }
