@@ -8,7 +8,10 @@ use std::{
 };
 
 use trtcalib::{
-    dataset::{DataOptions, Extent, InputSpec, Interpolation, Preprocess, RgbImage, decode, open, resize},
+    dataset::{
+        Collection, DataOptions, DatasetError, Extent, InputSpec, Interpolation, Preprocess, RgbImage, decode, open,
+        resize,
+    },
     npz::{read_npy, read_npz},
     tensor::{ElementType, Tensor, Values},
 };
@@ -164,12 +167,12 @@ fn whole_chains_equal_pillow_and_numpy_to_the_last_bit() {
     }
 }
 
-/// Ids, labels and notes of the data at `path`, as a model of one input of 8 × 8 takes them.
-fn listed(path: &Path) -> (Vec<(String, Option<u32>)>, Vec<String>) {
+/// The data at `path`, as a model of one input of 8 × 8 takes them.
+fn opened(path: &Path) -> Result<Collection, DatasetError> {
     let shape = vec![Some(1), Some(3), Some(8), Some(8)];
     let input = InputSpec { name: "x".to_owned(), element_type: Some(ElementType::F32), shape };
     let preprocess = Preprocess { resize: Some(Extent::Exact([8, 8])), ..Preprocess::default() };
-    let collection = open(&DataOptions {
+    open(&DataOptions {
         path,
         labels: None,
         classes: &BTreeMap::from([(7, "hen".to_owned())]),
@@ -178,7 +181,11 @@ fn listed(path: &Path) -> (Vec<(String, Option<u32>)>, Vec<String>) {
         inputs: &[input],
         preprocess: Some(&preprocess),
     })
-    .unwrap();
+}
+
+/// Its ids, labels and notes.
+fn listed(path: &Path) -> (Vec<(String, Option<u32>)>, Vec<String>) {
+    let collection = opened(path).unwrap();
     let dataset = &*collection.dataset;
     let samples = (0..dataset.len()).map(|index| {
         assert!(dataset.sample(index).is_ok(), "{}", dataset.id(index));
@@ -293,6 +300,13 @@ fn what_most_files_are_is_read_and_the_rest_is_told() {
     let told = |what: &str| assert!(notes.iter().any(|note| note.contains(what)), "{what}: {notes:?}");
     told("1 in folders that are not read, as x/more/still/4.png: only the folder and those right in it");
     told("1 with .npy, as y/stats.npy: it holds arrays, and the samples are pictures");
+    // More of them than there: which are meant?
+    ["x/more/5.png", "x/more/6.png", "x/more/7.png"].into_iter().for_each(write);
+    let error = opened(folder.path()).map(|_| ()).unwrap_err().to_string();
+    assert!(
+        error.contains("3 samples lie in it or right in its folders, and 4 deeper, as x/more/5.png; give"),
+        "{error}"
+    );
     for name in ["1", "2", "3", "4"] {
         arrays(&format!("arrays/{name}.npz"));
     }

@@ -223,7 +223,8 @@ def compare(
         config, progress: as for `calibrate`.
 
     Returns:
-        Figures of every target, a row each in ``rows()``; ``passed`` says whether each ran and passed every gate.
+        Figures of every target, a row each in ``rows()``; ``passed`` says whether each ran and passed every gate,
+        and is None without gates.
 
     Raises:
         DataError, ModelError, RuntimeLibraryError: with the program's messages.

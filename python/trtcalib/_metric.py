@@ -90,10 +90,10 @@ def judged(runs: Iterable[Run], metric: Metric, minimum: float | None) -> dict[s
             # A number that is none passes nothing.
             passed = value is not None and value >= minimum
             part["targets"][0]["metric_passed"] = passed
-            part["passed"] = part["passed"] and passed
+            part["passed"] = part["passed"] is not False and passed
         if whole:
             whole["targets"] += part["targets"]
-            whole["passed"] = whole["passed"] and part["passed"]
+            whole["passed"] = part["passed"] if whole["passed"] is not False else False
         else:
             whole = part
     return whole

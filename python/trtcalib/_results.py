@@ -159,9 +159,9 @@ class Comparison(Result):
     """Figures of every target against the reference: ``targets[i]["result"]`` has ``outputs`` and ``tasks``."""
 
     @property
-    def passed(self) -> bool:
-        """Whether every target ran and passed every gate."""
-        return bool(self["passed"])
+    def passed(self) -> bool | None:
+        """Whether every target ran and passed every gate; None without gates, where all ran."""
+        return self["passed"]
 
     def _about(self) -> dict[str, Any]:
         return {"samples": self["samples"], "passed": self.passed, "targets": ", ".join(row["target"] for row in self["targets"])}

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Deserializer, de::Error};
+
 use super::{Dataset, DatasetError, InputSpec, SampleError, shapes_of};
 use crate::{
     artifact::{Reading, open_regular},
@@ -105,15 +107,14 @@ impl ArrayDataset {
         if bytes.len() as u64 == JSON_BYTES {
             return Err(invalid(path, "JSON of 1 GiB and more is not read; save the arrays as .npz".to_owned()));
         }
-        let Listed(list) = serde_json::from_slice::<Listed<BTreeMap<String, Encoded>>>(&bytes)
+        let Listed(list) = serde_json::from_slice::<Listed<Feed>>(&bytes)
             .map_err(|error| invalid(path, format!("it is no Polygraphy inputs JSON: {error}")))?;
         let list = list.ok_or_else(|| invalid(path, "a list of inputs is expected".to_owned()))?;
         let mut notes = Vec::new();
         let feeds = list
             .into_iter()
             .enumerate()
-            .map(|(index, feed)| {
-                let arrays = feed_arrays(feed).map_err(|reason| invalid(path, format!("entry {index}: {reason}")))?;
+            .map(|(index, Feed(arrays))| {
                 if index == 0 {
                     notes.extend(match_note(path, &arrays, inputs));
                 }
@@ -180,14 +181,19 @@ fn samples_of(batch: TensorMap, inputs: &[InputSpec]) -> Vec<TensorMap> {
     samples.unwrap_or_else(|| vec![batch])
 }
 
-fn feed_arrays(feed: BTreeMap<String, Encoded>) -> Result<TensorMap, String> {
-    let arrays = feed.into_iter().filter(|(key, _)| !key.starts_with("polygraphy_"));
-    arrays
-        .map(|(name, Encoded(array))| match array {
+/// The arrays of one call in Polygraphy's JSON. What is no array is an error at once: millions of such entries are not kept.
+struct Feed(TensorMap);
+
+impl<'de> Deserialize<'de> for Feed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let feed = BTreeMap::<String, Encoded>::deserialize(deserializer)?;
+        let arrays = feed.into_iter().filter(|(key, _)| !key.starts_with("polygraphy_"));
+        let arrays = arrays.map(|(name, Encoded(array))| match array {
             Ok(tensor) => Ok((name, tensor)),
-            Err(reason) => Err(format!("`{name}` {reason}")),
-        })
-        .collect()
+            Err(reason) => Err(D::Error::custom(format!("`{name}` {reason}"))),
+        });
+        arrays.collect::<Result<TensorMap, _>>().map(Self)
+    }
 }
 
 /// Arrays by the names of the inputs; a single array serves a single input whatever its name.

@@ -238,8 +238,8 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// Pictures and arrays in the folders that are not read (nor are `except`), down to 8 levels: how many, and the first.
-    pub(super) fn unread(&self, except: Option<&Path>) -> Option<(usize, String)> {
+    /// Pictures and arrays in the folders that are not read (nor are `except`), down to 8 levels, by name.
+    pub(super) fn unread(&self, except: Option<&Path>) -> Vec<(String, PathBuf)> {
         let endings: Vec<&str> = IMAGE_ENDINGS.into_iter().chain(ARRAY_ENDINGS).collect();
         let except = except.and_then(|path| path.canonicalize().ok());
         let mut found = Self::default();
@@ -258,8 +258,8 @@ impl Listing {
             }
             level = next;
         }
-        let (first, _) = found.files.iter().min()?;
-        Some((found.files.len(), first.clone()))
+        found.files.sort();
+        found.files
     }
 }
 

@@ -287,22 +287,34 @@ fn left_out(passed_over: &[SampleError]) -> Option<String> {
     (!groups.is_empty()).then(|| format!("files left out of the data: {}", groups.join("; ")))
 }
 
-/// Says what lies in folders that are not read.
-fn unread(listing: &images::Listing, labels: Option<&Path>) -> Option<String> {
-    let (count, first) = listing.unread(labels)?;
+/// Says what lies in folders that are not read. More samples than in those that are read is an error: which ones are meant?
+fn unread(folder: &Path, listing: &images::Listing, labels: Option<&Path>) -> Result<Option<String>, DatasetError> {
+    let unread = listing.unread(labels);
+    let (count, taken) = (unread.len(), listing.files.len());
+    let Some((first, _)) = unread.first() else { return Ok(None) };
+    let are_arrays = |file: &Path| ARRAY_ENDINGS.contains(&ending(file).as_str());
+    let own = listing.files.first().map(|(_, file)| are_arrays(file));
+    let more = unread.iter().filter(|(_, file)| own == Some(are_arrays(file))).count();
+    if more > taken {
+        let reason = format!(
+            "{taken} samples lie in it or right in its folders, and {more} deeper, as {first}; give the folder that holds the \
+             samples, or a list of files"
+        );
+        return Err(DatasetError::Format { path: folder.to_owned(), reason });
+    }
     let why = if !listing.files.is_empty() && listing.classes.is_empty() {
         "the folder itself holds as many samples or more"
     } else {
         "only the folder and those right in it are looked at"
     };
-    Some(format!("files left out of the data: {count} in folders that are not read, as {first}: {why}"))
+    Ok(Some(format!("files left out of the data: {count} in folders that are not read, as {first}: {why}")))
 }
 
 fn open_arrays(options: &DataOptions<'_>, folder: bool) -> Result<Collection, DatasetError> {
     let (mut passed_over, mut left_unread) = (Vec::new(), None);
     let mut data = if folder {
         let listing = images::list(options.path, &["npz"], options.labels)?;
-        left_unread = unread(&listing, options.labels);
+        left_unread = unread(options.path, &listing, options.labels)?;
         passed_over = listing.skipped.into_iter().filter(|skipped| !is_label_file(skipped, options.labels)).collect();
         let names = listing.files.into_iter().map(|(name, _)| name).collect();
         arrays::ArrayDataset::files(options.path, names, options.inputs)
@@ -372,7 +384,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         (images::Listing::default(), Some(files::read_list(options.path)?))
     };
     let mut names = BTreeMap::new();
-    notes.extend(unread(&listing, options.labels));
+    notes.extend(unread(options.path, &listing, options.labels)?);
     let each = || (files::Files::Each(std::mem::take(&mut listing.files)), Vec::new());
     let (files, mut assigned) = list.unwrap_or_else(each);
     let mut label_source = (!assigned.is_empty()).then(|| options.path.display().to_string());

@@ -8,6 +8,7 @@ use std::{
 use tempfile::TempDir;
 
 use super::DeployError;
+use crate::artifact::open_regular;
 
 /// Bytes of all files together, at most: outputs of a few samples and times, never models.
 const MOST_BYTES: u64 = 2 << 30;
@@ -15,7 +16,7 @@ const MOST_BYTES: u64 = 2 << 30;
 /// The regular files of an archive in a folder of their own, which goes when it is dropped. Links, devices and paths that
 /// lead out of the archive are refused.
 pub(super) fn unpack(archive: &Path) -> Result<TempDir, DeployError> {
-    let file = fs::File::open(archive).map_err(DeployError::io("read", archive))?;
+    let file = open_regular(archive).map_err(DeployError::io("read", archive))?;
     let broken = |error: io::Error| DeployError::content(archive, format!("it is no whole tar archive ({error})"));
     let folder = tempfile::tempdir().map_err(DeployError::io("unpack", archive))?;
     let mut entries = tar::Archive::new(io::BufReader::new(file));
@@ -77,6 +78,10 @@ mod tests {
             let error = unpack(archive(name, kind).path()).unwrap_err();
             assert!(error.to_string().contains("no file of a deployment"), "{name}: {error}");
         }
+        // A pipe would be waited for.
+        let error = unpack(Path::new("/dev/null")).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("not a regular file"), "{cause}");
         let none = tempfile::NamedTempFile::new().unwrap();
         fs::write(none.path(), vec![b'x'; 700]).unwrap();
         assert!(unpack(none.path()).unwrap_err().to_string().contains("no whole tar archive"));

@@ -6,7 +6,7 @@ use std::{fmt, marker::PhantomData};
 use base64::Engine;
 use serde::{
     Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
 use super::parse_npy;
@@ -100,7 +100,9 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for OfList<T> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Listed<T>, A::Error> {
         let mut list = Vec::new();
-        while let Some(element) = elements.next_element()? {
+        let mut next =
+            |index: usize| elements.next_element().map_err(|error| A::Error::custom(format!("entry {index}: {error}")));
+        while let Some(element) = next(list.len())? {
             list.push(element);
         }
         Ok(Listed(Some(list)))

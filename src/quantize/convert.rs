@@ -96,9 +96,14 @@ impl Conversion<'_> {
         };
         let mut low = BTreeSet::new();
         let mut converted = Converted::default();
-        for (id, node) in view.nodes().filter(|(_, node)| computes_f32(node, types)) {
+        for (id, node) in view.nodes() {
             let (name, op_type) = (node.label(id.0), node.op_type().to_owned());
-            match self.reason(view, id, node, &known) {
+            let reason = match float_type(node, types) {
+                Some(ElementType::F32) => self.reason(view, id, node, &known),
+                Some(own) if own != self.target => Some(Fp32Reason::Own(own)),
+                _ => continue,
+            };
+            match reason {
                 Some(reason) => converted.kept.push(KeptFp32 { node: name, op_type, reason }),
                 None if self.wanted(&name) => {
                     low.insert(id);
@@ -216,11 +221,12 @@ impl Conversion<'_> {
     }
 }
 
-/// True for nodes that take or make `float32` in a way that could be 16-bit.
-fn computes_f32(node: &NodeProto, types: &BTreeMap<String, ElementType>) -> bool {
-    let f32_input =
-        |(index, tensor): (usize, &String)| converts_input(node, index) && types.get(tensor) == Some(&ElementType::F32);
-    !node.is(Fact::Quantizer) && node.input.iter().enumerate().any(f32_input)
+/// The type of floats that a node takes in a way that could be 16-bit: `float32` where it takes several.
+fn float_type(node: &NodeProto, types: &BTreeMap<String, ElementType>) -> Option<ElementType> {
+    let converting = node.input.iter().enumerate().filter(|&(index, _)| converts_input(node, index));
+    let mut floats = converting.filter_map(|(_, tensor)| types.get(tensor).copied().filter(|kind| kind.is_float()));
+    let first = floats.next().filter(|_| !node.is(Fact::Quantizer))?;
+    Some(if floats.any(|kind| kind == ElementType::F32) { ElementType::F32 } else { first })
 }
 
 /// True for inputs whose type goes with that of the node.

@@ -425,7 +425,8 @@ fn convert_float_part(
         infos: &facts::tensor_infos(model.graph(), shapes),
     };
     let converted = conversion.apply(model.graph_mut())?;
-    if options.scheme.precision == half && converted.low.is_empty() && converted.kept.is_empty() {
+    let are_own = converted.kept.iter().all(|kept| matches!(kept.reason, Fp32Reason::Own(_)));
+    if options.scheme.precision == half && converted.low.is_empty() && are_own {
         return Err(QuantizeError::NothingToConvert { precision: half });
     }
     for decision in placement.decisions.iter_mut().filter(|decision| !decision.precision.is_quantized()) {

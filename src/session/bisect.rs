@@ -129,6 +129,12 @@ impl BisectOptions {
             "--find layers takes a model as its target, a file ending in .onnx; look into this one with --find first or tensors"
         );
         let is_plan = find == Find::Plan;
+        let other = gates.iter().find(|gate| is_plan && !gate.is_for(precision.name()));
+        if let Some(gate) = other {
+            bail!(
+                "gate {gate} is not for {precision}, for which a plan is looked for; set --precision, or leave it out of the gate"
+            );
+        }
         ensure!(!is_plan || !gates.is_empty(), "a plan needs a gate to pass; name one, as in --gate top1=0.99");
         ensure!(
             !is_plan || target.is_none(),
@@ -266,4 +272,20 @@ fn accumulated(
     let error =
         |tensor: &TensorDivergence| Some(((*of.get(&*tensor.site.tensor)?).to_owned(), tensor.difference.sqnr_db?));
     Ok(found.tensors.iter().filter_map(error).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_goes_by_gates_for_its_own_precision() {
+        let config = |gate: &str| RunConfig { gate: vec![gate.parse().unwrap()], ..RunConfig::default() };
+        let check = |gate: &str| BisectOptions::default().check(&config(gate));
+        for gate in ["top1=0.9", "int8:top1=0.9"] {
+            assert_eq!(check(gate).unwrap(), Find::Plan);
+        }
+        let error = check("fp16:top1=0.9").unwrap_err().to_string();
+        assert!(error.starts_with("gate fp16:top1=0.9 is not for int8, for which a plan is looked for"), "{error}");
+    }
 }

@@ -73,8 +73,8 @@ impl TargetOutcome {
 /// What a comparison found.
 #[derive(Debug, Serialize)]
 pub struct CompareOutcome {
-    /// Whether every target ran and passed every gate.
-    pub passed: bool,
+    /// Whether every target ran and passed every gate; absent (null) without gates, where all ran.
+    pub passed: Option<bool>,
     /// Name of the reference.
     pub reference: String,
     /// TensorRT with its version, where an engine ran.
@@ -311,9 +311,10 @@ impl Compared {
             TargetOutcome::new(&target.name, counted, if target.gated { &gates } else { &[] }, &footprint)
         };
         let targets: Vec<TargetOutcome> = targets.iter().zip(self.targets).map(outcome).collect();
-        let passed = |outcome: &TargetOutcome| outcome.error.is_none() && outcome.gates.iter().all(|gate| gate.passed);
+        let failed = |outcome: &TargetOutcome| outcome.error.is_some() || outcome.gates.iter().any(|gate| !gate.passed);
+        let any_failed = targets.iter().any(failed);
         let outcome = CompareOutcome {
-            passed: targets.iter().all(passed),
+            passed: (any_failed || !gates.is_empty()).then_some(!any_failed),
             reference,
             tensorrt,
             samples: self.samples,

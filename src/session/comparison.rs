@@ -9,7 +9,7 @@ use super::{
     PipelineError, Session, Shard, Spec, Within,
     compared::{CompareOutcome, Compared, Compares, Comparing},
     evaluation::{EvaluateOptions, Outputs, Recorder, count},
-    ranges::sample_hash,
+    ranges::same_samples,
     target::{fill_from_sidecar, warn_of_cache},
 };
 use crate::{
@@ -244,7 +244,7 @@ impl Session {
         let dataset = self.dataset();
         let count = dataset.len();
         let mut known: BTreeMap<String, String> = BTreeMap::new();
-        for spec in targets {
+        for spec in targets.iter().chain([reference]) {
             let Spec::OnnxRuntime(Some(path), _) = spec else { continue };
             let model = Model::load(path)?;
             if of_random_data(&model) {
@@ -263,10 +263,8 @@ impl Session {
         });
         let saved = saved.collect::<Result<Vec<_>, _>>()?;
         let is_saved = |index: &usize| saved.iter().all(|saved| saved.holds(*index, dataset.id(*index)));
-        let is_known = |index: &usize| {
-            known.get(dataset.id(*index)).is_some_and(|hash| sample_hash(dataset, *index).as_ref() == Some(hash))
-        };
-        let (calibrated, mut others): (BTreeSet<usize>, BTreeSet<usize>) = (0..count).partition(is_known);
+        let calibrated = same_samples(dataset, &known);
+        let mut others: BTreeSet<usize> = (0..count).filter(|index| !calibrated.contains(index)).collect();
         if others.is_empty() && !calibrated.is_empty() {
             self.host.warn(
                 "a target was calibrated on all of these samples: its figures are better here than on others; give other data, \

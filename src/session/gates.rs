@@ -114,7 +114,7 @@ impl Session {
         name == output
             || match parts.get(output) {
                 Some(parts) => parts.iter().any(|known| known.name == part),
-                None => part.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-'),
+                None => part.bytes().all(|byte| byte.is_ascii_digit() || b"-,".contains(&byte)),
             }
     }
 

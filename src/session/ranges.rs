@@ -1,6 +1,10 @@
 //! Ranges of a session's model: observe its calibration samples, then choose how thresholds are made of the counts.
 
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Instant,
+};
 
 use super::{
     PipelineError, Session, Shard,
@@ -12,7 +16,7 @@ use super::{
 use crate::{
     artifact::ContentHash,
     calibrate::{BiasCorrection, CalibrationTable, Choice, Effort, Histograms, Provenance, Shards, StepKind},
-    dataset::{Dataset, SampleError},
+    dataset::{Dataset, SampleError, holds_images},
     pass::Ran,
     quantize::{Precision, SchemeOptions},
     recover::RecoverOptions,
@@ -274,9 +278,10 @@ impl Session {
     }
 }
 
-/// The beginning of a hash of what a sample is: of its file, or of its values; `None` where it cannot be read.
+/// The beginning of a hash of what a sample is: of its picture's file, or of its values, in whatever file they lie; `None`
+/// where it cannot be read.
 pub(super) fn sample_hash(dataset: &dyn Dataset, index: usize) -> Option<String> {
-    let hash = if let Some(file) = dataset.file(index) {
+    let hash = if let Some(file) = dataset.file(index).filter(|file| holds_images(file)) {
         ContentHash::of_file(&file).ok()?
     } else {
         let inputs = dataset.sample(index).ok()?;
@@ -284,4 +289,21 @@ pub(super) fn sample_hash(dataset: &dyn Dataset, index: usize) -> Option<String>
         ContentHash::of_bytes(&bytes)
     };
     Some(hash.as_str()[..16].to_owned())
+}
+
+/// The samples that have the content of those in `known`, by name and hash: by their names where that finds all of them, and
+/// otherwise, since the same files may be named from another folder or list, whatever they are called.
+pub(super) fn same_samples(dataset: &dyn Dataset, known: &BTreeMap<String, String>) -> BTreeSet<usize> {
+    let is = |index: &usize, hash: &String| sample_hash(dataset, *index).as_ref() == Some(hash);
+    let named = (0..dataset.len()).filter(|index| known.get(dataset.id(*index)).is_some_and(|hash| is(index, hash)));
+    let named: BTreeSet<usize> = named.collect();
+    if named.len() == known.len() {
+        return named;
+    }
+    let hashes: BTreeSet<&String> = known.values().collect();
+    (0..dataset.len())
+        .filter(|index| {
+            named.contains(index) || sample_hash(dataset, *index).is_some_and(|hash| hashes.contains(&hash))
+        })
+        .collect()
 }

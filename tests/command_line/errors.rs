@@ -31,6 +31,32 @@ fn what_does_not_exist_is_named() {
 }
 
 #[test]
+fn a_demonstration_with_wrong_options_replaces_what_tells_of_a_former_one() {
+    let Some(mut command) = calib() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let demo =
+        |more: &[&str]| [&["demo", "d", "--"], more].concat().iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+    let quick = [
+        "--bench-seconds",
+        "0",
+        "--tensorrt",
+        "off",
+        "--precisions",
+        "fp16",
+        "--calib-samples",
+        "8",
+        "--eval-samples",
+        "8",
+    ];
+    command.current_dir(folder.path()).args(demo(&quick)).assert().success();
+    let report = || fs::read_to_string(folder.path().join("d/runs/demo/report.junit.xml")).unwrap();
+    assert!(report().contains(r#"errors="0""#), "{}", report());
+    let error = error_of(calib().unwrap().current_dir(folder.path()).args(demo(&["--gate", "foo=1"])));
+    assert!(error.contains("foo") && !error.contains("error: error"), "{error}");
+    assert!(report().contains(r#"errors="1""#), "{}", report());
+}
+
+#[test]
 fn a_run_without_model_or_data_says_what_to_pass() {
     let Some(mut command) = calib() else { return };
     let error = error_of(command.arg("run"));

@@ -51,6 +51,7 @@ for name, shape in ("endless", ["n", 2 ** 63 - 1]), ("overflowing", [1, 2 ** 62,
     save(name, [("Relu", ["x"], "y", {})], [("x", shape)], [("y", shape)], [])
 for count, name in (24, "x"), (40, "more"):
     np.savez(f"{folder}/{name}.npz", x=rng.normal(size=(count, 8, 10, 10)).astype(np.float32))
+np.savez(f"{folder}/reversed.npz", x=np.load(f"{folder}/more.npz")["x"][::-1])
 np.savez(f"{folder}/half.npz", x=rng.normal(size=(24, 8, 10, 10)).astype(np.float16))
 np.savez(f"{folder}/double.npz", x=rng.normal(size=(24, 32)))
 "#;
@@ -373,6 +374,12 @@ fn samples_that_calibrated_are_left_out_of_a_comparison() {
     );
     assert_eq!(compared("more", &["--calibration-samples"]).0, 40);
     assert_eq!(compared("more", &["--samples", "10"]).0, 10);
+    // The same under other names, and where the model is what others are compared with.
+    assert_eq!(compared("reversed", &[]).0, 24);
+    let swapped = ["--ref", "ort:q.onnx", "--target", "residual.onnx", "--json"];
+    let output = command(folder, "compare", "residual", "more", &swapped).assert().success();
+    let found: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
+    assert_eq!((&found["samples"], &found["passed"]), (&24.into(), &serde_json::Value::Null));
     // Other data under the same names.
     assert_eq!(compared("x", &[]).0, 24);
 }
@@ -431,6 +438,10 @@ fn memory_does_not_grow_with_arrays_and_its_end_is_an_error_that_names_the_file(
         error_of(command.current_dir(folder).args(words).args(["--max-memory-mb", "250"]))
     };
     let error = limited(&["calibrate", "--model", "large.onnx", "-o", "t.json", "--data", "numbers.json"]);
+    assert!(error.contains("entry 0: `x` holds no base64 `array`"), "{error}");
+    let entries = vec![r#"{"x": [0]}"#; 1 << 20].join(",");
+    fs::write(folder.join("entries.json"), format!("[{entries}]")).unwrap();
+    let error = limited(&["calibrate", "--model", "large.onnx", "-o", "t.json", "--data", "entries.json"]);
     assert!(error.contains("entry 0: `x` holds no base64 `array`"), "{error}");
     let saved = ["--model", "large.onnx", "--data", "40.npz", "--ref", "ort", "--target", "saved:numbers.json"];
     let error = limited(&[&["compare"], &saved[..]].concat());

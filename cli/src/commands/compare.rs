@@ -72,7 +72,7 @@ pub(super) fn verdict(printer: &Printer, outcome: &CompareOutcome) -> anyhow::Re
     let failed: Vec<String> =
         outcome.targets.iter().filter_map(|o| Some(format!("{}: {}", o.target, o.error.as_ref()?))).collect();
     anyhow::ensure!(failed.is_empty(), "a target could not be run: {}", failed.join("; "));
-    Ok(if outcome.passed { ExitStatus::Passed } else { ExitStatus::GateFailed })
+    Ok(if outcome.passed == Some(false) { ExitStatus::GateFailed } else { ExitStatus::Passed })
 }
 
 /// The reference and the targets, by flags or by place.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::Parser;
 
-use super::{ExitStatus, Printer, run};
+use super::{ExitStatus, Printer, not_understood, run};
 use crate::args::{Cli, Command, DemoArgs, GlobalArgs};
 use trtcalib::artifact::write_atomic;
 
@@ -24,8 +24,15 @@ pub(super) fn demo(printer: &Printer, global: &GlobalArgs, args: &DemoArgs) -> a
     let config = write(&args.folder)?;
     printer.note(&format!("wrote a model, 640 images and {}", config.display()));
     let words = ["calib", "run", "--config"].map(OsString::from);
-    let words = words.into_iter().chain([config.into_os_string()]).chain(args.run.iter().cloned());
-    match Cli::try_parse_from(words)?.command {
+    let words: Vec<OsString> =
+        words.into_iter().chain([config.into_os_string()]).chain(args.run.iter().cloned()).collect();
+    let parsed = Cli::try_parse_from(&words).map_err(|error| {
+        let text = error.to_string();
+        let reason = text.trim_start_matches("error: ").trim_end();
+        not_understood(&words, reason.lines().next().unwrap_or_default());
+        anyhow::anyhow!("{reason}")
+    });
+    match parsed?.command {
         Command::Run(args) => run::run(printer, global, &args),
         _ => anyhow::bail!("only options of `calib run` may follow"),
     }

@@ -39,8 +39,11 @@ pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeAr
     let request = QuantizeRequest { precision, table: args.table.clone(), output, convert_io: args.convert_io };
     let outcome = quantize_file(&config, &request, global.ort_library.as_deref(), &host(printer))?;
     printer.outcome(&outcome, || {
-        let kept: Vec<String> =
-            outcome.kept_fp32.iter().map(|kept| format!("\n  in FP32: {} ({})", kept.node, kept.reason)).collect();
+        let kept: Vec<String> = outcome
+            .kept_fp32
+            .iter()
+            .map(|kept| format!("\n  {}: {} ({})", kept.kept_in(), kept.node, kept.reason))
+            .collect();
         let done = if precision.is_quantized() {
             format!("{} nodes and {} activations", outcome.quantized_nodes, outcome.quantized_tensors)
         } else {

@@ -131,27 +131,47 @@ impl Gate {
         }
     }
 
-    /// Why so few samples cannot decide it: even if all of them agree (are right), the share among all that there are
-    /// may lie beyond the threshold. `samples` are those that count, for accuracy those with a label.
+    /// Why so few samples cannot decide it: even if all of them agree (are right, answer alike), the figure over all that
+    /// there are may lie beyond the threshold. `samples` are those that count, for accuracy those with a label.
     pub fn undecidable(&self, samples: usize) -> Option<String> {
+        let Self { metric, threshold, .. } = *self;
         let level = self.confidence.unwrap_or(0.95);
-        // Without a confidence, all of them is a clear wish.
-        if !self.metric.is_counted() || self.threshold >= 1.0 {
+        // Interval's bound at the best, and how many samples bring it to the threshold.
+        let (best, bound, needed) = match metric {
+            // Without a confidence, all of them is a clear wish.
+            _ if metric.is_counted() || metric == Metric::Top5 => {
+                let lowest = |n: u64| wilson_at((n, n), level)[0];
+                // With all n right, the bound is n / (n + z²).
+                let z2 = 1.0 / lowest(1) - 1.0;
+                ("all of them right the true share", lowest(samples as u64), threshold * z2 / (1.0 - threshold))
+            }
+            Metric::AccuracyDrop => {
+                let highest = |n: u64| paired_difference([0, 0], n, level)[1];
+                // With no answer changed, the bound is z / (n + 2).
+                let z = highest(98) * 100.0;
+                ("no answer changed the true drop", highest(samples as u64), z / threshold - 2.0)
+            }
+            Metric::Own => return None,
+            _ => {
+                let sampled = !matches!(metric.needs(), Needs::Times | Needs::Size);
+                return (self.confidence.is_some() && sampled && samples < 2).then(|| {
+                    format!("{samples} sample has no interval, so the gate {self} cannot pass; at least 2 are needed")
+                });
+            }
+        };
+        let decided = match metric.direction() {
+            Direction::AtLeast => bound >= threshold,
+            Direction::AtMost => bound <= threshold,
+        };
+        if decided || !(needed.is_finite() && needed >= 0.0) {
             return None;
         }
-        let lowest = |n: u64| wilson_at((n, n), level)[0];
-        let bound = lowest(samples as u64);
-        if bound >= self.threshold {
-            return None;
-        }
-        // With all n right, the bound is n / (n + z²).
-        let z2 = 1.0 / lowest(1) - 1.0;
-        let needed = (self.threshold * z2 / (1.0 - self.threshold)).ceil();
         let outcome = if self.confidence.is_some() { "the gate cannot pass" } else { "passing shows little" };
         Some(format!(
-            "{samples} samples cannot decide the gate {self}: even with all of them right the true share may be \
-             {bound:.3} (at {} confidence), so {outcome}; at least {needed} samples are needed",
-            percent(level)
+            "{samples} samples cannot decide the gate {self}: even with {best} may be {bound:.3} (at {} confidence), so \
+             {outcome}; at least {} samples are needed",
+            percent(level),
+            needed.ceil()
         ))
     }
 }

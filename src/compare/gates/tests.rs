@@ -147,7 +147,23 @@ fn too_few_samples_are_said_to_decide_nothing() {
     assert!(
         undecidable("top1=0.98", 20).unwrap().contains("may be 0.839 (at 95% confidence), so passing shows little")
     );
+    assert!(undecidable("top5>=0.99@95%", 1).is_some());
     assert_eq!((undecidable("top1=1", 5), undecidable("sqnr_db=20", 1)), (None, None));
+    // z / (n + 2) with no answer changed: 1.959964 / 0.01 - 2.
+    let drop = undecidable("accuracy_drop<=0.01@95%", 193).unwrap();
+    assert!(
+        drop.contains("no answer changed the true drop may be 0.010 (at 95% confidence), so the gate cannot"),
+        "{drop}"
+    );
+    assert!(drop.ends_with("at least 194 samples are needed"), "{drop}");
+    assert_eq!(undecidable("accuracy_drop<=0.01@95%", 194), None);
+    assert!(undecidable("accuracy_drop=0.001", 120).unwrap().contains("passing shows little"));
+    assert_eq!(undecidable("accuracy_drop=0", 10), None, "none changed is a clear wish");
+    for gate in ["sqnr_db>=10@95%", "mean_iou>=0.5@95%", "map50_95>=0.3@95%"] {
+        assert!(undecidable(gate, 1).unwrap().ends_with("cannot pass; at least 2 are needed"), "{gate}");
+        assert_eq!(undecidable(gate, 2), None);
+    }
+    assert_eq!(undecidable("latency_ms<=5@95%", 1), None);
 }
 
 #[test]

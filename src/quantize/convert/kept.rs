@@ -1,13 +1,13 @@
-//! What a conversion to 16 bits left in FP32, and why.
+//! What a conversion to 16 bits left in FP32, or in another type that the model has it in, and why.
 
 use serde::{Deserialize, Serialize};
 
-use crate::quantize::Precision;
+use crate::{quantize::Precision, tensor::ElementType};
 
 /// Nodes that a sentence names.
 const NAMED: usize = 6;
 
-/// Why a node stays in FP32 although the rest is converted.
+/// Why a node stays in FP32, or in another type, although the rest is converted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Fp32Reason {
@@ -31,6 +31,8 @@ pub enum Fp32Reason {
     Operator,
     /// The type of one of its tensors is not known.
     UnknownType,
+    /// It computes in this other type in the model that was given.
+    Own(ElementType),
 }
 
 impl std::fmt::Display for Fp32Reason {
@@ -46,12 +48,13 @@ impl std::fmt::Display for Fp32Reason {
             Self::DeepReduction(count) => write!(f, "adds up {count} values"),
             Self::ShapeArithmetic => f.write_str("computes shapes or positions"),
             Self::Operator => f.write_str("the operator has no 16-bit form"),
+            Self::Own(own) => write!(f, "{own} in the model"),
             Self::UnknownType => f.write_str("the type of one of its tensors is not known"),
         }
     }
 }
 
-/// A node that stays in FP32.
+/// A node that stays in FP32, or in the other type that its reason names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct KeptFp32 {
     /// The node.
@@ -62,6 +65,13 @@ pub struct KeptFp32 {
     pub reason: Fp32Reason,
 }
 
+impl KeptFp32 {
+    /// What it stays in, in words.
+    pub fn kept_in(&self) -> &'static str {
+        if matches!(self.reason, Fp32Reason::Own(_)) { "as it is" } else { "in FP32" }
+    }
+}
+
 /// What a conversion of floats to 16 bits came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Halved {
@@ -69,7 +79,7 @@ pub struct Halved {
     pub precision: Precision,
     /// Nodes that compute in it.
     pub nodes: usize,
-    /// Nodes that stay in FP32, with the reasons.
+    /// Nodes that stay in FP32, or in another type that the model has them in, with the reasons.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept_fp32: Vec<KeptFp32>,
 }
@@ -83,7 +93,12 @@ impl Halved {
     /// That nothing computes in the 16-bit type, in words; `None` where something does.
     pub fn nothing(&self) -> Option<String> {
         let Self { precision, nodes, .. } = self;
-        (*nodes == 0).then(|| format!("nothing computes in {precision}, all of it stays in fp32"))
+        (*nodes == 0).then(|| format!("nothing computes in {precision}, all of it stays {}", self.rest("as it is")))
+    }
+
+    /// What the rest stays in.
+    fn rest<'w>(&self, otherwise: &'w str) -> &'w str {
+        if self.kept_fp32.iter().any(|kept| matches!(kept.reason, Fp32Reason::Own(_))) { otherwise } else { "in fp32" }
     }
 
     /// What stays in FP32, in a sentence; `None` where nothing does.
@@ -94,7 +109,7 @@ impl Halved {
         if kept > NAMED {
             named.push(format!("and {} more", kept - NAMED));
         }
-        let of = self.nothing().unwrap_or_else(|| format!("{kept} of {all} nodes stay in fp32"));
+        let of = self.nothing().unwrap_or_else(|| format!("{kept} of {all} nodes stay {}", self.rest("as they are")));
         (kept > 0).then(|| format!("{of}: {}", named.join(", ")))
     }
 }

@@ -111,6 +111,28 @@ fn what_16_bits_serve_badly_stays_in_fp32_with_a_reason() {
     assert_eq!(data_type(result.model.graph(), "big"), Some(F32));
 }
 
+#[test]
+fn what_the_model_has_in_another_type_is_said_to_stay_so() {
+    let cast = |from: &str, to: &str, kind: i32| {
+        NodeProto::new("Cast", to, &[from], &[to]).with(AttributeProto::int("to", i64::from(kind)))
+    };
+    let model = TestModel::new(17)
+        .input("x", &[1, 16])
+        .node(cast("x", "down", F16))
+        .op("Mul", &["down", "halves"], "own")
+        .node(cast("own", "up", F32))
+        .op("Sigmoid", &["up"], "y");
+    let model = constant(model, "halves", Values::F16(vec![half::f16::ONE; 16]));
+    let bf16 = QuantizeOptions {
+        scheme: SchemeOptions { precision: Precision::Bf16, ..SchemeOptions::default() },
+        ..QuantizeOptions::default()
+    };
+    let result = convert(model, &bf16, &[]);
+    assert_eq!(reasons(&result), [("own".to_owned(), Fp32Reason::Own(ElementType::F16))]);
+    let told = result.halved.unwrap().told().unwrap();
+    assert_eq!(told, "1 of 2 nodes stay as they are: own (float16 in the model)");
+}
+
 /// ONNX has no BF16 form of some operators that it has an FP16 form of, and a FP16 form of some in later versions only.
 #[test]
 fn operators_without_a_16_bit_form_in_this_version_stay_in_fp32() {

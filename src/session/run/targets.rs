@@ -12,7 +12,7 @@ use crate::{
     onnx::Model,
     quantize::{Halved, Placement, Precision, Quantized, Rule, Shifted, quantize},
     report::ArtifactFile,
-    session::{PipelineError, Session, describe, quantize_options, ranges::sample_hash},
+    session::{PipelineError, Session, describe, quantize_options, ranges::same_samples},
 };
 
 /// Nodes of a plan that are named, at most.
@@ -72,10 +72,9 @@ impl Session {
     pub(super) fn leave_out_calibrated(&self, split: &mut Split, calibrated: Option<&Calibrated>) {
         let (Some(calibrated), Some(_)) = (calibrated, &self.config.table) else { return };
         let (known, dataset) = (&calibrated.chosen.table.calibrated_on, self.dataset());
-        let is_known = |&index: &usize| {
-            known.get(dataset.id(index)).is_some_and(|hash| sample_hash(dataset, index).as_ref() == Some(hash))
-        };
-        let (left_out, others): (Vec<usize>, Vec<usize>) = split.evaluation.iter().copied().partition(is_known);
+        let same = same_samples(dataset, known);
+        let (left_out, others): (Vec<usize>, Vec<usize>) =
+            split.evaluation.iter().copied().partition(|index| same.contains(index));
         if others.is_empty() && !left_out.is_empty() {
             self.host.warn("the table was made on all of the samples that are evaluated: its figures are better here than on others");
         } else if !left_out.is_empty() {
