@@ -6,10 +6,17 @@ use std::{
     fs::File,
     io::{self, BufWriter, Read, Write},
     path::{Path, PathBuf},
-    sync::{OnceLock, PoisonError, RwLock},
+    sync::OnceLock,
 };
 
 use serde::{Deserialize, Serialize};
+
+mod inputs;
+
+pub use inputs::{
+    KnownFiles, check_free, check_stays, is_input, keep_inputs, open_regular, remove_folder, renews, same_file,
+    will_write,
+};
 
 /// The name and version of the program that wrote a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -104,59 +111,6 @@ pub enum ArtifactError {
         /// What is wrong with it and what to do.
         reason: String,
     },
-}
-
-/// Files that this process will write over.
-static RESULTS: RwLock<Vec<PathBuf>> = RwLock::new(Vec::new());
-
-/// Names files that this process will write. To read one that is there already is an error from now on, by whatever name,
-/// until it has been written: it would be lost.
-pub fn will_write(paths: impl IntoIterator<Item = PathBuf>) {
-    let there = paths.into_iter().filter(|path| path.exists());
-    RESULTS.write().unwrap_or_else(PoisonError::into_inner).extend(there);
-}
-
-/// Whether two paths lead to one file, through links too.
-pub fn same_file(a: &Path, b: &Path) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        let identity = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-        identity(a).is_some_and(|identity_a| identity(b) == Some(identity_a))
-    }
-    #[cfg(not(unix))]
-    {
-        a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
-    }
-}
-
-/// Looks whether an input is not to be written over: see [`will_write`].
-///
-/// # Errors
-/// It is.
-pub fn check_stays(path: &Path) -> io::Result<()> {
-    let results = RESULTS.read().unwrap_or_else(PoisonError::into_inner);
-    match results.iter().find(|result| same_file(result, path)) {
-        Some(result) => {
-            let result = result.display();
-            Err(io::Error::other(format!(
-                "it is an input and would be written over; choose another name than {result}"
-            )))
-        }
-        None => Ok(()),
-    }
-}
-
-/// Opens a file to read it. Opening a pipe would wait for a writer for ever.
-///
-/// # Errors
-/// It is not there, is no regular file, cannot be read, or is to be written over: see [`will_write`].
-pub fn open_regular(path: &Path) -> io::Result<File> {
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    check_stays(path)?;
-    File::open(path)
 }
 
 /// The content of a regular file.
@@ -281,7 +235,7 @@ pub fn write_atomic_with(
     fill: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
 ) -> Result<(), ArtifactError> {
     let write = || {
-        RESULTS.write().unwrap_or_else(PoisonError::into_inner).retain(|result| result != path);
+        inputs::writes(path)?;
         // Renaming over /dev/null or a pipe would take it away from everyone.
         if is_no_file(path) {
             let there = File::options().write(true).open(path)?;
@@ -296,6 +250,7 @@ pub fn write_atomic_with(
         drop(writer);
         temporary.as_file().sync_all()?;
         temporary.persist(path).map_err(|error| error.error)?;
+        inputs::wrote(path);
         Ok(())
     };
     write().map_err(|source| ArtifactError::Write { path: path.to_owned(), source })
@@ -331,7 +286,10 @@ pub fn check_writable(path: &Path) -> Result<(), ArtifactError> {
     if is_no_file(path) {
         return Ok(());
     }
-    unfinished(path).map(drop).map_err(|source| ArtifactError::Write { path: path.to_owned(), source })
+    check_free(path)
+        .and_then(|()| unfinished(path))
+        .map(drop)
+        .map_err(|source| ArtifactError::Write { path: path.to_owned(), source })
 }
 
 /// [`write_atomic_with`] for bytes already in memory.

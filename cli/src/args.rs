@@ -1,4 +1,5 @@
-//! The command line: what can be typed. Every flag of a run is also a key of its configuration file.
+//! The command line: what can be typed. Every flag of a run is also a key of its configuration file, but for those
+//! that say what this one call is to print or to write besides.
 
 use std::{ffi::OsString, path::PathBuf};
 

@@ -36,6 +36,9 @@ pub struct Findings {
     pub model: String,
     /// Its hash.
     pub model_hash: ContentHash,
+    /// Whether the samples, or those that gave the ranges, are random numbers: it says nothing about real data.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub random_data: bool,
     /// What was looked into: a precision, or another model or file.
     pub target: String,
     /// What computed the target: `onnxruntime-cpu`, `onnxruntime-cuda`, an engine's `tensorrt-rtx`, ...

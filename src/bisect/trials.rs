@@ -84,6 +84,9 @@ pub struct TrialLog {
     /// Measured costs by node: a later search must rank as this one did.
     #[serde(default)]
     pub costs: BTreeMap<String, f64>,
+    /// Whether the samples, or those that gave the ranges, are random numbers: it says nothing about real data.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub random_data: bool,
     /// In the order they ran.
     pub trials: Vec<Trial>,
 }
@@ -92,7 +95,7 @@ impl TrialLog {
     /// An empty log.
     pub fn new(context: ContentHash) -> Self {
         let (format_version, tool) = (LOG_FORMAT_VERSION, Tool::current());
-        Self { format_version, tool, context, costs: BTreeMap::new(), trials: Vec::new() }
+        Self { format_version, tool, context, costs: BTreeMap::new(), random_data: false, trials: Vec::new() }
     }
 
     /// Reads the log at `path`; an empty one when there is no file.
@@ -103,6 +106,7 @@ impl TrialLog {
         if !path.exists() {
             return Ok(Self::new(context));
         }
+        artifact::renews(path);
         let log: Self = artifact::read_json(path, "trial log", LOG_FORMAT_VERSION)?;
         if log.context != context {
             return Err(ArtifactError::Format {

@@ -16,6 +16,7 @@ mod label_boxes;
 mod labels;
 mod letterbox;
 mod masks;
+mod named;
 mod opencv;
 mod pictures;
 mod prefetch;
@@ -36,6 +37,7 @@ pub use kept::{Kept, free_bytes, samples_read};
 pub use label_boxes::{LabelledClasses, Scene, Truth};
 pub use labels::load_classes;
 pub use letterbox::{Letterbox, Place, Placement, SideRounding};
+pub use named::each_named;
 pub use pictures::{Pictures, picture};
 pub use prefetch::{BadPolicy, Batch, PassError, PassSummary, PrefetchOptions, prefetch};
 pub use preprocess::{CLASSIFIER_PRESETS, ChannelOrder, Extent, Layout, PRESETS, Preprocess};
@@ -422,8 +424,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         }
         label_source = Some("folder names".to_owned());
     }
-    for index in 0..files.len() {
-        let path = files.path(index);
+    for path in (0..files.len()).map(|index| files.path(index)).chain(masks.iter().flatten().cloned()) {
         check_stays(&path).map_err(|source| DatasetError::Read { path, source })?;
     }
     let mut dataset = images::ImageDataset::new(files, input, preprocess);
@@ -461,12 +462,14 @@ fn ending(path: &Path) -> String {
     path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default()
 }
 
-/// Hash over the names of samples, in order, and their preprocessing: what a calibration depends on besides pixels.
-pub fn data_hash<'a>(ids: impl Iterator<Item = &'a str>, preprocess: Option<&Preprocess>) -> ContentHash {
+/// Hash over samples by name, in order, with what is known of the content of each, and over their preprocessing.
+pub fn data_hash<'a>(samples: impl Iterator<Item = (&'a str, String)>, preprocess: Option<&Preprocess>) -> ContentHash {
     let mut hasher = blake3::Hasher::new();
-    for id in ids {
-        hasher.update(&(id.len() as u64).to_le_bytes());
-        hasher.update(id.as_bytes());
+    for (id, content) in samples {
+        for text in [id, &content] {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
     }
     hasher.update(format!("{preprocess:?}").as_bytes());
     ContentHash::from(hasher)

@@ -14,7 +14,7 @@ use super::{
     script::{calib, trtexec},
 };
 use crate::{
-    artifact::{ContentHash, Tool, write_atomic},
+    artifact::{ContentHash, Tool, remove_folder, write_atomic},
     npz::write_npz,
     onnx::Model,
     tensor::{TensorMap, stacked},
@@ -30,6 +30,8 @@ pub struct ToDeploy<'a> {
     pub inputs: &'a [TensorMap],
     /// Samples in the inputs of a call.
     pub samples: usize,
+    /// Whether these, or those that gave the ranges, are random numbers.
+    pub random_data: bool,
 }
 
 /// A model to deploy.
@@ -80,7 +82,7 @@ pub fn write(folder: &Path, what: &ToDeploy<'_>) -> Result<Manifest, DeployError
 }
 
 fn remove(folder: &Path) -> Result<(), DeployError> {
-    match fs::remove_dir_all(folder) {
+    match remove_folder(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DeployError::io("replace", folder)(error)),
         _ => Ok(()),
     }
@@ -116,6 +118,7 @@ fn fill(folder: &Path, what: &ToDeploy<'_>) -> Result<Manifest, DeployError> {
         calls: what.inputs.len(),
         inputs,
         models,
+        random_data: what.random_data,
     };
     manifest.write(folder)?;
     for (name, text) in [("deploy.sh", trtexec(&manifest)), ("deploy_calib.sh", calib(&manifest))] {
@@ -211,7 +214,7 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let folder = out.path().join("deploy");
         let hash = ContentHash::of_bytes(b"model");
-        let what = ToDeploy { model_hash: &hash, models: Vec::new(), inputs: &[], samples: 0 };
+        let what = ToDeploy { model_hash: &hash, models: Vec::new(), inputs: &[], samples: 0, random_data: true };
         write(&folder, &what).unwrap();
         fs::write(folder.join("models/old.onnx"), b"old").unwrap();
         write(&folder, &what).unwrap();

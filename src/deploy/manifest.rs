@@ -33,6 +33,9 @@ pub struct Manifest {
     pub inputs: Vec<GivenInput>,
     /// The models, the float model first.
     pub models: Vec<DeployedModel>,
+    /// Whether the given inputs, or those that gave the ranges, are random numbers: it says nothing about real data.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub random_data: bool,
 }
 
 /// A given input, as raw little-endian values without a header, in one file for each call.

@@ -95,6 +95,14 @@ pub fn file_bytes(path: &Path) -> Result<u64, ModelError> {
     Ok(bytes.len() as u64 + beside)
 }
 
+/// Files of a model's external data.
+///
+/// # Errors
+/// As of [`Model::load`].
+pub fn external_files(path: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    Ok(open(path)?.2)
+}
+
 impl Model {
     /// Reads a model and its external data.
     ///

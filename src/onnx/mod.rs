@@ -24,7 +24,7 @@ pub use diagnose::{Finding, Rule, Severity, diagnose};
 pub use external::ExternalError;
 pub(crate) use graph::captured;
 pub use graph::{GraphError, GraphView, NodeId, Use};
-pub use load::{ModelError, file_bytes};
+pub use load::{ModelError, external_files, file_bytes};
 pub use mapped::release;
 use node::is_default_domain;
 pub use operators::Fact;

@@ -99,6 +99,9 @@ pub struct PrecisionPlan {
     /// In order: the last one that matches a node wins.
     #[serde(default)]
     pub assignments: Vec<Assignment>,
+    /// Whether it was searched on random numbers: it says nothing about real data.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub random_data: bool,
 }
 
 /// The precision of some nodes.
@@ -133,7 +136,7 @@ pub struct PatternError {
 
 impl Default for PrecisionPlan {
     fn default() -> Self {
-        Self { format_version: PLAN_FORMAT_VERSION, default: None, assignments: Vec::new() }
+        Self { format_version: PLAN_FORMAT_VERSION, default: None, assignments: Vec::new(), random_data: false }
     }
 }
 

@@ -40,10 +40,10 @@ pub use model::{
     Verdict,
 };
 
-pub use model_explorer::model_explorer;
+pub use model_explorer::{OVERLAYS, model_explorer};
 pub use regression::{LATENCY_NOISE, Regressions, SHARE_NOISE, SQNR_NOISE_DB, regressions, unlike};
 pub use runs::{Run, runs_html, runs_table, trend_html};
-pub use summary::{failed_page, failed_summary, summary, worst_layers};
+pub use summary::{failed_page, failed_summary, failed_table, summary, worst_layers};
 pub use table::Table;
 
 pub use crate::bench::Timing;

@@ -11,6 +11,9 @@ use super::{Report, graph::of_report};
 /// Colours of our pages: bad, in between, good.
 const COLOURS: [&str; 3] = ["#ff8f85", "#e6b35c", "#82b1f0"];
 
+/// Names of overlays in names of files; a number follows those of further machines' times.
+pub const OVERLAYS: [&str; 5] = ["error", "accumulated", "precision", "rule", "time"];
+
 /// What can be laid over the model, by its name in a file's name; only what the report knows.
 pub fn model_explorer(report: &Report) -> Vec<(String, Value)> {
     let known = of_report(report);
@@ -28,7 +31,8 @@ pub fn model_explorer(report: &Report) -> Vec<(String, Value)> {
         let times = nodes.iter().map(|(&node, &(ms, _))| (node, ms)).collect();
         let measured = format!("time of the engine's layer on {machine} (ms)");
         // Names of machines are no names of files.
-        let name = if place == 1 { "time".to_owned() } else { format!("time{place}") };
+        let time = OVERLAYS[4];
+        let name = if place == 1 { time.to_owned() } else { format!("{time}{place}") };
         (name, json!({ "name": measured, "results": numbers(&times), "gradient": gradient }))
     });
     let words = |of: &dyn Fn(&crate::quantize::GraphNode) -> Option<String>, name: &str| {
@@ -40,12 +44,12 @@ pub fn model_explorer(report: &Report) -> Vec<(String, Value)> {
     let precision = words(&crate::quantize::GraphNode::precision_in_words, "precision");
     let rule = words(&|node| Some(node.rule?.describe().to_owned()), "rule that decided");
     let all = [
-        ("error", errors(&known.own, "SQNR by itself (dB)")),
-        ("accumulated", errors(&known.accumulated, "accumulated SQNR (dB)")),
-        ("precision", precision),
-        ("rule", rule),
+        errors(&known.own, "SQNR by itself (dB)"),
+        errors(&known.accumulated, "accumulated SQNR (dB)"),
+        precision,
+        rule,
     ];
-    let all = all.into_iter().map(|(name, data)| (name.to_owned(), data));
+    let all = OVERLAYS.iter().zip(all).map(|(&name, data)| (name.to_owned(), data));
     all.chain(times)
         .filter(|(_, data)| data["results"].as_object().is_some_and(|results| !results.is_empty()))
         .collect()

@@ -1,7 +1,9 @@
 //! The report in a screenful of Markdown, for a pull request.
 
 use super::{
-    Layer, Report, format,
+    Layer, Report,
+    csv::text_field,
+    format,
     metrics::{boxes, decibels, precisions, title},
     table::{Cell, Column, Table, markdown_text},
 };
@@ -45,18 +47,30 @@ pub fn summary(report: &Report) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The same for a run that ended without a report.
-pub fn failed_summary(model: &str, reason: &str) -> String {
-    format!("### ❌ calib: {}\n\nThe run failed: {}\n", markdown_text(model), markdown_text(reason))
+/// The same for a job, a run or a report, that ended without one.
+pub fn failed_summary(of: &str, job: &str, reason: &str) -> String {
+    format!("### ❌ calib: {}\n\nThe {job} failed: {}\n", markdown_text(of), markdown_text(reason))
 }
 
-/// A page for a run that ended without a report.
-pub fn failed_page(model: &str, reason: &str) -> String {
+/// The same as a table.
+///
+/// # Errors
+/// It cannot be put together.
+pub fn failed_table(job: &str, reason: &str) -> csv::Result<String> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record([format!("the {job} failed")])?;
+    writer.write_record([text_field(reason)])?;
+    let bytes = writer.into_inner().map_err(|error| std::io::Error::other(error.to_string()))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A page for a job that ended without a report.
+pub fn failed_page(of: &str, job: &str, reason: &str) -> String {
     let escaped = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     format!(
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}: the run failed</title></head>\n\
-         <body><h1>{0}: the run failed</h1>\n<p>{1}</p>\n</body></html>\n",
-        escaped(model),
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}: the {job} failed</title></head>\n\
+         <body><h1>{0}: the {job} failed</h1>\n<p>{1}</p>\n</body></html>\n",
+        escaped(of),
         escaped(reason)
     )
 }

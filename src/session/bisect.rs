@@ -184,6 +184,7 @@ impl Session {
             tool: Tool::current(),
             model: self.config.model.as_deref().map_or_else(String::new, |path| path.display().to_string()),
             model_hash: self.subject.float.hash.clone(),
+            random_data: bisection.rests_on_random_data(),
             target: options.target.clone().unwrap_or_else(|| options.precision.to_string()),
             backend: None,
             layers: Vec::new(),

@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::artifact::{ArtifactError, ContentHash, Tool, remove_unfinished, write_atomic};
+use crate::artifact::{ArtifactError, ContentHash, Tool, remove_folder, remove_unfinished, write_atomic};
 
 const MAGIC: &[u8; 8] = b"calibckp";
 const FORMAT_VERSION: u32 = 1;
@@ -69,7 +69,7 @@ impl Checkpoints {
         if found != Found::Same {
             // The results go before the name of what they belong to changes.
             if folder.exists() {
-                std::fs::remove_dir_all(folder).map_err(failed)?;
+                remove_folder(folder).map_err(failed)?;
             }
             std::fs::create_dir_all(folder).map_err(failed)?;
             write_atomic(&named, context.as_str().as_bytes())?;
@@ -138,7 +138,7 @@ impl Checkpoints {
     /// Removes everything: the run is complete.
     pub fn finish(self) -> Result<(), ArtifactError> {
         let failed = |source| ArtifactError::Write { path: self.folder.clone(), source };
-        std::fs::remove_dir_all(&self.folder).map_err(failed)
+        remove_folder(&self.folder).map_err(failed)
     }
 
     fn file(&self, stage: &str) -> PathBuf {

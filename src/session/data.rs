@@ -140,6 +140,9 @@ impl Data {
     }
 }
 
+/// The file beside a model that tells its preprocessing.
+pub(super) const BESIDE_MODEL: &str = "preprocessor_config.json";
+
 /// Opens the data of a run. Without any word on the preprocessing of images, `preprocessor_config.json` beside the
 /// model is taken; else, with labels, the preset that gives the float model the most right answers on a few samples;
 /// else the preset `imagenet`. What was done is in [`Data::provenance`].
@@ -244,7 +247,7 @@ fn stated(
         .path
         .as_ref()
         .and_then(|model| model.parent())
-        .map(|folder| folder.join("preprocessor_config.json"))
+        .map(|folder| folder.join(BESIDE_MODEL))
         .filter(|path| path.is_file());
     let (path, provenance) = match (&settings.preprocessor, beside) {
         (Some(path), _) => (path.clone(), Provenance::Given(path.display().to_string())),

@@ -17,6 +17,7 @@ use crate::{
     },
     config::ConfigError,
     onnx::{Model, proto::TensorProto},
+    quantize::of_random_data,
     tensor::ElementType,
 };
 
@@ -134,11 +135,12 @@ impl EngineOrder {
             flavour: self.tensorrt.flavour,
             tensorrt_version: engine.tensorrt_version,
             model: absolute(self.model),
-            model_hash: model.hash,
+            model_hash: model.hash.clone(),
             reference: self.reference.map(absolute),
             data: self.data.map(absolute),
             labels: self.labels.map(absolute),
             precision: self.precision,
+            random_data: of_random_data(&model),
             inputs: self.inputs,
             outputs: self.outputs,
             options: self.options,

@@ -7,8 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{PipelineError, Within};
-use crate::{artifact::remove_unfinished, config::RunConfig};
+use super::{Inputs, PipelineError, Within};
+use crate::{
+    artifact::{KnownFiles, check_free, is_input, remove_unfinished, write_atomic},
+    config::RunConfig,
+    deploy::DEPLOY,
+};
 
 /// Refuses files that cannot be written for want of their folder, before any work is done.
 pub fn check_folders<'p>(files: impl IntoIterator<Item = &'p Path>) -> Result<(), PipelineError> {
@@ -58,6 +62,35 @@ impl OutputFolder {
         }
         Ok(Self { path, _lock: lock })
     }
+
+    /// Writes the configuration that repeats a job. The one that the job itself was told by stays, in [`FORMER`] where it says
+    /// something else.
+    pub(super) fn write_config(&self, name: &str, config: &RunConfig) -> Result<(), PipelineError> {
+        let (path, text) = (self.join(name), config.to_toml().map_err(PipelineError::render)?);
+        if is_input(&path) {
+            let there = std::fs::read(&path).within(|| format!("cannot read {}", path.display()))?;
+            if there == text.as_bytes() {
+                return Ok(());
+            }
+            set_aside(self, name)?;
+        }
+        Ok(write_atomic(&path, text.as_bytes())?)
+    }
+}
+
+/// Where files of a former job go.
+const FORMER: &str = "former";
+
+/// Moves a file of a folder into [`FORMER`], if it is there.
+pub(super) fn set_aside(out: &Path, name: &str) -> Result<(), PipelineError> {
+    let (file, former) = (out.join(name), out.join(FORMER));
+    if file.exists() {
+        let context = || format!("cannot move {} into {}", file.display(), former.display());
+        std::fs::create_dir_all(&former).within(context)?;
+        check_free(&former.join(name)).within(context)?;
+        std::fs::rename(&file, former.join(name)).within(context)?;
+    }
+    Ok(())
 }
 
 /// The folder of a configuration: `out`, or `runs/<model>`.
@@ -68,17 +101,37 @@ pub(super) fn out_folder(config: &RunConfig) -> PathBuf {
     })
 }
 
-/// Refuses a folder of results whose files take the places of the inputs that lie in it.
+/// Refuses a folder of results whose files take the places of inputs, or that lie in what a run clears.
 fn check_inputs(config: &RunConfig, folder: &Path) -> Result<(), PipelineError> {
-    let inputs = [&config.model, &config.data, &config.labels, &config.classes, &config.preprocessor];
-    let Ok(folder) = folder.canonicalize() else { return Ok(()) };
-    for input in inputs.into_iter().flatten() {
-        let Ok(file) = input.canonicalize() else { continue };
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        if file.parent() == Some(&*folder) && is_result(&name) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let there: Vec<(String, PathBuf)> =
+        entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())).collect();
+    let results = there.iter().filter(|(name, file)| is_result(name) && file.is_file()).map(|(_, file)| file.clone());
+    let results: KnownFiles = results.collect();
+    let cleared = there.iter().filter(|(name, _)| is_cleared(name));
+    let mut inputs = Inputs::default();
+    inputs.add(config);
+    let mut found = None;
+    if !results.is_empty() {
+        inputs.each(&mut |input| {
+            if found.is_none() && results.name_of(input).is_some() {
+                found = Some(input.to_owned());
+            }
+        });
+    }
+    if let Some(input) = found {
+        bail!(
+            "{} is an input and would be written over: a file of this name is a result; choose another --out",
+            input.display()
+        );
+    }
+    for cleared in cleared.filter_map(|(_, folder)| folder.canonicalize().ok()) {
+        let mut given = inputs.given().chain([&config.table, &config.plan].into_iter().flatten().map(PathBuf::as_path));
+        if let Some(input) = given.find(|input| input.canonicalize().is_ok_and(|file| file.starts_with(&cleared))) {
             bail!(
-                "{} is an input and would be written over: a file of this name is a result; choose another --out",
-                input.display()
+                "{} is an input and would be removed: {} is made anew; move it, or choose another --out",
+                input.display(),
+                cleared.display()
             );
         }
     }
@@ -86,12 +139,27 @@ fn check_inputs(config: &RunConfig, folder: &Path) -> Result<(), PipelineError> 
 }
 
 /// Names that `run` and `bisect` write.
-fn is_result(name: &str) -> bool {
-    let fixed =
-        ["calibration.json", "calibration.cache", "histograms.calib", "layers.csv", "bisect.json", "bisect.html"];
-    let precisions = ["fp32", "fp16", "bf16", "int8", "fp8", "plan"];
+pub fn is_result(name: &str) -> bool {
+    const FIXED: [&str; 10] = [
+        "calibration.json",
+        "calibration.cache",
+        "histograms.calib",
+        "layers.csv",
+        "report.json",
+        "report.html",
+        "report.junit.xml",
+        "bisect.json",
+        "bisect.html",
+        "trials.json",
+    ];
+    let precisions = ["fp32", "fp16", "bf16", "int8", "fp8", "plan", "float"];
     let model = name.strip_prefix("model.").and_then(|rest| rest.split('.').next());
-    fixed.contains(&name) || name.starts_with("report.") || model.is_some_and(|kind| precisions.contains(&kind))
+    FIXED.contains(&name) || model.is_some_and(|kind| precisions.contains(&kind))
+}
+
+/// Folders that `run` and `bisect` empty.
+fn is_cleared(name: &str) -> bool {
+    name == DEPLOY || name.starts_with("checkpoints-")
 }
 
 /// Opens the file that is locked, and never what a link in its place leads to.
@@ -160,5 +228,22 @@ mod tests {
         };
         assert!(!check("model.int8.onnx") && !check("model.plan.onnx") && !check("report.json"));
         assert!(check("model.onnx") && check("resnet.onnx"));
+    }
+
+    #[test]
+    fn folders_that_are_made_anew_hold_no_inputs() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["checkpoints-run", "deploy", "mine"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+            std::fs::write(folder.path().join(name).join("x.npz"), b"").unwrap();
+        }
+        let check = |name: &str| {
+            let data = Some(folder.path().join(name));
+            check_inputs(&RunConfig { data, ..RunConfig::default() }, folder.path()).map_err(|error| error.to_string())
+        };
+        check("mine/x.npz").unwrap();
+        for name in ["checkpoints-run/x.npz", "deploy/x.npz", "deploy"] {
+            assert!(check(name).unwrap_err().contains("is an input and would be removed"), "{name}");
+        }
     }
 }

@@ -35,6 +35,7 @@ mod folder;
 mod formats;
 mod gates;
 mod given;
+mod inputs;
 pub mod model;
 mod opened;
 mod outputs;
@@ -56,15 +57,15 @@ pub use compared::{CompareOutcome, Compared, TargetOutcome};
 pub use comparison::CompareRequest;
 pub use engine::{EngineOrder, declared};
 pub use events::{Event, Host, Interrupted, Sink};
-pub use folder::{OutputFolder, check_folders};
+pub use folder::{OutputFolder, check_folders, is_result};
 pub use formats::FloatTypes;
 pub use given::outputs_for;
+pub use inputs::Inputs;
 pub use opened::Session;
 pub use quantization::{QuantizeOutcome, QuantizeRequest, quantize_file, read_table};
 pub use ranges::{CalibrateOptions, Calibrated};
 pub use run::{
-    RunOutcome, begun_summary, check_tensorrt, page_of, record_beginning, record_failure, set_findings_aside,
-    write_report,
+    RunOutcome, UNFINISHED, check_tensorrt, page_of, record_beginning, record_failure, set_findings_aside, write_report,
 };
 pub use scheme::{quantize_options, scheme, unmatched};
 pub use shard::Shard;

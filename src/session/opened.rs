@@ -11,6 +11,7 @@ use super::{
     evaluation::{EvaluateOptions, class_names},
     events::TellTimings,
     model::Subject,
+    ranges::sample_hash,
     scheme::{require_op_types, require_planned, unmatched},
 };
 use crate::{
@@ -40,6 +41,8 @@ const DEFAULT_CUDA_BATCH: usize = 64;
 const MAX_BATCH: usize = 1 << 20;
 /// Multiply-accumulates that the cores beside a GPU do in about a second.
 const CPU_WORK: f64 = 2.5e11;
+/// Samples whose content is hashed to tell data sets apart, at most.
+const HASHED: usize = 64;
 /// Samples that the effect of single operators is measured on, at most.
 const FEW_SAMPLES: usize = 16;
 
@@ -466,9 +469,18 @@ impl Session {
         warnings
     }
 
-    /// Hash over the calibration samples and their preprocessing.
+    /// Hash over samples and their preprocessing: over the names of all and the sizes of their files, and over the content of
+    /// [`HASHED`] of them. To read all of them again would take as long as the pass itself; samples that a program gives are
+    /// told apart by it, and may lie on other machines.
     pub(super) fn data_hash(&self, indices: &[usize]) -> ContentHash {
-        let ids = indices.iter().map(|&index| self.data.collection.dataset.id(index));
-        data_hash(ids, self.data.preprocess.as_ref())
+        let dataset = self.dataset();
+        let step = indices.len().div_ceil(HASHED).max(1);
+        let samples = indices.iter().enumerate().map(|(at, &index)| {
+            let bytes = dataset.file(index).and_then(|file| Some(std::fs::metadata(file).ok()?.len()));
+            let is_read = at.is_multiple_of(step) && !self.own_data;
+            let content = is_read.then(|| sample_hash(dataset, index)).flatten();
+            (dataset.id(index), format!("{bytes:?} {content:?}"))
+        });
+        data_hash(samples, self.data.preprocess.as_ref())
     }
 }

@@ -12,7 +12,7 @@ mod times;
 
 pub use artifacts::{page_of, write_report};
 pub use engines::check as check_tensorrt;
-pub use failure::{begun_summary, record_beginning, record_failure, set_findings_aside};
+pub use failure::{UNFINISHED, record_beginning, record_failure, set_findings_aside};
 
 use std::{path::PathBuf, time::SystemTime};
 

@@ -45,7 +45,8 @@ pub fn quantize_options(config: &RunConfig, precision: Precision) -> Result<Quan
     Ok(options)
 }
 
-/// Patterns and operator types of a configuration that match nothing in the model, in sentences.
+/// Patterns and operator types of a configuration that match nothing in the model, and a plan that means nothing, in
+/// sentences.
 ///
 /// # Errors
 /// The model has no node of an operator type that is to be quantized.
@@ -53,8 +54,10 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
     require_op_types(config, subject)?;
     require_planned(config, subject)?;
     let stands_for = &subject.folded.stands_for;
-    let planned = scheme(config, Precision::Int8)?.plan.assignments;
-    let planned = planned.into_iter().filter_map(|assignment| match assignment.nodes {
+    let PrecisionPlan { assignments, random_data, .. } = scheme(config, Precision::Int8)?.plan;
+    let of_random_data =
+        random_data.then(|| "the plan was searched on random numbers: what it lifts is by chance".to_owned());
+    let planned = assignments.into_iter().filter_map(|assignment| match assignment.nodes {
         Selector::Pattern(pattern) => Some(pattern),
         Selector::Node(_) => None,
     });
@@ -70,7 +73,7 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
             None => format!("the pattern `{pattern}` matches no node"),
         }
     });
-    let patterns = patterns.chain(folded_into(config, subject));
+    let patterns = patterns.chain(folded_into(config, subject)).chain(of_random_data);
     let types = config.op_types.iter().chain(&config.op_types_to_exclude);
     let types = types.filter_map(|op_type| match matched(subject, op_type) {
         Matched::Nodes => folded_type(subject, op_type),

@@ -14,6 +14,7 @@ mod halves;
 mod real_model;
 mod said;
 mod segmentation;
+mod stays;
 mod unusual_models;
 mod verdicts;
 mod workflow;

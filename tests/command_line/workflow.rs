@@ -251,6 +251,18 @@ fn parts_of_a_run_join_to_the_report_of_a_single_one() {
     for file in ["layers.csv", "model.int8.onnx", "model.fp16.onnx"] {
         assert!(fs::read(path("whole").join(file)).unwrap() == fs::read(path("joined").join(file)).unwrap(), "{file}");
     }
+    // Parts under the names of results are not moved away.
+    fs::create_dir(path("named")).unwrap();
+    for (part, name) in [("1", "report.json"), ("2", "layers.csv"), ("3", "report.junit.xml")] {
+        fs::copy(path(&format!("{part}.json")), path("named").join(name)).unwrap();
+    }
+    let named = ["named/report.json", "named/layers.csv", "named/report.junit.xml"];
+    let mut into = calib().unwrap();
+    into.args(["merge", "--out", "named"]).args(named).current_dir(folder.path());
+    assert!(super::error_of(&mut into).contains("is an input and would be written over"));
+    for (part, name) in [("1", named[0]), ("2", named[1]), ("3", named[2])] {
+        assert_eq!(fs::read(path(name)).unwrap(), fs::read(path(&format!("{part}.json"))).unwrap());
+    }
     // Parts of something else, and parts that are no longer what was written.
     run(&["--eval", "--shard", "3/3", "--part", "other.json", "--seed", "5"]).assert().success();
     refused(&["1.json", "2.json", "other.json"], "different comparisons");

@@ -245,6 +245,7 @@ pub fn sidecar(folder: &Path) -> Vec<u8> {
         data: None,
         labels: None,
         precision: Some("int8".to_owned()),
+        random_data: true,
         inputs: vec![info("x")],
         outputs: vec![info("y")],
         options: EngineOptions::default(),

@@ -120,7 +120,7 @@ proptest! {
                 precision,
             })
             .collect();
-        let plan = PrecisionPlan { format_version: PLAN_FORMAT_VERSION, default, assignments };
+        let plan = PrecisionPlan { format_version: PLAN_FORMAT_VERSION, default, assignments, random_data: true };
         plan.write(&path).unwrap();
         prop_assert_eq!(PrecisionPlan::read(&path).unwrap(), plan);
     }

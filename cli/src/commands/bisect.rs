@@ -4,17 +4,34 @@ pub(super) mod text;
 
 use super::{
     ExitStatus, Printer, host,
-    settings::{Apply, model_configuration, one_size},
+    settings::{Apply, model_configuration, one_size, places},
 };
 use crate::args::{BisectArgs, GlobalArgs};
 use trtcalib::{
     config::RunConfig,
-    session::{BisectOptions, BisectOutcome, Session, Spec, fill_from_sidecar, set_findings_aside},
+    session::{BisectOptions, BisectOutcome, Session, Spec, describe, fill_from_sidecar, set_findings_aside},
 };
 
-/// Does the job.
+/// Does the job. What an earlier bisection found is not what one finds that fails.
 pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) -> anyhow::Result<ExitStatus> {
-    let config = configuration(printer, args)?;
+    let config = configuration(printer, args).inspect_err(|_| failed(printer, args))?;
+    look(printer, global, args, config.clone()).inspect_err(|_| set_aside(printer, &config))
+}
+
+/// What follows where a bisection does not begin.
+pub(super) fn failed(printer: &Printer, args: &BisectArgs) {
+    let places = places(args.model.config.config.as_deref());
+    let model = args.model.positional.clone().or_else(|| args.model.model.clone()).or(places.model);
+    set_aside(printer, &RunConfig { model, out: args.out.clone().or(places.out), ..RunConfig::default() });
+}
+
+fn set_aside(printer: &Printer, config: &RunConfig) {
+    if let Err(error) = set_findings_aside(config) {
+        printer.warn(&format!("what an earlier bisection found is still there: {}", describe(&error)));
+    }
+}
+
+fn look(printer: &Printer, global: &GlobalArgs, args: &BisectArgs, config: RunConfig) -> anyhow::Result<ExitStatus> {
     let options = BisectOptions {
         find: args.find.map(Into::into),
         precision: args.precision,
@@ -29,17 +46,8 @@ pub(super) fn bisect(printer: &Printer, global: &GlobalArgs, args: &BisectArgs) 
         threshold_db: args.threshold_db,
         exhaustive: args.exhaustive,
     };
-    let opened = options
-        .check(&config)
-        .and_then(|_| Session::open(config.clone(), global.ort_library.as_deref(), &host(printer)));
-    // What an earlier bisection found is not what this one finds.
-    let session = match opened {
-        Err(error) => {
-            set_findings_aside(&config)?;
-            return Err(error.into());
-        }
-        Ok(session) => session,
-    };
+    options.check(&config)?;
+    let session = Session::open(config, global.ort_library.as_deref(), &host(printer))?;
     let BisectOutcome { findings, out, passed } = session.bisect(&options)?;
     printer.outcome(&findings, || text::describe(&findings))?;
     printer.note(&format!("wrote {} in {:.1} s", out.join("bisect.html").display(), findings.seconds));

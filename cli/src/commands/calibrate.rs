@@ -17,7 +17,10 @@ use trtcalib::{
     dataset::SampleError,
     pass::Ran,
     quantize::Precision,
-    session::{CalibrateOptions, Compared, Session, check_folders, environment::peak_rss_bytes},
+    session::{
+        CalibrateOptions, Compared, Session, check_folders, describe as describe_error, environment::peak_rss_bytes,
+        record_failure,
+    },
 };
 
 /// What the tensors are observed for. FP8 quantizes the same.
@@ -106,8 +109,27 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     Ok(ExitStatus::Passed)
 }
 
-/// Joins the histograms of shards; with model and data the table is that of a single run, bit for bit.
+/// Joins what shards observed or compared. Where that fails, nothing that a former join left in `--out` says it passed.
 pub(super) fn merge(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) -> anyhow::Result<ExitStatus> {
+    join(printer, global, args).inspect_err(|error| not_merged(printer, args, &describe_error(error.as_ref())))
+}
+
+/// What follows where parts of a run cannot be joined.
+pub(super) fn not_merged(printer: &Printer, args: &MergeArgs, reason: &str) {
+    let part = args.parts.iter().filter_map(|part| Compared::load(part).ok()).find_map(|part| part.config().cloned());
+    let out = args.out.clone().or_else(|| part.as_ref()?.out.clone());
+    if part.is_some() || out.is_some() {
+        let config = RunConfig { out, ..part.unwrap_or_default() };
+        let recorded = record_failure(&config, reason);
+        // Said once.
+        if recorded.as_ref().err().is_none_or(|second| describe_error(second) != reason) {
+            run::tell_unrecorded(printer, recorded);
+        }
+    }
+}
+
+/// Joins the histograms of shards; with model and data the table is that of a single run, bit for bit.
+fn join(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) -> anyhow::Result<ExitStatus> {
     if args.parts.iter().any(|part| Compared::is_at(part)) {
         return merge_comparison(printer, global, args);
     }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::Parser;
 
-use super::{ExitStatus, Printer, not_understood, run};
+use super::{ExitStatus, Printer, not_understood, overwrites, run};
 use crate::args::{Cli, Command, DemoArgs, GlobalArgs};
 use trtcalib::artifact::write_atomic;
 
@@ -32,7 +32,9 @@ pub(super) fn demo(printer: &Printer, global: &GlobalArgs, args: &DemoArgs) -> a
         not_understood(&words, reason.lines().next().unwrap_or_default());
         anyhow::anyhow!("{reason}")
     });
-    match parsed?.command {
+    let command = parsed?.command;
+    overwrites::check(&command)?;
+    match command {
         Command::Run(args) => run::run(printer, global, &args),
         _ => anyhow::bail!("only options of `calib run` may follow"),
     }

@@ -12,7 +12,10 @@ use crate::{
     args::{Cli, Command, Find, GlobalArgs},
     printer::Printer,
 };
-use trtcalib::session::{Event, Host};
+use trtcalib::{
+    artifact::keep_inputs,
+    session::{Event, Host},
+};
 
 mod bench;
 mod bisect;
@@ -46,18 +49,27 @@ pub fn main(global: &GlobalArgs, command: Command) -> u8 {
     let printer = Printer::new(global);
     memory::share_heaps();
     memory::refuse_large_files_by_error();
+    keep_inputs();
     start_logging(global, &printer);
     let name = command_name(&command);
     guard::stop_on_signals(&printer, name);
     guard::guarded(&printer, name, || {
         if let Err(error) = memory::limit(global.max_memory_mb).and_then(|()| overwrites::check(&command)) {
-            if let Command::Run(args) = &command {
-                run::refused(&printer, args, &error.to_string());
-            }
+            refused(&printer, &command, &error.to_string());
             return Err(error);
         }
         dispatch(&printer, global, command)
     })
+}
+
+/// What tells of a former job is replaced, or goes, where this one does not begin.
+fn refused(printer: &Printer, command: &Command, reason: &str) {
+    match command {
+        Command::Run(args) => run::refused(printer, args, reason),
+        Command::Merge(args) => calibrate::not_merged(printer, args, reason),
+        Command::Bisect(args) => bisect::failed(printer, args),
+        _ => {}
+    }
 }
 
 /// What follows from a command line that is not understood: a run fails. What cannot be written then changes nothing.

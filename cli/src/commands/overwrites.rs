@@ -1,111 +1,227 @@
 //! No command writes over what it reads: one check for all of them, by the identity of files and not by their names.
+//!
+//! What is known of a command line is checked here, before anything is read: what it names, what these files name in turn,
+//! and what is written beside what it names. Whatever else a command reads, it does not write over either: see
+//! [`trtcalib::artifact::keep_inputs`].
 
 use std::path::{Path, PathBuf};
 
-use crate::args::{Command, DataArgs, ModelArgs};
+use super::{report::report_of, settings::told};
+use crate::args::{Command, ConfigArgs, DataArgs, ModelArgs};
 use trtcalib::{
-    artifact::{same_file, will_write},
-    quantize::Precision,
-    session::Spec,
+    artifact::{KnownFiles, check_stays, same_file, will_write},
+    backend::tensorrt::sidecar_path,
+    config::RunConfig,
+    report::OVERLAYS,
+    session::{Inputs, Spec, is_result},
 };
+
+/// What a command line says of files.
+#[derive(Default)]
+struct Files {
+    read: Inputs,
+    written: Vec<PathBuf>,
+}
 
 /// Refuses a command line whose outputs are among its inputs, before anything is read.
 pub(super) fn check(command: &Command) -> anyhow::Result<()> {
-    let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
-    let mut read = |files: &[&Option<PathBuf>]| inputs.extend(files.iter().copied().flatten().cloned());
-    let data = |data: &DataArgs| [&data.data, &data.labels, &data.classes, &data.preprocessor].map(Clone::clone);
-    let model = |args: &ModelArgs| [&args.positional, &args.model, &args.config.config].map(Clone::clone);
-    match command {
-        Command::Run(args) => {
-            read(&model(&args.model).each_ref());
-            read(&[&args.table, &args.scheme.plan]);
-            read(&data(&args.data).each_ref());
-            outputs.extend(args.summary.iter().chain(&args.part).cloned());
-        }
-        Command::Calibrate(args) => {
-            read(&model(&args.model).each_ref());
-            read(&data(&args.data).each_ref());
-            outputs.extend([&args.histograms, &args.cache].into_iter().flatten().cloned());
-            outputs.extend([args.output.clone(), args.output.with_file_name("histograms.calib")]);
-        }
-        Command::Merge(args) => {
-            read(&[&args.model, &args.config.config]);
-            read(&data(&args.data).each_ref());
-            inputs.extend(args.parts.iter().cloned());
-            outputs.extend(args.merged.iter().cloned().chain([args.output.clone()]));
-        }
-        Command::Quantize(args) => {
-            read(&[&Some(args.model.path()), &args.table, &args.scheme.plan]);
-            outputs.extend(args.output.clone());
-        }
-        Command::Build(args) => {
-            read(&[&Some(args.model.path()), &args.config.config, &args.reference, &args.data, &args.labels]);
-            outputs.push(args.output.clone());
-        }
-        Command::Compare(args) => {
-            read(&[&args.model, &args.config.config]);
-            read(&data(&args.data).each_ref());
-            let specs = args.reference.iter().chain(&args.targets).chain(&args.specs);
-            inputs.extend(specs.filter_map(|spec| file(spec)));
-            outputs.extend([&args.save_reference, &args.save_target, &args.part].into_iter().flatten().cloned());
-        }
-        Command::Bench(args) => {
-            read(&[&args.model, &args.config.config]);
-            read(&data(&args.data).each_ref());
-            inputs.extend(args.specs.iter().filter_map(|spec| file(spec)));
-            outputs.extend([&args.export_times, &args.export_profile].into_iter().flatten().cloned());
-        }
-        Command::Bisect(args) => {
-            read(&model(&args.model).each_ref());
-            read(&[&args.table, &args.scheme.plan]);
-            read(&data(&args.data).each_ref());
-        }
-        Command::Report(args) => {
-            inputs.extend(
-                args.runs
-                    .iter()
-                    .chain(&args.baseline)
-                    .map(|run| if run.is_dir() { run.join("report.json") } else { run.clone() }),
-            );
-            inputs.extend(args.measured.measured.iter().cloned());
-            let files = args.measured.files().into_iter().flatten();
-            inputs.extend(files.filter_map(|given| Some(given.split_once('=')?.1.into())));
-            outputs.extend(args.output.iter().chain(&args.model_explorer).cloned());
-            args.output.as_deref().map_or(Ok(()), refuse_result)?;
-        }
-        Command::Inspect(args) if args.graph => {
-            let further = [&args.against, &args.report, &args.profile, &args.layers].into_iter().flatten();
-            inputs.extend([&args.file].into_iter().chain(further).cloned());
-            outputs.push(args.output.clone());
-        }
-        Command::Inspect(_) | Command::Demo(_) | Command::Doctor | Command::Completions { .. } | Command::Man => {}
-    }
-    refuse(&inputs, &outputs)?;
-    // What else is read shows when it is opened: files that a list names, labels beside pictures, weights beside a model.
-    let weights = outputs.iter().map(|output| beside(output, ".data"));
-    will_write(outputs.iter().cloned().chain(weights).chain(derived(command)));
+    let files = Files::of(command)?;
+    files.check()?;
+    // What else is read shows when it is opened.
+    let weights = files.written.iter().map(|output| beside(output, ".data"));
+    will_write(files.written.iter().cloned().chain(weights));
     Ok(())
 }
 
-/// Whether a file has the name that a run gives to a model, or to its weights.
-fn is_model(name: &str) -> bool {
-    let words = name.strip_prefix("model.").and_then(|name| name.split_once(".onnx"));
-    words.is_some_and(|(precision, _)| precision.parse::<Precision>().is_ok())
+impl Files {
+    fn of(command: &Command) -> anyhow::Result<Self> {
+        let mut files = Self::default();
+        match command {
+            Command::Run(args) => {
+                let config = files.read_model(&args.model, &args.data);
+                files.read([&args.table, &args.scheme.plan]);
+                files.write(args.summary.iter().chain(&args.part));
+                if let Some(out) = args.out.clone().or(config.out) {
+                    files.refuse_results_in(&out)?;
+                }
+            }
+            Command::Calibrate(args) => {
+                files.read_model(&args.model, &args.data);
+                files.read([&args.scheme.plan]);
+                let histograms = args.output.with_file_name("histograms.calib");
+                files.write(args.histograms.iter().chain(&args.cache).chain([&args.output, &histograms]));
+            }
+            Command::Merge(args) => {
+                files.read_data(&args.config, &args.data);
+                files.read.models.extend(args.model.clone());
+                files.read([&args.scheme.plan]);
+                files.read.others.extend(args.parts.iter().cloned());
+                files.write(args.merged.iter().chain([&args.output]));
+            }
+            Command::Quantize(args) => {
+                files.read.models.push(args.model.path());
+                files.read([&args.table, &args.scheme.plan]);
+                files.write(&args.output);
+            }
+            Command::Build(args) => {
+                files.read_config(&args.config);
+                files.read.models.extend(args.reference.iter().cloned().chain([args.model.path()]));
+                files.read.data.extend(args.data.clone());
+                files.read.labels.extend(args.labels.clone());
+                files.write([&args.output, &sidecar_path(&args.output)]);
+            }
+            Command::Compare(args) => {
+                files.read_data(&args.config, &args.data);
+                files.read.models.extend(args.model.clone());
+                files.read_specs(args.reference.iter().chain(&args.targets).chain(&args.specs));
+                files.write(args.save_reference.iter().chain(&args.save_target).chain(&args.part));
+            }
+            Command::Bench(args) => {
+                files.read_data(&args.config, &args.data);
+                files.read.models.extend(args.model.clone());
+                files.read_specs(&args.specs);
+                files.write(args.export_times.iter().chain(&args.export_profile));
+            }
+            Command::Bisect(args) => {
+                let config = files.read_model(&args.model, &args.data);
+                files.read([&args.table, &args.scheme.plan, &config.plan]);
+                files.read_specs(&args.target);
+                files.write(args.out.clone().or(config.out).map(|out| out.join("plan.json")).iter());
+            }
+            Command::Report(args) => {
+                let runs = args.runs.iter().chain(&args.baseline);
+                files.read.others.extend(runs.map(|run| report_of(run)));
+                files.read.others.extend(args.measured.measured.iter().chain(&args.measured.inputs).cloned());
+                let given = args.measured.files().into_iter().flatten();
+                files.read.others.extend(given.filter_map(|given| Some(given.split_once('=')?.1.into())));
+                files.write(args.output.iter().chain(&args.model_explorer));
+                files.written.extend(args.model_explorer.iter().flat_map(|path| overlays(path)));
+                // Reports are rendered again under the name that a run gave to its own.
+                if let Some(output) = args.output.as_deref().filter(|output| !output.ends_with("report.html")) {
+                    refuse_result(output)?;
+                }
+            }
+            Command::Inspect(args) if args.graph => {
+                files.read.models.push(args.file.clone());
+                files.read.models.extend(args.against.clone());
+                files.read([&args.profile, &args.layers]);
+                files.read.others.extend(args.report.iter().map(|run| report_of(run)));
+                files.read.others.push(args.file.with_file_name("report.json"));
+                files.write([&args.output]);
+                refuse_result(&args.output)?;
+            }
+            Command::Inspect(_) | Command::Demo(_) | Command::Doctor | Command::Completions { .. } | Command::Man => {}
+        }
+        Ok(files)
+    }
+
+    fn read<'a>(&mut self, files: impl IntoIterator<Item = &'a Option<PathBuf>>) {
+        self.read.others.extend(files.into_iter().flatten().cloned());
+    }
+
+    fn write<'a>(&mut self, files: impl IntoIterator<Item = &'a PathBuf>) {
+        self.written.extend(files.into_iter().cloned());
+    }
+
+    fn read_config(&mut self, args: &ConfigArgs) -> RunConfig {
+        self.read([&args.config]);
+        let config = told(args.config.as_deref());
+        self.read.add(&config);
+        config
+    }
+
+    fn read_data(&mut self, config: &ConfigArgs, args: &DataArgs) -> RunConfig {
+        self.read.data.extend(args.data.clone());
+        self.read.labels.extend(args.labels.clone());
+        self.read([&args.classes, &args.preprocessor]);
+        self.read_config(config)
+    }
+
+    fn read_model(&mut self, args: &ModelArgs, data: &DataArgs) -> RunConfig {
+        self.read.models.extend(args.positional.iter().chain(&args.model).cloned());
+        self.read_data(&args.config, data)
+    }
+
+    fn read_specs<'a>(&mut self, specs: impl IntoIterator<Item = &'a String>) {
+        for spec in specs.into_iter().filter_map(|spec| Spec::parse(spec).ok()) {
+            match spec {
+                Spec::OnnxRuntime(model, _) => self.read.models.extend(model),
+                Spec::Saved(file) => self.read.others.push(file),
+                Spec::Engine(engine) => self.read.add_engine(&engine),
+            }
+        }
+    }
+
+    /// Refuses to give a file the name of another that goes into the folder of a run.
+    fn refuse_results_in(&self, out: &Path) -> anyhow::Result<()> {
+        let in_it =
+            |output: &&PathBuf| is_named_as_result(output) && spelled(output) == spelled(&out.join(name(output)));
+        match self.written.iter().find(in_it) {
+            Some(output) => two_results(output),
+            None => Ok(()),
+        }
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        for (at, output) in self.written.iter().enumerate() {
+            let is_it = |other: &PathBuf| spelled(other) == spelled(output) || same_file(other, output);
+            if self.written[..at].iter().any(is_it) {
+                return two_results(output);
+            }
+            for folder in self.read.given() {
+                if is_sample_of(folder, output) {
+                    keep(output);
+                    anyhow::bail!(
+                        "{} is one of the samples in {} and would be written over; choose another name for it",
+                        output.display(),
+                        folder.display()
+                    );
+                }
+            }
+        }
+        let written = self.written.iter().flat_map(|output| [output.clone(), beside(output, ".data")]);
+        let written: KnownFiles = written.collect();
+        let mut lost = None;
+        if !written.is_empty() {
+            self.read.each(&mut |input| {
+                if lost.is_none() && written.name_of(input).is_some() {
+                    lost = Some(input.to_owned());
+                }
+            });
+        }
+        if let Some(input) = lost {
+            keep(&input);
+            anyhow::bail!("{} is an input and would be written over; choose another name for it", input.display());
+        }
+        Ok(())
+    }
 }
 
-/// Files that a command writes under names that it makes up itself.
-fn derived(command: &Command) -> Vec<PathBuf> {
-    match command {
-        Command::Run(args) => args.out.iter().flat_map(|out| there(out, is_model)).collect(),
-        Command::Report(args) => {
-            let of = |path: &PathBuf| {
-                let stem = format!("{}.", path.file_stem().unwrap_or_default().to_string_lossy());
-                there(path.parent().unwrap_or(Path::new("")), |name| name.starts_with(&stem))
-            };
-            args.model_explorer.iter().flat_map(of).collect()
-        }
-        _ => Vec::new(),
-    }
+/// What is refused is not written over by what says so.
+fn keep(input: &Path) {
+    // No result is named yet, so that this only remembers it.
+    let _ = check_stays(input);
+}
+
+fn two_results(output: &Path) -> anyhow::Result<()> {
+    anyhow::bail!("{} is named for two results; give each a name of its own", output.display())
+}
+
+fn name(path: &Path) -> &std::ffi::OsStr {
+    path.file_name().unwrap_or_default()
+}
+
+fn is_named_as_result(path: &Path) -> bool {
+    is_result(&name(path).to_string_lossy())
+}
+
+/// Overlays that are there already: each has a name of its own before the ending.
+fn overlays(path: &Path) -> Vec<PathBuf> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let kind = |name: &str| Some(name.strip_prefix(&stem)?.strip_prefix('.')?.split('.').next()?.to_owned());
+    let is_overlay =
+        |name: &str| kind(name).is_some_and(|kind| OVERLAYS.iter().any(|overlay| kind.starts_with(overlay)));
+    there(folder_of(path), is_overlay)
 }
 
 /// A file that lies beside another, by its name.
@@ -113,49 +229,15 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     PathBuf::from(format!("{}{ending}", path.display()))
 }
 
-fn file(spec: &str) -> Option<PathBuf> {
-    match Spec::parse(spec).ok()? {
-        Spec::OnnxRuntime(path, _) => path,
-        Spec::Saved(path) | Spec::Engine(path) => Some(path),
-    }
-}
-
-/// Refuses a page or table in the place of a file that a run left beside its report; `report.html` is for `report` to make.
+/// Refuses a page or table in the place of a file that a run left beside its report.
 fn refuse_result(output: &Path) -> anyhow::Result<()> {
-    let folder = output.parent().unwrap_or(Path::new(""));
-    let taken = ["layers.csv", "bisect.html"].iter().any(|name| same_file(output, &folder.join(name)));
+    let folder = folder_of(output);
+    let is_of_run = |file: PathBuf| is_named_as_result(&file) && same_file(&file, output);
     anyhow::ensure!(
-        !taken || !folder.join("report.json").exists(),
+        !folder.join("report.json").exists() || !there(folder, is_result).into_iter().any(is_of_run),
         "{} is a result of the run and would be written over; choose another name",
         output.display()
     );
-    Ok(())
-}
-
-fn refuse(inputs: &[PathBuf], outputs: &[PathBuf]) -> anyhow::Result<()> {
-    for (at, output) in outputs.iter().enumerate() {
-        for input in inputs {
-            // The weights of a large model lie beside it.
-            let weights = [beside(input, ".data"), beside(input, "_data")];
-            let written = [output.clone(), beside(output, ".data")];
-            let is_onnx = input.extension().is_some_and(|ending| ending == "onnx");
-            let read = std::iter::once(input).chain(weights.iter().filter(|_| is_onnx));
-            if let Some(file) = read.into_iter().find(|read| written.iter().any(|written| same_file(read, written))) {
-                anyhow::bail!("{} is an input and would be written over; choose another name for it", file.display());
-            }
-            anyhow::ensure!(
-                !is_sample_of(input, output),
-                "{} is one of the samples in {} and would be written over; choose another name for it",
-                output.display(),
-                input.display()
-            );
-        }
-        anyhow::ensure!(
-            !outputs[..at].iter().any(|other| spelled(other) == spelled(output) || same_file(other, output)),
-            "{} is named for two results; give each a name of its own",
-            output.display()
-        );
-    }
     Ok(())
 }
 
@@ -169,8 +251,12 @@ fn is_sample_of(folder: &Path, file: &Path) -> bool {
 
 /// The same text for every spelling of a path to a file that may not be there yet.
 fn spelled(path: &Path) -> PathBuf {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    folder.canonicalize().map_or_else(|_| path.to_owned(), |folder| folder.join(path.file_name().unwrap_or_default()))
+    folder_of(path).canonicalize().map_or_else(|_| path.to_owned(), |folder| folder.join(name(path)))
+}
+
+/// The folder that a file lies in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Existing files of a folder whose names say that a command would write them anew.
@@ -202,12 +288,25 @@ mod tests {
             "l.csv",
             "h.calib",
             "report.json",
+            "e.json",
+            "mask.png",
+            "plan.json",
+            "preprocessor_config.json",
+            "o.error.json",
         ] {
             std::fs::write(path(name), name).unwrap();
         }
         std::fs::create_dir_all(path("d/cat")).unwrap();
         for name in ["d/0.npz", "d/cat/1.PNG", "d/t.json"] {
             std::fs::write(path(name), name).unwrap();
+        }
+        for (name, text) in [
+            ("c.toml", "model = \"m.onnx\"\ndata = \"list.txt\"\n"),
+            ("list.txt", "d/cat/1.PNG\n"),
+            ("data.yaml", "path: .\nval: d/cat\nnames: [cat]\n"),
+            ("masks.csv", "file,mask\n1.PNG,mask.png\n"),
+        ] {
+            std::fs::write(path(name), text).unwrap();
         }
         std::os::unix::fs::symlink(path("m.onnx"), path("link")).unwrap();
         std::fs::hard_link(path("m.onnx"), path("hard")).unwrap();
@@ -245,6 +344,21 @@ mod tests {
             "report @report.json -o @report.json",
             "report @report.json -o @layers.csv",
             "report @d -o @./layers.csv",
+            "build --model @m.onnx --labels @e.json -o @e",
+            "build --model @e.json -o @e",
+            "build --model @x.onnx --config @c.toml -o @m.onnx",
+            "build --model @x.onnx --config @c.toml -o @d/cat/1.PNG",
+            "build --model @x.onnx --data @list.txt -o @d/cat/1.PNG",
+            "run --model @m.onnx --data @list.txt --summary @d/cat/1.PNG",
+            "run --model @m.onnx --data @data.yaml --summary @d/cat/1.PNG",
+            "run --config @c.toml --summary @d/cat/1.PNG",
+            "run --model @m.onnx --data @d --labels @masks.csv --summary @mask.png",
+            "run --model @m.onnx --data @d --summary @preprocessor_config.json",
+            "compare ort @x.onnx --model @m.onnx --data @d --labels @masks.csv --save-reference @mask.png",
+            "bisect @m.onnx --data @d --plan @plan.json --out @",
+            "inspect @m.onnx --graph -o @report.json",
+            "inspect @m.onnx --graph -o @layers.csv",
+            "report @o.error.json --model-explorer @o.json -o @new.html",
         ] {
             assert!(check(line).unwrap_err().contains("would be written over"), "{line}");
         }
@@ -252,6 +366,8 @@ mod tests {
             let line = format!("calibrate --model @m.onnx --random-data --cache {cache} -o @c");
             assert!(check(&line).unwrap_err().contains("two results"), "{line}");
         }
+        let error = check("run --model @m.onnx --data @d --out @ --summary @report.junit.xml").unwrap_err();
+        assert!(error.contains("two results"), "{error}");
         check("calibrate --model @m.onnx --random-data -o @new.json --cache @new.cache").unwrap();
         check("calibrate --model @m.onnx --data @d -o @d/t.json --histograms @d/new.npz").unwrap();
         check("quantize --model @m.onnx --table @t.json -o @new.onnx").unwrap();

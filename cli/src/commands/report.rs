@@ -9,9 +9,12 @@ use anyhow::Context;
 use super::{ExitStatus, Printer};
 use crate::args::{GlobalArgs, ReportArgs};
 use trtcalib::{
-    artifact::{write_atomic, write_json},
-    report::{Report, Run, model_explorer, regressions, runs_html, runs_table, summary, trend_html, unlike},
-    session::page_of,
+    artifact::{is_input, renews, write_atomic, write_json},
+    report::{
+        Report, Run, failed_page, failed_summary, failed_table, model_explorer, regressions, runs_html, runs_table,
+        summary, trend_html, unlike,
+    },
+    session::{UNFINISHED, describe, page_of},
 };
 
 /// What `--json` prints.
@@ -27,8 +30,43 @@ struct Outcome<'a> {
     unlike: Vec<String>,
 }
 
-/// Renders.
+/// Renders. Until that is done, and where it fails, what a former report left under that name says so.
 pub(super) fn report(printer: &Printer, global: &GlobalArgs, args: &ReportArgs) -> anyhow::Result<ExitStatus> {
+    // The page of the run itself is still its own where no figures from elsewhere come in.
+    let page = args.output.clone().or_else(|| args.measured.is_empty().then(|| "report.html".into()));
+    let former = page.filter(|page| page.is_file() && !is_input(page));
+    let tell = |reason: &str| former.as_deref().map_or(Ok(()), |page| write_failed(page, args, reason));
+    tell(UNFINISHED)?;
+    render(printer, global, args).inspect_err(|error| {
+        if let Err(second) = tell(&describe(error.as_ref())) {
+            printer.warn(&format!("that this report failed could not be written down: {second}"));
+        }
+    })
+}
+
+/// Says in the place of a former report that this one failed.
+fn write_failed(page: &Path, args: &ReportArgs, reason: &str) -> anyhow::Result<()> {
+    let runs: Vec<String> = args.runs.iter().map(|run| run.display().to_string()).collect();
+    let (runs, job) = (runs.join(", "), "report");
+    let content = match ending(page).as_deref() {
+        Some("csv") => failed_table(job, reason)?,
+        Some("md") => failed_summary(&runs, job, reason),
+        Some("html" | "htm") => failed_page(&runs, job, reason),
+        // Nothing is written there.
+        _ => return Ok(()),
+    };
+    Ok(write_atomic(page, content.as_bytes())?)
+}
+
+fn ending(path: &Path) -> Option<String> {
+    path.extension().map(|ending| ending.to_string_lossy().to_lowercase())
+}
+
+fn render(printer: &Printer, global: &GlobalArgs, args: &ReportArgs) -> anyhow::Result<ExitStatus> {
+    if !args.measured.is_empty() {
+        // The figures are taken into it.
+        args.runs.iter().for_each(|run| renews(&report_of(run)));
+    }
     let mut reports = read_all(&args.runs)?;
     let output = match &args.output {
         _ if args.measured.is_empty() => args.output.clone().unwrap_or_else(|| "report.html".into()),
@@ -48,17 +86,21 @@ pub(super) fn report(printer: &Printer, global: &GlobalArgs, args: &ReportArgs) 
     for sentence in &unlike {
         printer.warn(sentence);
     }
-    let ending = output.extension().map(|ending| ending.to_string_lossy().to_lowercase());
-    let content = match ending.as_deref() {
+    let content = match ending(&output).as_deref() {
         // One table a file: with a baseline, what changed.
         Some("csv") => found.as_ref().map_or_else(|| runs_table(&named), |found| found.table.clone()).csv()?,
         Some("md") => {
             let own = if named.len() == 1 { summary(named[0].report) } else { runs_table(&named).markdown() };
+            // What it is worse in comes before the gates that it passes all the same.
+            let headline = found.as_ref().map(|found| match (found.worse, found.compared) {
+                (0, _) => "### ✅ Nothing is worse than in the baseline\n\n".to_owned(),
+                (worse, all) => format!("### ❌ Worse than the baseline: {worse} of {all} got worse or are gone\n\n"),
+            });
             let against = found.as_ref().map(|found| {
                 let warnings: String = unlike.iter().map(|sentence| format!("\n> {sentence}\n")).collect();
                 format!("\n### Against the baseline\n{warnings}\n{}", found.table.markdown())
             });
-            own + &against.unwrap_or_default()
+            headline.unwrap_or_default() + &own + &against.unwrap_or_default()
         }
         Some("html" | "htm") => page,
         _ => anyhow::bail!("{}: reports are written as .html, .md or .csv", output.display()),
@@ -99,10 +141,15 @@ fn overlays(path: &Path, reports: &[(String, Report)]) -> anyhow::Result<Vec<Pat
     found.into_iter().map(write).collect()
 }
 
+/// The report of a run.
+pub(super) fn report_of(run: &Path) -> PathBuf {
+    if run.is_dir() { run.join("report.json") } else { run.to_owned() }
+}
+
 /// Reports by the names of their folders.
 fn read_all(paths: &[PathBuf]) -> anyhow::Result<Vec<(String, Report)>> {
     let read = |path: &PathBuf| {
-        let file = if path.is_dir() { path.join("report.json") } else { path.clone() };
+        let file = report_of(path);
         let report = Report::read(&file)?;
         let folder = std::path::absolute(&file).ok().and_then(|file| Some(file.parent()?.file_name()?.to_owned()));
         let name = folder.context("a report must lie in a folder")?.to_string_lossy().into_owned();

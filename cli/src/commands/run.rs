@@ -21,7 +21,7 @@ use trtcalib::{
     config::{RunConfig, UseTensorRt},
     report::{Report, Timing, failed_summary, summary},
     session::{
-        Compared, PipelineError, RunOutcome, Session, Shard, begun_summary, check_folders, check_tensorrt, describe,
+        Compared, PipelineError, RunOutcome, Session, Shard, UNFINISHED, check_folders, check_tensorrt, describe,
         record_beginning, record_failure,
     },
 };
@@ -44,15 +44,15 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
     let model = name_of(config.model.as_deref());
     let summary_file = args.summary.as_deref();
     if let Some(path) = summary_file.filter(|path| is_summary(path)) {
-        write_atomic(path, begun_summary(&model).as_bytes())?;
+        write_atomic(path, failed_summary(&model, "run", UNFINISHED).as_bytes())?;
     }
     let outcome = check_folders(summary_file)
         .and_then(|()| check_tensorrt(config.tensorrt))
         .map_err(anyhow::Error::from)
         .inspect_err(|error| tell_unrecorded(printer, record_failure(&config, &describe(error.as_ref()))))
         .and_then(|()| open_and_run(printer, global, &config, |session| session.run(command())));
-    if let (Err(error), Some(path)) = (&outcome, summary_file.filter(|path| !path.is_dir())) {
-        write_atomic(path, failed_summary(&model, &describe(error.as_ref())).as_bytes())?;
+    if let (Err(error), Some(path)) = (&outcome, summary_file.filter(|path| is_summary(path) || is_empty(path))) {
+        write_atomic(path, failed_summary(&model, "run", &describe(error.as_ref())).as_bytes())?;
     }
     let outcome = outcome?;
     if let Some(path) = summary_file {
@@ -137,7 +137,7 @@ fn not_begun(
     given.model = given.model.or(places.model);
     given.out = given.out.or(places.out);
     if let Some(path) = summary.filter(|path| is_summary(path)) {
-        write_atomic(path, failed_summary(&name_of(given.model.as_deref()), reason).as_bytes())?;
+        write_atomic(path, failed_summary(&name_of(given.model.as_deref()), "run", reason).as_bytes())?;
     }
     record_failure(&given, reason)
 }
@@ -150,7 +150,12 @@ fn is_summary(path: &Path) -> bool {
     first.starts_with(b"### ") && first.windows(7).any(|word| word == b" calib:")
 }
 
-fn tell_unrecorded(printer: &Printer, recorded: Result<(), PipelineError>) {
+/// Whether nothing is lost where a file is written: it is not there, is empty, or is no file.
+fn is_empty(path: &Path) -> bool {
+    std::fs::metadata(path).map_or(true, |there| !there.is_dir() && there.len() == 0)
+}
+
+pub(super) fn tell_unrecorded(printer: &Printer, recorded: Result<(), PipelineError>) {
     if let Err(error) = recorded {
         printer.warn(&format!("that this run failed could not be written down: {}", describe(&error)));
     }

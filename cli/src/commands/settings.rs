@@ -53,6 +53,13 @@ pub(super) fn places(config: Option<&Path>) -> RunConfig {
     if path.as_os_str() == "none" { RunConfig::default() } else { RunConfig::places(path) }
 }
 
+/// What a configuration says, as far as it can be used, for those who look at files before anything is read.
+pub(super) fn told(config: Option<&Path>) -> RunConfig {
+    let path = config.unwrap_or(Path::new(USUAL_NAME));
+    let config = (path.as_os_str() != "none" && path.is_file()).then(|| RunConfig::load(path).ok()).flatten();
+    config.unwrap_or_default()
+}
+
 /// The same, with the model that was named.
 pub(super) fn model_configuration(printer: &Printer, args: &ModelArgs) -> Result<RunConfig, ConfigError> {
     let mut config = configuration(printer, &args.config)?;

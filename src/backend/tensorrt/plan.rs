@@ -281,6 +281,7 @@ mod tests {
             data: None,
             labels: None,
             precision: None,
+            random_data: false,
             inputs: Vec::new(),
             outputs: Vec::new(),
             options: EngineOptions { version_compatible: true, ..EngineOptions::default() },

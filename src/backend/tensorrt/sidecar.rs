@@ -43,6 +43,9 @@ pub struct EngineSidecar {
     /// `int8`, `fp16`, ...; absent when unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
+    /// Whether the model's ranges are of random numbers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub random_data: bool,
     /// What the engine takes.
     pub inputs: Vec<TensorInfo>,
     /// What it gives.

@@ -20,6 +20,7 @@ use crate::{
     },
     compare::{CompareOptions, Footprint, Gate},
     config::UseTensorRt,
+    quantize::PrecisionPlan,
     session::{
         EngineOrder, PipelineError, Within, describe,
         evaluation::{EvaluateOptions, evaluate},
@@ -107,7 +108,8 @@ impl Bisection<'_> {
         let mut check = None;
         if let Some(trial) = search.plan() {
             let (plan, model) = start.plan(&trial.lifted)?;
-            plan.write(&self.out.join("plan.json"))?;
+            let random_data = plan.random_data || self.rests_on_random_data();
+            PrecisionPlan { random_data, ..plan }.write(&self.out.join("plan.json"))?;
             model.save(&self.out.join("model.plan.onnx"))?;
             self.engine()?;
             if !check_on.is_empty() {
@@ -226,13 +228,13 @@ impl Bisection<'_> {
         let samples = session.data_hash(search_on);
         let conditions = (session.context()?, &self.table, &self.options, samples, gates, self.args.lift);
         let context = ContentHash::of_bytes(&serde_json::to_vec(&conditions).map_err(PipelineError::render)?);
-        match TrialLog::resume(&self.out.join("trials.json"), context.clone()) {
-            Ok(log) => Ok(log),
+        let log = match TrialLog::resume(&self.out.join("trials.json"), context.clone()) {
             Err(error @ ArtifactError::Format { .. }) => {
                 session.host.info(&format!("starting a new search: {error}"));
-                Ok(TrialLog::new(context))
+                TrialLog::new(context)
             }
-            Err(error) => Err(error.into()),
-        }
+            log => log?,
+        };
+        Ok(TrialLog { random_data: self.rests_on_random_data(), ..log })
     }
 }

@@ -3,7 +3,6 @@
 use super::{BisectOptions, Find};
 use crate::{
     analyse::{advice::Commands, graphwise::Side, layerwise::Samples},
-    artifact::write_atomic,
     backend::ExecutionProvider,
     calibrate::CalibrationTable,
     dataset::{PrefetchOptions, Split},
@@ -43,8 +42,7 @@ impl<'a> Bisection<'a> {
         let precision = args.precision;
         let out = OutputFolder::open(&session.config)?;
         set_findings_aside(&session.config)?;
-        let repeatable = session.repeatable(&out).to_toml().map_err(PipelineError::render)?;
-        write_atomic(&out.join(REPEATS), repeatable.as_bytes())?;
+        out.write_config(REPEATS, &session.repeatable(&out))?;
         let mut split = session.data.split(session.config.seed, session.config.calib_samples, 0);
         if let Some(Spec::Saved(path)) = args.target.as_deref().map(Spec::parse).transpose()? {
             let (saved, data) = (session.open_saved(&path)?, session.dataset());
@@ -84,6 +82,11 @@ impl<'a> Bisection<'a> {
             (None, None) => (session.subject.folded.clone(), session.subject.folded.clone()),
         };
         Ok(Self { session, args, out, split, table, checkpoints, options, float, quantized })
+    }
+
+    /// Whether the samples, or those that gave the ranges, are random numbers.
+    pub(super) fn rests_on_random_data(&self) -> bool {
+        self.session.config.random_data || self.table.as_ref().is_some_and(|table| table.random_data)
     }
 
     pub(super) fn samples<'s>(&'s self, indices: &'s [usize]) -> Samples<'s> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::Job;
 use crate::{
-    artifact::{ArtifactError, ContentHash, read_json, write_atomic},
+    artifact::{ArtifactError, ContentHash, read_json, same_file, write_atomic},
     bisect::findings::{FINDINGS_FORMAT_VERSION, Findings},
     calibrate::{CalibrationTable, cache::CalibrationCache},
     onnx::{Model, file_bytes},
@@ -16,14 +16,21 @@ use crate::{
 impl Job<'_> {
     /// `run.toml`: repeats the run from anywhere.
     pub(super) fn write_config(&self) -> Result<(), PipelineError> {
-        let config = self.session.repeatable(&self.out);
-        Ok(write_atomic(&self.out.join("run.toml"), config.to_toml().map_err(PipelineError::render)?.as_bytes())?)
+        self.out.write_config("run.toml", &self.session.repeatable(&self.out))
     }
 
     /// `calibration.json` and, for TensorRT 10 and older, `calibration.cache`.
     pub(super) fn save_table(&self, table: &CalibrationTable) -> Result<(), PipelineError> {
-        table.save(&self.out.join("calibration.json"))?;
+        // The table that the ranges are taken from may lie there, and stays.
+        let given = |path: &Path| self.session.config.table.as_deref().is_some_and(|table| same_file(table, path));
+        let path = self.out.join("calibration.json");
+        if !given(&path) {
+            table.save(&path)?;
+        }
         let path = self.out.join("calibration.cache");
+        if given(&path) {
+            return Ok(());
+        }
         match CalibrationCache::from_table(table).save(&path) {
             // Only TensorRT 10 and older need it.
             Err(error @ ArtifactError::Format { .. }) => {

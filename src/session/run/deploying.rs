@@ -10,6 +10,7 @@ use crate::{
         Model,
         proto::{DimensionValue, TensorProto, TypeValue, ValueInfoProto},
     },
+    quantize::of_random_data,
     session::{PipelineError, Within},
     tensor::{TensorMap, stacked},
 };
@@ -46,7 +47,9 @@ impl Job<'_> {
             let file = self.out.join(&artifact.path);
             models.push(Given { precision: target.precision.name(), file, dynamic: dynamic(model), batches, expected });
         }
-        let what = ToDeploy { model_hash: &subject.float.hash, models, inputs: &inputs, samples };
+        let random_data =
+            self.session.config.random_data || targets.iter().filter_map(|t| t.model.as_ref()).any(of_random_data);
+        let what = ToDeploy { model_hash: &subject.float.hash, models, inputs: &inputs, samples, random_data };
         write(&folder, &what).within(|| format!("cannot write {}", folder.display()))?;
         self.session.host.wrote(&folder.join("deploy.sh"));
         Ok(())

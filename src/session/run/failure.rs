@@ -3,22 +3,23 @@
 use std::path::Path;
 
 use crate::{
-    artifact::write_atomic,
+    artifact::{check_free, write_atomic},
     config::RunConfig,
-    report::{failed_junit, failed_page, failed_summary},
-    session::{OutputFolder, PipelineError, Within, folder::out_folder},
+    report::{failed_junit, failed_page},
+    session::{
+        OutputFolder, PipelineError, Within,
+        folder::{out_folder, set_aside},
+    },
 };
 
 /// What a report is made of: the files that tell an outcome.
 const OUTCOME: [&str; 4] = ["report.json", "report.html", "report.junit.xml", "layers.csv"];
-/// Where the former ones go.
-const FORMER: &str = "former";
 
 /// What a bisection tells its outcome by. Its plan and trials stay: they are inputs of what follows.
 const FINDINGS: [&str; 2] = ["bisect.json", "bisect.html"];
 
 /// What stands in the place of a report until there is one: whatever ends the process, nothing green is left.
-const UNFINISHED: &str = "it has not come to its end: it still goes on, or its process was ended";
+pub const UNFINISHED: &str = "it has not come to its end: it still goes on, or its process was ended";
 
 /// Moves the outcome of a former run into the folder `former`, and leaves one that says that this run has none yet.
 pub(super) fn begin(out: &Path, config: &RunConfig) -> Result<(), PipelineError> {
@@ -33,11 +34,6 @@ pub fn record_beginning(config: &RunConfig) -> Result<(), PipelineError> {
     record_failure(config, UNFINISHED)
 }
 
-/// The summary of a run that has begun, as [`record_beginning`] leaves a report.
-pub fn begun_summary(model: &str) -> String {
-    failed_summary(model, UNFINISHED)
-}
-
 /// The same for what a bisection found.
 ///
 /// # Errors
@@ -48,12 +44,11 @@ pub fn set_findings_aside(config: &RunConfig) -> Result<(), PipelineError> {
 
 fn move_away(out: &Path, names: &[&str]) -> Result<(), PipelineError> {
     for name in names {
-        let (file, former) = (out.join(name), out.join(FORMER));
-        if file.exists() {
-            let context = || format!("cannot move {} into {}", file.display(), former.display());
-            std::fs::create_dir_all(&former).within(context)?;
-            std::fs::rename(&file, former.join(name)).within(context)?;
-        }
+        let file = out.join(name);
+        check_free(&file).within(|| format!("cannot move {}", file.display()))?;
+    }
+    for name in names {
+        set_aside(out, name)?;
     }
     Ok(())
 }
@@ -77,7 +72,7 @@ fn replace(out: &Path, config: &RunConfig, reason: &str) -> Result<(), PipelineE
     let mut tests = Vec::new();
     failed_junit(&model, reason, &mut tests).map_err(PipelineError::render)?;
     write_atomic(&out.join("report.junit.xml"), &tests)?;
-    write_atomic(&out.join("report.html"), failed_page(&model, reason).as_bytes())?;
+    write_atomic(&out.join("report.html"), failed_page(&model, "run", reason).as_bytes())?;
     Ok(())
 }
 

@@ -1,0 +1,135 @@
+//! What is read stays as it is, what failed is not green, and what was made of other data is not joined.
+
+use std::{fs, path::Path};
+
+use super::{calib, demo, error_of, json, root};
+
+/// Copies some images of the example; each has the content of the one `shifted` places behind it.
+fn images(folder: &Path, shifted: usize) {
+    fs::create_dir_all(folder).unwrap();
+    let mut files: Vec<_> = fs::read_dir(demo("images")).unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort();
+    files.truncate(24);
+    for (place, file) in files.iter().enumerate() {
+        fs::copy(&files[(place + shifted) % files.len()], folder.join(file.file_name().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn a_refused_summary_is_not_written_over() {
+    if calib().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    images(&folder.path().join("images"), 0);
+    let names = fs::read_dir(folder.path().join("images")).unwrap().map(|file| file.unwrap().file_name());
+    let list: String = names.map(|name| format!("images/{}\n", name.display())).collect();
+    fs::write(folder.path().join("list.txt"), list).unwrap();
+    fs::copy(demo("demo.onnx"), folder.path().join("m.onnx")).unwrap();
+    fs::write(folder.path().join("c.toml"), "model = \"m.onnx\"\ndata = \"images\"\npreset = \"unit\"\n").unwrap();
+    let sample = folder.path().join("images/0003.png");
+    let before = fs::read(&sample).unwrap();
+    for given in [&["--model", "m.onnx", "--data", "list.txt"][..], &["--config", "c.toml"]] {
+        let mut run = calib().unwrap();
+        run.arg("run").args(given).args(["--summary", "images/0003.png", "--out", "out"]).current_dir(folder.path());
+        assert!(error_of(&mut run).contains("would be written over"));
+        assert_eq!(fs::read(&sample).unwrap(), before);
+    }
+    // What a run was told by stays, too.
+    fs::create_dir(folder.path().join("out")).unwrap();
+    let told = "# mine\nmodel = \"../m.onnx\"\ndata = \"../images\"\npreset = \"unit\"\nprecisions = [\"fp32\"]\n";
+    fs::write(folder.path().join("out/run.toml"), told).unwrap();
+    let mut run = calib().unwrap();
+    run.args(["run", "--config", "out/run.toml", "--out", "out", "--bench-seconds", "0", "--tensorrt", "off"]);
+    run.current_dir(folder.path()).assert().success();
+    assert_eq!(fs::read_to_string(folder.path().join("out/former/run.toml")).unwrap(), told);
+    assert!(fs::read_to_string(folder.path().join("out/run.toml")).unwrap().contains("bench_seconds = 0"));
+}
+
+#[test]
+fn a_report_or_a_join_that_fails_leaves_nothing_green() {
+    if calib().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+    let example = root().join("reports/example");
+    for page in ["review.html", "review.md", "review.csv"] {
+        let report = |runs: &[&Path]| {
+            let mut command = calib().unwrap();
+            command.current_dir(folder.path()).arg("report").args(runs).args(["-o", page]);
+            command
+        };
+        report(&[&example]).assert().success();
+        let green = read(page);
+        let error = error_of(&mut report(&[Path::new("nothere"), Path::new("--baseline"), &example]));
+        assert!(error.contains("nothere"), "{error}");
+        let red = read(page);
+        assert!(red != green && red.contains("report failed") && red.contains("nothere"), "{red}");
+    }
+    fs::create_dir(folder.path().join("joined")).unwrap();
+    for name in ["report.html", "report.junit.xml"] {
+        fs::write(folder.path().join("joined").join(name), "green").unwrap();
+    }
+    let mut merge = calib().unwrap();
+    let error = error_of(merge.current_dir(folder.path()).args(["merge", "nothere.part", "--out", "joined"]));
+    assert!(error.contains("nothere.part"), "{error}");
+    let tests = read("joined/report.junit.xml");
+    assert!(tests.contains("errors=\"1\"") && tests.contains("nothere.part"), "{tests}");
+    assert!(read("joined/report.html").contains("the run failed"));
+}
+
+#[test]
+fn shards_of_other_data_under_the_same_names_do_not_join() {
+    if calib().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    images(&folder.path().join("a"), 0);
+    images(&folder.path().join("b"), 1);
+    let shard = |words: &[&str], data: &str, shard: &str, flag: &str| {
+        let mut command = calib().unwrap();
+        command.current_dir(folder.path()).args(words).args(["--preset", "unit", "--data", data, "--shard", shard]);
+        command
+            .args([flag, &format!("{data}{}", &shard[..1])])
+            .arg("--model")
+            .arg(demo("demo.onnx"))
+            .assert()
+            .success();
+    };
+    for (data, part) in [("a", "1/2"), ("a", "2/2"), ("b", "2/2")] {
+        shard(&["compare", "ort", "ort"], data, part, "--part");
+    }
+    let merge = |files: &[&str]| {
+        let mut command = calib().unwrap();
+        command.current_dir(folder.path()).arg("merge").args(files);
+        command
+    };
+    merge(&["a1", "a2"]).assert().success();
+    assert!(error_of(&mut merge(&["a1", "b2"])).contains("parts of different comparisons"));
+    for (data, part) in [("a", "1/2"), ("a", "2/2"), ("b", "2/2")] {
+        shard(&["calibrate", "--calib-samples", "12"], data, part, "--histograms");
+    }
+    merge(&["a1", "a2"]).assert().success();
+    assert!(error_of(&mut merge(&["a1", "b2"])).contains("shards of different data"));
+}
+
+#[test]
+fn what_a_bisection_on_random_data_leaves_says_so() {
+    let Some(mut bisect) = calib() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    bisect.current_dir(folder.path()).args(["bisect", "--random-data", "--calib-samples", "4", "--samples", "2"]);
+    bisect.args(["--method", "minmax", "--effort", "off", "--tensorrt", "off", "--gate", "sqnr_db=60", "--out", "out"]);
+    let output = bisect.arg("--model").arg(demo("demo.onnx")).output().unwrap();
+    assert!(output.status.code().is_some_and(|code| code < 2), "{}", String::from_utf8_lossy(&output.stderr));
+    for name in ["bisect.json", "trials.json", "plan.json"] {
+        assert_eq!(json(&folder.path().join("out").join(name))["random_data"], true, "{name}");
+    }
+    assert!(fs::read_to_string(folder.path().join("out/bisect.html")).unwrap().contains("RANDOM DATA"));
+    // Who quantizes by such a plan hears it.
+    let mut quantize = calib().unwrap();
+    quantize.current_dir(folder.path()).args(["quantize", "-o", "q.onnx", "--plan", "out/plan.json", "--table"]);
+    let output = quantize.arg("out/calibration.json").arg(demo("demo.onnx")).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && told.contains("plan was searched on random numbers"), "{told}");
+}
