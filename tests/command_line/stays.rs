@@ -80,6 +80,32 @@ fn a_report_or_a_join_that_fails_leaves_nothing_green() {
 }
 
 #[test]
+fn what_is_worse_than_the_baseline_is_said_before_the_gates_that_passed() {
+    if calib().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let example = root().join("reports/example");
+    let mut worse = json(&example.join("report.json"));
+    for precision in worse["precisions"].as_array_mut().unwrap() {
+        if let Some(top1) = precision.pointer_mut("/agreement/top1") {
+            *top1 = 0.1.into();
+        }
+    }
+    fs::create_dir(folder.path().join("worse")).unwrap();
+    fs::write(folder.path().join("worse/report.json"), worse.to_string()).unwrap();
+    let against = |run: &Path, code: i32| {
+        let mut report = calib().unwrap();
+        report.current_dir(folder.path()).arg("report").arg(run).arg("--baseline").arg(&example).args(["-o", "r.md"]);
+        report.assert().code(code);
+        fs::read_to_string(folder.path().join("r.md")).unwrap()
+    };
+    assert!(against(&example, 0).starts_with("### ✅ Nothing is worse than in the baseline\n"));
+    let told = against(Path::new("worse"), 1);
+    assert!(told.starts_with("### ❌ Worse than the baseline: "), "{told}");
+}
+
+#[test]
 fn shards_of_other_data_under_the_same_names_do_not_join() {
     if calib().is_none() {
         return;
