@@ -79,10 +79,12 @@ pub(super) fn grown(original: &GraphView<'_>, folded: &GraphProto) -> BTreeSet<u
 fn bytes_behind(view: &GraphView<'_>, node: usize) -> usize {
     let graph = view.graph();
     let (mut seen, mut front, mut sum) = (HashSet::from([node]), vec![node], 0);
+    let mut counted = HashSet::new();
     while let Some(index) = front.pop() {
         let node = &graph.node[index];
         sum += node.attribute.iter().filter_map(|attribute| attribute.t.as_deref()).map(bytes).sum::<usize>();
-        for input in &node.input {
+        // What is read several times lies in the file once.
+        for input in node.input.iter().filter(|input| counted.insert(input.as_str())) {
             sum += view.initializer(input).map_or(0, bytes);
             front.extend(view.producer(input).map(|id| id.0).filter(|&index| seen.insert(index)));
         }

@@ -209,3 +209,16 @@ fn constants_that_are_computed_from_little_stay_computed() {
     let outputs = runtime.build(&folded, &BuildOptions::default()).unwrap().infer(&inputs).unwrap();
     assert!(outputs["y"].to_f32().iter().all(|&value| value == 3.0 * 2.0 + 64.0));
 }
+
+#[test]
+fn a_constant_that_is_repeated_stays_so() {
+    let Some(runtime) = runtime() else { return };
+    for (op_type, times) in [("Concat", 16), ("Sum", 1)] {
+        let join = NodeProto::new(op_type, "join", &vec!["part"; times], &["all"]);
+        let join = if times > 1 { join.with(AttributeProto::int("axis", 1)) } else { join };
+        let nodes = vec![join, NodeProto::new("MatMul", "product", &["x", "all"], &["y"])];
+        let part = TensorProto::from_tensor("part", floats(&[64, 512], &vec![0.5; 64 * 512]));
+        let folded = runtime.fold(&model(nodes, float_info("x", &[1, 64]), "y", vec![part])).unwrap();
+        assert_eq!(names(&folded), if times > 1 { vec!["join", "product"] } else { vec!["product"] });
+    }
+}
