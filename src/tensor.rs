@@ -47,6 +47,26 @@ pub fn stacked(samples: impl IntoIterator<Item = TensorMap>) -> TensorMap {
     all
 }
 
+/// What [`stacked`] made of as many `samples`, with the samples along `axis` instead, or that of the first sample alone;
+/// `None` for what has no axes.
+pub fn along(stacked: &Tensor, samples: usize, axis: Option<usize>) -> Option<Tensor> {
+    let all = stacked.values.view();
+    let mut shape = stacked.shape.clone();
+    let first = shape.first_mut()?;
+    *first = first.checked_div(samples)?;
+    let Some(axis) = axis else { return Tensor::new(shape, all.slice(0..all.len() / samples).to_owned()).ok() };
+    let part = shape.get(axis..)?.iter().product::<usize>();
+    let parts = (all.len() / samples).checked_div(part)?;
+    let mut values = Values::zeros(stacked.element_type(), 0);
+    for (part_of_sample, sample) in (0..parts).flat_map(|at| (0..samples).map(move |sample| (at, sample))) {
+        let at = (sample * parts + part_of_sample) * part;
+        // The same type, so this cannot fail.
+        let _same_type = values.extend(all.slice(at..at + part));
+    }
+    shape[axis] *= samples;
+    Tensor::new(shape, values).ok()
+}
+
 /// Tensors of fewer than `rows` rows with their last row repeated up to as many; others stay as they are.
 pub fn filled(tensors: &TensorMap, rows: usize) -> TensorMap {
     let fill = |(name, tensor): (&String, &Tensor)| {

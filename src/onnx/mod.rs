@@ -1,5 +1,6 @@
 //! ONNX models: the protobuf, a view of the graph, edits, and a diagnosis of what is wrong with a model.
 
+mod batch;
 mod diagnose;
 mod external;
 pub mod graph;

@@ -405,7 +405,7 @@ fn likely_call(session: &Session, likely: LikelyCall) -> Result<TensorMap, Pipel
 }
 
 fn first_batch(session: &Session, batch: usize) -> Result<TensorMap, PipelineError> {
-    if let Some(fixed) = session.subject.fixed_batch().filter(|_| batch != session.subject.usual_batch()) {
+    if let Some(fixed) = session.subject.bound_batch().filter(|_| batch != session.subject.usual_batch()) {
         ensure!(fixed == batch, "--batch {batch} was asked for, but the model fixes its batch to {fixed}");
     }
     let bytes = batch_bytes(&session.subject.inputs, batch);
@@ -420,8 +420,12 @@ fn first_batch(session: &Session, batch: usize) -> Result<TensorMap, PipelineErr
     let indices: Vec<usize> = (0..dataset.len()).collect();
     let policy = BadPolicy { max_share: 1.0, strict: false };
     let reading = PrefetchOptions { batch, threads: session.threads, policy, stop: session.host.stop(), skipped: &[] };
-    let first = Samples { dataset, indices: &indices, reading }.first(batch)?;
-    let first =
-        first.ok_or_else(|| PipelineError::Input(format!("the data does not hold {batch} samples of one shape")))?;
-    Ok(first.inputs)
+    let samples = Samples { dataset, indices: &indices, reading };
+    let first = if session.subject.joins_samples(batch) {
+        let parts: Vec<_> = samples.firsts(1, batch)?.into_iter().map(|part| part.inputs).collect();
+        if parts.len() == batch { session.subject.as_one_call(parts) } else { None }
+    } else {
+        samples.first(batch)?.map(|first| first.inputs)
+    };
+    first.ok_or_else(|| PipelineError::Input(format!("the data does not hold {batch} samples of one shape")))
 }

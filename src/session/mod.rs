@@ -19,6 +19,7 @@ macro_rules! ensure {
     };
 }
 
+mod batch;
 mod benchmark;
 mod bisect;
 pub mod calibration;

@@ -10,10 +10,9 @@ use crate::{
     analyse::{layerwise::LayerError, rounded::rounded},
     backend::{Backend, BuildOptions, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     calibrate::CalibrationTable,
-    dataset::InputSpec,
     onnx::{
         Finding, GraphView, Model, Severity, diagnose,
-        proto::{DimensionProto, DimensionValue, NodeProto, TypeValue, ValueInfoProto},
+        proto::{DimensionProto, DimensionValue, NodeProto, TypeValue},
     },
     quantize::{Placement, Precision, QuantizeOptions, SchemeOptions, place, quantize, with_opset},
     tensor::ElementType,
@@ -75,77 +74,6 @@ impl Subject {
         shapes.extend(inputs.iter().chain(&outputs).map(|info| (info.name.clone(), info.clone())));
         let float_types = FloatTypes::of(&float, &folded, &shapes);
         Ok(Self { float, folded, inputs, outputs, shapes, findings, float_types })
-    }
-
-    /// What reading samples needs to know: the first axis is open where it counts the samples of a call, fixed or not.
-    pub fn input_specs(&self) -> Vec<InputSpec> {
-        let mut specs = self.specs();
-        if self.fixed_batch().is_some() && !self.takes_whole_inputs() {
-            specs.iter_mut().filter_map(|spec| spec.shape.first_mut()).for_each(|extent| *extent = None);
-        }
-        specs
-    }
-
-    fn specs(&self) -> Vec<InputSpec> {
-        let spec = |info: &TensorInfo| InputSpec {
-            name: info.name.clone(),
-            element_type: info.element_type,
-            shape: info.shape.clone(),
-        };
-        self.inputs.iter().map(spec).collect()
-    }
-
-    /// The same for one sample, where a batch that is another axis of some input (a state whose first axis counts layers) is
-    /// known by the name that it has as the first axis of another.
-    pub(super) fn specs_of_a_sample(&self) -> Vec<InputSpec> {
-        let names = |input: &str| names_of_extents(&self.float.graph().input, input);
-        let mut specs = self.specs();
-        let batches: Vec<_> = self.inputs.iter().filter_map(|input| *names(&input.name).first()?).collect();
-        for spec in &mut specs {
-            for (extent, name) in spec.shape.iter_mut().zip(names(&spec.name)).skip(1) {
-                *extent = extent.or_else(|| batches.contains(&name?).then_some(1));
-            }
-        }
-        specs
-    }
-
-    /// The batch that the model fixes, if any. A sample is one whole call where the inputs do not agree on a batch axis
-    /// (scalars, or states whose first axis counts layers): that is a batch of 1.
-    pub fn fixed_batch(&self) -> Option<usize> {
-        let extents: BTreeSet<_> = self.inputs.iter().map(|input| input.shape.first().copied()).collect();
-        match Vec::from_iter(extents)[..] {
-            [Some(extent)] => extent,
-            [] => None,
-            _ => Some(1),
-        }
-    }
-
-    /// True where a call takes one sample although the first axis has another extent: the inputs do not agree on one, or
-    /// an output begins with another (a sequence whose first axis is time), be it one with the name of another axis.
-    pub fn takes_whole_inputs(&self) -> bool {
-        let first = |info: &TensorInfo| info.shape.first().copied().flatten();
-        let graph = self.float.graph();
-        let later = |name| {
-            let names = self.inputs.iter().map(|input| names_of_extents(&graph.input, &input.name));
-            names.into_iter().any(|names| names.iter().skip(1).any(|later| *later == Some(name)))
-        };
-        let begins_with_later = |output: &TensorInfo| {
-            let names = names_of_extents(&graph.output, &output.name);
-            names.first().copied().flatten().is_some_and(later)
-        };
-        match self.fixed_batch() {
-            Some(1) => self.inputs.iter().any(|input| first(input).is_none_or(|extent| extent != 1)),
-            Some(batch) => self
-                .outputs
-                .iter()
-                .any(|output| first(output).is_some_and(|extent| extent != batch) || begins_with_later(output)),
-            None => false,
-        }
-    }
-
-    /// The batch of a call that nobody chose.
-    pub fn usual_batch(&self) -> usize {
-        if self.takes_whole_inputs() { 1 } else { self.fixed_batch().unwrap_or(1) }
     }
 
     /// Multiply-accumulates of one sample in convolutions and products with weights; `None` where an extent is not known.
@@ -304,17 +232,6 @@ fn bind_shapes(model: &mut Model, shapes: &BTreeMap<String, Vec<usize>>) -> Resu
     Ok(())
 }
 
-/// The names of the open extents of a tensor, by axis, as the model declares it.
-fn names_of_extents<'m>(declared: &'m [ValueInfoProto], tensor: &str) -> Vec<Option<&'m DimensionValue>> {
-    let info = declared.iter().find(|info| info.name() == tensor);
-    let Some(TypeValue::TensorType(tensor)) = info.and_then(|info| info.r#type.as_ref()?.value.as_ref()) else {
-        return Vec::new();
-    };
-    let named = |value: &&DimensionValue| matches!(value, DimensionValue::DimParam(_));
-    let extents = tensor.shape.iter().flat_map(|shape| &shape.dim);
-    extents.map(|extent| extent.value.as_ref().filter(named)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use calib_test_support::Need;
@@ -333,29 +250,6 @@ mod tests {
         let subject = Subject::load(runtime, &path, &BTreeMap::new()).unwrap();
         // Counted from the shapes that onnx.shape_inference gives.
         assert_eq!(subject.multiply_accumulates(), Some(385_187_552.0));
-    }
-
-    /// Time is the first axis of what goes in, and gone from what comes out.
-    #[test]
-    fn a_sequence_that_becomes_a_row_is_a_whole_input() {
-        let Some(runtime) = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("sequence.onnx");
-        let takes_whole = |names: [&str; 2]| {
-            let mean = NodeProto::new("ReduceMean", "y", &["x"], &["y"]);
-            let mean = mean.with(AttributeProto::ints("axes", &[0])).with(AttributeProto::int("keepdims", 0));
-            let mut model = TestModel::new(17).input("x", &[12, -1, 24]).node(mean).output("y", &[-1, 24]).build();
-            let graph = model.graph_mut();
-            for (info, axis, name) in [(&mut graph.input[0], 1, names[0]), (&mut graph.output[0], 0, names[1])] {
-                let Some(TypeValue::TensorType(tensor)) = &mut info.r#type.as_mut().unwrap().value else { panic!() };
-                tensor.shape.as_mut().unwrap().dim[axis].value = Some(DimensionValue::DimParam(name.to_owned()));
-            }
-            model.save(&path).unwrap();
-            let subject = Subject::load(runtime, &path, &BTreeMap::new()).unwrap();
-            (subject.takes_whole_inputs(), subject.usual_batch())
-        };
-        assert_eq!(takes_whole(["n", "n"]), (true, 1));
-        assert_eq!(takes_whole(["n", "m"]), (false, 12));
     }
 
     /// `model`, whose node `kept` becomes the body of a function of the model's own.

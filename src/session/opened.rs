@@ -157,6 +157,11 @@ impl Session {
         let batch = match (config.batch, subject.fixed_batch()) {
             // One sample at a time is what a fixed batch is filled up from, and what a whole input is.
             (Some(asked), Some(fixed)) if asked != fixed && asked != 1 => {
+                ensure!(
+                    subject.free_batch().is_none(),
+                    "--batch {asked} was asked for, but a sample of this model is a whole call, as its batch is not the first axis of \
+                     every input; leave --batch out"
+                );
                 bail!("--batch {asked} was asked for, but the model fixes its batch to {fixed}");
             }
             (asked, fixed) => {

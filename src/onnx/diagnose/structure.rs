@@ -50,7 +50,7 @@ pub(super) fn inputs_and_outputs(model: &Model, findings: &mut Findings) {
         |_, names| format!("inputs or outputs have a negative extent: {names}"),
         "it is taken as dynamic; export with a named dynamic axis instead",
     );
-    dynamic_axes(&inputs, &graph.output, findings);
+    dynamic_axes(&inputs, &graph.output, graph.batch_name(), findings);
 }
 
 /// The declared extents of a tensor: `None` for dynamic ones; `None` altogether without a shape.
@@ -60,16 +60,20 @@ fn extents(info: &ValueInfoProto) -> Option<Vec<Option<i64>>> {
     Some(dims.map(|dim| if let Some(DimensionValue::DimValue(v)) = dim.value { Some(v) } else { None }).collect())
 }
 
-/// Batch axes that are dynamic on one side only: axes were given under names that the graph does not have.
-fn dynamic_axes(inputs: &[&ValueInfoProto], outputs: &[ValueInfoProto], findings: &mut Findings) {
+/// Batch axes that are dynamic on one side only: axes were given under names that the graph does not have. A state whose
+/// first axis counts layers has the batch on another one.
+fn dynamic_axes(inputs: &[&ValueInfoProto], outputs: &[ValueInfoProto], name: Option<&str>, findings: &mut Findings) {
     let batch = |info: &ValueInfoProto| extents(info)?.first().copied();
+    let has_name = |info: &ValueInfoProto| name.is_some() && info.names_of_extents().contains(&name);
     let dynamic = inputs.iter().find(|input| batch(input) == Some(None));
     let Some(dynamic) = dynamic else { return };
     findings.add(
         Severity::Warning,
         Rule::DynamicAxes,
         // Any other fixed first axis (classes, anchors) may be meant; one is what an example input leaves behind.
-        inputs.iter().copied().chain(outputs).filter(|info| batch(info) == Some(Some(1))).map(ValueInfoProto::name),
+        (inputs.iter().copied().chain(outputs))
+            .filter(|info| batch(info) == Some(Some(1)) && !has_name(info))
+            .map(ValueInfoProto::name),
         |_, names| format!("input `{}` has a dynamic first axis, but it is fixed at 1 in {names}", dynamic.name()),
         "name every input and output in dynamic_axes (or dynamic_shapes) as the graph names them, or use batch size 1",
     );

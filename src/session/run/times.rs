@@ -17,7 +17,7 @@ use crate::{
 
 /// Batch sizes that the model cannot take are known before any work is done.
 pub(super) fn check(session: &Session) -> Result<(), PipelineError> {
-    let Some(fixed) = session.subject.fixed_batch() else { return Ok(()) };
+    let Some(fixed) = session.subject.bound_batch() else { return Ok(()) };
     match session.config.bench_batch.iter().find(|&&batch| batch != fixed) {
         Some(batch) => Err(PipelineError::Input(format!(
             "latency at batch {batch} was asked for, but the model fixes its batch to {fixed}"
@@ -148,7 +148,11 @@ impl Job<'_> {
     }
 
     fn first_samples(&self, batch: usize) -> Option<TensorMap> {
-        self.first_batches(batch, 1).pop()
+        if !self.session.subject.joins_samples(batch) {
+            return self.first_batches(batch, 1).pop();
+        }
+        let parts = self.first_batches(1, batch);
+        if parts.len() == batch { self.session.subject.as_one_call(parts) } else { None }
     }
 
     /// Inputs of the first samples that can be read, `batch` of them in each of `count` calls at most.

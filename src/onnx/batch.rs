@@ -1,0 +1,71 @@
+//! What the batch of a model is called.
+
+use std::{cmp::Reverse, collections::HashSet};
+
+use super::proto::{DimensionValue, GraphProto, TensorProto, TypeValue, ValueInfoProto};
+
+impl ValueInfoProto {
+    /// The names of the open extents of a tensor, by axis.
+    pub fn names_of_extents(&self) -> Vec<Option<&str>> {
+        let Some(TypeValue::TensorType(tensor)) = self.r#type.as_ref().and_then(|kind| kind.value.as_ref()) else {
+            return Vec::new();
+        };
+        let extents = tensor.shape.iter().flat_map(|shape| &shape.dim);
+        let names = extents.map(|extent| match &extent.value {
+            Some(DimensionValue::DimParam(name)) if !name.is_empty() => Some(name.as_str()),
+            _ => None,
+        });
+        names.collect()
+    }
+}
+
+impl GraphProto {
+    /// The name of the batch, if it has one: of the names that some input or output begins with the one that most of them
+    /// have, on whichever axis. States of recurrent layers begin with the number of layers, sequences often with time.
+    pub fn batch_name(&self) -> Option<&str> {
+        let weights: HashSet<&str> = self.initializer.iter().map(TensorProto::name).collect();
+        let inputs = self.input.iter().filter(|input| !weights.contains(input.name()));
+        let names: Vec<_> = inputs.chain(&self.output).map(ValueInfoProto::names_of_extents).collect();
+        let first = names.iter().filter_map(|names| *names.first()?);
+        first.min_by_key(|name| Reverse(names.iter().filter(|names| names.contains(&Some(name))).count()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::onnx::{
+        Model,
+        proto::{DimensionProto, DimensionValue, TypeValue, ValueInfoProto},
+        tests::{float_info, small_model},
+    };
+
+    fn named(name: &str, extents: &[&str]) -> ValueInfoProto {
+        let mut info = float_info(name, &[]);
+        let Some(TypeValue::TensorType(tensor)) = &mut info.r#type.as_mut().unwrap().value else { panic!() };
+        let value = |extent: &&str| match extent.parse() {
+            Ok(number) => DimensionValue::DimValue(number),
+            Err(_) => DimensionValue::DimParam((*extent).to_owned()),
+        };
+        let extents = extents.iter().map(|extent| DimensionProto { value: Some(value(extent)), ..Default::default() });
+        tensor.shape.as_mut().unwrap().dim = extents.collect();
+        info
+    }
+
+    #[test]
+    fn most_inputs_and_outputs_have_the_batch() {
+        let batch = |inputs: &[&[&str]], outputs: &[&[&str]]| {
+            let mut model: Model = small_model();
+            let infos = |kind: &str, all: &[&[&str]]| {
+                all.iter().enumerate().map(|(index, extents)| named(&format!("{kind}{index}"), extents)).collect()
+            };
+            model.graph_mut().input = infos("in", inputs);
+            model.graph_mut().output = infos("out", outputs);
+            model.graph().batch_name().map(str::to_owned)
+        };
+        assert_eq!(batch(&[&["n", "3", "h", "w"], &["1", "1", "h", "w"]], &[&["n", "10"]]).as_deref(), Some("n"));
+        assert_eq!(batch(&[&["t", "n", "64"], &["1", "n", "64"]], &[&["n", "32"]]).as_deref(), Some("n"));
+        assert_eq!(batch(&[&["n", "16", "20"], &["2", "n", "64"]], &[&["2", "n", "64"]]).as_deref(), Some("n"));
+        assert_eq!(batch(&[&["n", "12"], &[]], &[&["1", "12"]]).as_deref(), Some("n"));
+        assert_eq!(batch(&[&["8", "3", "h", "w"]], &[&["8", "10"]]), None);
+    }
+}

@@ -1,0 +1,205 @@
+//! The batch of a model: what a call takes, and what reading samples has to know of that.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::model::Subject;
+use crate::{
+    backend::TensorInfo,
+    dataset::InputSpec,
+    onnx::proto::ValueInfoProto,
+    tensor::{TensorMap, along, stacked},
+};
+
+impl Subject {
+    /// What reading samples needs to know: the first axis is open where it counts the samples of a call, fixed or not.
+    pub fn input_specs(&self) -> Vec<InputSpec> {
+        let mut specs = self.specs();
+        if self.fixed_batch().is_some() && !self.takes_whole_inputs() {
+            specs.iter_mut().filter_map(|spec| spec.shape.first_mut()).for_each(|extent| *extent = None);
+        }
+        specs
+    }
+
+    fn specs(&self) -> Vec<InputSpec> {
+        let spec = |info: &TensorInfo| InputSpec {
+            name: info.name.clone(),
+            element_type: info.element_type,
+            shape: info.shape.clone(),
+        };
+        self.inputs.iter().map(spec).collect()
+    }
+
+    /// The same for one sample, where a batch that is another axis of some input (a state whose first axis counts layers) is
+    /// known by the name that it has as the first axis of another.
+    pub(super) fn specs_of_a_sample(&self) -> Vec<InputSpec> {
+        let names = |input: &str| names_of_extents(&self.float.graph().input, input);
+        let mut specs = self.specs();
+        let firsts = self.inputs.iter().filter_map(|input| *names(&input.name).first()?);
+        let batches: Vec<_> = firsts.chain(self.float.graph().batch_name()).collect();
+        for spec in &mut specs {
+            for (extent, name) in spec.shape.iter_mut().zip(names(&spec.name)).skip(1) {
+                *extent = extent.or_else(|| batches.contains(&name?).then_some(1));
+            }
+        }
+        specs
+    }
+
+    /// The batch that the model fixes, if any. A sample is one whole call where the inputs do not agree on a batch axis
+    /// (scalars, or states whose first axis counts layers): that is a batch of 1.
+    pub fn fixed_batch(&self) -> Option<usize> {
+        let extents: BTreeSet<_> = self.inputs.iter().map(|input| input.shape.first().copied()).collect();
+        match Vec::from_iter(extents)[..] {
+            [Some(extent)] => extent,
+            [] => None,
+            _ => Some(1),
+        }
+    }
+
+    /// True where a call takes one sample although the first axis has another extent: the inputs do not agree on one, or
+    /// an output begins with another (a sequence whose first axis is time), be it one with the name of another axis.
+    pub fn takes_whole_inputs(&self) -> bool {
+        let first = |info: &TensorInfo| info.shape.first().copied().flatten();
+        let graph = self.float.graph();
+        let later = |name| {
+            let names = self.inputs.iter().map(|input| names_of_extents(&graph.input, &input.name));
+            names.into_iter().any(|names| names.iter().skip(1).any(|later| *later == Some(name)))
+        };
+        let begins_with_later = |output: &TensorInfo| {
+            let names = names_of_extents(&graph.output, &output.name);
+            names.first().copied().flatten().is_some_and(later)
+        };
+        match self.fixed_batch() {
+            Some(1) => self.inputs.iter().any(|input| first(input).is_none_or(|extent| extent != 1)),
+            Some(batch) => self
+                .outputs
+                .iter()
+                .any(|output| first(output).is_some_and(|extent| extent != batch) || begins_with_later(output)),
+            None => false,
+        }
+    }
+
+    /// The axis of the batch by input, where inputs do not agree on one and the batch is free nevertheless: the axis that
+    /// has its name, or an open first one. An input without such an axis is the same for all samples of a call.
+    pub fn free_batch(&self) -> Option<BTreeMap<&str, Option<usize>>> {
+        let graph = self.float.graph();
+        let axis = |input: &TensorInfo| match graph.batch_name() {
+            Some(name) => names_of_extents(&graph.input, &input.name).iter().position(|given| *given == Some(name)),
+            None => (input.shape.first() == Some(&None)).then_some(0),
+        };
+        let axes: BTreeMap<_, _> = self.inputs.iter().map(|input| (input.name.as_str(), axis(input))).collect();
+        (self.fixed_batch().is_some() && axes.values().any(Option::is_some)).then_some(axes)
+    }
+
+    /// The batch that calls are bound to, whatever is done about the shapes of the inputs.
+    pub fn bound_batch(&self) -> Option<usize> {
+        self.fixed_batch().filter(|_| self.free_batch().is_none())
+    }
+
+    /// Whether a call with `batch` samples is put together here: reading stacks along the first axis.
+    pub fn joins_samples(&self, batch: usize) -> bool {
+        batch != self.usual_batch() && self.free_batch().is_some()
+    }
+
+    /// The inputs of one call with all `samples`; `None` where their shapes differ.
+    pub fn as_one_call(&self, samples: Vec<TensorMap>) -> Option<TensorMap> {
+        let shapes = |sample: &TensorMap| sample.values().map(|tensor| tensor.shape().to_vec()).collect::<Vec<_>>();
+        let first = shapes(samples.first()?);
+        let count = samples.len();
+        let mut inputs = samples.iter().all(|sample| shapes(sample) == first).then(|| stacked(samples))?;
+        for (name, axis) in self.free_batch()? {
+            if let Some(tensor) = inputs.get_mut(name)
+                && let Some(moved) = along(tensor, count, axis)
+            {
+                *tensor = moved;
+            }
+        }
+        Some(inputs)
+    }
+
+    /// The batch of a call that nobody chose.
+    pub fn usual_batch(&self) -> usize {
+        if self.takes_whole_inputs() { 1 } else { self.fixed_batch().unwrap_or(1) }
+    }
+}
+
+/// The names of the open extents of a tensor, by axis, as the model declares it.
+fn names_of_extents<'m>(declared: &'m [ValueInfoProto], tensor: &str) -> Vec<Option<&'m str>> {
+    let info = declared.iter().find(|info| info.name() == tensor);
+    info.map_or_else(Vec::new, ValueInfoProto::names_of_extents)
+}
+
+#[cfg(test)]
+mod tests {
+    use calib_test_support::Need;
+
+    use super::*;
+    use crate::{
+        backend::onnxruntime::OnnxRuntime,
+        onnx::proto::{AttributeProto, DimensionValue, NodeProto, TypeValue},
+        quantize::testing::TestModel,
+        tensor::Tensor,
+    };
+
+    /// Time is the first axis of what goes in, and gone from what comes out.
+    #[test]
+    fn a_sequence_that_becomes_a_row_is_a_whole_input() {
+        let Some(runtime) = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sequence.onnx");
+        let takes_whole = |names: [&str; 2]| {
+            let mean = NodeProto::new("ReduceMean", "y", &["x"], &["y"]);
+            let mean = mean.with(AttributeProto::ints("axes", &[0])).with(AttributeProto::int("keepdims", 0));
+            let mut model = TestModel::new(17).input("x", &[12, -1, 24]).node(mean).output("y", &[-1, 24]).build();
+            let graph = model.graph_mut();
+            for (info, axis, name) in [(&mut graph.input[0], 1, names[0]), (&mut graph.output[0], 0, names[1])] {
+                let Some(TypeValue::TensorType(tensor)) = &mut info.r#type.as_mut().unwrap().value else { panic!() };
+                tensor.shape.as_mut().unwrap().dim[axis].value = Some(DimensionValue::DimParam(name.to_owned()));
+            }
+            model.save(&path).unwrap();
+            let subject = Subject::load(runtime, &path, &BTreeMap::new()).unwrap();
+            (subject.takes_whole_inputs(), subject.usual_batch())
+        };
+        assert_eq!(takes_whole(["n", "n"]), (true, 1));
+        assert_eq!(takes_whole(["n", "m"]), (false, 12));
+    }
+
+    /// States begin with the number of layers, and a factor has no axes.
+    #[test]
+    fn a_batch_is_free_where_inputs_share_its_name_or_one_begins_openly() {
+        let Some(runtime) = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.onnx");
+        let subject = |state: &[i64], named: Option<usize>| {
+            let model = TestModel::new(17).input("x", &[-1, 3]).input("s", state);
+            let mut model = model.op("Relu", &["x"], "y").op("Relu", &["s"], "t").output("y", &[-1, 3]).build();
+            let graph = model.graph_mut();
+            for (info, axis) in [(0, Some(0)), (1, named)] {
+                let kind = graph.input[info].r#type.as_mut().unwrap().value.as_mut();
+                let (Some(TypeValue::TensorType(tensor)), Some(axis)) = (kind, axis) else { continue };
+                let dim = &mut tensor.shape.as_mut().unwrap().dim[axis];
+                dim.value = named.map(|_| DimensionValue::DimParam("n".to_owned()));
+            }
+            model.save(&path).unwrap();
+            Subject::load(runtime, &path, &BTreeMap::new()).unwrap()
+        };
+        let given = |shape: &[usize]| {
+            let count = shape.iter().product::<usize>();
+            Tensor::from_f32(shape.to_vec(), (0..count).map(|value| value as f32).collect()).unwrap()
+        };
+        let call = |subject: &Subject, state: &[usize]| {
+            let sample = TensorMap::from([("x".to_owned(), given(&[1, 3])), ("s".to_owned(), given(state))]);
+            subject.as_one_call(vec![sample.clone(), sample]).unwrap()
+        };
+        let layers = subject(&[2, -1, 2], Some(1));
+        assert_eq!((layers.fixed_batch(), layers.bound_batch(), layers.joins_samples(1)), (Some(1), None, false));
+        let joined = call(&layers, &[2, 1, 2]);
+        assert_eq!((joined["x"].shape(), joined["s"].shape()), (&[2, 3][..], &[2, 2, 2][..]));
+        assert_eq!(joined["s"].to_f32(), [0.0, 1.0, 0.0, 1.0, 2.0, 3.0, 2.0, 3.0]);
+        let factor = subject(&[], None);
+        assert_eq!((factor.bound_batch(), factor.joins_samples(2)), (None, true));
+        assert_eq!(call(&factor, &[])["s"].shape(), [0usize; 0]);
+        let table = subject(&[5, 2], None);
+        let joined = call(&table, &[5, 2]);
+        assert_eq!((joined["s"].shape(), joined["s"].to_f32()[9]), (&[5, 2][..], 9.0));
+    }
+}
