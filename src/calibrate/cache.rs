@@ -27,7 +27,8 @@ pub struct CalibrationCache {
     pub version: String,
     /// Name of TensorRT's calibrator, such as `EntropyCalibration2`; empty where the file has no header.
     pub algorithm: String,
-    /// Scale by tensor name: finite and not negative. TensorRT 8 writes 0 for tensors of zeros.
+    /// Scale by tensor name. TensorRT 8 writes 0 for tensors of zeros; what is no scale at all (infinite, NaN, negative)
+    /// matters only where that tensor is quantized, which is refused then.
     pub scales: BTreeMap<String, f32>,
     /// Whether the ranges are of random numbers.
     pub random_data: bool,
@@ -56,7 +57,7 @@ impl CalibrationCache {
             _ => Method::Entropy,
         };
         let range = |scale: f32| {
-            let amax = (scale * 127.0).min(f32::MAX);
+            let amax = if scale.is_finite() { (scale * 127.0).clamp(f32::MIN, f32::MAX) } else { scale };
             TensorRange {
                 min: -amax,
                 max: amax,
@@ -100,6 +101,14 @@ impl CalibrationCache {
         let lines = mark.into_iter().chain(self.scales.iter().map(|(name, &scale)| (name.as_str(), scale)));
         let lines = lines.map(|(name, scale)| format!("{name}: {:08x}\n", scale.to_bits()));
         format!("TRT-{}-{}\n{}", self.version, self.algorithm, lines.collect::<String>())
+    }
+
+    /// Whether a file that begins with `start` (of 64 bytes, or all of it) can be a cache: text that is no JSON, with or
+    /// without a first line that tells of TensorRT.
+    pub fn begins_with(start: &[u8]) -> bool {
+        let text = start.strip_prefix("\u{feff}".as_bytes()).unwrap_or(start).trim_ascii_start();
+        let is_text = |byte: &u8| !byte.is_ascii_control() || byte.is_ascii_whitespace();
+        !text.is_empty() && !text.starts_with(b"{") && text.iter().all(is_text)
     }
 
     /// Reads the file; the error names the line.
@@ -153,18 +162,14 @@ fn parse_line(line: &str) -> Result<(&str, f32), String> {
         .and_then(|digits| u32::from_str_radix(digits, 16).ok())
         .ok_or_else(|| format!("`{digits}` is not the hexadecimal bits of a scale"))?;
     let scale = f32::from_bits(bits);
-    if scale.is_finite() && scale >= 0.0 {
-        Ok((name, scale.abs()))
-    } else {
-        Err(format!("the scale of tensor `{name}` is {scale}; a scale is finite and not negative"))
-    }
+    // No negative zero.
+    Ok((name, if scale == 0.0 { 0.0 } else { scale }))
 }
 
 /// A line as onnxruntime's `write_calibration_table` writes it: the tensor and its largest magnitude.
 fn parse_plain(line: &str) -> Option<(&str, f32)> {
     let (name, range) = line.trim_end().rsplit_once(' ').filter(|(name, _)| !name.is_empty())?;
-    let range: f32 = range.parse().ok().filter(|range: &f32| range.is_finite() && *range >= 0.0)?;
-    Some((name, range / 127.0))
+    Some((name, range.parse::<f32>().ok()? / 127.0))
 }
 
 fn invalid(path: &Path, reason: String) -> ArtifactError {
@@ -198,6 +203,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_scale_is_told_by_its_range() {
+        let amax = |line: &str| {
+            let cache = CalibrationCache::parse(&format!("a: 3f800000\n{line}\n")).unwrap();
+            cache.to_table(ContentHash::of_bytes(b"")).amax("b").unwrap()
+        };
+        assert_eq!([amax("b: 7f800000"), amax("b inf")], [f32::INFINITY; 2]);
+        assert!(amax("b: 7fc00000").is_nan() && amax("b nan").is_nan());
+        assert_eq!([amax("b: bf800000"), amax("b -127")], [-127.0; 2]);
+        assert_eq!(amax("b: 80000000").to_bits(), 0);
+    }
+
+    #[test]
+    fn caches_are_recognized_by_their_beginning() {
+        let head = "TRT-8401-EntropyCalibration2\n";
+        for text in [head, "\u{feff}TRT-8401", "\u{feff}a:0: 3f800000", "a 254.0\r\n", "größe: 3f8"] {
+            assert!(CalibrationCache::begins_with(text.as_bytes()), "{text:?}");
+        }
+        // Nothing, JSON, an ONNX model, histograms.
+        for start in [&b""[..], b" \n", b" {\"a\"", b"\x08\x07\x12\x04onnx", b"calibhst\x01\0\0\0"] {
+            assert!(!CalibrationCache::begins_with(start), "{start:?}");
+        }
+    }
+
+    #[test]
     fn random_data_is_marked_and_the_mark_is_no_tensor() {
         let mut cache = CalibrationCache::parse("TRT-101300-EntropyCalibration2\na: 3f800000\n").unwrap();
         assert!(!cache.random_data && !cache.to_table(ContentHash::of_bytes(b"")).random_data);
@@ -214,15 +243,12 @@ mod tests {
             ("", 1, "TRT-<version>"),
             ("TRT-1", 1, "TRT-<version>"),
             ("TRT-1-X\na 1.5", 2, "tensor: scale"),
-            ("a 1.5\nb -1.5", 2, "tensor: scale"),
+            ("a 1.5\nb x", 2, "tensor: scale"),
             ("TRT-1-X\na: 3f800000\nnonsense", 3, "tensor: scale"),
             ("TRT-1-X\n: 3f800000", 2, "tensor: scale"),
             ("TRT-1-X\na: +f800000", 2, "hexadecimal"),
             ("TRT-1-X\na: 13f800000", 2, "hexadecimal"),
             ("TRT-1-X\na:", 2, "hexadecimal"),
-            ("TRT-1-X\na: 7f800000", 2, "inf"),
-            ("TRT-1-X\na: 7fc00000", 2, "NaN"),
-            ("TRT-1-X\na: bf800000", 2, "not negative"),
             ("TRT-1-X\n\na: 3f800000\na: 3f800000", 4, "twice"),
         ] {
             let (found, message) = CalibrationCache::parse(text).unwrap_err();

@@ -43,7 +43,7 @@ pub use plan::{Assignment, CompiledPlan, PLAN_FORMAT_VERSION, PatternError, Prec
 pub use qdq::WrittenScales;
 pub use scheme::{is_own, place};
 pub use shift::{Shiftable, Shifted, shiftable};
-pub use validate::{Finding, Severity, validate};
+pub use validate::{Compute, Finding, Severity, validate, validate_with};
 
 use crate::{
     artifact::{ContentHash, Tool},

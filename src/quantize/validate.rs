@@ -7,13 +7,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+mod axes;
+mod computed;
+mod sides;
+
+pub use self::computed::Compute;
+use self::computed::{Origin, code_name, computed, is_code};
 use super::facts::Facts;
 use crate::{
     onnx::{
         Fact, GraphError, Model, NodeId,
         proto::{AttributeProto, GraphProto, NodeProto, TensorProto},
     },
-    tensor::{ElementType, Tensor, Values},
+    tensor::{ElementType, Tensor, TensorMap},
 };
 
 /// Value of `TensorProto.DataType` for E4M3.
@@ -38,6 +44,9 @@ pub struct Finding {
     pub node: String,
     /// What is wrong, and what to do.
     pub message: String,
+    /// Whether TensorRT's builder fails on it without telling the node, or ends the program.
+    #[serde(skip)]
+    pub stops_builder: bool,
 }
 
 impl std::fmt::Display for Finding {
@@ -47,17 +56,36 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// Checks every Q/DQ pair and every operator that takes one, in the main graph and in its subgraphs.
+/// Checks every Q/DQ pair and every operator that takes one, in the main graph and in its subgraphs. What scales and weights
+/// come to that operators compute of constants is not looked at.
 ///
 /// # Errors
 /// A graph with a cycle or a tensor made twice.
 pub fn validate(model: &Model) -> Result<Vec<Finding>, GraphError> {
+    validate_with(model, &|_| Ok(TensorMap::new()))
+}
+
+/// The same, with what `compute` gives for constants that operators compute.
+///
+/// # Errors
+/// As [`validate`].
+pub fn validate_with(model: &Model, compute: Compute<'_>) -> Result<Vec<Finding>, GraphError> {
     let mut findings = Vec::new();
-    let opset = model.opset("").unwrap_or_default();
     let mut graph = model.graph().clone();
     let contributed = as_standard(&mut graph);
-    validate_graph(&graph, opset, &BTreeMap::new(), &contributed, &mut findings)?;
+    let about = About { model, opset: model.opset("").unwrap_or_default(), contributed: &contributed, compute };
+    validate_graph(&graph, &about, &BTreeMap::new(), &mut findings)?;
     Ok(findings)
+}
+
+/// What holds for all graphs of a model.
+#[derive(Clone, Copy)]
+struct About<'m> {
+    model: &'m Model,
+    opset: i64,
+    /// Labels of Q/DQ of another domain.
+    contributed: &'m BTreeSet<String>,
+    compute: Compute<'m>,
 }
 
 /// Q/DQ of `com.microsoft`, which TensorRT's parser takes for the standard ones, as these, and constants that are numbers of
@@ -90,9 +118,8 @@ fn as_standard(graph: &mut GraphProto) -> BTreeSet<String> {
 /// Recursion is as deep as graphs are nested, which decoding limits.
 fn validate_graph<'a>(
     graph: &'a GraphProto,
-    opset: i64,
+    about: &About<'_>,
     outer: &BTreeMap<&'a str, &'a TensorProto>,
-    contributed: &BTreeSet<String>,
     findings: &mut Vec<Finding>,
 ) -> Result<(), GraphError> {
     let facts = Facts::new(graph, &BTreeMap::new())?;
@@ -101,6 +128,7 @@ fn validate_graph<'a>(
     for node in graph.node.iter().filter(|node| node.op_type() == "Constant" && node.is_standard()) {
         constants.extend(node.output.first().map(String::as_str).zip(node.attr_t("value")));
     }
+    let given = constants.clone();
     for &id in facts.view.topological_order() {
         let node = facts.view.node(id);
         if let ("Identity", [from], [to], true) =
@@ -110,21 +138,32 @@ fn validate_graph<'a>(
             constants.insert(to, constant);
         }
     }
-    let mut check = Check { facts, constants, opset, contributed, findings };
+    let (values, unknown) = match computed(about.model, &facts.view, &constants, about.compute) {
+        Ok(values) => (values, None),
+        Err(reason) => (Vec::new(), Some(reason)),
+    };
+    let mut all = constants.clone();
+    all.extend(values.iter().map(|tensor| (tensor.name(), tensor)));
+    let mut check = Check { facts, given, constants, all, unknown, about: *about, findings };
     for (id, node) in check.facts.view.nodes() {
         check.node(id, node);
     }
-    let constants = check.constants;
+    let constants = check.all;
     let mut subgraphs = graph.node.iter().flat_map(NodeProto::subgraphs);
-    subgraphs.try_for_each(|inner| validate_graph(inner, opset, &constants, contributed, findings))
+    subgraphs.try_for_each(|inner| validate_graph(inner, about, &constants, findings))
 }
 
 struct Check<'a, 'f> {
     facts: Facts<'a>,
+    /// What the file holds as constants.
+    given: BTreeMap<&'a str, &'a TensorProto>,
+    /// And under which other names.
     constants: BTreeMap<&'a str, &'a TensorProto>,
-    opset: i64,
-    /// Labels of Q/DQ of another domain.
-    contributed: &'f BTreeSet<String>,
+    /// And what is computed of them.
+    all: BTreeMap<&'a str, &'a TensorProto>,
+    /// Why that is not known.
+    unknown: Option<String>,
+    about: About<'f>,
     findings: &'f mut Vec<Finding>,
 }
 
@@ -135,8 +174,10 @@ impl<'a> Check<'a, '_> {
             _ if node.is(Fact::Quantizer) => {
                 self.scale(id, node);
                 self.zero_point(id, node);
-                self.granularity(id, node);
-                self.partners(id, node);
+                if !self.moved_constant(id, node) {
+                    self.granularity(id, node);
+                    self.partners(id, node);
+                }
             }
             _ if node.is(Fact::Weighted) => self.sides(id, node),
             _ if node.is(Fact::Integer) => {
@@ -149,7 +190,12 @@ impl<'a> Check<'a, '_> {
 
     fn add(&mut self, severity: Severity, id: NodeId, message: String) {
         let node = self.facts.view.node(id).label(id.0);
-        self.findings.push(Finding { severity, node, message });
+        self.findings.push(Finding { severity, node, message, stops_builder: false });
+    }
+
+    fn fatal(&mut self, id: NodeId, message: String) {
+        self.error(id, message);
+        self.findings.iter_mut().next_back().into_iter().for_each(|finding| finding.stops_builder = true);
     }
 
     fn error(&mut self, id: NodeId, message: String) {
@@ -157,7 +203,13 @@ impl<'a> Check<'a, '_> {
     }
 
     fn constant(&self, node: &NodeProto, input: usize) -> Option<&'a TensorProto> {
-        self.constants.get(node.input.get(input)?.as_str()).copied()
+        self.all.get(node.input.get(input)?.as_str()).copied()
+    }
+
+    /// What the input of a node is computed from, unless the file holds it.
+    fn origin(&self, node: &'a NodeProto, input: usize) -> Option<Origin<'a>> {
+        let tensor = node.input.get(input).filter(|tensor| !self.constants.contains_key(tensor.as_str()))?;
+        Some(Origin::of(&self.facts.view, &self.constants, tensor))
     }
 
     fn has_input(node: &NodeProto, input: usize) -> bool {
@@ -166,10 +218,41 @@ impl<'a> Check<'a, '_> {
 
     // --- Q and DQ themselves ------------------------------------------------------------------------------------
 
-    fn scale(&mut self, id: NodeId, node: &NodeProto) {
-        let Some(scale) = self.constant(node, 1) else {
-            return self.error(id, "its scale is computed, and TensorRT needs a constant".to_owned());
-        };
+    /// A scale that operators compute must be known before the engine is built.
+    fn computed_scale(&mut self, id: NodeId, node: &'a NodeProto) {
+        let Some(origin) = self.origin(node, 1) else { return };
+        if origin.runs {
+            let message = "its scale is computed as the model runs, and TensorRT needs a constant";
+            self.fatal(id, message.to_owned());
+        } else if let Some(op_type) = origin.late() {
+            self.fatal(
+                id,
+                format!(
+                    "its scale is computed by {op_type}, which TensorRT does not do before it builds; store the scale"
+                ),
+            );
+        } else if let Some(op_type) = origin.untried() {
+            let message =
+                format!("its scale is computed by {op_type}; whether TensorRT does that before it builds is not known");
+            self.add(Severity::Warning, id, message);
+        } else {
+            self.unlooked(id, node, 1, "scale");
+        }
+    }
+
+    /// Whether operators make an input of constants, and what they make is not known.
+    fn unlooked(&mut self, id: NodeId, node: &'a NodeProto, input: usize, what: &str) -> bool {
+        let computed = self.constant(node, input).is_none();
+        let unlooked = computed && self.origin(node, input).is_some_and(|origin| origin.is_constant());
+        if let Some(reason) = self.unknown.clone().filter(|_| unlooked) {
+            self.error(id, format!("its {what} is computed, and could not be looked at: {reason}"));
+        }
+        unlooked
+    }
+
+    fn scale(&mut self, id: NodeId, node: &'a NodeProto) {
+        self.computed_scale(id, node);
+        let Some(scale) = self.constant(node, 1) else { return };
         let values = match scale.to_tensor() {
             Ok(tensor) => tensor.to_f32(),
             Err(error) => return self.error(id, format!("its scale is unreadable: {error}")),
@@ -190,13 +273,13 @@ impl<'a> Check<'a, '_> {
         } else {
             10
         };
-        if self.opset < needed && !self.contributed.contains(&node.label(id.0)) {
-            let message = format!("its scale needs opset {needed}, and the model has {}", self.opset);
+        if self.about.opset < needed && !self.about.contributed.contains(&node.label(id.0)) {
+            let message = format!("its scale needs opset {needed}, and the model has {}", self.about.opset);
             self.error(id, message);
         }
     }
 
-    /// Types of 8 bits that are not signed, and of 16 bits.
+    /// Types of 8 bits that are not signed, of 16 bits, and floats and integers that only others know.
     fn code_type(&mut self, id: NodeId, data_type: i32) {
         match ElementType::from_onnx(data_type) {
             Some(ElementType::U8) => self.error(
@@ -208,11 +291,15 @@ impl<'a> Check<'a, '_> {
             Some(kind @ (ElementType::I16 | ElementType::U16)) => {
                 self.error(id, format!("its values are {}, which TensorRT's parser refuses; use int8", kind.name()));
             }
+            _ if (18..=21).contains(&data_type) => {
+                let kind = code_name(data_type);
+                self.error(id, format!("its values are {kind}, which TensorRT's parser refuses; use int8 or float8e4m3fn"));
+            }
             _ => {}
         }
     }
 
-    fn zero_point(&mut self, id: NodeId, node: &NodeProto) {
+    fn zero_point(&mut self, id: NodeId, node: &'a NodeProto) {
         if !Self::has_input(node, 2) {
             let given = node.attr_i("output_dtype").and_then(|kind| i32::try_from(kind).ok()).unwrap_or(0);
             if node.op_type() == "QuantizeLinear" && given == 0 {
@@ -222,8 +309,12 @@ impl<'a> Check<'a, '_> {
             let codes = self.constant(node, 0).filter(|_| node.op_type() == "DequantizeLinear");
             return self.code_type(id, codes.map_or(given, TensorProto::data_type));
         }
-        let Some(zero_point) = self.constant(node, 2) else {
+        if self.origin(node, 2).is_some_and(|origin| !origin.only_casts()) {
             return self.error(id, "its zero point is computed, and TensorRT needs a constant".to_owned());
+        }
+        let Some(zero_point) = self.constant(node, 2) else {
+            self.unlooked(id, node, 2, "zero point");
+            return;
         };
         // E4M3 has no counterpart among our types; its zero is a byte of zeros.
         let zero = zero_point.to_tensor().map_or_else(
@@ -236,8 +327,8 @@ impl<'a> Check<'a, '_> {
         if !zero {
             self.error(id, "its zero point is not 0, and TensorRT takes symmetric quantization only".to_owned());
         }
-        if zero_point.data_type() == FLOAT8E4M3FN && self.opset < 19 {
-            let message = format!("FP8 needs opset 19, and the model has {}", self.opset);
+        if zero_point.data_type() == FLOAT8E4M3FN && self.about.opset < 19 {
+            let message = format!("FP8 needs opset 19, and the model has {}", self.about.opset);
             self.error(id, message);
         }
         let codes = self.constant(node, 0).filter(|_| node.op_type() == "DequantizeLinear");
@@ -248,11 +339,16 @@ impl<'a> Check<'a, '_> {
     }
 
     /// Activations have one scale, weights one or as many as channels along the axis of their consumer.
-    fn granularity(&mut self, id: NodeId, node: &NodeProto) {
+    fn granularity(&mut self, id: NodeId, node: &'a NodeProto) {
         let Some(scale) = self.constant(node, 1) else { return };
         let count = scale.dims.iter().product::<i64>();
+        let in_blocks = node.attr_i("block_size").unwrap_or(0) != 0;
+        if scale.dims.len() > 1 && !in_blocks {
+            let message = format!("its scale has the shape {:?}; TensorRT takes a number or a list", scale.dims);
+            return self.error(id, message);
+        }
         let Some(weight) = self.weight_of(node) else {
-            if count != 1 {
+            if !self.unlooked(id, node, 0, "weight") && count != 1 {
                 let message = format!("an activation has {count} scales; TensorRT takes one and would use the first");
                 self.error(id, message);
             }
@@ -262,12 +358,25 @@ impl<'a> Check<'a, '_> {
             let message = "it dequantizes 32-bit integers, which TensorRT rejects; keep the bias in float";
             return self.error(id, message.to_owned());
         }
-        if scale.dims.len() != 1 || node.attr_i("block_size").unwrap_or(0) != 0 {
-            return;
-        }
         let rank = weight.dims.len() as i64;
         let axis = node.attr_i("axis").unwrap_or(1);
         let axis = if axis < 0 { axis + rank } else { axis };
+        if in_blocks {
+            if axis + 2 < rank {
+                let message =
+                    format!("its blocks lie along axis {axis}; TensorRT takes blocks along the last two axes only");
+                self.error(id, message);
+            }
+            return;
+        }
+        let zero_points = self.constant(node, 2).map(|zero_point| zero_point.dims.iter().product::<i64>());
+        if let Some(zero_points) = zero_points.filter(|&zero_points| zero_points != count) {
+            let message = format!("it has {count} scales and {zero_points} zero points; TensorRT needs as many");
+            return self.error(id, message);
+        }
+        if scale.dims.len() != 1 {
+            return;
+        }
         let extent = usize::try_from(axis).ok().and_then(|axis| weight.dims.get(axis));
         // One scale in a list of one is per tensor.
         if count != 1 && extent != Some(&count) {
@@ -276,72 +385,6 @@ impl<'a> Check<'a, '_> {
         }
         if let (Ok(axis), "DequantizeLinear", true) = (usize::try_from(axis), node.op_type(), count != 1) {
             self.weight_axis(id, node, axis, weight.dims.clone());
-        }
-    }
-
-    fn weight_axis(&mut self, id: NodeId, node: &NodeProto, axis: usize, shape: Vec<i64>) {
-        let mut wrong = Vec::new();
-        let mut places: Vec<(&str, Option<usize>, Vec<i64>)> =
-            node.output.first().map(|output| (output.as_str(), Some(axis), shape)).into_iter().collect();
-        let mut steps = super::facts::REACH;
-        while let Some((tensor, axis, shape)) = places.pop().filter(|_| steps > 0) {
-            steps -= 1;
-            let uses = self.facts.view.consumers(tensor);
-            for consumer in uses {
-                let user = self.facts.view.node(consumer.node);
-                if let Some((axis, shape)) = self.moved_axis(user, axis, &shape) {
-                    places.extend(user.output.first().map(|output| (output.as_str(), axis, shape)));
-                }
-                let expected = consumer.input.and_then(|input| user.channel_axis(input, shape.len()));
-                if let Some(expected) = expected.filter(|&expected| axis != Some(expected)) {
-                    let user = user.label(consumer.node.0);
-                    let along = axis.map_or_else(
-                        || "an axis that a Reshape mixes with others".to_owned(),
-                        |axis| format!("axis {axis}"),
-                    );
-                    wrong.push(format!(
-                        "its scales lie along {along}, and `{user}` has its channels on axis {expected}"
-                    ));
-                }
-            }
-        }
-        for message in wrong {
-            self.error(id, message);
-        }
-    }
-
-    /// Where an axis lies behind a node that only moves values, nowhere where it is mixed with others, and the shape there; `None` for
-    /// other nodes.
-    fn moved_axis(&self, node: &NodeProto, axis: Option<usize>, shape: &[i64]) -> Option<(Option<usize>, Vec<i64>)> {
-        match node.op_type() {
-            _ if !node.is_standard() => None,
-            "Identity" | "Cast" => Some((axis, shape.to_vec())),
-            "Transpose" => {
-                let reversed: Vec<i64> = (0..shape.len() as i64).rev().collect();
-                let order = node.attr_ints("perm").unwrap_or(&reversed);
-                let moved = order.iter().map(|&from| shape.get(usize::try_from(from).ok()?).copied());
-                let to = axis.and_then(|axis| order.iter().position(|&from| from == axis as i64));
-                Some((to, moved.collect::<Option<_>>()?))
-            }
-            "Reshape" => {
-                let Values::I64(mut extents) = self.constant(node, 1)?.to_tensor().ok()?.into_parts().1 else {
-                    return None;
-                };
-                for (place, extent) in extents.iter_mut().enumerate().filter(|(_, extent)| **extent == 0) {
-                    *extent = *shape.get(place)?;
-                }
-                let known: i64 = extents.iter().filter(|&&extent| extent > 0).product();
-                let rest = shape.iter().product::<i64>().checked_div(known)?;
-                extents.iter_mut().filter(|extent| **extent < 0).for_each(|extent| *extent = rest);
-                // As many values lie before it and in it.
-                let to = axis.and_then(|axis| {
-                    let (extent, before) = (shape[axis], shape[..axis].iter().product::<i64>());
-                    (0..extents.len())
-                        .find(|&to| extents[to] == extent && extents[..to].iter().product::<i64>() == before)
-                });
-                Some((to, extents))
-            }
-            _ => None,
         }
     }
 
@@ -357,13 +400,55 @@ impl<'a> Check<'a, '_> {
             );
             self.error(id, message);
         }
+        let lies = |node: &NodeProto| {
+            let rank = self.weight_of(node).map_or(0, |weight| weight.dims.len() as i64);
+            let axis = node.attr_i("axis").unwrap_or(1);
+            if axis < 0 { axis + rank } else { axis }
+        };
+        let axes = [lies(node), lies(before)];
+        if own.len() > 1 && axes[0] != axes[1] {
+            let message =
+                format!("its scales lie along axis {} and those of its QuantizeLinear along {}", axes[0], axes[1]);
+            self.error(id, message);
+        }
+    }
+
+    /// Codes of a constant that other nodes move: TensorRT takes them in front of a DequantizeLinear only.
+    fn moved_constant(&mut self, id: NodeId, node: &NodeProto) -> bool {
+        let ("DequantizeLinear", Some(codes)) = (node.op_type(), node.input.first()) else { return false };
+        let Some((source, Some(mover))) = self.behind_copies(codes) else { return false };
+        let Some(kind) = self.given.get(source).map(|codes| codes.data_type()).filter(|&kind| is_code(kind)) else {
+            return false;
+        };
+        let kind = code_name(kind);
+        let message = format!(
+            "its values come through `{mover}`, and TensorRT takes constants of {kind} right in front of a DequantizeLinear only; \
+             store them as they are dequantized"
+        );
+        self.error(id, message);
+        true
+    }
+
+    /// Where a tensor comes from, through what only moves values, and the last node that moves it.
+    fn behind_copies<'t>(&self, tensor: &'t str) -> Option<(&'t str, Option<String>)>
+    where
+        'a: 't,
+    {
+        let (mut tensor, mut mover) = (tensor, None);
+        for _ in 0..super::facts::REACH {
+            let Some((id, node)) = self.facts.producer(tensor).filter(|(_, node)| node.is(Fact::Copies)) else { break };
+            tensor = node.input.first()?;
+            mover = mover.or_else(|| Some(node.label(id.0)));
+        }
+        Some((tensor, mover))
     }
 
     /// Every Q feeds DQs only, and every DQ takes a Q or a constant.
     fn partners(&mut self, id: NodeId, node: &NodeProto) {
         if node.op_type() == "DequantizeLinear" {
             let source = self.facts.input(id, 0).unwrap_or_default();
-            let known = self.constants.contains_key(source) || self.facts.view.is_graph_input(source);
+            let source = self.behind_copies(source).map_or(source, |(source, _)| source);
+            let known = self.all.contains_key(source) || self.facts.view.is_graph_input(source);
             let before = self.facts.producer(source).map(|(_, before)| before);
             let Some(before) = before.filter(|_| !known) else { return };
             match before.op_type() {
@@ -379,7 +464,7 @@ impl<'a> Check<'a, '_> {
         let uses = node.output.iter().flat_map(|output| self.facts.view.consumers(output));
         let strangers: Vec<_> = uses
             .map(|u| (u.node, self.facts.view.node(u.node)))
-            .filter(|(_, user)| user.op_type() != "DequantizeLinear")
+            .filter(|(_, user)| user.op_type() != "DequantizeLinear" && !user.is(Fact::Copies))
             .map(|(at, user)| user.label(at.0))
             .collect();
         if let Some(user) = strangers.first() {
@@ -394,49 +479,6 @@ impl<'a> Check<'a, '_> {
             let (_, before) = self.facts.producer(node.input.first()?)?;
             (before.op_type() == "QuantizeLinear").then(|| self.constant(before, 0))?
         })
-    }
-
-    // --- Operators ----------------------------------------------------------------------------------------------
-
-    /// Both sides of a product are quantized, or none, and their scales agree in type.
-    fn sides(&mut self, id: NodeId, node: &NodeProto) {
-        let sides = [0, 1].map(|side| self.dequantizer(node.input.get(side)?));
-        match sides {
-            [None, None] => {}
-            [Some(a), Some(b)] => {
-                let types = [a, b].map(|side| self.constant(side, 1).map(TensorProto::data_type));
-                if let [Some(a), Some(b)] = types
-                    && a != b
-                {
-                    self.error(id, "the scales of its two sides differ in type, which TensorRT rejects".to_owned());
-                }
-            }
-            [activation, _] => {
-                let (quantized, float) = if activation.is_some() { ("first", "second") } else { ("second", "first") };
-                let message = format!(
-                    "its {quantized} input is quantized and its {float} is not: TensorRT would run it in float; \
-                     quantize both or none"
-                );
-                self.error(id, message);
-            }
-        }
-    }
-
-    /// The DequantizeLinear behind a tensor, through what only moves values.
-    fn dequantizer(&self, tensor: &str) -> Option<&'a NodeProto> {
-        let mut tensor = tensor;
-        for _ in 0..super::facts::REACH {
-            let (_, node) = self.facts.producer(tensor)?;
-            match node.op_type() {
-                "DequantizeLinear" => return Some(node),
-                // What a Concat joins has several makers.
-                op_type if op_type == "Cast" || (op_type != "Concat" && node.is(Fact::Copies)) => {
-                    tensor = node.input.first()?;
-                }
-                _ => return None,
-            }
-        }
-        None
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     },
     config::ConfigError,
     onnx::{Model, proto::TensorProto},
-    quantize::of_random_data,
+    quantize::{of_random_data, validate},
     tensor::ElementType,
 };
 
@@ -112,6 +112,9 @@ impl EngineOrder {
     /// TensorRT refuses the model, a file cannot be written, or the host stopped it.
     pub fn write(self, host: &Host, output: &Path) -> Result<EngineSidecar, PipelineError> {
         let model = Model::load(&self.model)?;
+        if let Some(finding) = validate(&model)?.iter().find(|finding| finding.stops_builder) {
+            bail!("{} cannot be built: node `{}`: {}", self.model.display(), finding.node, finding.message);
+        }
         let work = host.begin("building", 0);
         let own = host.clone();
         let step = move |step: BuildStep<'_>| {

@@ -63,7 +63,7 @@ pub use formats::FloatTypes;
 pub use given::outputs_for;
 pub use inputs::Inputs;
 pub use opened::Session;
-pub use quantization::{QuantizeOutcome, QuantizeRequest, quantize_file, read_table};
+pub use quantization::{QuantizeOutcome, QuantizeRequest, check_rules, quantize_file, read_table};
 pub use ranges::{CalibrateOptions, Calibrated};
 pub use run::{
     RunOutcome, UNFINISHED, check_tensorrt, page_of, record_beginning, record_failure, set_findings_aside, write_report,

@@ -13,10 +13,12 @@ use super::{
 };
 use crate::{
     artifact::{ContentHash, open_regular, same_file},
-    backend::onnxruntime::OnnxRuntime,
+    backend::{Backend, BackendError, BuildOptions, onnxruntime::OnnxRuntime},
     calibrate::{CalibrationTable, cache::CalibrationCache},
     config::RunConfig,
-    quantize::{Follower, KeptFp32, Precision, quantize_following},
+    onnx::Model,
+    quantize::{Finding, Follower, KeptFp32, Precision, quantize_following, validate_with},
+    tensor::TensorMap,
 };
 
 /// What is to be written.
@@ -168,11 +170,22 @@ pub fn read_table(path: &Path, subject: &Subject) -> Result<CalibrationTable, Pi
     let mut start = Vec::new();
     let file = open_regular(path).within(|| format!("cannot read the table {}", path.display()))?;
     file.take(64).read_to_end(&mut start)?;
-    // A cache is lines of text, with or without a first line that tells of TensorRT.
-    if !start.is_empty() && !start.trim_ascii_start().starts_with(b"{") && !start.contains(&0) {
+    if CalibrationCache::begins_with(&start) {
         return Ok(CalibrationCache::load(path)?.to_table(subject.float.hash.clone()));
     }
     let table = CalibrationTable::load(path)?;
     table.check_model(&subject.float.hash)?;
     Ok(table)
+}
+
+/// What TensorRT's rules hold against the Q/DQ of a model. ONNX Runtime (in `library`, or wherever it is found) is asked only
+/// for what operators compute of constants.
+///
+/// # Errors
+/// The graph has a cycle or a tensor made twice.
+pub fn check_rules(model: &Model, library: Option<&Path>) -> Result<Vec<Finding>, PipelineError> {
+    let compute = |constants: &Model| -> Result<TensorMap, BackendError> {
+        OnnxRuntime::load(library)?.build(constants, &BuildOptions::default())?.infer(&TensorMap::new())
+    };
+    Ok(validate_with(model, &|constants| compute(constants).map_err(|error| error.to_string()))?)
 }

@@ -89,6 +89,23 @@ fn every_refusal_of_the_builder_is_an_error_that_says_why() {
     assert!(sidecar.contains("half precision is not exact"), "{sidecar}");
 }
 
+/// The builder ends the program on such a model.
+#[test]
+fn a_scale_that_is_computed_as_the_model_runs_is_refused_before_the_builder() {
+    let folder = tempfile::tempdir().unwrap();
+    let nodes = vec![
+        NodeProto::new("ReduceMax", "largest", &["x"], &["s"]).with(AttributeProto::int("keepdims", 0)),
+        NodeProto::new("QuantizeLinear", "q", &["x", "s"], &["c"]),
+        NodeProto::new("DequantizeLinear", "dq", &["c", "s"], &["y"]),
+    ];
+    let [input, output] = ["x", "y"].map(|name| vec![models::float(name, &[1, 4])]);
+    models::save(folder.path(), "dynamic", nodes, input, output, vec![]);
+    let (model, plan) = (folder.path().join("dynamic.onnx"), folder.path().join("dynamic.plan"));
+    let error = ends(2, "", &["build", "--model", text(&model), "-o", text(&plan)]);
+    assert!(error.contains("node `q`: its scale is computed as the model runs"), "{error}");
+    assert!(!plan.exists());
+}
+
 /// Options go to the builder as they were given; those of the other flavour are refused.
 #[test]
 fn every_option_of_the_builder_reaches_it() {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::{Value, json};
 
 use super::{ExitStatus, Printer};
-use crate::args::InspectArgs;
+use crate::args::{GlobalArgs, InspectArgs};
 use crate::printer::size;
 use trtcalib::{
     artifact::{Reading, open_regular, read_json, read_regular},
@@ -18,15 +18,16 @@ use trtcalib::{
     calibrate::{CalibrationTable, Histograms, cache::CalibrationCache},
     onnx::{
         Finding, Model, Severity, diagnose,
-        proto::{DimensionValue, NodeProto, TensorProto, TypeValue, ValueInfoProto},
+        proto::{DimensionValue, GraphProto, NodeProto, TensorProto, TypeValue, ValueInfoProto},
     },
-    quantize::{Assignment, PrecisionPlan, Selector, of_random_data, validate},
+    quantize::{Assignment, PrecisionPlan, Selector, of_random_data},
     report::{Report, worst_layers},
+    session::check_rules,
     tensor::ElementType,
 };
 
 /// Describes a file by what is in it.
-pub(super) fn inspect(printer: &Printer, args: &InspectArgs) -> anyhow::Result<ExitStatus> {
+pub(super) fn inspect(printer: &Printer, global: &GlobalArgs, args: &InspectArgs) -> anyhow::Result<ExitStatus> {
     let path = &args.file;
     let _reading = Reading::of(path);
     if args.graph {
@@ -36,14 +37,14 @@ pub(super) fn inspect(printer: &Printer, args: &InspectArgs) -> anyhow::Result<E
     let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
     match ending.as_str() {
         "plan" | "engine" | "trt" => return engine::engine(printer, path, args.all),
-        _ if args.check => return check(printer, path),
+        _ if args.check => return check(printer, path, global.ort_library.as_deref()),
         _ => {}
-    }
-    if start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&start).starts_with(b"TRT-") {
-        return cache(printer, path);
     }
     if start.starts_with(b"calibhst") {
         return histograms(printer, path);
+    }
+    if ending != "onnx" && CalibrationCache::begins_with(&start) {
+        return cache(printer, path);
     }
     if start.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{') {
         return json_file(printer, path, args.all);
@@ -159,11 +160,13 @@ fn describe_value(value: &ValueInfoProto) -> String {
 }
 
 /// Every Q/DQ pair against TensorRT's rules.
-fn check(printer: &Printer, path: &Path) -> anyhow::Result<ExitStatus> {
+fn check(printer: &Printer, path: &Path, library: Option<&Path>) -> anyhow::Result<ExitStatus> {
     let model = Model::load(path)?;
-    let findings = validate(&model)?;
-    let is_qdq = |node: &NodeProto| matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear");
-    if !model.graph().node.iter().any(is_qdq) {
+    if let Some(broken) = diagnose(&model).into_iter().find(|finding| finding.severity == Severity::Error) {
+        anyhow::bail!("{} cannot be used: {}; {}", path.display(), broken.message, broken.hint);
+    }
+    let findings = check_rules(&model, library)?;
+    if !has_quantizers(model.graph()) {
         printer.warn(&format!(
             "{} has no QuantizeLinear and no DequantizeLinear: there is nothing to check",
             path.display()
@@ -178,14 +181,21 @@ fn check(printer: &Printer, path: &Path) -> anyhow::Result<ExitStatus> {
     Ok(if findings.is_empty() { ExitStatus::Passed } else { ExitStatus::GateFailed })
 }
 
+fn has_quantizers(graph: &GraphProto) -> bool {
+    let is_one = |node: &NodeProto| matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear");
+    graph.node.iter().any(|node| is_one(node) || node.subgraphs().any(has_quantizers))
+}
+
 fn cache(printer: &Printer, path: &Path) -> anyhow::Result<ExitStatus> {
     let cache = CalibrationCache::load(path)?;
     let CalibrationCache { version, algorithm, scales, random_data } = &cache;
     let value = json!({"version": version, "algorithm": algorithm, "scales": scales, "random_data": random_data});
     printer.outcome(&value, || {
         let mark = random_mark(*random_data);
-        let mut lines =
-            vec![format!("TensorRT {version} calibration cache {} ({algorithm}): amax{mark}", path.display())];
+        let mut lines = vec![match &**version {
+            "" => format!("calibration cache {}: amax{mark}", path.display()),
+            _ => format!("TensorRT {version} calibration cache {} ({algorithm}): amax{mark}", path.display()),
+        }];
         lines.extend(cache.scales.iter().map(|(name, scale)| format!("  {:>12.6}  {name}", scale * 127.0)));
         lines.join("\n")
     })?;

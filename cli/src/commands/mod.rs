@@ -100,7 +100,7 @@ fn dispatch(printer: &Printer, global: &GlobalArgs, command: Command) -> anyhow:
         Command::Build(args) => build::build(printer, &args),
         Command::Compare(args) => compare::compare(printer, global, &args),
         Command::Bench(args) => bench::bench(printer, global, &args),
-        Command::Inspect(args) => inspect::inspect(printer, &args),
+        Command::Inspect(args) => inspect::inspect(printer, global, &args),
         Command::Report(args) => report::report(printer, global, &args),
         Command::Bisect(args) => bisect::bisect(printer, global, &args),
     }

@@ -71,11 +71,12 @@ fn zero_points_are_zero_and_fit_the_values() {
     });
     one("differ in type", |graph| set(graph, "w_zero_point", &[16], Values::U8(vec![0; 16])));
     one("gives unsigned values", |graph| drop(node(graph, "x_QuantizeLinear").input.pop()));
-    one("FP8 needs opset 19", |graph| {
-        let fp8 = |tensor: &mut TensorProto| tensor.data_type = Some(FLOAT8E4M3FN);
-        let parts = ["w_quantized", "w_zero_point"];
-        graph.initializer.iter_mut().filter(|tensor| parts.contains(&tensor.name())).for_each(fp8);
-    });
+    let mut model = conv();
+    for side in ["x", "w"] {
+        with_codes(model.graph_mut(), side, FLOAT8E4M3FN);
+    }
+    let found = errors(&model);
+    assert!(found.len() == 3 && found.iter().all(|finding| finding.contains("FP8 needs opset 19")), "{found:?}");
 }
 
 #[test]
@@ -304,4 +305,177 @@ fn a_pair_with_two_scales_multiplies() {
     assert_eq!(scaled(1.001), Vec::<String>::new());
     let found = scaled(2.0);
     assert!(found.len() == 1 && found[0].contains("every value is multiplied by their ratio"), "{found:?}");
+}
+
+/// The good model with the scale of its activation made by `nodes` of the constants `s` (a number) and `list`.
+fn made_by(nodes: &[NodeProto]) -> Model {
+    let mut model = conv();
+    let graph = model.graph_mut();
+    graph.initializer.retain(|tensor| tensor.name() != "x_scale");
+    for (name, shape) in [("s", vec![]), ("list", vec![1])] {
+        let tensor = Tensor::from_f32(shape, vec![0.5]).unwrap();
+        graph.initializer.push(TensorProto::from_tensor(name, tensor));
+    }
+    graph.node.splice(0..0, nodes.iter().cloned());
+    model
+}
+
+fn op(op_type: &str, inputs: &[&str], output: &str) -> NodeProto {
+    NodeProto::new(op_type, output, inputs, &[output])
+}
+
+#[test]
+fn scales_may_be_computed_of_constants_by_what_tensorrt_computes_before_it_builds() {
+    let found = |nodes: &[NodeProto], value: Option<(&[usize], f32)>| {
+        let compute = |constants: &Model| {
+            let (shape, value) = value.ok_or("no runtime")?;
+            let names = constants.graph().output.iter().map(|output| output.name().to_owned());
+            let tensor = Tensor::from_f32(shape.to_vec(), vec![value]).unwrap();
+            Ok(names.map(|name| (name, tensor.clone())).collect())
+        };
+        validate_with(&made_by(nodes), &compute).unwrap()
+    };
+    let is = |found: &[Finding], part: &str, stops_builder: bool| {
+        let good = |finding: &Finding| finding.message.contains(part) && finding.stops_builder == stops_builder;
+        assert!(!found.is_empty() && found.iter().all(good), "{part}: {found:?}");
+    };
+    let product = op("Mul", &["s", "s"], "x_scale");
+    assert_eq!(found(std::slice::from_ref(&product), Some((&[], 0.25))), []);
+    is(&found(std::slice::from_ref(&product), Some((&[], -0.25))), "above zero", false);
+    is(&found(std::slice::from_ref(&product), Some((&[1], 0.25))), "a list of one number", false);
+    is(&found(std::slice::from_ref(&product), None), "could not be looked at: no runtime", false);
+    is(&found(&[op("ReduceMax", &["list"], "x_scale")], Some((&[], 0.5))), "computed by ReduceMax", true);
+    assert_eq!(found(&[op("Gather", &["list", "s"], "x_scale")], Some((&[], 0.5))), []);
+    is(&found(&[op("Gather", &["list", "list"], "x_scale")], Some((&[], 0.5))), "computed by Gather", false);
+    is(&found(&[op("ReduceMax", &["x"], "x_scale")], Some((&[], 0.5))), "computed as the model runs", true);
+    is(&found(&[op("RandomNormal", &[], "x_scale")], Some((&[], 0.5))), "computed as the model runs", true);
+}
+
+#[test]
+fn weights_may_be_moved_in_front_of_q_and_codes_may_not() {
+    // A float weight of 4 inputs and 16 outputs that is turned, then quantized and dequantized by output.
+    let turned = |axis: i64| {
+        let mut model = conv();
+        let graph = model.graph_mut();
+        graph.initializer.retain(|tensor| tensor.name() != "w_quantized");
+        let float = Tensor::from_f32(vec![4, 16, 1, 1], vec![1.0; 64]).unwrap();
+        graph.initializer.push(TensorProto::from_tensor("float", float));
+        let along = AttributeProto::int("axis", axis);
+        let q = NodeProto::new("QuantizeLinear", "q", &["turned", "w_scale", "w_zero_point"], &["w_quantized"]);
+        graph.node.splice(0..0, [op("Transpose", &["float"], "turned"), q.with(along)]);
+        let compute = |constants: &Model| {
+            assert_eq!(constants.graph().output[0].name(), "turned");
+            Ok(TensorMap::from([("turned".to_owned(), Tensor::from_f32(vec![16, 4, 1, 1], vec![1.0; 64]).unwrap())]))
+        };
+        let found = validate_with(&model, &compute).unwrap();
+        found.into_iter().map(|finding| finding.message).collect::<Vec<_>>()
+    };
+    assert_eq!(turned(0), Vec::<String>::new());
+    assert!(turned(1).iter().any(|message| message.contains("16 scales along axis 1")));
+    for mover in ["Identity", "Reshape"] {
+        one("its values come through `moved`, and TensorRT takes constants of int8 right in front", |graph| {
+            node(graph, "w_DequantizeLinear").input[0] = "moved".to_owned();
+            graph.node.insert(0, op(mover, &["w_quantized"], "moved"));
+        });
+    }
+    // Codes of an activation may be moved, as TensorRT moves Q/DQ.
+    let mut model = conv();
+    node(model.graph_mut(), "x_DequantizeLinear").input[0] = "moved".to_owned();
+    model.graph_mut().node.push(op("MaxPool", &["x_quantized"], "moved"));
+    assert_eq!(errors(&model), Vec::<String>::new());
+}
+
+#[test]
+fn zero_points_may_be_cast_and_are_as_many_as_scales() {
+    let made = |op_type: &str| {
+        let mut model = conv();
+        let graph = model.graph_mut();
+        let zero_point = graph.initializer.iter_mut().find(|tensor| tensor.name() == "x_zero_point").unwrap();
+        zero_point.name = Some("z".to_owned());
+        graph.node.insert(0, op(op_type, &["z"], "x_zero_point"));
+        errors(&model)
+    };
+    assert_eq!(made("Cast"), Vec::<String>::new());
+    assert!(made("Squeeze").iter().all(|found| found.contains("its zero point is computed")));
+    one("16 scales and 1 zero points", |graph| set(graph, "w_zero_point", &[], Values::I8(vec![0])));
+    one("has the shape [16, 1, 1, 1]", |graph| set(graph, "w_scale", &[16, 1, 1, 1], Values::F32(vec![1.0; 16])));
+}
+
+/// Gives the codes and zero points of one side of a product a type.
+fn with_codes(graph: &mut GraphProto, side: &str, kind: i32) {
+    let parts = [format!("{side}_quantized"), format!("{side}_zero_point")];
+    let tensors = graph.initializer.iter_mut().filter(|tensor| parts.contains(&tensor.name().to_owned()));
+    for tensor in tensors {
+        tensor.data_type = Some(kind);
+    }
+}
+
+#[test]
+fn products_are_of_two_types_that_tensorrt_multiplies() {
+    let found = |kinds: [i32; 2], product: &str| {
+        let mut model = conv();
+        model.set_opset("", 23);
+        let graph = model.graph_mut();
+        with_codes(graph, "x", kinds[0]);
+        with_codes(graph, "w", kinds[1]);
+        if product == "MatMul" {
+            let dequantize = node(graph, "w_DequantizeLinear");
+            dequantize.attribute = vec![AttributeProto::int("axis", 1)];
+            let codes = graph.initializer.iter_mut().find(|tensor| tensor.name() == "w_quantized").unwrap();
+            codes.dims = vec![4, 16];
+            let product = node(graph, "y");
+            (product.op_type, product.attribute) = (Some("MatMul".to_owned()), Vec::new());
+        }
+        validate(&model).unwrap()
+    };
+    for (kinds, convolves, multiplies) in [
+        ([3, 3], true, true),
+        ([17, 17], true, true),
+        ([22, 3], false, true),
+        ([22, 22], false, true),
+        ([3, 17], false, false),
+        ([23, 23], false, false),
+    ] {
+        for (product, good) in [("Conv", convolves), ("MatMul", multiplies)] {
+            let found = found(kinds, product);
+            let told = found.len() == 1 && found[0].message.contains("does not multiply") && found[0].stops_builder;
+            assert!(if good { found.is_empty() } else { told }, "{product} of {kinds:?}: {found:?}");
+        }
+    }
+    for (kind, name) in [(18, "float8e4m3fnuz"), (19, "float8e5m2"), (20, "float8e5m2fnuz"), (21, "uint4")] {
+        let found = found([kind, 3], "Conv");
+        assert!(found.len() == 2 && found.iter().all(|finding| finding.message.contains(name)), "{found:?}");
+    }
+}
+
+#[test]
+fn scales_of_convolutions_are_by_channel_and_those_of_products_may_be_of_blocks() {
+    one("the scale of its input is a list of one number", |graph| set(graph, "x_scale", &[1], Values::F32(vec![1.0])));
+    let blocks = |axis: i64| {
+        move |graph: &mut GraphProto| {
+            set(graph, "w_scale", &[16, 2, 1, 1], Values::F32(vec![1.0; 32]));
+            set(graph, "w_zero_point", &[16, 2, 1, 1], Values::I8(vec![0; 32]));
+            let attributes = [("axis", axis), ("block_size", 2)];
+            node(graph, "w_DequantizeLinear").attribute =
+                attributes.map(|(name, v)| AttributeProto::int(name, v)).to_vec();
+        }
+    };
+    one("its weight is scaled in blocks", blocks(3));
+    let mut model = conv();
+    blocks(1)(model.graph_mut());
+    assert!(errors(&model)[0].contains("its blocks lie along axis 1"));
+}
+
+#[test]
+fn both_of_a_pair_scale_one_axis() {
+    let mut model = conv();
+    let graph = model.graph_mut();
+    graph.initializer.retain(|tensor| tensor.name() != "w_quantized");
+    graph
+        .initializer
+        .push(TensorProto::from_tensor("float", Tensor::from_f32(vec![16, 16, 1, 1], vec![1.0; 256]).unwrap()));
+    let q = NodeProto::new("QuantizeLinear", "q", &["float", "w_scale", "w_zero_point"], &["w_quantized"]);
+    graph.node.insert(0, q);
+    let found = errors(&model);
+    assert!(found.len() == 1 && found[0].contains("along axis 0 and those of its QuantizeLinear along 1"), "{found:?}");
 }
