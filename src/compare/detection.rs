@@ -160,10 +160,14 @@ impl Detections {
         reference: SampleOutputs<'a, '_>,
         target: SampleOutputs<'a, '_>,
     ) -> Result<(), String> {
-        let traits = match self.traits {
-            Some(traits) => traits,
-            None => *self.traits.insert(self.head.traits(reference)?),
-        };
+        if self.traits.is_none() {
+            self.traits = self.head.traits(reference)?;
+        }
+        if self.traits.is_none() {
+            self.traits = self.head.traits(target)?;
+        }
+        // Without any box there is nothing to misread.
+        let traits = self.traits.unwrap_or_default();
         let found = |outputs: SampleOutputs<'a, '_>| {
             let mut found = self.head.decode(traits, outputs)?;
             if let Some(Scene { placement, .. }) = scene {

@@ -220,10 +220,9 @@ pub(super) enum Layout {
     },
 }
 
-impl Head {
-    /// The outputs that it reads.
-    pub fn outputs(&self) -> Vec<&str> {
-        match &self.outputs {
+impl Layout {
+    pub(super) fn outputs(&self) -> Vec<&str> {
+        match self {
             Layout::Joined { name, .. } => vec![name],
             Layout::Levels(levels) => levels.iter().flat_map(|(a, b, _)| [a.as_str(), b.as_str()]).collect(),
             Layout::Separate { boxes, scores, classes, count, .. } => {
@@ -234,6 +233,13 @@ impl Head {
                     .collect()
             }
         }
+    }
+}
+
+impl Head {
+    /// The outputs that it reads.
+    pub fn outputs(&self) -> Vec<&str> {
+        self.outputs.outputs()
     }
 
     /// True for a sample of an output with the prototypes of masks, one for each coefficient of a box.

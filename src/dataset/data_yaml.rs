@@ -56,8 +56,29 @@ enum Paths {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Names {
-    List(Vec<String>),
-    Map(BTreeMap<u32, String>),
+    List(Vec<Word>),
+    Map(BTreeMap<u32, Word>),
+}
+
+/// A name that YAML may take for something else: `0`, `no`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Word {
+    Text(String),
+    Whole(i64),
+    Number(f64),
+    Flag(bool),
+}
+
+impl Word {
+    fn into_text(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Whole(number) => number.to_string(),
+            Self::Number(number) => number.to_string(),
+            Self::Flag(flag) => flag.to_string(),
+        }
+    }
 }
 
 impl Paths {
@@ -118,8 +139,8 @@ impl DataYaml {
         let labels: Vec<_> = labels.collect();
         let names = match raw.names {
             None => BTreeMap::new(),
-            Some(Names::Map(names)) => names,
-            Some(Names::List(names)) => names.into_iter().enumerate().map(|(i, name)| (i as u32, name)).collect(),
+            Some(Names::Map(names)) => names.into_iter().map(|(index, name)| (index, name.into_text())).collect(),
+            Some(Names::List(names)) => (0..).zip(names.into_iter().map(Word::into_text)).collect(),
         };
         let mut notes: Vec<String> = left.notes.into_iter().chain(empty).collect();
         if let (true, Some(picture)) = (labels.is_empty(), all.values().next()) {
@@ -157,7 +178,11 @@ fn pictures(
     files: &mut BTreeMap<String, PathBuf>,
     left: &mut Left,
 ) -> Result<(), DatasetError> {
-    let at = root.join(entry);
+    let mut at = root.join(entry);
+    // Roboflow's files start from a folder beside their own; as Ultralytics reads them.
+    if let (false, Some(inside)) = (at.exists(), entry.strip_prefix("../")) {
+        at = root.join(inside);
+    }
     let invalid = |reason: String| DatasetError::Format { path: yaml.to_owned(), reason };
     let name = |file: &Path| file.strip_prefix(root).unwrap_or(file).to_string_lossy().replace('\\', "/");
     if at.is_dir() {
@@ -241,6 +266,12 @@ mod tests {
         let data = DataYaml::open(&beside).unwrap();
         assert_eq!(data.labels, [("pics/f.txt".to_owned(), folder.path().join("set/pics/f.txt"))]);
         assert_eq!((data.key_points, data.notes), (Some([1, 2]), Vec::new()));
+        let roboflow = write("set/roboflow.yaml", "train: ../pics\nval: ../pics\nnames: [0, no, x]\n");
+        let data = DataYaml::open(&roboflow).unwrap();
+        assert_eq!(
+            (data.files.len(), data.names.into_values().collect::<Vec<_>>()),
+            (1, ["0", "false", "x"].map(str::to_owned).into())
+        );
         let same = write("same.yaml", "path: set\ntrain: images/train\nval: images/train\nnames: {0: cat, 7: dog}\n");
         let data = DataYaml::open(&same).unwrap();
         assert_eq!((data.files.len(), data.training.len(), data.names[&7].as_str()), (1, 0, "dog"));

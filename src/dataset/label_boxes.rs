@@ -21,6 +21,8 @@ use crate::artifact::{Reading, read_regular};
 
 /// Largest JSON file of labels.
 const MAX_JSON_BYTES: u64 = 4 << 30;
+/// The sides of a picture whose boxes are shares of it.
+const SHARES: [f64; 2] = [1.0, 1.0];
 /// Share of a side by which a box may reach beyond the picture without a word.
 const SLACK: f64 = 0.002;
 
@@ -62,7 +64,13 @@ impl PictureBoxes {
     /// The boxes in pixels of a picture of `width × height`.
     pub(super) fn of(&self, width: usize, height: usize) -> Vec<Truth> {
         let Some([w, h]) = self.sides else { return self.boxes.clone() };
-        let [x, y] = [width as f64 / w, height as f64 / h];
+        let sides = [width as f64, height as f64];
+        // A picture that was made smaller has kept its form; otherwise the sizes of the file are wrong, not its boxes.
+        let is_same_form = (w * sides[1] - h * sides[0]).abs() <= w.max(h).max(sides[0]).max(sides[1]);
+        if [w, h] != SHARES && !is_same_form {
+            return self.boxes.clone();
+        }
+        let [x, y] = [sides[0] / w, sides[1] / h];
         let scale = |corner: f32, factor: f64| (f64::from(corner) * factor) as f32;
         let scaled = |truth: &Truth| {
             let [x1, y1, x2, y2] = truth.corners;
@@ -137,7 +145,7 @@ impl BoxLabels {
                 told.look(&name, &truth, [1.0, 1.0], known.classes);
                 boxes.push(truth);
             }
-            by_name.insert(without_ending(&name).to_owned(), PictureBoxes { sides: Some([1.0, 1.0]), boxes, id: None });
+            by_name.insert(without_ending(&name).to_owned(), PictureBoxes { sides: Some(SHARES), boxes, id: None });
         }
         let (names, notes) = (BTreeMap::new(), told.sentences(known.classes.len()));
         Ok(Self { path: path.to_owned(), by_name, absent_is_empty: true, places: None, names, notes })
@@ -153,7 +161,7 @@ impl BoxLabels {
         let bytes = read_regular(path).map_err(read)?;
         let coco: Coco = serde_json::from_slice(&bytes)
             .map_err(|error| invalid(format!("it is no COCO instances JSON: {error}")))?;
-        let Categories { index, places, names } = Categories::of(&coco, known).map_err(invalid)?;
+        let Categories { index, places, names, note } = Categories::of(&coco, known).map_err(invalid)?;
         let mut pictures: BTreeMap<u64, (String, PictureBoxes)> = BTreeMap::new();
         for image in coco.images {
             let sides = image.width.zip(image.height).filter(|&(w, h)| w > 0.0 && h > 0.0).map(|(w, h)| [w, h]);
@@ -167,7 +175,10 @@ impl BoxLabels {
         }
         let mut told = Told::default();
         for annotation in coco.annotations {
-            let Some([x, y, w, h]) = annotation.bbox else { continue };
+            let Some([x, y, w, h]) = annotation.bbox else {
+                told.without_box += 1;
+                continue;
+            };
             if ![x, y, w, h].iter().all(|value| value.is_finite()) || w < 0.0 || h < 0.0 {
                 let id = annotation.image_id;
                 return Err(invalid(format!("an annotation of image {id} has the box [{x}, {y}, {w}, {h}]")));
@@ -187,8 +198,11 @@ impl BoxLabels {
             told.look(name, &truth, picture.sides.unwrap_or([f64::INFINITY; 2]), &BTreeMap::new());
             picture.boxes.push(truth);
         }
-        let by_name = pictures.into_values().map(|(name, boxes)| (without_ending(&name).to_owned(), boxes)).collect();
-        let notes = told.sentences(names.len());
+        let by_name: BTreeMap<String, PictureBoxes> =
+            pictures.into_values().map(|(name, boxes)| (without_ending(&name).to_owned(), boxes)).collect();
+        let none = by_name.values().all(|picture: &PictureBoxes| picture.boxes.is_empty());
+        let none = none.then(|| "no annotation of the label file has a box: there is nothing to find".to_owned());
+        let notes = note.into_iter().chain(none).chain(told.sentences(names.len())).collect();
         Ok(Self { path: path.to_owned(), by_name, absent_is_empty: false, places, names, notes })
     }
 
@@ -245,6 +259,8 @@ struct Categories {
     places: Option<(usize, u64)>,
     /// Class names.
     names: BTreeMap<u32, String>,
+    /// What the user should know.
+    note: Option<String>,
 }
 
 impl Categories {
@@ -256,24 +272,33 @@ impl Categories {
         if ids.is_empty() {
             ids = coco.annotations.iter().map(|annotation| (annotation.category_id, String::new())).collect();
         }
-        let mut places = None;
-        let index: BTreeMap<u64, u32> = if known.category_ids.is_empty() {
-            let by_name: BTreeMap<&str, u32> =
-                known.classes.iter().map(|(&index, name)| (name.as_str(), index)).collect();
-            let named: Option<_> = ids.iter().map(|(&id, name)| Some((id, *by_name.get(name.as_str())?))).collect();
-            named.unwrap_or_else(|| {
-                places = ids.last_key_value().map(|(&last, _)| (ids.len(), last));
-                ids.keys().enumerate().map(|(index, &id)| (id, index as u32)).collect()
-            })
-        } else {
+        let letters = |name: &str| name.trim().to_lowercase();
+        let by_name: BTreeMap<String, u32> =
+            known.classes.iter().map(|(&index, name)| (letters(name), index)).collect();
+        let class_of = |id: &u64| Some((*id, *by_name.get(&letters(&ids[id]))?));
+        // Categories that no box has, as the groups that some files list first, need no class.
+        let used: BTreeSet<u64> = coco.annotations.iter().map(|annotation| annotation.category_id).collect();
+        let counts = |id: &&u64| used.is_empty() || used.contains(id);
+        let foreign = ids.keys().filter(counts).find(|id| class_of(id).is_none());
+        let (mut places, mut note) = (None, None);
+        let index: BTreeMap<u64, u32> = if !known.category_ids.is_empty() {
             known.category_ids.iter().enumerate().map(|(index, &id)| (id, index as u32)).collect()
+        } else if foreign.is_none() {
+            ids.keys().filter_map(class_of).collect()
+        } else {
+            note = foreign.filter(|_| !by_name.is_empty() || coco.categories.is_empty()).map(|id| {
+                let why = if ids[id].is_empty() { format!("category {id} has no name") } else { format!("the category `{}` is none of the classes by name", ids[id]) };
+                format!("{why}: the first class is taken for the category with the lowest id, and so on; category_ids says otherwise")
+            });
+            places = ids.last_key_value().map(|(&last, _)| (ids.len(), last));
+            ids.keys().enumerate().map(|(index, &id)| (id, index as u32)).collect()
         };
         if !known.category_ids.is_empty() && !ids.keys().any(|id| index.contains_key(id)) {
             return Err("none of its categories is among the category ids of the configuration".to_owned());
         }
         let names = ids.into_iter().filter(|(_, name)| !name.is_empty());
         let names = names.filter_map(|(id, name)| Some((*index.get(&id)?, name))).collect();
-        Ok(Self { index, places, names })
+        Ok(Self { index, places, names, note })
     }
 }
 
@@ -284,6 +309,7 @@ struct Told {
     beyond: (usize, String),
     flat: (usize, String),
     zero_id: bool,
+    without_box: usize,
     unknown: BTreeSet<String>,
     strangers: usize,
 }
@@ -317,6 +343,9 @@ impl Told {
             if count > 0 {
                 notes.push(format!("{count} labelled boxes {what}, first in `{first}`"));
             }
+        }
+        if self.without_box > 0 {
+            notes.push(format!("{} annotations have no box and are left out", self.without_box));
         }
         if self.zero_id {
             notes.push(

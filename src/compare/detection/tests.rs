@@ -1,6 +1,6 @@
 use super::*;
 use crate::compare::heads::{DetectionOptions, HeadKind, OutputShape, Surroundings, recognize};
-use crate::tensor::Tensor;
+use crate::tensor::{ElementType, Tensor};
 
 fn at(x: f32) -> [f32; 4] {
     [x, 0.0, x + 10.0, 10.0]
@@ -111,4 +111,22 @@ fn boxes_are_put_into_the_picture_and_kept_in_checkpoints() {
     let kept: Detections = serde_json::from_str(&serde_json::to_string(&detections).unwrap()).unwrap();
     assert_eq!(kept.pictures[0].target, detections.pictures[0].target);
     assert_eq!(kept.finish(&[], 0), detections.finish(&[], 0));
+}
+
+#[test]
+fn a_first_picture_without_boxes_does_not_say_what_coordinates_count() {
+    let options = DetectionOptions { head: Some(HeadKind::YoloEnd2end), ..DetectionOptions::default() };
+    let shape =
+        OutputShape { name: "y".to_owned(), element_type: Some(ElementType::F32), shape: [1, 2, 6].map(Some).to_vec() };
+    let around = Surroundings { input: Some([64, 64]), ..Surroundings::default() };
+    let head = recognize(&[shape], &around, &options).unwrap().unwrap();
+    let mut counted = Detections::new(head);
+    let sample = |row: [f32; 6]| Tensor::from_f32(vec![2, 6], [row, [0.0; 6]].concat()).unwrap();
+    for (id, row) in [("a", [0.0; 6]), ("b", [8.0, 8.0, 24.0, 24.0, 0.9, 0.0])] {
+        let sample = sample(row);
+        let outputs = |_: &str| Some(sample.view());
+        counted.push(id, None, &outputs, &outputs).unwrap();
+    }
+    assert_eq!(counted.pictures[1].reference[0].corners, [8.0, 8.0, 24.0, 24.0]);
+    assert_eq!(counted.finish(&[], 0).agreement.common, 1);
 }

@@ -11,7 +11,7 @@ use crate::{
 /// Distances by side of NanoDet's distributions: 0 to 7.
 const NANODET_DISTANCES: usize = 8;
 
-/// What only values tell of a head; read off the reference's first sample.
+/// What only values tell of a head; read off the first sample with boxes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traits {
     /// Scores are logits: some lie outside 0 to 1.
@@ -88,9 +88,11 @@ fn beyond_shares(mut values: impl Iterator<Item = f32>) -> bool {
 }
 
 impl Head {
-    /// What values tell of the head. `sample` gives an output's values of one sample, without the batch.
-    pub fn traits<'a>(&self, sample: &dyn Fn(&str) -> Option<TensorView<'a>>) -> Result<Traits, String> {
+    /// What values tell of the head; nothing where it chose no box and left zeros in the place of some. `sample` gives an
+    /// output's values of one sample, without the batch.
+    pub fn traits<'a>(&self, sample: &dyn Fn(&str) -> Option<TensorView<'a>>) -> Result<Option<Traits>, String> {
         let mut traits = Traits::default();
+        let mut has_boxes = !self.is_chosen();
         match &self.outputs {
             Layout::Joined { name, transposed } => {
                 let rows = Rows::of(view(sample, name)?, *transposed)?;
@@ -102,6 +104,7 @@ impl Head {
                     _ => 4..5 + self.classes,
                 };
                 rows.has(scores.end)?;
+                has_boxes |= rows.all(0, 4).any(|x| x > 0.0);
                 traits.logits = beyond_shares(rows.all(scores.start, scores.end));
                 // Offsets in a grid are small and sizes in it logarithms; decoded centres are spread over the input.
                 let mean = rows.all(0, 2).map(f64::from).sum::<f64>() / (2 * rows.count.max(1)) as f64;
@@ -123,6 +126,7 @@ impl Head {
             Layout::Separate { boxes, scores, shares, .. } => {
                 let scores = view(sample, scores)?;
                 let boxes = view(sample, boxes)?.to_f32();
+                has_boxes |= boxes.iter().any(|&x| x > 0.0);
                 traits.logits = beyond_shares(scores.to_f32().iter().copied());
                 // Torchvision's boxes are pixels; others say what they are, or their values do.
                 let shares = match self.kind {
@@ -140,7 +144,7 @@ impl Head {
                 }
             }
         }
-        Ok(traits)
+        Ok(has_boxes.then_some(traits))
     }
 
     /// The boxes of one sample, the best first, in pixels of the model's input.

@@ -50,14 +50,18 @@ pub struct Surroundings {
 pub enum HeadError {
     /// More than one head fits.
     #[error(
-        "the outputs ({outputs}) fit more than one detection head: {}; set --head (or [detection] head) to one of them, or to none",
-        candidates.join(", ")
+        "the outputs ({outputs}) fit more than one detection head: {}; {}",
+        candidates.join(", "),
+        if *same { "name the outputs in [detection] with head = \"boxes\", or set --head none" }
+        else { "set --head (or [detection] head) to one of them, or to none" }
     )]
     Ambiguous {
         /// The outputs in words.
         outputs: String,
         /// The heads.
         candidates: Vec<String>,
+        /// They are of one kind.
+        same: bool,
     },
     /// The head that was asked for does not fit.
     #[error("[detection] head = \"{head}\" does not fit the outputs ({outputs}): {reason}")]
@@ -114,8 +118,12 @@ pub fn recognize(
             named(outputs, options).map(head).map(Some).map_err(|why| misfit(HeadKind::Boxes, why))
         }
         Some(kind) => {
-            let (fitting, others): (Vec<_>, Vec<_>) =
+            let (mut fitting, others): (Vec<_>, Vec<_>) =
                 candidates(outputs, around, true).into_iter().partition(|candidate| candidate.0 == kind);
+            fitting.dedup_by(|a, b| a.2.outputs() == b.2.outputs());
+            if fitting.len() > 1 {
+                return Err(ambiguous(outputs, &fitting));
+            }
             let others = others.first().map(|other| format!("; they fit `{}`", other.0.name())).unwrap_or_default();
             let why = || format!("expected is {}{others}", expected(kind));
             fitting.into_iter().next().map(head).map(Some).ok_or_else(|| misfit(kind, why()))
@@ -123,14 +131,23 @@ pub fn recognize(
         None => {
             let fitting = candidates(outputs, around, false);
             if fitting.len() > 1 {
-                let candidates = fitting
-                    .iter()
-                    .map(|(kind, classes, _)| format!("{} with {classes} classes", kind.name()))
-                    .collect();
-                return Err(HeadError::Ambiguous { outputs: in_words(outputs), candidates });
+                return Err(ambiguous(outputs, &fitting));
             }
             Ok(fitting.into_iter().next().map(head))
         }
+    }
+}
+
+fn ambiguous(outputs: &[OutputShape], fitting: &[Candidate]) -> HeadError {
+    let in_words_of = |(kind, classes, layout): &Candidate| {
+        let of = if outputs.len() > 1 { format!(" in `{}`", layout.outputs()[0]) } else { String::new() };
+        let classes = if *classes > 0 { format!(" with {classes} classes") } else { String::new() };
+        format!("{}{classes}{of}", kind.name())
+    };
+    HeadError::Ambiguous {
+        outputs: in_words(outputs),
+        candidates: fitting.iter().map(in_words_of).collect(),
+        same: fitting.iter().all(|candidate| candidate.0 == fitting[0].0),
     }
 }
 
@@ -163,6 +180,18 @@ fn named(outputs: &[OutputShape], options: &DetectionOptions) -> Result<Candidat
     if boxes.shape.last().is_some_and(|extent| extent.is_some_and(|n| n != 4)) {
         return Err(format!("`{}` does not end in four coordinates", boxes.name));
     }
+    let rows_of = |output: &OutputShape, behind: usize| *output.shape.iter().rev().nth(behind)?;
+    let (of_boxes, of_scores) = (rows_of(boxes, 1), rows_of(scores, usize::from(classes.is_none())));
+    if let (Some(boxes_there), Some(scores_there)) = (of_boxes, of_scores)
+        && boxes_there != scores_there
+    {
+        let expected = if classes.is_some() { "[B, N]" } else { "[B, N, classes]" };
+        return Err(format!(
+            "`{}` has {boxes_there} boxes and `{}`, which should be {expected}, scores of {scores_there}; append a \
+             Transpose to the model where its axes are the other way round",
+            boxes.name, scores.name
+        ));
+    }
     let by_class = if classes.is_some() { 0 } else { scores.shape.last().copied().flatten().unwrap_or(0) };
     let layout = Layout::Separate {
         boxes: boxes.name.clone(),
@@ -182,19 +211,38 @@ fn candidates(outputs: &[OutputShape], around: &Surroundings, asked: bool) -> Ve
     found.extend(chosen(outputs));
     if found.is_empty() {
         found.extend(levels(outputs));
-        found.extend(queries(&floats, asked));
+        // Those of the last layer count, not what helped in training.
+        let last: Vec<&OutputShape> = floats.iter().copied().filter(|output| !output.has(&["enc_", "aux"])).collect();
+        let of_last = queries(&last, asked);
+        found.extend(if of_last.is_empty() { queries(&floats, asked) } else { of_last });
     }
-    if let (true, Some(first)) = (found.is_empty() || asked, floats.first()) {
-        // Prototypes of masks, or nothing, stand beside the one output of a YOLO.
-        let rank3 = floats.iter().filter(|output| output.shape.len() == 3).count();
-        if rank3 == 1 || asked {
-            let joined = floats.iter().find(|output| output.shape.len() == 3).unwrap_or(first);
-            let masks = floats.iter().find(|output| output.shape.len() == 4).and_then(|output| output.shape[1]);
-            found.extend(joined_in(joined, masks, around, asked));
-        }
+    if found.is_empty() || asked {
+        let has_boxes = |output: &OutputShape| {
+            let same = |other: &&OutputShape| {
+                other.shape.last() == Some(&Some(4)) && other.shape.get(1) == output.shape.get(1)
+            };
+            outputs.iter().filter(|other| other.name != output.name).any(|other| same(&other))
+        };
+        let joined = floats.iter().filter(|output| output.shape.len() == 3 && !has_boxes(output));
+        let masks = prototypes(&floats, around);
+        found.extend(joined.flat_map(|output| joined_in(output, masks, around, asked)));
     }
     found
 }
+
+/// The channels of the prototypes of masks, at a quarter of the input's size, that stand beside the one output of a YOLO.
+fn prototypes(floats: &[&OutputShape], around: &Surroundings) -> Option<usize> {
+    let mut maps = floats.iter().filter(|output| output.shape.len() == 4);
+    let &[_, channels, height, width] = maps.next().filter(|_| maps.next().is_none())?.shape.as_slice() else {
+        return None;
+    };
+    let is_quarter = |side: Option<usize>, of: usize| side.is_none_or(|side| side == of / 4);
+    let fits = around.input.is_none_or(|[w, h]| is_quarter(width, w) && is_quarter(height, h));
+    channels.filter(|_| fits)
+}
+
+/// Strides of the levels of a YOLO: the usual ones, with P6, with P2, and two levels of small ones.
+const STRIDES: [&[usize]; 4] = [&[8, 16, 32], &[8, 16, 32, 64], &[4, 8, 16, 32], &[16, 32]];
 
 /// Cells of the levels with these strides.
 fn cells(input: [usize; 2], strides: &[usize]) -> usize {
@@ -220,12 +268,12 @@ fn joined_in(output: &OutputShape, masks: Option<usize>, around: &Surroundings, 
         };
     };
     let Some(input) = around.input else { return Vec::new() };
-    let three = cells(input, &[8, 16, 32]);
-    let four = cells(input, &[8, 16, 32, 64]);
-    let is_cells = |n: usize| n == three || n == four;
+    let four = cells(input, STRIDES[1]);
+    let is_cells = |n: usize| STRIDES.iter().any(|strides| n == cells(input, strides));
     let mut found = Vec::new();
     // Anchors in columns.
-    if (is_cells(b) || asked && b > a) && a >= 5 {
+    let told = around.detector && around.classes.is_some_and(|classes| 4 + classes <= a);
+    if (is_cells(b) || (asked || told) && b > a) && a >= 5 {
         let classes =
             around.classes.filter(|classes| 4 + classes <= a).unwrap_or(a - 4 - masks.unwrap_or(0).min(a - 5));
         found.push((HeadKind::Yolov8, classes, joined(true)));
@@ -238,7 +286,7 @@ fn joined_in(output: &OutputShape, masks: Option<usize>, around: &Surroundings, 
         found.push((HeadKind::Yolov8, b - 4, joined(false)));
     }
     // Three anchors a cell.
-    if (a == 3 * three || a == 3 * four || asked && a > b) && b >= 6 {
+    if (a % 3 == 0 && is_cells(a / 3) || asked && a > b) && b >= 6 {
         let extra = masks.unwrap_or(0).min(b - 6);
         found.push((
             HeadKind::Yolov5,
@@ -282,7 +330,11 @@ fn chosen(outputs: &[OutputShape]) -> Option<Candidate> {
     if !(2..=3).contains(&rank) {
         return None;
     }
-    let flat: Vec<&OutputShape> = outputs.iter().filter(|o| o.shape.len() == rank - 1).collect();
+    let rows = boxes.shape[rank - 2];
+    let is_a_row_each = |o: &&OutputShape| {
+        o.shape.len() == rank - 1 && (rows.is_none() || o.shape[rank - 2].is_none_or(|n| Some(n) == rows))
+    };
+    let flat: Vec<&OutputShape> = outputs.iter().filter(is_a_row_each).collect();
     let scores = flat
         .iter()
         .find(|o| o.has(&["score", "conf"]))
@@ -291,7 +343,11 @@ fn chosen(outputs: &[OutputShape]) -> Option<Candidate> {
         .iter()
         .find(|o| o.name != scores.name && o.has(&["class", "label", "cls"]))
         .or_else(|| flat.iter().find(|o| o.name != scores.name && o.is_integer() && !o.has(&["num", "count"])))?;
-    let count = outputs.iter().find(|o| o.has(&["num", "count"]) && o.name != scores.name && o.name != classes.name);
+    let others = || outputs.iter().filter(|o| ![&boxes.name, &scores.name, &classes.name].contains(&&o.name));
+    let by_name = others().find(|o| o.has(&["num", "count"]));
+    // Nothing else is a single integer for each picture.
+    let count =
+        by_name.or_else(|| others().find(|o| rank == 3 && o.is_integer() && matches!(o.shape[..], [_] | [_, Some(1)])));
     let tensorflow = boxes.has(&["detection_boxes"]);
     let kind = match (count, rank) {
         _ if tensorflow => HeadKind::Ssd,
@@ -306,7 +362,7 @@ fn chosen(outputs: &[OutputShape]) -> Option<Candidate> {
 }
 
 /// Boxes and class scores of queries.
-fn queries(floats: &[&OutputShape], asked: bool) -> Option<Candidate> {
+fn queries(floats: &[&OutputShape], asked: bool) -> Vec<Candidate> {
     let pair = |boxes: &&OutputShape| {
         let &[_, queries, Some(4)] = boxes.shape.as_slice() else { return None };
         let scores = floats.iter().find(|o| {
@@ -330,7 +386,7 @@ fn queries(floats: &[&OutputShape], asked: bool) -> Option<Candidate> {
             )
         })
     };
-    floats.iter().find_map(pair)
+    floats.iter().filter_map(pair).collect()
 }
 
 /// NanoDet with an output of classes and one of distances for every level, which name their stride.
@@ -357,3 +413,6 @@ fn levels(outputs: &[OutputShape]) -> Option<Candidate> {
     let levels: Vec<_> = levels.collect::<Option<_>>()?;
     (levels.len() > 1).then_some((HeadKind::Nanodet, classes, Layout::Levels(levels)))
 }
+
+#[cfg(test)]
+mod tests;

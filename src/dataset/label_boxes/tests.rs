@@ -104,3 +104,43 @@ fn coco_with_gaps_crowds_and_another_size() {
     assert_eq!((boxes[0].as_ref().unwrap().boxes[0].class, labels.names.len()), (1, 2));
     assert!(open(&path, &BTreeMap::new(), &[999]).is_err());
 }
+
+#[test]
+fn categories_go_by_the_names_of_those_that_have_boxes() {
+    let coco = |categories: &str, boxes: &str| {
+        let text = format!(
+            r#"{{"images": [{{"id": 1, "file_name": "a.jpg"}}], "categories": [{categories}],
+                "annotations": [{{"id": 1, "image_id": 1, "category_id": 2{boxes}}}]}}"#
+        );
+        let folder = folder(&[("instances.json", &text)]);
+        let classes = BTreeMap::from([(0, "car".to_owned()), (1, "dog".to_owned())]);
+        let mut labels = open(&folder.path().join("instances.json"), &classes, &[]).unwrap().unwrap();
+        let found = labels.assign(&["a.jpg"]).unwrap().remove(0).unwrap();
+        (found.of(9, 9).first().map(|truth| truth.class), labels.notes)
+    };
+    let bbox = r#", "bbox": [1, 1, 2, 2]"#;
+    // A group that no box has stands first, and letters differ.
+    let group = r#"{"id": 0, "name": "things"}, {"id": 1, "name": "car"}, {"id": 2, "name": "Dog "}"#;
+    assert_eq!(coco(group, bbox), (Some(1), vec![]));
+    let (class, notes) = coco(r#"{"id": 2, "name": "wolf"}"#, bbox);
+    assert_eq!(class, Some(0));
+    assert!(
+        notes[0].starts_with("the category `wolf` is none of the classes by name: the first class is taken"),
+        "{notes:?}"
+    );
+    let (_, notes) = coco("", bbox);
+    assert!(notes[0].starts_with("category 2 has no name: "), "{notes:?}");
+    let (class, notes) = coco(group, "");
+    assert_eq!(class, None);
+    assert!(notes[0].starts_with("no annotation of the label file has a box"), "{notes:?}");
+    assert_eq!(notes[1], "1 annotations have no box and are left out");
+}
+
+#[test]
+fn sizes_of_another_form_do_not_move_boxes() {
+    let truth = Truth { corners: [20.0, 10.0, 60.0, 40.0], class: 0, area: 1200.0, crowd: false };
+    let sides =
+        |w: f64, h: f64| PictureBoxes { sides: Some([w, h]), boxes: vec![truth], id: None }.of(200, 100)[0].corners;
+    assert_eq!(sides(400.0, 200.0), [10.0, 5.0, 30.0, 20.0]);
+    assert_eq!(sides(100.0, 200.0), truth.corners);
+}

@@ -10,18 +10,29 @@ use crate::{
     quantize::placement::Rule,
 };
 
+/// Sides of a box.
+const SIDES: usize = 4;
+
 impl Scheme<'_> {
     /// True for a product that takes the mean of a distribution: what a Softmax gives, or exponentials divided by their sum,
-    /// weighed with constants so that a single number is left, as DFL does it in a Conv or a MatMul with the bins.
+    /// weighed with constants so that no more than a number for each side of a box is left, as DFL does it in a Conv or a
+    /// MatMul with the bins.
     pub(super) fn takes_mean_of_distribution(&self, id: NodeId, node: &NodeProto) -> bool {
         let copies = |node: &NodeProto| node.is(Fact::Copies);
         let comes_from = |id: NodeId, side: usize, op_type: &str| {
             let is = |_: NodeId, node: &NodeProto| node.op_type() == op_type;
             self.facts.input(id, side).is_some_and(|input| self.facts.behind(input, &is, &copies))
         };
+        let view = &self.facts.view;
+        let is_summed = |node: &NodeProto| {
+            let uses = node.output.first().map(|output| view.consumers(output));
+            uses.into_iter().flatten().any(|u| view.node(u.node).op_type() == "ReduceSum")
+        };
         let softmax = |id: NodeId, node: &NodeProto| match node.op_type() {
             "Softmax" => true,
             "Div" => comes_from(id, 0, "Exp") && comes_from(id, 1, "ReduceSum"),
+            // Divided afterwards.
+            "Exp" => is_summed(node),
             _ => false,
         };
         (0..2).any(|side| {
@@ -34,8 +45,8 @@ impl Scheme<'_> {
                 _ if side == 0 => shape.len().checked_sub(2),
                 _ => node.channel_axis(1, shape.len()),
             };
-            let single = shape.len() < 2 || from_end.is_some_and(|axis| shape[axis] == 1);
-            single && self.facts.input(id, 1 - side).is_some_and(|other| self.facts.behind(other, &softmax, &copies))
+            let few = shape.len() < 2 || from_end.is_some_and(|axis| shape[axis] <= SIDES);
+            few && self.facts.input(id, 1 - side).is_some_and(|other| self.facts.behind(other, &softmax, &copies))
         })
     }
 
@@ -145,6 +156,17 @@ mod tests {
         let last = |model| rules(&placed(model, &SchemeOptions::default())).last().unwrap().1;
         assert_eq!(last(pieces("ReduceSum")), Rule::Decoding);
         assert_eq!(last(pieces("ReduceMax")), Rule::Convolution);
+        let late = TestModel::new(17)
+            .input("x", &[1, 64, 8, 8])
+            .weight("w", &[64, 64, 1, 1])
+            .weight("bins", &[4, 64, 1, 1])
+            .op("Conv", &["x", "w"], "sides")
+            .op("Exp", &["sides"], "exponentials")
+            .op("ReduceSum", &["exponentials"], "sum")
+            .op("Conv", &["exponentials", "bins"], "weighed")
+            .op("Div", &["weighed", "sum"], "mean")
+            .output("mean", &[1, 4, 8, 8]);
+        assert!(rules(&placed(late, &SchemeOptions::default())).contains(&("weighed", Rule::Decoding)));
     }
 
     #[test]

@@ -48,7 +48,7 @@ impl Model {
     fn found(&self) -> (HeadKind, Vec<([i32; 4], i32, u32)>) {
         let head = self.head().unwrap().expect("a head");
         let sample = |name: &str| self.outputs.get(name).map(Tensor::view);
-        let traits = head.traits(&sample).unwrap();
+        let traits = head.traits(&sample).unwrap().expect("boxes");
         let found = head.decode(traits, &sample).unwrap();
         let rounded = |d: &Detection| (d.corners.map(|x| x.round() as i32), (d.score * 100.0).round() as i32, d.class);
         (head.kind, found.iter().map(rounded).collect())
