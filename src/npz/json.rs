@@ -112,7 +112,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for OfList<T> {
         let mut list = None;
         while let Some(key) = map.next_key::<String>()? {
             if key == "lst" {
-                list = Some(map.next_value()?);
+                Listed(list) = map.next_value()?;
             } else {
                 map.next_value::<IgnoredAny>()?;
             }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{Engine, TensorRtError, log::Turn, require_library};
-use crate::artifact::{check_writable, read_regular, write_atomic};
+use crate::artifact::{check_writable, read_regular, renews, write_atomic};
 
 const MAGIC: &[u8; 8] = b"calibrtc";
 const HASH: usize = blake3::OUT_LEN;
@@ -80,6 +80,7 @@ impl RuntimeCacheFile {
     fn open(path: &Path, version: String) -> Result<(Self, Option<Vec<u8>>), TensorRtError> {
         let failed = |why: &str| TensorRtError::Option(format!("--runtime-cache {}: {why}", path.display()));
         let mut file = Self { path: path.to_owned(), version, written: None };
+        renews(path);
         let bytes = match read_regular(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((file, None)),

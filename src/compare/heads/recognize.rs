@@ -180,7 +180,11 @@ fn named(outputs: &[OutputShape], options: &DetectionOptions) -> Result<Candidat
     if boxes.shape.last().is_some_and(|extent| extent.is_some_and(|n| n != 4)) {
         return Err(format!("`{}` does not end in four coordinates", boxes.name));
     }
-    let rows_of = |output: &OutputShape, behind: usize| *output.shape.iter().rev().nth(behind)?;
+    // Without the batch, the values of a row, and axes of one.
+    let rows_of = |output: &OutputShape, behind: usize| {
+        let extents = output.shape.get(1..output.shape.len().checked_sub(behind)?)?.iter().copied();
+        extents.collect::<Option<Vec<usize>>>().map(|extents| extents.iter().product::<usize>())
+    };
     let (of_boxes, of_scores) = (rows_of(boxes, 1), rows_of(scores, usize::from(classes.is_none())));
     if let (Some(boxes_there), Some(scores_there)) = (of_boxes, of_scores)
         && boxes_there != scores_there
@@ -218,10 +222,9 @@ fn candidates(outputs: &[OutputShape], around: &Surroundings, asked: bool) -> Ve
     }
     if found.is_empty() || asked {
         let has_boxes = |output: &OutputShape| {
-            let same = |other: &&OutputShape| {
-                other.shape.last() == Some(&Some(4)) && other.shape.get(1) == output.shape.get(1)
-            };
-            outputs.iter().filter(|other| other.name != output.name).any(|other| same(&other))
+            let others =
+                outputs.iter().filter(|other| other.name != output.name && other.shape.last() == Some(&Some(4)));
+            others.filter_map(|other| other.shape.get(1)).any(|rows| output.shape[1..].contains(rows))
         };
         let joined = floats.iter().filter(|output| output.shape.len() == 3 && !has_boxes(output));
         let masks = prototypes(&floats, around);
@@ -386,7 +389,9 @@ fn queries(floats: &[&OutputShape], asked: bool) -> Vec<Candidate> {
             )
         })
     };
-    floats.iter().filter_map(pair).collect()
+    let named = |output: &&&OutputShape| output.has(&["box", "dets"]);
+    let of_names: Vec<Candidate> = floats.iter().filter(named).filter_map(pair).collect();
+    if of_names.is_empty() { floats.iter().filter_map(pair).collect() } else { of_names }
 }
 
 /// NanoDet with an output of classes and one of distances for every level, which name their stride.

@@ -57,6 +57,8 @@ fn several_outputs_that_fit_are_listed() {
     let pair = |a: &str, b: &str| [floats(a, &[1, 300, 80]), floats(b, &[1, 300, 4])];
     let helped = [pair("enc_logits", "enc_boxes"), pair("logits", "pred_boxes")].concat();
     assert_eq!(found(&helped, None).unwrap(), Some(is(HeadKind::Detr, 80, &["pred_boxes", "logits"])));
+    let beside = [&pair("logits", "pred_boxes")[..], &[floats("embedding", &[1, 300, 4])]].concat();
+    assert_eq!(found(&beside, None).unwrap(), Some(is(HeadKind::Detr, 80, &["pred_boxes", "logits"])));
     let twins = [pair("logits_a", "pred_boxes_a"), pair("logits_b", "pred_boxes_b")].concat();
     for head in [None, Some(HeadKind::Detr)] {
         let error = found(&twins, head).unwrap_err();
@@ -69,6 +71,10 @@ fn scores_beside_boxes_are_no_head_of_their_own() {
     for boxes in [floats("boxes", &[1, 6300, 1, 4]), floats("boxes", &[1, 6300, 4])] {
         assert_eq!(found(&[boxes, floats("confs", &[1, 6300, 80])], None).unwrap(), None);
     }
+    let of_rank_4 = [floats("boxes", &[1, 6300, 1, 4]), floats("scores", &[1, 6300, 80])];
+    assert_eq!(found(&of_rank_4, Some(HeadKind::Boxes)).unwrap(), Some(is(HeadKind::Boxes, 80, &["boxes", "scores"])));
+    let turned = [floats("anything", &[1, 2100, 4]), floats("others", &[1, 80, 2100])];
+    assert_eq!(found(&turned, None).unwrap(), None);
     let turned = [floats("boxes", &[1, 2100, 4]), floats("scores", &[1, 80, 2100])];
     let error = found(&turned, Some(HeadKind::Boxes)).unwrap_err();
     assert!(
