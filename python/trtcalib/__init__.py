@@ -319,7 +319,7 @@ def bisect(
             with tempfile.TemporaryDirectory(prefix="trtcalib-") as place:
                 target = plans.model(lifted, Path(place) / "model.onnx")
                 found = compare(model, target, data if held_samples is None else held_samples, samples=most, **shared)
-            trials.append(Trial(lifted, _value(found), found.passed))
+            trials.append(Trial(lifted, _value(found), found.passed is not False))
         return trials
 
     trials, best = smallest(len(plans.nodes), judge, most=max_trials)

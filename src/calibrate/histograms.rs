@@ -46,17 +46,26 @@ pub struct Provenance {
 pub struct Shards {
     count: u32,
     present: BTreeSet<u32>,
+    /// What the data hold, where that is known: those of other data are not of the same split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    content: Option<ContentHash>,
 }
 
 impl Shards {
     /// Data that was not split.
     pub fn whole() -> Self {
-        Self { count: 1, present: BTreeSet::from([0]) }
+        Self { count: 1, present: BTreeSet::from([0]), content: None }
     }
 
     /// Shard `index` (from 0) of `count`; `None` unless `index < count <= 4096`.
     pub fn one(index: u32, count: u32) -> Option<Self> {
-        (index < count && count <= MOST_SHARDS).then(|| Self { count, present: BTreeSet::from([index]) })
+        (index < count && count <= MOST_SHARDS).then(|| Self { count, present: BTreeSet::from([index]), content: None })
+    }
+
+    /// The same of data that hold this.
+    #[must_use]
+    pub fn of(self, content: ContentHash) -> Self {
+        Self { content: Some(content), ..self }
     }
 
     /// Number of shards.
@@ -127,7 +136,9 @@ impl Histograms {
         if a.model_hash != b.model_hash {
             return Err(CalibrateError::OtherModel { made_for: b.model_hash.clone(), model: a.model_hash.clone() });
         }
-        if (&a.data_hash, a.random_data, a.shards.count) != (&b.data_hash, b.random_data, b.shards.count) {
+        let split =
+            |of: &Provenance| (of.data_hash.clone(), of.random_data, of.shards.count, of.shards.content.clone());
+        if split(a) != split(b) {
             let reason = "they are shards of different data, preprocessing or splits; make them with the same options";
             return Err(CalibrateError::Merge(reason.to_owned()));
         }

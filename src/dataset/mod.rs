@@ -466,7 +466,7 @@ fn ending(path: &Path) -> String {
 pub fn data_hash<'a>(samples: impl Iterator<Item = (&'a str, String)>, preprocess: Option<&Preprocess>) -> ContentHash {
     let mut hasher = blake3::Hasher::new();
     for (id, content) in samples {
-        for text in [id, &content] {
+        for text in [id, &content].into_iter().filter(|text| !text.is_empty()) {
             hasher.update(&(text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
         }

@@ -218,7 +218,7 @@ impl Session {
             }
         };
         let files = std::iter::once(reference).chain(targets).map(file).collect::<Result<Vec<_>, _>>()?;
-        let data = self.data_hash(indices);
+        let data = self.content_hash(indices);
         let common = (&self.subject.float.hash, data, &request.reference, &request.targets, files, &request.gates);
         let common = serde_json::to_vec(&(common, &options.compare));
         Ok(ContentHash::of_bytes(&common.map_err(|error| PipelineError::Input(error.to_string()))?))

@@ -474,10 +474,16 @@ impl Session {
         warnings
     }
 
-    /// Hash over samples and their preprocessing: over the names of all and the sizes of their files, and over the content of
-    /// [`HASHED`] of them. To read all of them again would take as long as the pass itself; samples that a program gives are
-    /// told apart by it, and may lie on other machines.
+    /// Hash over the names of samples, in order, and their preprocessing: the same wherever they are read from.
     pub(super) fn data_hash(&self, indices: &[usize]) -> ContentHash {
+        let dataset = self.dataset();
+        data_hash(indices.iter().map(|&index| (dataset.id(index), String::new())), self.data.preprocess.as_ref())
+    }
+
+    /// The same, with the sizes of all files and the content of [`HASHED`] samples, by which machines that count parts of a
+    /// comparison know that they have the same data. To read all of them again would take as long as the pass itself; samples
+    /// that a program gives are told apart by it.
+    pub(super) fn content_hash(&self, indices: &[usize]) -> ContentHash {
         let dataset = self.dataset();
         let step = indices.len().div_ceil(HASHED).max(1);
         let samples = indices.iter().enumerate().map(|(at, &index)| {

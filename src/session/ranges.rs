@@ -101,7 +101,7 @@ impl Session {
             model_hash: self.subject.float.hash.clone(),
             data_hash: self.data_hash(samples),
             random_data: self.config.random_data,
-            shards: shard.map_or_else(Shards::whole, |shard| shard.shards.clone()),
+            shards: shard.map_or_else(Shards::whole, |shard| shard.shards.clone().of(self.content_hash(samples))),
         };
         let whole = hold_out(samples);
         let parts = shard.map_or_else(|| whole.clone(), |shard| whole.shard(shard.index, shard.count));

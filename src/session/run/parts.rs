@@ -80,7 +80,7 @@ impl Session {
         };
         let files = [&self.config.table, &self.config.plan].map(|file| file.as_ref().map(of_file).transpose());
         let [table, plan] = files;
-        let (names, data): (Vec<String>, _) = (running(targets).collect(), self.data_hash(evaluation));
+        let (names, data): (Vec<String>, _) = (running(targets).collect(), self.content_hash(evaluation));
         let config = RunConfig { out: None, ..self.config.absolute() };
         let common = (Tool::current(), &self.subject.float.hash, data, table?, plan?, names, config, &options.compare);
         let common = serde_json::to_vec(&common).map_err(PipelineError::render)?;
