@@ -382,7 +382,7 @@ fn yolo_line(line: &str, key_points: Option<[usize; 2]>) -> Result<Truth, String
     }
     // Behind the box of a pose stand its key points; an odd number of them, each with whether it can be seen, is no polygon.
     let of_points = key_points.map_or(0, |[points, numbers]| points.saturating_mul(numbers));
-    let is_box = rest.len() == 4 || rest.len() - 4.min(rest.len()) == of_points || rest.len() % 6 == 1;
+    let is_box = rest.len() == 4 || rest.len() == of_points.saturating_add(4) || rest.len() % 6 == 1;
     let (corners, area) = match *rest {
         [_, _, w, h, ..] if is_box && (w < 0.0 || h < 0.0) => return Err("a width or height is negative".to_owned()),
         [x, y, w, h, ..] if is_box => ([x - w / 2.0, y - h / 2.0, x + w / 2.0, y + h / 2.0], w * h),

@@ -263,44 +263,44 @@ impl Session {
         });
         let saved = saved.collect::<Result<Vec<_>, _>>()?;
         let is_saved = |index: &usize| saved.iter().all(|saved| saved.holds(*index, dataset.id(*index)));
-        let calibrated = same_samples(dataset, &known);
-        let mut others: BTreeSet<usize> = (0..count).filter(|index| !calibrated.contains(index)).collect();
+        // Where none is left, running says which one is missing.
+        let any_saved = (0..count).any(|index| is_saved(&index));
+        let is_there = |index: &usize| !any_saved || is_saved(index);
+        let asked = if request.samples == 0 { count } else { request.samples.min(count) };
+        // In the order of a split, which larger numbers only add to; what is not needed is not read.
+        let first = |most: usize| {
+            if asked == count { (0..count).collect() } else { self.data.split(self.config.seed, 0, most).evaluation }
+        };
+        let (mut calibrated, mut others, mut most) = (BTreeSet::new(), BTreeSet::new(), asked);
+        let left_out = loop {
+            let is_new = |index: &usize| !calibrated.contains(index) && !others.contains(index);
+            let new: Vec<usize> = first(most).into_iter().filter(is_new).collect();
+            let same = same_samples(dataset, &known, &new);
+            others.extend(new.into_iter().filter(|index| !same.contains(index)));
+            calibrated.extend(same);
+            let there = others.iter().filter(|index| is_there(index)).count();
+            if there >= asked || most == count {
+                break others.len() - there;
+            }
+            most = (most + asked - there).min(count);
+        };
         if others.is_empty() && !calibrated.is_empty() {
             self.host.warn(
                 "a target was calibrated on all of these samples: its figures are better here than on others; give other data, \
                  or calibrate on fewer with --calib-samples",
             );
-            others.clone_from(&calibrated);
+            others.extend(first(asked));
         } else if !calibrated.is_empty() {
             self.host.info(&format!(
                 "{} samples that a target was calibrated on are left out; --calibration-samples compares them, too",
                 calibrated.len()
             ));
         }
-        let all = others.len();
-        // Where none is left, running says which one is missing.
-        if others.iter().any(is_saved) {
-            others.retain(|index| is_saved(index));
-        }
-        if others.len() < all && request.samples > others.len() {
+        others.retain(is_there);
+        if left_out > 0 && request.samples > others.len() {
             self.host.info(&format!("{} samples are compared: there are saved outputs of no more", others.len()));
         }
-        let asked = if request.samples == 0 { others.len() } else { request.samples.min(others.len()) };
-        if asked == others.len() {
-            return Ok(Vec::from_iter(others));
-        }
-        // Of the samples in the order of a split, which larger numbers only add to, the first that may be taken.
-        let choose = |most: usize| {
-            let mut chosen = self.data.split(self.config.seed, 0, most).evaluation;
-            chosen.retain(|index| others.contains(index));
-            chosen
-        };
-        let (mut few, mut enough) = (asked, count);
-        while few < enough {
-            let middle = few.midpoint(enough);
-            if choose(middle).len() < asked { few = middle + 1 } else { enough = middle }
-        }
-        Ok(choose(enough))
+        Ok(Vec::from_iter(others))
     }
 }
 

@@ -291,19 +291,21 @@ pub(super) fn sample_hash(dataset: &dyn Dataset, index: usize) -> Option<String>
     Some(hash.as_str()[..16].to_owned())
 }
 
-/// The samples that have the content of those in `known`, by name and hash: by their names where that finds all of them, and
-/// otherwise, since the same files may be named from another folder or list, whatever they are called.
-pub(super) fn same_samples(dataset: &dyn Dataset, known: &BTreeMap<String, String>) -> BTreeSet<usize> {
-    let is = |index: &usize, hash: &String| sample_hash(dataset, *index).as_ref() == Some(hash);
-    let named = (0..dataset.len()).filter(|index| known.get(dataset.id(*index)).is_some_and(|hash| is(index, hash)));
-    let named: BTreeSet<usize> = named.collect();
-    if named.len() == known.len() {
-        return named;
+/// Those `among` the samples that have the content of those in `known`, by name and hash: by their names where that finds all
+/// of them, and otherwise, since the same files may be named from another folder or list, whatever they are called.
+pub(super) fn same_samples(
+    dataset: &dyn Dataset,
+    known: &BTreeMap<String, String>,
+    among: &[usize],
+) -> BTreeSet<usize> {
+    let is = |index: usize, hash: &String| sample_hash(dataset, index).as_ref() == Some(hash);
+    let is_named = |&index: &usize| known.get(dataset.id(index)).is_some_and(|hash| is(index, hash));
+    let mut same: BTreeSet<usize> = among.iter().copied().filter(is_named).collect();
+    if same.len() < known.len() {
+        let hashes: BTreeSet<&String> = known.values().collect();
+        let is_same = |&index: &usize| sample_hash(dataset, index).is_some_and(|hash| hashes.contains(&hash));
+        let others: Vec<usize> = among.iter().copied().filter(|index| !same.contains(index)).filter(is_same).collect();
+        same.extend(others);
     }
-    let hashes: BTreeSet<&String> = known.values().collect();
-    (0..dataset.len())
-        .filter(|index| {
-            named.contains(index) || sample_hash(dataset, *index).is_some_and(|hash| hashes.contains(&hash))
-        })
-        .collect()
+    same
 }

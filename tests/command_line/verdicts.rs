@@ -376,6 +376,8 @@ fn samples_that_calibrated_are_left_out_of_a_comparison() {
     assert_eq!(compared("more", &["--samples", "10"]).0, 10);
     // The same under other names, and where the model is what others are compared with.
     assert_eq!(compared("reversed", &[]).0, 24);
+    assert_eq!(compared("reversed", &["--samples", "30"]).0, 24, "no more are left");
+    assert_eq!(compared("reversed", &["--samples", "20"]).0, 20);
     let swapped = ["--ref", "ort:q.onnx", "--target", "residual.onnx", "--json"];
     let output = command(folder, "compare", "residual", "more", &swapped).assert().success();
     let found: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();

@@ -224,7 +224,7 @@ fn candidates(outputs: &[OutputShape], around: &Surroundings, asked: bool) -> Ve
         let has_boxes = |output: &OutputShape| {
             let others =
                 outputs.iter().filter(|other| other.name != output.name && other.shape.last() == Some(&Some(4)));
-            others.filter_map(|other| other.shape.get(1)).any(|rows| output.shape[1..].contains(rows))
+            others.filter_map(|other| other.shape.get(1)).any(|rows| rows.is_some() && output.shape[1..].contains(rows))
         };
         let joined = floats.iter().filter(|output| output.shape.len() == 3 && !has_boxes(output));
         let masks = prototypes(&floats, around);
@@ -245,7 +245,8 @@ fn prototypes(floats: &[&OutputShape], around: &Surroundings) -> Option<usize> {
 }
 
 /// Strides of the levels of a YOLO: the usual ones, with P6, with P2, and two levels of small ones.
-const STRIDES: [&[usize]; 4] = [&[8, 16, 32], &[8, 16, 32, 64], &[4, 8, 16, 32], &[16, 32]];
+const STRIDES: [&[usize]; 4] = [&[8, 16, 32], WITH_P6, &[4, 8, 16, 32], &[16, 32]];
+const WITH_P6: &[usize] = &[8, 16, 32, 64];
 
 /// Cells of the levels with these strides.
 fn cells(input: [usize; 2], strides: &[usize]) -> usize {
@@ -271,7 +272,7 @@ fn joined_in(output: &OutputShape, masks: Option<usize>, around: &Surroundings, 
         };
     };
     let Some(input) = around.input else { return Vec::new() };
-    let four = cells(input, STRIDES[1]);
+    let four = cells(input, WITH_P6);
     let is_cells = |n: usize| STRIDES.iter().any(|strides| n == cells(input, strides));
     let mut found = Vec::new();
     // Anchors in columns.

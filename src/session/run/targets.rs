@@ -72,7 +72,7 @@ impl Session {
     pub(super) fn leave_out_calibrated(&self, split: &mut Split, calibrated: Option<&Calibrated>) {
         let (Some(calibrated), Some(_)) = (calibrated, &self.config.table) else { return };
         let (known, dataset) = (&calibrated.chosen.table.calibrated_on, self.dataset());
-        let same = same_samples(dataset, known);
+        let same = same_samples(dataset, known, &split.evaluation);
         let (left_out, others): (Vec<usize>, Vec<usize>) =
             split.evaluation.iter().copied().partition(|index| same.contains(index));
         if others.is_empty() && !left_out.is_empty() {
