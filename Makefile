@@ -33,8 +33,12 @@ build: setup ## build the release binaries (TENSORRT=rtx|11|none)
 demo: build ## run the main job on the embedded model and images
 	./target/release/calib run --config configs/demo.toml
 
+# Every test but those of engines: `make coverage` or `make test-engines` run these, once for each flavour.
+tests := $(filter-out engines,$(shell sed -n '/^\[\[test\]\]/{n;s/^name = "\(.*\)"/\1/p}' Cargo.toml cli/Cargo.toml))
+
 test: setup-test ## run every test
-	cargo test $(cargo_features)
+	cargo test $(cargo_features) --lib --bins $(tests:%=--test %)
+	cargo test $(cargo_features) -p trtcalib --doc
 	scripts/test_wheel.sh
 	$(MAKE) $(if $(llvm_cov),coverage,test-lean test-engines)
 	$(if $(llvm_cov),,@echo "The coverage was not checked: llvm-tools are missing (rustup component add llvm-tools)")

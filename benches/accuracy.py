@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-STEPS = ["biases", "ranges", "equalization", "shift", "rounding", "lifting"]
+STEPS = ["biases", "ranges", "equalization", "shift", "descent", "rounding", "lifting"]
 VARIANTS = [
     ("methods alone", ["--effort", "off"]),
     *[(f"{step} alone", ["--effort", "default", "--recovery-steps", step]) for step in STEPS],

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What `make test-engines` runs (but the longest test), and the unit tests of the backends, with the lines counted that they run of
+# What `make test-engines` runs, and the unit tests of the backends, with the lines counted that they run of
 # src/backend/tensorrt and src/backend/cuda (without their tests). All of it runs without a GPU, for both flavours.
 #
 #     rustup component add llvm-tools && scripts/coverage.sh [PERCENT]
@@ -32,15 +32,16 @@ covered() { # name, features, arguments of cargo test...; the test binary is kep
 
 LD_LIBRARY_PATH=$PWD/target/stand_in/cuda covered gpu tensorrt-rtx -p trtcalib --test gpu -- --ignored --test-threads=1 \
     magnitudes:: pairs:: values:: --skip a_large
+step=1
 for features in tensorrt-rtx tensorrt; do
-    # A fault in every node takes minutes and runs no line that one fault does not; `cargo test` has it for TensorRT-RTX.
-    CALIB_FAULTS_STEP=20 covered "engines-$features" $features -p calib-cli --test engines
+    CALIB_FAULTS_STEP=$step covered "engines-$features" $features -p calib-cli --test engines
+    step=20 # a fault in every node takes minutes, and runs no line that one fault does not: once is enough
     # The program of the other flavour takes its place.
     cp target/debug/calib "$out/calib-$features"
     objects+=(-object "$out/calib-$features")
 done
 
-# Those of TensorRT-RTX ran in `cargo test`; these also meet the lean runtime of TensorRT 11.
+# `make test` runs those of TensorRT-RTX; these also meet the lean runtime of TensorRT 11.
 covered unit tensorrt -p trtcalib --lib backend::
 rm -f target/debug/calib target/debug/compare # they would write counts wherever they are run
 

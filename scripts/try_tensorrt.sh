@@ -16,6 +16,7 @@ while [[ ${1:-} == --* ]]; do
     --out) out=$2 && shift ;;
     --seconds) seconds=$2 && shift ;;
     --only-embedded) efficientnets=() ;;
+    --help) sed -n '2,9s/^# \{0,1\}//p' "$0" && exit ;;
     *) echo "unknown option $1" >&2; exit 2 ;;
     esac
     shift

@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io::{self, BufWriter, Read, Write},
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock},
 };
 
 use serde::{Deserialize, Serialize};
@@ -137,16 +137,30 @@ pub fn read_within(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 }
 
 thread_local! {
-    /// The end of the path that this thread reads from, and its length. Kept without the heap, to be told when there is none
-    /// left.
-    static BEING_READ: Cell<([u8; SHOWN_BYTES], usize)> = const { Cell::new(([0; SHOWN_BYTES], 0)) };
+    /// What this thread reads from. Kept without the heap, to be told when there is none left.
+    static BEING_READ: Cell<Shown> = const { Cell::new(([0; SHOWN_BYTES], 0)) };
 }
+
+/// The end of a path, and its length.
+type Shown = ([u8; SHOWN_BYTES], usize);
 
 /// Bytes of a path that are told.
 const SHOWN_BYTES: usize = 512;
 
 /// What the whole work is about, for threads that read nothing: the first model.
-static WORKED_ON: OnceLock<([u8; SHOWN_BYTES], usize)> = OnceLock::new();
+static WORKED_ON: OnceLock<Shown> = OnceLock::new();
+
+/// The largest file that was opened to be read, and its size: where memory runs out, it is the likely cause.
+static LARGEST: Mutex<(Shown, u64)> = Mutex::new((([0; SHOWN_BYTES], 0), 0));
+
+/// Says that a file of so many bytes was opened.
+fn opened(path: &Path, size: u64) {
+    if let Ok(mut largest) = LARGEST.lock()
+        && size > largest.1
+    {
+        *largest = (shown(path), size);
+    }
+}
 
 /// Says what the process works on, for [`being_read`] to tell where a thread reads nothing. The first word stays.
 pub fn works_on(path: &Path) {
@@ -154,7 +168,7 @@ pub fn works_on(path: &Path) {
 }
 
 /// The end of a path, which tells more than the beginning.
-fn shown(path: &Path) -> ([u8; SHOWN_BYTES], usize) {
+fn shown(path: &Path) -> Shown {
     let path = path.as_os_str().as_encoded_bytes();
     let path = &path[path.len().saturating_sub(SHOWN_BYTES)..];
     let mut shown = [0; SHOWN_BYTES];
@@ -165,7 +179,7 @@ fn shown(path: &Path) -> ([u8; SHOWN_BYTES], usize) {
 /// Says what this thread reads while it lives: see [`being_read`].
 #[derive(Debug)]
 pub struct Reading {
-    before: ([u8; SHOWN_BYTES], usize),
+    before: Shown,
 }
 
 impl Reading {
@@ -181,14 +195,24 @@ impl Drop for Reading {
     }
 }
 
-/// Tells the path that this thread reads from, or that the process works on, and which of the two it is. Takes no memory:
-/// for the moment when there is none.
+/// Tells the path that this thread reads from, or that the process works on, and the largest file that was read where that is
+/// another one. Takes no memory and waits for nobody: for the moment when there is none.
 pub fn being_read(tell: &mut dyn FnMut(&[u8], Told)) {
-    let (path, length) = BEING_READ.get();
-    if length > 0 {
-        tell(&path[..length], Told::Read);
-    } else if let Some((path, length)) = WORKED_ON.get() {
-        tell(&path[..*length], Told::WorkedOn);
+    let (read, worked_on) = (BEING_READ.get(), WORKED_ON.get());
+    let (subject, told) = match worked_on {
+        Some(worked_on) if read.1 == 0 => (*worked_on, Told::WorkedOn),
+        _ => (read, Told::Read),
+    };
+    let mut say = |(path, length): &Shown, told| {
+        if *length > 0 {
+            tell(&path[..*length], told);
+        }
+    };
+    say(&subject, told);
+    if let Ok(largest) = LARGEST.try_lock()
+        && largest.0 != subject
+    {
+        say(&largest.0, Told::Largest);
     }
 }
 
@@ -199,6 +223,8 @@ pub enum Told {
     Read,
     /// The process works on it.
     WorkedOn,
+    /// No larger file was read.
+    Largest,
 }
 
 /// Ending of files that are being written.
@@ -305,6 +331,24 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), ArtifactEr
     })
 }
 
+/// Values in a JSON file of ours, at most.
+const MOST_VALUES: usize = 1 << 22;
+
+/// Says so where `json` holds more than `most` values: some take many times the memory of their text.
+pub fn too_many_values(json: &[u8], most: usize) -> Option<String> {
+    let (mut values, mut quoted, mut escaped) = (1, false, false);
+    for &byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' if !quoted => values += 1,
+            _ => {}
+        }
+    }
+    (values > most).then(|| format!("it holds {values} values, and {most} are the most that such a file may have"))
+}
+
 #[derive(Deserialize)]
 struct Version {
     format_version: Option<serde_json::Number>,
@@ -319,6 +363,9 @@ pub fn read_json<T: for<'de> Deserialize<'de>>(
     let _reading = Reading::of(path);
     let bytes = read_regular(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
     let invalid = |reason: String| ArtifactError::Format { path: path.to_owned(), kind, reason };
+    if let Some(reason) = too_many_values(&bytes, MOST_VALUES) {
+        return Err(invalid(reason));
+    }
     // Straight into the types: a tree of any JSON takes many times the memory of its text.
     let found: Version = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
     match found.format_version.as_ref().and_then(serde_json::Number::as_u64) {
@@ -395,6 +442,15 @@ mod tests {
         write_atomic(&folder.path().join("ours"), b"").unwrap();
         assert_eq!(mode("ours"), mode("plain"));
         assert!(read_regular(folder.path()).unwrap_err().to_string().contains("not a regular file"));
+    }
+
+    #[test]
+    fn values_are_counted_outside_of_strings() {
+        for (json, values) in [(r#"[1, "a,\",", {"b,": [2, 3]}]"#, 4), ("{}", 1), (r#"["\\", 1]"#, 2)] {
+            assert_eq!(too_many_values(json.as_bytes(), values), None, "{json}");
+            let told = too_many_values(json.as_bytes(), values - 1).unwrap();
+            assert!(told.starts_with(&format!("it holds {values} values")), "{told}");
+        }
     }
 
     #[test]

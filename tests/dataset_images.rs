@@ -314,6 +314,41 @@ fn what_most_files_are_is_read_and_the_rest_is_told() {
 }
 
 #[test]
+fn hidden_pictures_and_such_as_are_not_read_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        path
+    };
+    let foreign = |name: &str| std::fs::write(path(name), b"no matter").unwrap();
+    write_picture(&path(".thumbs/a.png"));
+    write_picture(&path(".thumbs/more/b.png"));
+    write_picture(&path(".c.png"));
+    foreign("d.tif");
+    foreign("cats/e.gif");
+    foreign("cats/deep/f.TIFF");
+    let told = [
+        "2 in folders that are not read, as .thumbs/a.png: names that begin with a dot are hidden",
+        "1 with .png, as .c.png: names that begin with a dot are hidden",
+        "1 with .tif, as d.tif: its ending is none of those that are read",
+        "2 in folders that are not read, as cats/deep/f.TIFF: its ending is none of those that are read",
+    ];
+    let error = opened(folder.path()).map(|_| ()).unwrap_err().to_string();
+    for told in told {
+        assert!(error.contains("it holds no samples") && error.contains(told), "{told}: {error}");
+    }
+    // Beside samples it is a note, however many there are.
+    write_picture(&path("g.png"));
+    let (samples, notes) = listed(folder.path());
+    assert_eq!(samples.len(), 1);
+    let notes = notes.join("; ");
+    for told in told {
+        assert!(notes.contains(told), "{told}: {notes}");
+    }
+}
+
+#[test]
 fn a_folder_whose_samples_lie_too_deep_says_where_they_are() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(folder.path().join("train/cat")).unwrap();

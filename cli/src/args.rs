@@ -152,7 +152,7 @@ pub struct RunArgs {
     #[expect(missing_docs, reason = "clap would show it")]
     pub model: ModelArgs,
     /// Calibration table to take the ranges from, instead of calibrating
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = options::MAKES_RANGES)]
     pub table: Option<PathBuf>,
     /// Folder for everything that the run leaves [default: runs/MODEL]
     #[arg(long, value_name = "DIR")]

@@ -70,7 +70,12 @@ fn end(size: usize) -> ! {
     say(&digits[at..]);
     say(b" MB more are not to be had");
     being_read(&mut |file, told| {
-        say(if told == Told::Read { b", while reading " } else { b", while working on " });
+        let about = match told {
+            Told::Read => ", while reading ",
+            Told::WorkedOn => ", while working on ",
+            Told::Largest => "; the largest file read is ",
+        };
+        say(about.as_bytes());
         say(file);
     });
     say(b"; give the command more with --max-memory-mb, a machine with more, or less to read\n");

@@ -14,17 +14,18 @@ mod table;
 /// 1 a gate failed, 2 an error.
 pub fn calib(words: impl IntoIterator<Item = OsString>) -> u8 {
     let words: Vec<OsString> = words.into_iter().collect();
-    parsed::<args::Cli>(&words, |cli| commands::main(&cli.global, cli.command))
+    parsed::<args::Cli>(&words, |cli| commands::main(&cli.global, cli.command), commands::not_understood)
 }
 
 /// Runs `compare`, which is the same as `calib compare`.
 pub fn compare(words: impl IntoIterator<Item = OsString>) -> u8 {
     let words: Vec<OsString> = words.into_iter().collect();
-    parsed::<args::CompareCli>(&words, |cli| commands::main(&cli.global, args::Command::Compare(cli.compare)))
+    let compare = |cli: args::CompareCli| commands::main(&cli.global, args::Command::Compare(cli.compare));
+    parsed(&words, compare, |_, _| ())
 }
 
-/// What cannot be parsed, and help and versions, are printed by clap.
-fn parsed<C: Parser>(words: &[OsString], run: impl FnOnce(C) -> u8) -> u8 {
+/// What cannot be parsed, and help and versions, are printed by clap; of the former `refused` hears as well.
+fn parsed<C: Parser>(words: &[OsString], run: impl FnOnce(C) -> u8, refused: impl FnOnce(&[OsString], &str)) -> u8 {
     match C::try_parse_from(words) {
         Ok(cli) => run(cli),
         Err(error) => {
@@ -33,7 +34,7 @@ fn parsed<C: Parser>(words: &[OsString], run: impl FnOnce(C) -> u8) -> u8 {
             if error.use_stderr() {
                 let text = error.to_string();
                 let reason = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-                commands::not_understood(words, reason);
+                refused(words, reason);
             }
             u8::try_from(error.exit_code()).unwrap_or(2)
         }

@@ -86,6 +86,10 @@ impl Dataset for Held {
         self.samples().labels[index]
     }
 
+    fn is_in_memory(&self) -> bool {
+        self.samples().batches.iter().all(|batch| matches!(batch, Batch::Here(_)))
+    }
+
     fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {
         let samples = self.samples();
         let (batch, row) = samples.places[index];

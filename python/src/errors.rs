@@ -2,6 +2,7 @@
 
 use pyo3::{create_exception, exceptions::PyException, prelude::*};
 use trtcalib::{
+    artifact::ArtifactError,
     backend::BackendError,
     session::{PipelineError, describe},
 };
@@ -25,6 +26,7 @@ pub fn exception(error: &PipelineError) -> PyErr {
         | PipelineError::Pass(_)
         | PipelineError::Calibrate(_)
         | PipelineError::Saved(_)
+        | PipelineError::Artifact(ArtifactError::Read { .. } | ArtifactError::Format { .. })
         | PipelineError::Backend(BackendError::Input { .. }) => DataError::new_err(text),
         PipelineError::Backend(_) | PipelineError::Engine(_) => RuntimeLibraryError::new_err(text),
         _ => CalibError::new_err(text),

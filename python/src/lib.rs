@@ -181,15 +181,15 @@ fn merge(
 /// Refuses what is no calibration table.
 #[pyfunction]
 fn check_table(table: PathBuf) -> PyResult<()> {
-    CalibrationTable::load(&table).map(drop).map_err(|error| errors::DataError::new_err(error.to_string()))
+    CalibrationTable::load(&table).map(drop).map_err(|error| errors::DataError::new_err(describe(&error)))
 }
 
 /// Writes the calibration cache of TensorRT 10 and older from a table.
 #[pyfunction]
 fn write_cache(table: PathBuf, cache: PathBuf) -> PyResult<()> {
-    let failed = |error: &dyn std::fmt::Display| errors::DataError::new_err(error.to_string());
-    let table = CalibrationTable::load(&table).map_err(|error| failed(&error))?;
-    CalibrationCache::from_table(&table).save(&cache).map_err(|error| failed(&error))
+    let failed = |error| errors::DataError::new_err(describe(&error));
+    let table = CalibrationTable::load(&table).map_err(failed)?;
+    CalibrationCache::from_table(&table).save(&cache).map_err(failed)
 }
 
 /// Writes a quantized or converted model; returns what was done as JSON.

@@ -70,11 +70,12 @@ def test_samples_are_those_that_one_process_takes(cluster, dataset, arrays, tmp_
 
 
 def workers(work: str) -> list[int]:
-    """Processes of actors of this cluster that do this work."""
+    """Processes of actors of this cluster, which this process has started, that do this work."""
+    parent = lambda process: int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if f"ray::_Worker.{work}".encode() in (folder / "cmdline").read_bytes():
+            if f"ray::_Worker.{work}".encode() in (folder / "cmdline").read_bytes() and parent(parent(folder.name)) == os.getpid():
                 found.append(int(folder.name))
         except OSError:
             pass
@@ -103,12 +104,13 @@ def test_nothing_counts_twice_when_a_worker_dies(cluster, dataset, table, tmp_pa
     assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
 
 
-def test_recovery_asks_the_other_workers(cluster, dataset):
-    blocks = ray.put(cluster._Blocks(dataset, MODEL, {"input": "input"}, None))
-    worker, meeting, settings = cluster._Worker.remote(), cluster._Meeting.remote(2), json.dumps({"model": str(MODEL), "threads": 1})
-    part = ray.get(worker.observe.remote(settings, None, blocks, "1/1"))
+@pytest.mark.parametrize("metric", [None, lambda outputs, ids: 1.0], ids=["error", "metric"])
+def test_recovery_asks_the_other_workers(cluster, dataset, metric):
+    blocks = ray.put(cluster._Blocks(dataset, MODEL, {"input": "input"}, None, None))
+    worker, meeting, settings = cluster._Worker.remote(), cluster._Meeting.remote(2), {"model": str(MODEL), "threads": 1}
+    part = ray.get(worker.observe.remote(json.dumps(settings), None, blocks, "1/1"))
     # Who is done without it is not waited for.
     ray.get(meeting.leave.remote(1))
     with pytest.raises(tc.CalibError, match="^recovery shared between processes: worker 2 of 2 gave it up"):
-        cluster._results([worker.choose.remote(settings, None, blocks, [part], 0, 2, meeting)])
+        cluster._results([worker.choose.remote(settings, None, blocks, [part], metric, 0, 2, meeting)])
     ray.kill(worker)

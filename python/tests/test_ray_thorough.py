@@ -85,9 +85,19 @@ def spread(outputs, ids):
 
 def test_candidates_are_those_of_one_process(cluster, dataset, arrays, tmp_path):  # noqa: F811
     alone = tc.calibrate(MODEL, {"input": arrays}, metric=spread, samples=16, threads=1)
-    found = cluster.calibrate(MODEL, dataset, actors=2, metric=spread, samples=16, **COLUMNS)
+    told = []
+    options = {"actors": 2, "metric": spread, "samples": 16, "progress": lambda *event: told.append(event)}
+    found = cluster.calibrate(MODEL, dataset, **options, **COLUMNS)
     assert found.judged == alone.judged and len(set(found.judged.values())) > 1
     assert found.path.read_bytes() == alone.path.read_bytes()
+    chosen = [("thresholds chosen", done, 2) for done in (1, 2)]
+    assert told == [("parts observed", done, 2) for done in (1, 2)] + chosen + [("candidates judged", done, 5) for done in range(1, 6)]
+    # Where every method is recovered, all of them are by all actors.
+    alone = tc.calibrate(MODEL, {"input": arrays}, metric=spread, samples=16, threads=1, effort="fast")
+    told.clear()
+    found = cluster.calibrate(MODEL, dataset, **options, effort="fast", **COLUMNS)
+    assert found.judged == alone.judged and found.path.read_bytes() == alone.path.read_bytes()
+    assert [event for event in told if event[0] == "thresholds chosen"] == 5 * chosen
 
 
 def test_a_metric_finds_the_plan_of_one_process(cluster, dataset, arrays, table, tmp_path):  # noqa: F811
@@ -159,13 +169,36 @@ def test_what_an_actor_raises_is_raised_as_it_was(cluster, dataset, table):  # n
             cluster.compare(MODEL, MODEL, dataset, **options)
 
 
-def test_there_may_be_more_actors_than_samples(cluster, dataset):
+def test_samples_may_have_names(cluster, tmp_path):
+    import ray.data
+    from trtcalib.ray import _ids
+
+    assert _ids(["/data/cat/1.png", "/data/dog/1.png"], 2, True) == ["cat/1.png", "dog/1.png"]
+    assert _ids(["bucket/a.png"], 1, True) == ["a.png"] and _ids(["/x/a", "b"], 2, False) == ["/x/a", "b"]
+    with pytest.raises(tc.DataError, match="^names: `a` stands in several rows; name a column whose values differ"):
+        _ids(["a", "b", "a"], 3, False)
+    with pytest.raises(tc.DataError, match="^names: `a` stands in several rows; drop the column `path`, or name"):
+        _ids(["/x/a", "/x/a"], 2, True)
+    rows = [{"input": np.full((3, 64, 64), index, np.float32), "file": f"{9 - index}.png"} for index in range(6)]
+    dataset = ray.data.from_items(rows, override_num_blocks=2)
+    found = cluster.calibrate(MODEL, dataset, actors=2, method="minmax", names="file", samples=3).to_dict()
+    assert len(found["calibrated_on"]) == 3 and all(name.endswith(".png") for name in found["calibrated_on"])
+    with pytest.raises(tc.DataError, match="^names: the data set has no column `name`; it has `input`, `file`"):
+        cluster.calibrate(MODEL, dataset, method="minmax", names="name")
+
+
+def test_there_may_be_more_actors_than_samples(cluster, dataset, arrays):  # noqa: F811
+    # One sample to fit on and one held out: the second actor has none.
+    alone = tc.calibrate(MODEL, {"input": arrays[:2]}, threads=1)
+    assert cluster.calibrate(MODEL, dataset.limit(2), actors=2).path.read_bytes() == alone.path.read_bytes()
     assert cluster.calibrate(MODEL, dataset.limit(1), actors=2, method="minmax").to_dict()["samples"] == 1
     with pytest.raises(tc.CalibError, match="actors"):
         cluster.calibrate(MODEL, dataset, actors=0)
+    with pytest.raises(tc.DataError, match="a dict is no ray.data.Dataset: make one"):
+        cluster.calibrate(MODEL, {"input": arrays})
 
 
-def test_pictures_are_those_of_a_folder(cluster, tmp_path):
+def test_pictures_are_those_of_a_folder(cluster, tmp_path, caplog):
     import ray.data
 
     files = sorted((ROOT / "calib_data/images").glob("*.png"))[:12]
@@ -175,6 +208,23 @@ def test_pictures_are_those_of_a_folder(cluster, tmp_path):
     found = cluster.calibrate(MODEL, images, actors=2, method="minmax", preset="unit").to_dict()
     alone = tc.calibrate(MODEL, tmp_path, method="minmax", preset="unit").to_dict()
     assert found["tensors"] == alone["tensors"] and found["samples"] == 12
+    # With their paths, samples are called as those of the folder are: the same ones are chosen, whatever their order.
+    named = ray.data.read_images([str(file) for file in reversed(files)], mode="RGB", include_paths=True)
+    options = {"samples": 5, "preset": "unit"}
+    tables = tc.calibrate(MODEL, tmp_path, threads=1, **options), cluster.calibrate(MODEL, named, actors=2, **options)
+    # The hash of a sample is that of its file there, and of its pixels here.
+    alone, found = ({**table.to_dict(), "calibrated_on": list(table.to_dict()["calibrated_on"])} for table in tables)
+    assert json.dumps(found) == json.dumps(alone) and set(alone["calibrated_on"]) < {file.name for file in files}
+    for table, model in zip(tables, ("alone.onnx", "found.onnx")):
+        tc.quantize(MODEL, table, tmp_path / model)
+    for own in ({}, {"metric": lambda outputs, ids: float(ids == sorted(ids))}):
+        alone = tc.compare(MODEL, tmp_path / "alone.onnx", tmp_path, threads=1, preset="unit", **own)
+        found = cluster.compare(MODEL, tmp_path / "found.onnx", named, preset="unit", **own)
+        assert json.dumps(found["targets"][0]["result"]) == json.dumps(alone["targets"][0]["result"]) and found["samples"] == 7
+    assert found["targets"][0]["metric"] == 1
+    with caplog.at_level("WARNING", "trtcalib"):
+        assert tc.compare(MODEL, tmp_path / "found.onnx", tmp_path, preset="unit")["samples"] == 12
+    assert "5 samples are named as those that a target was calibrated on" in caplog.text
     # Of different sizes, as photos are.
     rows = [{"image": np.full((40 + index, 50, 3), 9 * index, np.uint8)} for index in range(6)]
     ragged = ray.data.from_items(rows, override_num_blocks=2)

@@ -20,7 +20,6 @@ Ctrl-C stops. The interpreter's lock is released while the library works.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import logging
 import math
@@ -28,14 +27,15 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from . import _trtcalib
 from ._data import held
 from ._libraries import name_libraries
+from ._listener import Listener as _Listener, Progress
 from ._metric import Gates, Metric, Run, asked, judged, own, read_outputs
-from ._results import CalibrationTable, Comparison, Findings, Quantized, Report, Result, Saved
-from ._search import Judge, Trial, ranking, smallest, write_plan
+from ._results import CalibrationTable, Comparison, Findings, Quantized, Report, Result, Saved, temporary_folder
+from ._search import Judge, Trial, ranking, sentence, smallest, write_plan
 from ._settings import PathLike, count_of, enough, limited, model_path, path_of, plain
 from ._trtcalib import CalibError, DataError, ModelError, RuntimeLibraryError, __version__
 
@@ -63,7 +63,6 @@ else:
 name_libraries()
 
 _log = logging.getLogger("trtcalib")
-Progress = Union[bool, Callable[[str, int, int], None], None]
 
 
 def calibrate(
@@ -86,8 +85,9 @@ def calibrate(
         data: folder of images (with ``preset=`` or ``preprocess=``); file of arrays (``.npz``, ``.npy``); dict from input name
             to an array of shape [samples, ...] as the model takes it, preprocessed; iterable of such dicts, of arrays for a
             model with one input, or of ``(inputs, labels)``, in batches of any size; or a reader with ``get_next()``.
-            Arrays are read where they lie. What can be read only once is kept, beyond 1 GiB in a temporary file. As with
-            files, arrays of other names than the model's inputs are not used and told of, and the only array is taken for
+            Arrays are read where they lie. Of a dict, a list or files the samples are chosen by a hash of `seed` and their
+            names or numbers; of another iterable the first are taken, and it is read no further. What it gives is kept, beyond
+            1 GiB in a temporary file, so that one that can be read only once serves every pass. As with files, arrays of other names than the model's inputs are not used and told of, and the only array is taken for
             the only input.
         method: ``auto`` (what measures best; the default), ``entropy``, ``percentile``, ``mse`` or ``minmax``.
         labels: right classes of arrays, [samples] integers, negative where unknown (-1, or PyTorch's -100); or a label file.
@@ -101,6 +101,10 @@ def calibrate(
             largest number on all samples is kept; ``judged`` of the table has the numbers.
         config: configuration file; keywords win over it.
         progress: called with ``(what, done, total)``; True shows a bar.
+        settings: other keys of the configuration file: how pictures are prepared (``preset="imagenet"``,
+            ``preprocess={"scale": 1 / 255, "mean": [...], "std": [...]}``, ``preprocessor="preprocessor_config.json"``), how the
+            model runs (``provider="cuda"``, ``threads``, ``batch``), how far recovery goes (``effort="thorough"``), what is
+            quantized (``nodes_to_exclude``), and ``seed``.
 
     Returns:
         The table: for the same data it has the bytes that ``calib calibrate`` writes.
@@ -108,7 +112,7 @@ def calibrate(
     Raises:
         DataError, ModelError, RuntimeLibraryError: with the program's messages.
     """
-    keys = {"model": model_path(model), "method": method, **limited(samples), **settings}
+    keys = {"model": model_path(model), "method": method, **limited(samples, settings)}
     limit = count_of(keys.get("calib_samples", enough(config)))
     keys, held_samples = _read(keys, data, labels, model, limit)
     metric = own(metric)
@@ -176,6 +180,7 @@ def quantize(
         table: ranges from `calibrate`, a table's file, or a TensorRT calibration cache; None for ``fp16`` and ``bf16``.
         output: model to write.
         precision: ``int8``, ``fp8``, ``fp16`` or ``bf16``.
+        config: configuration file; keywords win over it.
         settings: ``high_precision="fp16"``, ``plan="plan.json"``, ``nodes_to_exclude=["..."]`` and the like.
 
     Returns:
@@ -220,7 +225,7 @@ def compare(
             as a word error rate, give its negative.
         samples: samples to compare; all without.
         calibration_samples: compare those that a target was calibrated on, too.
-        config, progress: as for `calibrate`.
+        config, progress, settings: as for `calibrate`.
 
     Returns:
         Figures of every target, a row each in ``rows()``; ``passed`` says whether each ran and passed every gate,
@@ -282,21 +287,25 @@ def bisect(
             they bring to the outputs, and the fewest are found with which the metric reaches `minimum` (or the gate
             ``metric``) and every other gate passes. The plan is checked on all samples. Where the metric gets no better with
             more nodes lifted, fewer may do than are found.
-        out: folder for ``plan.json``, ``bisect.json`` and the model; a temporary one without.
+        labels: right classes of arrays, or a label file.
+        out: folder for ``plan.json``, ``bisect.json`` and the model; without, one that lasts as long as the process.
+        precision: what is looked into: ``int8`` or ``fp8``; without a gate also ``fp16`` or ``bf16``.
         lift: precision that nodes are lifted to.
         max_trials: plans that may be tried.
         samples: samples that plans are judged on.
-        config, progress: as for `calibrate`.
+        config, progress, settings: as for `calibrate`.
 
     Returns:
-        Layers with their errors in dB, and the plan, a file for `quantize`; ``passed`` says whether it passes on all samples.
+        Layers with their errors in dB (none where the gates pass with nothing lifted), how the ``plan`` was searched, and
+        its file for `quantize` as the attribute ``plan``; ``passed`` says whether it passes on samples that it was not
+        searched on, and with `metric` on all.
 
     Raises:
         DataError, ModelError, RuntimeLibraryError: with the program's messages.
     """
     metric = own(metric)
     others, minimum = _asked_of_plan(gate, metric, minimum)
-    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="trtcalib-"))
+    folder = Path(out) if out is not None else temporary_folder()
     # With a metric, plans are judged below; the library measures the layers.
     keys = {"model": model_path(model), "gate": others if metric is None else [], "out": str(folder), **settings}
     keys, held_samples = _read(keys, data, labels, model, None)
@@ -354,13 +363,17 @@ class _Plans:
     ) -> Findings:
         """Writes the plan that was found and tries it on all samples."""
         found: dict[str, Any] = {"trials": [trial._asdict() for trial in trials], "lifted": None, "check": None}
-        passed = False
+        checked = None
         if best is not None:
             self.model(best.lifted, folder / "model.plan.onnx")
             checked = check(best.lifted)
             found |= {"lifted": self.nodes[: best.lifted], "check": checked._asdict()}
-            passed = checked.passed
-        return Findings(self._findings.to_dict() | {"metric_plan": found}, folder, passed)
+        passed = checked is not None and checked.passed
+        text = sentence(trials, best, checked, len(self.nodes), self._lift)
+        advice = {"importance": "info" if passed else "problem", "text": text, "nodes": found["lifted"] or []}
+        values = self._findings.to_dict()
+        values |= {"plan": found, "metric_plan": found, "advice": [advice, *values["advice"]]}
+        return Findings(values, folder, passed)
 
 
 def run(
@@ -382,11 +395,13 @@ def run(
         model: float ONNX model.
         data: as for `calibrate`; some samples calibrate, the others judge.
         out: folder for everything that the run leaves.
+        labels: right classes of arrays, or a label file.
         gates: thresholds: ``["top1=0.98", "sqnr_db=15"]`` or a dict; with `metric` also ``metric``, or ``int8:metric`` for
             one precision alone.
         metric: a function as for `compare`. It decides about the steps of recovery as for `calibrate`; its number for the
             evaluation samples stands in ``precisions[i]["metric"]``, and gates may be about it.
         minimum: the gate ``metric`` for every precision: smaller numbers do not pass.
+        config, progress: as for `calibrate`.
         settings: ``precisions=["fp32", "fp16", "int8"]``, ``calib_samples``, ``eval_samples``, ``bench_seconds`` and the like.
 
     Returns:
@@ -424,7 +439,7 @@ def _compared(
     """Names of the targets, the model whose inputs the data are, and the settings of a comparison."""
     listed = [_spec(target) for target in ([targets] if isinstance(targets, (str, os.PathLike, Saved)) else targets)]
     if not listed:
-        raise CalibError("compare: give one target at least")
+        raise CalibError(f"there is nothing to compare with {_spec(reference)}; name it in `targets`")
     keys = dict(settings)
     if isinstance(reference, Saved) and "model" not in keys:
         keys["model"] = next((name for name in listed if name.endswith(".onnx")), None)
@@ -452,50 +467,3 @@ def _read(keys: dict[str, Any], data: Any, labels: Any, model: Any, limit: int |
 def _inputs(model: Any) -> list[str]:
     """Names of a model's inputs; none for what is no ONNX model."""
     return _trtcalib.input_names(str(model).split(":", 1)[-1]) if str(model).endswith(".onnx") else []
-
-
-class _Listener:
-    """Hears what a session tells."""
-
-    def __init__(self, progress: Progress) -> None:
-        if progress is True and importlib.util.find_spec("tqdm") is None:
-            raise CalibError("progress=True shows bars of tqdm, which is not installed: pip install tqdm, or give a callable")
-        if progress and progress is not True and not callable(progress):
-            raise CalibError(f"progress: it is called with (what, done, total), or is True; {type(progress).__name__} is neither")
-        self._progress: Any = _bar if progress is True else progress or None
-        self._bars: dict[str, Any] = {}
-
-    def __call__(self, kind: str, text: str, done: int, total: int) -> None:
-        if kind == "progress":
-            if self._progress is _bar:
-                self._advance(text, done, total)
-            elif self._progress is not None:
-                self._tell(text, done, total)
-        elif kind == "finished":
-            bar = self._bars.pop(text, None)
-            if bar is not None:
-                bar.close()
-        elif kind == "warning":
-            _log.warning(text)
-        elif kind in ("note", "info"):
-            _log.info(text)
-        else:
-            _log.debug("%s: %s", kind, text)
-
-    def _tell(self, what: str, done: int, total: int) -> None:
-        try:
-            self._progress(what, done, total)
-        except Exception:
-            self._progress = None
-            _log.exception("progress is told no more, as its callable failed; the work goes on")
-
-    def _advance(self, what: str, done: int, total: int) -> None:
-        if what not in self._bars:
-            from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
-
-            self._bars[what] = tqdm(total=total or None, desc=what)
-        self._bars[what].update(done - self._bars[what].n)
-
-
-def _bar(what: str, done: int, total: int) -> None:
-    """Stands for a bar of tqdm."""

@@ -25,8 +25,8 @@ def as_array(value: Any) -> np.ndarray:
     if hasattr(value, "detach"):
         value = _tensor(value)
     try:
-        array: np.ndarray = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+        array: np.ndarray = np.asarray(value) if hasattr(value, "__array__") or not _is_array(value) else np.from_dlpack(value)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
         raise DataError(f"a {type(value).__name__} cannot be read as an array: {error}") from error
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -115,9 +115,12 @@ def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
     """(inputs, labels) of every batch."""
     if hasattr(data, "get_next"):
         def read() -> Iterator[Any]:
-            # An empty dict is the end for onnxruntime, too.
-            while (feed := data.get_next()) is not None and not (isinstance(feed, Mapping) and not feed):
-                yield feed
+            # An empty dict is the end for onnxruntime, too. Inside a generator, StopIteration would be an error.
+            try:
+                while (feed := data.get_next()) is not None and not (isinstance(feed, Mapping) and not feed):
+                    yield feed
+            except StopIteration:
+                return
         items: Iterable[Any] = read()
     elif _is_array(data):
         items = [data]
@@ -139,7 +142,7 @@ def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, Mapping) or hasattr(value, "__array__") or hasattr(value, "detach")
+    return isinstance(value, Mapping) or any(hasattr(value, name) for name in ("__array__", "__dlpack__", "detach"))
 
 
 class _Handed:
@@ -170,7 +173,8 @@ def held(data: Any, *, labels: Any = None, limit: int | None = None, inputs: Seq
             of such dicts, of arrays for the model's only input, or of ``(inputs, labels)``; or a reader with
             ``get_next()``, as onnxruntime's and Model Optimizer's. Batches may have any size.
         labels: right classes, one integer a sample; negative where it is unknown.
-        limit: samples that are enough: an iterable is read no further, and of its last batch only so many are taken.
+        limit: samples that are enough: an iterable that is no list is read no further, and of its last batch only so many are
+            taken.
         inputs: names of the model's inputs, where they are known.
     """
     spool, handed = _Spool(), _Handed()
@@ -180,8 +184,8 @@ def held(data: Any, *, labels: Any = None, limit: int | None = None, inputs: Seq
     # What is yielded may lie in memory that the next batch is written to; what a program holds itself does not.
     yielded = not isinstance(data, (list, tuple, Mapping))
     columns: dict[tuple[str, ...], dict[str, str]] = {}
-    # Of an array a session chooses; of what comes batch by batch the first serve, however many a batch has.
-    most = None if _is_array(data) else limit
+    # Of what is there as a whole a session chooses; of what comes batch by batch the first serve, however many a batch has.
+    most = limit if yielded and not _is_array(data) else None
     for number, (given, its_classes) in enumerate(_batches(data)):
         if not isinstance(given, Mapping):
             if len(inputs) != 1:
@@ -198,7 +202,9 @@ def held(data: Any, *, labels: Any = None, limit: int | None = None, inputs: Seq
             array = as_array(arrays[column])
             if array.dtype.kind not in "biuf":
                 raise DataError(f"batch {number}: `{name}` is of type {array.dtype}, which no input is; convert it, as to float32")
-            batch[name] = spool.keep(array)
+            # What a program holds anyway needs no room.
+            in_place = not yielded and (array is arrays[column] or not array.flags.owndata)
+            batch[name] = array if in_place else spool.keep(array)
             if yielded and not handed.take(array, batch[name]):
                 raise DataError(
                     f"batch {number} lies in the memory of an earlier one, which it has overwritten; "
@@ -217,6 +223,13 @@ def held(data: Any, *, labels: Any = None, limit: int | None = None, inputs: Seq
         count += size
         if count == most:
             break
+    if count == most:
+        _log.info(
+            "the first %d samples are taken, and no further ones are read; of a dict or a list they are chosen from all, by `seed`",
+            count,
+        )
+    if hasattr(data, "get_next") or isinstance(data, Iterator):
+        _log.info("the %s can be read only once: its %d samples are kept, for all passes over them", type(data).__name__, count)
     if count == 0:
         raise DataError("the data hold no samples; a generator that was read before is empty the second time")
     if labels is not None:

@@ -90,6 +90,9 @@ def judged(runs: Iterable[Run], metric: Metric, minimum: float | None) -> dict[s
             # A number that is none passes nothing.
             passed = value is not None and value >= minimum
             part["targets"][0]["metric_passed"] = passed
+            gate = {"metric": "metric", "direction": "at_least", "threshold": minimum, "value": value, "passed": passed}
+            note = "the target did not run" if target is None else None
+            part["targets"][0].setdefault("gates", []).append(gate | {"note": note})
             part["passed"] = part["passed"] is not False and passed
         if whole:
             whole["targets"] += part["targets"]

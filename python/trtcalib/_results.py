@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from . import _trtcalib
+from ._rows import of_precision, of_target
 from ._trtcalib import CalibError
+
+_log = logging.getLogger("trtcalib")
 
 
 class Saved:
@@ -72,8 +76,14 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-#: Folders of tables, which go with the process.
+#: Folders that go with the process.
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def temporary_folder() -> Path:
+    """A folder that lasts as long as the process: whoever keeps the path, and not what lies there, still has the file."""
+    _FOLDERS.append(tempfile.TemporaryDirectory(prefix="trtcalib-"))
+    return Path(_FOLDERS[-1].name)
 
 
 class CalibrationTable:
@@ -97,10 +107,7 @@ class CalibrationTable:
     @classmethod
     def _temporary(cls, content: bytes | None = None, judged: dict[str, float] | None = None) -> CalibrationTable:
         """A table whose file is written by somebody else, or holds `content`."""
-        # Whoever keeps the path, and not the table, still has a file.
-        folder = tempfile.TemporaryDirectory(prefix="trtcalib-")
-        _FOLDERS.append(folder)
-        table = cls(Path(folder.name) / "calibration.json")
+        table = cls(temporary_folder() / "calibration.json")
         if content is not None:
             table.path.write_bytes(content)
         table.judged = judged
@@ -124,7 +131,12 @@ class CalibrationTable:
 
     def to_dict(self) -> dict[str, Any]:
         """The table as it is written: ``method``, ``samples``, ``tensors`` and more."""
-        return json.loads(self.path.read_bytes())
+        try:
+            return json.loads(self.path.read_bytes())
+        except (OSError, ValueError):
+            # The library says what is wrong with it.
+            _trtcalib.check_table(self.path)
+            raise
 
     @property
     def method(self) -> str:
@@ -167,25 +179,22 @@ class Comparison(Result):
         return {"samples": self["samples"], "passed": self.passed, "targets": ", ".join(row["target"] for row in self["targets"])}
 
     def rows(self) -> list[dict[str, Any]]:
-        rows = []
-        for target in self["targets"]:
-            result = target.get("result") or {}
-            row = {"target": target["target"], "error": target.get("error"), "metric": target.get("metric")}
-            for output in result.get("outputs", []):
-                row[f"{output['name']} SQNR dB"] = output.get("sqnr_db")
-            for task in result.get("tasks", []):
-                row |= {f"{name} agreement": value for name, value in (task.get("agreement") or {}).items() if isinstance(value, float)}
-            rows.append({name: value for name, value in row.items() if value is not None})
-        return rows
+        """A target each: its figures, and how every gate ended."""
+        return [of_target(target) for target in self["targets"]]
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{_table(self.rows())}"
 
 
 class Findings(Result):
-    """What a bisection found: ``layers``, ``plan``, ``advice`` and more; files lie in `folder`."""
+    """What a bisection found: ``layers``, ``plan`` (None where none was looked for), ``advice`` and more; files lie in `folder`."""
 
     def __init__(self, values: dict[str, Any], folder: Path, passed: bool) -> None:
-        super().__init__(values)
+        super().__init__({"layers": [], "plan": None} | values)
         self.folder = folder
         self.passed = passed
+        if not passed and self["advice"]:
+            _log.warning(self["advice"][0]["text"])
 
     @property
     def plan(self) -> Path | None:
@@ -198,8 +207,13 @@ class Findings(Result):
 
     def rows(self) -> list[dict[str, Any]]:
         """The layers, none where the gates passed before any was measured."""
-        layers: list[dict[str, Any]] = self.get("layers", [])
+        layers: list[dict[str, Any]] = self["layers"]
         return layers
+
+    def _repr_html_(self) -> str:
+        sentences = [repr(self), *(advice["text"] for advice in self["advice"])]
+        shown = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
+        return shown + (_table(self.rows()) if self.rows() else "")
 
     def plot(self, axes: Any = None, *, most: int = 20) -> Any:
         """Draws the layers with the lowest SQNR in dB, the worst on top; gives the axes. Needs ``trtcalib[plot]``."""
@@ -231,6 +245,10 @@ class Report(Result):
 
     def _about(self) -> dict[str, Any]:
         return {"precisions": ", ".join(row["precision"] for row in self["precisions"]), "passed": self.passed, "folder": self.folder}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A precision each: its figures, and how the gates on it ended."""
+        return [of_precision(found, self["verdict"].get("gates", [])) for found in self["precisions"]]
 
     def _repr_html_(self) -> str:
         page = html.escape(_trtcalib.report_html(self.folder / "report.json"))

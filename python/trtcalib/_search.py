@@ -71,6 +71,21 @@ def smallest(count: int, judge: Judge, *, ahead: int = 1, most: int = 64) -> tup
     return trials, known[high]
 
 
+def sentence(trials: Sequence[Trial], best: Trial | None, checked: Trial | None, count: int, lift: str) -> str:
+    """What was found among `count` nodes, as the program says it."""
+    shown = lambda trial: "" if trial.value is None else f" (metric {trial.value:.4g})"
+    if best is None:
+        last = trials[-1]
+        return f"even with all {count} nodes in {lift} the gate fails{shown(last)}: it is at fault, not the quantization; lower it"
+    if best.lifted == 0:
+        text = f"the gate passes with nothing lifted{shown(best)}"
+    else:
+        text = f"lifting {best.lifted} of {count} nodes to {lift} passes{shown(best)}, after {len(trials)} trials"
+    if checked is None or checked.passed:
+        return text
+    return f"on all samples the plan does not pass{shown(checked)}, though {text}; search on more with `samples`, or with a stricter gate"
+
+
 def write_plan(nodes: Sequence[str], lift: str, path: Path) -> Path:
     """Writes a precision plan that lifts `nodes`."""
     assignments = [{"node": node, "precision": lift} for node in nodes]

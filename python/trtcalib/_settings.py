@@ -20,19 +20,34 @@ def enough(config: PathLike | None) -> int | None:
     return 512 if config is None else None
 
 
-def limited(samples: int | None) -> dict[str, Any]:
-    """The setting for a number of calibration samples, where one was given."""
-    return {} if samples is None else {"calib_samples": samples}
+def limited(samples: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a calibration, with the number of samples where one was given."""
+    for name, instead in _NOT_OF_CALIBRATION.items():
+        if settings.get(name) is not None:
+            raise CalibError(f"calibrate: `{name}` is of no use here; {instead}")
+    if samples is None:
+        return dict(settings)
+    if settings.get("calib_samples") is not None:
+        raise CalibError("`samples` and `calib_samples` are the same; give one of them")
+    return {**settings, "calib_samples": samples}
+
+
+#: Settings that would be passed over, and what to do instead.
+_NOT_OF_CALIBRATION = {
+    "table": "a table is what calibrate makes",
+    "gate": "test gates by compare, bisect or run",
+    "out": "write the table by its method save()",
+}
 
 
 def count_of(samples: Any, least: int = 1) -> int | None:
     """A number of samples that was given, if any."""
     try:
         count = None if samples is None else operator.index(samples)
-    except TypeError:
-        count = -1
+    except TypeError as error:
+        raise CalibError(f"`samples`: {samples!r} is no whole number") from error
     if count is not None and count < least:
-        raise CalibError(f"samples: {samples!r} is no whole number of at least {least}")
+        raise CalibError(f"`samples`: must be at least {least}")
     return count
 
 

@@ -1,12 +1,13 @@
 """Drop-in for ``onnxruntime.quantization``: an existing script changes one import.
 
 ``quantize_static`` takes the same arguments. What TensorRT cannot run (asymmetric activations, QOperator format, UINT8)
-is refused by name, with what to say instead; nothing is ignored.
+is refused by name, with what to say instead, or told of; nothing is ignored.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ from . import CalibError, calibrate, quantize
 
 __all__ = ["quantize_static"]
 
-_METHODS = {"MinMax": "minmax", "Entropy": "entropy", "Percentile": "percentile"}
+_log = logging.getLogger("trtcalib")
+
+_METHODS = {"MinMax": "minmax", "Entropy": "entropy", "Percentile": "percentile", "auto": "auto"}
 #: Options of ``extra_options``: values that ask for what is done anyway, and why others cannot be had.
 _OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
     "ActivationSymmetric": ((True,), "TensorRT quantizes activations around 0; give True"),
@@ -27,7 +30,7 @@ _OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
     "TensorQuantOverrides": (({},), "ranges stand in the table of trtcalib.calibrate; change them there, for trtcalib.quantize"),
     "CalibMovingAverage": ((False,), "all samples count alike"),
     "CalibStridedMinMax": ((None,), "all samples are looked at"),
-    "SmoothQuant": ((False,), "without calibrate_method, channels are equalized where held-out samples gain by it"),
+    "SmoothQuant": ((False,), "with calibrate_method=\"auto\", channels are equalized where held-out samples gain by it"),
     "BlockSize": ((0,), "weights have a scale for each output channel, not for blocks"),
     "AddQDQPairToWeight": ((False,), "weights are stored quantized, with a DequantizeLinear"),
     "OpTypesToExcludeOutputQuantization": (([],), "inputs are quantized; name the operators that read the tensor in nodes_to_exclude"),
@@ -62,7 +65,7 @@ def quantize_static(
     nodes_to_quantize: Sequence[str] | None = None,
     nodes_to_exclude: Sequence[str] | None = None,
     use_external_data_format: bool = False,
-    calibrate_method: Any = None,
+    calibrate_method: Any = "MinMax",
     calibration_providers: Sequence[str | tuple[str, dict[str, Any]]] | None = None,
     extra_options: dict[str, Any] | None = None,
     calibration_cache_path: Any = None,
@@ -75,18 +78,20 @@ def quantize_static(
         calibration_data_reader: object with ``get_next()``.
         quant_format: ``QuantFormat.QDQ``.
         op_types_to_quantize: operator types; others stay in float.
-        per_channel: weights are always quantized by output channel, as TensorRT does.
+        per_channel: weights are always quantized by output channel, as TensorRT does; a warning says so unless it is True.
+        reduce_range: False: TensorRT needs no 7-bit weights.
         activation_type, weight_type: ``QuantType.QInt8``, or ``QFLOAT8E4M3FN`` for both.
         nodes_to_quantize, nodes_to_exclude: names of nodes.
         use_external_data_format: weights go to ``<model_output>.data``, by the package ``onnx``. Without, they do where the
             model is over 2 GB or comes with such a file.
-        calibrate_method: MinMax, Entropy or Percentile (99.999, as there, unless ``CalibPercentile`` says otherwise); what
-            measures best without.
+        calibrate_method: MinMax, as there where it is left out, Entropy or Percentile (99.999, as there, unless
+            ``CalibPercentile`` says otherwise); or ``"auto"``, what measures best.
         calibration_providers: ``["CPUExecutionProvider"]`` or ``["CUDAExecutionProvider"]``, without options.
         extra_options: ``CalibPercentile`` is applied, options that ask for what is done anyway are taken, others refused with
             the reason.
             ``MatMulConstBOnly=False``, the default, lets products of two activations be quantized: those that TensorRT
             runs faster so.
+        calibration_cache_path: None: ranges are kept in tables, which `trtcalib.calibrate` makes.
 
     Raises:
         CalibError: an argument asks for what TensorRT cannot run.
@@ -99,6 +104,8 @@ def quantize_static(
         raise CalibError(
             "calibration_cache_path: onnxruntime's cache is not written; trtcalib.calibrate keeps ranges in a table to use again"
         )
+    if not per_channel:
+        _log.warning("per_channel=False: weights get a scale for each output channel all the same, as TensorRT takes them; give True")
     if reduce_range:
         raise CalibError("reduce_range: TensorRT's INT8 kernels need no 7-bit weights; leave it out")
     if use_external_data_format and importlib.util.find_spec("onnx") is None:
@@ -114,13 +121,13 @@ def quantize_static(
         raise CalibError(f"calibration_providers {sorted(providers)}: CPUExecutionProvider and CUDAExecutionProvider are known")
     settings: dict[str, Any] = {"provider": "cuda" if "CUDAExecutionProvider" in providers else "cpu"}
     if op_types_to_quantize:
-        settings["op_types"] = list(op_types_to_quantize)
+        settings["op_types"] = _listed(op_types_to_quantize)
     for key, names in (("nodes_to_include", nodes_to_quantize), ("nodes_to_exclude", nodes_to_exclude)):
         if names:
-            settings[key] = [f"^{re.escape(name)}$" for name in names]
-    method = _name(calibrate_method)
-    if method is not None and method not in _METHODS:
-        raise CalibError(f"calibrate_method {method}: {', '.join(_METHODS)} are known; `auto` (without one) measures them all")
+            settings[key] = [f"^{re.escape(name)}$" for name in _listed(names)]
+    method = _name(calibrate_method) or "auto"
+    if method not in _METHODS:
+        raise CalibError(f"calibrate_method {method}: {', '.join(_METHODS)} are known; `auto` measures them all")
     if method == "Percentile":
         settings["percentile"] = 99.999
     for name, value in (extra_options or {}).items():
@@ -133,7 +140,7 @@ def quantize_static(
     with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
         model = _file(model_input, Path(folder))
         # Placement options say what is quantized; the table is made for that.
-        table = calibrate(model, calibration_data_reader, method="auto" if method is None else _METHODS[method], samples=1 << 30, **settings)
+        table = calibrate(model, calibration_data_reader, method=_METHODS[method], samples=1 << 30, **settings)
         placement = {key: settings[key] for key in ("op_types", "nodes_to_include", "nodes_to_exclude") if key in settings}
         target = Path(folder) / "quantized.onnx" if use_external_data_format else Path(model_output)
         quantize(model, table, target, precision=precisions[types.pop()], **placement)
@@ -163,6 +170,11 @@ def _save_externally(model: Path, output: Path) -> None:
         if weights.exists():  # onnx leaves small ones where they are
             weights.replace(data)
         partial.replace(output)
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    """One name for a list of names."""
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _name(choice: Any) -> str | None:

@@ -13,7 +13,9 @@ import asyncio
 import itertools
 import json
 import logging
+import posixpath
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,7 @@ from . import bisect as _bisect
 from . import compare as _compare
 from ._data import as_array, classes, matched
 from ._metric import Gates, Outputs, Run, asked, judged, own, read_outputs
+from ._results import temporary_folder
 from ._settings import count_of, limited, model_path, path_of, plain
 
 __all__ = ["bisect", "calibrate", "compare"]
@@ -40,9 +43,14 @@ _log = logging.getLogger("trtcalib")
 
 
 class _Blocks:
-    """A data set's blocks by reference, and which columns are inputs and labels."""
+    """A data set's blocks by reference, which columns are inputs and labels, and what its samples are called."""
 
-    def __init__(self, dataset: Any, model: Any, columns: Mapping[str, str] | None, labels: str | None) -> None:
+    def __init__(
+        self, dataset: Any, model: Any, columns: Mapping[str, str] | None, labels: str | None, names: str | None
+    ) -> None:
+        if not hasattr(dataset, "to_numpy_refs"):
+            kind = type(dataset).__name__
+            raise DataError(f"a {kind} is no ray.data.Dataset: make one, as by ray.data.from_numpy, or give it to trtcalib itself")
         # Samples are told apart by their place, so blocks must come as they lie, not as they are done.
         running = dataset.context.execution_options
         before, running.preserve_order = running.preserve_order, True
@@ -51,22 +59,23 @@ class _Blocks:
         finally:
             running.preserve_order = before
         about = ray.remote(_about).options(num_cpus=0)
-        told = _results([about.remote(ref, labels) for ref in self._refs])
-        self._counts = [count for _, count, _ in told]
+        told = _results([about.remote(ref, labels, names) for ref in self._refs])
+        self._counts = [count for _, count, _, _ in told]
         # An empty block knows no columns.
-        names: list[str] = next((names for names, count, _ in told if count), [])
-        if not names:
+        there: list[str] = next((there for there, count, _, _ in told if count), [])
+        if not there:
             raise DataError("the data set holds no rows")
-        self._labels = [label for _, _, given in told for label in given]
+        self._labels = [label for _, _, given, _ in told for label in given]
+        self._ids = _ids([name for *_, given in told for name in given], sum(self._counts), names is None)
         if columns is None:
             inputs = _inputs(model)
-            others = [name for name in names if name != labels]
+            others = [name for name in there if name not in (labels, names)]
             # As `ray.data.read_images` calls it.
             is_picture = len(inputs) == 1 and inputs[0] not in others and "image" in others
             columns = matched(["image"] if is_picture else others, inputs)
         for column in columns.values():
-            if column not in names:
-                raise DataError(f"columns: the data set has no column `{column}`; it has `{'`, `'.join(names)}`")
+            if column not in there:
+                raise DataError(f"columns: the data set has no column `{column}`; it has `{'`, `'.join(there)}`")
         self._columns = dict(columns)
 
     def parts(self, actors: int) -> int:
@@ -91,20 +100,43 @@ class _Blocks:
 
             return load
 
-        total = sum(self._counts)
         places = [(ref, row) for ref, count in zip(self._refs, self._counts) for row in range(count)]
-        batches = [(1, loader(ref, row)) for ref, row in places]
-        return _trtcalib.Samples(batches, [str(index) for index in range(total)], self._labels)
+        ids = self._ids or [str(index) for index in range(len(places))]
+        # As those of a folder, samples with names come in the order of their names.
+        order = sorted(range(len(ids)), key=ids.__getitem__) if self._ids else range(len(ids))
+        batches = [(1, loader(*places[index])) for index in order]
+        return _trtcalib.Samples(batches, [ids[index] for index in order], [self._labels[index] for index in order])
 
 
-def _about(block: Mapping[str, Any], labels: str | None) -> tuple[list[str], int, list[int | None]]:
-    """Columns of a block, its rows, and their labels."""
+def _about(
+    block: Mapping[str, Any], labels: str | None, names: str | None
+) -> tuple[list[str], int, list[int | None], list[str]]:
+    """Columns of a block, its rows, their labels, and their names if they have any."""
     count = len(next(iter(block.values()))) if block else 0
-    if labels is None or count == 0:
-        return list(block), count, [None] * count
-    if labels not in block:
-        raise DataError(f"labels: the data set has no column `{labels}`; it has `{'`, `'.join(block)}`")
-    return list(block), count, classes(block[labels], count)
+    if count == 0:
+        return list(block), 0, [], []
+    for what, column in (("labels", labels), ("names", names)):
+        if column is not None and column not in block:
+            raise DataError(f"{what}: the data set has no column `{column}`; it has `{'`, `'.join(block)}`")
+    # As `ray.data.read_images(include_paths=True)` calls them.
+    named = "path" if names is None and block.keys() >= {"image", "path"} else names
+    its_names = [] if named is None else [str(name) for name in block[named]]
+    return list(block), count, [None] * count if labels is None else classes(block[labels], count), its_names
+
+
+def _ids(given: list[str], count: int, are_paths: bool) -> list[str]:
+    """Names of samples as those of files in a folder: paths from the innermost folder on that holds them all."""
+    if are_paths and given:
+        given = [path.lstrip("/") for path in given]
+        folder = posixpath.commonpath([posixpath.dirname(path) for path in given])
+        given = [posixpath.relpath(path, folder or ".") for path in given]
+    if given and len(given) != count:
+        raise DataError(f"names: {len(given)} of {count} rows have one")
+    if len(set(given)) < len(given):
+        twice = next(name for name, times in Counter(given).items() if times > 1)
+        reason = "drop the column `path`, or name" if are_paths else "name"
+        raise DataError(f"names: `{twice}` stands in several rows; {reason} a column whose values differ")
+    return given
 
 
 def _results(calls: Sequence[Any], listener: Callable[..., None] = _Listener(None), what: str = "") -> list[Any]:
@@ -153,20 +185,19 @@ class _Worker:
             outputs, others = (None if saved is None else read_outputs(saved) for saved in (first, second))
             return path.read_bytes(), outputs, others
 
-    def candidate(
-        self, model: str, settings: dict[str, Any], config: Any, blocks: _Blocks, parts: list[bytes], metric: Metric
-    ) -> tuple[float, bytes]:
-        samples, text, listener = blocks.samples(), json.dumps(settings), _Listener(None)
+    def worth(self, settings: dict[str, Any], config: Any, blocks: _Blocks, made: tuple[bytes, Any], metric: Metric) -> float:
+        """What the metric gives for a table that `choose` made."""
         with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
             table = CalibrationTable(Path(folder) / "calibration.json")
-            _joined(parts, lambda files: _trtcalib.merge(text, config, samples, files, table.path, metric, None, listener))
-            return _worth(model, table, samples, metric, settings | {"config": config}), table.path.read_bytes()
+            table.path.write_bytes(made[0])
+            return _worth(settings["model"], table, blocks.samples(), metric, settings | {"config": config})
 
     def choose(
-        self, settings: str, config: Any, blocks: _Blocks, parts: list[bytes], index: int, count: int, meeting: Any
+        self, settings: dict[str, Any], config: Any, blocks: _Blocks, parts: list[bytes], metric: Metric | None,
+        index: int, count: int, meeting: Any,
     ) -> tuple[bytes, list[Any]]:
         """The table of all parts, and what was told on the way. Candidates of recovery are shared with who does the same."""
-        rounds, told = itertools.count(), []
+        rounds, told, text = itertools.count(), [], json.dumps(settings)
 
         def exchange(found: list[float]) -> Any:
             return _results([meeting.give.remote(next(rounds), index, found)])[0]
@@ -178,7 +209,7 @@ class _Worker:
         samples, peers = blocks.samples(), (index, count, exchange)
         with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
             table = Path(folder) / "calibration.json"
-            _joined(parts, lambda files: _trtcalib.merge(settings, config, samples, files, table, None, peers, hear))
+            _joined(parts, lambda files: _trtcalib.merge(text, config, samples, files, table, metric, peers, hear))
             ray.get(meeting.leave.remote(index))
             return table.read_bytes(), told
 
@@ -263,6 +294,7 @@ def calibrate(
     samples: int | None = None,
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
+    names: str | None = None,
     metric: Metric | None = None,
     config: PathLike | None = None,
     progress: Progress = None,
@@ -276,45 +308,63 @@ def calibrate(
             ``preprocess=`` or ``preprocessor=``, pictures (height × width × 3, ``uint8``, of any size, as
             ``ray.data.read_images`` gives them), which become inputs as files of pictures do. Rows are taken in order; one
             that was materialized before keeps the order that Ray gave it then.
-        actors: workers; each takes `num_cpus` CPUs (as many threads run in it) and `num_gpus` GPUs.
+        actors, num_cpus, num_gpus: workers; each takes `num_cpus` CPUs (as many threads run in it) and `num_gpus` GPUs.
         samples: calibration samples, at most (512): those that `trtcalib.calibrate` takes of a dict of the same arrays. The data
             set is executed as a whole; with ``dataset.limit(512)`` only its first rows are.
         columns: column of the data set for each input. Without, columns of the names of the inputs; for a model with one
             input also the only column, or ``image``. Other columns are not used.
         labels: column of right classes, which is no input.
-        metric: chooses the method, as for `trtcalib.calibrate`; the tables are made and judged side by side. Without, workers
+        names: column of the samples' names, which differ. Samples then are chosen by name, and come in the order of their names,
+            as those of a folder. Without, the names are the paths that ``ray.data.read_images(include_paths=True)`` gives, from
+            the innermost folder on that holds them all, and without these the numbers of the rows.
+        metric: chooses the method, as for `trtcalib.calibrate`; tables are judged side by side. With one or without, workers
             recover the same model side by side, and each tries its part of the ranges and roundings in question.
-        progress: as for `trtcalib.calibrate`; told as parts are done.
+        config, progress: as for `trtcalib.calibrate`; progress is told as parts are done.
         settings: as for `trtcalib.calibrate`.
     """
-    keys = _keys({"model": model_path(model), **limited(samples), **settings}, num_cpus, num_gpus)
+    keys = _keys({"model": model_path(model), **limited(samples, settings)}, num_cpus, num_gpus)
     metric, listener = own(metric), _Listener(progress)
     if metric is not None and settings.get("method") not in (None, "auto"):
         raise CalibError("metric: it chooses the method itself, so leave `method` out")
     count_of(keys.get("calib_samples"))
-    blocks = _Blocks(dataset, model, columns, labels)
-    text, file, shared = json.dumps(keys), path_of(config), ray.put(blocks)
+    blocks = _Blocks(dataset, model, columns, labels, names)
+    file, shared = path_of(config), ray.put(blocks)
     actors = blocks.parts(actors)
     with _workers(actors, num_cpus, num_gpus) as workers:
-        calls = [worker.observe.remote(text, file, shared, f"{i + 1}/{actors}") for i, worker in enumerate(workers)]
+        calls = [worker.observe.remote(json.dumps(keys), file, shared, f"{i + 1}/{actors}") for i, worker in enumerate(workers)]
         parts = ray.put(_results(calls, listener, "parts observed"))
-        if metric is not None:
-            # The counts are the same for every method.
-            tries = [
-                workers[index % actors].candidate.remote(model_path(model), keys | {"method": method}, file, shared, parts, metric)
-                for index, method in enumerate(_CHOICES)
-            ]
-            made = _results(tries, listener, "candidates judged")
-            return _chosen({method: (value, CalibrationTable._temporary(bytes_of)) for method, (value, bytes_of) in zip(_CHOICES, made)})
-        meeting: Any = _Meeting
-        meeting = meeting.remote(actors)
-        calls = [worker.choose.remote(text, file, shared, parts, i, actors, meeting) for i, worker in enumerate(workers)]
-        (table, told), *others = _results(calls, listener, "thresholds chosen")
-    for event in told:
-        listener(*event)
-    if any(other != table for other, _ in others):
-        _log.warning("the actors do not compute alike, as on processors of several kinds; the table is that of the first")
-    return CalibrationTable._temporary(table)
+
+        # Ray ends an actor that nobody holds here.
+        meetings: list[Any] = []
+
+        def choose(keys: dict[str, Any], workers: list[Any]) -> list[Any]:
+            meeting: Any = _Meeting
+            meetings.append(meeting.remote(len(workers)))
+            peers = len(workers), meetings[-1]
+            return [worker.choose.remote(keys, file, shared, parts, metric, i, *peers) for i, worker in enumerate(workers)]
+
+        def together(keys: dict[str, Any]) -> tuple[bytes, list[Any]]:
+            (table, told), *others = _results(choose(keys, workers), listener, "thresholds chosen")
+            for event in told:
+                listener(*event)
+            if any(other != table for other, _ in others):
+                _log.warning("the actors do not compute alike, as on processors of several kinds; the table is that of the first")
+            return table, told
+
+        if metric is None:
+            return CalibrationTable._temporary(together(keys)[0])
+        # The counts are the same for every method. What may be recovered has candidates for all; the rest is made side by side.
+        recovers = _CHOICES if "effort" in keys or config is not None else _CHOICES[:1]
+        made = {method: ray.put(together(keys | {"method": method})) for method in recovers}
+        tries = []
+        for index, method in enumerate(_CHOICES):
+            worker, its_keys = workers[index % actors], keys | {"method": method}
+            if method not in made:
+                made[method] = choose(its_keys, [worker])[0]
+            tries.append(worker.worth.remote(its_keys, file, shared, made[method], metric))
+        values = _results(tries, listener, "candidates judged")
+        tables = [CalibrationTable._temporary(table) for table, _ in ray.get(list(made.values()))]
+    return _chosen(dict(zip(_CHOICES, zip(values, tables))))
 
 
 def compare(
@@ -327,6 +377,7 @@ def compare(
     num_gpus: float = 0,
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
+    names: str | None = None,
     gates: Gates = None,
     metric: Metric | None = None,
     minimum: float | None = None,
@@ -340,17 +391,17 @@ def compare(
 
     Args:
         reference, targets: models, or `trtcalib.Saved` outputs, at the same path on every node.
-        dataset, actors, columns: as for `calibrate`.
+        dataset, actors, num_cpus, num_gpus, columns, names: as for `calibrate`.
         labels: column of right classes; negative where unknown.
         gates, samples, calibration_samples: as for `trtcalib.compare`.
         metric, minimum: as for `trtcalib.compare`; the outputs of all samples are brought together where this runs.
-        progress: as for `trtcalib.compare`; told as parts are done.
+        config, progress, settings: as for `trtcalib.compare`; progress is told as parts are done.
     """
     metric, listener = own(metric), _Listener(progress)
     others, minimum = asked(gates, metric, minimum)
-    names, model, given = _compared(reference, targets, {"eval_samples": samples, "gate": others, **settings})
+    listed, model, given = _compared(reference, targets, {"eval_samples": samples, "gate": others, **settings})
     keys = _keys(given, num_cpus, num_gpus)
-    held = _Blocks(dataset, model, columns, labels)
+    held = _Blocks(dataset, model, columns, labels, names)
     blocks, actors = ray.put(held), held.parts(actors)
     text, file = json.dumps(keys), path_of(config)
     with _workers(actors, num_cpus, num_gpus) as workers:
@@ -367,8 +418,8 @@ def compare(
             return figures, *(([], []) if metric is None else _together(each) for each in outputs)
 
         if metric is None:
-            return Comparison(call(names)[0])
-        return Comparison(judged((call([name]) for name in names), metric, minimum))
+            return Comparison(call(listed)[0])
+        return Comparison(judged((call([name]) for name in listed), metric, minimum))
 
 
 def _together(parts: Sequence[Outputs]) -> Outputs:
@@ -389,6 +440,7 @@ def bisect(
     num_gpus: float = 0,
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
+    names: str | None = None,
     out: PathLike | None = None,
     precision: str = "int8",
     lift: str = "fp32",
@@ -400,22 +452,30 @@ def bisect(
 ) -> Findings:
     """The fewest layers to lift, in the order of the noise that they bring; trials run side by side on the actors.
 
-    The plan and its trials are those of one actor, whatever their number: trials ahead of what is known are thrown away
-    where they turn out not to be needed.
+    This is the search of `trtcalib.bisect` with ``metric=``, for gates, too: nodes are ranked by the noise that each brings to
+    the outputs, the first so many are lifted, and their number is halved until the fewest that pass are known. With a gate,
+    `trtcalib.bisect` searches otherwise (it puts nodes back, and checks on samples that it did not search on) and may find
+    another plan. Plan and trials are those of one actor, whatever their number: trials ahead of what is known are thrown
+    away where they turn out not to be needed.
 
     Args:
+        model: float ONNX model, at the same path on every node.
         table: ranges from `calibrate`.
         gate, metric, minimum: what the plan must pass, as for `trtcalib.bisect`.
-        dataset, actors, columns, labels: as for `compare`.
+        dataset, actors, num_cpus, num_gpus, columns, labels, names: as for `compare`.
+        out, precision, lift, max_trials: as for `trtcalib.bisect`.
         samples: samples that plans are judged on; the one that is found is checked on all.
-        progress: as for `trtcalib.bisect`; trials are told as they are done.
+        config, progress, settings: as for `trtcalib.bisect`; trials are told as they are done.
+
+    Returns:
+        Layers with their errors in dB; ``plan`` has ``trials``, the nodes that are ``lifted`` and the ``check`` on all samples.
     """
     metric, listener = own(metric), _Listener(progress)
     gates, minimum = _asked_of_plan(gate, metric, minimum)
     if not gates and metric is None:
         raise CalibError("bisect: give a `gate`, or `metric` and `minimum`; trtcalib.bisect measures layers without")
-    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="trtcalib-"))
-    held = _Blocks(dataset, model, columns, labels)
+    folder = Path(out) if out is not None else temporary_folder()
+    held = _Blocks(dataset, model, columns, labels, names)
     keys = _keys(settings, num_cpus, num_gpus)
     findings = _bisect(
         model, table, held.samples(), gate=[], out=folder, precision=precision, lift=lift, config=config, progress=progress, **keys

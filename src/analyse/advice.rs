@@ -90,12 +90,17 @@ pub struct LiftEffect {
 /// What lifting the worst nodes would give; `lift` is the higher precision's name.
 pub fn about_lift(effect: &LiftEffect, lift: &str, commands: &Commands) -> Advice {
     let [before, after] = effect.sqnr_db;
-    let after = if after == f64::INFINITY { "infinite".to_owned() } else { format!("{after:.1} dB") };
+    let [before, after] = [(before, ""), (after, " dB")].map(|(db, unit)| match db {
+        f64::INFINITY => "infinite".to_owned(),
+        // What is not finite has no ratio.
+        f64::NEG_INFINITY => "NaN".to_owned(),
+        db => format!("{db:.1}{unit}"),
+    });
     let nodes: Vec<String> = effect.nodes.iter().map(|node| format!("`{node}`")).collect();
     Advice {
         importance: Importance::Info,
         text: format!(
-            "lifting {} to {lift} changes the SQNR of the outputs from {before:.1} to {after} ({} samples)",
+            "lifting {} to {lift} changes the SQNR of the outputs from {before} to {after} ({} samples)",
             listed(&nodes),
             effect.samples
         ),
@@ -383,6 +388,9 @@ mod tests {
         let nodes = told(&outputs(&[("a", 1.0), ("b", 6.0), ("c", 2.0), ("d", 3.0)]));
         assert_eq!(nodes, ["b", "d", "c"]);
         let effect = LiftEffect { nodes, sqnr_db: [19.14, 23.96], samples: 16 };
+        let lost = LiftEffect { sqnr_db: [f64::NEG_INFINITY, f64::INFINITY], ..effect.clone() };
+        let text = about_lift(&lost, "fp32", &commands()).text;
+        assert!(text.contains("changes the SQNR of the outputs from NaN to infinite (16 samples)"), "{text}");
         let advice = about_lift(&effect, "fp32", &commands());
         assert!(
             advice

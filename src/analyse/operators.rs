@@ -12,6 +12,9 @@ use crate::onnx::{
     proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto},
 };
 
+/// How the names of tensors begin that rounding adds.
+pub(super) const ROUNDED: &str = "calib:";
+
 /// Why the operators of a model cannot be analysed.
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorError {
@@ -57,7 +60,7 @@ pub struct QuantizedInput {
     pub float: String,
     /// The tensor in the quantized graph: the output of the chain.
     pub quantized: String,
-    /// Nodes of the quantized graph that make it from float tensors and constants, in order.
+    /// Nodes of the quantized graph that make it from float tensors and constants, in order; none for a constant of its own.
     pub chain: Vec<NodeId>,
 }
 
@@ -129,6 +132,26 @@ impl<'a> Pair<'a> {
         self.constants.contains(tensor)
     }
 
+    /// A sentence on the tensors that only one of the models has, which nothing is compared with.
+    pub fn left_out(&self) -> Option<String> {
+        let only = |model: &GraphView<'_>, other: &GraphView<'_>, of: &str| {
+            let of_values = of_values(model);
+            let nodes = model.topological_order().iter().map(|&id| model.node(id));
+            let computing = nodes.filter(|node| node.op_type() != "Cast" && !node.is(Fact::Quantizer));
+            let made = computing.filter_map(|node| node.output.first());
+            let is_only = |tensor: &&String| {
+                of_values.contains(tensor.as_str()) && !other.is_defined(tensor) && !tensor.starts_with(ROUNDED)
+            };
+            let tensors: Vec<&String> = made.filter(is_only).collect();
+            let first = tensors.first()?;
+            Some(format!("{} of {of} (`{first}` is the first)", tensors.len()))
+        };
+        let of_target = only(&self.quantized, &self.float, "the target");
+        let of_float = only(&self.float, &self.quantized, "the float model");
+        let told: Vec<String> = of_target.into_iter().chain(of_float).collect();
+        (!told.is_empty()).then(|| format!("tensors that the other model lacks are not compared: {}", told.join(", ")))
+    }
+
     fn operator(&self, id: NodeId) -> Option<Operator> {
         let node = self.float.node(id);
         let output = node.output.first()?;
@@ -143,7 +166,10 @@ impl<'a> Pair<'a> {
             return None;
         }
         let inputs: Vec<QuantizedInput> = (node.input.iter().zip(&twin.input).enumerate())
-            .filter_map(|(index, (float, quantized))| self.input(index, float, quantized))
+            .filter_map(|(index, (float, quantized))| {
+                let converted = || self.converted(index, float, quantized).filter(|_| !rounding.is_empty());
+                self.input(index, float, quantized).or_else(converted)
+            })
             .collect();
         if inputs.is_empty() {
             return None;
@@ -173,6 +199,13 @@ impl<'a> Pair<'a> {
         let order = self.quantized.topological_order();
         let chain = order.iter().copied().filter(|id| chain.contains(id)).collect();
         Some(QuantizedInput { index, side, float: float.to_owned(), quantized: quantized.to_owned(), chain })
+    }
+
+    /// The input of an operator that rounds, when it is a constant of its own.
+    fn converted(&self, index: usize, float: &str, quantized: &str) -> Option<QuantizedInput> {
+        let is_own = self.quantized.initializer(quantized).is_some() && !self.float.is_defined(quantized);
+        let (float, quantized) = (float.to_owned(), quantized.to_owned());
+        is_own.then(|| QuantizedInput { index, side: Side::Weight, float, quantized, chain: Vec::new() })
     }
 
     /// Normalization and activation that a runtime fuses with the operator that makes `output`.
@@ -350,6 +383,7 @@ pub(super) struct Copies {
 impl Copies {
     /// Copies the chain of `input` and returns the new name of its output.
     pub fn chain(&mut self, pair: &Pair<'_>, input: &QuantizedInput) -> String {
+        self.initializer(pair, &input.quantized);
         for &id in &input.chain {
             if !self.copied.insert(id) {
                 continue;
@@ -360,11 +394,7 @@ impl Copies {
                 if pair.float.is_defined(tensor) && !pair.is_constant(tensor) {
                     continue;
                 }
-                if let Some(initializer) = pair.quantized.initializer(tensor) {
-                    let name = copied(tensor);
-                    let renamed = || TensorProto { name: Some(name.clone()), ..initializer.clone() };
-                    self.initializers.entry(name.clone()).or_insert_with(renamed);
-                }
+                self.initializer(pair, tensor);
                 *tensor = copied(tensor);
             }
             for tensor in node.output.iter_mut().filter(|tensor| !tensor.is_empty()) {
@@ -375,12 +405,22 @@ impl Copies {
         copied(&input.quantized)
     }
 
+    fn initializer(&mut self, pair: &Pair<'_>, tensor: &str) {
+        if let Some(initializer) = pair.quantized.initializer(tensor) {
+            let name = copied(tensor);
+            let renamed = || TensorProto { name: Some(name.clone()), ..initializer.clone() };
+            self.initializers.entry(name.clone()).or_insert_with(renamed);
+        }
+    }
+
     /// Gives `node`, a copy of the float node of `operator`, the bias that the quantized node has instead of its own.
     pub fn bias(&mut self, pair: &Pair<'_>, operator: &Operator, node: &mut NodeProto) {
         const BIAS: usize = 2;
         let Some(name) = pair.quantized.node(operator.quantized).input.get(BIAS) else { return };
-        let Some(bias) = pair.quantized.initializer(name).filter(|_| !pair.float.is_defined(name)) else { return };
-        self.initializers.insert(copied(name), TensorProto { name: Some(copied(name)), ..bias.clone() });
+        if pair.quantized.initializer(name).is_none() || pair.float.is_defined(name) {
+            return;
+        }
+        self.initializer(pair, name);
         if node.input.len() <= BIAS {
             node.input.resize(BIAS + 1, String::new());
         }

@@ -60,7 +60,7 @@ pub fn rounded(
             if !computes && constant.is_none() || resizes && index > 0 {
                 continue;
             }
-            let through = format!("calib:rounded:{input}");
+            let through = format!("calib:{}:{input}", half.name());
             if done.insert(input.clone()) {
                 match constant {
                     Some(constant) => converted.push(through_half(constant, &through, half)?),

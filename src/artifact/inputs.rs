@@ -193,9 +193,11 @@ pub(super) fn wrote(path: &Path) {
 /// # Errors
 /// It is not there, is no regular file, cannot be read, or is to be written over: see [`will_write`].
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    if !std::fs::metadata(path)?.is_file() {
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
     check_stays(path)?;
+    super::opened(path, metadata.len());
     File::open(path)
 }

@@ -1,6 +1,7 @@
 //! The result of a search for a plan, in a sentence.
 
 use super::{
+    findings::PlanFindings,
     search::{Outcome, SearchResult},
     trials::Verdict,
 };
@@ -9,8 +10,16 @@ use crate::{
     compare::Gate,
 };
 
-/// A sentence about the result of a search; `lift` is the higher precision's name, `gate` the first that had to pass.
-pub fn about_search(result: &SearchResult, candidates: usize, gate: &Gate, lift: &str, commands: &Commands) -> Advice {
+/// A sentence about the result of a search; `lift` is the higher precision's name, `gate` the first that had to pass, `undecided`
+/// why no plan passes on so few samples.
+pub fn about_search(
+    result: &SearchResult,
+    candidates: usize,
+    gate: &Gate,
+    lift: &str,
+    undecided: Option<&str>,
+    commands: &Commands,
+) -> Advice {
     let trials = result.trials.len();
     let metric = gate.subject();
     let scored = |verdict: &Verdict| match verdict.score {
@@ -25,6 +34,10 @@ pub fn about_search(result: &SearchResult, candidates: usize, gate: &Gate, lift:
         nodes,
         command: command.map(str::to_owned),
     };
+    let fails = matches!(result.outcome, Outcome::BudgetExhausted { .. } | Outcome::GateAtFault { .. });
+    if let Some(why) = undecided.filter(|_| fails) {
+        return advice(Importance::Problem, format!("{why}; give more data"), Vec::new(), None);
+    }
     match &result.outcome {
         Outcome::AlreadyPasses { trial } => advice(
             Importance::Info,
@@ -70,9 +83,24 @@ pub fn about_search(result: &SearchResult, candidates: usize, gate: &Gate, lift:
     }
 }
 
+/// A sentence about a plan that does not pass on the samples that it was not searched on; `None` for one that does.
+pub fn about_check(plan: &PlanFindings) -> Option<Advice> {
+    let check = plan.check.as_ref().filter(|check| !check.passed)?;
+    let measured: Vec<String> = plan.gates.iter().map(|gate| check.measured(gate)).collect();
+    let text = format!(
+        "on {} samples that were not used to find it, the plan does not pass: {}; search on more with --samples, or with a \
+         stricter gate",
+        plan.check_samples,
+        measured.join(", ")
+    );
+    Some(Advice { importance: Importance::Problem, text, nodes: Vec::new(), command: None })
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use serde_json::json;
 
     use super::*;
     use crate::bisect::trials::{NodeSet, Phase, Trial, Verdict, plan_hash};
@@ -89,14 +117,20 @@ mod tests {
     fn every_outcome_of_a_search_has_its_sentence() {
         let trial = |nodes: &[&str], score| {
             let lifted: NodeSet = nodes.iter().map(|&node| node.to_owned()).collect();
-            let verdict = Verdict { passed: true, score, metrics: BTreeMap::new(), intervals: BTreeMap::new() };
+            let verdict = Verdict {
+                passed: true,
+                score,
+                metrics: BTreeMap::new(),
+                intervals: BTreeMap::new(),
+                notes: Vec::new(),
+            };
             Trial { plan: plan_hash(&lifted), phase: Phase::Prefix, lifted, cost: 1.0, verdict }
         };
         let about_gate = |outcome, gate: &str, scores: [Option<f64>; 2]| {
             let mut trials = vec![trial(&[], scores[0]), trial(&["a"], scores[1])];
             trials[0].verdict.passed = false;
             let result = SearchResult { outcome, ranking: Vec::new(), trials };
-            about_search(&result, 50, &gate.parse().unwrap(), "fp16", &commands())
+            about_search(&result, 50, &gate.parse().unwrap(), "fp16", None, &commands())
         };
         let about = |outcome| about_gate(outcome, "top1=0.98", [Some(0.9), Some(0.99)]);
         let drop = Outcome::Found { trial: trial(&["a"], Some(-0.0)), minimal: true };
@@ -116,5 +150,22 @@ mod tests {
         let exhausted = about(Outcome::BudgetExhausted { best: None });
         assert!(exhausted.text.contains("no passing plan") && exhausted.text.contains("--max-trials"));
         assert!(about(Outcome::AlreadyPasses { trial: trial(&[], None) }).text.contains("equal to the reference"));
+    }
+
+    #[test]
+    fn a_plan_that_passes_only_where_it_was_searched_is_a_problem() {
+        let of = |passed| {
+            let verdict = json!({ "passed": passed, "score": 0.5, "metrics": { "top1": 0.5 } });
+            let trial =
+                json!({ "plan": "0".repeat(64), "phase": "nothing", "lifted": [], "cost": 0, "verdict": verdict });
+            let search = json!({ "outcome": "already_passes", "trial": trial, "ranking": [], "trials": [trial] });
+            let plan = json!({ "gates": [{ "metric": "top1", "threshold": 0.9 }], "lift": "fp32", "cost": "nodes",
+                "search": search, "curve": [], "samples": 20, "check": verdict, "check_samples": 30 });
+            about_check(&serde_json::from_value(plan).unwrap())
+        };
+        assert_eq!(of(true), None);
+        let failed = of(false).unwrap();
+        let text = "on 30 samples that were not used to find it, the plan does not pass: top1 0.5000; search on more";
+        assert!(failed.text.starts_with(text) && failed.importance == Importance::Problem, "{}", failed.text);
     }
 }

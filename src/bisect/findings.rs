@@ -96,6 +96,9 @@ pub struct PlanFindings {
     pub check: Option<Verdict>,
     /// How many of them.
     pub check_samples: usize,
+    /// Why no plan can pass on so few samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undecided: Option<String>,
 }
 
 impl PlanFindings {

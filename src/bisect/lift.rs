@@ -85,6 +85,7 @@ impl<'a> Judge<'a> {
             passed: outcomes.iter().all(|outcome| outcome.passed),
             score: outcomes.first().and_then(|outcome| Some(sign(outcome.direction) * outcome.value?)),
             metrics: metrics.collect(),
+            notes: result.warnings(),
             intervals: outcomes.iter().filter_map(|outcome| Some((outcome.subject(), outcome.interval?))).collect(),
         })
     }

@@ -93,7 +93,8 @@ impl ProbeReport {
             )
         });
         let source = self.source.iter().map(|source| source.sentence(self.judged));
-        std::iter::once(took).chain(changed).chain(source).chain(self.judged.sentence()).collect()
+        let is_reference = self.source.as_ref().is_some_and(|source| source.is_reference);
+        std::iter::once(took).chain(changed).chain(source).chain(self.judged.sentence(is_reference)).collect()
     }
 }
 
@@ -103,18 +104,24 @@ impl Judged {
         matches!(self, Self::ByItself | Self::ByItselfInFloat)
     }
 
-    /// What that means, unless it is what is always done.
-    fn sentence(self) -> Option<String> {
+    /// What that means, unless it is what is always done. The model that the engine was built from may be the reference.
+    fn sentence(self, is_reference: bool) -> Option<String> {
         let by_itself = |model: &str| {
             format!(
-                "every node was judged by itself: {model} (ONNX Runtime) was given what the engine gave in front of the node, and \
-                 Q/DQ there count as part of it"
+                "every node was judged by itself: {model} (ONNX Runtime) was given what the engine gave in front of the node"
             )
         };
         match self {
             Self::AddedUp => None,
-            Self::ByItself => Some(by_itself("the same node of the model that the engine was built from")),
-            Self::ByItselfInFloat => Some(by_itself("the same node of the float model")),
+            Self::ByItself => {
+                let own = by_itself("the same node of the model that the engine was built from");
+                let inserted = "; nodes there that only that model has (Q/DQ, and the Mul, Sub and Pad of recovery) count as part \
+                                of the node: --model with that model's file judges them, too";
+                Some(own + if is_reference { "" } else { inserted })
+            }
+            Self::ByItselfInFloat => {
+                Some(by_itself("the same node of the float model") + ", and Q/DQ there count as part of it")
+            }
             Self::AddedUpOnly => Some(
                 "no node that could be looked at is off by itself: what diverges has added up, or lies in a fusion that looking \
                  at it undoes"

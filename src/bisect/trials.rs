@@ -7,7 +7,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::{self, ArtifactError, ContentHash, Tool};
+use crate::{
+    artifact::{self, ArtifactError, ContentHash, Tool},
+    compare::Gate,
+};
 
 /// Names of nodes.
 pub type NodeSet = BTreeSet<String>;
@@ -24,6 +27,21 @@ pub struct Verdict {
     /// The 95 % intervals of those that have one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub intervals: BTreeMap<String, [f64; 2]>,
+    /// What has to be known of these figures: values that they leave out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+impl Verdict {
+    /// What a plan gives by the metric of a gate. No difference at all has no finite value of some metrics.
+    pub fn measured(&self, gate: &Gate) -> String {
+        let name = gate.subject();
+        match self.metrics.get(&name) {
+            Some(value) => format!("{name} {value:.4}"),
+            None if self.passed => format!("{name} equal to the reference"),
+            None => format!("{name} -"),
+        }
+    }
 }
 
 /// Why a plan was tried.

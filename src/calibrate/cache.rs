@@ -122,7 +122,9 @@ impl CalibrationCache {
 
     fn parse(text: &str) -> Result<Self, (usize, String)> {
         let text = text.trim_start_matches('\u{feff}');
-        let mut lines = text.split('\n').zip(1..).peekable();
+        // Some editors end lines by a carriage return alone.
+        let end = if text.contains('\n') { '\n' } else { '\r' };
+        let mut lines = text.split(end).zip(1..).peekable();
         let first = lines.next_if(|(line, _)| line.starts_with("TRT-"));
         let [version, algorithm] = match first {
             Some((line, number)) => {

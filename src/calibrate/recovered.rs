@@ -17,7 +17,7 @@ words! {
         /// Rounding of weights and lifting as well, every step measured on held-out samples.
         #[default]
         Default "default",
-        /// The same with more samples and larger layers.
+        /// The same with more samples and larger layers, and ranges chosen by the outputs of the model.
         Thorough "thorough",
         /// Not at all: ranges and local biases alone.
         Off "off",
@@ -32,10 +32,12 @@ words! {
         Biases "biases",
         /// Ranges by what they do to the results of their consumers.
         Ranges "ranges",
-        /// Channels of what depthwise convolutions read, brought to like sizes.
+        /// Channels of activations brought to like sizes, which their consumers take back in their weights.
         Equalization "equalization",
         /// Quantizers around another centre than 0.
         Shift "shift",
+        /// Ranges of the tensors that matter most, by what they do to the outputs of the model.
+        Descent "descent",
         /// Weights rounded by what they are multiplied with.
         Rounding "rounding",
         /// Operators that stay in the high precision.
@@ -45,8 +47,8 @@ words! {
 
 impl StepKind {
     /// Every step.
-    pub const ALL: [Self; 6] =
-        [Self::Biases, Self::Ranges, Self::Equalization, Self::Shift, Self::Rounding, Self::Lifting];
+    pub const ALL: [Self; 7] =
+        [Self::Biases, Self::Ranges, Self::Equalization, Self::Shift, Self::Descent, Self::Rounding, Self::Lifting];
 }
 
 words! {
@@ -129,8 +131,8 @@ pub struct Shift {
     pub amax: f32,
 }
 
-/// By what each channel of an activation is multiplied before it is quantized: powers of two, as exponents. Depthwise
-/// convolutions take them back in their weights, in which not a bit changes by it.
+/// By what each channel of an activation is multiplied before it is quantized: powers of two, as exponents. What reads it takes
+/// them back in its weights; in float not a bit changes by it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(transparent)]
 pub struct Equalized(pub Vec<u8>);

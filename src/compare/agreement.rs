@@ -57,11 +57,12 @@ impl AgreementCounts {
         Self { k, samples: 0, same_first: 0, overlap: 0, same_set: 0, first_in_best: 0 }
     }
 
-    /// Counts a sample by the best classes of both sides (at least k of them, where there are). True when the arg-max
-    /// is the same.
+    /// Counts a sample by the best classes of both sides (at least k of them, where there are). Places that neither side
+    /// has a number for are shared where there is any class. True when the arg-max is the same.
     pub fn push(&mut self, reference: &[usize], target: &[usize]) -> bool {
         let (reference, target) = (&reference[..self.k.min(reference.len())], &target[..self.k.min(target.len())]);
-        let shared = reference.iter().filter(|class| target.contains(class)).count();
+        let both = reference.iter().filter(|class| target.contains(class)).count();
+        let shared = if both > 0 { both + self.k - reference.len().max(target.len()) } else { 0 };
         let first = reference.first();
         let same_first = first.is_some() && first == target.first();
         self.samples += 1;
@@ -171,6 +172,12 @@ mod tests {
         assert_eq!((agreement.top5_overlap, agreement.top5_set, agreement.ref_top1_in_top5), (0.5, 0.25, 0.5));
         assert_eq!(agreement.top1_interval, wilson(1, 4));
         assert_eq!(AgreementCounts::new(5).agreement().top1, 0.0);
+        // Three classes have numbers on either side; of two and three, one is in both.
+        let mut counts = AgreementCounts::new(5);
+        assert!(counts.push(&[7, 1, 4], &[7, 4, 1]));
+        assert_eq!((counts.agreement().top5_overlap, counts.agreement().top5_set), (1.0, 1.0));
+        assert!(!counts.push(&[7, 1, 4], &[2, 7]));
+        assert_eq!((counts.agreement().top5_overlap, counts.agreement().top5_set), (0.8, 0.5));
     }
 
     #[test]

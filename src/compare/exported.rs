@@ -67,14 +67,33 @@ struct Iteration {
     outputs: BTreeMap<String, Encoded>,
 }
 
-/// The outputs in a file, whose first axis runs over the samples, in blocks of rows that follow each other and have one shape;
-/// otherwise why it is neither program's.
-pub(super) fn read(bytes: &[u8]) -> Result<Vec<TensorMap>, String> {
-    if bytes.trim_ascii_start().starts_with(b"{") {
+/// The outputs in a file.
+#[derive(Debug)]
+pub(super) enum Calls {
+    /// The first axis runs over the samples, in blocks of rows that follow each other and have one shape.
+    Rows(Vec<TensorMap>),
+    /// Each call is of one sample, and its outputs have as many rows as were found in it, such as boxes.
+    Samples(Vec<TensorMap>),
+}
+
+/// What a file holds of outputs of as many `samples`, where that is known; otherwise why it is neither program's.
+pub(super) fn read(bytes: &[u8], samples: Option<usize>) -> Result<Calls, String> {
+    let calls = if bytes.trim_ascii_start().starts_with(b"{") {
         let Listed(runners) = parse(bytes)?;
-        return polygraphy(runners.ok_or_else(|| neither(&"it has no `lst`"))?);
-    }
-    Ok(vec![parse::<Vec<Exported>>(bytes)?.into_iter().map(exported).collect::<Result<_, _>>()?])
+        polygraphy(runners.ok_or_else(|| neither(&"it has no `lst`"))?)?
+    } else {
+        vec![parse::<Vec<Exported>>(bytes)?.into_iter().map(exported).collect::<Result<_, _>>()?]
+    };
+    let all: Option<usize> = calls.iter().map(rows).sum();
+    let has_a_sample_each = samples == Some(calls.len()) && samples != all;
+    if all.is_none() || has_a_sample_each { Ok(Calls::Samples(calls)) } else { Ok(Calls::Rows(in_blocks(calls)?)) }
+}
+
+/// The rows of a call's outputs; `None` where these differ.
+fn rows(call: &TensorMap) -> Option<usize> {
+    let mut rows = call.values().map(|output| output.shape().first().copied());
+    let first = rows.next().unwrap_or(Some(0))?;
+    rows.all(|rows| rows == Some(first)).then_some(first)
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
@@ -126,19 +145,26 @@ fn exported(output: Exported) -> Result<(String, Tensor), String> {
     Ok((name, tensor))
 }
 
-/// Results of one runner, whose iterations follow each other.
+/// Results of one runner: its iterations.
 fn polygraphy(mut runners: Vec<RunnerResults>) -> Result<Vec<TensorMap>, String> {
     let (Some(RunnerResults(_, iterations)), 0) = (runners.pop(), runners.len()) else {
         return Err(format!("it holds the results of {} runners; save those of one", runners.len() + 1));
     };
-    let mut blocks: Vec<Vec<TensorMap>> = Vec::new();
-    for (index, iteration) in iterations.into_iter().enumerate() {
+    let outputs = |(index, iteration): (usize, Iteration)| {
         let outputs = iteration.outputs.into_iter().filter(|(name, _)| !name.starts_with("polygraphy_"));
         let outputs = outputs.map(|(name, Encoded(array))| {
             let array = array.map_err(|reason| format!("iteration {index}: `{name}` {reason}"))?;
             Ok((name, array))
         });
-        let outputs = outputs.collect::<Result<TensorMap, String>>()?;
+        outputs.collect()
+    };
+    iterations.into_iter().enumerate().map(outputs).collect()
+}
+
+/// Calls that follow each other, joined where their rows have one shape.
+fn in_blocks(calls: Vec<TensorMap>) -> Result<Vec<TensorMap>, String> {
+    let mut blocks: Vec<Vec<TensorMap>> = Vec::new();
+    for (index, outputs) in calls.into_iter().enumerate() {
         match blocks.last_mut().map(|block| (is_alike(&block[0], &outputs), block)) {
             Some((None, _)) => {
                 return Err(format!(
@@ -169,17 +195,24 @@ fn is_alike(before: &TensorMap, next: &TensorMap) -> Option<bool> {
 mod tests {
     use super::*;
 
+    fn found_in(text: &str) -> Vec<TensorMap> {
+        let (Calls::Rows(found) | Calls::Samples(found)) = read(text.as_bytes(), None).unwrap();
+        found
+    }
+
     #[test]
     fn what_trtexec_exports() {
         let text = "[\n  { \"name\" : \"logits\"\n  , \"dimensions\" : \"2x3\"\n  , \"values\" : [ 0, 1, -2.5, 3e-05, 4, 5 ]\n  }\n\
                     , { \"name\" : \"boxes\"\n  , \"dimensions\" : \"2\"\n  , \"values\" : [ 7, 8 ]\n  }\n]\n";
-        let found = &read(text.as_bytes()).unwrap()[0];
+        let found = &found_in(text)[0];
         assert_eq!(found["logits"].shape(), [2, 3]);
         assert_eq!(found["logits"].values(), &Values::F32(vec![0.0, 1.0, -2.5, 3e-5, 4.0, 5.0]));
         assert_eq!(found["boxes"].shape(), [2]);
-        let error = read(text.replace("2x3", "2x4").as_bytes()).unwrap_err();
+        let is_one = |samples| matches!(read(text.as_bytes(), Some(samples)), Ok(Calls::Samples(_)));
+        assert_eq!([1, 2, 3].map(is_one), [true, false, false], "two rows of one sample, or of two");
+        let error = read(text.replace("2x3", "2x4").as_bytes(), None).unwrap_err();
         assert!(error.contains("`logits`"), "{error}");
-        assert!(read(text.replace("2x3", "?x3").as_bytes()).unwrap_err().contains("`?x3`"));
+        assert!(read(text.replace("2x3", "?x3").as_bytes(), None).unwrap_err().contains("`?x3`"));
     }
 
     /// As `exportJSONOutput` of NVIDIA's samples writes it: numbers and what is none as C++ prints them, truth values as
@@ -189,15 +222,17 @@ mod tests {
         let text = "[\n  { \"name\" : \"an inf \"\n  , \"dimensions\" : \"1x4\"\n  , \"values\" : [ -nan, inf, -inf, nan ]\n  }\n\
                     , { \"name\" : \"found\"\n  , \"dimensions\" : \"1x0x4\"\n  , \"values\" : [  ]\n  }\n\
                     , { \"name\" : \"loss\"\n  , \"dimensions\" : \"\"\n  , \"values\" : [ 1.17549e-38 ]\n  }\n]\n";
-        let found = &read(text.as_bytes()).unwrap()[0];
+        // No rows that all of them have.
+        assert!(matches!(read(text.as_bytes(), None), Ok(Calls::Samples(_))));
+        let found = &found_in(text)[0];
         let Values::F32(odd) = found["an inf "].values() else { panic!("floats") };
         assert!(
             odd[0].is_nan() && odd[3].is_nan() && odd[1] == f32::INFINITY && odd[2] == f32::NEG_INFINITY,
             "{odd:?}"
         );
         assert_eq!((found["found"].shape(), found["loss"].shape()), (&[1, 0, 4][..], &[][..]));
-        assert!(read(text.replace("-nan", "none").as_bytes()).unwrap_err().contains("no valid JSON"));
-        assert!(read(text.replace("-nan", "\"none\"").as_bytes()).unwrap_err().contains("no numbers"));
+        assert!(read(text.replace("-nan", "none").as_bytes(), None).unwrap_err().contains("no valid JSON"));
+        assert!(read(text.replace("-nan", "\"none\"").as_bytes(), None).unwrap_err().contains("no numbers"));
     }
 
     /// Written by Polygraphy 0.53.6: the numbers 0 to 5, then 10 to 15, as arrays of 2x3.
@@ -213,21 +248,20 @@ mod tests {
         };
         let (first, second) = (array("AAAAAAACAPwAAAEAAAEBAAACAQAAAoEA="), array("AACBBAAAwQQAAQEEAAFBBAABgQQAAcEE="));
         let runner = format!("[\"trt-runner-N0\", [{first}, {second}]]");
-        let found =
-            &read(format!("{{\"lst\": [{runner}], \"polygraphy_class\": \"RunResults\"}}").as_bytes()).unwrap()[0];
+        let found = &found_in(&format!("{{\"lst\": [{runner}], \"polygraphy_class\": \"RunResults\"}}"))[0];
         assert_eq!(found["logits"].shape(), [4, 3]);
         let expected = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15].map(|value| value as f32);
         assert_eq!(found["logits"].values(), &Values::F32(expected.to_vec()));
-        let error = read(format!("{{\"lst\": [{runner}, {runner}]}}").as_bytes()).unwrap_err();
+        let error = read(format!("{{\"lst\": [{runner}, {runner}]}}").as_bytes(), None).unwrap_err();
         assert!(error.contains("2 runners"), "{error}");
     }
 
     #[test]
     fn other_json_is_neither() {
         for text in ["[1, 2]", "{\"tensors\": {}}", "[{\"name\": \"x\"}]"] {
-            let error = read(text.as_bytes()).unwrap_err();
+            let error = read(text.as_bytes(), None).unwrap_err();
             assert!(error.contains("--exportOutput") && error.contains("--save-outputs"), "{error}");
         }
-        assert!(read(b"[").unwrap_err().contains("no valid JSON"));
+        assert!(read(b"[", None).unwrap_err().contains("no valid JSON"));
     }
 }

@@ -217,6 +217,19 @@ pub struct NonFinite {
     pub differing: u64,
 }
 
+impl NonFinite {
+    /// What has to be known of figures of `output`, which leave such values out.
+    fn beside(&self, output: &str) -> String {
+        match self.differing {
+            0 => format!(
+                "{} values of output `{output}` are NaN or infinite on both sides alike",
+                self.reference_nan + self.reference_infinite
+            ),
+            differing => format!("output `{output}` differs in {differing} NaN or infinite values besides"),
+        }
+    }
+}
+
 /// Everything a [`Comparison`] found. What concerns one output bears the reference's name of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ComparisonResult {
@@ -268,12 +281,12 @@ impl ComparisonResult {
         self.tasks.iter().find(|task| task.segmentation.is_some())
     }
 
-    /// A sentence for every output with NaN or infinities that are not the same on both sides: the numeric differences
-    /// leave them out. And one for every output without values.
+    /// A sentence for every output with NaN or infinities: the numeric differences leave them out. And one for every
+    /// output without values.
     pub fn warnings(&self) -> Vec<String> {
-        let differing = self.non_finite.iter().filter(|(_, counts)| counts.differing > 0);
-        let sentence = |(output, counts): (&String, &NonFinite)| {
-            format!(
+        let sentence = |(output, counts): (&String, &NonFinite)| match counts.differing {
+            0 => format!("{}; all figures leave them out", counts.beside(output)),
+            _ => format!(
                 "output `{output}` has {} values that are NaN or infinite in one model and not in the other ({} NaN and {} \
                  infinite in the reference, {} and {} in the target); SQNR and the other differences leave them out",
                 counts.differing,
@@ -281,11 +294,11 @@ impl ComparisonResult {
                 counts.reference_infinite,
                 counts.target_nan,
                 counts.target_infinite
-            )
+            ),
         };
         let empty = self.outputs.iter().filter(|output| output.empty);
         let nothing = |output: &OutputMetrics| format!("output `{}` has no elements, and is not judged", output.name);
-        differing.map(sentence).chain(empty.map(nothing)).collect()
+        self.non_finite.iter().map(sentence).chain(empty.map(nothing)).collect()
     }
 }
 

@@ -18,7 +18,7 @@ mod writer;
 use blocks::{BLOCKS, Block, by_block, of_tensors};
 pub use writer::OutputsWriter;
 
-use super::exported;
+use super::exported::{self, Calls};
 use crate::{
     artifact::{ArtifactError, ContentHash, open_regular},
     backend::{BackendError, Given, Inputs, Show, TensorInfo},
@@ -70,6 +70,8 @@ pub struct SavedOutputs {
     path: PathBuf,
     /// Rows that follow each other; within a block all of one shape.
     blocks: Vec<Block>,
+    /// Each block is one sample, whose outputs have any number of rows.
+    by_call: bool,
     samples: usize,
     rows: Option<BTreeMap<String, usize>>,
     /// Hashes of the samples' inputs by row; absent in files of other programs.
@@ -83,9 +85,28 @@ impl SavedOutputs {
     /// # Errors
     /// No archive of arrays, or arrays of different lengths.
     pub fn open(path: &Path) -> Result<Self, SavedError> {
+        Self::read(path, None)
+    }
+
+    /// Opens a file beside data of as many `samples`: as many calls of another program are one sample each.
+    ///
+    /// # Errors
+    /// As of [`Self::open`].
+    pub fn open_beside(path: &Path, samples: usize) -> Result<Self, SavedError> {
+        Self::read(path, Some(samples))
+    }
+
+    fn read(path: &Path, samples: Option<usize>) -> Result<Self, SavedError> {
         let invalid = |reason| SavedError::Content { path: path.to_owned(), reason };
+        let mut by_call = false;
         let (arrays, others) = if let Some(bytes) = json(path)? {
-            let blocks = exported::read(&bytes).map_err(invalid)?;
+            let blocks = match exported::read(&bytes, samples).map_err(invalid)? {
+                Calls::Rows(blocks) => blocks,
+                Calls::Samples(calls) => {
+                    by_call = true;
+                    calls
+                }
+            };
             if blocks.iter().all(TensorMap::is_empty) {
                 return Err(invalid("it holds no outputs".to_owned()));
             }
@@ -101,8 +122,9 @@ impl SavedOutputs {
         let (mut blocks, mut samples) = (Vec::new(), 0);
         for arrays in arrays {
             let length = |(_, array): &(String, Array)| array.shape().first().copied().unwrap_or(0);
-            let rows = arrays.first().map(length);
-            if let (Some(rows), Some(odd)) = (rows, arrays.iter().find(|odd| Some(length(odd)) != rows)) {
+            let rows = if by_call { Some(1) } else { arrays.first().map(length) };
+            let is_odd = |odd: &&(String, Array)| !by_call && Some(length(odd)) != rows;
+            if let (Some(rows), Some(odd)) = (rows, arrays.iter().find(is_odd)) {
                 let (first, other) = (&arrays[0].0, &odd.0);
                 return Err(invalid(format!(
                     "`{first}` has {rows} rows and `{other}` has {}; the first axis must run over the samples",
@@ -122,7 +144,7 @@ impl SavedOutputs {
         if inputs.as_ref().is_some_and(|inputs| inputs.len() != samples) {
             return Err(invalid(format!("{INPUTS} does not hold a hash for each of the {samples} samples")));
         }
-        Ok(Self { path: path.to_owned(), blocks, samples, rows, inputs, made_by })
+        Ok(Self { path: path.to_owned(), blocks, by_call, samples, rows, inputs, made_by })
     }
 
     /// The arrays of the first block, whose names and types are those of all.
@@ -185,9 +207,10 @@ impl SavedOutputs {
             );
             return Err(SavedError::Content { path: path.clone(), reason });
         }
+        let rows_or_calls = if self.by_call { "calls" } else { "rows" };
         Ok(Some(format!(
-            "{}: it names no samples; its {rows} rows are taken for the first {rows} of the {samples} samples of the data, and no \
-             others are compared",
+            "{}: it names no samples; its {rows} {rows_or_calls} are taken for the first {rows} of the {samples} samples of the \
+             data, and no others are compared",
             path.display()
         )))
     }
@@ -235,6 +258,14 @@ impl SavedOutputs {
     }
 
     fn of_rows(&self, rows: &[usize]) -> Result<TensorMap, SavedError> {
+        if self.by_call {
+            let [call] = rows else {
+                let reason =
+                    "the rows of its outputs are what was found in one sample, and make no batch; use --batch 1";
+                return Err(SavedError::Content { path: self.path.clone(), reason: reason.to_owned() });
+            };
+            return Ok(self.blocks[*call].whole()?);
+        }
         let block =
             |row: usize| &self.blocks[self.blocks.partition_point(|block| block.first <= row).saturating_sub(1)];
         let mut outputs = TensorMap::new();

@@ -52,7 +52,7 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
         _ => DynamicImage::from_decoder(decoder).map_err(|error| reason(&error))?,
     };
     image.apply_orientation(orientation);
-    Ok(to_rgb(&image))
+    Ok(to_rgb(image))
 }
 
 /// A PNG file without the packed profiles and texts that nothing here uses: a few kilobytes of them unpack to gigabytes.
@@ -85,14 +85,20 @@ fn reason(error: &image::ImageError) -> String {
     format!("it cannot be decoded: {error}")
 }
 
-fn to_rgb(image: &DynamicImage) -> RgbImage {
+/// The pixels stay where they are if they can: large pictures take hundreds of megabytes.
+fn to_rgb(image: DynamicImage) -> RgbImage {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let repeat = |gray: &[u8], step: usize| gray.iter().step_by(step).flat_map(|&v| [v; 3]).collect();
     let high = |value: &u16| (value >> 8) as u8;
     let data = match image {
-        DynamicImage::ImageRgb8(image) => image.as_raw().clone(),
+        DynamicImage::ImageRgb8(image) => image.into_raw(),
         DynamicImage::ImageRgba8(image) => {
-            image.as_raw().chunks_exact(4).flat_map(|rgba| [rgba[0], rgba[1], rgba[2]]).collect()
+            let mut data = image.into_raw();
+            for pixel in 0..data.len() / 4 {
+                data.copy_within(4 * pixel..4 * pixel + 3, 3 * pixel);
+            }
+            data.truncate(width * height * 3);
+            data
         }
         DynamicImage::ImageLuma8(image) => repeat(image.as_raw(), 1),
         DynamicImage::ImageLumaA8(image) => repeat(image.as_raw(), 2),

@@ -106,7 +106,9 @@ pub(super) fn read_list(path: &Path) -> Result<(Files, Vec<Option<u32>>), Datase
     }
     let is_labelled = rows.iter().any(|(_, label)| label.is_some());
     let labels = if is_labelled { rows.iter().map(|(_, label)| *label).collect() } else { Vec::new() };
-    let names = rows.into_iter().map(|(name, _)| name).collect();
+    let mut names: Vec<Place> = rows.into_iter().map(|(name, _)| name).collect();
+    // They take the place of the rows, which is larger.
+    names.shrink_to_fit();
     Ok((Files::Listed(List { text, folder, names }), labels))
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    ARRAY_ENDINGS, Dataset, DatasetError, IMAGE_ENDINGS, InputSpec, SampleError,
+    ARRAY_ENDINGS, Dataset, DatasetError, FOREIGN_ENDINGS, IMAGE_ENDINGS, InputSpec, SampleError,
     decode::decode,
     files::Files,
     label_boxes::{PictureBoxes, Scene},
@@ -17,6 +17,12 @@ use super::{
     resample::{Interpolation, RgbImage, resize},
 };
 use crate::tensor::{ElementType, Tensor, TensorMap};
+
+/// Why files and folders are passed over that systems keep for themselves.
+pub(super) const HIDDEN: &str = "names that begin with a dot are hidden";
+
+/// Why others are.
+pub(super) const NOT_READ: &str = "its ending is none of those that are read";
 
 /// Largest image file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 30;
@@ -231,19 +237,21 @@ pub(super) struct Listing {
     pub(super) files: Vec<(String, PathBuf)>,
     /// The class folders, sorted, when the folder holds one folder a class.
     pub(super) classes: Vec<String>,
-    /// Files that are neither images nor hidden, and images beside the folders that hold most of them.
+    /// Files that are no images, hidden images, and images beside the folders that hold most of them.
     pub(super) skipped: Vec<SampleError>,
     /// Folders that are not read, by the beginning of the names that their files would have.
     pub(super) unread: Vec<(String, PathBuf)>,
+    /// The same of hidden folders.
+    pub(super) hidden: Vec<(String, PathBuf)>,
 }
 
 impl Listing {
-    /// Pictures and arrays in the folders that are not read (nor are `except`), down to 8 levels, by name.
-    pub(super) fn unread(&self, except: Option<&Path>) -> Vec<(String, PathBuf)> {
-        let endings: Vec<&str> = IMAGE_ENDINGS.into_iter().chain(ARRAY_ENDINGS).collect();
+    /// Pictures, also such as are not read, and arrays in `folders` (but not in `except`), down to 8 levels, by name.
+    pub(super) fn below(folders: &[(String, PathBuf)], except: Option<&Path>) -> Vec<(String, PathBuf)> {
+        let endings = [&IMAGE_ENDINGS[..], &ARRAY_ENDINGS, &FOREIGN_ENDINGS].concat();
         let except = except.and_then(|path| path.canonicalize().ok());
         let mut found = Self::default();
-        let mut level = self.unread.clone();
+        let mut level = folders.to_vec();
         for _ in 0..8 {
             let mut next = Vec::new();
             for (prefix, path) in level {
@@ -264,7 +272,7 @@ impl Listing {
 }
 
 /// Lists a folder: its own files, or those of its folders (but not `except`, which holds labels) when they hold more.
-/// Hidden files are ignored.
+/// Hidden ones are no samples.
 pub(super) fn list(folder: &Path, endings: &[&str], except: Option<&Path>) -> Result<Listing, DatasetError> {
     let mut own = Listing::default();
     let mut folders = Vec::new();
@@ -294,6 +302,7 @@ pub(super) fn list(folder: &Path, endings: &[&str], except: Option<&Path>) -> Re
         let beside = own.files.into_iter().map(|(sample, _)| SampleError { sample, reason: reason.clone() });
         below.skipped.extend(own.skipped.into_iter().chain(beside));
         below.unread = deeper;
+        below.hidden.append(&mut own.hidden);
         below
     } else {
         own.unread = read_below;
@@ -319,24 +328,30 @@ fn scan(
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
-        if name.as_encoded_bytes().starts_with(b".") {
-            continue;
-        }
+        let is_hidden = name.as_encoded_bytes().starts_with(b".");
         let path = entry.path();
+        let id = format!("{prefix}{}", escape(&name));
         // Follows links; a link that leads nowhere or in a circle is listed, so that it is reported when it is read.
         if path.is_dir() {
-            folders.push(name);
+            if is_hidden {
+                listing.hidden.push((id + "/", path));
+            } else {
+                folders.push(name);
+            }
             continue;
         }
-        let id = format!("{prefix}{}", escape(&name));
         let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
-        if endings.contains(&ending.as_str()) {
+        if is_hidden {
+            if endings.contains(&ending.as_str()) {
+                listing.skipped.push(SampleError { sample: id, reason: HIDDEN.to_owned() });
+            }
+        } else if endings.contains(&ending.as_str()) {
             listing.files.push((id, path));
         } else {
             let reason = if IMAGE_ENDINGS.contains(&ending.as_str()) {
                 "it is a picture, and the samples are arrays"
             } else if !ARRAY_ENDINGS.contains(&ending.as_str()) {
-                "its ending is none of those that are read"
+                NOT_READ
             } else if endings.contains(&"npz") {
                 "arrays in a folder are read from .npz files"
             } else {
@@ -426,7 +441,8 @@ mod tests {
         let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
         assert_eq!(ids, ["10/a b.png", "2/c\nd.PNG"]);
         assert_eq!(folder_labels(&listing.classes, &ids, &BTreeMap::new()), (vec![Some(10), Some(2)], None));
-        assert_eq!(listing.skipped.len(), 1);
+        let skipped: Vec<_> = listing.skipped.iter().map(|skipped| skipped.sample.as_str()).collect();
+        assert_eq!(skipped, ["2/.hidden.png", "2/notes.txt"]);
     }
 
     #[cfg(unix)]

@@ -136,6 +136,11 @@ pub trait Dataset: Sync {
         self.sample(index).map(|sample| shapes_of(&sample))
     }
 
+    /// True where samples lie in memory as the model takes them, so that nobody gains by keeping them.
+    fn is_in_memory(&self) -> bool {
+        false
+    }
+
     /// Says that these samples will be read several times, for those who can keep them.
     fn keep(&self, indices: &[usize]) {
         let _ = indices;
@@ -228,6 +233,9 @@ const IMAGE_ENDINGS: [&str; 8] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "
 /// Endings of files that hold arrays.
 const ARRAY_ENDINGS: [&str; 2] = ["npz", "npy"];
 
+/// Endings of pictures that are not read.
+const FOREIGN_ENDINGS: [&str; 9] = ["tif", "tiff", "gif", "heic", "heif", "avif", "jp2", "ppm", "pgm"];
+
 /// True when a path holds images (and no more arrays than images), so that preprocessing is needed.
 pub fn holds_images(path: &Path) -> bool {
     match ending(path).as_str() {
@@ -257,6 +265,8 @@ pub fn open(options: &DataOptions<'_>) -> Result<Collection, DatasetError> {
     } else {
         open_arrays(options, metadata.is_dir())?
     };
+    let left_out = left_out(&collection.passed_over);
+    collection.notes.extend(left_out);
     if collection.dataset.is_empty() {
         let left_out: String = collection.notes.iter().map(|note| format!("; {note}")).collect();
         return Err(DatasetError::Format {
@@ -267,8 +277,6 @@ pub fn open(options: &DataOptions<'_>) -> Result<Collection, DatasetError> {
             ),
         });
     }
-    let left_out = left_out(&collection.passed_over);
-    collection.notes.extend(left_out);
     for (class, name) in options.classes {
         collection.names.insert(*class, name.clone());
     }
@@ -290,14 +298,16 @@ fn left_out(passed_over: &[SampleError]) -> Option<String> {
 }
 
 /// Says what lies in folders that are not read. More samples than in those that are read is an error: which ones are meant?
-fn unread(folder: &Path, listing: &images::Listing, labels: Option<&Path>) -> Result<Option<String>, DatasetError> {
-    let unread = listing.unread(labels);
-    let (count, taken) = (unread.len(), listing.files.len());
-    let Some((first, _)) = unread.first() else { return Ok(None) };
+fn unread(folder: &Path, listing: &images::Listing, labels: Option<&Path>) -> Result<Vec<String>, DatasetError> {
+    let is_foreign = |(_, file): &(String, PathBuf)| FOREIGN_ENDINGS.contains(&ending(file).as_str());
+    let hidden = images::Listing::below(&listing.hidden, labels);
+    let (foreign, unread): (Vec<_>, Vec<_>) =
+        images::Listing::below(&listing.unread, labels).into_iter().partition(is_foreign);
+    let taken = listing.files.len();
     let are_arrays = |file: &Path| ARRAY_ENDINGS.contains(&ending(file).as_str());
     let own = listing.files.first().map(|(_, file)| are_arrays(file));
     let more = unread.iter().filter(|(_, file)| own == Some(are_arrays(file))).count();
-    if more > taken {
+    if let Some((first, _)) = unread.first().filter(|_| more > taken) {
         let reason = format!(
             "{taken} samples lie in it or right in its folders, and {more} deeper, as {first}; give the folder that holds the \
              samples, or a list of files"
@@ -309,11 +319,17 @@ fn unread(folder: &Path, listing: &images::Listing, labels: Option<&Path>) -> Re
     } else {
         "only the folder and those right in it are looked at"
     };
-    Ok(Some(format!("files left out of the data: {count} in folders that are not read, as {first}: {why}")))
+    let told = [(unread, why), (foreign, images::NOT_READ), (hidden, images::HIDDEN)].into_iter().filter_map(
+        |(files, why)| {
+            let (first, _) = files.first()?;
+            Some(format!("files left out of the data: {} in folders that are not read, as {first}: {why}", files.len()))
+        },
+    );
+    Ok(told.collect())
 }
 
 fn open_arrays(options: &DataOptions<'_>, folder: bool) -> Result<Collection, DatasetError> {
-    let (mut passed_over, mut left_unread) = (Vec::new(), None);
+    let (mut passed_over, mut left_unread) = (Vec::new(), Vec::new());
     let mut data = if folder {
         let listing = images::list(options.path, &["npz"], options.labels)?;
         left_unread = unread(options.path, &listing, options.labels)?;
@@ -390,7 +406,9 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     let each = || (files::Files::Each(std::mem::take(&mut listing.files)), Vec::new());
     let (files, mut assigned) = list.unwrap_or_else(each);
     let mut label_source = (!assigned.is_empty()).then(|| options.path.display().to_string());
-    let ids: Vec<&str> = (0..files.len()).map(|index| files.id(index)).collect();
+    // Names for labels to be found by; of a list without any they would take more memory than the list.
+    let is_labelled = options.labels.is_some() || boxes.is_some() || listing.classes.len() > 1;
+    let ids: Vec<&str> = (0..files.len()).filter(|_| is_labelled).map(|index| files.id(index)).collect();
     let mut masks = Vec::new();
     let mut scenes = Vec::new();
     let mut labelled = LabelledClasses::default();

@@ -5,39 +5,65 @@ use std::{
     path::Path,
 };
 
+use serde::Deserialize;
+
 use super::{DeployError, identity::parts, times};
 use crate::{
-    artifact::read_regular,
-    backend::tensorrt::{EngineLayer, EngineLayers, EngineSidecar},
+    artifact::{Reading, read_regular},
+    backend::tensorrt::{EngineLayer, EngineLayers, Flavour},
     report::{EngineLayerTime, NodeTimes},
 };
 
+/// What `calib build` and `calib inspect --json` write of an engine.
+#[derive(Deserialize)]
+struct Told {
+    layers: Vec<EngineLayer>,
+    inspector: Option<String>,
+    flavour: Option<Flavour>,
+    library_version: Option<String>,
+}
+
+impl Told {
+    /// Whose inspector told the layers, or what built the engine.
+    fn made_by(&self) -> Option<String> {
+        let built = || Some(format!("{} {}", self.flavour?, self.library_version.as_ref()?));
+        self.inspector.clone().or_else(built)
+    }
+}
+
 /// The layers of an engine as `trtexec --exportLayerInfo` writes them, or `calib build` and `calib inspect --json`; `op_types`
-/// are the operators of the model's nodes, as far as they are known.
+/// are the operators of the model's nodes, as far as they are known. With the library that built or read the engine, which
+/// calib's files name.
 ///
 /// # Errors
 /// The file cannot be read, or holds no layers.
-pub fn engine_layers(path: &Path, op_types: &BTreeMap<String, String>) -> Result<Vec<EngineLayer>, DeployError> {
+pub fn engine_layers(
+    path: &Path,
+    op_types: &BTreeMap<String, String>,
+) -> Result<(Vec<EngineLayer>, Option<String>), DeployError> {
+    let _reading = Reading::of(path);
     let bytes = read_regular(path).map_err(DeployError::io("read", path))?;
-    let layers = if let Ok(sidecar) = serde_json::from_slice::<EngineSidecar>(&bytes) {
-        sidecar.layers
+    let (layers, library) = if let Ok(told) = serde_json::from_slice::<Told>(&bytes) {
+        let library = told.made_by();
+        (told.layers, library)
     } else {
         let parsed = EngineLayers::parse(&String::from_utf8_lossy(&bytes), op_types);
-        parsed.map_err(|error| DeployError::content(path, error.to_string()))?.layers
+        (parsed.map_err(|error| DeployError::content(path, error.to_string()))?.layers, None)
     };
     if layers.is_empty() {
         return Err(DeployError::content(path, "it lists no layers; give what trtexec --exportLayerInfo writes"));
     }
-    Ok(layers)
+    Ok((layers, library))
 }
 
-/// The times of an engine's layers as `trtexec --exportProfile` writes them.
+/// The times of an engine's layers as `trtexec --exportProfile` writes them, and what ran it, which `calib bench` adds.
 ///
 /// # Errors
 /// The file cannot be read, or is no profile.
-pub fn engine_profile(path: &Path) -> Result<Vec<EngineLayerTime>, DeployError> {
+pub fn engine_profile(path: &Path) -> Result<(Vec<EngineLayerTime>, Option<String>), DeployError> {
+    let _reading = Reading::of(path);
     let bytes = read_regular(path).map_err(DeployError::io("read", path))?;
-    Ok(times::profile(&bytes).map_err(|reason| DeployError::content(path, reason))?.0)
+    times::profile(&bytes).map_err(|reason| DeployError::content(path, reason))
 }
 
 /// The time of the layer that holds each of `nodes`: by the engine's layers where they are given, else by the layers' names,

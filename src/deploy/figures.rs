@@ -12,7 +12,7 @@ use super::{
     times,
 };
 use crate::{
-    artifact::{ContentHash, read_regular},
+    artifact::{ContentHash, Reading, read_regular},
     backend::{
         TensorInfo,
         tensorrt::{EngineLayers, EngineSidecar, Flavour, NumberType},
@@ -168,6 +168,7 @@ pub(super) fn name(path: &Path) -> String {
 }
 
 fn read<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T, DeployError> {
+    let _reading = Reading::of(path);
     let bytes = read_regular(path).map_err(DeployError::io("read", path))?;
     parse(&bytes).map_err(|reason| DeployError::content(path, reason))
 }
@@ -180,6 +181,7 @@ fn layers(
     elsewhere: &mut Elsewhere,
     tied: bool,
 ) -> Result<(Option<EngineInside>, bool), DeployError> {
+    let _reading = Reading::of(path);
     let bytes = read_regular(path).map_err(DeployError::io("read", path))?;
     let text = String::from_utf8_lossy(&bytes);
     let (layers, hashed) = if let Ok(sidecar) = serde_json::from_slice::<EngineSidecar>(&bytes) {
@@ -244,6 +246,7 @@ fn outputs(files: &[PathBuf], known: &Known<'_>, machine: &mut Machine) -> Resul
     let invalid = |reason: String| DeployError::content(path, reason);
     let (mut samples, mut calls) = (0, Vec::new());
     for file in files {
+        let _reading = Reading::of(file);
         let unread = |error: SavedError| DeployError::content(file, error.to_string());
         let saved = SavedOutputs::open(file).map_err(unread)?;
         ran_by(machine, saved.made_by().unwrap_or_default());

@@ -7,6 +7,7 @@
 use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
+    artifact::too_many_values,
     bench::{Call, Mode, Phases, Times, Timing},
     report::EngineLayerTime,
 };
@@ -91,8 +92,14 @@ struct Layer {
     provider: Option<String>,
 }
 
+/// Values in a profile, at most: more than ten for each of as many layers as an engine may have.
+const MOST_PROFILE_VALUES: usize = 1 << 21;
+
 /// The layers of a profile and what ran them, where it is told; otherwise why it is none.
 pub(super) fn profile(bytes: &[u8]) -> Result<(Vec<EngineLayerTime>, Option<String>), String> {
+    if let Some(reason) = too_many_values(bytes, MOST_PROFILE_VALUES) {
+        return Err(reason);
+    }
     let written: Vec<Layer> = serde_json::from_slice(bytes)
         .map_err(|error| format!("no profile as trtexec --exportProfile writes it: {error}"))?;
     if let Some(reason) = several(bytes) {

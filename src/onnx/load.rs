@@ -16,7 +16,7 @@ use super::{
     scan::{ScanError, scan},
 };
 use crate::{
-    artifact::{ArtifactError, ContentHash, Reading, open_regular},
+    artifact::{ArtifactError, ContentHash, Reading, open_regular, works_on},
     tensor::Values,
 };
 
@@ -113,6 +113,7 @@ impl Model {
     /// Unreadable, damaged and hostile files, fields of a newer ONNX that would be lost, and external data that is
     /// missing, too short, or outside the model's folder.
     pub fn load(path: &Path) -> Result<Self, ModelError> {
+        works_on(path);
         let _reading = Reading::of(path);
         let (bytes, proto, files) = open(path)?;
         let mut hasher = blake3::Hasher::new();

@@ -8,20 +8,69 @@ use super::{QuantizeError, placement::Placement, weights::scale_tensor};
 use crate::{
     calibrate::CalibrationTable,
     onnx::{
-        GraphView, NodeId,
+        GraphView, NodeId, Use,
         proto::{NodeProto, TensorProto},
     },
+    tensor::ElementType,
 };
 
 /// Which input of a convolution or Gemm is the bias.
 pub(super) const BIAS: usize = 2;
 
+/// Where an operator has a constant bias with a number an output channel, or could have one.
+#[derive(Clone, Debug)]
+pub(crate) struct BiasSite {
+    /// The node that reads it: the operator itself, or the `Add` behind a MatMul.
+    pub node: NodeId,
+    /// At which input.
+    pub input: usize,
+    /// How often it counts.
+    pub beta: f32,
+    /// Its numbers.
+    pub channels: usize,
+    /// The type of the weight.
+    pub element_type: ElementType,
+}
+
+impl BiasSite {
+    /// Of the operator `id` with `weight`.
+    pub fn of(view: &GraphView<'_>, id: NodeId, weight: &TensorProto) -> Option<Self> {
+        let node = view.node(id);
+        let (channels, element_type) = (channels(node, weight)?, weight.element_type().ok()?);
+        let site = if node.op_type() == "MatMul" {
+            let output = node.output.first()?;
+            let &[Use { node: add, input: Some(input) }] = view.consumers(output) else { return None };
+            let is_add = view.node(add).op_type() == "Add" && view.node(add).is_standard();
+            if !is_add || weight.dims.len() != 2 || view.is_graph_output(output) {
+                return None;
+            }
+            Self { node: add, input: 1 - input.min(1), beta: 1.0, channels, element_type }
+        } else {
+            let has_bias = node.input.get(BIAS).is_some_and(|bias| !bias.is_empty());
+            let beta = if node.op_type() == "Gemm" && has_bias { node.attr_f("beta").unwrap_or(1.0) } else { 1.0 };
+            Self { node: id, input: BIAS, beta, channels, element_type }
+        };
+        (site.beta != 0.0 && site.values(view).is_some()).then_some(site)
+    }
+
+    /// The bias, by name, if there is one already.
+    pub fn tensor<'v>(&self, view: &GraphView<'v>) -> Option<&'v String> {
+        view.node(self.node).input.get(self.input).filter(|bias| !bias.is_empty())
+    }
+
+    /// Its values; zeros where there is none yet. `None` where it is computed, or differs from row to row.
+    pub fn values(&self, view: &GraphView<'_>) -> Option<Vec<f32>> {
+        let Some(bias) = self.tensor(view) else { return Some(vec![0.0; self.channels]) };
+        let tensor = view.initializer(bias)?.to_tensor().ok()?;
+        let values = tensor.to_f32();
+        (values.len() == self.channels && tensor.shape().last() == Some(&self.channels)).then_some(values)
+    }
+}
+
 /// A bias in place of another.
 pub(super) struct CorrectedBias {
-    /// The node that reads it.
-    pub node: NodeId,
-    /// The bias it had, if any.
-    pub old: Option<String>,
+    /// Where.
+    pub site: BiasSite,
     /// The bias it gets; its name is still to be set.
     pub tensor: TensorProto,
 }
@@ -37,43 +86,30 @@ pub(super) fn corrected(
         let activation = placement.activations.iter().any(|other| other.node == edge.node && other.input == 0);
         let shift = placement.decisions.get(edge.node).and_then(|decision| table.bias_corrections.get(&decision.node));
         let (Some(shift), true, Some(weight)) = (shift, activation, view.initializer(&edge.tensor)) else { continue };
-        let node = view.node(NodeId(edge.node));
-        let name = || placement.decisions.get(edge.node).map_or_else(String::new, |decision| decision.node.clone());
-        let channels = channels(node, weight).filter(|&channels| channels == shift.len());
-        if channels.is_none() || shift.iter().any(|value| !value.is_finite()) {
-            return Err(QuantizeError::BiasCorrection { node: name(), given: shift.len() });
+        let id = NodeId(edge.node);
+        let fits = channels(view.node(id), weight) == Some(shift.len());
+        if !fits || shift.iter().any(|value| !value.is_finite()) {
+            let node = placement.decisions.get(edge.node).map_or_else(String::new, |decision| decision.node.clone());
+            return Err(QuantizeError::BiasCorrection { node, given: shift.len() });
         }
-        let old = node.input.get(BIAS).filter(|bias| !bias.is_empty());
         // A bias that is computed, or that differs from row to row, stays as it is.
-        let Some(values) = old.map_or(Some(vec![0.0; shift.len()]), |old| values(view, old, shift.len())) else {
-            continue;
-        };
-        let beta = if node.op_type() == "Gemm" && old.is_some() { node.attr_f("beta").unwrap_or(1.0) } else { 1.0 };
-        if beta == 0.0 {
-            continue;
-        }
-        let values = values.iter().zip(shift).map(|(value, shift)| value + shift / beta).collect();
-        let tensor = scale_tensor("", vec![shift.len()], values, weight.element_type()?)?;
-        biases.push(CorrectedBias { node: NodeId(edge.node), old: old.cloned(), tensor });
+        let Some(site) = BiasSite::of(view, id, weight) else { continue };
+        let values = site.values(view).unwrap_or_default();
+        let values = values.iter().zip(shift).map(|(value, shift)| value + shift / site.beta).collect();
+        let tensor = scale_tensor("", vec![shift.len()], values, site.element_type)?;
+        biases.push(CorrectedBias { site, tensor });
     }
     Ok(biases)
 }
 
-/// Output channels of a node with a bias; `None` for other operators.
-pub(super) fn channels(node: &NodeProto, weight: &TensorProto) -> Option<usize> {
+/// Output channels of a node with a weight.
+fn channels(node: &NodeProto, weight: &TensorProto) -> Option<usize> {
     let extent = |axis: usize| weight.dims.get(axis).and_then(|&extent| usize::try_from(extent).ok());
     let extent = extent(node.channel_axis(1, weight.dims.len())?)?;
     match node.op_type() {
-        "MatMul" => None,
         "ConvTranspose" => extent.checked_mul(usize::try_from(node.attr_i("group").unwrap_or(1)).ok()?),
         _ => Some(extent),
     }
-}
-
-/// The values of a constant bias with one value a channel.
-fn values(view: &GraphView<'_>, bias: &str, channels: usize) -> Option<Vec<f32>> {
-    let values = view.initializer(bias)?.to_tensor().ok()?.to_f32();
-    (values.len() == channels).then_some(values)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod explained;
 mod facts;
 mod follow;
 mod model_graph;
+mod moved;
 mod names;
 mod placement;
 mod plan;
@@ -30,13 +31,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use bias::BiasSite;
 pub use contents::Contents;
 pub(crate) use contents::quantized_in;
 pub use convert::{Fp32Reason, Halved, KeptFp32, half_constant};
+pub(crate) use equalize::Reads;
 pub use equalize::{Equalizable, equalizable};
 pub use explained::explained;
 pub use follow::{Follower, quantize_following};
 pub use model_graph::{GraphNode, ModelGraph};
+pub use moved::moved_like;
 pub use placement::{ActivationEdge, Decision, Placement, Rule, WeightEdge};
 pub(crate) use plan::whole_name;
 pub use plan::{Assignment, CompiledPlan, PLAN_FORMAT_VERSION, PatternError, Precision, PrecisionPlan, Selector};
@@ -56,7 +60,7 @@ use crate::{
     qparams::QParamsError,
     tensor::{ElementType, ShapeError},
 };
-use types::element_types;
+pub(crate) use types::element_types;
 use weights::ScaleTypes;
 
 /// Key of a model's metadata: the samples that it was calibrated on, as in [`CalibrationTable::calibrated_on`].
@@ -270,10 +274,12 @@ pub fn quantize(
     let opset = needed_opset(&model, precision, half);
     upgrade::raise_opset(&mut model, opset, shapes)?;
     let recovered = table.and_then(|table| table.recovered.as_ref()).filter(|_| precision == Precision::Int8);
-    let mut placement = place(&model, shapes, &scheme_with_lifted(options, recovered))?;
+    let scheme = scheme_with_lifted(&model, shapes, options, table.filter(|_| recovered.is_some()))?;
+    let mut placement = place(&model, shapes, &scheme)?;
     let mut shapes = shapes.clone();
     let moved = table.zip(recovered);
-    let moved = moved.map(|(table, recovered)| move_values(&mut model, &mut shapes, &mut placement, table, recovered));
+    let moved =
+        moved.map(|(table, recovered)| move_values(&mut model, &mut shapes, &mut placement, &table.tensors, recovered));
     let (shapes, shifted) = (&shapes, moved.transpose()?.unwrap_or_default());
     let float = model.clone();
     let mut scales = Vec::new();
@@ -291,15 +297,35 @@ pub fn quantize(
     Ok(Quantized { model, float, placement, scales, shifted, halved, findings })
 }
 
-/// The scheme, with the nodes that recovery lifts in the high precision; what the plan says comes after that.
-pub(crate) fn scheme_with_lifted(options: &QuantizeOptions, recovered: Option<&Recovered>) -> SchemeOptions {
+/// The scheme, with the nodes that recovery lifts in the high precision; what the plan says comes after that. An Add that was fused
+/// with one of them is lifted with it: the branch between them was not quantized, and has no range in the table.
+///
+/// # Errors
+/// A malformed graph, or a plan that names no node.
+pub(crate) fn scheme_with_lifted(
+    model: &Model,
+    shapes: &BTreeMap<String, TensorInfo>,
+    options: &QuantizeOptions,
+    table: Option<&CalibrationTable>,
+) -> Result<SchemeOptions, QuantizeError> {
     let mut scheme = options.scheme.clone();
-    if let Some(recovered) = recovered {
-        let mut lifted = PrecisionPlan::default();
-        recovered.lifted.iter().for_each(|lifted_node| lifted.assign(&lifted_node.node, options.high_precision));
-        scheme.plan.assignments.splice(0..0, lifted.assignments);
+    let Some((table, recovered)) = table.and_then(|table| Some((table, table.recovered.as_ref()?))) else {
+        return Ok(scheme);
+    };
+    if recovered.lifted.is_empty() {
+        return Ok(scheme);
     }
-    scheme
+    let mut lifted = PrecisionPlan::default();
+    recovered.lifted.iter().for_each(|one| lifted.assign(&one.node, options.high_precision));
+    scheme.plan.assignments.splice(0..0, lifted.assignments);
+    let asked = place(model, shapes, &options.scheme)?.activations;
+    let lacks = |edge: &&ActivationEdge| !asked.contains(edge) && !table.tensors.contains_key(&edge.tensor);
+    loop {
+        let placement = place(model, shapes, &scheme)?;
+        let adds = placement.activations.iter().filter(lacks).filter_map(|edge| placement.decisions.get(edge.node));
+        let Some(add) = adds.into_iter().find(|decision| decision.rule == Rule::ResidualAdd) else { return Ok(scheme) };
+        scheme.plan.assign(&add.node, options.high_precision);
+    }
 }
 
 /// Equalizes and shifts what is quantized, as recovery found it. Returns what the tensors that it made were before.
@@ -307,7 +333,7 @@ fn move_values(
     model: &mut Model,
     shapes: &mut BTreeMap<String, TensorInfo>,
     placement: &mut Placement,
-    table: &CalibrationTable,
+    ranges: &BTreeMap<String, TensorRange>,
     recovered: &Recovered,
 ) -> Result<BTreeMap<String, Shifted>, QuantizeError> {
     let equalized = equalize::equalize(model.graph_mut(), shapes, placement, &recovered.equalized)?;
@@ -325,7 +351,7 @@ fn move_values(
     }
     for (new, tensor) in equalized {
         let is_quantized = placement.activations.iter().any(|edge| edge.tensor == new);
-        if let (true, Some(range)) = (is_quantized, table.tensors.get(&tensor)) {
+        if let (true, Some(range)) = (is_quantized, ranges.get(&tensor)) {
             made.insert(new, Shifted { tensor, shift: Shift { offset: 0.0, amax: range.amax } });
         }
     }

@@ -258,12 +258,13 @@ impl<'t> Insertion<'t> {
         view: &GraphView<'_>,
     ) -> Result<Vec<String>, QuantizeError> {
         let mut replaced = Vec::new();
-        for CorrectedBias { node, old, mut tensor } in bias::corrected(placement, table, view)? {
+        for CorrectedBias { site, mut tensor } in bias::corrected(placement, table, view)? {
+            let (node, old) = (site.node, site.tensor(view).cloned());
             let of = old.clone().or_else(|| view.node(node).output.first().cloned()).unwrap_or_default();
             let name = self.fresh(&of, "corrected");
             tensor.name = Some(name.clone());
             self.initializers.push(tensor);
-            self.inputs.entry(node).or_default().push((bias::BIAS, name));
+            self.inputs.entry(node).or_default().push((site.input, name));
             replaced.extend(old);
         }
         Ok(replaced)

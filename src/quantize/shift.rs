@@ -6,14 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    QuantizeError,
-    bias::{self, BIAS},
-    facts::Facts,
-    names::Names,
-    placement::Placement,
-    weights::scale_tensor,
-};
+use super::{QuantizeError, bias::BiasSite, facts::Facts, names::Names, placement::Placement, weights::scale_tensor};
 use crate::{
     backend::TensorInfo,
     calibrate::Shift,
@@ -23,6 +16,9 @@ use crate::{
     },
     tensor::{ElementType, Tensor, Values},
 };
+
+/// What follows the name of an activation in that of the shifted one.
+pub(super) const SHIFTED: &str = "shifted";
 
 /// What a tensor of a shifted graph was in the graph that was given.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,16 +69,6 @@ struct Taker {
     pads: Vec<i64>,
 }
 
-/// Input `input` of `node` holds a bias, perhaps none yet, that counts `beta` times.
-#[derive(Clone)]
-struct BiasSite {
-    node: NodeId,
-    input: usize,
-    beta: f32,
-    channels: usize,
-    element_type: ElementType,
-}
-
 /// All consumers of `tensor`; `None` unless each can take a shift back.
 fn takers(facts: &Facts<'_>, tensor: &str) -> Option<Vec<Taker>> {
     let uses = facts.view.consumers(tensor);
@@ -99,7 +85,7 @@ fn taker(facts: &Facts<'_>, tensor: &str, Use { node: id, input }: Use) -> Optio
     }
     let weight = facts.constant(id, 1)?;
     let shape = weight.shape().ok()?;
-    let bias = bias_site(facts, id, weight)?;
+    let bias = BiasSite::of(&facts.view, id, weight)?;
     let values = weight.to_tensor().ok()?.to_f32();
     let mut sums = vec![0.0f64; bias.channels];
     let channel = |index: usize| match (node.op_type(), node.attr_i("transB")) {
@@ -110,40 +96,6 @@ fn taker(facts: &Facts<'_>, tensor: &str, Use { node: id, input }: Use) -> Optio
     let alpha = if node.op_type() == "Gemm" { node.attr_f("alpha").unwrap_or(1.0) } else { 1.0 };
     let pads = if node.op_type() == "Conv" { pads(facts, tensor, node, &shape)? } else { Vec::new() };
     Some(Taker { node: id, bias, sums: sums.into_iter().map(|sum| (sum * f64::from(alpha)) as f32).collect(), pads })
-}
-
-/// Where a node has its bias, or could have one; `None` where it is no constant with a number an output channel.
-fn bias_site(facts: &Facts<'_>, id: NodeId, weight: &TensorProto) -> Option<BiasSite> {
-    let node = facts.view.node(id);
-    let element_type = weight.element_type().ok()?;
-    if node.op_type() == "MatMul" {
-        let &[_, channels] = &weight.shape().ok()?[..] else { return None };
-        // The bias is an Add of its own.
-        let output = node.output.first()?;
-        let &[Use { node: add, input: Some(input) }] = facts.view.consumers(output) else { return None };
-        let is_add = facts.view.node(add).op_type() == "Add" && facts.view.node(add).is_standard();
-        if !is_add || facts.view.is_graph_output(output) {
-            return None;
-        }
-        let site = BiasSite { node: add, input: 1 - input.min(1), beta: 1.0, channels, element_type };
-        return values(&facts.view, &site).map(|_| site);
-    }
-    let channels = bias::channels(node, weight)?;
-    let has_bias = node.input.get(BIAS).is_some_and(|bias| !bias.is_empty());
-    let beta = if node.op_type() == "Gemm" && has_bias { node.attr_f("beta").unwrap_or(1.0) } else { 1.0 };
-    let site = BiasSite { node: id, input: BIAS, beta, channels, element_type };
-    (beta != 0.0 && values(&facts.view, &site).is_some()).then_some(site)
-}
-
-/// The values of a bias; zeros where there is none yet.
-fn values(view: &GraphView<'_>, site: &BiasSite) -> Option<Vec<f32>> {
-    match view.node(site.node).input.get(site.input).filter(|bias| !bias.is_empty()) {
-        None => Some(vec![0.0; site.channels]),
-        Some(bias) => {
-            let values = view.initializer(bias)?.to_tensor().ok()?.to_f32();
-            (values.len() == site.channels).then_some(values)
-        }
-    }
 }
 
 /// What a convolution pads, in the order of a `Pad` operator, empty for nothing; `None` where that is not known.
@@ -236,7 +188,7 @@ impl Plan {
         takers: &[Taker],
     ) -> Result<(), QuantizeError> {
         let element_type = takers.first().map_or(ElementType::F32, |taker| taker.bias.element_type);
-        let shifted = names.derived(tensor, "shifted");
+        let shifted = names.derived(tensor, SHIFTED);
         if !self.through_clip(facts, names, tensor, &shifted, shift.offset, element_type)? {
             let offset = self.scalar(names, tensor, "offset", shift.offset, element_type)?;
             let name = names.derived(tensor, "Sub");
@@ -331,9 +283,9 @@ impl Plan {
         {
             let view = GraphView::new(graph)?;
             for (site, sum) in self.biases.values() {
-                let old = values(&view, site).unwrap_or_else(|| vec![0.0; site.channels]);
+                let old = site.values(&view).unwrap_or_else(|| vec![0.0; site.channels]);
                 let sum: Vec<f32> = old.iter().zip(sum).map(|(old, sum)| old + sum).collect();
-                let of = view.node(site.node).input.get(site.input).filter(|old| !old.is_empty());
+                let of = site.tensor(&view);
                 let of = of.or_else(|| view.node(site.node).output.first()).cloned().unwrap_or_default();
                 let shape = of_shape(&view, site).unwrap_or_else(|| vec![site.channels]);
                 let name = names.derived(&of, "shifted");
@@ -381,7 +333,7 @@ fn set_input(node: &mut NodeProto, input: usize, tensor: String) {
 }
 
 /// The Clip or Relu that makes `tensor` straight from an operator with a bias, that bias, and the bounds.
-fn clip(facts: &Facts<'_>, tensor: &str) -> Option<(NodeId, BiasSite, [Option<f32>; 2])> {
+pub(super) fn clip(facts: &Facts<'_>, tensor: &str) -> Option<(NodeId, BiasSite, [Option<f32>; 2])> {
     let (id, node) = facts.producer(tensor)?;
     let bound = |index: usize| match facts.input(id, index) {
         None => Some(None),
@@ -406,7 +358,7 @@ fn clip(facts: &Facts<'_>, tensor: &str) -> Option<(NodeId, BiasSite, [Option<f3
         })?,
         _ => return None,
     };
-    let site = bias_site(facts, product, facts.constant(product, 1)?)?;
+    let site = BiasSite::of(&facts.view, product, facts.constant(product, 1)?)?;
     // Of an Add of a product and a constant, the Add itself must be where the bias stands.
     (producer.op_type() != "Add" || facts.view.node(site.node).output.first().is_some_and(|output| output == source))
         .then_some((id, site, bounds))

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Element types by tensor; tensors whose type cannot be told are absent.
-pub(super) fn element_types(
+pub(crate) fn element_types(
     view: &GraphView<'_>,
     known: &BTreeMap<String, TensorInfo>,
 ) -> BTreeMap<String, ElementType> {

@@ -1,6 +1,6 @@
 //! How far results are from those of the float model: of an operator by channel, and of the whole model by call.
 
-use super::{network::Operator, state::inner};
+use super::network::Operator;
 use crate::{
     compare::Objective,
     stats::{half_width, jackknife},
@@ -49,10 +49,11 @@ pub(super) struct ChannelErrors {
 
 impl ChannelErrors {
     pub fn add(&mut self, operator: &Operator, float: &Tensor, quantized: &Tensor) {
-        let channels = operator.bias.as_ref().map_or(1, Vec::len);
+        let channels = operator.channels.unwrap_or(1);
         self.sums.resize(channels, (0.0, 0.0));
-        let inner = inner(float.shape());
+        let inner = operator.channels.map_or(usize::MAX, |_| operator.inner(float.shape()));
         let (float, quantized) = (float.view().to_f32(), quantized.view().to_f32());
+        let inner = inner.min(float.len().max(1));
         self.count += float.len() as f64 / channels as f64;
         for (block, (f, q)) in float.chunks(inner).zip(quantized.chunks(inner)).enumerate() {
             let (mut sum, mut squares) = (0.0f32, 0.0f32);

@@ -6,9 +6,11 @@
 //! calibration table, and `quantize` makes it true.
 
 mod biases;
+mod descent;
 mod errors;
 mod lifting;
 mod network;
+mod options;
 mod patches;
 mod peers;
 mod ranges;
@@ -35,11 +37,13 @@ use crate::{
     compare::{Answers, CompareError, OwnMetric, Parts, ShapeDependsOnData},
     onnx::{GraphError, Model},
     qparams::QParamsError,
-    quantize::{Placement, QuantizeError, Shiftable, equalizable, shiftable},
+    quantize::{Equalizable, Placement, QuantizeError, Shiftable, equalizable, shiftable},
     tensor::{ShapeError, TensorMap},
 };
+use descent::Descent;
 use errors::Objectives;
 use network::Network;
+pub use options::RecoverOptions;
 use patches::Patches;
 pub use peers::Peers;
 use state::{State, whole_correction};
@@ -47,10 +51,14 @@ use walk::{Tasks, walk};
 
 /// Decibels by which a step must lower the error on held-out samples to be kept.
 const MARGIN_DB: f64 = 0.02;
+/// The same for ranges chosen by the outputs of few samples, which follow these samples more than others.
+const DESCENT_MARGIN_DB: f64 = 0.3;
 /// Workers at most: each has its own copy of what runs.
 const WORKERS: usize = 8;
 /// Steps that a fast effort tries at once, and one after the other only where that brings nothing.
 const TOGETHER: [StepKind; 4] = [StepKind::Biases, StepKind::Ranges, StepKind::Equalization, StepKind::Shift];
+/// Samples that the outputs of the model are compared on to choose ranges.
+const DESCENDED_ON: usize = 8;
 /// Samples that operators are ranked on.
 const RANKED_ON: usize = 2;
 
@@ -87,54 +95,6 @@ pub enum RecoverError {
     /// There is nothing that outputs could be compared by.
     #[error(transparent)]
     Unlike(#[from] ShapeDependsOnData),
-}
-
-/// What recovery may do.
-#[derive(Clone, Debug)]
-pub struct RecoverOptions {
-    /// How far it goes.
-    pub effort: Effort,
-    /// Where the model will run.
-    pub deploy_to: DeployTo,
-    /// Which activations may be shifted.
-    pub shift: ShiftPolicy,
-    /// Share of the multiply-accumulates, and of the weights, that may stay in the high precision, between 0 and 1.
-    pub lift_budget: f64,
-    /// Steps that may be tried.
-    pub steps: BTreeSet<StepKind>,
-    /// Workers, each with a thread; 0 for all cores. The result does not depend on their number.
-    pub threads: usize,
-    /// Who else does the same, and tries part of the candidates.
-    pub peers: Peers,
-}
-
-impl RecoverOptions {
-    /// Fitting and held-out samples that are used, at most.
-    pub fn samples(&self) -> [usize; 2] {
-        match self.effort {
-            Effort::Off => [0, 0],
-            Effort::Fast => [8, 4],
-            Effort::Default => [20, 12],
-            Effort::Thorough => [80, 20],
-        }
-    }
-
-    /// Memory for the tensors of all samples together; fewer samples are used where it is short.
-    fn memory_bytes(&self) -> usize {
-        match self.effort {
-            Effort::Thorough => 4 << 30,
-            _ => 1 << 30,
-        }
-    }
-
-    /// Operators with more columns are not rounded.
-    fn columns(&self) -> usize {
-        match self.effort {
-            Effort::Off | Effort::Fast => 0,
-            Effort::Default => 1280,
-            Effort::Thorough => 4608,
-        }
-    }
 }
 
 /// A model and the samples to recover it on.
@@ -231,16 +191,20 @@ fn on_workers(
     let ranges: BTreeMap<String, Vec<Shift>> =
         table.tensors.iter().map(|(name, range)| (name.clone(), ranges::candidates(range, false))).collect();
     let possible = equalizable(model.graph(), shapes, placement)?.into_iter();
-    let equalize: BTreeMap<String, (usize, Vec<Shift>)> = possible
-        .filter(|(_, needs)| options.deploy_to == DeployTo::Rtx || needs.pointwise)
-        .filter_map(|(name, needs)| ranges.get(&name).map(|ranges| (name.clone(), (needs.channels, ranges.clone()))))
+    let equalize: BTreeMap<String, (Equalizable, Vec<Shift>)> = possible
+        .filter(|(_, needs)| needs.pointwise || needs.depthwise && options.deploy_to == DeployTo::Rtx)
+        .filter_map(|(name, needs)| ranges.get(&name).map(|ranges| (name.clone(), (needs, ranges.clone()))))
         .collect();
     let shifts = |plain: &_| shifts(model, shapes, placement, table, options.shift, plain);
-    if options.effort == Effort::Fast && TOGETHER.iter().all(may) {
+    let with_shifts = |plain: &_| {
         let mut candidates = ranges.clone();
-        for (name, shifted) in shifts(&plain)? {
+        for (name, shifted) in shifts(plain)? {
             candidates.entry(name).or_default().extend(shifted.into_iter().filter(|range| range.offset != 0.0));
         }
+        Ok::<_, RecoverError>(candidates)
+    };
+    if options.effort == Effort::Fast && TOGETHER.iter().all(may) {
+        let candidates = with_shifts(&plain)?;
         let tasks = Tasks { biases: true, candidates, equalize: equalize.clone(), ..Tasks::default() };
         steps.biases = steps.try_out(&TOGETHER, tasks)?;
     }
@@ -249,7 +213,7 @@ fn on_workers(
             steps.biases = steps.try_out(&[StepKind::Biases], Tasks { biases: true, ..Tasks::default() })?;
         }
         if may(&StepKind::Ranges) {
-            steps.try_out(&[StepKind::Ranges], Tasks { candidates: ranges, ..Tasks::default() })?;
+            steps.try_out(&[StepKind::Ranges], Tasks { candidates: ranges.clone(), ..Tasks::default() })?;
         }
         if may(&StepKind::Equalization) && !equalize.is_empty() {
             steps.try_out(&[StepKind::Equalization], Tasks { equalize, ..Tasks::default() })?;
@@ -259,6 +223,9 @@ fn on_workers(
         if may(&StepKind::Shift) && !candidates.is_empty() {
             steps.try_out(&[StepKind::Shift], Tasks { candidates, ..Tasks::default() })?;
         }
+    }
+    if may(&StepKind::Descent) && options.descended() > 0 {
+        steps.descend(&with_shifts(&plain)?, options.descended())?;
     }
     plain.extend(
         steps.state.ranges.iter().filter(|(_, range)| range.offset == 0.0).map(|(name, &range)| (name.clone(), range)),
@@ -379,8 +346,9 @@ impl Steps<'_> {
         let walked = walk(&self.network, &self.samples, self.fit, &mut next, &tasks, &self.patches)?;
         let (before_db, after_db) = (self.before.decibels(), walked.objectives.decibels());
         let value = self.judged(walked.answers)?;
+        let margin = if steps == [StepKind::Descent] { DESCENT_MARGIN_DB } else { MARGIN_DB };
         let gains = match (before_db, after_db) {
-            (Some(before), Some(after)) => after > before + MARGIN_DB,
+            (Some(before), Some(after)) => after > before + margin,
             _ => false,
         };
         let metric = self.value.zip(value);
@@ -397,6 +365,23 @@ impl Steps<'_> {
             (self.state, self.before, self.value) = (next, walked.objectives, value);
         }
         Ok(kept)
+    }
+
+    /// Chooses the ranges of the `most` tensors that matter most among `candidates`, by the outputs of the model.
+    fn descend(&mut self, candidates: &BTreeMap<String, Vec<Shift>>, most: usize) -> Result<(), RecoverError> {
+        let started = Instant::now();
+        let mut next = self.state.clone();
+        let few = &self.samples[..self.fit.min(DESCENDED_ON)];
+        Descent::new(&self.network, few, &mut next, &self.parts, &self.peers)?.descend(candidates, most)?;
+        if next.ranges == self.state.ranges {
+            return Ok(());
+        }
+        let choosing = started.elapsed().as_secs_f64();
+        self.try_from(&[StepKind::Descent], next, Tasks::default())?;
+        if let Some(row) = self.rows.last_mut() {
+            row.seconds += choosing;
+        }
+        Ok(())
     }
 
     /// Leaves operators in the high precision where that is worth most.

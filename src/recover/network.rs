@@ -20,7 +20,7 @@ use crate::{
         GraphView, Model, NodeId, captured,
         proto::{DimensionProto, NodeProto, TensorShapeProto, TensorTypeProto, TypeProto, TypeValue, ValueInfoProto},
     },
-    quantize::Placement,
+    quantize::{BiasSite, Placement, Reads},
     tensor::{ElementType, Tensor, TensorMap},
 };
 
@@ -56,9 +56,15 @@ pub(super) struct Operator {
     pub op_type: String,
     /// Its quantized activations.
     pub quantized: Vec<String>,
+    /// The left factor of a product of two activations.
+    pub left: Option<String>,
     pub weight: Option<Weight>,
-    /// Bias, with one number an output channel; the node may have none yet.
+    /// Its bias, one number an output channel, where the node itself takes it; it may have none yet.
     pub bias: Option<Vec<f32>>,
+    /// Output channels, where there is a bias that can take back what they are off by: its own, or a sum behind it.
+    pub channels: Option<usize>,
+    /// Axes behind the channels, of what it reads and of its result.
+    pub behind: usize,
     /// What is applied to its result before anything else reads it.
     pub tail: Tail,
     pub window: Option<Window>,
@@ -72,6 +78,8 @@ pub(super) struct Weight {
     pub axis: Option<usize>,
     /// Whether no other operator quantizes it.
     pub own: bool,
+    /// How it is multiplied with the channels of the activation.
+    pub reads: Option<Reads>,
 }
 
 /// How a two-dimensional convolution reads its input; a matrix product has none.
@@ -127,6 +135,12 @@ impl Tail {
 }
 
 impl Unit {
+    /// Weight and bias as they are in float.
+    pub fn exact(&self) -> TensorMap {
+        let Some(operator) = &self.operator else { return TensorMap::new() };
+        operator.parameters(operator.weight.as_ref().map(|weight| &weight.values[..]), operator.bias.as_deref())
+    }
+
     /// Runs with tensors of `values` and, in their place, with `given`: weight and bias of an operator too.
     pub fn run(&self, values: &HashMap<String, Tensor>, given: TensorMap) -> Result<TensorMap, RecoverError> {
         let mut inputs = given;
@@ -141,6 +155,31 @@ impl Unit {
 }
 
 impl Operator {
+    /// One with a weight of ones, a bias and one quantized input.
+    #[cfg(test)]
+    pub fn convolution(shape: &[usize]) -> Self {
+        let reads = None;
+        let values = vec![1.0; shape.iter().product()];
+        let weight = Weight { name: "w".to_owned(), shape: shape.to_vec(), values, axis: Some(0), own: true, reads };
+        Self {
+            node: "conv".to_owned(),
+            op_type: "Conv".to_owned(),
+            quantized: vec!["x".to_owned()],
+            left: None,
+            weight: Some(weight),
+            bias: Some(vec![0.0; shape[0]]),
+            channels: Some(shape[0]),
+            behind: shape.len() - 2,
+            tail: Tail::None,
+            window: None,
+        }
+    }
+
+    /// Numbers of one channel that lie together in what it reads or in its result.
+    pub fn inner(&self, shape: &[usize]) -> usize {
+        shape[shape.len().saturating_sub(self.behind)..].iter().product::<usize>().max(1)
+    }
+
     /// Weight and bias as inputs of the unit.
     pub fn parameters(&self, weight: Option<&[f32]>, bias: Option<&[f32]>) -> TensorMap {
         let mut map = TensorMap::new();
@@ -157,12 +196,16 @@ impl Operator {
         map
     }
 
-    /// Multiply-accumulates of one call that gave `elements` numbers.
-    pub fn macs(&self, elements: usize) -> f64 {
-        let each = self.weight.as_ref().map_or(1.0, |weight| {
+    /// Multiply-accumulates of one call that read the tensors of `lane` and gave `elements` numbers.
+    pub fn macs(&self, lane: &HashMap<String, Tensor>, elements: usize) -> f64 {
+        let each = if let Some(weight) = &self.weight {
             let channels = weight.axis.map_or(1, |axis| weight.shape[axis]).max(1);
             weight.values.len() as f64 / channels as f64
-        });
+        } else {
+            // A product of two activations adds up the last axis of the first.
+            let left = self.left.as_ref().and_then(|tensor| lane.get(tensor));
+            left.and_then(|tensor| tensor.shape().last().copied()).unwrap_or(1) as f64
+        };
         elements as f64 * each
     }
 }
@@ -335,34 +378,25 @@ impl Parts<'_> {
                 let values = tensor.to_tensor().map_err(|error| RecoverError::Unsupported(error.to_string()))?;
                 let shape = values.shape().to_vec();
                 let own = placement.weights.iter().filter(|other| other.tensor == edge.tensor).count() == 1;
+                let reads = Reads::of(node, &shape);
                 let (name, axis, values) = (edge.tensor.clone(), edge.axis, values.to_f32());
-                Some(Weight { name, shape, values, axis, own })
+                Some(Weight { name, shape, values, axis, own, reads })
             }
         };
         let beside = edge.is_some_and(|edge| edge.input == 1) && node.attr_f("alpha").unwrap_or(1.0) == 1.0;
-        let bias = self.bias(node, weight.as_ref().filter(|_| beside));
+        let site = edge.filter(|_| beside).and_then(|edge| {
+            let constant = self.view.initializer(&edge.tensor)?;
+            BiasSite::of(self.view, id, constant)
+        });
+        let bias = site.as_ref().filter(|site| site.node == id).and_then(|site| site.values(self.view));
+        let channels = site.map(|site| site.channels);
+        let is_map = node.op_type().starts_with("Conv");
+        let behind = weight.as_ref().filter(|_| is_map).map_or(0, |weight| weight.shape.len().saturating_sub(2));
         let tail = node.output.first().map_or(Tail::None, |output| self.tail(output));
         let window = weight.as_ref().and_then(|weight| window(node, &weight.shape));
         let (op_type, quantized) = (node.op_type().to_owned(), tensors.iter().cloned().collect());
-        Ok(Operator { node: label, op_type, quantized, weight, bias, tail, window })
-    }
-
-    /// The constant bias of a node that has one number an output channel, or zeros where it could have one.
-    fn bias(&self, node: &NodeProto, weight: Option<&Weight>) -> Option<Vec<f32>> {
-        let weight = weight?;
-        let channels = match node.op_type() {
-            "Conv" => weight.shape[0],
-            "ConvTranspose" => weight.shape[1] * node.attr_i("group").unwrap_or(1).max(1) as usize,
-            "Gemm" => weight.shape[usize::from(node.attr_i("transB") != Some(1))],
-            _ => return None,
-        };
-        let old = node.input.get(2).filter(|bias| !bias.is_empty());
-        let beta = if node.op_type() == "Gemm" && old.is_some() { node.attr_f("beta").unwrap_or(1.0) } else { 1.0 };
-        let bias = match old {
-            None => Some(vec![0.0; channels]),
-            Some(bias) => self.view.initializer(bias).and_then(|bias| bias.to_tensor().ok()).map(|b| b.to_f32()),
-        };
-        bias.filter(|bias| bias.len() == channels && beta != 0.0)
+        let left = node.input.first().filter(|_| op_type == "MatMul" && weight.is_none()).cloned();
+        Ok(Operator { node: label, op_type, quantized, left, weight, bias, channels, behind, tail, window })
     }
 
     fn tail(&self, output: &str) -> Tail {

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     compare::{Objective, Parts},
-    tensor::TensorMap,
+    qparams::QuantType,
+    tensor::{Tensor, TensorMap},
 };
 
 /// A quantized operator, what it costs and what it does.
@@ -23,6 +24,20 @@ pub(super) struct Ranked {
     pub macs: f64,
     /// Elements of its weight.
     pub weights: f64,
+    /// Whether it multiplies with the result of a Softmax most values of which are below half a step of its range.
+    pub drowned: bool,
+}
+
+/// Whether most of `values` are below half a step of `amax`, and every row of them sums up to 1: what attention multiplies with.
+fn is_drowned(values: &Tensor, amax: f32) -> bool {
+    const NEAR: f32 = 1e-3;
+    let row = values.shape().last().copied().unwrap_or(0).max(1);
+    let view = values.view();
+    let values = view.to_f32();
+    let is_share = |row: &[f32]| row.iter().all(|&value| value >= 0.0) && (row.iter().sum::<f32>() - 1.0).abs() < NEAR;
+    let half = QuantType::Int8.scale(amax) / 2.0;
+    let below = values.iter().filter(|&&value| value < half).count();
+    row > 1 && 2 * below > values.len() && values.chunks(row).all(is_share)
 }
 
 /// Quantizes one operator after the other over `samples` and carries its error on to the outputs; what does not change is
@@ -59,11 +74,15 @@ pub(super) fn rank(
         let mean = |place| by_sample.iter().map(|of| of[place]).sum::<f64>() / by_sample.len().max(1) as f64;
         Ok((0..part.len()).map(mean).collect())
     })?;
+    let nothing = Lane::new();
+    let lane = floats.first().unwrap_or(&nothing);
     let ranked = operators.iter().zip(noise).map(|(&(place, operator), noise)| {
-        let made = floats.first().zip(network.units[place].outputs.first()).and_then(|(float, name)| float.get(name));
-        let macs = made.map_or(1.0, |made| operator.macs(made.view().values.len()));
+        let made = network.units[place].outputs.first().and_then(|name| lane.get(name));
+        let macs = made.map_or(1.0, |made| operator.macs(lane, made.view().values.len()));
         let weights = operator.weight.as_ref().map_or(0.0, |weight| weight.values.len() as f64);
-        Ranked { node: operator.node.clone(), noise, macs, weights }
+        let drowned = operator.left.as_ref().and_then(|left| Some((lane.get(left)?, state.ranges.get(left)?)));
+        let drowned = drowned.is_some_and(|(values, range)| is_drowned(values, range.amax));
+        Ranked { node: operator.node.clone(), noise, macs, weights, drowned }
     });
     Ok(ranked.collect())
 }
@@ -102,9 +121,24 @@ fn one(
 
 /// Runs a unit in float with other values for some inputs.
 fn run_changed(unit: &Unit, float: &Lane, mut changed: TensorMap) -> Result<TensorMap, RecoverError> {
-    if let Some(operator) = &unit.operator {
-        let weight = operator.weight.as_ref().map(|weight| &weight.values[..]);
-        changed.append(&mut operator.parameters(weight, operator.bias.as_deref()));
-    }
+    changed.append(&mut unit.exact());
     unit.run(float, changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attention_drowns_where_most_shares_are_below_half_a_step() {
+        let rows = |rows: Vec<Vec<f32>>| {
+            let shape = vec![rows.len(), rows[0].len()];
+            Tensor::from_f32(shape, rows.concat()).unwrap()
+        };
+        // A step of [0, 1] is 1/127. Of 300 equal shares each is 0.0033, of 100 it is 0.01.
+        let equal = |count: usize| rows(vec![vec![1.0 / count as f32; count]; 2]);
+        assert!(is_drowned(&equal(300), 1.0) && !is_drowned(&equal(100), 1.0));
+        assert!(!is_drowned(&equal(300), 0.01), "a range of its own size holds them");
+        assert!(!is_drowned(&rows(vec![vec![0.001; 300]]), 1.0), "no shares of one");
+    }
 }

@@ -32,13 +32,18 @@ pub(super) struct State {
 }
 
 impl State {
-    /// What the quantizer of `tensor` leaves of its values; `None` where it has none.
-    pub fn quantized(&self, tensor: &str, values: &Tensor) -> Option<Result<Tensor, RecoverError>> {
+    /// What the quantizer of `tensor`, which `operator` reads, leaves of its values; `None` where it has none.
+    pub fn quantized(
+        &self,
+        operator: &Operator,
+        tensor: &str,
+        values: &Tensor,
+    ) -> Option<Result<Tensor, RecoverError>> {
         let range = *self.ranges.get(tensor)?;
         let mut numbers = values.to_f32();
         match self.equalized.get(tensor).map(Equalized::factors) {
             Some(factors) => {
-                let blocks = numbers.chunks_mut(inner(values.shape())).zip(factors.iter().cycle());
+                let blocks = numbers.chunks_mut(operator.inner(values.shape())).zip(factors.iter().cycle());
                 blocks.for_each(|(values, &factor)| fake_quantize(values, range, factor));
             }
             None => fake_quantize(&mut numbers, range, 1.0),
@@ -57,7 +62,7 @@ pub(super) fn run_quantized(
 ) -> Result<TensorMap, RecoverError> {
     let mut given = parameters.clone();
     for tensor in &operator.quantized {
-        if let Some(left) = lane.get(tensor).and_then(|values| state.quantized(tensor, values)) {
+        if let Some(left) = lane.get(tensor).and_then(|values| state.quantized(operator, tensor, values)) {
             given.insert(tensor.clone(), left?);
         }
     }
@@ -76,7 +81,7 @@ pub(super) fn alone(
     let made = run_quantized(unit, operator, float, state, &parameters)?;
     let Some((name, mut tensor)) = made.into_iter().next() else { return Ok(None) };
     if let Some(bias) = state.biases.get(&operator.node) {
-        add_by_channel(&mut tensor, bias);
+        add_by_channel(operator, &mut tensor, bias);
     }
     Ok(Some((name, tensor)))
 }
@@ -84,34 +89,38 @@ pub(super) fn alone(
 /// What the bias of an operator must take back in all, when its input is quantized around `offset`: the rounding of the
 /// weights moves what the offset contributes. `None` for nothing.
 pub(super) fn whole_correction(operator: &Operator, state: &State) -> Result<Option<Vec<f32>>, RecoverError> {
-    let (Some(bias), Some(weight)) = (&operator.bias, &operator.weight) else { return Ok(None) };
+    let (Some(channels), Some(weight)) = (operator.channels, &operator.weight) else { return Ok(None) };
     if state.lifted.contains(&operator.node) {
         return Ok(None);
     }
     let mut whole: Vec<f64> = state
         .biases
         .get(&operator.node)
-        .map_or_else(|| vec![0.0; bias.len()], |known| known.iter().map(|&v| v.into()).collect());
+        .map_or_else(|| vec![0.0; channels], |known| known.iter().map(|&v| v.into()).collect());
     let tensor = operator.quantized.first();
     let offset = tensor.and_then(|tensor| state.ranges.get(tensor)).map_or(0.0, |range| range.offset);
     let factors = tensor.and_then(|tensor| state.equalized.get(tensor)).map(Equalized::factors);
     if let (true, Some(layout)) = (offset != 0.0, Layout::of_any(operator, weight)) {
+        // What each number of the weight moves the result by: all that it reads is `offset` up, before factors are taken back.
+        let factor = |place| match (&factors, &weight.reads) {
+            (Some(factors), Some(reads)) => factors[reads.channel(place)],
+            _ => 1.0,
+        };
         let rounded = Quantized::of(operator, state)?.values.unwrap_or_default();
-        let (exact, rounded) = (layout.rows(&weight.values), layout.rows(&rounded));
-        let each = factors.as_ref().map_or(1, |factors| layout.channels / factors.len());
-        for (channel, ((sum, exact), rounded)) in whole.iter_mut().zip(exact).zip(rounded).enumerate() {
-            let factor = factors.as_ref().map_or(1.0, |factors| factors[channel / each]);
-            let moved: f64 = rounded.iter().zip(&exact).map(|(r, e)| f64::from(*r) - f64::from(*e)).sum();
-            *sum += f64::from(offset / factor) * moved;
+        let moved = rounded.iter().zip(&weight.values).enumerate();
+        let moved =
+            moved.map(|(place, (rounded, exact))| (f64::from(*rounded) - f64::from(*exact)) / f64::from(factor(place)));
+        for (sum, moved) in whole.iter_mut().zip(layout.rows(&moved.collect::<Vec<f64>>())) {
+            *sum += f64::from(offset) * moved.iter().sum::<f64>();
         }
     }
     Ok(whole.iter().any(|&value| value != 0.0).then(|| whole.into_iter().map(|value| value as f32).collect()))
 }
 
 /// Adds a number to every channel of a result.
-pub(super) fn add_by_channel(tensor: &mut Tensor, values: &[f32]) {
+pub(super) fn add_by_channel(operator: &Operator, tensor: &mut Tensor, values: &[f32]) {
     let shape = tensor.shape().to_vec();
-    let inner = inner(&shape);
+    let inner = operator.inner(&shape);
     let mut sums = tensor.to_f32();
     for (block, numbers) in sums.chunks_mut(inner).enumerate() {
         let value = values[block % values.len()];
@@ -122,9 +131,4 @@ pub(super) fn add_by_channel(tensor: &mut Tensor, values: &[f32]) {
     if let Ok(new) = Tensor::from_f32(shape, sums) {
         *tensor = new;
     }
-}
-
-/// Numbers of one channel that lie together in a result: maps have channels second, rows have them last.
-pub(super) fn inner(shape: &[usize]) -> usize {
-    if shape.len() > 2 { shape[2..].iter().product::<usize>().max(1) } else { 1 }
 }

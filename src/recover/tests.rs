@@ -1,5 +1,7 @@
 //! Small models whose best recovery is known, from recovery to the model that is written.
 
+mod products;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{

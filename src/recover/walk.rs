@@ -18,13 +18,14 @@ use super::{
     patches::Patches,
     peers::Peers,
     rounding::descend,
-    scales::{channel_maxima, exponents},
+    scales::{Amount, Sizes},
     state::{Lane, State, add_by_channel, run_quantized},
     weights::{Layout, Quantized},
 };
 use crate::{
     calibrate::{Equalized, Shift},
     compare::{Objective, Parts},
+    quantize::Equalizable,
     tensor::{Tensor, TensorMap},
 };
 
@@ -42,8 +43,8 @@ const CLEARLY: f64 = 0.995;
 pub(super) struct Tasks {
     /// Ranges to choose from, by tensor.
     pub candidates: BTreeMap<String, Vec<Shift>>,
-    /// Tensors that may be equalized, with their channels and the ranges around 0 to do it in.
-    pub equalize: BTreeMap<String, (usize, Vec<Shift>)>,
+    /// Tensors that may be equalized, with what it takes and the ranges around 0 to do it in.
+    pub equalize: BTreeMap<String, (Equalizable, Vec<Shift>)>,
     pub biases: bool,
     /// Weights are rounded anew where an operator has at most this many columns; 0 for none.
     pub rounding: usize,
@@ -104,7 +105,8 @@ pub(super) fn walk(
         let over: Vec<&String> = over.collect();
         let forget = |lane: &mut Lane| over.iter().for_each(|name| drop(lane.remove(*name)));
         if let Some(operator) = &unit.operator {
-            Step { unit, operator, lanes: &mut lanes, fit, state, tasks, patches }.run(&mut decided)?;
+            let behind = &network.units[index + 1..];
+            Step { unit, operator, behind, lanes: &mut lanes, fit, state, tasks, patches }.run(&mut decided)?;
             lanes.float.iter_mut().chain(&mut lanes.quantized).for_each(forget);
         } else {
             let both = lanes.float.par_iter_mut().chain(&mut lanes.quantized);
@@ -143,10 +145,52 @@ fn owned((name, tensor): (&String, &Tensor)) -> (String, Tensor) {
     (name.clone(), tensor.clone())
 }
 
+/// What an operator gives for every lane from quantized inputs.
+fn results_of(
+    lanes: &[Lane],
+    unit: &Unit,
+    operator: &Operator,
+    state: &State,
+    weight: Option<&[f32]>,
+) -> Result<Vec<Tensor>, RecoverError> {
+    let parameters = operator.parameters(weight, operator.bias.as_deref());
+    each(lanes, |lane| run_quantized(unit, operator, lane, state, &parameters))
+}
+
+/// An operator that reads a tensor which is decided about.
+struct Reader<'a> {
+    unit: &'a Unit,
+    operator: &'a Operator,
+    /// Its quantized weight.
+    weight: Option<Vec<f32>>,
+    /// Its results in float.
+    float: Vec<Tensor>,
+    /// The sum of their squares.
+    power: f64,
+}
+
+impl<'a> Reader<'a> {
+    fn new(unit: &'a Unit, operator: &'a Operator, float: Vec<Tensor>, state: &State) -> Result<Self, RecoverError> {
+        let squares = |tensor: &Tensor| tensor.view().to_f32().iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+        let power = float.iter().map(squares).sum::<f64>().max(f64::MIN_POSITIVE);
+        let mut reader = Self { unit, operator, weight: None, float, power };
+        reader.quantize(state)?;
+        Ok(reader)
+    }
+
+    /// Quantizes the weight for the factors in `state`.
+    fn quantize(&mut self, state: &State) -> Result<(), RecoverError> {
+        self.weight = Quantized::of(self.operator, state)?.values;
+        Ok(())
+    }
+}
+
 /// One operator of a walk.
 struct Step<'a> {
     unit: &'a Unit,
     operator: &'a Operator,
+    /// What runs after it.
+    behind: &'a [Unit],
     lanes: &'a mut Lanes,
     fit: usize,
     state: &'a mut State,
@@ -154,11 +198,10 @@ struct Step<'a> {
     patches: &'a Patches,
 }
 
-impl Step<'_> {
+impl<'a> Step<'a> {
     fn run(&mut self, decided: &mut BTreeSet<String>) -> Result<(), RecoverError> {
         let (unit, operator) = (self.unit, self.operator);
-        let weights = operator.weight.as_ref().map(|weight| &weight.values[..]);
-        let exact = operator.parameters(weights, operator.bias.as_deref());
+        let exact = unit.exact();
         let plain = |lane: &Lane| unit.run(lane, exact.clone());
         let mut results = Results { float: each(&self.lanes.float, plain)?, quantized: Vec::new() };
         if self.state.lifted.contains(&operator.node) {
@@ -167,18 +210,21 @@ impl Step<'_> {
             self.keep(results);
             return Ok(());
         }
-        let mut quantized = Quantized::of(operator, self.state)?;
         for tensor in &operator.quantized {
-            if !decided.insert(tensor.clone()) {
+            let tasks = self.tasks;
+            let (possible, candidates) = (tasks.equalize.get(tensor), tasks.candidates.get(tensor));
+            if !decided.insert(tensor.clone()) || (possible.is_none() && candidates.is_none()) {
                 continue;
             }
-            if let Some(possible) = self.tasks.equalize.get(tensor) {
-                self.equalize(tensor, possible, &quantized, &results)?;
+            let mut readers = self.readers(tensor, &results)?;
+            if let Some(possible) = possible {
+                self.equalize(tensor, possible, &mut readers)?;
             }
-            if let Some(candidates) = self.tasks.candidates.get(tensor) {
-                self.choose_range(tensor, candidates, &quantized, &results)?;
+            if let Some(candidates) = candidates {
+                self.choose_range(tensor, candidates, &readers)?;
             }
         }
+        let mut quantized = Quantized::of(operator, self.state)?;
         if self.tasks.rounding > 0 {
             self.round(&mut quantized, &results)?;
         }
@@ -200,10 +246,39 @@ impl Step<'_> {
 
     /// The results on `samples` from quantized inputs.
     fn results(&self, samples: Range<usize>, weight: Option<&[f32]>) -> Result<Vec<Tensor>, RecoverError> {
-        let parameters = self.operator.parameters(weight, self.operator.bias.as_deref());
-        each(&self.lanes.quantized[samples], |lane| {
-            run_quantized(self.unit, self.operator, lane, self.state, &parameters)
-        })
+        results_of(&self.lanes.quantized[samples], self.unit, self.operator, self.state, weight)
+    }
+
+    /// Whatever reads `tensor` quantized: this operator, and later ones that need nothing else.
+    fn readers(&self, tensor: &str, results: &Results) -> Result<Vec<Reader<'a>>, RecoverError> {
+        let mut readers = vec![Reader::new(self.unit, self.operator, results.float.clone(), self.state)?];
+        for unit in self.behind {
+            let Some(operator) = unit.operator.as_ref().filter(|operator| operator.quantized == [tensor]) else {
+                continue;
+            };
+            if operator.weight.is_none() || self.state.lifted.contains(&operator.node) {
+                continue;
+            }
+            let exact = unit.exact();
+            let float = each(&self.lanes.float, |lane| unit.run(lane, exact.clone()))?;
+            readers.push(Reader::new(unit, operator, float, self.state)?);
+        }
+        Ok(readers)
+    }
+
+    /// How far all of `readers` are from their float results on `samples`, each relative to these.
+    fn error_of(&self, readers: &[Reader<'_>], samples: &Range<usize>) -> Result<f64, RecoverError> {
+        let mut sum = 0.0;
+        for Reader { unit, operator, weight, float, power } in readers {
+            let lanes = &self.lanes.quantized[samples.clone()];
+            let made = results_of(lanes, unit, operator, self.state, weight.as_deref())?;
+            let mut error = ChannelErrors::default();
+            for (made, exact) in made.iter().zip(&float[samples.clone()]) {
+                error.add(operator, exact, made);
+            }
+            sum += error.total(operator.channels.is_some()) / power;
+        }
+        Ok(sum)
     }
 
     /// How far the results on `samples` are from the float ones.
@@ -213,7 +288,7 @@ impl Step<'_> {
         for (made, exact) in made.iter().zip(exact) {
             error.add(self.operator, exact, made);
         }
-        Ok(error.total(self.operator.bias.is_some()))
+        Ok(error.total(self.operator.channels.is_some()))
     }
 
     /// Multiplies the channels of `tensor` where held-out samples gain by it, perhaps with a wider one of `ranges` around 0:
@@ -221,35 +296,33 @@ impl Step<'_> {
     fn equalize(
         &mut self,
         tensor: &str,
-        (channels, ranges): &(usize, Vec<Shift>),
-        weights: &Quantized,
-        results: &Results,
+        (possible, ranges): &(Equalizable, Vec<Shift>),
+        readers: &mut [Reader<'_>],
     ) -> Result<(), RecoverError> {
         let tasks = self.tasks;
         let Some(plain) = self.state.ranges.get(tensor).copied().filter(|range| range.offset == 0.0) else {
             return Ok(());
         };
-        let maxima = channel_maxima(self.lanes.float[..self.fit].iter().filter_map(|lane| lane.get(tensor)), *channels);
+        let lanes = self.lanes.float[..self.fit].iter().filter_map(|lane| lane.get(tensor));
+        let sizes = Sizes::of(self.operator, lanes, possible);
         // A channel that is rarely active has its largest values in other samples, which must show what cutting them costs.
-        let judged = held_out(self.fit, results.float.len());
-        let exact = &results.float[judged.clone()];
-        let mut best = (self.error(judged.clone(), weights.values.as_deref(), exact)? * CLEARLY, plain, None);
+        let judged = held_out(self.fit, self.lanes.float.len());
+        let mut best = (self.error_of(readers, &judged)? * CLEARLY, plain, None);
         for round in 0..2 {
             let wider = ranges.iter().filter(|range| range.amax >= plain.amax);
             // What is to come may be larger than what was seen: half of the range is left over, or three quarters.
-            let tried: Vec<(Shift, i32, u8)> = match round {
-                0 => wider.map(|&range| (range, 1, Equalized::MOST)).collect(),
-                _ => vec![(best.1, 2, Equalized::MOST), (best.1, 1, Equalized::MOST / 2)],
+            let tried: Vec<(Shift, Amount)> = match round {
+                0 => wider.map(|&range| (range, Amount::default())).collect(),
+                _ => sizes.amounts().map(|amount| (best.1, amount)).collect(),
             };
-            let found = |(range, spare, most): (Shift, i32, u8)| {
-                exponents(&maxima, range.amax, spare, most).map(|found| (range, found))
-            };
+            let found = |(range, amount): (Shift, Amount)| Some((range, sizes.exponents(range.amax, amount)?));
             let tried: Vec<(Shift, Equalized)> = tried.into_iter().filter_map(found).collect();
             let error = |place: usize| {
                 let (range, found) = &tried[place];
                 self.state.ranges.insert(tensor.to_owned(), *range);
                 self.state.equalized.insert(tensor.to_owned(), found.clone());
-                self.error(judged.clone(), weights.values.as_deref(), exact)
+                readers.iter_mut().try_for_each(|reader| reader.quantize(self.state))?;
+                self.error_of(readers, &judged)
             };
             let errors = tasks.peers.share(tried.len(), |part| part.into_iter().map(error).collect())?;
             for ((range, found), error) in tried.into_iter().zip(errors) {
@@ -263,21 +336,15 @@ impl Step<'_> {
             Some(found) => self.state.equalized.insert(tensor.to_owned(), found),
             None => self.state.equalized.remove(tensor),
         };
-        Ok(())
+        readers.iter_mut().try_for_each(|reader| reader.quantize(self.state))
     }
 
-    /// Takes the range of `tensor` whose effect on the result is smallest.
-    fn choose_range(
-        &mut self,
-        tensor: &str,
-        candidates: &[Shift],
-        weights: &Quantized,
-        results: &Results,
-    ) -> Result<(), RecoverError> {
+    /// Takes the range of `tensor` whose effect on the results of `readers` is smallest.
+    fn choose_range(&mut self, tensor: &str, candidates: &[Shift], readers: &[Reader<'_>]) -> Result<(), RecoverError> {
         let (tasks, mut best) = (self.tasks, None::<(f64, Shift)>);
         let error = |place: usize| {
             self.state.ranges.insert(tensor.to_owned(), candidates[place]);
-            self.error(0..self.fit.min(RANGED), weights.values.as_deref(), &results.float)
+            self.error_of(readers, &(0..self.fit.min(RANGED)))
         };
         let errors = tasks.peers.share(candidates.len(), |part| part.into_iter().map(error).collect())?;
         for (&candidate, error) in candidates.iter().zip(errors) {
@@ -307,14 +374,17 @@ impl Step<'_> {
         };
         let state = &*self.state;
         let inputs = self.lanes.quantized[..self.fit].par_iter();
-        let inputs = inputs.filter_map(|lane| state.quantized(tensor, lane.get(tensor)?));
+        let inputs = inputs.filter_map(|lane| state.quantized(operator, tensor, lane.get(tensor)?));
         let inputs = inputs.collect::<Result<Vec<Tensor>, _>>()?;
-        let Some(moments) = self.patches.moments(&inputs, operator.window.as_ref(), &weight.shape, layout)? else {
+        let Some(mut moments) = self.patches.moments(&inputs, operator.window.as_ref(), &weight.shape, layout)? else {
             return Ok(());
         };
         drop(inputs);
+        for moments in &mut moments {
+            quantized.scaled(moments, layout);
+        }
         let mut codes = layout.rows(&quantized.codes);
-        let rows = layout.rows(&weight.values);
+        let rows = layout.rows(&quantized.exact);
         let per_group = (codes.len() / moments.len().max(1)).max(1);
         let moved: usize = (codes.par_iter_mut().zip(&rows).enumerate())
             .map(|(channel, (codes, weights))| {
@@ -345,16 +415,16 @@ impl Step<'_> {
     /// Adds to the quantized results what the bias takes back, found anew or known.
     fn correct(&mut self, results: &mut Results) {
         let operator = self.operator;
-        let Some(bias) = &operator.bias else { return };
+        let Some(channels) = operator.channels else { return };
         if self.tasks.biases {
-            let found = correction(operator.tail, bias.len(), &results.float, &results.quantized, self.fit);
+            let found = correction(operator, channels, &results.float, &results.quantized, self.fit);
             match found {
                 Some(found) => self.state.biases.insert(operator.node.clone(), found),
                 None => self.state.biases.remove(&operator.node),
             };
         }
         if let Some(values) = self.state.biases.get(&operator.node) {
-            results.quantized.par_iter_mut().for_each(|tensor| add_by_channel(tensor, values));
+            results.quantized.par_iter_mut().for_each(|tensor| add_by_channel(operator, tensor, values));
         }
     }
 }

@@ -5,11 +5,20 @@ use super::{
     network::{Operator, Weight},
     state::State,
 };
-use crate::qparams::{Granularity, QParams, QuantType};
+use crate::{
+    calibrate::Equalized,
+    qparams::{Granularity, QParams, QuantType},
+    quantize::Reads,
+};
 
 /// The quantized weight of an operator.
+#[derive(Default)]
 pub(super) struct Quantized {
+    /// What is multiplied with the activation.
     pub values: Option<Vec<f32>>,
+    /// What is rounded: the weight, divided by the factors of the activation's channels where they change its codes.
+    pub exact: Vec<f32>,
+    factors: Option<(Reads, Vec<f32>)>,
     pub params: Option<QParams>,
     pub nearest: Vec<i32>,
     pub codes: Vec<i32>,
@@ -18,22 +27,41 @@ pub(super) struct Quantized {
 impl Quantized {
     pub fn of(operator: &Operator, state: &State) -> Result<Self, RecoverError> {
         let Some(weight) = &operator.weight else {
-            return Ok(Self { values: None, params: None, nearest: Vec::new(), codes: Vec::new() });
+            return Ok(Self::default());
         };
+        let equalized = operator.quantized.first().and_then(|tensor| state.equalized.get(tensor));
+        let dense = weight.reads.filter(|reads| !reads.depthwise);
+        let mut new = Self { factors: dense.zip(equalized.map(Equalized::factors)), ..Self::default() };
+        let exact =
+            weight.values.iter().enumerate().map(|(place, value)| value / new.factor(place)).collect::<Vec<f32>>();
         let kind = QuantType::Int8Narrow;
-        let largest = || weight.values.iter().fold(0f32, |max, value| max.max(value.abs()));
+        let largest = || exact.iter().fold(0f32, |max, value| max.max(value.abs()));
         let params = weight
             .axis
-            .and_then(|axis| QParams::per_channel(kind, axis, &weight.shape, &weight.values))
+            .and_then(|axis| QParams::per_channel(kind, axis, &weight.shape, &exact))
             .unwrap_or_else(|| QParams::per_tensor(kind, largest()));
-        let codes = params.quantize(&weight.shape, &weight.values)?;
+        let codes = params.quantize(&weight.shape, &exact)?;
         let nearest: Vec<i32> = codes.into_iter().map(|code| i32::from(code as i8)).collect();
-        let mut new = Self { values: None, params: Some(params), codes: nearest.clone(), nearest };
+        (new.params, new.codes, new.nearest, new.exact) = (Some(params), nearest.clone(), nearest, exact);
         if let Some(differences) = state.rounding.get(&weight.name) {
             new.codes.iter_mut().zip(differences).for_each(|(code, &difference)| *code += i32::from(difference));
         }
         new.values = Some(new.with_codes(new.codes.clone(), weight).0);
         Ok(new)
+    }
+
+    /// What the channel of the activation is multiplied with that a number of the weight reads, where that changes codes.
+    fn factor(&self, place: usize) -> f32 {
+        self.factors.as_ref().map_or(1.0, |(reads, factors)| factors[reads.channel(place)])
+    }
+
+    /// `moments` of rows of the activation, as they are once its channels are multiplied: of what the codes are for.
+    pub fn scaled(&self, moments: &mut [f32], layout: Layout) {
+        let Some((reads, factors)) = &self.factors else { return };
+        let of = |column: usize| factors[column / (layout.columns / reads.channels).max(1)];
+        for (place, moment) in moments.iter_mut().enumerate() {
+            *moment *= of(place / layout.columns) * of(place % layout.columns);
+        }
     }
 
     /// The weight with other codes.
@@ -46,7 +74,10 @@ impl Quantized {
                 params.scales[(index / inner) % params.scales.len()]
             }
         };
-        (codes.iter().enumerate().map(|(index, &code)| code as f32 * scale(index)).collect(), codes)
+        (
+            codes.iter().enumerate().map(|(index, &code)| code as f32 * scale(index) * self.factor(index)).collect(),
+            codes,
+        )
     }
 }
 

@@ -126,6 +126,7 @@ impl Layer {
             op_type: op_type.to_owned(),
             tensor: tensor.to_owned(),
             precision: precision.to_owned(),
+            operators: Vec::new(),
             graphwise_sqnr_db: None,
             layerwise_sqnr_db: None,
             cosine: None,
@@ -222,7 +223,7 @@ fn failures(failed: &[&Gate]) -> String {
 
 impl Gate {
     /// What has to be known of a gate that passed, in words.
-    fn remark(&self) -> Option<String> {
+    pub(super) fn remark(&self) -> Option<String> {
         let note = self.result.note.as_deref().filter(|note| self.result.passed && *note != compare::EQUAL)?;
         let shown = self.result.value.map_or_else(|| note.to_owned(), |_| self.result.shown());
         Some(format!("{} on {} passed {}: {shown}", self.precision, self.backend, self.result.subject()))

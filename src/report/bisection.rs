@@ -144,9 +144,10 @@ fn verdict(plan: &PlanFindings) -> (bool, &'static str, String) {
         ),
         Outcome::BudgetExhausted { best: None } => "The budget of trials ended before a plan passed.".to_owned(),
         Outcome::GateAtFault { trial } => format!(
-            "Even with {} in {lift} the gate fails: {} on {samples} samples. The gate is at fault, not the quantization.",
+            "Even with {} in {lift} the gate fails: {} on {samples} samples. {}.",
             count(trial.lifted.len()),
-            gates(trial)
+            gates(trial),
+            plan.undecided.as_deref().unwrap_or("The gate is at fault, not the quantization")
         ),
     };
     if let Some(check) = &plan.check {

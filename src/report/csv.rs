@@ -52,7 +52,7 @@ pub fn layers_csv(report: &Report, to: impl Write) -> csv::Result<()> {
             .into_iter()
             .chain(thresholds)
             .chain(TIMES.map(str::to_owned))
-            .chain(["random_data".to_owned()]),
+            .chain(["operators", "random_data"].map(str::to_owned)),
     )?;
     let double = |value: Option<f64>| value.map_or_else(String::new, |v| v.to_string());
     let single = |value: Option<f32>| value.map_or_else(String::new, |v| v.to_string());
@@ -67,7 +67,7 @@ pub fn layers_csv(report: &Report, to: impl Write) -> csv::Result<()> {
         let texts = [time.map(|time| &*time.engine_layer), time.map(|time| &*time.machine)];
         let texts = texts.map(|text| text_field(text.unwrap_or_default()));
         let fields = fields.chain([double(time.map(|time| time.ms))]).chain(texts);
-        let fields = fields.chain([report.rests_on_random_data().to_string()]);
+        let fields = fields.chain([text_field(&layer.operators.join(";")), report.rests_on_random_data().to_string()]);
         writer.write_record(fields)?;
     }
     writer.flush()?;

@@ -393,6 +393,7 @@ fn layers(count: usize) -> Vec<Layer> {
         Layer {
             times: Vec::new(),
             node: format!("/blocks.{}/{part}/{op_type}", i / 4),
+            operators: Vec::new(),
             op_type: op_type.into(),
             tensor: format!("/blocks.{}/{part}/{op_type}_output_0", i / 4),
             precision: if op_type == "Add" { "fp16" } else { "int8" }.into(),

@@ -35,6 +35,9 @@ pub fn junit(report: &Report, to: impl Write) -> Result<(), quick_junit::Seriali
         }
         let mut case = TestCase::new(gate.condition(), status);
         case.set_classname(format!("{model}.{}", gate.precision));
+        if let Some(remark) = gate.remark() {
+            case.set_system_out(remark);
+        }
         suite.add_test_case(case);
     }
     let mut document = quick_junit::Report::new("calib");
@@ -64,8 +67,11 @@ mod tests {
     fn gates_and_precisions_are_test_cases_with_their_outcome() {
         let mut report = report(&Size { layers: 0, flips: 0 });
         report.precisions[1].error = Some("no <kernel> & \"such\"".into());
+        let passed = report.verdict.gates.iter_mut().find(|gate| gate.result.passed).unwrap();
+        passed.result.note = Some("3 values are NaN on both sides".to_owned());
         let mut xml = Vec::new();
         junit(&report, &mut xml).unwrap();
+        assert!(String::from_utf8_lossy(&xml).contains(", but 3 values are NaN on both sides</system-out>"));
         let read = quick_junit::Report::deserialize_from_str(std::str::from_utf8(&xml).unwrap()).unwrap();
         let failed = report.verdict.gates.iter().filter(|gate| !gate.result.passed).count();
         let mut required = report.clone();

@@ -17,6 +17,8 @@ pub const OVERLAYS: [&str; 5] = ["error", "accumulated", "precision", "rule", "t
 /// What can be laid over the model, by its name in a file's name; only what the report knows.
 pub fn model_explorer(report: &Report) -> Vec<(String, Value)> {
     let known = of_report(report);
+    let mark = if report.rests_on_random_data() { ", from random data" } else { "" };
+    let named = |name: &str| format!("{name}{mark}");
     let numbers = |values: &BTreeMap<&str, f64>| -> serde_json::Map<String, Value> {
         values.iter().map(|(node, value)| ((*node).to_owned(), json!({ "value": value }))).collect()
     };
@@ -24,7 +26,7 @@ pub fn model_explorer(report: &Report) -> Vec<(String, Value)> {
         // A threshold's colour is for values up to it.
         let thresholds = [(10.0, COLOURS[0]), (20.0, COLOURS[1]), (1e9, COLOURS[2])];
         let thresholds = thresholds.map(|(value, colour)| json!({ "value": value, "bgColor": colour }));
-        json!({ "name": name, "results": numbers(values), "thresholds": thresholds })
+        json!({ "name": named(name), "results": numbers(values), "thresholds": thresholds })
     };
     let gradient = [(0, "#ffffff"), (1, COLOURS[0])].map(|(stop, colour)| json!({ "stop": stop, "bgColor": colour }));
     let times = known.times.iter().zip(1..).map(|((machine, nodes), place)| {
@@ -33,13 +35,13 @@ pub fn model_explorer(report: &Report) -> Vec<(String, Value)> {
         // Names of machines are no names of files.
         let time = OVERLAYS[4];
         let name = if place == 1 { time.to_owned() } else { format!("{time}{place}") };
-        (name, json!({ "name": measured, "results": numbers(&times), "gradient": gradient }))
+        (name, json!({ "name": named(&measured), "results": numbers(&times), "gradient": gradient }))
     });
     let words = |of: &dyn Fn(&crate::quantize::GraphNode) -> Option<String>, name: &str| {
         let nodes = report.graph.iter().flat_map(|graph| &graph.nodes);
         let results: serde_json::Map<String, Value> =
             nodes.filter_map(|node| Some((node.name.clone(), json!({ "value": of(node)? })))).collect();
-        json!({ "name": name, "results": results })
+        json!({ "name": named(name), "results": results })
     };
     let precision = words(&crate::quantize::GraphNode::precision_in_words, "precision");
     let rule = words(&|node| Some(node.rule?.describe().to_owned()), "rule that decided");

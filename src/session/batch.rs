@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::model::Subject;
 use crate::{
-    backend::TensorInfo,
+    backend::{TensorInfo, tensorrt::joined},
     dataset::InputSpec,
     onnx::proto::ValueInfoProto,
     tensor::{TensorMap, along, stacked},
@@ -95,6 +95,21 @@ impl Subject {
         self.fixed_batch().filter(|_| self.free_batch().is_none())
     }
 
+    /// Why no call takes `batch` samples; nothing where one does. `bound` are the shapes that the inputs were given.
+    pub(super) fn refuses_batch(&self, batch: usize, bound: &BTreeMap<String, Vec<usize>>) -> Option<String> {
+        let fixed = self.bound_batch()?;
+        if self.takes_whole_inputs() {
+            let why = "a call of the model takes one sample, as its inputs have no batch axis";
+            (batch != 1).then(|| why.to_owned())
+        } else if let Some((input, shape)) = bound.iter().find(|(_, shape)| shape.first() == Some(&fixed)) {
+            let given = format!("--shape {input}={}", joined(shape));
+            (batch != fixed)
+                .then(|| format!("{given} fixes it to {fixed}; give each batch its own --shape, in a call of its own"))
+        } else {
+            (batch != fixed).then(|| format!("the model fixes its batch to {fixed}"))
+        }
+    }
+
     /// Whether a call with `batch` samples is put together here: reading stacks along the first axis.
     pub fn joins_samples(&self, batch: usize) -> bool {
         batch != self.usual_batch() && self.free_batch().is_some()
@@ -161,6 +176,25 @@ mod tests {
         };
         assert_eq!(takes_whole(["n", "n"]), (true, 1));
         assert_eq!(takes_whole(["n", "m"]), (false, 12));
+    }
+
+    /// A batch that --shape fixes is not one that the model fixes.
+    #[test]
+    fn what_fixes_the_batch_is_named() {
+        let Some(runtime) = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.onnx");
+        let refused = |rows: i64, bound: &BTreeMap<String, Vec<usize>>| {
+            let model = TestModel::new(17).input("x", &[rows, 3]).op("Relu", &["x"], "y").output("y", &[rows, 3]);
+            model.build().save(&path).unwrap();
+            let subject = Subject::load(runtime, &path, bound).unwrap();
+            [1, 4].map(|batch| subject.refuses_batch(batch, bound))
+        };
+        let none = BTreeMap::new();
+        assert_eq!(refused(-1, &none), [None, None]);
+        assert_eq!(refused(1, &none), [None, Some("the model fixes its batch to 1".to_owned())]);
+        let [one, four] = refused(-1, &BTreeMap::from([("x".to_owned(), vec![1, 3])]));
+        assert!(one.is_none() && four.unwrap().starts_with("--shape x=1x3 fixes it to 1; give each batch"));
     }
 
     /// States begin with the number of layers, and a factor has no axes.

@@ -405,8 +405,8 @@ fn likely_call(session: &Session, likely: LikelyCall) -> Result<TensorMap, Pipel
 }
 
 fn first_batch(session: &Session, batch: usize) -> Result<TensorMap, PipelineError> {
-    if let Some(fixed) = session.subject.bound_batch().filter(|_| batch != session.subject.usual_batch()) {
-        ensure!(fixed == batch, "--batch {batch} was asked for, but the model fixes its batch to {fixed}");
+    if let Some(why) = session.subject.refuses_batch(batch, &session.config.shape) {
+        bail!("--batch {batch} was asked for, but {why}");
     }
     let bytes = batch_bytes(&session.subject.inputs, batch);
     let free = free_bytes();

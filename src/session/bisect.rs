@@ -167,9 +167,6 @@ impl Session {
         let gates = self.config.gate.clone();
         let find = options.check(&self.config)?;
         if find == Find::Plan {
-            let all: Vec<usize> = (0..self.dataset().len()).collect();
-            self.check_gates(&gates, &all)?;
-            self.check_gated_outputs(&gates, self.reference.outputs())?;
             let costs = gates.iter().find(|gate| matches!(gate.metric.needs(), Needs::Times | Needs::Size));
             if let Some(gate) = costs {
                 bail!(
@@ -235,7 +232,10 @@ impl Session {
 fn layers(bisection: &Bisection<'_>, findings: &mut Findings) -> Result<(), PipelineError> {
     bisection.session.host.stage("looking into layers");
     let quantized = bisection.quantized_target()?;
-    let pair = Pair::new(&bisection.float, &quantized)?;
+    let pair = Pair::new(&bisection.float, quantized)?;
+    if let Some(left_out) = pair.left_out() {
+        bisection.session.host.warn(&left_out);
+    }
     bisection.session.host.info(&format!("measuring {} operators", pair.operators.len()));
     let session = bisection.session;
     findings.backend = Some(session.analyst(LAYER_SAMPLES).backend().to_owned());
@@ -248,10 +248,12 @@ fn layers(bisection: &Bisection<'_>, findings: &mut Findings) -> Result<(), Pipe
         bisection.first_of(OUTPUT_SAMPLES),
         &session.output_noise_options(),
     )?;
-    findings.accumulated_sqnr_db = accumulated(bisection, &quantized, &pair)?;
+    findings.accumulated_sqnr_db = accumulated(bisection, quantized, &pair)?;
     findings.advice = about_layers(&findings.layers, &findings.outputs, &bisection.commands());
-    if !bisection.options.scheme.precision.is_quantized() {
-        // The commands are about ranges and plans, which 16-bit floats have not.
+    if !bisection.options.scheme.precision.is_quantized()
+        || bisection.args.target.is_some() && bisection.table.is_none()
+    {
+        // The commands are about ranges and plans, which 16-bit floats and models of others have not.
         findings.advice.iter_mut().for_each(|advice| advice.command = None);
     }
     Ok(())

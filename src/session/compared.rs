@@ -80,6 +80,9 @@ pub struct CompareOutcome {
     /// TensorRT with its version, where an engine ran.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tensorrt: Option<String>,
+    /// Whether the samples, or those that gave a model's ranges, are random numbers: it says nothing about real data.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub random_data: bool,
     /// Samples that were compared.
     pub samples: usize,
     /// Samples that could not be read, with the reasons.
@@ -113,6 +116,9 @@ pub(super) struct Comparing {
     /// As [`CompareOutcome::tensorrt`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensorrt: Option<String>,
+    /// As [`CompareOutcome::random_data`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub random_data: bool,
     pub targets: Vec<Compares>,
     pub gates: Vec<Gate>,
     /// Targets that are compared with each other, too.
@@ -299,7 +305,7 @@ impl Compared {
 
     /// The figures, and those of the reference against itself.
     pub fn finish(self) -> (CompareOutcome, ComparisonResult) {
-        let Comparing { reference, tensorrt, targets, gates, pairs, .. } = self.comparing;
+        let Comparing { reference, tensorrt, random_data, targets, gates, pairs, .. } = self.comparing;
         let mut engine_errors = Vec::new();
         for (&(source, engine), counted) in pairs.iter().zip(self.pairs) {
             let mut outcome = TargetOutcome::new(&targets[engine].name, counted, &[], &Footprint::default());
@@ -317,6 +323,7 @@ impl Compared {
             passed: (any_failed || !gates.is_empty()).then_some(!any_failed),
             reference,
             tensorrt,
+            random_data,
             samples: self.samples,
             skipped: self.skipped.iter().map(ToString::to_string).collect(),
             targets,

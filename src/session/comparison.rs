@@ -8,6 +8,7 @@ use std::{
 use super::{
     PipelineError, Session, Shard, Spec, Within,
     compared::{CompareOutcome, Compared, Compares, Comparing},
+    describe,
     evaluation::{EvaluateOptions, Outputs, Recorder, count},
     ranges::same_samples,
     target::{fill_from_sidecar, warn_of_cache},
@@ -147,7 +148,7 @@ impl Session {
         let tensorrt = (!makers.is_empty()).then(|| makers.join(", "));
         let mut names = request.targets.clone();
         let pairs = self.add_sources(&mut specs, &mut names)?;
-        let indices = self.compared_samples(request, &reference_spec, &specs)?;
+        let (indices, of_random) = self.compared_samples(request, &reference_spec, &specs)?;
         self.check_gates(&request.gates, &indices)?;
         let engine = RunnerOptions { runtime_cache: request.runtime_cache.clone(), ..RunnerOptions::default() };
         // An engine has samples come as it takes them.
@@ -164,8 +165,9 @@ impl Session {
             let side = match Side::new(spec, self, (&build, &engine), save).within(|| format!("target {name}")) {
                 // A model that was added to explain an engine's error: BF16 does not run on the CPU.
                 Err(error) if !gated => {
+                    let reason = describe(&error);
                     self.host
-                        .warn(&format!("{name}, from which an engine was built, is left out, so {UNTOLD}: {error}"));
+                        .warn(&format!("{name}, from which an engine was built, is left out, so {UNTOLD}: {reason}"));
                     places.push(None);
                     continue;
                 }
@@ -187,19 +189,30 @@ impl Session {
         let (counted, ran) = count(reference.outputs(), &mut sides, &pairs, self.dataset(), mine, &options, control)?;
         drop(work);
         self.warn_halved("the comparison", ran.fitting_batch);
-        for side in std::iter::once(reference).chain(targets) {
-            side.finish()?;
+        reference.finish()?;
+        for (target, counted) in targets.into_iter().zip(&counted.targets) {
+            if counted.is_ok() { target.finish()? } else { self.warn_unsaved(target) }
         }
         let comparing = Comparing {
             context: self.compared_context(request, &reference_spec, &specs, &indices, &options)?,
             reference: request.reference.clone(),
             tensorrt,
+            random_data: self.config.random_data || of_random,
             targets: compares,
             gates: request.gates.clone(),
             pairs,
             tolerated: self.tolerated(),
         };
         Ok(Compared::new(comparing, shard, counted, ran.summary.skipped))
+    }
+
+    /// Says that a target that failed on its way leaves no file: one with a part of the samples would pass for all of them.
+    fn warn_unsaved(&self, target: Side) {
+        if let Side::Recorded(_, path) = target {
+            let path = path.display();
+            self.host
+                .warn(&format!("{path} is not written: the target failed before it gave the outputs of all samples"));
+        }
     }
 
     /// Hash over all that the parts of one comparison have in common.
@@ -228,26 +241,27 @@ impl Session {
 impl Session {
     /// Outputs that were saved; tells where their rows are not all samples of the data.
     pub(super) fn open_saved(&self, path: &Path) -> Result<SavedOutputs, PipelineError> {
-        let saved = SavedOutputs::open(path)?;
+        let saved = SavedOutputs::open_beside(path, self.dataset().len())?;
         saved.taken_for(self.dataset().len())?.iter().for_each(|taken| self.host.info(taken));
         Ok(saved)
     }
 
     /// The samples to compare: those that saved outputs are there of, and not those that a target was calibrated on, which it
-    /// knows better than others.
+    /// knows better than others. And whether one was calibrated on random numbers.
     fn compared_samples(
         &self,
         request: &CompareRequest,
         reference: &Spec,
         targets: &[Spec],
-    ) -> Result<Vec<usize>, PipelineError> {
+    ) -> Result<(Vec<usize>, bool), PipelineError> {
         let dataset = self.dataset();
         let count = dataset.len();
-        let mut known: BTreeMap<String, String> = BTreeMap::new();
+        let (mut known, mut of_random): (BTreeMap<String, String>, bool) = Default::default();
         for spec in targets.iter().chain([reference]) {
             let Spec::OnnxRuntime(Some(path), _) = spec else { continue };
             let model = Model::load(path)?;
             if of_random_data(&model) {
+                of_random = true;
                 self.host.warn(&format!(
                     "{} was calibrated on random numbers: its figures say nothing of the model on real data",
                     path.display()
@@ -296,11 +310,28 @@ impl Session {
                 calibrated.len()
             ));
         }
+        if calibrated.is_empty() {
+            self.warn_of_names(&known, &others);
+        }
         others.retain(is_there);
         if left_out > 0 && request.samples > others.len() {
             self.host.info(&format!("{} samples are compared: there are saved outputs of no more", others.len()));
         }
-        Ok(Vec::from_iter(others))
+        Ok((Vec::from_iter(others), of_random))
+    }
+
+    /// Warns of samples that have the names of those that a target was calibrated on, and other content.
+    fn warn_of_names(&self, known: &BTreeMap<String, String>, samples: &BTreeSet<usize>) {
+        // Rows of arrays have numbers for names, which say nothing.
+        let is_known = |name: &str| known.contains_key(name) && name.parse::<usize>().is_err();
+        let named = samples.iter().filter(|&&index| is_known(self.dataset().id(index))).count();
+        if named > 0 {
+            self.host.warn(&format!(
+                "{named} samples are named as those that a target was calibrated on and have other content, so they are compared, \
+                 too; where they are the same pictures, decoded on Ray there or here, its figures are better than on others: \
+                 compare there, or leave them out"
+            ));
+        }
     }
 }
 
@@ -385,7 +416,7 @@ impl Side {
                 running(session.runtime.build(&model, &build)?)
             }
             Spec::Saved(path) => {
-                let saved = SavedOutputs::open(path)?;
+                let saved = SavedOutputs::open_beside(path, session.dataset().len())?;
                 let infos = saved.infos();
                 (Box::new(saved), infos)
             }

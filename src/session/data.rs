@@ -104,32 +104,26 @@ pub struct Data {
 }
 
 impl Data {
-    /// Names of all samples.
-    pub fn ids(&self) -> Vec<&str> {
-        (0..self.collection.dataset.len()).map(|index| self.collection.dataset.id(index)).collect()
-    }
-
     /// Chooses `count` calibration samples where nothing is evaluated: nothing has to be left for that.
     pub fn calibration(&self, seed: u64, count: usize) -> Vec<usize> {
         if count == 0 || !self.collection.training.is_empty() {
             return self.split(seed, count, 0).calibration;
         }
-        split(&self.ids(), seed, 0, count).evaluation
+        let dataset = &self.collection.dataset;
+        split(dataset.len(), |index| dataset.id(index), seed, 0, count).evaluation
     }
 
     /// Chooses calibration and evaluation samples.
     pub fn split(&self, seed: u64, calibration: usize, evaluation: usize) -> Split {
-        let ids = self.ids();
-        let training = &self.collection.training;
+        let Collection { dataset, training, .. } = &self.collection;
         if training.is_empty() {
-            return split(&ids, seed, calibration, evaluation);
+            return split(dataset.len(), |index| dataset.id(index), seed, calibration, evaluation);
         }
         // A `data.yaml` that keeps training and validation apart decides what serves for what.
-        let (ours, others): (Vec<usize>, Vec<usize>) =
-            (0..ids.len()).partition(|&index| training.binary_search_by(|name| name.as_str().cmp(ids[index])).is_ok());
+        let is_ours = |&index: &usize| training.binary_search_by(|name| name.as_str().cmp(dataset.id(index))).is_ok();
+        let (ours, others): (Vec<usize>, Vec<usize>) = (0..dataset.len()).partition(is_ours);
         let choose = |from: &[usize], most: usize| -> Vec<usize> {
-            let names: Vec<&str> = from.iter().map(|&index| ids[index]).collect();
-            let chosen = split(&names, seed, 0, most).evaluation;
+            let chosen = split(from.len(), |at| dataset.id(from[at]), seed, 0, most).evaluation;
             chosen.into_iter().map(|index| from[index]).collect()
         };
         Split {
@@ -300,6 +294,7 @@ pub(super) fn own_samples(
     let has_labels = (0..dataset.len()).any(|index| dataset.label(index).is_some());
     let label_source = has_labels.then(|| "the program that gave the samples".to_owned());
     let mut notes = Vec::new();
+    let is_in_memory = dataset.is_in_memory();
     let is_picture = || !dataset.is_empty() && dataset.sample(0).is_ok_and(|sample| picture(sample).is_some());
     let (dataset, preprocess, provenance) = if !settings.says_preprocessing() {
         (dataset, None, Provenance::None)
@@ -317,7 +312,7 @@ pub(super) fn own_samples(
     };
     let (dataset, note) = Rounded::of(dataset, &subject.input_specs());
     notes.extend(note);
-    let dataset = Box::new(Kept::new(dataset));
+    let dataset = if is_in_memory && preprocess.is_none() { dataset } else { Box::new(Kept::new(dataset)) };
     let (passed_over, training) = (Vec::new(), Vec::new());
     let collection =
         Collection { dataset, passed_over, names, label_source, notes, labelled: LabelledClasses::default(), training };

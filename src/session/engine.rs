@@ -96,6 +96,9 @@ impl EngineOrder {
     /// # Errors
     /// A shape or profile is of no input, disagrees with what the model fixes, or an extent is not known.
     pub fn for_batch(mut self, batch: usize, bound: &BTreeMap<String, Vec<usize>>) -> Result<Self, PipelineError> {
+        if batch == 0 {
+            return Err(ConfigError::Value { key: "batch", reason: "must be at least 1".to_owned() }.into());
+        }
         let given = &self.options.profile.shapes;
         let each = given.iter().flat_map(|(name, shapes)| shapes.iter().map(move |shape| (name, shape)));
         check_shapes(&self.inputs, "profile", each)?;

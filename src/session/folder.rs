@@ -86,6 +86,9 @@ pub(super) fn set_aside(out: &Path, name: &str) -> Result<(), PipelineError> {
     let (file, former) = (out.join(name), out.join(FORMER));
     if file.exists() {
         let context = || format!("cannot move {} into {}", file.display(), former.display());
+        if former.is_symlink() {
+            bail!("{}: it is a link, which is not followed; remove it", context());
+        }
         std::fs::create_dir_all(&former).within(context)?;
         check_free(&former.join(name)).within(context)?;
         std::fs::rename(&file, former.join(name)).within(context)?;
@@ -203,6 +206,23 @@ mod tests {
         let config = RunConfig { out: Some(folder.path().to_owned()), ..RunConfig::default() };
         assert!(OutputFolder::open(&config).unwrap_err().to_string().contains("cannot lock"));
         assert_eq!(std::fs::read(&precious).unwrap(), b"content");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_in_the_place_of_former_files_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let [out, elsewhere] = ["out", "elsewhere"].map(|name| folder.path().join(name));
+        for folder in [&out, &elsewhere] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join("report.json"), folder.display().to_string()).unwrap();
+        }
+        std::os::unix::fs::symlink(&elsewhere, out.join(FORMER)).unwrap();
+        let error = set_aside(&out, "report.json").unwrap_err().to_string();
+        assert!(error.contains("former: it is a link"), "{error}");
+        for folder in [&out, &elsewhere] {
+            assert_eq!(std::fs::read_to_string(folder.join("report.json")).unwrap(), folder.display().to_string());
+        }
     }
 
     #[test]

@@ -8,14 +8,15 @@ use crate::{
 };
 
 impl Session {
-    /// Refuses gates whose data are missing, and says which ones so few of `samples` cannot decide.
+    /// Refuses gates whose data are missing, and says which ones so few of `samples` cannot decide; returns why those cannot pass
+    /// that ask for an interval.
     ///
     /// # Errors
     /// A gate is about labels, masks or boxes, and no sample has any.
-    pub(super) fn check_gates(&self, gates: &[Gate], samples: &[usize]) -> Result<(), PipelineError> {
+    pub(super) fn check_gates(&self, gates: &[Gate], samples: &[usize]) -> Result<Vec<String>, PipelineError> {
         let dataset = self.dataset();
         let count = |known: &dyn Fn(usize) -> bool| samples.iter().filter(|&&index| known(index)).count();
-        let mut told = Vec::new();
+        let (mut told, mut failing) = (Vec::new(), Vec::new());
         for gate in gates {
             ensure!(
                 gate.metric != Metric::Own || self.metric.is_some(),
@@ -47,10 +48,13 @@ impl Session {
             );
             if let Some(warning) = gate.undecidable(counting).filter(|warning| !told.contains(warning)) {
                 self.host.warn(&warning);
+                if gate.confidence.is_some() {
+                    failing.push(warning.clone());
+                }
                 told.push(warning);
             }
         }
-        Ok(())
+        Ok(failing)
     }
 
     /// Refuses gates on outputs that the reference does not have, or that cannot be of the kind they are about.

@@ -7,14 +7,14 @@ use std::{
 
 use super::{FloatTypes, PipelineError};
 use crate::{
-    analyse::{layerwise::LayerError, rounded::rounded},
+    analyse::{layerwise::LayerError, rounded::rounded, widened::widened},
     backend::{Backend, BuildOptions, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     calibrate::CalibrationTable,
     onnx::{
         Finding, GraphView, Model, Severity, diagnose,
         proto::{DimensionProto, DimensionValue, NodeProto, TypeValue},
     },
-    quantize::{Placement, Precision, QuantizeOptions, SchemeOptions, place, quantize, with_opset},
+    quantize::{Placement, Precision, QuantizeOptions, SchemeOptions, moved_like, place, quantize, with_opset},
     tensor::ElementType,
 };
 
@@ -137,6 +137,15 @@ impl Subject {
         let float = with_opset(&self.folded, &self.shapes, CASTS_FROM)?;
         let rounded = rounded(&float, &self.shapes, half, rounds)?;
         Ok((float, rounded))
+    }
+
+    /// The folded model with the values where `target`, which was made of it, has them, and that target in `float32`, rounded where
+    /// it computes in 16 bits: two models of one operator set.
+    pub fn pair_with(&self, target: &Model) -> Result<(Model, Model), PipelineError> {
+        let opset = |model: &Model| model.opset("").unwrap_or(1);
+        let target = with_opset(target, &BTreeMap::new(), opset(&self.folded))?;
+        let float = with_opset(&self.folded, &self.shapes, opset(&target))?;
+        Ok((moved_like(&float, &self.shapes, &target)?, widened(&target)?))
     }
 
     /// A runner of the float model.

@@ -20,7 +20,7 @@ use crate::{
         layerwise::{LayerError, LayerwiseOptions, OutputNoiseOptions, Samples, layerwise},
         operators::Pair,
     },
-    artifact::{ContentHash, works_on},
+    artifact::ContentHash,
     backend::{
         BuildOptions, ExecutionProvider, Runner, TensorInfo,
         onnxruntime::{OnnxRuntime, is_e4m3},
@@ -137,7 +137,6 @@ impl Session {
             threads => threads,
         };
         host.detail(&format!("reading {}", model.display()));
-        works_on(&model);
         let subject = Subject::load(runtime, &model, &config.shape)?;
         for finding in &subject.findings {
             host.warn(&format!("{}; {}", finding.message, finding.hint));
@@ -156,13 +155,14 @@ impl Session {
             subject.reference(runtime, &BuildOptions { threads, provider, ..BuildOptions::default() })?;
         let batch = match (config.batch, subject.fixed_batch()) {
             // One sample at a time is what a fixed batch is filled up from, and what a whole input is.
-            (Some(asked), Some(fixed)) if asked != fixed && asked != 1 => {
+            (Some(asked), Some(fixed)) if asked != 1 && (asked != fixed || subject.takes_whole_inputs()) => {
                 ensure!(
                     subject.free_batch().is_none(),
                     "--batch {asked} was asked for, but a sample of this model is a whole call, as its batch is not the first axis of \
                      every input; leave --batch out"
                 );
-                bail!("--batch {asked} was asked for, but the model fixes its batch to {fixed}");
+                let why = subject.refuses_batch(asked, &config.shape).unwrap_or_default();
+                bail!("--batch {asked} was asked for, but {why}");
             }
             (asked, fixed) => {
                 let default = if provider.gpu().is_some() { DEFAULT_CUDA_BATCH } else { DEFAULT_BATCH };

@@ -9,10 +9,10 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    Host, PipelineError, Within, check_folders, model::Subject, quantize_options, scheme::require_op_types, unmatched,
+    Host, PipelineError, check_folders, model::Subject, quantize_options, scheme::require_op_types, unmatched,
 };
 use crate::{
-    artifact::{ContentHash, open_regular, same_file},
+    artifact::{ArtifactError, ContentHash, open_regular, same_file},
     backend::{Backend, BackendError, BuildOptions, onnxruntime::OnnxRuntime},
     calibrate::{CalibrationTable, cache::CalibrationCache},
     config::RunConfig,
@@ -167,15 +167,20 @@ pub fn quantize_file(
 
 /// A calibration table of ours, or TensorRT's cache, which does not say which model it is of.
 pub fn read_table(path: &Path, subject: &Subject) -> Result<CalibrationTable, PipelineError> {
-    let mut start = Vec::new();
-    let file = open_regular(path).within(|| format!("cannot read the table {}", path.display()))?;
-    file.take(64).read_to_end(&mut start)?;
-    if CalibrationCache::begins_with(&start) {
+    if is_cache(path)? {
         return Ok(CalibrationCache::load(path)?.to_table(subject.float.hash.clone()));
     }
     let table = CalibrationTable::load(path)?;
     table.check_model(&subject.float.hash)?;
     Ok(table)
+}
+
+/// Whether a file is TensorRT's calibration cache, and no table of ours.
+pub(super) fn is_cache(path: &Path) -> Result<bool, PipelineError> {
+    let mut start = Vec::new();
+    let file = open_regular(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })?;
+    file.take(64).read_to_end(&mut start)?;
+    Ok(CalibrationCache::begins_with(&start))
 }
 
 /// What TensorRT's rules hold against the Q/DQ of a model. ONNX Runtime (in `library`, or wherever it is found) is asked only

@@ -11,14 +11,15 @@ use super::{
     calibration::{ChooseOptions, Chosen, Observation, hold_out},
     checkpoint::Checkpoints,
     environment::peak_rss_bytes,
+    quantization::is_cache,
     scheme::{require_operators, scheme},
 };
 use crate::{
     artifact::ContentHash,
     calibrate::{BiasCorrection, CalibrationTable, Choice, Effort, Histograms, Provenance, Shards, StepKind},
-    dataset::{Dataset, SampleError, holds_images},
+    dataset::{Dataset, SampleError, Split, holds_images},
     pass::Ran,
-    quantize::{Precision, SchemeOptions},
+    quantize::{Precision, PrecisionPlan, SchemeOptions},
     recover::RecoverOptions,
 };
 
@@ -95,8 +96,15 @@ impl Session {
         checkpoints: Option<&Checkpoints>,
     ) -> Result<Observation, PipelineError> {
         self.host.stage("observing");
-        let placement = self.subject.place(&scheme(&self.config, precision)?)?;
+        let scheme = scheme(&self.config, precision)?;
+        let placement = self.subject.place(&scheme)?;
         self.warn_unmatched(&placement)?;
+        let mut tensors = placement.tensors_to_observe();
+        if scheme.plan != PrecisionPlan::default() {
+            // What the plan brings is measured against the same ranges without it.
+            let unplanned = SchemeOptions { plan: PrecisionPlan::default(), ..scheme };
+            tensors.extend(self.subject.place(&unplanned)?.tensors_to_observe());
+        }
         let provenance = Provenance {
             model_hash: self.subject.float.hash.clone(),
             data_hash: self.data_hash(samples),
@@ -105,11 +113,17 @@ impl Session {
         };
         let whole = hold_out(samples);
         let parts = shard.map_or_else(|| whole.clone(), |shard| whole.shard(shard.index, shard.count));
+        if parts.is_empty() && !whole.is_empty() {
+            self.host.info(
+                "there are more parts than pairs of samples: this one has none, and its file is needed all the same",
+            );
+            return Ok(Observation { histograms: Histograms::new(provenance), ran: Ran::default(), seconds: 0.0 });
+        }
         let work = self.host.begin("calibrating", parts.len());
         let progress = |samples: usize| work.advance(samples);
         let options = self.observe_options(self.provider);
         let calibrator = self.calibrator(&options, &progress, checkpoints);
-        let mut observation = calibrator.observe(&placement.tensors_to_observe(), &parts, &provenance)?;
+        let mut observation = calibrator.observe(&tensors, &parts, &provenance)?;
         observation.histograms.calibrated_on = self.sample_hashes(parts.fit.iter().chain(&parts.held_out));
         drop(work);
         self.warn_halved("calibration", observation.ran.fitting_batch);
@@ -190,6 +204,28 @@ impl Session {
         }
     }
 
+    /// Takes the samples that a given `table` was made on out of those that are judged.
+    pub(super) fn leave_out_calibrated(&self, split: &mut Split, table: &CalibrationTable) {
+        if self.config.table.is_some() {
+            self.leave_out(split, &table.calibrated_on, "table");
+        }
+    }
+
+    /// Takes the samples that `what` was made on, by name with their hashes, out of those that are judged.
+    pub(super) fn leave_out(&self, split: &mut Split, made_on: &BTreeMap<String, String>, what: &str) {
+        let same = same_samples(self.dataset(), made_on, &split.evaluation);
+        let (left_out, others): (Vec<usize>, Vec<usize>) =
+            split.evaluation.iter().copied().partition(|index| same.contains(index));
+        if others.is_empty() && !left_out.is_empty() {
+            self.host.warn(&format!(
+                "the {what} was made on all of the samples that are evaluated: its figures are better here than on others"
+            ));
+        } else if !left_out.is_empty() {
+            self.host.info(&format!("{} samples that the {what} was made on are not evaluated", left_out.len()));
+            split.evaluation = others;
+        }
+    }
+
     /// Samples by name, with the beginning of a hash of each; nothing where they are random.
     fn sample_hashes<'s>(&self, samples: impl IntoIterator<Item = &'s usize>) -> BTreeMap<String, String> {
         if self.config.random_data {
@@ -232,6 +268,12 @@ impl Session {
     /// # Errors
     /// It cannot be read, or is another model's.
     pub fn read_table(&self, path: &Path) -> Result<CalibrationTable, PipelineError> {
+        ensure!(
+            !is_cache(path)?,
+            "{} is a calibration cache of TensorRT, which does not tell its model and samples; `calib quantize --table` takes it, and \
+             `calib compare` judges the model that it writes",
+            path.display()
+        );
         let table = CalibrationTable::load(path)?;
         table.check_model(&self.subject.float.hash)?;
         if table.random_data {

@@ -91,7 +91,9 @@ impl Session {
         job.session.check_gated_outputs(&gates, job.session.reference.outputs())?;
         job.write_config()?;
         let calibrated = job.calibrate()?;
-        job.session.leave_out_calibrated(&mut job.split, calibrated.as_ref());
+        if let Some(calibrated) = &calibrated {
+            job.session.leave_out_calibrated(&mut job.split, &calibrated.chosen.table);
+        }
         job.session.host.stage("quantizing");
         let save = |model: &Model, precision| save_model(&job.out, model, precision).map(Some);
         let targets = job.session.targets(calibrated.as_ref(), &save)?;

@@ -12,6 +12,9 @@ use crate::{
     quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, Selector, is_own, whole_name},
 };
 
+/// The flag for operator types that stay as they are.
+const EXCLUDED_TYPES: &str = "--op-types-to-exclude";
+
 /// Folded nodes that a sentence names.
 const FOLDED_SHOWN: usize = 8;
 
@@ -49,7 +52,7 @@ pub fn quantize_options(config: &RunConfig, precision: Precision) -> Result<Quan
 /// sentences.
 ///
 /// # Errors
-/// The model has no node of an operator type that is to be quantized.
+/// The model has no node of an operator type.
 pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -> Result<Vec<String>, PipelineError> {
     require_op_types(config, subject)?;
     require_planned(config, subject)?;
@@ -77,10 +80,7 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
     let types = config.op_types.iter().chain(&config.op_types_to_exclude);
     let types = types.filter_map(|op_type| match matched(subject, op_type) {
         Matched::Nodes => folded_type(subject, op_type),
-        Matched::Nothing => Some(
-            inside(subject.folded.graph(), op_type)
-                .unwrap_or_else(|| format!("the model has no node of the operator type `{op_type}`")),
-        ),
+        Matched::Nothing => inside(subject.folded.graph(), op_type),
         Matched::Copies(name) => Some(format!(
             "the operator type `{op_type}` has only nodes that copy values or are constant, as `{name}`, and are folded away"
         )),
@@ -179,15 +179,23 @@ fn holds(subject: &Subject, op_type: &str) -> bool {
         .any(|model| model.graph().node.iter().any(|node| node.op_type() == op_type))
 }
 
-/// Refuses operator types to quantize of which the model has no node.
+/// Refuses operator types of which the model has no node.
 pub(super) fn require_op_types(config: &RunConfig, subject: &Subject) -> Result<(), PipelineError> {
-    let Some(missing) = config.op_types.iter().find(|op_type| !holds(subject, op_type)) else { return Ok(()) };
-    if let Some(inside) = inside(subject.folded.graph(), missing) {
-        bail!("--op-types {missing}: {inside}");
+    for (flag, types) in [("--op-types", &config.op_types), (EXCLUDED_TYPES, &config.op_types_to_exclude)] {
+        for missing in types.iter().filter(|op_type| !holds(subject, op_type)) {
+            match inside(subject.folded.graph(), missing) {
+                // It stays as it is without being excluded: a warning says so.
+                Some(_) if flag == EXCLUDED_TYPES => {}
+                Some(inside) => bail!("{flag} {missing}: {inside}"),
+                None => {
+                    let known: BTreeSet<&str> = subject.float.graph().node.iter().map(NodeProto::op_type).collect();
+                    let known = Vec::from_iter(known).join(", ");
+                    bail!("{flag} {missing}: the model has no node of this operator type; it has {known}")
+                }
+            }
+        }
     }
-    let known: BTreeSet<&str> = subject.float.graph().node.iter().map(NodeProto::op_type).collect();
-    let known = Vec::from_iter(known).join(", ");
-    bail!("--op-types {missing}: the model has no node of this operator type; it has {known}")
+    Ok(())
 }
 
 /// Refuses a placement that quantizes nothing.

@@ -25,7 +25,7 @@ impl Shard {
 
     /// Reads `text`, with the environment's variables by name.
     fn read(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let refused = |reason: String| ConfigError::Value { key: "shard", reason };
+        let unknown = || refused("how many parts there are is not known; write `auto/8` for eight".to_owned());
         let invalid = || refused(format!("`{text}` does not read like 2/8, auto or auto/8"));
         let number = |name: &str| {
             let given = variable(name);
@@ -40,21 +40,18 @@ impl Shard {
             None if text != "auto" => return Err(invalid()),
             asked => {
                 let asked = asked.map(|(_, count)| count.parse::<u32>().map_err(|_| invalid())).transpose()?;
-                let (index, count) = if let Some(id) = number("SLURM_ARRAY_TASK_ID")? {
-                    let first = number("SLURM_ARRAY_TASK_MIN")?.unwrap_or(0);
-                    let step = number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);
-                    (id.saturating_sub(first) / step, number("SLURM_ARRAY_TASK_COUNT")?)
+                if let Some(id) = number("SLURM_ARRAY_TASK_ID")? {
+                    let count = asked.or(number("SLURM_ARRAY_TASK_COUNT")?).ok_or_else(unknown)?;
+                    (task(id, count, &number)?, count)
                 } else if let Some(index) = number("JOB_COMPLETION_INDEX")? {
-                    (index, None)
+                    (index, asked.ok_or_else(unknown)?)
                 } else {
                     return Err(refused(
                         "`auto` is for a task of a Slurm array or of a Kubernetes Indexed Job: neither SLURM_ARRAY_TASK_ID nor \
                          JOB_COMPLETION_INDEX is set; say which part it is, e.g. 2/8"
                             .to_owned(),
                     ));
-                };
-                let unknown = "how many parts there are is not known; write `auto/8` for eight".to_owned();
-                (index, asked.or(count).ok_or_else(|| refused(unknown))?)
+                }
             }
         };
         let shards = Shards::one(index, count).ok_or_else(|| {
@@ -64,6 +61,34 @@ impl Shard {
             ))
         })?;
         Ok(Self { index: index as usize, count: count as usize, shards })
+    }
+}
+
+fn refused(reason: String) -> ConfigError {
+    ConfigError::Value { key: "shard", reason }
+}
+
+/// The part, from 0, of the task `id` of a Slurm array, with the variables that are numbers by name. Tasks of a whole array are
+/// counted from its first. One of an array of fewer or more tasks than parts, as of one that was submitted again, is told by
+/// `id`, which counts from 0 in an array that has a task 0, and from 1 in one whose last task is the number of parts.
+fn task(id: u32, count: u32, number: &dyn Fn(&str) -> Result<Option<u32>, ConfigError>) -> Result<u32, ConfigError> {
+    let first = number("SLURM_ARRAY_TASK_MIN")?;
+    // Slurm always tells the first; variables that are set by hand count from 0.
+    if first.is_none() || number("SLURM_ARRAY_TASK_COUNT")? == Some(count) {
+        let step = number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);
+        return Ok(id.saturating_sub(first.unwrap_or(0)) / step);
+    }
+    let last = number("SLURM_ARRAY_TASK_MAX")?.unwrap_or(id);
+    if first == Some(0) || id > count {
+        Ok(id)
+    } else if last == count {
+        Ok(id - 1)
+    } else {
+        Err(refused(format!(
+            "which of {count} parts the task {id} does is not known: write `--shard {}/{count}` where the IDs of the whole array count \
+             from 0, and `--shard {id}/{count}` where they count from 1",
+            u64::from(id) + 1
+        )))
     }
 }
 
@@ -101,14 +126,39 @@ mod tests {
     fn arrays_and_indexed_jobs_tell_which() {
         let slurm = [("SLURM_ARRAY_TASK_ID", "7"), ("SLURM_ARRAY_TASK_COUNT", "4"), ("SLURM_ARRAY_TASK_MIN", "5")];
         assert_eq!(read("auto", &slurm), Ok((2, 4)));
-        let steps = [("SLURM_ARRAY_TASK_ID", "6"), ("SLURM_ARRAY_TASK_COUNT", "4"), ("SLURM_ARRAY_TASK_STEP", "2")];
-        assert_eq!(read("auto", &steps), Ok((3, 4)));
+        assert_eq!(read("auto/4", &slurm), Ok((2, 4)));
+        let steps = [("ID", "6"), ("COUNT", "4"), ("STEP", "2"), ("MIN", "0")];
+        let steps = steps.map(|(name, value)| (format!("SLURM_ARRAY_TASK_{name}"), value));
+        assert_eq!(read("auto", &steps.each_ref().map(|(name, value)| (name.as_str(), *value))), Ok((3, 4)));
         let job = [("JOB_COMPLETION_INDEX", "0")];
         assert_eq!(read("auto/8", &job), Ok((0, 8)));
         assert!(read("auto", &job).unwrap_err().contains("auto/8"));
         assert!(read("auto/8", &[("JOB_COMPLETION_INDEX", "8")]).unwrap_err().contains("part 9 of 8"));
         assert!(read("auto", &[]).unwrap_err().contains("SLURM_ARRAY_TASK_ID"));
         assert!(read("auto", &[("SLURM_ARRAY_TASK_ID", "x")]).unwrap_err().contains("no number"));
+    }
+
+    #[test]
+    fn a_task_that_is_submitted_again_is_told_by_its_id() {
+        let again = |id: &str, first: &str, last: &str| {
+            let names = ["ID", "MIN", "MAX", "COUNT"].map(|name| format!("SLURM_ARRAY_TASK_{name}"));
+            let values = [id, first, last, "1"];
+            read("auto/8", &names.iter().map(String::as_str).zip(values).collect::<Vec<_>>())
+        };
+        assert_eq!(again("0", "0", "0"), Ok((0, 8)), "only an array from 0 has this");
+        assert_eq!(again("5", "0", "5"), Ok((5, 8)), "as --array=0,5");
+        assert_eq!(again("8", "8", "8"), Ok((7, 8)), "only an array from 1 has this");
+        assert_eq!(again("2", "2", "8"), Ok((1, 8)), "as --array=2,8");
+        let error = again("2", "2", "2").unwrap_err();
+        assert!(
+            error.contains("`--shard 3/8` where the IDs of the whole array count from 0, and `--shard 2/8` where"),
+            "{error}"
+        );
+        assert!(again("9", "9", "9").unwrap_err().contains("part 10 of 8"));
+        // Variables that are set by hand.
+        let by_hand = |id| read("auto", &[("SLURM_ARRAY_TASK_ID", id), ("SLURM_ARRAY_TASK_COUNT", "2")]);
+        assert_eq!([by_hand("0"), by_hand("1")], [Ok((0, 2)), Ok((1, 2))]);
+        assert!(by_hand("2").unwrap_err().contains("part 3 of 2"));
     }
 
     #[test]

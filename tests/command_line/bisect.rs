@@ -11,6 +11,14 @@ use serde_json::Value;
 
 use super::{calib, json, root};
 
+/// The images of the example, in order.
+fn examples() -> Vec<PathBuf> {
+    let mut files: Vec<_> =
+        std::fs::read_dir(super::demo("images")).unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
 /// Calibrated once, on few images.
 struct Demo {
     folder: tempfile::TempDir,
@@ -19,20 +27,36 @@ struct Demo {
 impl Demo {
     fn open() -> Option<Self> {
         let demo = Self { folder: tempfile::tempdir().unwrap() };
+        demo.calibrate(16)?;
+        Some(demo)
+    }
+
+    /// Makes the table anew, on so many images.
+    fn calibrate(&self, samples: usize) -> Option<()> {
         let mut command = calib()?;
         command
             .args(["calibrate", "-q", "--model"])
             .arg(super::demo("demo.onnx"))
             .arg("--data")
             .arg(super::demo("images"));
-        command.args(["--calib-samples", "16", "--method", "minmax", "--bias-correction", "off"]);
-        command.arg("--preprocessor").arg(demo.preprocessor());
-        command.arg("-o").arg(demo.path("table.json")).assert().success();
-        Some(demo)
+        command.args(["--calib-samples", &samples.to_string(), "--method", "minmax", "--bias-correction", "off"]);
+        command.arg("--preprocessor").arg(self.preprocessor());
+        command.arg("-o").arg(self.path("table.json")).assert().success();
+        Some(())
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// A folder with copies of images.
+    fn images(&self, files: &[PathBuf]) -> PathBuf {
+        let folder = self.path("images");
+        std::fs::create_dir(&folder).unwrap();
+        for file in files {
+            std::fs::copy(file, folder.join(file.file_name().unwrap())).unwrap();
+        }
+        folder
     }
 
     /// The preprocessing of `configs/demo.toml` in the form of Hugging Face.
@@ -94,6 +118,21 @@ fn a_gate_that_passes_is_told_before_layers_are_measured() {
     assert!(found["layers"].as_array().is_none_or(Vec::is_empty), "{found}");
     let (_, _, said) = demo.bisect("fails", &["--gate", "sqnr_db=28", "--max-trials", "2", "--timings"]);
     assert_eq!((said.matches("nothing lifted").count(), said.contains("looking into")), (1, true), "{said}");
+}
+
+#[test]
+fn samples_that_gave_the_ranges_do_not_judge_plans() {
+    let Some(demo) = Demo::open() else { return };
+    let judged = |out: &str| demo.bisect(out, &["--gate", "sqnr_db=3"]).2;
+    let told = "samples that the table was made on are not evaluated";
+    // The table is of the 16 images that are set aside here, too; then of most of them; then of all.
+    assert!(!judged("apart").contains(told));
+    demo.calibrate(200).unwrap();
+    let said = judged("most");
+    assert!(said.contains(&format!("184 {told}")), "{said}");
+    demo.calibrate(100_000).unwrap();
+    let said = judged("all");
+    assert!(said.contains("the table was made on all of the samples that are evaluated"), "{said}");
 }
 
 #[test]
@@ -239,6 +278,81 @@ fn a_target_may_be_a_model_or_saved_tensors() {
     assert!(layers.len() > 20 && layers.iter().all(|layer| rounding(layer) > 50.0), "{layers:?}");
 }
 
+/// Models that `calib quantize` wrote, each with the flags that look into the same made in place of it.
+fn written(demo: &Demo) -> Vec<(PathBuf, Vec<String>)> {
+    let table = |name: &str, effort: &str| {
+        let mut command = calib().unwrap();
+        command.args(["calibrate", "-q", "--calib-samples", "16", "--effort", effort, "--model"]);
+        command.arg(super::demo("demo.onnx")).arg("--data").arg(super::demo("images"));
+        command.arg("--preprocessor").arg(demo.preprocessor()).arg("-o").arg(demo.path(name)).assert().success();
+        vec!["--table".to_owned(), demo.path(name).display().to_string()]
+    };
+    let (plain, recovered) = (table("plain.json", "off"), table("recovered.json", "default"));
+    let precision = |name: &str| vec!["--precision".to_owned(), name.to_owned()];
+    let models = [("plain", plain), ("recovered", recovered), ("fp16", precision("fp16")), ("bf16", precision("bf16"))];
+    let write = |(name, flags): (&str, Vec<String>)| {
+        let model = demo.path(&format!("{name}.onnx"));
+        let mut command = calib().unwrap();
+        command.args(["quantize", "-q", "--model"]).arg(super::demo("demo.onnx")).args(&flags).arg("-o").arg(&model);
+        command.assert().success();
+        (model, flags)
+    };
+    models.into_iter().map(write).collect()
+}
+
+#[test]
+fn layers_of_every_model_that_is_written_are_measured_without_calibrating() {
+    let Some(demo) = Demo::open() else { return };
+    let look = |out: &str, find: &str, flags: &[String]| {
+        let mut command = calib().unwrap();
+        command.arg("bisect").arg("--config").arg(root().join("configs/demo.toml"));
+        command.args(["--calib-samples", "16", "--tensorrt", "off", "--find", find, "--out"]).arg(demo.path(out));
+        let output = command.args(flags).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{flags:?}: {said}");
+        (json(&demo.path(out).join("bisect.json")), said)
+    };
+    let written = written(&demo);
+    for (model, flags) in &written {
+        let target = ["--target".to_owned(), model.display().to_string()];
+        let (found, said) = look("named", "layers", &target);
+        assert!(!said.contains("calibrat") && !said.contains("not compared"), "{said}");
+        assert!(!demo.path("named/calibration.json").exists());
+        let (made, _) = look("made", "layers", flags);
+        assert!(found["layers"].as_array().unwrap().len() > 20, "{found}");
+        for key in ["layers", "outputs", "accumulated_sqnr_db"] {
+            assert_eq!(found[key], made[key], "{key} of {}", model.display());
+        }
+        let told = found["advice"].as_array().unwrap();
+        assert!(told.iter().all(|advice| advice["command"].is_null()), "{told:?}");
+    }
+    // What recovery shifts is compared with the same shifted.
+    let (found, _) = look("named", "tensors", &["--target".to_owned(), written[1].0.display().to_string()]);
+    let tensors = found["tensors"]["tensors"].as_array().unwrap();
+    let sqnr = |tensor: &Value| tensor["sqnr_db"].as_f64().unwrap_or(f64::INFINITY);
+    assert!(tensors.len() > 50 && tensors.iter().all(|tensor| sqnr(tensor) > 10.0), "{tensors:?}");
+}
+
+#[test]
+fn a_gate_that_the_samples_of_a_plan_cannot_decide_is_told_before_and_not_blamed() {
+    let Some(demo) = Demo::open() else { return };
+    // 184 of the 200 images are not calibrated on; 24 of them are searched on, and the others check.
+    let flags = ["--max-trials", "4", "--gate", "top1>=0.98@95%"];
+    let few = demo.images(&examples()[..200]);
+    let arguments = [&flags[..], &["--data", few.to_str().unwrap()]].concat();
+    let (found, code, said) = demo.bisect("few", &arguments);
+    assert_eq!(code, 1, "{said}");
+    let why = "samples cannot decide the gate top1=0.98@95%";
+    assert_eq!((&found["plan"]["samples"], &found["plan"]["check_samples"]), (&24.into(), &160.into()));
+    let before = said.find(&format!("24 {why}")).unwrap();
+    assert!(said.contains("at least 189 samples are needed") && said.contains("searched on 24 of the 184"), "{said}");
+    assert!(before < said.find("nothing lifted").unwrap(), "{said}");
+    let advice = &found["advice"][0];
+    assert!(advice["text"].as_str().unwrap().contains(why) && advice["command"].is_null(), "{advice}");
+    let page = std::fs::read_to_string(demo.path("few/bisect.html")).unwrap();
+    assert!(!said.contains("at fault") && !page.contains("at fault"), "{said}");
+}
+
 #[test]
 fn advised_commands_work_as_printed() {
     let Some(demo) = Demo::open() else { return };
@@ -270,14 +384,8 @@ fn advised_commands_work_as_printed() {
 #[test]
 fn trials_on_other_pictures_of_the_same_names_are_not_taken() {
     let Some(demo) = Demo::open() else { return };
-    let images = demo.path("images");
-    std::fs::create_dir(&images).unwrap();
-    let mut files: Vec<_> =
-        std::fs::read_dir(super::demo("images")).unwrap().map(|file| file.unwrap().path()).collect();
-    files.sort();
-    for file in &files[..48] {
-        std::fs::copy(file, images.join(file.file_name().unwrap())).unwrap();
-    }
+    let files = examples();
+    let images = demo.images(&files[..48]);
     let arguments = [&GATE[..], &["--max-trials", "2", "--data", images.to_str().unwrap()]].concat();
     demo.bisect("out", &arguments);
     let (_, _, said) = demo.bisect("out", &arguments);

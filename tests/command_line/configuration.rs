@@ -1,6 +1,6 @@
 //! What is said by flags, by a named file and by `calib.toml`; and what is refused before anything runs.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use super::{calib, demo, demo_flags, error_of, json, root};
 
@@ -92,6 +92,17 @@ fn a_run_with_a_table_and_a_plan_calibrates_nothing_and_names_what_is_lifted() {
     assert!(bytes(&out) == bytes(&again), "the same ranges give the same model");
     assert_eq!(first["precisions"][1]["outputs"], second["precisions"][1]["outputs"]);
     assert!(!again.join("histograms.calib").exists());
+    // Quantized nodes are found by their names, also those whose row is that of the activation they are fused with.
+    let nodes = first["graph"]["nodes"].as_array().unwrap().iter().filter(|node| node["precision"] == "int8");
+    let names: BTreeSet<_> = nodes.map(|node| node["name"].as_str().unwrap()).collect();
+    let rows = first["layers"].as_array().unwrap().iter();
+    let operators = |row: &'_ serde_json::Value| row["operators"].as_array().cloned().unwrap_or_default();
+    let found: Vec<_> = rows.flat_map(|row| [vec![row["node"].clone()], operators(row)].concat()).collect();
+    let found: BTreeSet<_> = found.iter().map(|name| name.as_str().unwrap()).collect();
+    assert_eq!(names.difference(&found).collect::<Vec<_>>(), Vec::<&&str>::new());
+    let csv = fs::read_to_string(out.join("layers.csv")).unwrap();
+    let found: BTreeSet<_> = csv.split([',', ';', '\n']).collect();
+    assert!(names.len() > 40 && names.is_subset(&found), "{csv}");
     let notes = second["notes"].to_string();
     assert!(notes.contains("nothing was calibrated here") && !notes.contains("other samples"), "{notes}");
 
@@ -100,6 +111,12 @@ fn a_run_with_a_table_and_a_plan_calibrates_nothing_and_names_what_is_lifted() {
     let plan = folder.path().join("plan.json");
     let assigned = serde_json::json!({"format_version": 1, "assignments": [{"node": node, "precision": "fp32"}]});
     fs::write(&plan, assigned.to_string()).unwrap();
+    let (alone, _) = run("alone", &["--plan", plan.to_str().unwrap(), "--method", "minmax", "--effort", "off"]);
+    assert!(
+        alone["notes"].to_string().contains("with what the plan lifts the SQNR of the outputs is "),
+        "{}",
+        alone["notes"]
+    );
     let (planned, _) = run("planned", &["--table", table, "--plan", plan.to_str().unwrap()]);
     let notes = planned["notes"].to_string();
     assert!(notes.contains(&format!("the plan lifts 1 nodes: {node} (fp32)")), "{notes}");
@@ -111,6 +128,27 @@ fn a_run_with_a_table_and_a_plan_calibrates_nothing_and_names_what_is_lifted() {
     for (found, expected) in figures.into_iter().zip(expected) {
         assert!((found - expected).abs() < 0.06, "{found} and {expected}: {told}");
     }
+}
+
+#[test]
+fn flags_that_make_ranges_go_before_a_table_of_the_configuration_and_not_with_one_beside_them() {
+    let Some(mut run) = calib() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("run.toml"), "method = \"entropy\"\ntable = \"t.json\"\n").unwrap();
+    for job in ["run", "bisect"] {
+        for flags in [["--method", "minmax"], ["--effort", "off"], ["--shift", "all"]] {
+            let error = error_of(calib().unwrap().arg(job).args(["--table", "t.json"]).args(flags));
+            assert!(error.contains("'--table <FILE>' cannot be used with") && error.contains(flags[0]), "{error}");
+        }
+    }
+    let given = ["run", "--print-config", "--config", "run.toml"];
+    let kept = String::from_utf8(run.current_dir(folder.path()).args(given).output().unwrap().stdout).unwrap();
+    assert!(kept.contains("t.json") && kept.contains("method = \"entropy\""), "{kept}");
+    let mut run = calib().unwrap();
+    let anew = run.current_dir(folder.path()).args(given).args(["--method", "minmax"]).output().unwrap();
+    let [config, said] = [anew.stdout, anew.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(!config.contains("t.json") && config.contains("method = \"minmax\""), "{config}");
+    assert!(said.contains("calibrating anew") && said.contains("t.json"), "{said}");
 }
 
 #[test]

@@ -57,6 +57,64 @@ fn a_demonstration_with_wrong_options_replaces_what_tells_of_a_former_one() {
 }
 
 #[test]
+fn a_cache_or_a_table_where_none_is_taken_says_what_to_do() {
+    let Some(mut run) = calib() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("cache"), "TRT-8601-EntropyCalibration2\ninput: 3c010a14\n").unwrap();
+    run.current_dir(folder.path()).args(["run", "--random-data", "--table", "cache", "--out", "out"]);
+    let error = error_of(run.arg(demo("demo.onnx")));
+    assert!(error.contains("cache is a calibration cache of TensorRT"), "{error}");
+    assert!(error.contains("`calib quantize --table` takes it"), "{error}");
+    fs::write(folder.path().join("calib.toml"), "table = \"t.json\"\n").unwrap();
+    let calibrate = |more: &[&str]| {
+        let mut command = calib().unwrap();
+        command.current_dir(folder.path()).args(["calibrate", "--random-data", "--calib-samples", "2"]);
+        command.args(["--method", "minmax", "--effort", "off", "-o", "new.json"]).args(more).arg(demo("demo.onnx"));
+        command
+    };
+    let error = error_of(&mut calibrate(&[]));
+    assert!(error.contains("`table` in the configuration names") && error.contains("t.json"), "{error}");
+    calibrate(&["--config", "none"]).assert().success();
+}
+
+#[test]
+fn what_is_no_scale_in_a_cache_matters_where_it_is_needed() {
+    let Some(mut calibrate) = calib() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    calibrate.current_dir(folder.path()).args([
+        "calibrate",
+        "--random-data",
+        "--calib-samples",
+        "2",
+        "--method",
+        "minmax",
+    ]);
+    calibrate.args(["--cache", "good"]).arg(demo("demo.onnx")).assert().success();
+    let good = fs::read_to_string(folder.path().join("good")).unwrap();
+    let needed = good.lines().last().unwrap().rsplit_once(':').unwrap().0;
+    let quantize = |cache: String| {
+        fs::write(folder.path().join("cache"), cache).unwrap();
+        let mut quantize = calib().unwrap();
+        quantize
+            .current_dir(folder.path())
+            .args(["quantize", "--table", "cache", "-o", "q.onnx"])
+            .arg(demo("demo.onnx"));
+        quantize
+    };
+    for (bits, range) in [("7f800000", "inf"), ("7fc00000", "NaN"), ("bf800000", "-127"), ("00000000", "")] {
+        quantize(format!("{good}nobody's: {bits}\n")).assert().success();
+        let (before, _) = good.trim_end().rsplit_once(':').unwrap();
+        let mut quantize = quantize(format!("{before}: {bits}\n"));
+        if range.is_empty() {
+            quantize.assert().success();
+        } else {
+            let error = error_of(&mut quantize);
+            assert!(error.contains(&format!("the range {range} for tensor `{needed}`")), "{error}");
+        }
+    }
+}
+
+#[test]
 fn a_run_without_model_or_data_says_what_to_pass() {
     let Some(mut command) = calib() else { return };
     let error = error_of(command.arg("run"));
@@ -267,8 +325,14 @@ fn two_runs_into_one_folder_are_refused() {
     let out = tempfile::tempdir().unwrap();
     let lock = fs::File::create(out.path().join(".lock")).unwrap();
     lock.lock().unwrap();
-    let error = error_of(command.arg("run").args(demo_flags()).arg("--out").arg(out.path()));
+    let summary = out.path().join("s.md");
+    fs::write(&summary, "### ✅ calib: m.onnx\n").unwrap();
+    command.arg("run").args(demo_flags()).arg("--summary").arg(&summary).arg("--out").arg(out.path());
+    let error = error_of(&mut command);
     assert!(error.contains("another run"), "{error}");
+    // A summary of before says nothing of this one.
+    let told = fs::read_to_string(&summary).unwrap();
+    assert!(!told.contains('✅') && told.contains("another run is writing"), "{told}");
 }
 
 #[test]

@@ -172,14 +172,16 @@ fn rules_act_on_what_nodes_are_folded_into() {
         ("Act", "Sigmoid Mul", "`own` (now `own/body`, `own/product`)"),
         ("Dropout", "", "has only nodes that copy values or are constant, as `drop`"),
         ("Identity", "", "has only nodes that copy values or are constant, as `same`"),
-        ("Other", "", "the model has no node of the operator type `Other`"),
     ] {
         let (_, stdout, told) = quantize(&["--op-types-to-exclude", op_type]);
         assert_eq!(kept(&stdout), operators, "{op_type}");
         assert!(told.contains(said), "{op_type}: {told}");
     }
-    let (status, _, told) = quantize(&["--op-types", "Other"]);
-    assert!(status == Some(2) && told.lines().count() == 1 && told.starts_with("error: --op-types Other: "), "{told}");
+    for flag in ["--op-types", "--op-types-to-exclude"] {
+        let (status, _, told) = quantize(&[flag, "Conv,Other"]);
+        let error = format!("error: {flag} Other: the model has no node of this operator type; it has ");
+        assert!(status == Some(2) && told.lines().count() == 1 && told.starts_with(&error), "{told}");
+    }
     // A plan is for this model, or refused.
     let plan = |node: &str| {
         let text = format!(r#"{{"format_version": 1, "assignments": [{{"node": "{node}", "precision": "fp32"}}]}}"#);

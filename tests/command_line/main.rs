@@ -11,6 +11,7 @@ mod detector;
 mod errors;
 mod example;
 mod halves;
+mod memory;
 mod real_model;
 mod said;
 mod segmentation;

@@ -80,6 +80,61 @@ fn a_report_or_a_join_that_fails_leaves_nothing_green() {
 }
 
 #[test]
+fn a_command_line_that_is_not_understood_leaves_nothing_green() {
+    if calib().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    write("d/configs/demo.toml", "out = \"../runs/demo\"\n");
+    write("a/report.json", "{}");
+    write("c.toml", "out = \"told\"\n");
+    let left = |line: &str, file: &str| {
+        write(file, "green");
+        let error = error_of(calib().unwrap().current_dir(folder.path()).args(line.split(' ')));
+        assert!(error.starts_with("error: "), "{line}: {error}");
+        fs::read_to_string(folder.path().join(file)).unwrap_or_default()
+    };
+    for (line, file) in [
+        ("run m.onnx --bogus --out out", "out/report.html"),
+        ("run --bogus=1 --model m.onnx --out=out", "out/report.junit.xml"),
+        ("run m.onnx n.onnx --gate top1=0.9 --gate nonsense=1 --out out", "out/report.html"),
+        ("run m.onnx --out out --gate", "out/report.html"),
+        ("run m.onnx --out out --shard 1/2", "out/report.html"),
+        ("run m.onnx --precisions int8,int3", "runs/m/report.html"),
+        ("run --config c.toml --preset a --letterbox centre", "told/report.html"),
+        ("demo d --bogus", "d/runs/demo/report.html"),
+        ("demo d --bogus -- --out=out", "out/report.html"),
+        ("merge a.part --bogus --out out", "out/report.junit.xml"),
+        ("merge --out out", "out/report.html"),
+        ("bisect m.onnx --find=nothing --out out", "out/bisect.html"),
+        ("bisect m.onnx --bogus --max-trials many", "runs/m/bisect.json"),
+        ("report a --bogus -o page.html", "page.html"),
+        ("report -o page.md", "page.md"),
+        ("report a --trend --baseline b -o page.csv", "page.csv"),
+        ("report a --bogus", "report.html"),
+    ] {
+        assert!(!left(line, file).contains("green"), "{line}");
+    }
+    // What would not have been written stays, and so do inputs.
+    for (line, file) in [
+        ("run m.onnx --bogus --out out --print-config", "out/report.html"),
+        ("run m.onnx --bogus --out out --eval --part p", "out/report.html"),
+        ("run --bogus", "runs/model/report.html"),
+        ("compare ort --bogus --out out", "out/report.html"),
+        ("report a --bogus --measured deploy.tar", "report.html"),
+        ("report page.html --bogus -o page.html", "page.html"),
+        ("report a/report.json -o a/layers.csv", "a/layers.csv"),
+    ] {
+        assert_eq!(left(line, file), "green", "{line}");
+    }
+}
+
+#[test]
 fn what_is_worse_than_the_baseline_is_said_before_the_gates_that_passed() {
     if calib().is_none() {
         return;
@@ -138,6 +193,31 @@ fn shards_of_other_data_under_the_same_names_do_not_join() {
     }
     merge(&["a1", "a2"]).assert().success();
     assert!(error_of(&mut merge(&["a1", "b2"])).contains("shards of different data"));
+}
+
+#[test]
+fn parts_of_a_comparison_on_random_data_and_what_is_joined_of_them_say_so() {
+    if calib().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let compare = |more: &[&str]| {
+        let mut command = calib().unwrap();
+        command.current_dir(folder.path()).args(["compare", "ort", "ort", "--random-data", "--samples", "8"]);
+        command.args(more).arg("--model").arg(demo("demo.onnx")).assert().success().get_output().stdout.clone()
+    };
+    for (shard, part) in [("1/2", "1.part"), ("2/2", "2.part")] {
+        compare(&["--shard", shard, "--part", part]);
+        assert_eq!(json(&folder.path().join(part))["part"]["comparing"]["random_data"], true);
+    }
+    let merged = calib().unwrap().current_dir(folder.path()).args(["merge", "1.part", "2.part"]).assert().success();
+    let merged = merged.get_output().stdout.clone();
+    for said in [merged, compare(&[])] {
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(said.contains("RANDOM DATA: these figures say nothing about real inputs"), "{said}");
+    }
+    let found: serde_json::Value = serde_json::from_slice(&compare(&["--json"])).unwrap();
+    assert_eq!(found["random_data"], true);
 }
 
 #[test]

@@ -3,12 +3,12 @@
 
 use std::{fs, path::Path};
 
-use super::{calib, error_of, json, made, python};
+use super::{calib, error_of, json, made};
 
 /// `residual.onnx` adds up two convolutions; `half.onnx`, `double.onnx` and `mixed.onnx` are FP16, FP64 and in part FP16. `tiny.onnx`
 /// multiplies by 10⁻⁹, which FP16 does not have. `range-N.onnx` reads values of about 10ᴺ and
 /// brings its results back to about 1. `first.onnx` imports the operators as `ai.onnx`; `four.onnx` fixes its batch to 4;
-/// `time.onnx` has time as its first axis, `state.onnx` a state whose first axis counts
+/// `time.onnx` has time as its first axis, `picture.onnx` takes a picture without a batch, `state.onnx` a state whose first axis counts
 /// layers, and `batched.onnx` the same with an open batch. The extents of `endless.onnx` and `overflowing.onnx` cannot be
 /// multiplied.
 const MAKE: &str = r#"
@@ -42,6 +42,8 @@ for n in -30, -20, 20, 30:
 save("four", [conv("x", "a", "y")], [("x", [4, 8, 10, 10])], [("y", [4, 8, 10, 10])], weights()[:1])
 save("time", [("Transpose", ["x"], "t", dict(perm=[1, 0, 2])), ("Reshape", ["t", "s"], "u", {}), ("MatMul", ["u", "w"], "y", {})], [("x", [12, 1, 8])], [("y", [1, 16])],
      [nh.from_array(np.array([1, 96]), "s"), c("w", 96, 16)])
+save("picture", [("Unsqueeze", ["x", "z"], "u", {}), conv("u", "a", "c"), ("Squeeze", ["c", "z"], "y", {})], [("x", [8, 10, 10])], [("y", [5, 10, 10])],
+     [nh.from_array(np.array([0]), "z"), c("a", 5, 8, 3, 3)])
 save("state", [("Reshape", ["h", "s"], "u", {}), ("MatMul", ["u", "v"], "p", {}), ("MatMul", ["x", "w"], "q", {}), ("Add", ["p", "q"], "y", {})],
      [("h", [2, 1, 32]), ("x", [1, 32])], [("y", [1, 16])], [nh.from_array(np.array([1, 64]), "s"), c("v", 64, 16), c("w", 32, 16)])
 save("batched", [("Transpose", ["h"], "t", dict(perm=[1, 0, 2])), ("Reshape", ["t", "s"], "u", {}), ("MatMul", ["u", "v"], "p", {}), ("MatMul", ["x", "w"], "q", {}), ("Add", ["p", "q"], "y", {})],
@@ -56,23 +58,8 @@ np.savez(f"{folder}/half.npz", x=rng.normal(size=(24, 8, 10, 10)).astype(np.floa
 np.savez(f"{folder}/double.npz", x=rng.normal(size=(24, 32)))
 "#;
 
-/// 40 and 160 samples of 0.7 MB, and a model that reads them.
-const MAKE_LARGE: &str = r#"
-import sys
-import numpy as np, onnx
-from onnx import TensorProto as T, helper as h, numpy_helper as nh
-folder = sys.argv[1]
-io = lambda n, s: h.make_tensor_value_info(n, T.FLOAT, s)
-nodes = [h.make_node("Conv", ["x", "w"], ["c"], "c", strides=[8, 8]), h.make_node("GlobalAveragePool", ["c"], ["y"], "y")]
-weight = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)
-graph = h.make_graph(nodes, "g", [io("x", ["n", 3, 242, 242])], [io("y", ["n", 8, 1, 1])], [nh.from_array(weight, "w")])
-onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), f"{folder}/large.onnx")
-for count in 40, 400:
-    np.savez(f"{folder}/{count}.npz", x=np.full((count, 3, 242, 242), 0.5, np.float32))
-"#;
-
 /// A command over a model and data of the folder, whose relative files lie there.
-fn command(folder: &Path, name: &str, model: &str, data: &str, more: &[&str]) -> assert_cmd::Command {
+pub(super) fn command(folder: &Path, name: &str, model: &str, data: &str, more: &[&str]) -> assert_cmd::Command {
     let mut command = calib().unwrap();
     command.current_dir(folder).args([name, "--model"]).arg(format!("{model}.onnx"));
     command.arg("--data").arg(format!("{data}.npz")).args(more);
@@ -419,67 +406,34 @@ fn what_is_valid_is_taken() {
 }
 
 #[test]
-fn memory_does_not_grow_with_arrays_and_its_end_is_an_error_that_names_the_file() {
-    let folder = tempfile::tempdir().unwrap();
-    if calib().is_none() || python(MAKE_LARGE, &[folder.path()]).is_none() {
-        return;
+fn models_without_a_batch_axis_take_one_sample_a_call() {
+    let Some(folder) = made(MAKE) else { return };
+    for (model, batch, why) in [
+        ("picture", "4", "its inputs have no batch axis"),
+        ("picture", "8", "its inputs have no batch axis"),
+        ("time", "12", "its inputs have no batch axis"),
+        ("state", "2", "its inputs have no batch axis"),
+        ("four", "3", "the model fixes its batch to 4"),
+    ] {
+        for words in [&["bench", "ort", "--seconds", "0.1"][..], &["run", "--random-data", "--out", "out"]] {
+            let mut command = calib().unwrap();
+            command.current_dir(folder.path()).args(words).args(["--batch", batch]);
+            let error = error_of(command.arg("--model").arg(format!("{model}.onnx")));
+            assert!(error.contains(&format!("--batch {batch} was asked for, but")) && error.contains(why), "{error}");
+        }
     }
-    let folder = folder.path();
-    let peak = |data: &str| {
-        let output = command(folder, "calibrate", "large", data, &["-o", "t.json", "--json"]).assert().success();
-        let found: serde_json::Value = serde_json::from_slice(&output.get_output().stdout).unwrap();
-        found["peak_rss_bytes"].as_u64().unwrap() >> 20
-    };
-    let (few, many) = (peak("40"), peak("400"));
-    assert!(many < few + 10 && many < 100, "{few} MiB with 40 samples, {many} MiB with 400");
-    // JSON of other content takes no tree of many times its size.
-    let numbers = "0,".repeat(10 << 20) + "0";
-    fs::write(folder.join("numbers.json"), format!("{{\"lst\": [{{\"x\": {{\"array\": [{numbers}]}}}}]}}")).unwrap();
-    let limited = |words: &[&str]| {
-        let mut command = calib().unwrap();
-        error_of(command.current_dir(folder).args(words).args(["--max-memory-mb", "250"]))
-    };
-    let error = limited(&["calibrate", "--model", "large.onnx", "-o", "t.json", "--data", "numbers.json"]);
-    assert!(error.contains("entry 0: `x` holds no base64 `array`"), "{error}");
-    let entries = vec![r#"{"x": [0]}"#; 1 << 20].join(",");
-    fs::write(folder.join("entries.json"), format!("[{entries}]")).unwrap();
-    let error = limited(&["calibrate", "--model", "large.onnx", "-o", "t.json", "--data", "entries.json"]);
-    assert!(error.contains("entry 0: `x` holds no base64 `array`"), "{error}");
-    let saved = ["--model", "large.onnx", "--data", "40.npz", "--ref", "ort", "--target", "saved:numbers.json"];
-    let error = limited(&[&["compare"], &saved[..]].concat());
-    assert!(error.contains("neither trtexec's --exportOutput nor Polygraphy's --save-outputs"), "{error}");
-    assert!(limited(&["inspect", "numbers.json"]).contains("no calibration table"), "{error}");
-    let error = limited(&["bench", "ort", "--model", "large.onnx", "--batch", "10000"]);
-    assert!(error.contains("--batch 10000 takes 6702 MB for its inputs"), "{error}");
-    // A hole of 400 MB, which would be read whole. A backtrace takes memory, too, and must not be waited for.
-    let file = fs::File::create(folder.join("inputs.json")).unwrap();
-    file.set_len(400 << 20).unwrap();
-    let mut calibrate = calib().unwrap();
-    calibrate.current_dir(folder).env("RUST_BACKTRACE", "1").timeout(std::time::Duration::from_mins(2));
-    calibrate.args([
-        "calibrate",
-        "--max-memory-mb",
-        "250",
+    let mut bench = calib().unwrap();
+    bench.current_dir(folder.path()).args([
+        "bench",
+        "ort",
+        "--seconds",
+        "0.1",
+        "--batch",
+        "1",
         "--model",
-        "large.onnx",
-        "--data",
-        "inputs.json",
-        "-o",
-        "t.json",
+        "picture.onnx",
     ]);
-    let error = error_of(&mut calibrate);
-    assert!(error.contains("out of memory") && error.contains("while reading inputs.json"), "{error}");
-    let table = ["quantize", "--model", "large.onnx", "-o", "q.onnx", "--table", "inputs.json"];
-    let error = limited(&table);
-    assert!(error.contains("out of memory") && error.contains("while reading inputs.json"), "{error}");
-    // Several threads may find no memory at once: one of them says so.
-    for megabytes in ["60", "80", "100", "120"] {
-        let mut command = command(folder, "calibrate", "large", "40", &["-o", "t.json", "--max-memory-mb", megabytes]);
-        let output = command.timeout(std::time::Duration::from_mins(2)).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() || output.status.code() == Some(2), "{megabytes}: {said}");
-        assert!(said.matches("out of memory").count() <= 1, "{megabytes}: {said}");
-    }
+    bench.assert().success();
 }
 
 /// Debug builds stop where a product of extents overflows; others would go on with a wrong number.

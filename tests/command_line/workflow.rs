@@ -180,6 +180,30 @@ fn shards_join_to_the_table_of_a_single_run() {
 }
 
 #[test]
+fn parts_without_samples_join_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let data = |command: &mut assert_cmd::Command, output: &str| {
+        command.args(["--preset", "unit", "--calib-samples", "3", "--method", "minmax", "--model"]);
+        command.arg(demo("demo.onnx")).arg("--data").arg(demo("images")).arg("-o").arg(path(output)).assert()
+    };
+    let Some(mut whole) = calib() else { return };
+    data(whole.arg("calibrate"), "whole.json").success();
+    let mut merge = calib().unwrap();
+    merge.arg("merge");
+    for index in 1..=4 {
+        let (part, shard) = (path(&format!("{index}.calib")), format!("{index}/4"));
+        let done =
+            data(calib().unwrap().args(["calibrate", "--shard", &shard, "--histograms"]).arg(&part), "unused.json");
+        let said = String::from_utf8(done.success().get_output().stderr.clone()).unwrap();
+        assert_eq!(said.contains("this one has none"), index > 2, "of 3 samples, 2 to fit on and 1 held out: {said}");
+        merge.arg(part);
+    }
+    data(&mut merge, "merged.json").success();
+    assert_eq!(fs::read(path("whole.json")).unwrap(), fs::read(path("merged.json")).unwrap());
+}
+
+#[test]
 fn parts_of_a_run_join_to_the_report_of_a_single_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
@@ -400,4 +424,36 @@ fn the_report_has_the_scales_of_the_model() {
     for (tensor, scale) in told {
         assert_eq!(Some(&(scale as f32)), written.get(tensor), "{tensor}");
     }
+}
+
+#[test]
+fn pictures_of_the_same_names_and_another_content_are_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::create_dir(path("images")).unwrap();
+    let images: Vec<_> = (0..6).map(|index| format!("{index:04}.png")).collect();
+    for name in &images {
+        fs::copy(demo("images").join(name), path("images").join(name)).unwrap();
+    }
+    let Some(mut calibrate) = calib() else { return };
+    let data = |command: &mut assert_cmd::Command| {
+        command.arg("--data").arg(path("images")).args(["--preset", "unit", "--model"]).arg(demo("demo.onnx")).assert()
+    };
+    data(calibrate.args(["calibrate", "--method", "minmax", "--calib-samples", "4", "-o"]).arg(path("t.json")))
+        .success();
+    let mut quantize = calib().unwrap();
+    quantize.arg("quantize").arg(demo("demo.onnx")).arg("--table").arg(path("t.json")).arg("-o").arg(path("q.onnx"));
+    quantize.assert().success();
+    let told = || {
+        let done = data(calib().unwrap().args(["compare", "--ref", "ort", "--target"]).arg(path("q.onnx"))).success();
+        String::from_utf8_lossy(&done.get_output().stderr).into_owned()
+    };
+    assert!(told().contains("4 samples that a target was calibrated on are left out"));
+    for name in &images {
+        // What follows the picture changes no pixel.
+        let file = path("images").join(name);
+        let content = [fs::read(&file).unwrap(), vec![0]].concat();
+        fs::write(file, content).unwrap();
+    }
+    assert!(told().contains("4 samples are named as those that a target was calibrated on"), "{}", told());
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    path::Path,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -89,9 +90,27 @@ fn whichever_node_has_a_fault_is_named() {
         }
     });
     assert_eq!(missed.into_inner().unwrap(), BTreeSet::new());
+    nodes_of_the_source_count_as_part_of_their_reader(&source, &int8, &nodes);
     for (engine, more, _) in modes {
         assert_eq!(found("", engine, more)["first"]["culprit"], Value::Null, "{engine} {more:?}");
     }
+}
+
+/// Padding that recovery put in: beside the float model its fault is one of the node that reads it, which is said, and beside the
+/// model that the engine was built from it is named.
+fn nodes_of_the_source_count_as_part_of_their_reader(source: &Path, engine: &str, nodes: &[String]) {
+    let model = Model::load(source).unwrap();
+    let pad = model.graph().node.iter().find(|node| node.op_type() == "Pad").unwrap();
+    let mut reader = pad;
+    while !nodes.iter().any(|name| name == reader.name()) {
+        reader = model.graph().node.iter().find(|node| node.input.contains(&reader.output[0])).unwrap();
+    }
+    let (fault, out) = (format!("fault={}", pad.name()), tempfile::tempdir().unwrap());
+    let told = ends(0, &fault, &["bisect", "--target", engine, "--find", "first", "--out", text(out.path())]);
+    assert!(told.contains(&format!("first divergence: `{}`", reader.name())), "{told}");
+    assert!(told.contains("count as part of the node: --model with that model's file"), "{told}");
+    let found = found(&fault, engine, &["--model", text(source)]);
+    assert_eq!(found["first"]["culprit"]["node"], pad.name(), "{found}");
 }
 
 /// Marks may undo the fusion that is at fault. Then it is looked for with few marks at a time, and what they do is told.

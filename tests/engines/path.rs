@@ -198,6 +198,7 @@ fn a_fault_in_one_layer_of_an_engine_is_found_and_named() {
     let data = root().join("calib_data/images");
     let reference = ["--reference", text(&model), "--data", text(&data), "-o", &plan];
     succeeds(&[&["build", "--model", &half], &reference[..]].concat());
+    assert!(succeeds(&["inspect", &plan]).contains("of which 26 multiply: FP16 26 (100 %)"));
     let narrow =
         ["bisect", "--target", &plan, "--samples", "4", "--find", "first", "--threshold-db", "30", "--out", &out];
     let told = ends(0, &orders, &narrow);

@@ -20,7 +20,7 @@ fn every_refusal_of_tensorrt_is_an_error_that_says_why() {
         ("refuse-gpu", &compare, "does not run it on this"),
         (other_version, &compare, "it was built by TensorRT"),
         ("null-runtime", &compare, "no runtime could be made"),
-        ("null-plan", &compare, "Failed to deserialize engine"),
+        ("null-plan", &compare, "Failed to deserialize engine; build it again on this machine"),
         ("null-context", &bench, "OutOfMemory"),
         ("enqueue-fails=1", &compare, "an illegal memory access"),
         ("enqueue-fails=3", &bench, "an illegal memory access"),
@@ -75,13 +75,15 @@ fn every_refusal_of_the_builder_is_an_error_that_says_why() {
     let odd = folder.path().join("odd.onnx");
     let error = ends(2, "", &["build", "--model", text(&odd), "-o", text(&plan)]);
     assert!(error.contains("odd.onnx") && error.contains("`strange` (Frobnicate)"), "{error}");
-    for (name, input, output) in [("wide", 19, models::FP8), ("widened", models::FP8, 19)] {
+    for (name, input, output, place) in
+        [("wide", 19, models::FP8, "input `x`: "), ("widened", models::FP8, 19, "node `cast` (Cast): ")]
+    {
         let cast = NodeProto::new("Cast", "cast", &["x"], &["y"]).with(AttributeProto::int("to", output.into()));
         let (x, y) = (models::value("x", input, &[1, 4]), models::value("y", output, &[1, 4]));
         models::save(folder.path(), name, vec![cast], vec![x], vec![y], vec![]);
         let model = folder.path().join(format!("{name}.onnx"));
         let error = ends(2, "", &["build", "--model", text(&model), "-o", text(&plan)]);
-        assert!(error.contains(name) && error.contains("or the 8-bit float E5M2"), "{error}");
+        assert!(error.contains(&format!("{name}.onnx: {place}")) && error.contains("8-bit float E5M2"), "{error}");
     }
     let warned = ends(0, "build-warns=half precision is not exact", &build);
     assert!(warned.contains("demo.plan"), "{warned}");
@@ -123,6 +125,7 @@ fn every_option_of_the_builder_reaches_it() {
     let of_11 = ["--version-compatible", "--hardware-compatible"];
     let of_rtx = ["--compute-capability", "7.5,8.0,8.6,8.9,12.0,12.1"];
     let refused = |more: &[&str]| ends(2, "", &[&build[..], more].concat());
+    assert!(refused(&["--batch", "0"]).contains("`batch`: must be at least 1"));
     if FLAVOUR == "11" {
         assert!(told(&of_11).contains("options: workspace 0, level -1, version compatible, hardware compatible\""));
         assert!(refused(&of_rtx).contains("--compute-capability is an option of TensorRT-RTX"));
@@ -247,4 +250,9 @@ fn an_inspector_that_tells_nothing() {
         let all = format!("{}{}", String::from_utf8_lossy(&output.stdout), error_of(&output));
         assert!(all.contains(expected), "{orders}: {all}");
     }
+    // Only the builder of TensorRT-RTX lists the layers that the sidecar keeps.
+    let listed = FLAVOUR == "rtx";
+    let told = ends(if listed { 0 } else { 2 }, "names-only", &["inspect", &engines.path("int8.plan")]);
+    let expected = if listed { "layers      as the builder listed them (" } else { "detailed profiling verbosity" };
+    assert!(told.contains(expected) && told.contains("multiply: INT8") == listed, "{told}");
 }

@@ -5,12 +5,12 @@ use std::{fs, path::Path};
 use calib_test_support::root;
 use serde_json::Value;
 use trtcalib::{
-    npz::write_npz,
+    npz::{read_npz, write_npz},
     onnx::proto::NodeProto,
     tensor::{Tensor, TensorMap},
 };
 
-use super::{ends, json, models, succeeds, text};
+use super::{Engines, ends, json, models, succeeds, text};
 
 /// Twelve samples of three shapes, the second the most frequent, in a folder of one file each.
 fn save_samples(folder: &Path) {
@@ -109,6 +109,52 @@ fn outputs_whose_shapes_change_are_saved_and_read_again() {
     assert!((all - alone).abs() < 0.01, "{all} {alone}");
     let error = ends(2, "", &[&["report", &at("out")], &outputs[..3], &[&reference], &outputs[4..]].concat());
     assert!(error.contains("ort.npz"), "{error}");
+}
+
+/// A part of the outputs would pass for all of them.
+#[test]
+fn an_engine_that_fails_on_its_way_leaves_no_outputs() {
+    let engines = Engines::build();
+    let (plan, saved, reference) = (engines.path("fp32.plan"), engines.path("saved.npz"), engines.path("ort.npz"));
+    let compare = ["compare", "--ref", "ort", "--target", &plan, "--samples", "17", "--save-target", &saved];
+    let compare = [&compare[..], &["--save-reference", &reference]].concat();
+    let fails = || ends(2, "enqueue-fails=2", &compare);
+    let error = fails();
+    assert!(error.contains(&format!("{saved} is not written: the target failed")), "{error}");
+    assert!(!Path::new(&saved).exists());
+    let rows = |path: &str| read_npz(Path::new(path)).unwrap()["logits"].shape()[0];
+    assert_eq!(rows(&reference), 17);
+
+    // What an earlier comparison saved stays.
+    succeeds(&compare);
+    let before = fs::read(&saved).unwrap();
+    assert_eq!(rows(&saved), 17);
+    fails();
+    assert!(fs::read(&saved).unwrap() == before);
+    // A reference that fails ends all of it.
+    fs::remove_file(&saved).unwrap();
+    let turned = ["compare", "--ref", &plan, "--target", "ort", "--samples", "17", "--save-target", &saved];
+    ends(2, "enqueue-fails=2", &[&turned[..], &["--save-reference", &engines.path("no.npz")]].concat());
+    assert!(!Path::new(&saved).exists() && !Path::new(&engines.path("no.npz")).exists());
+}
+
+/// A sample may have several rows where the first extent is open: calls then have as many for each sample.
+#[test]
+fn a_run_builds_engines_for_samples_of_several_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    fs::create_dir(at("data")).unwrap();
+    for (index, rows) in [1, 2, 2, 2, 3, 5, 8, 2].into_iter().enumerate() {
+        let x = Tensor::from_f32(vec![rows, 4], (0..rows * 4).map(|i| i as f32).collect()).unwrap();
+        write_npz(Path::new(&at(&format!("data/{index}.npz"))), &TensorMap::from([("x".to_owned(), x)])).unwrap();
+    }
+    let (x, y) = (vec![models::float("x", &[-1, 4])], vec![models::float("y", &[-1, 4])]);
+    models::save(folder.path(), "rows", vec![NodeProto::new("Relu", "relu", &["x"], &["y"])], x, y, vec![]);
+    let run = ["run", "--model", &at("rows.onnx"), "--data", &at("data"), "--out", &at("out"), "--precisions", "fp32"];
+    let few = ["--output-kind", "y=generic", "--batch", "4", "--bench-seconds", "0", "--tensorrt", "require"];
+    succeeds(&[&run[..], &few].concat());
+    let report = fs::read_to_string(at("out/report.json")).unwrap();
+    assert!(report.contains("engines are built for the shapes that the data have: x=1x4:8x4:32x4"), "{report}");
 }
 
 /// A batch that is only timed is larger than those that are compared.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use trtcalib::{
     npz::{read_npz, write_npz},
     onnx::proto::NodeProto,
-    tensor::{Tensor, TensorMap},
+    tensor::{ElementType, Tensor, TensorMap},
 };
 
 use super::{Engines, FLAVOUR, calib_command, ends, error_of, json, models, succeeds, text};
@@ -24,34 +24,41 @@ fn exported_by_trtexec(outputs: &TensorMap) -> String {
     format!("[\n  {}\n]\n", outputs.iter().map(output).collect::<Vec<_>>().join("\n, "))
 }
 
-/// What Polygraphy's `--save-outputs` writes: one iteration for every `batch` samples.
+/// An array in Polygraphy's JSON.
+fn encoded(tensor: &Tensor) -> Value {
+    let shape: String = tensor.shape().iter().map(|extent| format!("{extent}, ")).collect();
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", shape.trim_end());
+    while (10 + header.len() + 1) % 64 != 0 {
+        header.push(' ');
+    }
+    header.push('\n');
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.extend(tensor.to_f32().iter().flat_map(|value| value.to_le_bytes()));
+    let text = base64::engine::general_purpose::STANDARD.encode(bytes);
+    json!({"values": {"array": text, "polygraphy_class": "ndarray"}, "polygraphy_class": "LazyArray"})
+}
+
+/// One iteration in what Polygraphy's `--save-outputs` writes.
+fn iteration(outputs: &TensorMap) -> Value {
+    let outputs: BTreeMap<&String, Value> = outputs.iter().map(|(name, tensor)| (name, encoded(tensor))).collect();
+    json!({"outputs": outputs, "runtime": 0.1, "runner_name": "trt-runner", "polygraphy_class": "IterationResult"})
+}
+
+/// The whole file: one iteration for every `batch` samples.
 fn saved_by_polygraphy(outputs: &TensorMap, batch: usize) -> Value {
     let samples = outputs.values().next().unwrap().shape()[0];
-    let array = |tensor: &Tensor, first: usize, rows: usize| {
-        let width: usize = tensor.shape()[1..].iter().product();
-        let mut shape = tensor.shape().to_vec();
-        shape[0] = rows;
-        let shape: String = shape.iter().map(|extent| format!("{extent}, ")).collect();
-        let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", shape.trim_end());
-        while (10 + header.len() + 1) % 64 != 0 {
-            header.push(' ');
-        }
-        header.push('\n');
-        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-        bytes.extend((header.len() as u16).to_le_bytes());
-        bytes.extend(header.as_bytes());
-        let values = &tensor.to_f32()[first * width..(first + rows) * width];
-        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        let text = base64::engine::general_purpose::STANDARD.encode(bytes);
-        json!({"values": {"array": text, "polygraphy_class": "ndarray"}, "polygraphy_class": "LazyArray"})
+    let part = |first: usize| {
+        let rows = |tensor: &Tensor| {
+            let width: usize = tensor.shape()[1..].iter().product();
+            let shape = [&[batch.min(samples - first)], &tensor.shape()[1..]].concat();
+            let values = tensor.to_f32()[first * width..][..shape.iter().product()].to_vec();
+            Tensor::from_f32(shape, values).unwrap()
+        };
+        iteration(&outputs.iter().map(|(name, tensor)| (name.clone(), rows(tensor))).collect())
     };
-    let iteration = |first: usize| {
-        let rows = batch.min(samples - first);
-        let outputs: BTreeMap<&String, Value> =
-            outputs.iter().map(|(name, tensor)| (name, array(tensor, first, rows))).collect();
-        json!({"outputs": outputs, "runtime": 0.1, "runner_name": "trt-runner", "polygraphy_class": "IterationResult"})
-    };
-    let iterations: Vec<Value> = (0..samples).step_by(batch).map(iteration).collect();
+    let iterations: Vec<Value> = (0..samples).step_by(batch).map(part).collect();
     json!({"lst": [["trt-runner-N0-11/27/26", iterations]], "polygraphy_class": "RunResults"})
 }
 
@@ -297,6 +304,47 @@ fn outputs_whose_shapes_change_from_one_iteration_to_the_next_are_compared() {
     }
     let error = ends(2, "", &[&compare[..], &["--target", &at("other.json")]].concat());
     assert!(error.contains("iteration 1") && error.contains("other names"), "{error}");
+}
+
+/// What is found in a sample has any number of rows: each call is of one sample, whether other outputs show that or not.
+#[test]
+fn outputs_with_as_many_rows_as_were_found_are_compared_call_by_call() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let relu = || NodeProto::new("Relu", "relu", &["x"], &["r"]);
+    let found = || NodeProto::new("NonZero", "found", &["r"], &["f"]);
+    let by_rows = || NodeProto::new("Transpose", "by_rows", &["f"], &["y"]);
+    let (x, y) = (|| vec![models::float("x", &[1, 4])], models::value("y", ElementType::I64.onnx(), &[-2, 2]));
+    models::save(folder.path(), "alone", vec![relu(), found(), by_rows()], x(), vec![y.clone()], vec![]);
+    let both = vec![y, models::float("r", &[1, 4])];
+    models::save(folder.path(), "both", vec![relu(), found(), by_rows()], x(), both, vec![]);
+    let samples = [[1.0, -1.0, 2.0, 3.0], [-1.0, -2.0, -3.0, 4.0], [-1.0, -1.0, -1.0, -1.0]];
+    let rows = Tensor::from_f32(vec![3, 4], samples.concat()).unwrap();
+    write_npz(Path::new(&at("x.npz")), &TensorMap::from([("x".to_owned(), rows)])).unwrap();
+    let one = Tensor::from_f32(vec![1, 4], samples[0].to_vec()).unwrap();
+    write_npz(Path::new(&at("one.npz")), &TensorMap::from([("x".to_owned(), one)])).unwrap();
+    let outputs = |sample: [f32; 4], count: usize| {
+        let places: Vec<f32> = (0..4).filter(|&at| sample[at] > 0.0).flat_map(|at| [0.0, at as f32]).collect();
+        let y = Tensor::from_f32(vec![places.len() / 2, 2], places).unwrap();
+        let r = Tensor::from_f32(vec![1, 4], sample.map(|value| value.max(0.0)).to_vec()).unwrap();
+        [("y".to_owned(), y), ("r".to_owned(), r)].into_iter().take(count).collect::<TensorMap>()
+    };
+    for (model, count) in [("alone", 1), ("both", 2)] {
+        let of = |sample| outputs(sample, count);
+        let calls = samples.map(|sample| iteration(&of(sample)));
+        let (polygraphy, trtexec, onnx) = (at("polygraphy.json"), at("trtexec.json"), at(&format!("{model}.onnx")));
+        fs::write(&polygraphy, json!({"lst": [["trt", calls]]}).to_string()).unwrap();
+        fs::write(&trtexec, exported_by_trtexec(&of(samples[0]))).unwrap();
+        for (file, data, samples) in [(&polygraphy, "x.npz", 3), (&trtexec, "one.npz", 1)] {
+            let compare = ["compare", "--ref", "ort", "--model", &onnx, "--data", &at(data), "--target", file];
+            // The columns are no classes.
+            let result = &json("", &[&compare[..], &["--output-kind", "y=generic"]].concat())["targets"][0]["result"];
+            assert_eq!(result["samples"], samples, "{model}, {file}: {result}");
+            let outputs = result["outputs"].as_array().unwrap();
+            assert_eq!(outputs.len(), count);
+            assert!(outputs.iter().all(|output| output["max_abs"] == 0.0), "{model}, {file}: {result}");
+        }
+    }
 }
 
 /// Plans of TensorRT 8.6 and 10 begin as those of 11 do and tell no version.

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, path::Path};
 use trtcalib::{
     backend::tensorrt::{EngineOptions, EngineSidecar, RunnerOptions, build_engine, require_library, run_engine},
     npz::write_npz,
-    tensor::{Tensor, TensorMap, Values},
+    onnx::proto::NodeProto,
+    tensor::{ElementType, Tensor, TensorMap, Values},
 };
 
 use super::{ends, inside, json, models, succeeds, text};
@@ -183,6 +184,36 @@ fn values_of_shape_inputs_in_the_profile() {
     assert!(error.contains("the values of input `k` decide no shape"), "{error}");
 }
 
+/// TensorRT tells such a shape to a C++ class only: each command names the output, and what works instead.
+#[test]
+fn an_output_whose_shape_depends_on_values_is_refused_with_the_way_that_works() {
+    let folder = folder();
+    let at = |name: &str| text(&folder.path().join(name)).to_owned();
+    let (model, plan, out) = (at("found.onnx"), at("found.plan"), at("out"));
+    succeeds(&["build", "--model", &model, "-o", &plan]);
+    let commands: [&[&str]; 4] = [
+        &["compare", "--ref", "ort", "--target", &plan, "--random-data", "--samples", "3", "--batch", "1"],
+        &["bench", &plan, "--seconds", "0.02"],
+        &["bench", &plan, "--seconds", "0.02", "--cuda-graph", "--layer-times"],
+        &["bisect", "--target", &plan, "--random-data", "--out", &out],
+    ];
+    let names_both = |told: &str| {
+        assert!(told.contains("the shape of output `y` depends on values"), "{told}");
+        assert!(told.contains("remove it from the model's outputs") && told.contains("--target saved:"), "{told}");
+    };
+    for command in commands {
+        names_both(&ends(2, "", command));
+    }
+    assert!(succeeds(&["inspect", &plan]).contains("nonzero"));
+
+    // A run goes on without the engine, and its report says why.
+    let (x, y) = (vec![models::float("x", &[1, 4])], vec![models::value("y", ElementType::I64.onnx(), &[2, -2])]);
+    models::save(folder.path(), "one", vec![NodeProto::new("NonZero", "nonzero", &["x"], &["y"])], x, y, vec![]);
+    let run = ["run", "--model", &at("one.onnx"), "--random-data", "--out", &out, "--precisions", "fp32"];
+    succeeds(&[&run[..], &["--eval-samples", "4", "--bench-seconds", "0"]].concat());
+    names_both(&std::fs::read_to_string(Path::new(&out).join("report.json")).unwrap());
+}
+
 /// A run takes the values for its engines' profiles from its samples.
 #[test]
 fn a_run_with_shape_inputs_builds_engines_for_its_samples() {
@@ -190,14 +221,16 @@ fn a_run_with_shape_inputs_builds_engines_for_its_samples() {
     let at = |name: &str| text(&folder.path().join(name)).to_owned();
     let (data, out) = (at("samples"), at("out"));
     std::fs::create_dir(&data).unwrap();
-    for (index, to) in [[4, 2], [2, 4], [8, 1], [4, 2]].iter().enumerate() {
-        let inputs = TensorMap::from([("x".to_owned(), floats(2)), ("to".to_owned(), shape(to))]);
+    let samples = [(2, [4, 2]), (1, [2, 2]), (2, [2, 4]), (8, [8, 4]), (2, [8, 1])];
+    for (index, (rows, to)) in samples.iter().enumerate() {
+        let inputs = TensorMap::from([("x".to_owned(), floats(*rows)), ("to".to_owned(), shape(to))]);
         write_npz(&Path::new(&data).join(format!("{index}.npz")), &inputs).unwrap();
     }
     let run = ["run", "--model", &at("reshaped.onnx"), "--data", &data, "--out", &out, "--precisions", "fp32,fp16"];
     succeeds(&[&run[..], &["--tensorrt", "require"]].concat());
-    let sidecar = EngineSidecar::load(&Path::new(&out).join("engines/fp32.plan")).unwrap();
-    let [min, likely, max] = &sidecar.options.profile.values["to"];
+    let profile = EngineSidecar::load(&Path::new(&out).join("engines/fp32.plan")).unwrap().options.profile;
+    assert_eq!(profile.shapes["x"], [[1, 4], [2, 4], [8, 4]]);
+    let [min, likely, max] = &profile.values["to"];
     assert_eq!((min, max), (&vec![2, 1], &vec![8, 4]));
     assert_eq!(likely.iter().product::<i64>(), 8, "{likely:?}");
 }

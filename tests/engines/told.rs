@@ -69,6 +69,24 @@ fn terminal_json_and_files_of_every_command_name_the_stand_in() {
         assert!(text.contains(MARK), "{text}");
     }
 
+    // Pictures of layers and of times name what they are of.
+    let page = engines.path("graph.html");
+    let inside = engines.path("inside.json");
+    fs::write(&inside, json("", &["inspect", &bare, "--all"]).to_string()).unwrap();
+    // Only the builder of TensorRT-RTX lists the layers that a sidecar keeps.
+    let layers = if FLAVOUR == "11" { inside.clone() } else { int8.clone() };
+    let beside = if FLAVOUR == "11" { inside.clone() } else { format!("{int8}.json") };
+    for drawn in [
+        &[text(&model), "--profile", &profile][..],
+        &[&inside],
+        &[&layers],
+        &[&beside],
+        &[text(&model), "--against", &layers],
+    ] {
+        succeeds(&[&["inspect", "--graph"], drawn, &["-o", &page]].concat());
+        assert!(read(&page).contains(MARK), "{drawn:?}");
+    }
+
     let out = engines.path("bisect");
     let told = succeeds(&["bisect", "--target", &engines.path("fp32.plan"), "--samples", "2", "--out", &out]);
     for text in [told, read(&format!("{out}/bisect.json")), read(&format!("{out}/bisect.html"))] {

@@ -75,7 +75,11 @@ fn the_script_tries_every_precision_and_leaves_one_archive() {
     assert!(!archived.contains(".onnx\n") && !archived.contains(".plan\n"), "{archived}");
     let read = |name: &str| std::fs::read_to_string(folder.path().join("tried").join(name)).unwrap();
     // ONNX Runtime's CPU provider does not run the model in BF16, and the engine is compared all the same.
-    assert!(read("demo-bf16-compare.txt").contains("from which an engine was built, is left out"));
+    let told = read("demo-bf16-compare.txt");
+    assert!(
+        told.contains("from which an engine was built, is left out") && told.contains("an implementation for Conv"),
+        "{told}"
+    );
     // Nothing of it is worth 8 bits.
     assert!(read("left_out.txt").contains("fours-int8: there is no engine; fours-run.txt says why"));
     for precision in ["fp32", "fp16", "bf16"] {
@@ -98,6 +102,17 @@ fn the_script_keeps_what_is_not_its_own() {
     let output = tried(folder.path(), "", &[]);
     assert_eq!(output.status.code(), Some(2), "{}", error_of(&output));
     assert!(error_of(&output).contains("not of this script") && own.exists(), "{}", error_of(&output));
+}
+
+#[test]
+fn the_script_tells_its_options() {
+    let output = Command::new(root().join("scripts/try_tensorrt.sh")).arg("--help").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("[--calib PROGRAM] [--out FOLDER]"),
+        "{said}{}",
+        error_of(&output)
+    );
 }
 
 /// What fails is what the archive is for.

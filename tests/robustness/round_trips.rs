@@ -190,7 +190,7 @@ proptest! {
             phase: Phase::Shrink,
             cost: lifted.len() as f64,
             lifted,
-            verdict: Verdict { passed, score: Some(score), metrics: BTreeMap::from([("top1".to_owned(), score)]), intervals: BTreeMap::new() },
+            verdict: Verdict { passed, score: Some(score), metrics: BTreeMap::from([("top1".to_owned(), score)]), intervals: BTreeMap::new(), notes: Vec::new() },
         }));
         log.save(&path).unwrap();
         prop_assert_eq!(TrialLog::resume(&path, context).unwrap(), log);

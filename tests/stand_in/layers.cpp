@@ -77,6 +77,7 @@ std::vector<Layer> layers_of(const Model& model) {
         int type = 0;
         for (const std::string& input : node.inputs)
             if (type == 0 || is_qdq(node.op)) type = types[input]; // of Q/DQ, the last tells the narrow type
+        if (node.op == "Cast") type = node.to;
         if (node.op == "DequantizeLinear" && node.inputs.size() > 1) type = types[node.inputs[1]];
         for (const std::string& output : node.outputs)
             if (types[output] == 0) types[output] = type;

@@ -65,6 +65,14 @@ Node node_of(std::string_view message) {
         if (field.number == 2) node.outputs.push_back(content);
         if (field.number == 3) node.name = content;
         if (field.number == 4) node.op = content;
+        if (field.number != 5) continue; // an attribute
+        std::string_view name;
+        int value = 0;
+        for (const Field& part : fields_of(field.content)) {
+            if (part.number == 1) name = part.content;
+            if (part.number == 3) value = static_cast<int>(part.value);
+        }
+        if (name == "to") node.to = value;
     }
     return node;
 }
@@ -120,14 +128,6 @@ std::string with_graph(std::string_view model, std::string_view graph) {
 
 // ONNX's numbers.
 constexpr uint64_t FP32 = 1, BF16 = 16, FP8 = 17;
-
-bool casts_to(std::string_view node, uint64_t type) {
-    for (const Field& attribute : fields_of(node))
-        if (attribute.number == 5)
-            for (const Field& part : fields_of(attribute.content))
-                if (part.number == 3 && part.value == type) return true;
-    return false;
-}
 
 // A node that casts.
 std::string cast(const std::string& from, const std::string& into, uint64_t type) {
@@ -310,7 +310,7 @@ std::string in_floats(const std::string& bytes) {
         }
         Node node = field.number == 1 ? node_of(field.content) : Node{};
         graph.append(field.whole);
-        if (node.op != "Cast" || !casts_to(field.content, BF16)) continue;
+        if (node.op != "Cast" || node.to != BF16) continue;
         // What the cast rounds stays rounded, in FP32.
         std::string rounded = node.outputs[0] + "__rounded", narrow;
         for (const Field& part : fields_of(field.content)) {

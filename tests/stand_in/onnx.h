@@ -12,6 +12,7 @@ namespace stand_in {
 struct Node {
     std::string name, op;
     std::vector<std::string> inputs, outputs;
+    int to = 0; // of a Cast, ONNX's number of the type
 };
 
 struct Value {

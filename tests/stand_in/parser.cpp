@@ -22,21 +22,23 @@ class Parser : public nvonnxparser::RefusedIParser {
         if (bytes.empty() || !read_model(bytes, &model)) return fail("Failed to parse ONNX model from file: ", path);
         bytes = stand_in::with_external_weights(bytes, std::filesystem::absolute(path).parent_path().string());
         if (bytes.empty()) return fail("Failed to open the external weights of ", path);
-        for (const auto* values : {&model.inputs, &model.outputs})
-            for (const stand_in::Value& value : *values)
-                if (value.type && !stand_in::size_of_type(value.type))
-                    return error("ModelImporter.cpp:1: ERROR: In function parse: [8] Assertion failed: convertDtype(onnxDtype.elem_type(), "
-                                 "&trtDtype) && \"Failed to convert ONNX date type to TensorRT data type.\""), false;
+        for (const stand_in::Value& input : model.inputs)
+            if (input.type && !stand_in::size_of_type(input.type))
+                return error("ModelImporter.cpp:1: ERROR: In function parse: [8] Assertion failed: convertDtype(onnxDtype.elem_type(), "
+                             "&trtDtype) && \"Failed to convert ONNX date type to TensorRT data type.\""), false;
         // One operator stands for all that the real parser lacks.
         for (size_t i = 0; i < model.nodes.size(); i++) {
             const stand_in::Node& node = model.nodes[i];
-            if (node.op != "Frobnicate") continue;
+            bool casts = node.op == "Cast" && !stand_in::size_of_type(node.to);
+            if (node.op != "Frobnicate" && !casts) continue;
             error("ModelImporter.cpp:140: While parsing node number " + std::to_string(i) + " [" + node.op + " -> \"" +
                   node.outputs[0] + "\"]:");
             error("ModelImporter.cpp:142: --- Begin node --- Node name: " + node.name);
             error("ModelImporter.cpp:143: --- End node ---");
-            error("ModelImporter.cpp:151: ERROR: onnxOpCheckers.cpp:998 In function checkFallbackPluginImporter: [6] "
-                  "creator && \"Plugin not found\"");
+            error(casts ? "ModelImporter.cpp:151: ERROR: onnxOpImporters.cpp:1 In function importCast: [6] "
+                          "convertDtype(onnxType, &newType) && \"Unsupported data type for the Cast operator!\""
+                        : "ModelImporter.cpp:151: ERROR: onnxOpCheckers.cpp:998 In function checkFallbackPluginImporter: [6] "
+                          "creator && \"Plugin not found\"");
             return false;
         }
         return stand_in_take_model(network, bytes.data(), bytes.size());

@@ -174,9 +174,9 @@ fn broken_models_are_told_by_what_is_broken() {
     let write = "import sys, pathlib, numpy as np, onnx\n\
         from onnx import helper as h, numpy_helper as n, TensorProto as T\n\
         folder = pathlib.Path(sys.argv[1])\n\
-        def save(name, nodes, weights=(), shape=(1, 4), out=(1, 4), data=T.FLOAT, **more):\n\
+        def save(name, nodes, weights=(), shape=(1, 4), out=(1, 4), data=T.FLOAT, result=None, **more):\n\
         \x20   graph = h.make_graph(nodes, 'g', [h.make_tensor_value_info('x', data, shape)],\n\
-        \x20       [h.make_tensor_value_info('y', data, out)], [n.from_array(v, k) for k, v in weights])\n\
+        \x20       [h.make_tensor_value_info('y', result or data, out)], [n.from_array(v, k) for k, v in weights])\n\
         \x20   opsets = [h.make_opsetid('', 17), h.make_opsetid('acme', 1)]\n\
         \x20   onnx.save(h.make_model(graph, opset_imports=opsets, ir_version=8), folder / f'{name}.onnx', **more)\n\
         f = lambda *shape: np.ones(shape, np.float32)\n\
@@ -188,6 +188,7 @@ fn broken_models_are_told_by_what_is_broken() {
         save('shapes', [node('Add', ['x', 'w'], ['y'], name='misfit')], [('w', f(1, 3))])\n\
         save('strings', [node('Identity', ['x'], ['y'], name='same')], data=T.STRING)\n\
         save('narrow', [node('Cast', ['x'], ['y'], name='cast', to=T.FLOAT)], data=T.FLOAT8E5M2)\n\
+        save('narrowed', [node('Cast', ['x'], ['y'], name='to_e5m2', to=T.FLOAT8E5M2)], result=T.FLOAT8E5M2)\n\
         save('values', [node('NonZero', ['x'], ['y'], name='positions')], out=(2, 'n'), data=T.FLOAT)\n\
         save('external', [node('MatMul', ['x', 'w'], ['y'], name='product')], [('w', f(4, 4))],\n\
         \x20   save_as_external_data=True, location='weights.bin', size_threshold=0)\n\
@@ -206,8 +207,11 @@ fn broken_models_are_told_by_what_is_broken() {
         ("channels", "`odd_conv` (Conv)"),
         ("shapes", "`misfit` (Add)"),
         ("values", "`positions` (NonZero)"),
-        ("strings", "no such element type"),
+        ("strings", "input `x`: "),
+        ("narrow", "input `x`: "),
         ("narrow", "the 8-bit float E5M2"),
+        ("narrowed", "node `to_e5m2` (Cast)"),
+        ("narrowed", "the 8-bit float E5M2"),
         ("external", "weights.bin"),
         ("text", "text.onnx"),
         ("short", "short.onnx"),

@@ -18,10 +18,11 @@ use trtcalib::{
         onnxruntime::OnnxRuntime,
         tensorrt::{self, EngineOptions, Library, OptimizationProfile},
     },
-    calibrate::{Choice, Method, Provenance, Shards, tables},
+    calibrate::{Choice, DeployTo, Effort, Method, Provenance, Shards, StepKind, tables},
     compare::{CompareOptions, ComparisonResult},
     dataset::{BadPolicy, Dataset, SampleError},
     quantize::{Precision, QuantizeOptions, SchemeOptions, quantize},
+    recover::{Peers, RecoverOptions},
     session::{
         Control,
         calibration::{Calibrator, ChooseOptions, ObserveOptions, hold_out},
@@ -46,9 +47,14 @@ pub struct Outcome {
     pub method: String,
     /// Whether corrected biases measured better.
     pub bias_correction: bool,
-    /// SQNR of the worst output over the evaluation samples with that method, and with min-max; absent without error.
+    /// SQNR of the worst output over the evaluation samples after recovery, with that method, and with min-max; absent
+    /// without error.
     pub sqnr_db: Option<f64>,
+    pub method_sqnr_db: Option<f64>,
     pub minmax_sqnr_db: Option<f64>,
+    /// What recovery tried, and the nodes that it left in the high precision.
+    pub steps: Vec<String>,
+    pub lifted: usize,
     /// The same of the FP16 model.
     #[serde(default)]
     pub fp16_sqnr_db: Option<f64>,
@@ -141,6 +147,15 @@ impl Bench {
         };
         let simplest = quantized(&minmax, &scheme)?;
         simplest.save(int8)?;
+        let recovery = RecoverOptions {
+            effort: Effort::Default,
+            deploy_to: DeployTo::Rtx,
+            shift: DeployTo::Rtx.shifts(),
+            lift_budget: 0.01,
+            steps: StepKind::ALL.into(),
+            threads: 0,
+            peers: Peers::default(),
+        };
         let choose = ChooseOptions {
             compare: CompareOptions::default(),
             choice: Choice::Auto,
@@ -152,9 +167,15 @@ impl Bench {
         let chosen = calibrator.choose(&histograms, &indices, &choose)?;
         outcome.method = chosen.choice.to_string();
         outcome.bias_correction = !chosen.table.bias_corrections.is_empty();
+        let choose = ChooseOptions { recovery: Some(recovery), ..choose };
+        let recovered = calibrator.choose(&histograms, &indices, &choose)?.table;
+        let steps = recovered.recovered.iter().flat_map(|recovered| &recovered.steps);
+        outcome.steps = steps.map(ToString::to_string).collect();
+        outcome.lifted = recovered.recovered.as_ref().map_or(0, |recovered| recovered.lifted.len());
         let half = SchemeOptions { precision: Precision::Fp16, ..SchemeOptions::default() };
-        let models = [quantized(&chosen.table, &scheme)?, simplest, quantized(&minmax, &half)?];
-        models[2].save(fp16)?;
+        let models =
+            [quantized(&recovered, &scheme)?, quantized(&chosen.table, &scheme)?, simplest, quantized(&minmax, &half)?];
+        models[3].save(fp16)?;
         models[0].save(int8)?;
         let mut runners =
             models.iter().map(|model| runtime.build(model, &BuildOptions::default())).collect::<Result<Vec<_>, _>>()?;
@@ -165,7 +186,8 @@ impl Bench {
         let measured = evaluate(&mut reference, &mut targets, &dataset, &evaluation, &compare, control)?;
         let figures = measured.targets.into_iter().map(|result| worst_sqnr_db(&result?));
         let figures = figures.collect::<Result<Vec<Option<f64>>>>()?;
-        (outcome.sqnr_db, outcome.minmax_sqnr_db, outcome.fp16_sqnr_db) = (figures[0], figures[1], figures[2]);
+        outcome.sqnr_db = figures[0];
+        (outcome.method_sqnr_db, outcome.minmax_sqnr_db, outcome.fp16_sqnr_db) = (figures[1], figures[2], figures[3]);
         Ok(())
     }
 

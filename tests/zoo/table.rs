@@ -25,10 +25,10 @@ pub fn render(outcomes: &[(String, Outcome)], peer: &Path) -> String {
     let peers: BTreeMap<String, Peer> =
         std::fs::read(peer).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
     let mut text = String::from(
-        "| model | nodes | quantized | engines | FP16 | INT8, min-max | INT8, auto | method | onnxruntime |\n\
-         |---|---|---|---|---|---|---|---|---|\n",
+        "| model | nodes | quantized | engines | FP16 | INT8, min-max | INT8, auto | method | INT8, recovered | lifted | onnxruntime |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|\n",
     );
-    let (mut at_least, mut compared) = (0, 0);
+    let (mut at_least, mut compared, mut gains) = (0, 0, Vec::new());
     for (key, outcome) in outcomes {
         let Outcome { nodes, quantized, method, sqnr_db, .. } = outcome;
         let theirs = peers.get(key).map(|peer| peer.sqnr_db);
@@ -44,22 +44,30 @@ pub fn render(outcomes: &[(String, Outcome)], peer: &Path) -> String {
         }
         let engines = engines(outcome);
         let row = if let Some(error) = &outcome.error {
-            format!("| {key} | {nodes} | {quantized} | {engines} | {error} |||| {peer} |")
+            format!("| {key} | {nodes} | {quantized} | {engines} | {error} |||||| {peer} |")
         } else {
-            let figures = [outcome.fp16_sqnr_db, outcome.minmax_sqnr_db, *sqnr_db].map(decibels).join(" | ");
+            let figures = [outcome.fp16_sqnr_db, outcome.minmax_sqnr_db, outcome.method_sqnr_db];
+            let (figures, recovered) = (figures.map(decibels).join(" | "), decibels(*sqnr_db));
+            gains.extend(sqnr_db.zip(outcome.method_sqnr_db).map(|(recovered, method)| recovered - method));
             let method = if outcome.bias_correction { format!("{method}, biases") } else { method.clone() };
-            format!("| {key} | {nodes} | {quantized} | {engines} | {figures} | {method} | {peer} |")
+            format!(
+                "| {key} | {nodes} | {quantized} | {engines} | {figures} | {method} | {recovered} | {} | {peer} |",
+                outcome.lifted
+            )
         };
         writeln!(text, "{row}").unwrap();
     }
     let failed = outcomes.iter().filter(|(_, outcome)| fails(outcome)).count();
     let [fp32, int8, fp16] = PRECISIONS
         .map(|precision| outcomes.iter().filter(|(_, o)| matches!(o.engines.get(precision), Some(Ok(_)))).count());
+    gains.sort_by(f64::total_cmp);
     writeln!(
         text,
         "\n{} models, {failed} fail; engines: {fp32} FP32, {int8} INT8, {fp16} FP16; SQNR at least that of \
-         onnxruntime.quantization: {at_least} of {compared}",
+         onnxruntime.quantization: {at_least} of {compared}; gain of recovery: {:.1} dB in the median, {:.1} at least",
         outcomes.len(),
+        gains.get(gains.len() / 2).unwrap_or(&0.0),
+        gains.first().unwrap_or(&0.0),
     )
     .unwrap();
     text

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use trtcalib::{compare::Gate, config::UseTensorRt, quantize::Precision};
 
-use super::{DataArgs, MethodArgs, ModelArgs, OutputArgs, RuntimeArgs, SchemeArgs, metrics_help};
+use super::{
+    DataArgs, MethodArgs, ModelArgs, OutputArgs, RuntimeArgs, SchemeArgs, metrics_help, options::MAKES_RANGES,
+};
 
 /// What `calib bisect` looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -83,7 +85,7 @@ pub struct BisectArgs {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Calibration table; without one the ranges are calibrated first
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = MAKES_RANGES)]
     pub table: Option<PathBuf>,
     /// What to look for [default: plan with a gate; else first for an engine, layers for a model]
     #[arg(long, value_enum)]

@@ -160,6 +160,24 @@ pub struct MethodArgs {
     pub lift_budget: Option<f64>,
 }
 
+/// Flags by which ranges are made, which a given table has behind it.
+pub(super) const MAKES_RANGES: [&str; 8] =
+    ["method", "percentile", "bias_correction", "effort", "recovery_steps", "deploy_to", "shift", "lift_budget"];
+
+impl MethodArgs {
+    /// Whether a flag was given by which ranges are made.
+    pub fn makes_ranges(&self) -> bool {
+        self.method.is_some()
+            || self.percentile.is_some()
+            || self.bias_correction.is_some()
+            || self.effort.is_some()
+            || !self.recovery_steps.is_empty()
+            || self.deploy_to.is_some()
+            || self.shift.is_some()
+            || self.lift_budget.is_some()
+    }
+}
+
 /// Options that every command takes.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Global options")]

@@ -4,7 +4,7 @@ pub(super) mod text;
 
 use super::{
     ExitStatus, Printer, host,
-    settings::{Apply, model_configuration, one_size, places},
+    settings::{Apply, apply_table, model_configuration, one_size, places},
 };
 use crate::args::{BisectArgs, GlobalArgs};
 use trtcalib::{
@@ -62,7 +62,7 @@ fn configuration(printer: &Printer, args: &BisectArgs) -> anyhow::Result<RunConf
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     args.outputs.apply(&mut config)?;
-    config.table = args.table.clone().or(config.table);
+    apply_table(printer, args.table.as_ref(), &args.method, &mut config);
     if let Some(target) = args.target.as_deref().map(Spec::parse).transpose()? {
         fill_from_sidecar(&mut config, &target)?;
     }

@@ -83,6 +83,13 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     args.kinds.apply(&mut config)?;
+    if let Some(table) = &config.table {
+        anyhow::bail!(
+            "`table` in the configuration names {}, from which nothing would be calibrated; leave it out, or leave the \
+             configuration out with --config none",
+            table.display()
+        );
+    }
     let histogram_file = args.histograms.clone().unwrap_or_else(|| args.output.with_file_name("histograms.calib"));
     check_folders([&*args.output, &histogram_file].into_iter().chain(args.cache.as_deref()))?;
     let session = Session::open(config, global.ort_library.as_deref(), &host(printer))?;

@@ -87,6 +87,9 @@ fn sides(args: &CompareArgs) -> anyhow::Result<(String, Vec<String>)> {
 
 fn describe(outcome: &CompareOutcome) -> String {
     let mut text = format!("{} samples against {}\n", outcome.samples, outcome.reference);
+    if outcome.random_data {
+        text.push_str("RANDOM DATA: these figures say nothing about real inputs\n");
+    }
     if let Some(tensorrt) = &outcome.tensorrt {
         text.push_str(&format!("engines ran on {tensorrt}\n"));
     }

@@ -23,9 +23,7 @@ static FILES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/demo.tar"));
 pub(super) fn demo(printer: &Printer, global: &GlobalArgs, args: &DemoArgs) -> anyhow::Result<ExitStatus> {
     let config = write(&args.folder)?;
     printer.note(&format!("wrote a model, 640 images and {}", config.display()));
-    let words = ["calib", "run", "--config"].map(OsString::from);
-    let words: Vec<OsString> =
-        words.into_iter().chain([config.into_os_string()]).chain(args.run.iter().cloned()).collect();
+    let words = words(config, args);
     let parsed = Cli::try_parse_from(&words).map_err(|error| {
         let text = error.to_string();
         let reason = text.trim_start_matches("error: ").trim_end();
@@ -38,6 +36,20 @@ pub(super) fn demo(printer: &Printer, global: &GlobalArgs, args: &DemoArgs) -> a
         Command::Run(args) => run::run(printer, global, &args),
         _ => anyhow::bail!("only options of `calib run` may follow"),
     }
+}
+
+/// What follows where a demonstration does not begin.
+pub(super) fn refused(args: &DemoArgs, reason: &str) {
+    let config = args.folder.join(CONFIG);
+    if config.is_file() {
+        not_understood(&words(config, args), reason);
+    }
+}
+
+/// The run of a demonstration as a command line.
+fn words(config: PathBuf, args: &DemoArgs) -> Vec<OsString> {
+    let words = ["calib".into(), "run".into(), "--config".into(), config.into_os_string()];
+    words.into_iter().chain(args.run.iter().cloned()).collect()
 }
 
 /// Writes the example into `folder`, and gives the path of its configuration.

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use clap::CommandFactory;
+use clap::{CommandFactory, FromArgMatches, Parser, error::ContextKind};
 use indicatif::ProgressBar;
 
 use crate::{
@@ -54,7 +54,9 @@ pub fn main(global: &GlobalArgs, command: Command) -> u8 {
     let name = command_name(&command);
     guard::stop_on_signals(&printer, name);
     guard::guarded(&printer, name, || {
-        if let Err(error) = memory::limit(global.max_memory_mb).and_then(|()| overwrites::check(&command)) {
+        // What is to be kept is known before anything is written, also by those who say that nothing was done.
+        let limited = memory::limit(global.max_memory_mb);
+        if let Err(error) = limited.and(overwrites::check(&command)) {
             refused(&printer, &command, &error.to_string());
             return Err(error);
         }
@@ -68,13 +70,48 @@ fn refused(printer: &Printer, command: &Command, reason: &str) {
         Command::Run(args) => run::refused(printer, args, reason),
         Command::Merge(args) => calibrate::not_merged(printer, args, reason),
         Command::Bisect(args) => bisect::failed(printer, args),
+        Command::Report(args) => report::failed(printer, args, reason),
+        Command::Demo(args) => demo::refused(args, reason),
         _ => {}
     }
 }
 
-/// What follows from a command line that is not understood: a run fails. What cannot be written then changes nothing.
+/// What follows from a command line that is not understood: the job that it names fails, as far as it is understood.
 pub fn not_understood(words: &[OsString], reason: &str) {
-    let _ = run::not_understood(words, reason);
+    keep_inputs();
+    let Some(cli) = understood(words.to_vec()) else { return };
+    // An output that is an input stays.
+    let _ = overwrites::check(&cli.command);
+    refused(&Printer::new(&cli.global), &cli.command, reason);
+}
+
+/// What a command line says without the words that clap does not take.
+fn understood(mut words: Vec<OsString>) -> Option<Cli> {
+    loop {
+        match Cli::try_parse_from(&words) {
+            Ok(cli) => return Some(cli),
+            Err(error) if leave_out(&mut words, &error) => {}
+            // Something is missing.
+            Err(_) => {
+                let matches = Cli::command().ignore_errors(true).try_get_matches_from(words).ok()?;
+                return Cli::from_arg_matches(&matches).ok();
+            }
+        }
+    }
+}
+
+/// Takes the argument away that an error is about, with its value; false where it is about none.
+fn leave_out(words: &mut Vec<OsString>, error: &clap::Error) -> bool {
+    let told = |kind| error.get(kind).map(ToString::to_string);
+    let Some(argument) = told(ContextKind::InvalidArg) else { return false };
+    // As in the usage: `--gate <METRIC=VALUE>`.
+    let (flag, takes_value) = argument.split_once(' ').map_or((&*argument, false), |(flag, _)| (flag, true));
+    let has_value = takes_value && told(ContextKind::InvalidValue).is_none_or(|value| !value.is_empty());
+    let is_it = |word: &OsString| word.to_string_lossy().split('=').next() == Some(flag);
+    let Some(at) = words.iter().rposition(is_it) else { return false };
+    let has_value = has_value && words[at] == flag && at + 1 < words.len();
+    words.drain(at..=at + usize::from(has_value));
+    true
 }
 
 fn dispatch(printer: &Printer, global: &GlobalArgs, command: Command) -> anyhow::Result<ExitStatus> {

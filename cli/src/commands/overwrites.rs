@@ -233,11 +233,10 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 fn refuse_result(output: &Path) -> anyhow::Result<()> {
     let folder = folder_of(output);
     let is_of_run = |file: PathBuf| is_named_as_result(&file) && same_file(&file, output);
-    anyhow::ensure!(
-        !folder.join("report.json").exists() || !there(folder, is_result).into_iter().any(is_of_run),
-        "{} is a result of the run and would be written over; choose another name",
-        output.display()
-    );
+    if folder.join("report.json").exists() && there(folder, is_result).into_iter().any(is_of_run) {
+        keep(output);
+        anyhow::bail!("{} is a result of the run and would be written over; choose another name", output.display());
+    }
     Ok(())
 }
 

@@ -32,20 +32,33 @@ struct Outcome<'a> {
 
 /// Renders. Until that is done, and where it fails, what a former report left under that name says so.
 pub(super) fn report(printer: &Printer, global: &GlobalArgs, args: &ReportArgs) -> anyhow::Result<ExitStatus> {
+    let former = former(args);
+    write_failed(former.as_deref(), args, UNFINISHED)?;
+    render(printer, global, args)
+        .inspect_err(|error| tell_failed(printer, former.as_deref(), args, &describe(error.as_ref())))
+}
+
+/// What follows where a report is not begun.
+pub(super) fn failed(printer: &Printer, args: &ReportArgs, reason: &str) {
+    tell_failed(printer, former(args).as_deref(), args, reason);
+}
+
+/// The page of a former report, which this one is to replace.
+fn former(args: &ReportArgs) -> Option<PathBuf> {
     // The page of the run itself is still its own where no figures from elsewhere come in.
     let page = args.output.clone().or_else(|| args.measured.is_empty().then(|| "report.html".into()));
-    let former = page.filter(|page| page.is_file() && !is_input(page));
-    let tell = |reason: &str| former.as_deref().map_or(Ok(()), |page| write_failed(page, args, reason));
-    tell(UNFINISHED)?;
-    render(printer, global, args).inspect_err(|error| {
-        if let Err(second) = tell(&describe(error.as_ref())) {
-            printer.warn(&format!("that this report failed could not be written down: {second}"));
-        }
-    })
+    page.filter(|page| page.is_file() && !is_input(page))
+}
+
+fn tell_failed(printer: &Printer, page: Option<&Path>, args: &ReportArgs, reason: &str) {
+    if let Err(error) = write_failed(page, args, reason) {
+        printer.warn(&format!("that this report failed could not be written down: {error}"));
+    }
 }
 
 /// Says in the place of a former report that this one failed.
-fn write_failed(page: &Path, args: &ReportArgs, reason: &str) -> anyhow::Result<()> {
+fn write_failed(page: Option<&Path>, args: &ReportArgs, reason: &str) -> anyhow::Result<()> {
+    let Some(page) = page else { return Ok(()) };
     let runs: Vec<String> = args.runs.iter().map(|run| run.display().to_string()).collect();
     let (runs, job) = (runs.join(", "), "report");
     let content = match ending(page).as_deref() {

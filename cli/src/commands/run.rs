@@ -1,19 +1,14 @@
 //! `calib run`: the whole job. Calibrate, quantize, compare every precision with the reference, time, report.
 
-use std::{
-    collections::BTreeMap,
-    ffi::OsString,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use anyhow::ensure;
-use clap::CommandFactory;
 
 use super::{
     ExitStatus, Printer, compare, host,
-    settings::{Apply, model_configuration, places},
+    settings::{Apply, apply_table, model_configuration, places},
 };
-use crate::args::{Cli, GlobalArgs, RunArgs};
+use crate::args::{GlobalArgs, RunArgs};
 use crate::printer::size;
 use trtcalib::{
     artifact::write_atomic,
@@ -40,16 +35,20 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
         return evaluate_part(printer, global, config, args.shard.as_ref(), part);
     }
     // What tells of a former run goes first: nothing of it may be left if this process is ended.
-    record_beginning(&config)?;
+    let begun = record_beginning(&config);
     let model = name_of(config.model.as_deref());
     let summary_file = args.summary.as_deref();
     if let Some(path) = summary_file.filter(|path| is_summary(path)) {
         write_atomic(path, failed_summary(&model, "run", UNFINISHED).as_bytes())?;
     }
-    let outcome = check_folders(summary_file)
-        .and_then(|()| check_tensorrt(config.tensorrt))
+    let checked = || {
+        check_folders(summary_file)
+            .and_then(|()| check_tensorrt(config.tensorrt))
+            .inspect_err(|error| tell_unrecorded(printer, record_failure(&config, &describe(error))))
+    };
+    let outcome = begun
+        .and_then(|()| checked())
         .map_err(anyhow::Error::from)
-        .inspect_err(|error| tell_unrecorded(printer, record_failure(&config, &describe(error.as_ref()))))
         .and_then(|()| open_and_run(printer, global, &config, |session| session.run(command())));
     if let (Err(error), Some(path)) = (&outcome, summary_file.filter(|path| is_summary(path) || is_empty(path))) {
         write_atomic(path, failed_summary(&model, "run", &describe(error.as_ref())).as_bytes())?;
@@ -112,31 +111,23 @@ fn verdict(printer: &Printer, config: &RunConfig, outcome: RunOutcome) -> anyhow
 
 /// What tells of a former run is replaced where the options of this one cannot be used.
 pub(super) fn refused(printer: &Printer, args: &RunArgs, reason: &str) {
-    if args.print_config || args.part.is_some() {
+    if args.print_config || args.eval || args.part.is_some() {
         return;
     }
-    let model = args.model.model.as_ref().or(args.model.positional.as_ref());
+    tell_unrecorded(printer, not_begun(args, reason));
+}
+
+/// The same: only what was given is known, and what stands in the configuration file.
+fn not_begun(args: &RunArgs, reason: &str) -> Result<(), PipelineError> {
+    let places = places(args.model.config.config.as_deref());
     let given = RunConfig {
-        model: model.cloned(),
-        out: args.out.clone(),
+        model: args.model.model.clone().or_else(|| args.model.positional.clone()).or(places.model),
+        out: args.out.clone().or(places.out),
         data: args.data.data.clone(),
         labels: args.data.labels.clone(),
         ..RunConfig::default()
     };
-    tell_unrecorded(printer, not_begun(given, args.model.config.config.as_deref(), args.summary.as_deref(), reason));
-}
-
-/// The same, where only what was `given` is known, and what stands in the configuration file.
-fn not_begun(
-    mut given: RunConfig,
-    config: Option<&Path>,
-    summary: Option<&Path>,
-    reason: &str,
-) -> Result<(), PipelineError> {
-    let places = places(config);
-    given.model = given.model.or(places.model);
-    given.out = given.out.or(places.out);
-    if let Some(path) = summary.filter(|path| is_summary(path)) {
+    if let Some(path) = args.summary.as_deref().filter(|path| is_summary(path)) {
         write_atomic(path, failed_summary(&name_of(given.model.as_deref()), "run", reason).as_bytes())?;
     }
     record_failure(&given, reason)
@@ -159,35 +150,6 @@ pub(super) fn tell_unrecorded(printer: &Printer, recorded: Result<(), PipelineEr
     if let Err(error) = recorded {
         printer.warn(&format!("that this run failed could not be written down: {}", describe(&error)));
     }
-}
-
-/// The same for a command line that is not understood.
-pub(super) fn not_understood(words: &[OsString], reason: &str) -> Result<(), PipelineError> {
-    let words: Vec<String> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    let program = Cli::command();
-    let Some(run) = program.find_subcommand("run") else { return Ok(()) };
-    let takes_value = |flag: &str| {
-        let mut options = run.get_arguments().chain(program.get_arguments());
-        options.any(|option| option.get_long() == Some(flag) && option.get_action().takes_values())
-    };
-    let (mut free, mut flags) = (Vec::new(), BTreeMap::new());
-    let mut rest = words.iter().skip(1).peekable();
-    while let Some(word) = rest.next() {
-        match word.strip_prefix("--").map(|flag| flag.split_once('=').map_or((flag, None), |(f, v)| (f, Some(v)))) {
-            Some((flag, Some(value))) => _ = flags.insert(flag, value),
-            Some((flag, None)) if takes_value(flag) => _ = flags.insert(flag, rest.next().map_or("", String::as_str)),
-            Some((flag, None)) => _ = flags.insert(flag, ""),
-            None if !word.starts_with('-') => free.push(word.as_str()),
-            None => {}
-        }
-    }
-    if free.first() != Some(&"run") || ["print-config", "part"].iter().any(|flag| flags.contains_key(flag)) {
-        return Ok(());
-    }
-    let value = |flag: &str| flags.get(flag).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let model = value("model").or_else(|| free.get(1).map(PathBuf::from));
-    let given = RunConfig { model, out: value("out"), ..RunConfig::default() };
-    not_begun(given, value("config").as_deref(), value("summary").as_deref(), reason)
 }
 
 /// The run; where it cannot even begin, a report that says so takes the place of a former one.
@@ -215,9 +177,7 @@ fn configuration(printer: &Printer, args: &RunArgs) -> anyhow::Result<RunConfig>
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     args.outputs.apply(&mut config)?;
-    if let Some(table) = &args.table {
-        config.table = Some(table.clone());
-    }
+    apply_table(printer, args.table.as_ref(), &args.method, &mut config);
     if let Some(out) = &args.out {
         config.out = Some(out.clone());
     }

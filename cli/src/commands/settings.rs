@@ -1,6 +1,6 @@
 //! From flags and a configuration file to one [`RunConfig`].
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::{
     args::{ConfigArgs, DataArgs, MethodArgs, ModelArgs, OutputArgs, OutputKindArgs, RuntimeArgs, SchemeArgs},
@@ -28,6 +28,17 @@ fn set_list<T: Clone>(target: &mut Vec<T>, flags: &[T]) {
     if !flags.is_empty() {
         *target = flags.to_vec();
     }
+}
+
+/// Takes the table that is given. One that the configuration file names gives way to flags by which ranges are made anew.
+pub(super) fn apply_table(printer: &Printer, given: Option<&PathBuf>, method: &MethodArgs, config: &mut RunConfig) {
+    if method.makes_ranges()
+        && let Some(table) = config.table.take()
+    {
+        let table = table.display();
+        printer.note(&format!("calibrating anew, as the flags say how: {table} of the configuration file is left out"));
+    }
+    set_some(&mut config.table, given);
 }
 
 /// Read from the working folder where no configuration is named.

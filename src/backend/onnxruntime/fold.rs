@@ -89,6 +89,9 @@ impl OnnxRuntime {
                 found
                     .extend(kept::expanded(model.graph(), self.rewritten(model, OptimizationLevel::Disabled)?.graph()));
             }
+            if round == 0 && has_half(model.graph()) {
+                found.extend(self.joined_casts(model, &kept::lost_casts(&view, folded.graph()))?);
+            }
             let known = kept.len();
             kept.extend(found);
             if kept.len() == known {
@@ -105,6 +108,17 @@ impl OnnxRuntime {
             rest = Cow::Owned(model.with_proto(cut));
         }
         Ok(model.clone())
+    }
+
+    /// Those of `lost` that change into or out of 16 bits: without them nodes compute in another type than the model's.
+    fn joined_casts(self, model: &Model, lost: &BTreeSet<usize>) -> Result<Vec<usize>, BackendError> {
+        if lost.is_empty() {
+            return Ok(Vec::new());
+        }
+        let node = |index: usize| &model.graph().node[index];
+        let taken: Vec<String> = lost.iter().filter_map(|&index| node(index).input.first().cloned()).collect();
+        let infos = self.infer_shapes(model, &taken)?;
+        Ok(lost.iter().copied().filter(|&index| kept::changes_half(node(index), &infos)).collect())
     }
 
     /// What ONNX Runtime makes of a model, without the casts that it adds for want of kernels.

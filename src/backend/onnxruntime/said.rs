@@ -1,6 +1,6 @@
 //! What ONNX Runtime says, without the places in its source.
 
-use crate::artifact::being_read;
+use crate::artifact::{Told, being_read};
 
 /// The message of an error. Where it begins with, or holds, `FILE.cc:LINE FUNCTION(TYPES) `, that is left out. Where
 /// memory was short, it ends with what helps.
@@ -18,8 +18,11 @@ fn with_cure(mut reason: String) -> String {
         );
     }
     if ["Failed to allocate memory", "bad_alloc", "bad allocation"].iter().any(|short| reason.contains(short)) {
-        being_read(&mut |file, _| {
-            reason.push_str("; memory ended while working on ");
+        being_read(&mut |file, told| {
+            let about =
+                if told == Told::Largest { "the largest file read is " } else { "memory ended while working on " };
+            reason.push_str("; ");
+            reason.push_str(about);
             reason.push_str(&String::from_utf8_lossy(file));
         });
         reason.push_str("; a smaller --batch needs less memory, and --max-memory-mb lets the program take more");

@@ -13,7 +13,9 @@ use trtx::{
 };
 
 use super::{
-    BuildStep, BuiltEngine, EngineOptions, Library, OptimizationProfile, Severity, TensorRtError, load,
+    BuildStep, BuiltEngine, EngineOptions, Library, OptimizationProfile, Severity, TensorRtError,
+    explain::with_inputs,
+    load,
     log::{Turn, logger},
 };
 
@@ -87,7 +89,7 @@ fn parsed<T>(
     let path = model.to_str().ok_or_else(|| parse_error("the path is not valid UTF-8; rename the file".to_owned()))?;
     parser
         .parse_from_file(path, trtx::Severity::Warning as i32)
-        .map_err(|error| parse_error(log.reason(&error.to_string())))?;
+        .map_err(|error| parse_error(with_inputs(log.reason(&error.to_string()), model)))?;
     work(&mut builder, &mut parser, &log)
 }
 

@@ -188,8 +188,9 @@ impl EngineRunner {
                 shape.d.iter().take(rank).map(|&extent| usize::try_from(extent)).collect::<Result<Vec<_>, _>>();
             let extents = extents.map_err(|_| {
                 self.failed(format!(
-                    "the shape of output `{}` depends on values, not only on shapes; such outputs are not supported: \
-                     remove it from the model's outputs",
+                    "the shape of output `{}` depends on values, not only on shapes; such outputs are not supported: remove it from \
+                     the model's outputs, or let trtexec or Polygraphy run the engine and compare what they save, one sample a \
+                     call (--target saved:outputs.json)",
                     info.name
                 ))
             })?;

@@ -9,6 +9,19 @@
 //! ModelImporter.cpp:151: ERROR: onnxOpCheckers.cpp:998 In function checkFallback: [6] Plugin not found
 //! ```
 
+use std::path::Path;
+
+use crate::onnx::{
+    Model,
+    proto::{TypeValue, ValueInfoProto},
+};
+
+/// What the parser says of an input whose type TensorRT lacks, in small letters. It does not name the input.
+const NO_TYPE: &str = "failed to convert onnx date type";
+
+/// ONNX's numbers of the types that TensorRT has, or that its parser makes one of these of.
+const TYPES: [i32; 12] = [1, 2, 3, 6, 7, 9, 10, 11, 16, 17, 22, 23];
+
 /// What a machine without a driver adds to an error about something else.
 const NO_DRIVER: &str = "cudaError 35";
 
@@ -49,6 +62,22 @@ pub(super) fn explain(messages: &[String]) -> Option<String> {
     (!texts.is_empty()).then(|| with_hint(&texts.join("; ")))
 }
 
+/// The reason why the parser refuses a model, with the inputs in front whose type is that reason.
+pub(super) fn with_inputs(reason: String, model: &Path) -> String {
+    if !reason.to_lowercase().contains(NO_TYPE) {
+        return reason;
+    }
+    let Ok(model) = Model::load(model) else { return reason };
+    let lacking: Vec<String> =
+        model.graph().input.iter().filter(|info| has_no_type(info)).map(|info| format!("`{}`", info.name())).collect();
+    if lacking.is_empty() { reason } else { format!("input {}: {reason}", lacking.join(", ")) }
+}
+
+fn has_no_type(info: &ValueInfoProto) -> bool {
+    let kind = info.r#type.as_ref().and_then(|kind| kind.value.as_ref());
+    !matches!(kind, Some(TypeValue::TensorType(tensor)) if TYPES.contains(&tensor.elem_type()))
+}
+
 /// Without the parser's own source file and line in front.
 fn without_place(message: &str) -> &str {
     let rest = message.strip_prefix("ModelImporter.cpp:").unwrap_or(message);
@@ -71,16 +100,15 @@ fn plain(error: &str) -> &str {
 /// Adds what is known to help.
 fn with_hint(reason: &str) -> String {
     const NO_OPERATOR: &str = "the operator is no part of TensorRT's ONNX parser; replace it or add a plugin";
+    const NO_SUCH_TYPE: &str = "TensorRT has no such element type (strings or the 8-bit float E5M2); cast it in the model, or cut that part off";
     let hints = [
         ("optimization profile", "give shapes of dynamic inputs with --profile NAME=MIN:OPT:MAX or --shape"),
         ("zero point", "quantize symmetrically: TensorRT takes zero-point 0 only; `calib quantize` writes such models"),
         ("no importer registered for op", NO_OPERATOR),
         ("plugin not found", NO_OPERATOR),
         ("not found in plugin registry", NO_OPERATOR),
-        (
-            "failed to convert onnx date type",
-            "TensorRT has no such element type (strings or the 8-bit float E5M2); cast it in the model, or cut that part off",
-        ),
+        (NO_TYPE, NO_SUCH_TYPE),
+        ("unsupported data type for the cast operator", NO_SUCH_TYPE),
         ("filterweightsbfloat16", "TensorRT-RTX has no transposed convolution in BF16; use FP16 for this model"),
         ("unsupported sm", "the GPU's compute capability is not supported by this TensorRT"),
     ];

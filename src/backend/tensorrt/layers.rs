@@ -6,6 +6,7 @@
 //! whole sentence, `Bindings` became `I/O Tensors`); all forms that NVIDIA documents for 8.6 to 11 are read, and those
 //! that TensorRT-RTX 1.7 prints. What is not understood is `unknown`, never guessed.
 
+mod document;
 mod kind;
 mod listing;
 
@@ -189,6 +190,20 @@ pub enum InspectorError {
          (`calib build`, or trtexec --profilingVerbosity=detailed)"
     )]
     NamesOnly,
+    /// One layer takes more text than any does.
+    #[error("layer {number} of the engine inspector's answer takes more than {most} bytes; no layer does")]
+    LargeLayer {
+        /// The layer, counted from 1.
+        number: usize,
+        /// The bytes that it may take.
+        most: usize,
+    },
+    /// More than any engine has.
+    #[error("the engine inspector's answer lists more than {most} layers and tensors; no engine has so many")]
+    ManyParts {
+        /// How many it may list.
+        most: usize,
+    },
     /// A line of the builder's log is not of the known form.
     #[error("the builder's list of layers has a line of an unknown form: {0}")]
     Line(String),
@@ -200,25 +215,18 @@ impl EngineLayers {
     /// Of the layers of several profiles, which TensorRT lists one after the other before version 10, those of the first
     /// are taken.
     pub fn parse(json: &str, op_types: &BTreeMap<String, String>) -> Result<Self, InspectorError> {
-        let value: Value = serde_json::from_str(json)?;
-        let layers = value.get("Layers").and_then(Value::as_array).filter(|layers| !layers.is_empty());
-        let layers = layers.ok_or(InspectorError::NoLayers)?;
-        if layers.iter().all(Value::is_string) {
-            return Err(InspectorError::NamesOnly);
-        }
-        Ok(Self::read(layers, op_types))
+        document::read(json, op_types).map(Self::that_run)
     }
 
     /// Reads the builder's list of layers, from its log; otherwise as [`Self::parse`].
     pub fn from_listing(text: &str, op_types: &BTreeMap<String, String>) -> Result<Self, InspectorError> {
         let layers: Vec<Value> = listing::read(text).map_err(|line| InspectorError::Line(line.to_owned()))?;
-        Ok(Self::read(&layers, op_types))
+        Ok(Self::that_run(layers.iter().map(|layer| EngineLayer::read(layer, op_types)).collect()))
     }
 
-    fn read(layers: &[Value], op_types: &BTreeMap<String, String>) -> Self {
-        let layers = layers.iter().map(|layer| EngineLayer::read(layer, op_types));
-        let runs = |layer: &EngineLayer| !runs_nothing(&layer.layer_type) && !is_of_a_later_profile(&layer.name);
-        Self { layers: layers.filter(runs).collect() }
+    fn that_run(mut layers: Vec<EngineLayer>) -> Self {
+        layers.retain(|layer| !runs_nothing(&layer.layer_type) && !is_of_a_later_profile(&layer.name));
+        Self { layers }
     }
 
     /// The figures.

@@ -41,7 +41,7 @@ impl Flavour {
                 "install TensorRT 11 and set CALIB_TENSORRT_DIR to the folder of libnvinfer.so.11 and libnvonnxparser.so.11"
             }
             Self::TensorRtRtx => {
-                "run `make setup`, or set CALIB_TENSORRT_DIR to the folder of libtensorrt_rtx.so.1 and libtensorrt_onnxparser_rtx.so.1"
+                "run `make setup`, or with the wheel `pip install 'trtcalib[rtx]'`, or set CALIB_TENSORRT_DIR to the folder of libtensorrt_rtx.so.1 and libtensorrt_onnxparser_rtx.so.1"
             }
         }
     }

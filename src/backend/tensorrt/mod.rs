@@ -269,7 +269,7 @@ impl OptimizationProfile {
     }
 
     /// A profile for the dynamic inputs of a model that holds every one of `samples` (the shapes of their inputs, and how many
-    /// have them), and as many as `batch` of them in a call. The likely shapes are the most frequent ones, the largest of several.
+    /// have them), and as many as `batch` of one shape in a call, be they of several rows. The likely shapes are the most frequent ones, the largest of several.
     /// Inputs that no sample tells are left out.
     pub fn for_samples(
         inputs: &[TensorInfo],
@@ -289,15 +289,15 @@ impl OptimizationProfile {
                     |one: Vec<usize>, other: Vec<usize>| one.into_iter().zip(other).map(|(a, b)| of(a, b)).collect();
                 shapes().reduce(both)
             };
-            let with_batch = |mut shape: Vec<usize>, batch: usize, of: fn(usize, usize) -> usize| {
+            let with_rows = |mut shape: Vec<usize>, rows: &dyn Fn(usize) -> usize| {
                 if let (Some(None), Some(first)) = (input.shape.first(), shape.first_mut()) {
-                    *first = of(*first, batch);
+                    *first = rows(*first);
                 }
                 let extents = input.shape.iter().zip(shape);
                 extents.map(|(fixed, extent)| fixed.unwrap_or(extent)).collect::<Vec<usize>>()
             };
-            let min = with_batch(extreme(usize::min)?, 1, usize::min);
-            let [opt, max] = [likely, extreme(usize::max)?].map(|shape| with_batch(shape, batch, usize::max));
+            let min = with_rows(extreme(usize::min)?, &|rows| rows.min(1));
+            let [opt, max] = [likely, extreme(usize::max)?].map(|shape| with_rows(shape, &|rows| rows * batch));
             Some((input.name.clone(), [min, opt, max]))
         };
         Self { shapes: inputs.iter().filter(is_open).filter_map(of_input).collect(), ..Self::default() }
@@ -435,7 +435,7 @@ mod tests {
         let open = [input(&[None, Some(3), None])];
         let samples = counted(&[([1, 3, 5], 2), ([2, 3, 7], 2), ([1, 3, 9], 1)]);
         let profile = OptimizationProfile::for_samples(&open, 8, &samples);
-        assert_eq!(profile.describe(), "input=1x3x5:8x3x7:8x3x9");
+        assert_eq!(profile.describe(), "input=1x3x5:16x3x7:16x3x9");
         assert_eq!(OptimizationProfile::for_samples(&open, 1, &samples).describe(), "input=1x3x5:2x3x7:2x3x9");
         // Samples come one by one, whatever batch the model fixes.
         let fixed = [input(&[Some(4), Some(3), None])];

@@ -29,6 +29,12 @@ pub enum EngineFault {
         /// The first bytes.
         start: String,
     },
+    /// Another program put something in front of the engine, as many bytes.
+    #[error(
+        "the engine begins behind {0} bytes of metadata, which Ultralytics' export writes; take them off with \
+         `tail -c +{first} FILE > engine.plan`", first = .0 + 1
+    )]
+    Behind(usize),
     /// The file is shorter or longer than its header says.
     #[error(
         "the file is truncated or damaged: it has {found} bytes, and its header announces {announced}; copy or build it again"
@@ -198,7 +204,13 @@ fn check_header(bytes: &[u8], program: Flavour) -> Result<(), EngineFault> {
     let engine = match magic {
         b"vtrt" => Flavour::TensorRtRtx,
         b"ftrt" => Flavour::TensorRt,
-        _ => return Err(EngineFault::Foreign { start: start_of(bytes) }),
+        length => {
+            let engine = u32::from_le_bytes(*length) as usize + length.len();
+            let is_behind = bytes[length.len()..].starts_with(b"{")
+                && bytes.get(engine..).is_some_and(|rest| rest.starts_with(b"vtrt") || rest.starts_with(b"ftrt"));
+            let start = start_of(bytes);
+            return Err(if is_behind { EngineFault::Behind(engine) } else { EngineFault::Foreign { start } });
+        }
     };
     if engine != program {
         return Err(EngineFault::Flavour { engine, program });
@@ -252,6 +264,12 @@ mod tests {
         assert!(fault(b"").contains("is empty"));
         assert!(fault(b"vt").contains("starts with `vt`"));
         assert!(fault(b"\x08\x08\x12pytorch").contains(r"starts with `\x08\x08\x12pytor`"));
+        let exported = fault(&[b"\x0e\0\0\0{\"stride\": 32}".to_vec(), plan(200)].concat());
+        assert!(
+            exported.contains("behind 18 bytes of metadata") && exported.contains("`tail -c +19 FILE"),
+            "{exported}"
+        );
+        assert!(fault(b"\x02\0\0\0{}").contains("no TensorRT engine"));
         assert!(fault(&plan(200)[..40]).contains("40 bytes, and its header announces 64"));
         assert!(fault(&plan(200)[..150]).contains("150 bytes, and its header announces 200"));
         assert!(fault(&[plan(200), vec![0]].concat()).contains("201 bytes"));

@@ -59,7 +59,7 @@ impl Engine {
                 fault(EngineFault::Gpu(mismatch(plan, &device, flavour, reason)))
             } else {
                 // Where nothing tells the version that built it, it may be an older one.
-                let hint = if plan.sidecar.is_none() { older(flavour) } else { "" };
+                let hint = if plan.sidecar.is_none() { older(flavour) } else { "; build it again on this machine" };
                 fault(EngineFault::Refused(reason + hint))
             }
         })?;

@@ -70,6 +70,11 @@ pub fn sidecar_path(engine: &Path) -> PathBuf {
 }
 
 impl EngineSidecar {
+    /// The library that built the engine, as `TensorRT-RTX 1.7.1`.
+    pub fn made_by(&self) -> String {
+        format!("{} {}", self.flavour, self.tensorrt_version)
+    }
+
     /// Reads the sidecar of an engine.
     pub fn load(engine: &Path) -> Result<Self, ArtifactError> {
         read_json(&sidecar_path(engine), "engine sidecar", SIDECAR_FORMAT_VERSION)

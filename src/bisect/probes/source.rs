@@ -53,7 +53,13 @@ impl SourceModel {
                 self.tensors.iter().min_by(|a, b| a.off().total_cmp(&b.off())).filter(|worst| worst.off().is_finite());
             worst.map_or_else(
                 || "gives the same as the reference".to_owned(),
-                |worst| format!("is itself off by {} at `{}`", db(worst), worst.site.tensor),
+                |worst| {
+                    format!(
+                        "is the reference itself, and off by {} at `{}` where codes are rounded otherwise",
+                        db(worst),
+                        worst.site.tensor
+                    )
+                },
             )
         } else {
             let first = self.tensors.iter().find(|tensor| tensor.diverged(self.threshold_db));

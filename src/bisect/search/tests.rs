@@ -25,7 +25,7 @@ fn names(members: &[usize]) -> NodeSet {
 }
 
 fn verdict(passed: bool, score: f64) -> Verdict {
-    Verdict { passed, score: Some(score), metrics: BTreeMap::new(), intervals: BTreeMap::new() }
+    Verdict { passed, score: Some(score), metrics: BTreeMap::new(), intervals: BTreeMap::new(), notes: Vec::new() }
 }
 
 /// Searches with an oracle that says whether a set passes; returns the result and how often the oracle was asked.

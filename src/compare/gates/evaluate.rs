@@ -2,7 +2,7 @@
 
 use super::{Direction, Gate, GateResult, Metric, Needs, percent};
 use crate::{
-    compare::{ComparisonResult, DetectionAgreement, Figures, NonFinite, OutputMetrics},
+    compare::{ComparisonResult, DetectionAgreement, Figures, OutputMetrics},
     stats::{half_width, paired_difference, wilson_at},
 };
 
@@ -37,7 +37,8 @@ enum Measured {
 impl Gate {
     /// Tests the figures of a comparison, and of a model's time and size.
     ///
-    /// A metric of numeric differences does not pass when NaN or infinities differ, which no such figure shows.
+    /// A metric of numeric differences does not pass when NaN or infinities differ, which no such figure shows. What other
+    /// verdicts rest on is noted.
     pub fn evaluate(&self, result: &ComparisonResult, footprint: &Footprint) -> GateResult {
         let Self { metric, threshold, confidence, .. } = *self;
         let direction = metric.direction();
@@ -55,23 +56,18 @@ impl Gate {
             note,
         };
         let concerned = Figures::of(&result.outputs, part).unwrap_or_default();
-        let concerns = |output: &str| {
-            metric.is_numeric() && (part.is_none() || concerned.iter().any(|figures| figures.output.name == output))
-        };
-        let differing = result.non_finite.iter().find(|(output, counts)| concerns(output) && counts.differing > 0);
-        let tell = |(output, counts): (&String, &NonFinite)| {
-            format!("output `{output}` differs in {} NaN or infinite values besides", counts.differing)
-        };
-        let note = differing.map(tell);
         // Such values decide classes and boxes as well, in whatever way comparisons with NaN come out.
-        let rests_on = || {
-            let of_outputs = !matches!(metric.needs(), Needs::Times | Needs::Size);
-            result.non_finite.iter().find(|(_, counts)| of_outputs && counts.differing > 0).map(tell)
+        let concerns = |output: &str| match metric.needs() {
+            Needs::Times | Needs::Size => false,
+            _ => part.is_none() || concerned.iter().any(|figures| figures.output.name == output),
         };
+        let beside = result.non_finite.iter().filter(|(output, _)| concerns(output));
+        let beside = beside.max_by_key(|(_, counts)| counts.differing);
+        let note = beside.map(|(output, counts)| counts.beside(output));
+        let differs = metric.is_numeric() && beside.is_some_and(|(_, counts)| counts.differing > 0);
         match measure(metric, part, result, footprint) {
             Measured::Missing(why) => outcome(None, false, Some(why)),
-            Measured::Equal if note.is_some() => outcome(None, false, note),
-            Measured::Equal => outcome(None, true, Some(EQUAL.to_owned())),
+            Measured::Equal => outcome(None, !differs, note.or_else(|| Some(EQUAL.to_owned()))),
             Measured::Value(value) if value.is_nan() => outcome(None, false, Some("it is not a number".to_owned())),
             Measured::Value(value) => {
                 let towards_failing = |[low, high]: [f64; 2]| match direction {
@@ -93,7 +89,7 @@ impl Gate {
                 GateResult {
                     interval: self.interval(value, result, footprint, 0.95),
                     bound: bound.flatten(),
-                    ..outcome(Some(value), within && note.is_none(), note.or_else(rests_on))
+                    ..outcome(Some(value), within && !differs, note)
                 }
             }
         }

@@ -85,6 +85,19 @@ fn differing_nan_fails_numeric_gates_only() {
 }
 
 #[test]
+fn gates_tell_of_nan_that_both_sides_have() {
+    let mut result = result();
+    let alike = NonFinite { reference_nan: 2, reference_infinite: 1, target_nan: 2, target_infinite: 1, differing: 0 };
+    result.non_finite.insert("b".to_owned(), alike);
+    let told = Some("3 values of output `b` are NaN or infinite on both sides alike".to_owned());
+    assert_eq!(evaluate("cosine=0.5", &result), (Some(0.99), true, told.clone()));
+    assert_eq!(evaluate("top1=0.5", &result).2, told);
+    assert_eq!((evaluate("cosine[c]=0.5", &result).2, evaluate("latency_ms=5", &result).0), (None, None));
+    result.outputs.retain(|output| output.sqnr_db.is_none());
+    assert_eq!(evaluate("sqnr_db=5", &result), (None, true, told));
+}
+
+#[test]
 fn gates_that_cannot_be_read_say_what_can() {
     let error = |text: &str| text.parse::<Gate>().unwrap_err().to_string();
     assert!(error("topp=1").starts_with("unknown metric `topp` in gate `topp=1`; known are top1, top5, "));

@@ -91,6 +91,19 @@ fn foreign_files_go_by_position() {
 }
 
 #[test]
+fn a_call_whose_outputs_differ_in_rows_is_one_sample() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = r#"[{"name": "boxes", "dimensions": "2x1", "values": [1, 2]}, {"name": "count", "dimensions": "", "values": [2]}]"#;
+    std::fs::write(file.path(), text).unwrap();
+    let saved = SavedOutputs::open(file.path()).unwrap();
+    assert_eq!(saved.len(), 1);
+    let outputs = saved.batch(&[0], &["a"]).unwrap();
+    assert_eq!((outputs["boxes"].shape(), outputs["count"].shape()), (&[2, 1][..], &[][..]));
+    assert!(saved.taken_for(3).unwrap().unwrap().contains("1 calls are taken for the first 1 of the 3"));
+    assert!(saved.batch(&[0, 0], &["a", "a"]).unwrap_err().to_string().contains("use --batch 1"));
+}
+
+#[test]
 fn shapes_that_change_come_back_as_they_were() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("changing.npz");

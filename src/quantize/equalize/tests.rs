@@ -60,11 +60,13 @@ fn quantized(recovered: Recovered) -> Quantized {
 }
 
 #[test]
-fn only_what_depthwise_convolutions_alone_read_can_be_equalized() {
+fn what_operators_read_alike_can_be_equalized() {
     let model = model();
     let placement = place(&model, &no_shapes(), &scheme()).unwrap();
     let found = equalizable(model.graph(), &no_shapes(), &placement).unwrap();
-    assert_eq!(found, [("silu".to_owned(), Equalizable { channels: 16, pointwise: true })].into());
+    // What a depthwise and another convolution read cannot.
+    let silu = Equalizable { channels: 16, pointwise: true, depthwise: true };
+    assert_eq!(found, [("silu".to_owned(), silu)].into());
 }
 
 #[test]
@@ -120,4 +122,65 @@ fn factors_that_do_not_fit_name_the_tensor() {
     let options = QuantizeOptions { scheme: scheme(), ..QuantizeOptions::default() };
     let message = quantize(&model(), &no_shapes(), Some(&table), &options).unwrap_err().to_string();
     assert!(message.contains("`silu` by 3 numbers, and it has 16"), "{message}");
+}
+
+/// `x ─ LayerNorm in pieces ─ two products`, whose weights have 16 rows, and `─ SiLU ─ Gemm with a transposed weight`.
+fn products() -> Model {
+    TestModel::new(17)
+        .input("x", &[1, 4, 16])
+        .weight("gamma", &[16])
+        .weight("beta", &[16])
+        .op("Mul", &["x", "gamma"], "scaled")
+        .op("Add", &["scaled", "beta"], "norm")
+        .weight("q", &[16, 32])
+        .op("MatMul", &["norm", "q"], "query")
+        .weight("k", &[16, 16])
+        .op("MatMul", &["norm", "k"], "key")
+        .op("Sigmoid", &["query"], "gate")
+        .op("Mul", &["query", "gate"], "silu")
+        .op("Flatten", &["silu"], "flat")
+        .op("Mul", &["flat", "flat"], "square")
+        .weight("w", &[16, 128])
+        .node(NodeProto::new("Gemm", "y", &["square", "w"], &["y"]).with(AttributeProto::int("transB", 1)))
+        .output("key", &[1, 4, 16])
+        .output("y", &[1, 16])
+        .build()
+}
+
+#[test]
+fn products_give_what_they_gave_to_the_bit() {
+    let model = products();
+    let mut table = table(&[("norm", 2.0), ("square", 4.0)]);
+    let factors = |channels: u8| Equalized((0..channels).map(|channel| channel % 7).collect());
+    let equalized = [("norm".to_owned(), factors(16)), ("square".to_owned(), factors(128))].into();
+    table.recovered = Some(Recovered { equalized, ..Recovered::default() });
+    let mut scheme = SchemeOptions::default();
+    for node in ["query", "key", "y"] {
+        scheme.plan.assign(node, Precision::Int8);
+    }
+    let placement = place(&model, &no_shapes(), &scheme).unwrap();
+    let found = equalizable(model.graph(), &no_shapes(), &placement).unwrap();
+    let dense = |channels| Equalizable { channels, pointwise: true, depthwise: false };
+    assert_eq!(found, [("norm".to_owned(), dense(16)), ("square".to_owned(), dense(128))].into());
+    let options = QuantizeOptions { scheme, ..QuantizeOptions::default() };
+    let quantized = quantize(&model, &no_shapes(), Some(&table), &options).unwrap();
+    assert!(quantized.findings.is_empty(), "{:?}", quantized.findings);
+    let given = |tensor: &str, by: usize| {
+        let values = |model: &Model| {
+            let view = GraphView::new(model.graph()).unwrap();
+            view.initializer(tensor).unwrap().to_tensor().unwrap().to_f32()
+        };
+        let (before, after) = (values(&model), values(&quantized.float));
+        before.iter().zip(after).position(|(before, after)| before / after == by as f32)
+    };
+    // Channel 1 is multiplied by 2: the second row of `q` and `k`, the second column of `w`.
+    assert_eq!([given("q", 2), given("k", 2), given("w", 2)], [Some(32), Some(16), Some(1)]);
+    let Some(runtime) = calib_test_support::Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
+    let values: Vec<f32> = (0..64).map(|index| ((index * 7919) % 1999) as f32 / 600.0 - 1.5).collect();
+    let input = BTreeMap::from([("x".to_owned(), Tensor::from_f32(vec![1, 4, 16], values).unwrap())]);
+    let run = |model: &Model| runtime.build(model, &BuildOptions::default()).unwrap().infer(&input).unwrap();
+    let (before, after) = (run(&model), run(&quantized.float));
+    for output in ["key", "y"] {
+        assert_eq!(before[output].to_f32(), after[output].to_f32(), "{output}");
+    }
 }

@@ -158,6 +158,27 @@ fn only_the_shortcut_of_a_residual_add_is_quantized() {
 }
 
 #[test]
+fn an_add_is_lifted_with_the_convolution_that_recovery_lifts_in_front_of_it() {
+    use crate::{
+        calibrate::{Lifted, Recovered},
+        quantize::{Precision, QuantizeOptions, quantize, testing::table},
+    };
+    // Without `a2` the sum would be fused with the other convolution, and `bn` quantized, which nobody observed.
+    let mut table = table(&[("x", 1.0), ("relu", 1.0), ("a1_relu", 1.0), ("short", 1.0)]);
+    let lifted = vec![Lifted { node: "a2".to_owned(), noise: 0.5, macs: 0.01 }];
+    table.recovered = Some(Recovered { lifted, ..Recovered::default() });
+    let quantized = |options: &QuantizeOptions| quantize(&residual(true).build(), &no_shapes(), Some(&table), options);
+    let placement = quantized(&QuantizeOptions::default()).unwrap().placement;
+    assert_eq!(edges(&placement), ["x@stem#0", "relu@a1#0", "relu@short#0"]);
+    assert_eq!([rule(&placement, "a2"), rule(&placement, "sum")], [Rule::Planned; 2]);
+    // What a plan needs by itself is still asked for.
+    let mut options = QuantizeOptions::default();
+    options.scheme.plan.assign("a2", Precision::Fp32);
+    let message = quantized(&options).unwrap_err().to_string();
+    assert!(message.contains("`bn`") && message.contains("`sum`"), "{message}");
+}
+
+#[test]
 fn an_add_without_a_quantized_convolution_stays_float() {
     let options = SchemeOptions { exclude: vec!["a2".to_owned()], ..SchemeOptions::default() };
     let placement = place_with(&residual(false).build(), &options);

@@ -153,6 +153,9 @@ fn figures(layer: &Layer, timed_on: &[&str]) -> Vec<Figure> {
 
 fn more(layer: &Layer) -> Vec<(&'static str, String)> {
     let mut more = vec![("Tensor", layer.tensor.clone())];
+    if !layer.operators.is_empty() {
+        more.push(("Quantized in front of it", layer.operators.join(", ")));
+    }
     if let (Some(min), Some(max)) = (layer.min, layer.max) {
         let short = |value: f32| format::significant(f64::from(value), 4);
         more.push(("Seen", format!("{} … {}", short(min), short(max))));

@@ -13,6 +13,9 @@ use crate::calibrate::Method;
 pub struct Layer {
     /// Node that produces the tensor.
     pub node: String,
+    /// Quantized operators in front of the node, which is fused with them: their results are measured at this tensor.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operators: Vec<String>,
     /// Its operator.
     pub op_type: String,
     /// The tensor.

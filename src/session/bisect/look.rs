@@ -55,18 +55,19 @@ impl Bisection<'_> {
     fn target(&self) -> Result<Target, PipelineError> {
         match self.args.target.as_deref().map(Spec::parse).transpose()? {
             None => Ok(Target::Model(Box::new(self.quantized.clone()), self.session.provider)),
-            Some(Spec::OnnxRuntime(Some(path), provider)) => Ok(Target::Model(Box::new(Model::load(&path)?), provider)),
+            Some(Spec::OnnxRuntime(Some(_), provider)) => Ok(Target::Model(Box::new(self.quantized.clone()), provider)),
             Some(Spec::OnnxRuntime(None, provider)) => Ok(Target::Model(Box::new(self.float.clone()), provider)),
-            Some(Spec::Saved(path)) => Ok(Target::Saved(SavedOutputs::open(&path)?)),
+            Some(Spec::Saved(path)) => {
+                Ok(Target::Saved(SavedOutputs::open_beside(&path, self.session.dataset().len())?))
+            }
             Some(Spec::Engine(path)) => Ok(Target::Engine(Box::new(EngineTarget::open(&path, self)?))),
         }
     }
 
     /// The model whose operators are measured.
-    pub(super) fn quantized_target(&self) -> Result<Model, PipelineError> {
+    pub(super) fn quantized_target(&self) -> Result<&Model, PipelineError> {
         match self.args.target.as_deref().map(Spec::parse).transpose()? {
-            None => Ok(self.quantized.clone()),
-            Some(Spec::OnnxRuntime(Some(path), ExecutionProvider::Cpu)) => Ok(Model::load(&path)?),
+            None | Some(Spec::OnnxRuntime(Some(_), ExecutionProvider::Cpu)) => Ok(&self.quantized),
             Some(_) => bail!("--find layers takes a model as its target: a file ending in .onnx"),
         }
     }
@@ -76,9 +77,9 @@ impl Bisection<'_> {
         let mut graph = ModelGraph::of(&self.session.subject.folded);
         match self.args.target.as_deref().map(Spec::parse).transpose()? {
             None if self.args.precision.is_quantized() => {
-                let recovered = self.table.as_ref().and_then(|table| table.recovered.as_ref());
-                let scheme = scheme_with_lifted(&self.options, recovered);
-                return Ok(graph.decided(&self.session.subject.place(&scheme)?));
+                let subject = &self.session.subject;
+                let scheme = scheme_with_lifted(&subject.folded, &subject.shapes, &self.options, self.table.as_ref())?;
+                return Ok(graph.decided(&subject.place(&scheme)?));
             }
             Some(Spec::OnnxRuntime(Some(path), _)) => {
                 let told = ModelGraph::read(&Model::load(&path)?);

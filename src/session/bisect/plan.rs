@@ -11,7 +11,7 @@ use crate::{
     artifact::{ArtifactError, ContentHash},
     backend::BuildOptions,
     bisect::{
-        advice::about_search,
+        advice::{about_check, about_search},
         findings::{Findings, PlanFindings},
         groups::{Grouping, group},
         lift::{Judge, JudgeOptions, Start, candidates, smallest_plan},
@@ -27,24 +27,26 @@ use crate::{
     },
 };
 
+/// The evaluation samples that plans are searched on, at most so many, and the others, which check what is found.
+pub(super) fn parts(evaluation: &[usize], samples: usize) -> [Vec<usize>; 2] {
+    let count = samples.min(evaluation.len().div_ceil(2)).max(1);
+    // Every so many-th sample, so that a folder sorted by class gives all classes to both parts.
+    let step = (evaluation.len() / count).max(1);
+    [true, false].map(|wanted| {
+        let chosen = |at: usize| at.is_multiple_of(step) && at / step < count;
+        let indices = evaluation.iter().enumerate().filter(|(at, _)| chosen(*at) == wanted);
+        indices.map(|(_, &index)| index).collect()
+    })
+}
+
 impl Bisection<'_> {
     /// The smallest plan; searched on some evaluation samples, checked on others. False where none passes.
     pub(super) fn plan(&self, gates: &[Gate], findings: &mut Findings) -> Result<bool, PipelineError> {
-        let evaluation = &self.split.evaluation;
-        let count = self.args.samples.min(evaluation.len().div_ceil(2)).max(1);
-        // Every so many-th sample, so that a folder sorted by class gives all classes to both parts.
-        let step = (evaluation.len() / count).max(1);
-        let part = |wanted: bool| {
-            let chosen = |at: usize| at.is_multiple_of(step) && at / step < count;
-            let indices = evaluation.iter().enumerate().filter(move |(at, _)| chosen(*at) == wanted);
-            indices.map(|(_, &index)| index).collect::<Vec<usize>>()
-        };
-        let (search_on, check_on) = (part(true), part(false));
+        let [search_on, check_on] = parts(&self.split.evaluation, self.args.samples);
         let session = self.session;
         // Every trial reads them.
         session.dataset().keep(&search_on);
         self.check_gates(gates, &search_on)?;
-        self.session.check_gated_outputs(gates, self.session.reference.outputs())?;
         let mut compare = CompareOptions { max_flips: 0, ..session.compare_options() };
         if !gates.iter().any(Gate::resamples) {
             compare.resamples = 0;
@@ -117,11 +119,14 @@ impl Bisection<'_> {
                     Judge::new(reference, session.batched(session.provider, self.samples(&check_on)), judge)?;
                 check = Some(judge.verdict(&model)?);
             }
+            let judged = check.as_ref().unwrap_or(&trial.verdict);
+            judged.notes.iter().for_each(|note| session.host.warn(&format!("the plan: {note}")));
         }
         if let Some(gate) = gates.first() {
-            findings.advice.insert(0, about_search(&search, nodes, gate, self.args.lift.name(), &self.commands()));
+            let (lift, undecided) = (self.args.lift.name(), self.undecided.as_deref());
+            findings.advice.insert(0, about_search(&search, nodes, gate, lift, undecided, &self.commands()));
         }
-        let found = findings.plan.insert(PlanFindings {
+        let found = PlanFindings {
             gates: gates.to_vec(),
             lift: self.args.lift,
             cost: self.args.cost,
@@ -130,9 +135,17 @@ impl Bisection<'_> {
             samples: search_on.len(),
             check,
             check_samples: check_on.len(),
-        });
+            undecided: self.undecided.clone(),
+        };
+        if let Some(failed) = about_check(&found) {
+            if let Some(first) = findings.advice.first_mut() {
+                first.text.push_str(&format!(", on the {} samples that it was searched on", found.samples));
+                first.command = None;
+            }
+            findings.advice.insert(0, failed);
+        }
         // A plan that only passes where it was searched is no answer.
-        Ok(found.passed())
+        Ok(findings.plan.insert(found).passed())
     }
 
     /// Refuses gates on what this model and its samples have not, before anything is searched.

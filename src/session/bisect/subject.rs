@@ -1,13 +1,13 @@
 //! What is looked into: the float model, its ranges, the model in the lower precision, and the samples.
 
-use super::{BisectOptions, Find};
+use super::{BisectOptions, Find, plan::parts};
 use crate::{
     analyse::{advice::Commands, graphwise::Side, layerwise::Samples},
     backend::ExecutionProvider,
     calibrate::CalibrationTable,
     dataset::{PrefetchOptions, Split},
     onnx::Model,
-    quantize::QuantizeOptions,
+    quantize::{QuantizeOptions, calibrated_on, moved_like},
     session::{
         CalibrateOptions, OutputFolder, PipelineError, Session, Spec, checkpoint::Checkpoints, quantize_options,
         set_findings_aside, suggest::Suggest,
@@ -21,7 +21,9 @@ pub(super) struct Bisection<'a> {
     pub(super) args: &'a BisectOptions,
     pub(super) out: OutputFolder,
     pub(super) split: Split,
-    /// Absent for FP16 and BF16, which need none, and for tensors of another target.
+    /// Why no plan can pass the gates on so few samples.
+    pub(super) undecided: Option<String>,
+    /// Absent for FP16 and BF16, which need none, and for another target.
     pub(super) table: Option<CalibrationTable>,
     /// Where calibration is kept until the end, unless the table was given.
     pub(super) checkpoints: Option<Checkpoints>,
@@ -29,7 +31,8 @@ pub(super) struct Bisection<'a> {
     pub(super) options: QuantizeOptions,
     /// The float model as the quantizer leaves it (same operator set).
     pub(super) float: Model,
-    /// The same in the lower precision (the float model once more where `--target` names what to look into instead): with Q/DQ, or with operators that round to 16 bits. Not the converted model, whose
+    /// The same in the lower precision, or the model that `--target` names: with Q/DQ, or with operators that round to 16 bits.
+    /// Not the converted model, whose
     /// casts ONNX Runtime may drop on the CPU, and an overflow with them.
     pub(super) quantized: Model,
 }
@@ -37,30 +40,60 @@ pub(super) struct Bisection<'a> {
 /// The file that repeats a bisection; that of a run, which may lie in the same folder, stays.
 const REPEATS: &str = "bisect.toml";
 
+/// Refuses gates that cannot be tested, and says where plans are judged on too few samples for one; returns why no plan passes it.
+fn undecided(session: &Session, split: &Split, samples: usize) -> Result<Option<String>, PipelineError> {
+    let [search_on, check_on] = parts(&split.evaluation, samples);
+    let judged = if check_on.is_empty() || search_on.len() < check_on.len() { &search_on } else { &check_on };
+    let gates = &session.config.gate;
+    let why = session.check_gates(gates, judged)?.into_iter().next();
+    session.check_gated_outputs(gates, session.reference.outputs())?;
+    if why.is_some() {
+        session.host.warn(&format!(
+            "plans are searched on {} of the {} samples that no range was calibrated on (--samples, at most half of them) \
+             and checked on the other {}",
+            search_on.len(),
+            split.evaluation.len(),
+            check_on.len()
+        ));
+    }
+    Ok(why)
+}
+
 impl<'a> Bisection<'a> {
     pub(super) fn open(session: &'a Session, args: &'a BisectOptions, find: Find) -> Result<Self, PipelineError> {
         let precision = args.precision;
-        let out = OutputFolder::open(&session.config)?;
-        set_findings_aside(&session.config)?;
-        out.write_config(REPEATS, &session.repeatable(&out))?;
         let mut split = session.data.split(session.config.seed, session.config.calib_samples, 0);
-        if let Some(Spec::Saved(path)) = args.target.as_deref().map(Spec::parse).transpose()? {
-            let (saved, data) = (session.open_saved(&path)?, session.dataset());
-            let held: Vec<usize> = (0..data.len()).filter(|&index| saved.holds(index, data.id(index))).collect();
-            if !held.is_empty() {
-                split.evaluation = held;
+        let mut named = None;
+        match args.target.as_deref().map(Spec::parse).transpose()? {
+            Some(Spec::Saved(path)) => {
+                let (saved, data) = (session.open_saved(&path)?, session.dataset());
+                let held: Vec<usize> = (0..data.len()).filter(|&index| saved.holds(index, data.id(index))).collect();
+                if !held.is_empty() {
+                    split.evaluation = held;
+                }
             }
+            Some(Spec::OnnxRuntime(Some(path), _)) => {
+                let target = named.insert(Model::load(&path)?);
+                session.leave_out(&mut split, &calibrated_on(target), "target");
+            }
+            _ => {}
         }
         let options = quantize_options(&session.config, precision)?;
         if precision.is_quantized() && args.target.is_none() {
             session.require_operators(precision)?;
         }
-        // Tensors of something that was made elsewhere need no ranges.
-        let elsewhere = args.target.is_some() && matches!(find, Find::First | Find::Tensors);
+        let given = session.config.table.as_ref().map(|path| session.read_table(path)).transpose()?;
+        if let Some(table) = &given {
+            session.leave_out_calibrated(&mut split, table);
+        }
+        let undecided = if find == Find::Plan { undecided(session, &split, args.samples)? } else { None };
+        let out = OutputFolder::open(&session.config)?;
+        set_findings_aside(&session.config)?;
+        out.write_config(REPEATS, &session.repeatable(&out))?;
         let mut checkpoints = None;
-        let table = if let Some(path) = &session.config.table {
-            Some(session.read_table(path)?)
-        } else if precision.is_quantized() && !elsewhere {
+        let table = if given.is_some() {
+            given
+        } else if precision.is_quantized() && args.target.is_none() {
             checkpoints = session.checkpoints(&out, &format!("bisect-{precision}"))?;
             let calibrate = CalibrateOptions {
                 samples: Some(&split.calibration),
@@ -76,12 +109,16 @@ impl<'a> Bisection<'a> {
             None
         };
         session.host.stage("quantizing");
-        let (float, quantized) = match (&table, precision.half_type()) {
-            (_, Some(half)) => session.subject.rounded_pair(half, &|_| true)?,
-            (Some(table), None) => session.subject.analysis_pair(table, &options)?,
-            (None, None) => (session.subject.folded.clone(), session.subject.folded.clone()),
+        let subject = &session.subject;
+        let (float, quantized) = match (named, &table, precision.half_type()) {
+            (Some(target), ..) if find == Find::Layers => subject.pair_with(&target)?,
+            // Shown as it is.
+            (Some(target), ..) => (moved_like(&subject.folded, &subject.shapes, &target)?, target),
+            (None, _, Some(half)) => subject.rounded_pair(half, &|_| true)?,
+            (None, Some(table), None) => subject.analysis_pair(table, &options)?,
+            (None, None, None) => (subject.folded.clone(), subject.folded.clone()),
         };
-        Ok(Self { session, args, out, split, table, checkpoints, options, float, quantized })
+        Ok(Self { session, args, out, split, undecided, table, checkpoints, options, float, quantized })
     }
 
     /// Whether the samples, or those that gave the ranges, are random numbers.

@@ -334,7 +334,9 @@ impl Job<'_> {
                 row.graphwise_sqnr_db = found.difference.sqnr_db;
                 row.cosine = Some(found.difference.cosine);
                 // An operator's own error is measured behind its activation: at the tensor that is quantized next.
-                if let Some(local) = layers.local.iter().find(|local| local.tensor == site.tensor) {
+                let own = layers.local.iter().filter(|local| local.tensor == site.tensor);
+                row.operators = own.clone().map(|local| &local.node).filter(|name| **name != node).cloned().collect();
+                if let Some(local) = own.into_iter().next() {
                     row.layerwise_sqnr_db = local.layerwise_sqnr_db;
                     row.weight_sqnr_db = local.weight_sqnr_db;
                 }

@@ -293,8 +293,10 @@ impl Job<'_> {
         let session = &self.session;
         let samples = self.split.calibration.iter().chain(&self.split.evaluation);
         let is_framed = session.data.preprocess.as_ref().is_some_and(|preprocess| preprocess.frame().is_some());
-        let is_open = session.subject.inputs.iter().any(|input| input.shape.iter().skip(1).any(Option::is_none));
-        let changes = is_open && !is_framed;
+        let is_open_from =
+            |axis| session.subject.inputs.iter().any(|input| input.shape.iter().skip(axis).any(Option::is_none));
+        // Arrays of a sample may have several rows, where the model leaves only the first extent open.
+        let changes = is_open_from(0) && !is_framed && !session.config.random_data;
         let mut shapes = Shapes::new();
         // Those that cannot be read are left out of everything.
         for found in samples.map(|&index| session.dataset().shapes(index)).filter_map(Result::ok) {
@@ -305,7 +307,7 @@ impl Job<'_> {
             }
         }
         let profile = self.profile(&session.subject.inputs, &shapes);
-        if is_open {
+        if is_open_from(1) || shapes.len() > 1 {
             session.host.note(&format!("engines are built for the shapes that the data have: {}", profile.describe()));
         }
         Ok(shapes)

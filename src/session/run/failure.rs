@@ -58,7 +58,8 @@ fn move_away(out: &Path, names: &[&str]) -> Result<(), PipelineError> {
 /// # Errors
 /// A file cannot be moved or written, or another run holds the folder.
 pub fn record_failure(config: &RunConfig, reason: &str) -> Result<(), PipelineError> {
-    if !out_folder(config).is_dir() {
+    let is_known = config.out.is_some() || config.model.is_some();
+    if !is_known || !out_folder(config).is_dir() {
         return Ok(());
     }
     replace(&OutputFolder::open(config)?, config, reason)

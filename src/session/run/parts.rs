@@ -37,12 +37,15 @@ impl Session {
             "the parts of an evaluation need the ranges that they share; make them with `calib calibrate`, in parts as well, and \
              give --table"
         );
-        self.leave_out_calibrated(&mut split, calibrated.as_ref());
+        if let Some(calibrated) = &calibrated {
+            self.leave_out_calibrated(&mut split, &calibrated.chosen.table);
+        }
         self.host.stage("quantizing");
         let mut targets = self.targets(calibrated.as_ref(), &|_, _| Ok(None))?;
         self.host.stage("comparing");
         let options = EvaluateOptions { batch: self.batch, policy: self.policy, compare: self.compare_options() };
         let comparing = Comparing {
+            random_data: self.config.random_data,
             context: self.run_context(&split.evaluation, &targets, &options)?,
             reference: self.subject.float_types.name().to_owned(),
             tensorrt: None,

@@ -12,7 +12,7 @@ use crate::{
     onnx::Model,
     quantize::{Halved, Placement, Precision, Quantized, Rule, Shifted, quantize},
     report::ArtifactFile,
-    session::{PipelineError, Session, describe, quantize_options, ranges::same_samples},
+    session::{PipelineError, Session, describe, quantize_options},
 };
 
 /// Nodes of a plan that are named, at most.
@@ -66,21 +66,6 @@ impl Session {
             );
         }
         Ok(calibrated)
-    }
-
-    /// Takes the samples that a given table was made on out of those that are evaluated.
-    pub(super) fn leave_out_calibrated(&self, split: &mut Split, calibrated: Option<&Calibrated>) {
-        let (Some(calibrated), Some(_)) = (calibrated, &self.config.table) else { return };
-        let (known, dataset) = (&calibrated.chosen.table.calibrated_on, self.dataset());
-        let same = same_samples(dataset, known, &split.evaluation);
-        let (left_out, others): (Vec<usize>, Vec<usize>) =
-            split.evaluation.iter().copied().partition(|index| same.contains(index));
-        if others.is_empty() && !left_out.is_empty() {
-            self.host.warn("the table was made on all of the samples that are evaluated: its figures are better here than on others");
-        } else if !left_out.is_empty() {
-            self.host.info(&format!("{} samples that the table was made on are not evaluated", left_out.len()));
-            split.evaluation = others;
-        }
     }
 
     /// Makes the model of every precision but the reference's. What cannot be made is reported; what cannot be written

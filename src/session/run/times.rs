@@ -17,13 +17,12 @@ use crate::{
 
 /// Batch sizes that the model cannot take are known before any work is done.
 pub(super) fn check(session: &Session) -> Result<(), PipelineError> {
-    let Some(fixed) = session.subject.bound_batch() else { return Ok(()) };
-    match session.config.bench_batch.iter().find(|&&batch| batch != fixed) {
-        Some(batch) => Err(PipelineError::Input(format!(
-            "latency at batch {batch} was asked for, but the model fixes its batch to {fixed}"
-        ))),
-        None => Ok(()),
+    for &batch in &session.config.bench_batch {
+        if let Some(why) = session.subject.refuses_batch(batch, &session.config.shape) {
+            bail!("latency at batch {batch} was asked for, but {why}");
+        }
     }
+    Ok(())
 }
 
 impl Job<'_> {

@@ -15,7 +15,7 @@ use trtcalib::{
         findings::Findings,
         first::Culprit,
         search::Outcome,
-        trials::{Phase, Progress, Verdict},
+        trials::{Phase, Progress},
     },
     compare::Gate,
 };
@@ -34,7 +34,7 @@ pub(in crate::commands) fn trial(progress: Progress<'_>, gates: &[Gate]) -> Stri
         Phase::Verify => "one put back",
         Phase::Curve => "for the curve",
     };
-    let values = gates.iter().map(|gate| measured(gate, &trial.verdict));
+    let values = gates.iter().map(|gate| trial.verdict.measured(gate));
     format!(
         "trial {:>3}  {:<17}  {:>4} lifted  {}  {}{}",
         progress.number,
@@ -44,16 +44,6 @@ pub(in crate::commands) fn trial(progress: Progress<'_>, gates: &[Gate]) -> Stri
         if trial.verdict.passed { "passed" } else { "failed" },
         if progress.replayed { " (known)" } else { "" }
     )
-}
-
-/// What a plan gives by the metric of a gate. No difference at all has no finite value of some metrics.
-fn measured(gate: &Gate, verdict: &Verdict) -> String {
-    let name = gate.subject();
-    match verdict.metrics.get(&name) {
-        Some(value) => format!("{name} {value:.4}"),
-        None if verdict.passed => format!("{name} equal to the reference"),
-        None => format!("{name} -"),
-    }
 }
 
 /// A number of nodes, multiply-accumulates or milliseconds.
@@ -124,16 +114,11 @@ pub(in crate::commands) fn describe(findings: &Findings) -> String {
             let names: Vec<&str> = trial.lifted.iter().map(String::as_str).collect();
             let _ = writeln!(text, "\nlift {} nodes: {}", names.len(), names.join(", "));
         }
-        if let Some(check) = &plan.check {
-            let metrics: Vec<String> = plan.gates.iter().map(|gate| measured(gate, check)).collect();
-            let verdict = if check.passed { "passes" } else { "does not pass" };
-            let hint = if check.passed { "" } else { "; search on more with --samples, or with a stricter gate" };
-            let _ = writeln!(
-                text,
-                "on {} samples that were not used to find it, the plan {verdict}: {}{hint}",
-                plan.check_samples,
-                metrics.join(", ")
-            );
+        // One that does not pass is what the advice says.
+        if let Some(check) = plan.check.as_ref().filter(|check| check.passed) {
+            let metrics: Vec<String> = plan.gates.iter().map(|gate| check.measured(gate)).collect();
+            let (samples, metrics) = (plan.check_samples, metrics.join(", "));
+            let _ = writeln!(text, "on {samples} samples that were not used to find it, the plan passes: {metrics}");
         }
     }
     for advice in &findings.advice {

@@ -28,7 +28,7 @@ struct EngineFacts {
     /// Whose engine inspector told the layers, with its version.
     #[serde(skip_serializing_if = "Option::is_none")]
     inspector: Option<String>,
-    /// Why the engine inspector was not asked; layers are those that the builder listed, then.
+    /// Why the engine inspector was not asked or told nothing of use; layers are those that the builder listed, then.
     #[serde(skip_serializing_if = "Option::is_none")]
     inspector_missing: Option<String>,
 }
@@ -51,6 +51,9 @@ pub(super) fn engine(printer: &Printer, path: &Path, all: bool) -> anyhow::Resul
             | TensorRtError::Cuda(_)
             | TensorRtError::Engine { fault: EngineFault::Flavour { .. }, .. }),
         ) => (listed.map(|layers| EngineLayers { layers }), Some(error.to_string())),
+        Err(error @ TensorRtError::Inspector(_)) if listed.is_some() => {
+            (listed.map(|layers| EngineLayers { layers }), Some(error.to_string()))
+        }
         Err(error) => return Err(error.into()),
     };
     if let (None, Some(missing)) = (&plan.sidecar, &missing) {
@@ -80,7 +83,7 @@ fn describe(path: &Path, facts: &EngineFacts, all: bool) -> String {
     let mut lines = Vec::new();
     if let Some(sidecar) = &facts.sidecar {
         lines.extend([
-            format!("{} {} engine {}", sidecar.flavour, sidecar.tensorrt_version, path.display()),
+            format!("{} engine {}", sidecar.made_by(), path.display()),
             format!("model       {} ({})", sidecar.model.display(), sidecar.model_hash.short()),
             format!("precision   {}", sidecar.precision.as_deref().unwrap_or("as the model says")),
             format!("built in    {:.1} s", sidecar.build_seconds),

@@ -12,7 +12,7 @@ use super::{ExitStatus, Printer};
 use crate::args::InspectArgs;
 use trtcalib::{
     artifact::write_atomic,
-    backend::tensorrt::EngineSidecar,
+    backend::tensorrt::{EngineLayer, EngineSidecar},
     deploy::{engine_layers, engine_profile, times_of},
     onnx::Model,
     quantize::ModelGraph,
@@ -52,13 +52,16 @@ struct Read {
 impl Read {
     /// An ONNX model, or the layers of an engine: as `calib build` wrote them beside it, or as trtexec exports them.
     fn of(path: &Path) -> anyhow::Result<Self> {
-        let name = name(path);
-        let drawn = |graph| Self { name: name.clone(), graph, model: None, report: None, profile: None };
+        let drawn = |graph| Self { name: name(path), graph, model: None, report: None, profile: None };
+        let of_engine = |layers: &[EngineLayer], library: Option<String>| Self {
+            name: called(path, "of", library),
+            ..drawn(ModelGraph::of_engine(layers))
+        };
         let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
         match ending.as_str() {
             "json" => {
-                let layers = engine_layers(path, &BTreeMap::new())?;
-                Ok(drawn(ModelGraph::of_engine(&layers)))
+                let (layers, library) = engine_layers(path, &BTreeMap::new())?;
+                Ok(of_engine(&layers, library))
             }
             "plan" | "engine" | "trt" => {
                 let sidecar = EngineSidecar::beside(path)?.filter(|sidecar| !sidecar.layers.is_empty());
@@ -69,7 +72,7 @@ impl Read {
                         path.display()
                     )
                 })?;
-                Ok(drawn(ModelGraph::of_engine(&sidecar.layers)))
+                Ok(of_engine(&sidecar.layers, Some(sidecar.made_by())))
             }
             _ => {
                 let model = Model::load(path)?;
@@ -101,16 +104,17 @@ impl Read {
     /// Takes the times of an engine's layers.
     fn timed_by(&mut self, profile: &Path, layers: Option<&Path>) -> anyhow::Result<()> {
         let op_types = self.model.as_ref().map(Model::op_types).unwrap_or_default();
-        let layers = layers.map(|path| engine_layers(path, &op_types)).transpose()?.unwrap_or_default();
+        let (layers, library) = layers.map(|path| engine_layers(path, &op_types)).transpose()?.unwrap_or_default();
+        let (measured, provider) = engine_profile(profile)?;
         let nodes: BTreeSet<&str> = self.graph.nodes.iter().map(|node| node.name.as_str()).collect();
-        let times = times_of(&engine_profile(profile)?, &layers, &nodes);
+        let times = times_of(&measured, &layers, &nodes);
         anyhow::ensure!(
             !times.is_empty(),
             "{}: none of its layers is called by nodes of {}: it is of another model, or needs the engine's --layers beside it",
             profile.display(),
             self.name
         );
-        self.profile = Some((name(profile), times));
+        self.profile = Some((called(profile, "by", provider.or(library)), times));
         Ok(())
     }
 
@@ -128,6 +132,12 @@ impl Read {
 fn is_quantized_of(report: &Report, model: &Model) -> bool {
     let file = report.layers_of().and_then(|row| row.artifact.as_ref());
     file.is_some_and(|file| file.hash == model.hash)
+}
+
+/// A file with what built or ran the engine that it is about, where that is told: no picture shows a result without it.
+fn called(path: &Path, relation: &str, library: Option<String>) -> String {
+    let name = name(path);
+    library.map_or_else(|| name.clone(), |library| format!("{name} {relation} {library}"))
 }
 
 fn name(path: &Path) -> String {

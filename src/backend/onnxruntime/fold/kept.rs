@@ -1,7 +1,8 @@
 //! Nodes that folding must leave alone: the graph is cut around them, folded, and put together again.
 //!
 //! Those are operators that ONNX defines as functions and ONNX Runtime has no kernel for, which it would replace by
-//! their bodies, and nodes whose results are constants much larger than what they are made from.
+//! their bodies, casts that it would join with casts of its own, and nodes whose results are constants much larger than
+//! what they are made from.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -64,6 +65,47 @@ fn loses_operators(before: &GraphProto, after: &GraphProto) -> bool {
     count(before, &mut had);
     count(after, &mut has);
     had.into_iter().any(|(op_type, count)| has.get(op_type).copied().unwrap_or(0) < count)
+}
+
+/// Casts of `original` to floating-point types that `folded` lacks, though outputs need them and they are no constants.
+/// ONNX Runtime joins casts with those that it puts around nodes it has no kernel for.
+pub(super) fn lost_casts(original: &GraphView<'_>, folded: &GraphProto) -> BTreeSet<usize> {
+    let graph = original.graph();
+    let in_order = || original.topological_order().iter().map(|&id| original.node(id));
+    let mut varying: HashSet<&str> = graph.input.iter().map(ValueInfoProto::name).collect();
+    for node in in_order() {
+        if taken(node).any(|tensor| varying.contains(tensor)) {
+            varying.extend(outputs(node).map(|(output, _)| output));
+        }
+    }
+    let mut needed: HashSet<&str> = graph.output.iter().map(ValueInfoProto::name).collect();
+    for node in in_order().rev() {
+        if outputs(node).any(|(output, _)| needed.contains(output)) {
+            needed.extend(taken(node));
+        }
+    }
+    let left: HashSet<&str> = folded.node.iter().flat_map(outputs).map(|(output, _)| output).collect();
+    let is_lost = |tensor: &str| varying.contains(tensor) && needed.contains(tensor) && !left.contains(tensor);
+    let is_cast = |node: &NodeProto| {
+        node.is_standard() && node.op_type() == "Cast" && target(node).is_some_and(ElementType::is_float)
+    };
+    let nodes = graph.node.iter().enumerate();
+    nodes
+        .filter(|(_, node)| is_cast(node) && outputs(node).all(|(output, _)| is_lost(output)))
+        .map(|(index, _)| index)
+        .collect()
+}
+
+/// True for a cast into or out of a type of 16 bits, where `infos` knows what it takes.
+pub(super) fn changes_half(cast: &NodeProto, infos: &BTreeMap<String, TensorInfo>) -> bool {
+    let from = cast.input.first().and_then(|input| infos.get(input)?.element_type);
+    let is_half = |kind| matches!(kind, Some(ElementType::F16 | ElementType::Bf16));
+    from != target(cast) && (is_half(from) || is_half(target(cast)))
+}
+
+/// The type that a cast gives.
+fn target(cast: &NodeProto) -> Option<ElementType> {
+    ElementType::from_onnx(cast.attr_i("to").and_then(|to| i32::try_from(to).ok())?)
 }
 
 /// Nodes of `original` whose results `folded` holds as constants that are much larger than what they are made from.

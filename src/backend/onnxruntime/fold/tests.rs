@@ -98,27 +98,49 @@ fn subgraphs_survive_folding_and_what_is_refused_says_why() {
     assert!(error.contains("Frobnicate"), "{error}");
 }
 
+fn cast(name: &str, input: &str, to: ElementType) -> NodeProto {
+    NodeProto::new("Cast", name, &[input], &[name]).with(AttributeProto::int("to", to.onnx().into()))
+}
+
 #[test]
-fn casts_joined_with_casts_of_the_runtime_leave_the_model_as_it_is() {
+fn casts_that_the_runtime_joins_with_its_own_are_kept() {
     let Some(runtime) = runtime() else { return };
     let half = Values::F16([1.0, 2.0, 3.0, 4.0].map(half::f16::from_f32).to_vec());
     let weight = TensorProto::from_tensor("w", Tensor::new(vec![4, 1], half).unwrap());
-    let cast = |name: &str, input: &str, to: i64| {
-        NodeProto::new("Cast", name, &[input], &[name]).with(AttributeProto::int("to", to))
-    };
     let nodes = vec![
         NodeProto::new("Greater", "g", &["x", "zero"], &["g"]),
-        cast("wide", "g", 1),
-        cast("narrow", "wide", 10),
+        cast("wide", "g", ElementType::F32),
+        cast("narrow", "wide", ElementType::F16),
         NodeProto::new("MatMul", "m", &["narrow", "w"], &["m"]),
-        cast("y", "m", 1),
+        cast("y", "m", ElementType::F32),
     ];
     let zero = TensorProto::from_tensor("zero", floats(&[], &[0.0]));
     let model = model(nodes, float_info("x", &[1, 4]), "y", vec![weight, zero]);
     let folded = runtime.fold(&model).unwrap();
+    assert_eq!(names(&folded), ["g", "wide", "narrow", "m", "y"]);
     let inputs = TensorMap::from([("x".to_owned(), floats(&[1, 4], &[1.0, -1.0, 1.0, 1.0]))]);
     let outputs = runtime.build(&folded, &BuildOptions::default()).unwrap().infer(&inputs).unwrap();
     assert_eq!(outputs["y"], floats(&[1, 1], &[8.0]));
+}
+
+#[test]
+fn nodes_between_casts_keep_their_type() {
+    let Some(runtime) = runtime() else { return };
+    for (op_type, inputs) in [("Relu", vec!["narrow"]), ("Mul", vec!["narrow", "narrow"]), ("Softmax", vec!["narrow"])]
+    {
+        let nodes = vec![
+            NodeProto::new("Neg", "before", &["x"], &["before"]),
+            cast("narrow", "before", ElementType::F16),
+            NodeProto::new(op_type, "inner", &inputs, &["inner"]),
+            cast("wide", "inner", ElementType::F32),
+            NodeProto::new("Neg", "after", &["wide"], &["y"]),
+        ];
+        let model = model(nodes, float_info("x", &[1, 4]), "y", Vec::new());
+        let folded = runtime.fold(&model).unwrap();
+        assert_eq!(names(&folded), ["before", "narrow", "inner", "wide", "after"], "{op_type}");
+        let infos = runtime.infer_shapes(&folded, &["inner".to_owned()]).unwrap();
+        assert_eq!(infos["inner"].element_type, Some(ElementType::F16), "{op_type}");
+    }
 }
 
 #[test]

@@ -178,6 +178,11 @@ fn answers_that_tell_nothing() {
         assert!(error.contains("no layers") && error.contains("profiling verbosity"), "{error}");
     }
     assert!(parse("").unwrap_err().contains("no valid JSON"));
+    let tensors = format!(r#"{{"Inputs": [{}]}}"#, vec!["{}"; 200_000].join(","));
+    let many = parse(&format!(r#"{{"Layers": [{tensors}, {tensors}]}}"#)).unwrap_err();
+    assert!(many.contains("more than 262144 layers and tensors"), "{many}");
+    let large = parse(&format!(r#"{{"Layers": [{{}}, {{"Name": "{}"}}]}}"#, "n".repeat(2 << 20))).unwrap_err();
+    assert!(large.contains("layer 2 of the engine inspector's answer takes more than 1048576 bytes"), "{large}");
     let summary = EngineLayers::default().summary();
     assert_eq!(summary.share(NumberType::Int8), 0.0);
     assert_eq!(summary.to_string(), "0, of which none multiplies; 0 only move values");

@@ -1,0 +1,63 @@
+//! What recovery may do, and how much of everything each effort takes.
+
+use std::collections::BTreeSet;
+
+use super::Peers;
+use crate::calibrate::{DeployTo, Effort, ShiftPolicy, StepKind};
+
+/// What recovery may do.
+#[derive(Clone, Debug)]
+pub struct RecoverOptions {
+    /// How far it goes.
+    pub effort: Effort,
+    /// Where the model will run.
+    pub deploy_to: DeployTo,
+    /// Which activations may be shifted.
+    pub shift: ShiftPolicy,
+    /// Share of the multiply-accumulates, and of the weights, that may stay in the high precision, between 0 and 1.
+    pub lift_budget: f64,
+    /// Steps that may be tried.
+    pub steps: BTreeSet<StepKind>,
+    /// Workers, each with a thread; 0 for all cores. The result does not depend on their number.
+    pub threads: usize,
+    /// Who else does the same, and tries part of the candidates.
+    pub peers: Peers,
+}
+
+impl RecoverOptions {
+    /// Fitting and held-out samples that are used, at most.
+    pub fn samples(&self) -> [usize; 2] {
+        match self.effort {
+            Effort::Off => [0, 0],
+            Effort::Fast => [8, 4],
+            Effort::Default => [20, 12],
+            Effort::Thorough => [80, 20],
+        }
+    }
+
+    /// Memory for the tensors of all samples together; fewer samples are used where it is short.
+    pub(super) fn memory_bytes(&self) -> usize {
+        match self.effort {
+            Effort::Thorough => 4 << 30,
+            _ => 1 << 30,
+        }
+    }
+
+    /// Tensors whose ranges are chosen by the outputs of the model.
+    pub(super) fn descended(&self) -> usize {
+        match self.effort {
+            // It takes a third of the time of all steps together.
+            Effort::Off | Effort::Fast | Effort::Default => 0,
+            Effort::Thorough => 16,
+        }
+    }
+
+    /// Operators with more columns are not rounded.
+    pub(super) fn columns(&self) -> usize {
+        match self.effort {
+            Effort::Off | Effort::Fast => 0,
+            Effort::Default => 1280,
+            Effort::Thorough => 4608,
+        }
+    }
+}
