@@ -54,8 +54,8 @@ impl QuantType {
     pub fn quantize(self, value: f32, scale: f32) -> u8 {
         let ratio = value / scale;
         match self {
-            Self::Int8 => ratio.round_ties_even().clamp(-128.0, 127.0) as i8 as u8,
-            Self::Int8Narrow => ratio.round_ties_even().clamp(-127.0, 127.0) as i8 as u8,
+            Self::Int8 => nearest(ratio, -128.0) as i8 as u8,
+            Self::Int8Narrow => nearest(ratio, -127.0) as i8 as u8,
             Self::E4m3 => e4m3_from_f32(ratio),
         }
     }
@@ -72,6 +72,13 @@ impl QuantType {
     pub fn fake_quantize(self, value: f32, scale: f32) -> f32 {
         self.dequantize(self.quantize(value, scale), scale)
     }
+}
+
+/// The nearest whole number between `low` and 127, ties to even.
+pub(crate) fn nearest(value: f32, low: f32) -> f32 {
+    /// Adding and subtracting it rounds: floats of its size are whole numbers.
+    const ROUNDS: f32 = 12_582_912.0;
+    (value.clamp(low, 127.0) + ROUNDS) - ROUNDS
 }
 
 /// Rounds to the nearest E4M3 value, ties to even; magnitudes beyond 448 saturate, as ONNX does by default.

@@ -2,18 +2,19 @@
 //!
 //! Means in front of a clip follow values that the clip cuts off: taking those back shifts all others.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
-use super::network::{Operator, Tail};
+use super::{
+    errors::sums,
+    network::{Operator, Tail},
+};
 use crate::tensor::Tensor;
 
-/// Positions of one channel of a sample that are looked at, about.
-const POSITIONS: usize = 512;
-
+/// Values of one channel that are looked at, of all samples that decide together; of one sample this many at least.
+const VALUES: usize = 4096;
+const LEAST: usize = 64;
 /// Rounds of the fixed-point iteration.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 3;
 /// The error on held-out samples must fall to this share.
 const CLEARLY: f64 = 0.999;
 
@@ -26,81 +27,110 @@ pub(super) fn correction(
     quantized: &[Tensor],
     fit: usize,
 ) -> Option<Vec<f32>> {
-    let (tail, mut shift) = (operator.tail, vec![0.0f32; channels]);
-    let exact = means(operator, &shift, &float[..fit]);
-    for _ in 0..if tail == Tail::None { 1 } else { ROUNDS } {
-        let now = means(operator, &shift, &quantized[..fit]);
-        for ((shift, exact), now) in shift.iter_mut().zip(&exact).zip(&now) {
-            // Where the function is flat, a change in front of it moves less behind it.
-            *shift += ((exact.value - now.value) / now.slope.clamp(0.1, 1.0)) as f32;
+    let most = VALUES.div_ceil(fit.max(1)).max(LEAST);
+    let picked =
+        |tensors: &[Tensor]| tensors.par_iter().map(|tensor| Picked::of(operator, channels, tensor, most)).collect();
+    let picked = Both { float: picked(float), quantized: picked(quantized), channels, fit };
+    match operator.tail {
+        Tail::None => picked.correction(1, |x| [x, 1.0]),
+        Tail::Clip(low, high) => {
+            picked.correction(ROUNDS, |x| [x.max(low).min(high), if x > low && x < high { 1.0 } else { 0.0 }])
         }
+        Tail::Leaky(slope) => {
+            picked.correction(ROUNDS, |x| [x.max(0.0) + slope * x.min(0.0), if x > 0.0 { 1.0 } else { slope }])
+        }
+        Tail::Silu => picked.correction(ROUNDS, |x| {
+            let gate = 1.0 / (1.0 + (-x).exp());
+            [x * gate, gate * (1.0 + x * (1.0 - gate))]
+        }),
     }
-    if shift.iter().any(|value| !value.is_finite()) {
-        return None;
-    }
-    let held_out = if fit < float.len() { fit..float.len() } else { 0..float.len() };
-    let error = |shift: &[f32]| -> f64 {
-        let of = |index: usize| squares(operator, shift, &float[index], &quantized[index]);
-        held_out.clone().into_par_iter().map(of).collect::<Vec<_>>().iter().sum()
-    };
-    (error(&shift) < CLEARLY * error(&vec![0.0; channels])).then_some(shift)
 }
 
-/// Some values of every channel, evenly spread: their places in a tensor of `length` values, block by block.
-fn some(length: usize, inner: usize) -> impl Iterator<Item = (usize, std::iter::StepBy<Range<usize>>)> {
-    let step = inner.div_ceil(POSITIONS);
-    (0..length / inner.max(1)).map(move |block| (block, (block * inner..(block + 1) * inner).step_by(step)))
+/// Some results of an operator on both sides; the first `fit` samples decide.
+struct Both {
+    float: Vec<Picked>,
+    quantized: Vec<Picked>,
+    channels: usize,
+    fit: usize,
 }
 
-/// Mean behind the activation, and how steep that is in the mean.
-#[derive(Clone, Copy, Default)]
-struct Mean {
-    value: f64,
-    slope: f64,
-}
-
-fn means(operator: &Operator, shift: &[f32], samples: &[Tensor]) -> Vec<Mean> {
-    /// The step that a slope is measured over, relative to nothing: activations are of the order of 1.
-    const STEP: f32 = 1e-2;
-    let of = |tensor: &Tensor| {
-        let mut sums = vec![Mean::default(); shift.len()];
-        let values = tensor.view().to_f32();
-        let inner = operator.inner(tensor.shape());
-        for (block, places) in some(values.len(), inner) {
-            let channel = block % shift.len();
-            let (mut sum, mut rise) = (0.0f32, 0.0f32);
-            for place in places {
-                let number = values[place] + shift[channel];
-                let at = operator.tail.apply(number);
-                sum += at;
-                rise += operator.tail.apply(number + STEP) - at;
+impl Both {
+    /// `tail` gives the value behind the activation and how steep that is; where it is no straight line it takes some `rounds`.
+    fn correction(&self, rounds: usize, tail: impl Fn(f32) -> [f32; 2] + Sync) -> Option<Vec<f32>> {
+        let Self { float, quantized, channels, fit } = self;
+        // Behind the activation, with `shift` added in front of it.
+        let mean = |shift: f32, samples: &[Picked], channel: usize| {
+            let of = |sample: &Picked| {
+                let values = sample.channel(channel);
+                sums(values, values, |value, _| tail(value + shift))
+            };
+            let count = samples.iter().map(|sample| sample.each).sum::<usize>().max(1) as f64;
+            samples.iter().map(of).fold([0.0; 2], added).map(|sum| sum / count)
+        };
+        let found = |channel: usize| {
+            let ([exact, _], mut shift) = (mean(0.0, &float[..*fit], channel), 0.0);
+            for _ in 0..rounds {
+                let [value, slope] = mean(shift, &quantized[..*fit], channel);
+                // Where the function is flat, a change in front of it moves less behind it.
+                shift += ((exact - value) / slope.clamp(0.1, 1.0)) as f32;
             }
-            sums[channel].value += f64::from(sum);
-            sums[channel].slope += f64::from(rise / STEP);
+            shift
+        };
+        let shifts: Vec<f32> = (0..*channels).into_par_iter().map(found).collect();
+        if shifts.iter().any(|value| !value.is_finite()) {
+            return None;
         }
-        let count = some(values.len(), inner).map(|(_, places)| places.len()).sum::<usize>();
-        (sums, count)
-    };
-    let sums: Vec<_> = samples.par_iter().map(of).collect();
-    let count: usize = sums.iter().map(|(_, count)| count).sum();
-    let each = (count as f64 / shift.len() as f64).max(1.0);
-    let mut means = vec![Mean::default(); shift.len()];
-    for (channel, sum) in sums.iter().flat_map(|(sums, _)| sums.iter().enumerate()) {
-        means[channel].value += sum.value / each;
-        means[channel].slope += sum.slope / each;
+        let held_out = if *fit < float.len() { *fit..float.len() } else { 0..float.len() };
+        let errors = |channel: usize| {
+            let of = |sample: usize| {
+                sums(float[sample].channel(channel), quantized[sample].channel(channel), |float, quantized| {
+                    [shifts[channel], 0.0].map(|shift| (tail(float)[0] - tail(quantized + shift)[0]).powi(2))
+                })
+            };
+            held_out.clone().map(of).fold([0.0; 2], added)
+        };
+        let errors: Vec<[f64; 2]> = (0..*channels).into_par_iter().map(errors).collect();
+        let [corrected, uncorrected] = errors.into_iter().fold([0.0; 2], added);
+        (corrected < CLEARLY * uncorrected).then_some(shifts)
     }
-    means
 }
 
-fn squares(operator: &Operator, shift: &[f32], float: &Tensor, quantized: &Tensor) -> f64 {
-    let (shape, float, quantized) = (float.shape(), float.view().to_f32(), quantized.view().to_f32());
-    let of = |(block, places): (usize, std::iter::StepBy<Range<usize>>)| {
-        let add = shift[block % shift.len()];
-        let tail = operator.tail;
-        let error = |at: usize| (tail.apply(float[at]) - tail.apply(quantized[at] + add)).powi(2);
-        f64::from(places.map(error).sum::<f32>())
-    };
-    some(float.len(), operator.inner(shape)).map(of).sum()
+fn added(a: [f64; 2], b: [f64; 2]) -> [f64; 2] {
+    [a[0] + b[0], a[1] + b[1]]
+}
+
+/// Some values of every channel of a tensor, evenly spread; those of one channel lie together.
+struct Picked {
+    values: Vec<f32>,
+    each: usize,
+}
+
+impl Picked {
+    /// Some `most` values of every channel.
+    fn of(operator: &Operator, channels: usize, tensor: &Tensor, most: usize) -> Self {
+        let (view, inner) = (tensor.view(), operator.inner(tensor.shape()));
+        let values = view.to_f32();
+        let rows = values.len() / (channels * inner).max(1);
+        let row_step = rows.div_ceil(most).max(1);
+        let step = (rows.div_ceil(row_step) * inner).div_ceil(most).max(1);
+        let mut some = Vec::with_capacity(channels * rows.div_ceil(row_step) * inner.div_ceil(step));
+        for channel in 0..channels {
+            for row in (0..rows).step_by(row_step) {
+                let block = (row * channels + channel) * inner;
+                match &values[block..block + inner] {
+                    [one] => some.push(*one),
+                    all if step == 1 => some.extend_from_slice(all),
+                    all => some.extend(all.iter().step_by(step)),
+                }
+            }
+        }
+        let each = some.len() / channels.max(1);
+        Self { values: some, each }
+    }
+
+    fn channel(&self, channel: usize) -> &[f32] {
+        &self.values[channel * self.each..(channel + 1) * self.each]
+    }
 }
 
 #[cfg(test)]

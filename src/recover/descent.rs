@@ -9,9 +9,10 @@ use rayon::prelude::*;
 
 use super::{
     RecoverError,
-    network::{Network, Unit},
+    network::Network,
     peers::Peers,
-    state::{Lane, State, add_by_channel, run_quantized},
+    state::{State, add_by_channel, run_quantized},
+    unit::{Bound, Lane, Unit},
     weights::Quantized,
 };
 use crate::{
@@ -31,8 +32,8 @@ pub(super) struct Descent<'a> {
     state: &'a mut State,
     parts: &'a Parts,
     peers: &'a Peers,
-    /// Weight and bias of every unit.
-    parameters: Vec<TensorMap>,
+    /// The weight of every unit.
+    weights: Vec<Bound>,
     /// Every tensor, in float and quantized.
     lanes: Vec<[Lane; 2]>,
 }
@@ -46,22 +47,20 @@ impl<'a> Descent<'a> {
         parts: &'a Parts,
         peers: &'a Peers,
     ) -> Result<Self, RecoverError> {
-        let parameters = |unit: &Unit| -> Result<TensorMap, RecoverError> {
-            let Some(operator) = &unit.operator else { return Ok(TensorMap::new()) };
-            if state.lifted.contains(&operator.node) {
-                return Ok(unit.exact());
+        let weight = |unit: &Unit<'_>| match &unit.operator {
+            Some(operator) if !state.lifted.contains(&operator.node) => {
+                unit.bound(Quantized::of(operator, state)?.values.as_ref())
             }
-            let weight = Quantized::of(operator, state)?.values;
-            Ok(operator.parameters(weight.as_deref(), operator.bias.as_deref()))
+            _ => Ok(unit.exact.clone()),
         };
-        let parameters = network.units.iter().map(parameters).collect::<Result<_, _>>()?;
-        let mut new = Self { network, state, parts, peers, parameters, lanes: Vec::new() };
+        let weights = network.units.iter().map(weight).collect::<Result<_, RecoverError>>()?;
+        let mut new = Self { network, state, parts, peers, weights, lanes: Vec::new() };
         let both = |sample: &TensorMap| {
             let mut float: Lane = sample.clone().into_iter().collect();
             let mut quantized = float.clone();
             for (index, unit) in network.units.iter().enumerate() {
                 network.check()?;
-                let made = unit.run(&float, unit.exact())?;
+                let made = unit.run(&float, &unit.exact, TensorMap::new())?;
                 float.extend(made);
                 float.retain(|name, _| network.last_use.get(name).is_some_and(|&last| last > index));
                 quantized.extend(new.run(index, &quantized, new.state)?);
@@ -74,11 +73,11 @@ impl<'a> Descent<'a> {
 
     /// What unit `index` gives from the tensors of `lane`, quantized.
     fn run(&self, index: usize, lane: &Lane, state: &State) -> Result<TensorMap, RecoverError> {
-        let (unit, parameters) = (&self.network.units[index], &self.parameters[index]);
+        let (unit, weight) = (&self.network.units[index], &self.weights[index]);
         let Some(operator) = unit.operator.as_ref().filter(|operator| !state.lifted.contains(&operator.node)) else {
-            return unit.run(lane, parameters.clone());
+            return unit.run(lane, weight, TensorMap::new());
         };
-        let mut made = run_quantized(unit, operator, lane, state, parameters)?;
+        let mut made = run_quantized(unit, operator, lane, state, weight)?;
         if let Some(bias) = state.biases.get(&operator.node) {
             for tensor in made.values_mut() {
                 add_by_channel(operator, tensor, bias);

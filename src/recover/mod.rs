@@ -20,6 +20,7 @@ mod scales;
 mod state;
 #[cfg(test)]
 mod tests;
+mod unit;
 mod walk;
 mod weights;
 
@@ -168,6 +169,7 @@ fn on_workers(
         ranges: table.tensors.iter().map(|(name, range)| (name.clone(), ranges::plain(range))).collect(),
         ..State::default()
     };
+    network.quantize(&state)?;
     let patches = Patches::new(backend)?;
     let started = Instant::now();
     let mut steps = Steps {

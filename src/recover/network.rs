@@ -1,37 +1,34 @@
 //! A model taken apart at its quantized operators, to run in lockstep in float and quantized.
 //!
-//! Each quantized operator is a session of its own that takes weight and bias as inputs, so that one session serves every
-//! rounding of them; what lies between operators is computed by sessions that both sides share.
+//! Each quantized operator is a session of its own; what lies between operators is computed by sessions that both sides share.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rayon::prelude::*;
 
-use super::RecoverError;
+use super::{
+    RecoverError,
+    state::State,
+    unit::{Lane, Unit, WEIGHT},
+    weights::Quantized,
+};
 use crate::{
-    backend::{Backend, BackendError, BuildOptions, Purpose, Runner, TensorInfo},
+    backend::{Backend, TensorInfo},
     onnx::{
         GraphView, Model, NodeId, captured,
         proto::{DimensionProto, NodeProto, TensorShapeProto, TensorTypeProto, TypeProto, TypeValue, ValueInfoProto},
     },
     quantize::{BiasSite, Placement, Reads},
-    tensor::{ElementType, Tensor, TensorMap},
+    tensor::{ElementType, Tensor},
 };
-
-/// Name of the input that takes the bias of an operator.
-const BIAS: &str = "calib:bias";
-/// Name of the input that takes its weight.
-const WEIGHT: &str = "calib:weight";
 
 /// Units in the order of execution.
 pub(super) struct Network<'a> {
-    pub units: Vec<Unit>,
+    pub units: Vec<Unit<'a>>,
     /// Outputs of the model that are judged.
     pub outputs: Vec<String>,
     /// All outputs of the model.
@@ -39,15 +36,6 @@ pub(super) struct Network<'a> {
     /// For every tensor, the last unit that reads it; outputs of the model are never done with.
     pub last_use: HashMap<String, usize>,
     stop: &'a AtomicBool,
-}
-
-/// What runs in one call.
-pub(super) struct Unit {
-    /// One for each worker, of a single thread, so that what it computes does not depend on their number.
-    runners: Vec<Mutex<Box<dyn Runner>>>,
-    pub inputs: Vec<String>,
-    pub outputs: Vec<String>,
-    pub operator: Option<Operator>,
 }
 
 /// A quantized operator.
@@ -59,8 +47,6 @@ pub(super) struct Operator {
     /// The left factor of a product of two activations.
     pub left: Option<String>,
     pub weight: Option<Weight>,
-    /// Its bias, one number an output channel, where the node itself takes it; it may have none yet.
-    pub bias: Option<Vec<f32>>,
     /// Output channels, where there is a bias that can take back what they are off by: its own, or a sum behind it.
     pub channels: Option<usize>,
     /// Axes behind the channels, of what it reads and of its result.
@@ -73,13 +59,23 @@ pub(super) struct Operator {
 /// The quantized weight of an operator.
 pub(super) struct Weight {
     pub name: String,
-    pub shape: Vec<usize>,
-    pub values: Vec<f32>,
+    /// In `float32`.
+    pub tensor: Tensor,
     pub axis: Option<usize>,
     /// Whether no other operator quantizes it.
     pub own: bool,
     /// How it is multiplied with the channels of the activation.
     pub reads: Option<Reads>,
+}
+
+impl Weight {
+    pub fn shape(&self) -> &[usize] {
+        self.tensor.shape()
+    }
+
+    pub fn values(&self) -> Cow<'_, [f32]> {
+        self.tensor.view().to_f32()
+    }
 }
 
 /// How a two-dimensional convolution reads its input; a matrix product has none.
@@ -96,6 +92,14 @@ impl Network<'_> {
     /// Fails once the stop flag is set.
     pub fn check(&self) -> Result<(), RecoverError> {
         if self.stop.load(Ordering::Relaxed) { Err(RecoverError::Stopped) } else { Ok(()) }
+    }
+
+    /// Builds what runs with the weights of `state`, before tensors of samples lie around it in memory.
+    pub fn quantize(&self, state: &State) -> Result<(), RecoverError> {
+        self.units.par_iter().try_for_each(|unit| {
+            let Some(operator) = unit.operator.as_ref().filter(|operator| operator.is_grouped()) else { return Ok(()) };
+            unit.bound(Quantized::of(operator, state)?.values.as_ref()).map(drop)
+        })
     }
 
     /// Bytes of the tensors that one sample needs at once, as far as shapes are known.
@@ -123,51 +127,20 @@ pub(super) enum Tail {
     Silu,
 }
 
-impl Tail {
-    pub fn apply(self, x: f32) -> f32 {
-        match self {
-            Self::None => x,
-            Self::Clip(low, high) => x.max(low).min(high),
-            Self::Leaky(slope) => x.max(0.0) + slope * x.min(0.0),
-            Self::Silu => x / (1.0 + (-x).exp()),
-        }
-    }
-}
-
-impl Unit {
-    /// Weight and bias as they are in float.
-    pub fn exact(&self) -> TensorMap {
-        let Some(operator) = &self.operator else { return TensorMap::new() };
-        operator.parameters(operator.weight.as_ref().map(|weight| &weight.values[..]), operator.bias.as_deref())
-    }
-
-    /// Runs with tensors of `values` and, in their place, with `given`: weight and bias of an operator too.
-    pub fn run(&self, values: &HashMap<String, Tensor>, given: TensorMap) -> Result<TensorMap, RecoverError> {
-        let mut inputs = given;
-        for name in &self.inputs {
-            if let (false, Some(tensor)) = (inputs.contains_key(name), values.get(name)) {
-                inputs.insert(name.clone(), tensor.clone());
-            }
-        }
-        let worker = rayon::current_thread_index().unwrap_or(0) % self.runners.len();
-        Ok(self.runners[worker].lock().unwrap_or_else(PoisonError::into_inner).infer(&inputs)?)
-    }
-}
-
 impl Operator {
     /// One with a weight of ones, a bias and one quantized input.
     #[cfg(test)]
     pub fn convolution(shape: &[usize]) -> Self {
         let reads = None;
         let values = vec![1.0; shape.iter().product()];
-        let weight = Weight { name: "w".to_owned(), shape: shape.to_vec(), values, axis: Some(0), own: true, reads };
+        let tensor = Tensor::from_f32(shape.to_vec(), values).unwrap();
+        let weight = Weight { name: "w".to_owned(), tensor, axis: Some(0), own: true, reads };
         Self {
             node: "conv".to_owned(),
             op_type: "Conv".to_owned(),
             quantized: vec!["x".to_owned()],
             left: None,
             weight: Some(weight),
-            bias: Some(vec![0.0; shape[0]]),
             channels: Some(shape[0]),
             behind: shape.len() - 2,
             tail: Tail::None,
@@ -180,27 +153,16 @@ impl Operator {
         shape[shape.len().saturating_sub(self.behind)..].iter().product::<usize>().max(1)
     }
 
-    /// Weight and bias as inputs of the unit.
-    pub fn parameters(&self, weight: Option<&[f32]>, bias: Option<&[f32]>) -> TensorMap {
-        let mut map = TensorMap::new();
-        if let (Some(own), Some(values)) = (&self.weight, weight) {
-            map.extend(
-                Tensor::from_f32(own.shape.clone(), values.to_vec()).ok().map(|tensor| (WEIGHT.to_owned(), tensor)),
-            );
-        }
-        if let (Some(_), Some(values)) = (&self.bias, bias) {
-            map.extend(
-                Tensor::from_f32(vec![values.len()], values.to_vec()).ok().map(|tensor| (BIAS.to_owned(), tensor)),
-            );
-        }
-        map
+    /// Whether it is a convolution of groups of channels, or of single ones.
+    pub fn is_grouped(&self) -> bool {
+        self.window.as_ref().is_some_and(|window| window.group > 1)
     }
 
     /// Multiply-accumulates of one call that read the tensors of `lane` and gave `elements` numbers.
-    pub fn macs(&self, lane: &HashMap<String, Tensor>, elements: usize) -> f64 {
+    pub fn macs(&self, lane: &Lane, elements: usize) -> f64 {
         let each = if let Some(weight) = &self.weight {
-            let channels = weight.axis.map_or(1, |axis| weight.shape[axis]).max(1);
-            weight.values.len() as f64 / channels as f64
+            let channels = weight.axis.map_or(1, |axis| weight.shape()[axis]).max(1);
+            weight.values().len() as f64 / channels as f64
         } else {
             // A product of two activations adds up the last axis of the first.
             let left = self.left.as_ref().and_then(|tensor| lane.get(tensor));
@@ -216,7 +178,7 @@ impl<'a> Network<'a> {
     /// # Errors
     /// Tensors of unknown type, operators that do not compute in `float32`, or a part that cannot be run.
     pub fn new(
-        backend: &(dyn Backend + Sync),
+        backend: &'a dyn Backend,
         model: &Model,
         shapes: &BTreeMap<String, TensorInfo>,
         placement: &Placement,
@@ -235,18 +197,15 @@ impl<'a> Network<'a> {
         graph.sparse_initializer.clear();
         graph.value_info.clear();
         let parts = Parts { frame, view: &view, shapes };
-        let build = BuildOptions { threads: 1, purpose: Purpose::Part, ..BuildOptions::default() };
         let unit = |nodes: &Vec<NodeId>| {
             let operator = match nodes[..] {
                 [only] => quantized.get(&only.0).map(|tensors| parts.operator(only, tensors, placement)).transpose()?,
                 _ => None,
             };
             let (part, inputs, outputs) = parts.cut(nodes, operator.as_ref())?;
-            let runners: Result<Vec<_>, BackendError> =
-                (0..rayon::current_num_threads()).map(|_| Ok(Mutex::new(backend.build(&part, &build)?))).collect();
-            Ok(Unit { runners: runners?, inputs, outputs, operator })
+            Unit::new(backend, part, inputs, outputs, operator)
         };
-        let units = parts.groups(&quantized).par_iter().map(unit).collect::<Result<Vec<Unit>, RecoverError>>()?;
+        let units = parts.groups(&quantized).par_iter().map(unit).collect::<Result<Vec<_>, RecoverError>>()?;
         let mut last_use = HashMap::new();
         for (index, unit) in units.iter().enumerate() {
             last_use.extend(unit.inputs.iter().map(|name| (name.clone(), index)));
@@ -314,20 +273,15 @@ impl Parts<'_> {
             nodes.iter().flat_map(|&id| &self.view.node(id).output).map(String::as_str).collect();
         let mut read: BTreeSet<&str> = nodes.iter().flat_map(|&id| self.reads(id)).collect();
         read.retain(|name| !made.contains(name));
-        let mut ports = Vec::new();
+        let mut weight = None;
         if let (Some(operator), [node]) = (operator, &mut copies[..]) {
-            if let Some(weight) = &operator.weight {
-                let index = node.input.iter().position(|input| *input == weight.name).unwrap_or(1);
+            if let Some(own) = &operator.weight {
+                let index = node.input.iter().position(|input| *input == own.name).unwrap_or(1);
                 WEIGHT.clone_into(&mut node.input[index]);
-                ports.push(WEIGHT);
-            }
-            if operator.bias.is_some() {
-                node.input.resize(3, String::new());
-                BIAS.clone_into(&mut node.input[2]);
-                ports.push(BIAS);
+                weight = Some(open_input(WEIGHT, ElementType::F32, own.shape().len()));
             }
             read = node.input.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
-            read.retain(|name| !ports.contains(name));
+            read.remove(WEIGHT);
         }
         let read: Vec<String> = read.into_iter().map(str::to_owned).collect();
         let mut model = self.frame.clone();
@@ -340,9 +294,7 @@ impl Parts<'_> {
         };
         let outputs: Vec<String> = made.into_iter().filter(|name| outside(name)).map(str::to_owned).collect();
         graph.node = copies;
-        let weight = operator.and_then(|operator| operator.weight.as_ref()).map_or(1, |weight| weight.shape.len());
-        let rank = |port: &str| if port == WEIGHT { weight } else { 1 };
-        graph.input = ports.iter().map(|port| open_input(port, ElementType::F32, rank(port))).collect();
+        graph.input = weight.into_iter().collect();
         for name in &inputs {
             let info = self.shapes.get(name).ok_or_else(|| {
                 RecoverError::Unsupported(format!("the rank of tensor `{name}` is not known before the model runs"))
@@ -375,12 +327,12 @@ impl Parts<'_> {
         let weight = match weight {
             None => None,
             Some((edge, tensor)) => {
-                let values = tensor.to_tensor().map_err(|error| RecoverError::Unsupported(error.to_string()))?;
-                let shape = values.shape().to_vec();
+                let tensor = tensor.to_tensor().map_err(|error| RecoverError::Unsupported(error.to_string()))?;
+                let tensor = Tensor::from_f32(tensor.shape().to_vec(), tensor.to_f32())?;
                 let own = placement.weights.iter().filter(|other| other.tensor == edge.tensor).count() == 1;
-                let reads = Reads::of(node, &shape);
-                let (name, axis, values) = (edge.tensor.clone(), edge.axis, values.to_f32());
-                Some(Weight { name, shape, values, axis, own, reads })
+                let reads = Reads::of(node, tensor.shape());
+                let (name, axis) = (edge.tensor.clone(), edge.axis);
+                Some(Weight { name, tensor, axis, own, reads })
             }
         };
         let beside = edge.is_some_and(|edge| edge.input == 1) && node.attr_f("alpha").unwrap_or(1.0) == 1.0;
@@ -388,15 +340,14 @@ impl Parts<'_> {
             let constant = self.view.initializer(&edge.tensor)?;
             BiasSite::of(self.view, id, constant)
         });
-        let bias = site.as_ref().filter(|site| site.node == id).and_then(|site| site.values(self.view));
         let channels = site.map(|site| site.channels);
         let is_map = node.op_type().starts_with("Conv");
-        let behind = weight.as_ref().filter(|_| is_map).map_or(0, |weight| weight.shape.len().saturating_sub(2));
+        let behind = weight.as_ref().filter(|_| is_map).map_or(0, |weight| weight.shape().len().saturating_sub(2));
         let tail = node.output.first().map_or(Tail::None, |output| self.tail(output));
-        let window = weight.as_ref().and_then(|weight| window(node, &weight.shape));
+        let window = weight.as_ref().and_then(|weight| window(node, weight.shape()));
         let (op_type, quantized) = (node.op_type().to_owned(), tensors.iter().cloned().collect());
         let left = node.input.first().filter(|_| op_type == "MatMul" && weight.is_none()).cloned();
-        Ok(Operator { node: label, op_type, quantized, left, weight, bias, channels, behind, tail, window })
+        Ok(Operator { node: label, op_type, quantized, left, weight, channels, behind, tail, window })
     }
 
     fn tail(&self, output: &str) -> Tail {

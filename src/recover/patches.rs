@@ -1,9 +1,6 @@
 //! What the weights of an operator are multiplied with, row by row, and the second moments of these rows.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
@@ -11,11 +8,12 @@ use super::{
     RecoverError,
     network::{Window, open_input},
     rounding::{Moments, products},
+    unit::Runners,
     weights::Layout,
 };
 use crate::{
     artifact::ContentHash,
-    backend::{Backend, BackendError, BuildOptions, Purpose, Runner},
+    backend::Backend,
     onnx::{
         Model,
         proto::{AttributeProto, GraphProto, ModelProto, NodeProto},
@@ -32,7 +30,7 @@ const NARROW: usize = 64;
 type RowsAndProducts = (Vec<f32>, Vec<f32>);
 
 /// Multiplies rows with each other.
-pub(super) struct Patches(Vec<Mutex<Box<dyn Runner>>>);
+pub(super) struct Patches(Runners);
 
 impl Patches {
     /// Builds the product `AᵀA`.
@@ -54,9 +52,7 @@ impl Patches {
             external_data: false,
             stands_for: BTreeMap::new(),
         };
-        let build = BuildOptions { threads: 1, purpose: Purpose::Part, ..BuildOptions::default() };
-        let runners = (0..rayon::current_num_threads()).map(|_| Ok(Mutex::new(backend.build(&model, &build)?)));
-        Ok(Self(runners.collect::<Result<_, BackendError>>()?))
+        Ok(Self(Runners::new(backend, &model)?))
     }
 
     /// The matrix of each group of channels; `None` for inputs of another rank than expected and for too few rows.
@@ -81,15 +77,14 @@ impl Patches {
                 return Ok(Some((rows, products)));
             }
             let tensor = Tensor::from_f32(vec![rows.len() / layout.columns, layout.columns], rows.clone())?;
-            let worker = rayon::current_thread_index().unwrap_or(0) % self.0.len();
-            let mut runner = self.0[worker].lock().unwrap_or_else(PoisonError::into_inner);
-            let products = runner.infer(&TensorMap::from([("rows".to_owned(), tensor)]))?;
+            let inputs = TensorMap::from([("rows".to_owned(), tensor)]);
+            let products = self.0.with(|runner| runner.infer(&inputs))?;
             Ok(Some((rows, products["products"].to_f32())))
         };
         // As many at once as there are workers, for products take memory; added in order.
         let jobs: Vec<(usize, usize)> = (0..inputs.len()).flat_map(|i| (0..group).map(move |g| (i, g))).collect();
         let wide = layout.columns > NARROW;
-        for jobs in jobs.chunks(if wide { self.0.len() } else { 4096 }) {
+        for jobs in jobs.chunks(if wide { self.0.count() } else { 4096 }) {
             let found = jobs.par_iter().map(|&job| of(job)).collect::<Result<Vec<_>, _>>()?;
             for (&(_, group), found) in jobs.iter().zip(found) {
                 let Some((rows, products)) = found else { return Ok(None) };

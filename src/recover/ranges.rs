@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     calibrate::{Method, Shift, TensorRange},
-    qparams::{MIN_SCALE, QuantType},
+    qparams::{MIN_SCALE, QuantType, nearest},
 };
 
 /// A shift must make steps at least this much finer.
@@ -61,16 +61,13 @@ pub(super) fn nearest_method(candidates: &BTreeMap<Method, f32>, amax: f32, othe
     nearest.map_or(otherwise, |(&method, _)| method)
 }
 
-/// Quantizes and dequantizes `values` times `factor` in place, exactly as QuantizeLinear and DequantizeLinear do, and takes the
-/// factor, a power of two, out again.
-pub(super) fn fake_quantize(values: &mut [f32], shift: Shift, factor: f32) {
-    /// Adding and subtracting it rounds to the nearest integer, ties to even.
-    const ROUNDS: f32 = 12_582_912.0;
-    let (scale, offset) = (QuantType::Int8.scale(shift.amax), shift.offset);
-    for value in values {
-        let code = (((*value * factor - offset) / scale).clamp(-128.0, 127.0) + ROUNDS) - ROUNDS;
-        *value = (code * scale + offset) / factor;
-    }
+/// Appends `values` times `factor`, quantized and dequantized exactly as QuantizeLinear and DequantizeLinear do, with the factor,
+/// a power of two, taken out again.
+pub(super) fn fake_quantized(into: &mut Vec<f32>, values: &[f32], shift: Shift, factor: f32) {
+    let (scale, offset, back) = (QuantType::Int8.scale(shift.amax), shift.offset, 1.0 / factor);
+    into.extend(
+        values.iter().map(|value| (nearest((value * factor - offset) / scale, -128.0) * scale + offset) * back),
+    );
 }
 
 #[cfg(test)]
@@ -82,13 +79,18 @@ mod tests {
         TensorRange { min, max, count: 9, amax: thresholds[0], method: Method::MinMax, candidates, clipped: 0.0 }
     }
 
+    fn quantized(values: &[f32], shift: Shift) -> Vec<f32> {
+        let mut found = Vec::new();
+        fake_quantized(&mut found, values, shift, 1.0);
+        found
+    }
+
     #[test]
     fn values_between_0_and_6_use_all_codes() {
         let shift = shifted(&range(0.0, 6.0, &[6.0]), 6.0).unwrap();
         let step = 6.0 / 255.0;
         assert!((shift.amax - 127.0 * step).abs() < 1e-5 && (shift.offset - 128.0 * step).abs() < 1e-5, "{shift:?}");
-        let mut values = [0.0, 6.0, 3.0, 7.0, -1.0];
-        fake_quantize(&mut values, shift, 1.0);
+        let values = quantized(&[0.0, 6.0, 3.0, 7.0, -1.0], shift);
         assert_eq!(values[0], 0.0, "0 is a level");
         assert!((values[1] - 6.0).abs() < 1e-5 && (values[2] - 3.0).abs() < 0.6 * step && values[3] == values[1]);
         assert_eq!(values[4], 0.0);
@@ -97,8 +99,7 @@ mod tests {
     #[test]
     fn the_small_negative_side_is_never_cut() {
         let shift = shifted(&range(-0.278, 10.0, &[10.0]), 10.0).unwrap();
-        let mut values = [-0.278f32, 0.0, 10.0];
-        fake_quantize(&mut values, shift, 1.0);
+        let values = quantized(&[-0.278, 0.0, 10.0], shift);
         let step = shift.amax / 127.0;
         assert!((values[0] + 0.278).abs() < 0.51 * step && values[1] == 0.0 && (values[2] - 10.0).abs() < 0.51 * step);
         assert_eq!(shifted(&range(-5.0, 5.5, &[5.5]), 5.5), None, "nothing to gain");
@@ -108,8 +109,7 @@ mod tests {
     #[test]
     fn rounding_is_that_of_quantize_linear() {
         for value in [-200.0f32, -128.5, -2.5, -1.5, -0.49, 0.5, 1.5, 2.5, 126.5, 127.4, 300.0] {
-            let mut values = [value];
-            fake_quantize(&mut values, Shift { offset: 0.0, amax: 127.0 }, 1.0);
+            let values = quantized(&[value], Shift { offset: 0.0, amax: 127.0 });
             assert_eq!(values[0], QuantType::Int8.fake_quantize(value, 1.0));
         }
     }

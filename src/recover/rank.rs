@@ -6,9 +6,10 @@ use rayon::prelude::*;
 
 use super::{
     RecoverError,
-    network::{Network, Operator, Unit},
+    network::{Network, Operator},
     peers::Peers,
-    state::{Lane, State, alone},
+    state::{State, alone},
+    unit::Lane,
 };
 use crate::{
     compare::{Objective, Parts},
@@ -54,7 +55,7 @@ pub(super) fn rank(
     let floats = samples.par_iter().map(|sample| {
         let mut float: Lane = sample.clone().into_iter().collect();
         for unit in &network.units {
-            let made = run_changed(unit, &float, TensorMap::new())?;
+            let made = unit.run(&float, &unit.exact, TensorMap::new())?;
             float.extend(made);
         }
         Ok(float)
@@ -79,7 +80,7 @@ pub(super) fn rank(
     let ranked = operators.iter().zip(noise).map(|(&(place, operator), noise)| {
         let made = network.units[place].outputs.first().and_then(|name| lane.get(name));
         let macs = made.map_or(1.0, |made| operator.macs(lane, made.view().values.len()));
-        let weights = operator.weight.as_ref().map_or(0.0, |weight| weight.values.len() as f64);
+        let weights = operator.weight.as_ref().map_or(0.0, |weight| weight.values().len() as f64);
         let drowned = operator.left.as_ref().and_then(|left| Some((lane.get(left)?, state.ranges.get(left)?)));
         let drowned = drowned.is_some_and(|(values, range)| is_drowned(values, range.amax));
         Ranked { node: operator.node.clone(), noise, macs, weights, drowned }
@@ -106,7 +107,7 @@ fn one(
         if inputs.is_empty() {
             continue;
         }
-        let made = run_changed(unit, float, inputs)?;
+        let made = unit.run(float, &unit.exact, inputs)?;
         changed.retain(|name, _| network.last_use.get(name) != Some(&index));
         changed.extend(made);
     }
@@ -117,12 +118,6 @@ fn one(
         }
     }
     Ok(objective.noise().unwrap_or(0.0))
-}
-
-/// Runs a unit in float with other values for some inputs.
-fn run_changed(unit: &Unit, float: &Lane, mut changed: TensorMap) -> Result<TensorMap, RecoverError> {
-    changed.append(&mut unit.exact());
-    unit.run(float, changed)
 }
 
 #[cfg(test)]

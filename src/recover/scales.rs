@@ -47,7 +47,7 @@ impl Sizes {
         let weight = operator.weight.as_ref().and_then(|weight| Some((weight, weight.reads?)));
         let weight = weight.filter(|_| !possible.depthwise).map(|(weight, reads)| {
             let mut maxima = vec![0.0f32; possible.channels];
-            for (place, value) in weight.values.iter().enumerate() {
+            for (place, value) in weight.values().iter().enumerate() {
                 let most = &mut maxima[reads.channel(place)];
                 *most = most.max(value.abs());
             }

@@ -1,20 +1,18 @@
 //! How a network is quantized, and what an operator gives then.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     RecoverError,
-    network::{Operator, Unit},
-    ranges::fake_quantize,
+    network::Operator,
+    ranges::fake_quantized,
+    unit::{Bound, Lane, Unit},
     weights::{Layout, Quantized},
 };
 use crate::{
     calibrate::{Equalized, Shift},
     tensor::{Tensor, TensorMap},
 };
-
-/// Tensors of one sample on one side.
-pub(super) type Lane = HashMap<String, Tensor>;
 
 /// How a network is quantized.
 #[derive(Clone, Default)]
@@ -40,45 +38,49 @@ impl State {
         values: &Tensor,
     ) -> Option<Result<Tensor, RecoverError>> {
         let range = *self.ranges.get(tensor)?;
-        let mut numbers = values.to_f32();
-        match self.equalized.get(tensor).map(Equalized::factors) {
+        let (view, factors) = (values.view(), self.equalized.get(tensor).map(Equalized::factors));
+        let numbers = view.to_f32();
+        let mut quantized = Vec::with_capacity(numbers.len());
+        match factors {
             Some(factors) => {
-                let blocks = numbers.chunks_mut(operator.inner(values.shape())).zip(factors.iter().cycle());
-                blocks.for_each(|(values, &factor)| fake_quantize(values, range, factor));
+                let blocks = numbers.chunks(operator.inner(values.shape())).zip(factors.iter().cycle());
+                blocks.for_each(|(values, &factor)| fake_quantized(&mut quantized, values, range, factor));
             }
-            None => fake_quantize(&mut numbers, range, 1.0),
+            None => fake_quantized(&mut quantized, &numbers, range, 1.0),
         }
-        Some(Tensor::from_f32(values.shape().to_vec(), numbers).map_err(Into::into))
+        Some(Tensor::from_f32(values.shape().to_vec(), quantized).map_err(Into::into))
     }
 }
 
-/// Runs an operator with its weight and bias in `parameters` on quantized activations.
+/// The quantized activations of an operator.
+pub(super) fn activations(operator: &Operator, lane: &Lane, state: &State) -> Result<TensorMap, RecoverError> {
+    let of = |tensor: &String| {
+        let quantized = state.quantized(operator, tensor, lane.get(tensor)?)?;
+        Some(quantized.map(|quantized| (tensor.clone(), quantized)))
+    };
+    operator.quantized.iter().filter_map(of).collect()
+}
+
+/// Runs an operator on quantized activations.
 pub(super) fn run_quantized(
-    unit: &Unit,
+    unit: &Unit<'_>,
     operator: &Operator,
     lane: &Lane,
     state: &State,
-    parameters: &TensorMap,
+    bound: &Bound,
 ) -> Result<TensorMap, RecoverError> {
-    let mut given = parameters.clone();
-    for tensor in &operator.quantized {
-        if let Some(left) = lane.get(tensor).and_then(|values| state.quantized(operator, tensor, values)) {
-            given.insert(tensor.clone(), left?);
-        }
-    }
-    unit.run(lane, given)
+    unit.run(lane, bound, activations(operator, lane, state)?)
 }
 
 /// The result of one operator that alone is quantized, with the name of its tensor.
 pub(super) fn alone(
-    unit: &Unit,
+    unit: &Unit<'_>,
     operator: &Operator,
     float: &Lane,
     state: &State,
 ) -> Result<Option<(String, Tensor)>, RecoverError> {
-    let weights = Quantized::of(operator, state)?;
-    let parameters = operator.parameters(weights.values.as_deref(), operator.bias.as_deref());
-    let made = run_quantized(unit, operator, float, state, &parameters)?;
+    let bound = unit.bound(Quantized::of(operator, state)?.values.as_ref())?;
+    let made = run_quantized(unit, operator, float, state, &bound)?;
     let Some((name, mut tensor)) = made.into_iter().next() else { return Ok(None) };
     if let Some(bias) = state.biases.get(&operator.node) {
         add_by_channel(operator, &mut tensor, bias);
@@ -106,8 +108,9 @@ pub(super) fn whole_correction(operator: &Operator, state: &State) -> Result<Opt
             (Some(factors), Some(reads)) => factors[reads.channel(place)],
             _ => 1.0,
         };
-        let rounded = Quantized::of(operator, state)?.values.unwrap_or_default();
-        let moved = rounded.iter().zip(&weight.values).enumerate();
+        let rounded = Quantized::of(operator, state)?.values.map_or_else(Vec::new, |values| values.to_f32());
+        let exact = weight.values();
+        let moved = rounded.iter().zip(&*exact).enumerate();
         let moved =
             moved.map(|(place, (rounded, exact))| (f64::from(*rounded) - f64::from(*exact)) / f64::from(factor(place)));
         for (sum, moved) in whole.iter_mut().zip(layout.rows(&moved.collect::<Vec<f64>>())) {

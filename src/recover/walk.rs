@@ -4,6 +4,7 @@
 //! result. What comes before it is quantized already, so that it answers for the errors that reach it as well.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     ops::Range,
 };
@@ -13,13 +14,14 @@ use rayon::prelude::*;
 use super::{
     RecoverError,
     biases::correction,
-    errors::{ChannelErrors, Objectives},
-    network::{Network, Operator, Unit},
+    errors::{ChannelErrors, Objectives, sums},
+    network::{Network, Operator},
     patches::Patches,
     peers::Peers,
     rounding::descend,
     scales::{Amount, Sizes},
-    state::{Lane, State, add_by_channel, run_quantized},
+    state::{State, activations, add_by_channel, run_quantized},
+    unit::{Bound, Lane, Unit},
     weights::{Layout, Quantized},
 };
 use crate::{
@@ -31,6 +33,9 @@ use crate::{
 
 /// Samples that ranges are compared on, at most.
 const RANGED: usize = 4;
+/// Samples on which the best of what may equalize a tensor are found, and how many of them all held-out samples judge.
+const FIRST: usize = 3;
+const BEST: usize = 3;
 /// Held-out samples that decide about the rounding of a weight, at most.
 const JUDGED: usize = 8;
 /// What is left of the error of a weight when it is rounded anew, at most.
@@ -78,11 +83,11 @@ struct Results {
 
 /// What `run` gives for every lane, on all workers, in order.
 fn each(
-    lanes: &[Lane],
+    lanes: &[impl Borrow<Lane> + Sync],
     run: impl Fn(&Lane) -> Result<TensorMap, RecoverError> + Sync,
 ) -> Result<Vec<Tensor>, RecoverError> {
     let nothing = || RecoverError::Unsupported("an operator gives nothing".to_owned());
-    lanes.par_iter().map(|lane| run(lane)?.into_values().next().ok_or_else(nothing)).collect()
+    lanes.par_iter().map(|lane| run(lane.borrow())?.into_values().next().ok_or_else(nothing)).collect()
 }
 
 /// Runs `network` over `samples`, the first `fit` of which decide; the others are measured, all where there are no others.
@@ -111,7 +116,7 @@ pub(super) fn walk(
         } else {
             let both = lanes.float.par_iter_mut().chain(&mut lanes.quantized);
             both.try_for_each(|lane| {
-                let made = unit.run(lane, TensorMap::new())?;
+                let made = unit.run(lane, &unit.exact, TensorMap::new())?;
                 lane.extend(made);
                 forget(lane);
                 Ok::<_, RecoverError>(())
@@ -145,52 +150,68 @@ fn owned((name, tensor): (&String, &Tensor)) -> (String, Tensor) {
     (name.clone(), tensor.clone())
 }
 
-/// What an operator gives for every lane from quantized inputs.
-fn results_of(
-    lanes: &[Lane],
-    unit: &Unit,
-    operator: &Operator,
+/// How far a unit's results on lanes are from those beside them.
+fn error_on(
+    lanes: &[(&Lane, &Tensor)],
+    (unit, operator): (&Unit<'_>, &Operator),
     state: &State,
-    weight: Option<&[f32]>,
-) -> Result<Vec<Tensor>, RecoverError> {
-    let parameters = operator.parameters(weight, operator.bias.as_deref());
-    each(lanes, |lane| run_quantized(unit, operator, lane, state, &parameters))
+    bound: &Bound,
+) -> Result<f64, RecoverError> {
+    let of = |&(lane, exact): &(&Lane, &Tensor)| {
+        let mut error = ChannelErrors::default();
+        unit.visit(lane, bound, activations(operator, lane, state)?, |made| {
+            error = ChannelErrors::of(operator, exact.view(), made);
+        })?;
+        Ok(error)
+    };
+    let errors = lanes.par_iter().map(of).collect::<Result<Vec<_>, RecoverError>>()?;
+    let mut all = ChannelErrors::default();
+    errors.iter().for_each(|error| all.add(error));
+    Ok(all.total(operator.channels.is_some()))
 }
 
 /// An operator that reads a tensor which is decided about.
 struct Reader<'a> {
-    unit: &'a Unit,
+    unit: &'a Unit<'a>,
     operator: &'a Operator,
     /// Its quantized weight.
-    weight: Option<Vec<f32>>,
-    /// Its results in float.
-    float: Vec<Tensor>,
+    bound: Bound,
+    /// Its results in float, by the places of the samples that are looked at.
+    float: BTreeMap<usize, Tensor>,
     /// The sum of their squares.
     power: f64,
 }
 
 impl<'a> Reader<'a> {
-    fn new(unit: &'a Unit, operator: &'a Operator, float: Vec<Tensor>, state: &State) -> Result<Self, RecoverError> {
-        let squares = |tensor: &Tensor| tensor.view().to_f32().iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
-        let power = float.iter().map(squares).sum::<f64>().max(f64::MIN_POSITIVE);
-        let mut reader = Self { unit, operator, weight: None, float, power };
+    fn new(
+        unit: &'a Unit<'a>,
+        operator: &'a Operator,
+        float: BTreeMap<usize, Tensor>,
+        state: &State,
+    ) -> Result<Self, RecoverError> {
+        let squares = |(_, tensor): (&usize, &Tensor)| {
+            let values = tensor.view().to_f32();
+            sums(&values, &values, |value, _| [value * value, 0.0])[0]
+        };
+        let power = float.par_iter().map(squares).collect::<Vec<f64>>().iter().sum::<f64>().max(f64::MIN_POSITIVE);
+        let mut reader = Self { unit, operator, bound: unit.exact.clone(), float, power };
         reader.quantize(state)?;
         Ok(reader)
     }
 
     /// Quantizes the weight for the factors in `state`.
     fn quantize(&mut self, state: &State) -> Result<(), RecoverError> {
-        self.weight = Quantized::of(self.operator, state)?.values;
+        self.bound = self.unit.bound(Quantized::of(self.operator, state)?.values.as_ref())?;
         Ok(())
     }
 }
 
 /// One operator of a walk.
 struct Step<'a> {
-    unit: &'a Unit,
+    unit: &'a Unit<'a>,
     operator: &'a Operator,
     /// What runs after it.
-    behind: &'a [Unit],
+    behind: &'a [Unit<'a>],
     lanes: &'a mut Lanes,
     fit: usize,
     state: &'a mut State,
@@ -201,8 +222,7 @@ struct Step<'a> {
 impl<'a> Step<'a> {
     fn run(&mut self, decided: &mut BTreeSet<String>) -> Result<(), RecoverError> {
         let (unit, operator) = (self.unit, self.operator);
-        let exact = unit.exact();
-        let plain = |lane: &Lane| unit.run(lane, exact.clone());
+        let plain = |lane: &Lane| unit.run(lane, &unit.exact, TensorMap::new());
         let mut results = Results { float: each(&self.lanes.float, plain)?, quantized: Vec::new() };
         if self.state.lifted.contains(&operator.node) {
             self.state.biases.remove(&operator.node);
@@ -226,9 +246,9 @@ impl<'a> Step<'a> {
         }
         let mut quantized = Quantized::of(operator, self.state)?;
         if self.tasks.rounding > 0 {
-            self.round(&mut quantized, &results)?;
+            self.round(&mut quantized)?;
         }
-        results.quantized = self.results(0..self.lanes.quantized.len(), quantized.values.as_deref())?;
+        results.quantized = self.results(0..self.lanes.quantized.len(), &unit.bound(quantized.values.as_ref())?)?;
         self.correct(&mut results);
         self.keep(results);
         Ok(())
@@ -245,13 +265,22 @@ impl<'a> Step<'a> {
     }
 
     /// The results on `samples` from quantized inputs.
-    fn results(&self, samples: Range<usize>, weight: Option<&[f32]>) -> Result<Vec<Tensor>, RecoverError> {
-        results_of(&self.lanes.quantized[samples], self.unit, self.operator, self.state, weight)
+    fn results(&self, samples: Range<usize>, bound: &Bound) -> Result<Vec<Tensor>, RecoverError> {
+        each(&self.lanes.quantized[samples], |lane| run_quantized(self.unit, self.operator, lane, self.state, bound))
+    }
+
+    /// The samples that judge what is chosen.
+    fn judged(&self) -> Range<usize> {
+        held_out(self.fit, self.lanes.float.len())
     }
 
     /// Whatever reads `tensor` quantized: this operator, and later ones that need nothing else.
     fn readers(&self, tensor: &str, results: &Results) -> Result<Vec<Reader<'a>>, RecoverError> {
-        let mut readers = vec![Reader::new(self.unit, self.operator, results.float.clone(), self.state)?];
+        let ranged = self.fit.min(RANGED);
+        let looked_at = (0..results.float.len()).filter(|at| *at < ranged || self.judged().contains(at));
+        let looked_at: Vec<usize> = looked_at.collect();
+        let own = looked_at.iter().map(|&at| (at, results.float[at].clone())).collect();
+        let mut readers = vec![Reader::new(self.unit, self.operator, own, self.state)?];
         for unit in self.behind {
             let Some(operator) = unit.operator.as_ref().filter(|operator| operator.quantized == [tensor]) else {
                 continue;
@@ -259,8 +288,9 @@ impl<'a> Step<'a> {
             if operator.weight.is_none() || self.state.lifted.contains(&operator.node) {
                 continue;
             }
-            let exact = unit.exact();
-            let float = each(&self.lanes.float, |lane| unit.run(lane, exact.clone()))?;
+            let lanes: Vec<&Lane> = looked_at.iter().map(|&at| &self.lanes.float[at]).collect();
+            let float = each(&lanes, |lane| unit.run(lane, &unit.exact, TensorMap::new()))?;
+            let float = looked_at.iter().copied().zip(float).collect();
             readers.push(Reader::new(unit, operator, float, self.state)?);
         }
         Ok(readers)
@@ -268,27 +298,12 @@ impl<'a> Step<'a> {
 
     /// How far all of `readers` are from their float results on `samples`, each relative to these.
     fn error_of(&self, readers: &[Reader<'_>], samples: &Range<usize>) -> Result<f64, RecoverError> {
-        let mut sum = 0.0;
-        for Reader { unit, operator, weight, float, power } in readers {
-            let lanes = &self.lanes.quantized[samples.clone()];
-            let made = results_of(lanes, unit, operator, self.state, weight.as_deref())?;
-            let mut error = ChannelErrors::default();
-            for (made, exact) in made.iter().zip(&float[samples.clone()]) {
-                error.add(operator, exact, made);
-            }
-            sum += error.total(operator.channels.is_some()) / power;
-        }
-        Ok(sum)
-    }
-
-    /// How far the results on `samples` are from the float ones.
-    fn error(&self, samples: Range<usize>, weight: Option<&[f32]>, exact: &[Tensor]) -> Result<f64, RecoverError> {
-        let made = self.results(samples, weight)?;
-        let mut error = ChannelErrors::default();
-        for (made, exact) in made.iter().zip(exact) {
-            error.add(self.operator, exact, made);
-        }
-        Ok(error.total(self.operator.channels.is_some()))
+        let of = |Reader { unit, operator, bound, float, power }: &Reader<'_>| {
+            let lanes: Vec<_> =
+                float.range(samples.clone()).map(|(&at, exact)| (&self.lanes.quantized[at], exact)).collect();
+            Ok(error_on(&lanes, (unit, operator), self.state, bound)? / power)
+        };
+        readers.iter().map(of).sum()
     }
 
     /// Multiplies the channels of `tensor` where held-out samples gain by it, perhaps with a wider one of `ranges` around 0:
@@ -306,7 +321,7 @@ impl<'a> Step<'a> {
         let lanes = self.lanes.float[..self.fit].iter().filter_map(|lane| lane.get(tensor));
         let sizes = Sizes::of(self.operator, lanes, possible);
         // A channel that is rarely active has its largest values in other samples, which must show what cutting them costs.
-        let judged = held_out(self.fit, self.lanes.float.len());
+        let judged = self.judged();
         let mut best = (self.error_of(readers, &judged)? * CLEARLY, plain, None);
         for round in 0..2 {
             let wider = ranges.iter().filter(|range| range.amax >= plain.amax);
@@ -317,17 +332,25 @@ impl<'a> Step<'a> {
             };
             let found = |(range, amount): (Shift, Amount)| Some((range, sizes.exponents(range.amax, amount)?));
             let tried: Vec<(Shift, Equalized)> = tried.into_iter().filter_map(found).collect();
-            let error = |place: usize| {
-                let (range, found) = &tried[place];
-                self.state.ranges.insert(tensor.to_owned(), *range);
-                self.state.equalized.insert(tensor.to_owned(), found.clone());
-                readers.iter_mut().try_for_each(|reader| reader.quantize(self.state))?;
-                self.error_of(readers, &judged)
+            let mut errors_on = |places: &[usize], samples: &Range<usize>| {
+                let error = |place: usize| {
+                    let (range, found) = &tried[places[place]];
+                    self.state.ranges.insert(tensor.to_owned(), *range);
+                    self.state.equalized.insert(tensor.to_owned(), found.clone());
+                    readers.iter_mut().try_for_each(|reader| reader.quantize(self.state))?;
+                    self.error_of(readers, samples)
+                };
+                tasks.peers.share(places.len(), |part| part.into_iter().map(error).collect())
             };
-            let errors = tasks.peers.share(tried.len(), |part| part.into_iter().map(error).collect())?;
-            for ((range, found), error) in tried.into_iter().zip(errors) {
+            let mut places: Vec<usize> = (0..tried.len()).collect();
+            if tried.len() > BEST && judged.len() > FIRST {
+                let errors = errors_on(&places, &(judged.start..judged.start + FIRST))?;
+                places.sort_by(|&a, &b| errors[a].total_cmp(&errors[b]).then(a.cmp(&b)));
+                places.truncate(BEST);
+            }
+            for (&place, error) in places.iter().zip(errors_on(&places, &judged)?) {
                 if error < best.0 {
-                    best = (error, range, Some(found));
+                    best = (error, tried[place].0, Some(tried[place].1.clone()));
                 }
             }
         }
@@ -360,7 +383,7 @@ impl<'a> Step<'a> {
     }
 
     /// Rounds the weight by what it is multiplied with, and keeps that where held-out samples gain.
-    fn round(&mut self, quantized: &mut Quantized, results: &Results) -> Result<(), RecoverError> {
+    fn round(&mut self, quantized: &mut Quantized) -> Result<(), RecoverError> {
         let operator = self.operator;
         let (Some(weight), Some(values), Some(params)) = (&operator.weight, &quantized.values, &quantized.params)
         else {
@@ -376,7 +399,7 @@ impl<'a> Step<'a> {
         let inputs = self.lanes.quantized[..self.fit].par_iter();
         let inputs = inputs.filter_map(|lane| state.quantized(operator, tensor, lane.get(tensor)?));
         let inputs = inputs.collect::<Result<Vec<Tensor>, _>>()?;
-        let Some(mut moments) = self.patches.moments(&inputs, operator.window.as_ref(), &weight.shape, layout)? else {
+        let Some(mut moments) = self.patches.moments(&inputs, operator.window.as_ref(), weight.shape(), layout)? else {
             return Ok(());
         };
         drop(inputs);
@@ -395,19 +418,23 @@ impl<'a> Step<'a> {
         if moved == 0 {
             return Ok(());
         }
-        let new = quantized.with_codes(layout.join(&codes), weight);
-        let measured = held_out(self.fit, results.float.len());
-        let held_out = measured.start..measured.end.min(measured.start + JUDGED);
+        let codes = layout.join(&codes);
+        let new = quantized.with_codes(&codes, weight)?;
+        let judged = self.judged();
+        let judged = judged.start..judged.end.min(judged.start + JUDGED);
         // Errors that come in are no matter of the weights.
-        let exact = self.results(held_out.clone(), Some(&weight.values))?;
-        let error = |place: usize| self.error(held_out.clone(), Some([values, &new.0][place]), &exact);
+        let exact = self.results(judged.clone(), &self.unit.exact)?;
+        let lanes: Vec<_> = self.lanes.quantized[judged].iter().zip(&exact).collect();
+        let error = |place: usize| {
+            let bound = self.unit.bound(Some([values, &new][place]))?;
+            error_on(&lanes, (self.unit, operator), self.state, &bound)
+        };
         let errors = self.tasks.peers.share(2, |part| part.into_iter().map(error).collect())?;
         if errors[1] < errors[0] * ROUNDS_CLEARLY {
-            let (values, codes) = new;
             let differences: Vec<i8> =
                 codes.iter().zip(&quantized.nearest).map(|(code, nearest)| (code - nearest) as i8).collect();
             self.state.rounding.insert(weight.name.clone(), differences);
-            (quantized.values, quantized.codes) = (Some(values), codes);
+            (quantized.values, quantized.codes) = (Some(new), codes);
         }
         Ok(())
     }

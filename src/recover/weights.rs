@@ -9,13 +9,14 @@ use crate::{
     calibrate::Equalized,
     qparams::{Granularity, QParams, QuantType},
     quantize::Reads,
+    tensor::Tensor,
 };
 
 /// The quantized weight of an operator.
 #[derive(Default)]
 pub(super) struct Quantized {
     /// What is multiplied with the activation.
-    pub values: Option<Vec<f32>>,
+    pub values: Option<Tensor>,
     /// What is rounded: the weight, divided by the factors of the activation's channels where they change its codes.
     pub exact: Vec<f32>,
     factors: Option<(Reads, Vec<f32>)>,
@@ -33,20 +34,20 @@ impl Quantized {
         let dense = weight.reads.filter(|reads| !reads.depthwise);
         let mut new = Self { factors: dense.zip(equalized.map(Equalized::factors)), ..Self::default() };
         let exact =
-            weight.values.iter().enumerate().map(|(place, value)| value / new.factor(place)).collect::<Vec<f32>>();
+            weight.values().iter().enumerate().map(|(place, value)| value / new.factor(place)).collect::<Vec<f32>>();
         let kind = QuantType::Int8Narrow;
         let largest = || exact.iter().fold(0f32, |max, value| max.max(value.abs()));
         let params = weight
             .axis
-            .and_then(|axis| QParams::per_channel(kind, axis, &weight.shape, &exact))
+            .and_then(|axis| QParams::per_channel(kind, axis, weight.shape(), &exact))
             .unwrap_or_else(|| QParams::per_tensor(kind, largest()));
-        let codes = params.quantize(&weight.shape, &exact)?;
+        let codes = params.quantize(weight.shape(), &exact)?;
         let nearest: Vec<i32> = codes.into_iter().map(|code| i32::from(code as i8)).collect();
         (new.params, new.codes, new.nearest, new.exact) = (Some(params), nearest.clone(), nearest, exact);
         if let Some(differences) = state.rounding.get(&weight.name) {
             new.codes.iter_mut().zip(differences).for_each(|(code, &difference)| *code += i32::from(difference));
         }
-        new.values = Some(new.with_codes(new.codes.clone(), weight).0);
+        new.values = Some(new.with_codes(&new.codes, weight)?);
         Ok(new)
     }
 
@@ -65,19 +66,17 @@ impl Quantized {
     }
 
     /// The weight with other codes.
-    pub fn with_codes(&self, codes: Vec<i32>, weight: &Weight) -> (Vec<f32>, Vec<i32>) {
-        let Some(params) = &self.params else { return (Vec::new(), codes) };
+    pub fn with_codes(&self, codes: &[i32], weight: &Weight) -> Result<Tensor, RecoverError> {
+        let Some(params) = &self.params else { return Ok(weight.tensor.clone()) };
         let scale = |index: usize| match params.granularity {
             Granularity::PerTensor => params.scales[0],
             Granularity::PerChannel { axis } => {
-                let inner: usize = weight.shape[axis + 1..].iter().product::<usize>().max(1);
+                let inner: usize = weight.shape()[axis + 1..].iter().product::<usize>().max(1);
                 params.scales[(index / inner) % params.scales.len()]
             }
         };
-        (
-            codes.iter().enumerate().map(|(index, &code)| code as f32 * scale(index) * self.factor(index)).collect(),
-            codes,
-        )
+        let value = |(index, &code): (usize, &i32)| code as f32 * scale(index) * self.factor(index);
+        Ok(Tensor::from_f32(weight.shape().to_vec(), codes.iter().enumerate().map(value).collect())?)
     }
 }
 
@@ -97,7 +96,7 @@ impl Layout {
     }
 
     pub fn of_any(operator: &Operator, weight: &Weight) -> Option<Self> {
-        match (operator.op_type.as_str(), weight.axis, &weight.shape[..]) {
+        match (operator.op_type.as_str(), weight.axis, weight.shape()) {
             ("Conv", Some(0), &[channels, ref rest @ ..]) => {
                 Some(Self { channels, columns: rest.iter().product(), transposed: false })
             }
