@@ -30,7 +30,7 @@ impl RecoverOptions {
         match self.effort {
             Effort::Off => [0, 0],
             Effort::Fast => [8, 4],
-            Effort::Default => [20, 12],
+            Effort::Default => [16, 10],
             Effort::Thorough => [80, 20],
         }
     }
