@@ -4,7 +4,7 @@
 use std::{
     borrow::Cow,
     fmt,
-    io::{IsTerminal, Write},
+    io::{ErrorKind, IsTerminal, Write},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -65,18 +65,16 @@ impl Printer {
     }
 
     /// A result for people, on standard output; nothing with `--json`.
-    pub fn result(&self, text: &str) {
-        if !self.json {
-            print_or_stop(&harmless(text));
-        }
+    pub fn result(&self, text: &str) -> std::io::Result<()> {
+        if self.json { Ok(()) } else { print(&harmless(text)) }
     }
 
     /// The result: `value` as JSON with `--json`, otherwise what `text` gives.
-    pub fn outcome<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> serde_json::Result<()> {
+    pub fn outcome<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> anyhow::Result<()> {
         if self.json {
-            print_or_stop(&serde_json::to_string_pretty(value)?);
+            print(&serde_json::to_string_pretty(value)?)?;
         } else {
-            print_or_stop(&harmless(&text()));
+            print(&harmless(&text()))?;
         }
         Ok(())
     }
@@ -184,11 +182,15 @@ fn harmless(text: &str) -> Cow<'_, str> {
     text.chars().map(|c| if drives(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
 }
 
-/// Prints a line; a reader that went away (`| head`) is no error.
-fn print_or_stop(text: &str) {
+/// Prints a line; a reader that went away (`| head`) is no error, a full disk is.
+fn print(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{}", text.trim_end_matches('\n'));
-    let _ = out.flush();
+    match writeln!(out, "{}", text.trim_end_matches('\n')).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(std::io::Error::new(error.kind(), format!("the result cannot be written to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::{
     DatasetError, IMAGE_ENDINGS, SampleError, ending,
     images::list,
-    labels::{read_small, read_text},
+    labels::{long_line, read_small, read_text, shown},
     unread,
 };
 
@@ -195,13 +195,19 @@ fn pictures(
         return Ok(());
     }
     if ending(&at) != "txt" || !at.is_file() {
-        return Err(invalid(format!("`{entry}` is neither a folder nor a list of pictures under {}", root.display())));
+        let (entry, root) = (shown(entry), root.to_string_lossy());
+        return Err(invalid(format!("`{entry}` is neither a folder nor a list of pictures under {}", shown(&root))));
     }
     let beside = at.parent().unwrap_or(Path::new("")).to_owned();
-    for line in read_text(&at)?.lines().map(str::trim).filter(|line| !line.is_empty()) {
+    let text = read_text(&at)?;
+    if let Some(reason) = long_line(&text) {
+        return Err(DatasetError::Format { path: at, reason });
+    }
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         // `./` starts at the list's folder, as Ultralytics reads it; others do too, or at the root.
         let file = [beside.join(line), root.join(line)].into_iter().find(|file| file.is_file());
-        let file = file.ok_or_else(|| invalid(format!("`{line}`, which {entry} lists, does not exist")))?;
+        let file =
+            file.ok_or_else(|| invalid(format!("`{}`, which {} lists, does not exist", shown(line), shown(entry))))?;
         let file: PathBuf = file.components().collect();
         files.insert(name(&file), file);
     }
@@ -275,6 +281,8 @@ mod tests {
         let same = write("same.yaml", "path: set\ntrain: images/train\nval: images/train\nnames: {0: cat, 7: dog}\n");
         let data = DataYaml::open(&same).unwrap();
         assert_eq!((data.files.len(), data.training.len(), data.names[&7].as_str()), (1, 0, "dog"));
+        write("set/long.txt", &format!("./images/val/c.png\n{}", "b".repeat((64 << 10) + 1)));
+        write("set/absent.txt", &"b".repeat(64 << 10));
         for (text, reason) in [
             ("train: nowhere\n", "`nowhere` is neither a folder nor a list"),
             ("names: [a]\n", "neither `train` nor `val`"),
@@ -283,10 +291,12 @@ mod tests {
                 "`train` leads to no picture: 1 file is left out, the first is images/more/e.tiff: ",
             ),
             ("train: {a: b}\n", "it is no data.yaml"),
+            ("path: set\ntrain: long.txt\n", "set/long.txt: line 2 has more than 65536 bytes"),
+            ("path: set\ntrain: absent.txt\n", "bbb...`, which absent.txt lists, does not exist"),
             ("a: &a [x, x]\nb: &b [*a, *a, *a]\ntrain: [*b, *b\n", "it is no data.yaml"),
         ] {
             let error = DataYaml::open(&write("bad.yaml", text)).unwrap_err().to_string();
-            assert!(error.contains(reason), "{error}");
+            assert!(error.contains(reason) && error.len() < 1000, "{error}");
         }
     }
 }

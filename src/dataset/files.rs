@@ -75,6 +75,9 @@ pub(super) fn read_list(path: &Path) -> Result<(Files, Vec<Option<u32>>), Datase
     }
     let text = String::from_utf8(bytes)
         .map_err(|_| invalid("it is neither a folder nor a known file type nor a text list of images".to_owned()))?;
+    if let Some(reason) = labels::long_line(&text) {
+        return Err(invalid(reason));
+    }
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     let mut rows: Vec<(Place, Option<u32>)> = Vec::with_capacity(text.lines().count());
     let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim).enumerate();
@@ -96,11 +99,13 @@ pub(super) fn read_list(path: &Path) -> Result<(Files, Vec<Option<u32>>), Datase
     rows.sort_unstable_by(|a, b| by_name(a, b).then(a.1.cmp(&b.1)));
     rows.dedup_by(|a, b| by_name(a, b) == Ordering::Equal && a.1 == b.1);
     if let Some(pair) = rows.windows(2).find(|pair| by_name(&pair[0], &pair[1]) == Ordering::Equal) {
-        return Err(invalid(format!("`{}` is listed with two labels", pair[0].0.of(&text))));
+        return Err(invalid(format!("`{}` is listed with two labels", labels::shown(pair[0].0.of(&text)))));
     }
     if !rows.iter().any(|(name, _)| place(&folder, name.of(&text)).exists()) {
         return Err(invalid(match rows.first() {
-            Some((first, _)) => format!("none of the files it lists exists; the first is `{}`", first.of(&text)),
+            Some((first, _)) => {
+                format!("none of the files it lists exists; the first is `{}`", labels::shown(first.of(&text)))
+            }
             None => "it lists no files".to_owned(),
         }));
     }
@@ -137,5 +142,9 @@ mod tests {
         assert!(read("d/b.png 1\nd/b.png 2").err().unwrap().contains("`d/b.png` is listed with two labels"));
         assert!(read("d/z.png\nd/y.png").err().unwrap().contains("the first is `d/y.png`"));
         assert!(read(" \n").err().unwrap().contains("lists no files"));
+        let long = read(&format!("d/b.png\n{}", "x".repeat((64 << 10) + 1))).err().unwrap();
+        assert!(long.contains("line 2 has more than 65536 bytes") && long.len() < 300, "{long}");
+        let absent = read(&"x".repeat(64 << 10)).err().unwrap();
+        assert!(absent.ends_with(&format!("the first is `{}...`", "x".repeat(200))), "{absent}");
     }
 }

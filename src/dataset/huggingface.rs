@@ -11,7 +11,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use self::classes::{CLASSES, Class, Resizing, Statistics};
+use self::classes::{CLASSES, Class, Cuts, Resizing, Statistics};
 use super::{
     DatasetError,
     preprocess::{ChannelOrder, Extent, Layout, Preprocess},
@@ -79,17 +79,10 @@ fn parse(json: &Value, model: Option<[usize; 2]>) -> Result<Preprocess, String> 
     let keys = json.as_object().ok_or("a JSON object is expected")?;
     let file = File { keys, class: class(keys)? };
     file.refuse_unknown()?;
-    let flag = |key: &str, default: bool| file.given(key).map_or(Ok(default), |value| boolean(value, key));
+    file.class.map_or(Ok(()), |class| file.refuse_foreign(class))?;
+    let flag = |key: &str, default: bool| file.flag(key, default);
     let mut preprocess = Preprocess { crop_rounding: CropRounding::Floor, ..Preprocess::default() };
-    let cuts = file.class.map_or(file.given("crop_size").is_some(), |class| class.center_crop);
-    if flag("do_center_crop", cuts)? {
-        let crop = match (file.given("crop_size"), file.class.and_then(|class| class.crop)) {
-            (Some(value), _) => extent(value, "crop_size", false)?,
-            (None, Some(side)) => Extent::One(side),
-            (None, None) => return Err(format!("`do_center_crop` is set and `crop_size` is missing; {CURE}")),
-        };
-        preprocess.crop = Some(exact(crop));
-    }
+    preprocess.crop = file.crop()?;
     if flag("do_resize", true)? {
         file.resize(&mut preprocess, model)?;
     }
@@ -181,6 +174,43 @@ impl File<'_> {
         self.keys.get(key).filter(|value| !value.is_null())
     }
 
+    /// A switch, or what it is without a word. Where that is on, null says nothing.
+    fn flag(&self, key: &str, default: bool) -> Result<bool, String> {
+        match self.keys.get(key) {
+            None => Ok(default),
+            Some(Value::Null) if default => Err(self.null(key, "write true or false")),
+            Some(Value::Null) => Ok(false),
+            Some(value) => boolean(value, key),
+        }
+    }
+
+    /// The class, in the words of an error.
+    fn whose(&self) -> &'static str {
+        self.class.map_or("files that name no processor", |class| class.name)
+    }
+
+    /// Why null is refused.
+    fn null(&self, key: &str, cure: &str) -> String {
+        format!(
+            "`{key}` is null, which the slow image processors of `transformers` take for off and the fast ones for their \
+             default, here for {}; {cure}, as the model was trained",
+            self.whose()
+        )
+    }
+
+    /// Why a value must be given.
+    fn differs(&self, key: &str) -> String {
+        format!(
+            "`{key}` is missing, which the slow and the fast image processor of {} in `transformers` take differently; add \
+             what the model was trained with to the file",
+            self.whose()
+        )
+    }
+
+    fn unsupported(&self, key: &str, value: &Value) -> String {
+        format!("`{key}` is {}, which is not supported for {}; {CURE}", shown(value), self.whose())
+    }
+
     /// Whether the class reads a key of its own.
     fn knows(&self, key: &str) -> bool {
         self.class.is_some_and(|class| class.keys.contains(&key))
@@ -194,33 +224,98 @@ impl File<'_> {
             // Pictures of one size are padded to that size.
             let padded = key == "do_pad" && self.class.is_some_and(|class| class.resizing == Resizing::Boxes);
             if !known && !nothing && !padded {
-                let whose = self.class.map_or("files that name no processor", |class| class.name);
-                return Err(format!("`{key}` is {}, which is not supported for {whose}; {CURE}", shown(value)));
+                return Err(self.unsupported(key, value));
             }
         }
         if self.given("ensure_multiple_of").is_some_and(|value| value.as_u64() != Some(1)) {
             return Err(format!("`ensure_multiple_of` is not supported; {CURE}"));
         }
+        if let Some(value) = self.given("input_data_format").filter(|value| *value != "channels_first") {
+            return Err(self.fast_only("input_data_format", value));
+        }
         Ok(())
+    }
+
+    /// Refuses keys of every processor that this one does not have, and those that only its fast one has. What a switch
+    /// that is off belongs to does nothing.
+    fn refuse_foreign(&self, class: &Class) -> Result<(), String> {
+        let says = |key: &str| self.given(key).filter(|value| **value != false);
+        let foreign = [
+            (class.cuts == Cuts::Neither, ["do_center_crop", "crop_size"].as_slice()),
+            (class.statistics.is_none(), &["do_normalize", "image_mean", "image_std"]),
+        ];
+        for (_, keys) in foreign.into_iter().filter(|(is_foreign, _)| *is_foreign) {
+            let off = self.keys.contains_key(keys[0]) && says(keys[0]).is_none();
+            if let Some((key, value)) = keys.iter().find_map(|key| Some((key, says(key)?))).filter(|_| !off) {
+                return Err(self.unsupported(key, value));
+            }
+        }
+        match says("do_center_crop").filter(|_| class.cuts == Cuts::Fast) {
+            Some(value) => Err(self.fast_only("do_center_crop", value)),
+            None => Ok(()),
+        }
+    }
+
+    /// Why a key is refused that the slow processor passes over.
+    fn fast_only(&self, key: &str, value: &Value) -> String {
+        format!(
+            "`{key}` is {}, which the fast image processor of {} in `transformers` follows and the slow one does not; {CURE}",
+            shown(value),
+            self.whose()
+        )
+    }
+
+    /// The centre that is cut out.
+    fn crop(&self) -> Result<Option<Extent>, String> {
+        let key = "do_center_crop";
+        let default = self.class.map_or(Some(self.given("crop_size").is_some()), |class| class.center_crop);
+        if default.is_none() && !self.keys.contains_key(key) {
+            return Err(self.differs(key));
+        }
+        if !self.flag(key, default.unwrap_or(false))? {
+            return Ok(None);
+        }
+        let crop = match (self.given("crop_size"), self.class.and_then(|class| class.crop)) {
+            (Some(value), _) => extent(value, "crop_size", false)?,
+            (None, Some(side)) => Extent::One(side),
+            (None, None) => return Err(format!("`do_center_crop` is set and `crop_size` is missing; {CURE}")),
+        };
+        Ok(Some(exact(crop)))
     }
 
     /// Sets the resize, and the crop where it belongs to it.
     fn resize(&self, preprocess: &mut Preprocess, model: Option<[usize; 2]>) -> Result<(), String> {
         let default = self.class.and_then(|class| class.size);
         let resizing = self.class.map(|class| class.resizing);
-        let size = match (self.given("size"), default) {
-            (Some(value), _) => extent(value, "size", true)?,
-            (None, Some(size)) => size,
+        let size = match (self.given("size"), default, resizing) {
+            (Some(value), ..) => extent(value, "size", true)?,
+            (None, Some(size), _) => size,
+            (None, None, Some(Resizing::Boxes)) => {
+                return Err(format!(
+                    "`size` is missing, and {} then makes the shorter side 800 pixels and the longer 1333 at most, which is \
+                     not supported; {CURE}",
+                    self.whose()
+                ));
+            }
+            (None, None, Some(_)) => return Err(self.differs("size")),
             // Sizes that neither says are left to the model.
-            (None, None) => {
+            (None, None, None) => {
                 preprocess.resize = model.filter(|_| preprocess.crop.is_none()).map(Extent::Exact);
                 return Ok(());
             }
         };
         let numeric = self.given("size").is_some_and(Value::is_number);
-        let share = match self.given("crop_pct") {
-            Some(value) => value.as_f64().filter(|share| *share > 0.0),
-            None => self.class.and_then(|class| class.crop_share),
+        let square = resizing == Some(Resizing::Square);
+        if let Some(value) = self.given("default_to_square").filter(|value| numeric && **value != square) {
+            return Err(self.fast_only("default_to_square", value));
+        }
+        let share = match self.keys.get("crop_pct") {
+            Some(Value::Null) if resizing == Some(Resizing::PoolFormer) => {
+                return Err(self.null("crop_pct", "write a number or leave the key out"));
+            }
+            None | Some(Value::Null) => self.class.and_then(|class| class.crop_share),
+            Some(value) if value.as_f64().is_some_and(|share| share > 0.0) => value.as_f64(),
+            Some(value) => return Err(format!("`crop_pct` is {}; a number above 0 is expected", shown(value))),
         };
         let enlarged = |short: usize| share.map_or(short, |share| (short as f64 / share) as usize);
         preprocess.resize = Some(match (size, resizing) {
@@ -234,7 +329,7 @@ impl File<'_> {
             (Extent::One(short), Some(Resizing::Levit)) => Extent::One((256.0 / 224.0 * short as f64) as usize),
             // Below 384 pixels the short side is enlarged and the middle cut out, from there on the picture is warped.
             (Extent::One(short), Some(Resizing::ConvNext)) if short < 384 => {
-                preprocess.crop = Some(preprocess.crop.unwrap_or(Extent::Exact([short, short])));
+                preprocess.crop = Some(Extent::Exact([short, short]));
                 Extent::One(enlarged(short))
             }
             (Extent::One(short), Some(Resizing::ConvNext)) => Extent::Exact([short, short]),

@@ -237,6 +237,8 @@ pub(super) struct Listing {
     pub(super) files: Vec<(String, PathBuf)>,
     /// The class folders, sorted, when the folder holds one folder a class.
     pub(super) classes: Vec<String>,
+    /// Folders beside those that hold no sample.
+    pub(super) empty: Vec<String>,
     /// Files that are no images, hidden images, and images beside the folders that hold most of them.
     pub(super) skipped: Vec<SampleError>,
     /// Folders that are not read, by the beginning of the names that their files would have.
@@ -291,9 +293,8 @@ pub(super) fn list(folder: &Path, endings: &[&str], except: Option<&Path>) -> Re
         let prefix = format!("{}/", escape(&name));
         let scanned = scan(&path, &prefix, endings, &mut below, &mut inside);
         failure = failure.or(scanned.err());
-        if below.files.len() > before {
-            below.classes.push(escape(&name));
-        }
+        let is_class = below.files.len() > before;
+        if is_class { &mut below.classes } else { &mut below.empty }.push(escape(&name));
         deeper.extend(inside.into_iter().map(|name| (format!("{prefix}{}/", escape(&name)), path.join(name))));
         read_below.push((prefix, path));
     }
@@ -376,16 +377,33 @@ fn escape(name: &std::ffi::OsStr) -> String {
 
 /// Labels from class folders: names that are all numbers are class indices, names in `classes` are looked up,
 /// otherwise folders count from 0 in their order, and a sentence says so.
+///
+/// # Errors
+/// A folder without a sample among those that are counted: whether it is a class decides over all that follow.
 pub(super) fn folder_labels(
-    folders: &[String],
+    Listing { classes: folders, empty, skipped, .. }: &Listing,
     ids: &[&str],
     classes: &BTreeMap<u32, String>,
-) -> (Vec<Option<u32>>, Option<String>) {
+) -> Result<(Vec<Option<u32>>, Option<String>), String> {
     let numbers: Option<BTreeMap<&str, u32>> =
         folders.iter().map(|name| Some((name.as_str(), name.parse().ok()?))).collect();
     let by_name: BTreeMap<&str, u32> = classes.iter().map(|(&index, name)| (name.as_str(), index)).collect();
     let known = folders.iter().all(|name| by_name.contains_key(name.as_str()));
-    let counted = (numbers.is_none() && !known).then(|| {
+    let is_counted = numbers.is_none() && !known;
+    if let Some(name) = empty.first().filter(|_| is_counted) {
+        let inside =
+            skipped.iter().filter(|file| file.sample.split_once('/').is_some_and(|(folder, _)| folder == name));
+        let holds = inside.clone().next().map_or_else(
+            || "no file".to_owned(),
+            |first| format!("{} that are left out, as {}: {}", inside.count(), first.sample, first.reason),
+        );
+        return Err(format!(
+            "the folder `{name}` holds no picture that is read ({holds}), and class folders are counted in the order of their \
+             names, so that those behind it would get other classes: give it pictures (JPEG, PNG, WebP, BMP), remove it, \
+             name the model's classes with --classes, or give a CSV of labels with --labels"
+        ));
+    }
+    let counted = is_counted.then(|| {
         let (first, last) = (folders.first().map_or("", String::as_str), folders.len().saturating_sub(1));
         let unknown = folders.iter().find(|name| !classes.is_empty() && !by_name.contains_key(name.as_str()));
         let unknown = unknown.map_or_else(String::new, |name| format!(", since `{name}` stands in no class list"));
@@ -401,55 +419,8 @@ pub(super) fn folder_labels(
         None => folders.iter().enumerate().map(|(index, name)| (name.as_str(), index as u32)).collect(),
     };
     let label = |id: &str| id.split_once('/').and_then(|(folder, _)| indices.get(folder).copied());
-    (ids.iter().map(|id| label(id)).collect(), counted)
+    Ok((ids.iter().map(|id| label(id)).collect(), counted))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn input(shape: [Option<usize>; 4]) -> InputSpec {
-        InputSpec { name: "x".to_owned(), element_type: Some(ElementType::F32), shape: shape.to_vec() }
-    }
-
-    #[test]
-    fn the_layout_is_read_off_the_shape() {
-        let nchw = ImageInput::of(&[input([None, Some(3), Some(8), Some(9)])], None).unwrap();
-        assert_eq!((nchw.layout, nchw.size), (Layout::Nchw, [Some(8), Some(9)]));
-        let nhwc = ImageInput::of(&[input([Some(1), Some(8), Some(9), Some(3)])], None).unwrap();
-        assert_eq!((nhwc.layout, nhwc.size), (Layout::Nhwc, [Some(8), Some(9)]));
-        assert!(ImageInput::of(&[input([None, Some(5), Some(8), Some(9)])], None).is_err());
-        assert!(ImageInput::of(&[], None).is_err());
-        for (shape, stated, right) in [
-            ([None, Some(3), Some(8), Some(9)], Layout::Nhwc, "axis 1, and the preprocessing puts them on axis 3"),
-            ([None, None, None, Some(1)], Layout::Nchw, "is nhwc (channels_last)"),
-        ] {
-            let error = ImageInput::of(&[input(shape)], Some(stated)).unwrap_err().to_string();
-            assert!(error.contains(right), "{error}");
-        }
-        assert!(ImageInput::of(&[input([None, Some(3), Some(8), Some(3)])], Some(Layout::Nhwc)).is_ok());
-    }
-
-    #[test]
-    fn class_folders_and_strange_names() {
-        let folder = tempfile::tempdir().unwrap();
-        for (class, file) in [("10", "a b.png"), ("2", "c\nd.PNG"), ("2", "notes.txt"), ("2", ".hidden.png")] {
-            std::fs::create_dir_all(folder.path().join(class)).unwrap();
-            std::fs::write(folder.path().join(class).join(file), b"x").unwrap();
-        }
-        let listing = list(folder.path(), &["png"], None).unwrap();
-        let ids: Vec<&str> = listing.files.iter().map(|(id, _)| id.as_str()).collect();
-        assert_eq!(ids, ["10/a b.png", "2/c\nd.PNG"]);
-        assert_eq!(folder_labels(&listing.classes, &ids, &BTreeMap::new()), (vec![Some(10), Some(2)], None));
-        let skipped: Vec<_> = listing.skipped.iter().map(|skipped| skipped.sample.as_str()).collect();
-        assert_eq!(skipped, ["2/.hidden.png", "2/notes.txt"]);
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn names_that_are_no_text_stay_apart() {
-        use std::os::unix::ffi::OsStrExt;
-        let name = std::ffi::OsStr::from_bytes(b"a\xff\xfe.png");
-        assert_eq!(escape(name), "a\\xff\\xfe.png");
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     DatasetError, Placement,
     images::list,
-    labels::{file_name, read_text, stem, without_ending},
+    labels::{file_name, read_text, shown, stem, without_ending},
 };
 use crate::artifact::{Reading, read_regular};
 
@@ -160,7 +160,7 @@ impl BoxLabels {
         let _reading = Reading::of(path);
         let bytes = read_regular(path).map_err(read)?;
         let coco: Coco = serde_json::from_slice(&bytes)
-            .map_err(|error| invalid(format!("it is no COCO instances JSON: {error}")))?;
+            .map_err(|error| invalid(format!("it is no COCO instances JSON: {}", shown(&error.to_string()))))?;
         let Categories { index, places, names, note } = Categories::of(&coco, known).map_err(invalid)?;
         let mut pictures: BTreeMap<u64, (String, PictureBoxes)> = BTreeMap::new();
         for image in coco.images {
@@ -225,7 +225,11 @@ impl BoxLabels {
         let absent = found.iter().filter(|boxes| boxes.is_none()).count();
         if absent == found.len() {
             let (label, sample) = (self.by_name.keys().next().map_or("", String::as_str), ids.first().unwrap_or(&""));
-            let reason = format!("none of its names is that of a sample: it has `{label}`, the data has `{sample}`");
+            let reason = format!(
+                "none of its names is that of a sample: it has `{}`, the data has `{}`",
+                shown(label),
+                shown(sample)
+            );
             return Err(DatasetError::Labels { path: self.path.clone(), reason });
         }
         if absent > 0 {
@@ -287,7 +291,7 @@ impl Categories {
             ids.keys().filter_map(class_of).collect()
         } else {
             note = foreign.filter(|_| !by_name.is_empty() || coco.categories.is_empty()).map(|id| {
-                let why = if ids[id].is_empty() { format!("category {id} has no name") } else { format!("the category `{}` is none of the classes by name", ids[id]) };
+                let why = if ids[id].is_empty() { format!("category {id} has no name") } else { format!("the category `{}` is none of the classes by name", shown(&ids[id])) };
                 format!("{why}: the first class is taken for the category with the lowest id, and so on; category_ids says otherwise")
             });
             places = ids.last_key_value().map(|(&last, _)| (ids.len(), last));
@@ -321,7 +325,7 @@ impl Told {
         let count = |(count, first): &mut (usize, String)| {
             *count += 1;
             if *count == 1 {
-                name.clone_into(first);
+                *first = shown(name).into_owned();
             }
         };
         if beyond(x1, x2, width) || beyond(y1, y2, height) {

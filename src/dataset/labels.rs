@@ -1,8 +1,12 @@
 //! The right answers: CSV `file,label[,name]`, lines `name label`, and files of class names.
 
 use std::{
+    borrow::Cow,
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
+    io::Read,
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
 use super::DatasetError;
@@ -10,6 +14,10 @@ use crate::artifact::{Reading, read_regular, read_within};
 
 /// A line of a file of labels has a name, a label and perhaps a class; of one with millions of columns each takes memory.
 const LONGEST_LINE: usize = 64 << 10;
+/// Bytes that are read at a time.
+const AT_ONCE: usize = 8 << 10;
+/// Characters of a name that errors show.
+const SHOWN: usize = 200;
 
 /// Labels by what the file calls a sample.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,10 +34,6 @@ impl Labels {
     pub fn load(path: &Path, classes: &BTreeMap<u32, String>, ids: &[&str]) -> Result<Self, DatasetError> {
         let _reading = Reading::of(path);
         let text = read_text(path)?;
-        if let Some(long) = text.lines().position(|line| line.len() > LONGEST_LINE) {
-            let reason = format!("line {} has more than {LONGEST_LINE} bytes: this is no list of labels", long + 1);
-            return Err(DatasetError::Labels { path: path.to_owned(), reason });
-        }
         let wanted: BTreeSet<&str> = ids.iter().map(|id| stem(id)).collect();
         let mut any = false;
         let invalid = |line: usize, reason: String| DatasetError::Labels {
@@ -47,7 +51,7 @@ impl Labels {
                 Ok(index) => index,
                 Err(_) if !any && number == 1 && is_header(file, label) => continue,
                 Err(_) => *by_class.get(label.as_str()).ok_or_else(|| {
-                    invalid(number, format!("`{label}` is neither a class index nor a name in the class file"))
+                    invalid(number, format!("`{}` is neither a class index nor a name in the class file", shown(label)))
                 })?,
             };
             let file = file.replace('\\', "/");
@@ -62,7 +66,7 @@ impl Labels {
             if let Some(earlier) = labels.by_name.insert(file.clone(), index)
                 && earlier != index
             {
-                return Err(invalid(number, format!("`{file}` has the label {index}, and {earlier} before")));
+                return Err(invalid(number, format!("`{}` has the label {index}, and {earlier} before", shown(&file))));
             }
         }
         if labels.by_name.is_empty() {
@@ -91,7 +95,11 @@ impl Labels {
             let sample = ids.first().copied().unwrap_or("");
             return Err(DatasetError::Labels {
                 path: self.path.clone(),
-                reason: format!("none of its names matches a sample: it has `{example}`, the data has `{sample}`"),
+                reason: format!(
+                    "none of its names matches a sample: it has `{}`, the data has `{}`",
+                    shown(example),
+                    shown(sample)
+                ),
             });
         }
         Ok(found)
@@ -106,22 +114,66 @@ pub(super) fn is_header(file: &str, label: &str) -> bool {
 /// The line's number and its columns.
 type Row = (usize, Vec<String>);
 
+/// The beginning of what a file says, for errors.
+pub(super) fn shown(text: &str) -> Cow<'_, str> {
+    text.char_indices().nth(SHOWN).map_or(Cow::Borrowed(text), |(end, _)| format!("{}...", &text[..end]).into())
+}
+
+/// Why a text is no list: one of its lines is longer than any.
+pub(super) fn long_line(text: &str) -> Option<String> {
+    let long = text.lines().position(|line| line.len() > LONGEST_LINE)?;
+    Some(format!("line {} has more than {LONGEST_LINE} bytes: this is no list of samples or labels", long + 1))
+}
+
+/// A text that ends with an error where a row goes on for longer than a line may: quotes keep lines together.
+struct Bounded<'t> {
+    rest: &'t [u8],
+    /// Bytes that the row may still take.
+    left: Rc<Cell<usize>>,
+}
+
+impl Read for Bounded<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.rest.read(buffer)?;
+        self.left.set(self.left.get().checked_sub(count).ok_or(std::io::ErrorKind::FileTooLarge)?);
+        Ok(count)
+    }
+}
+
 /// Rows with their line numbers; commas, semicolons or tabs in the first line separate columns, otherwise the last word
-/// of a line is the label.
+/// of a line is the label. A line that is too long is an error before anything is split.
 pub(super) fn rows<'t>(text: &'t str, path: &'t Path) -> Box<dyn Iterator<Item = Result<Row, DatasetError>> + 't> {
+    let invalid = |reason: String| DatasetError::Labels { path: path.to_owned(), reason };
+    if let Some(reason) = long_line(text) {
+        return Box::new(std::iter::once(Err(invalid(reason))));
+    }
     let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
     if let Some(&delimiter) = [b',', b';', b'\t'].iter().find(|&&delimiter| first.contains(char::from(delimiter))) {
-        let reader = csv::ReaderBuilder::new()
+        let left = Rc::new(Cell::new(0));
+        let mut reader = csv::ReaderBuilder::new()
             .delimiter(delimiter)
             .has_headers(false)
             .flexible(true)
             .trim(csv::Trim::All)
-            .from_reader(text.as_bytes());
-        return Box::new(reader.into_records().map(|record| {
-            let record =
-                record.map_err(|error| DatasetError::Labels { path: path.to_owned(), reason: error.to_string() })?;
-            let line = record.position().map_or(0, |position| position.line() as usize);
-            Ok((line, record.iter().map(str::to_owned).collect()))
+            .buffer_capacity(AT_ONCE)
+            .from_reader(Bounded { rest: text.as_bytes(), left: Rc::clone(&left) });
+        let mut record = csv::StringRecord::new();
+        return Box::new(std::iter::from_fn(move || {
+            let begins = reader.position().line();
+            let rest = text.as_bytes().get(reader.position().byte() as usize..).unwrap_or_default();
+            let blank = rest.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+            left.set(LONGEST_LINE + AT_ONCE + blank);
+            match reader.read_record(&mut record) {
+                Ok(false) => None,
+                Ok(true) => {
+                    let line = record.position().map_or(0, |position| position.line() as usize);
+                    Some(Ok((line, record.iter().map(str::to_owned).collect())))
+                }
+                Err(error) if matches!(error.kind(), csv::ErrorKind::Io(_)) => Some(Err(invalid(format!(
+                    "quotes in line {begins} or behind it are not closed within {LONGEST_LINE} bytes"
+                )))),
+                Err(error) => Some(Err(invalid(error.to_string()))),
+            }
         }));
     }
     let split = |line: &str| match line.trim().rsplit_once(char::is_whitespace) {
@@ -223,6 +275,34 @@ mod tests {
         assert_eq!(labels.assign(&["x/a.jpg", "d.jpg"]).unwrap(), [Some(7), None]);
         // The first of the file stands in the message when none matches.
         assert_eq!((labels.by_name.len(), labels.names.len()), (2, 2));
+    }
+
+    #[test]
+    fn lines_and_quotes_without_an_end_are_refused_before_they_are_split() {
+        // The first line, a later one, in every kind of list; quotes hold lines together.
+        for (text, reason) in [
+            (",".repeat(LONGEST_LINE + 1), "line 1 has more than 65536 bytes"),
+            (format!("file,label\na.jpg,3\n{}\n", ";".repeat(LONGEST_LINE + 1)), "line 3 has more than 65536 bytes"),
+            (format!("a.jpg 3\n{} 4\n", "b".repeat(LONGEST_LINE)), "line 2 has more than 65536 bytes"),
+            (format!("a.jpg,3\n\"{}", "b\n".repeat(LONGEST_LINE)), "quotes in line 2 or behind it are not closed"),
+        ] {
+            let error = load(&text).err().unwrap().to_string();
+            assert!(error.contains(reason) && error.len() < 300, "{error}");
+        }
+        let blank = load(&format!("a.jpg,3\n{}a.png,4\n", "\n".repeat(2 * LONGEST_LINE))).unwrap();
+        assert_eq!(blank.by_name.len(), 2, "blank lines are no row");
+        let name = format!("{}/a.jpg", "b".repeat(LONGEST_LINE - 8));
+        let long = load(&format!("{name},3\n{name},4\n")).err().unwrap().to_string();
+        assert!(long.contains(&format!("`{}...` has the label 4, and 3 before", &name[..200])), "{long}");
+        let quoted = load(&format!("a.jpg,3,\"{}\"\n", "b\n".repeat(30_000))).unwrap();
+        assert_eq!((quoted.by_name["a.jpg"], quoted.names[&3].len()), (3, 59_999), "trimmed");
+    }
+
+    #[test]
+    fn errors_show_the_beginning_of_a_long_name() {
+        assert_eq!(shown("ä b"), "ä b");
+        assert_eq!(shown(&"ä".repeat(200)), "ä".repeat(200));
+        assert_eq!(shown(&"ä".repeat(201)), format!("{}...", "ä".repeat(200)));
     }
 
     #[test]

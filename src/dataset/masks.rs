@@ -8,7 +8,7 @@ use std::{
 use super::{
     DatasetError, ending,
     images::list,
-    labels::{read_text, rows, stem, without_ending},
+    labels::{read_text, rows, shown, stem, without_ending},
     letterbox::Letterbox,
     preprocess::Preprocess,
     resample::{Interpolation, RgbImage},
@@ -54,7 +54,7 @@ impl Masks {
                         by_name.insert(name, folder.join(mask));
                     }
                 } else if !by_name.is_empty() {
-                    let reason = format!("line {number}: `{mask}` is no PNG mask, as the lines before have");
+                    let reason = format!("line {number}: `{}` is no PNG mask, as the lines before have", shown(mask));
                     return Err(DatasetError::Labels { path: path.to_owned(), reason });
                 } else if number > 1 {
                     return Ok(None);
@@ -84,8 +84,10 @@ impl Masks {
         if found.iter().all(Option::is_none) {
             let (mask, sample) = (self.by_name.keys().next().map_or("", String::as_str), ids.first().unwrap_or(&""));
             let reason = format!(
-                "no mask has the name of a sample: there is `{mask}`, and the data has `{sample}`; the columns of a list are \
-                 the sample, then its mask or class"
+                "no mask has the name of a sample: there is `{}`, and the data has `{}`; the columns of a list are the \
+                 sample, then its mask or class",
+                shown(mask),
+                shown(sample)
             );
             return Err(DatasetError::Labels { path: self.path.clone(), reason });
         }

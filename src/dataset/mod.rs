@@ -55,7 +55,7 @@ use crate::{
 
 /// Why one sample cannot be used. The run goes on without it and reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{sample}: {reason}")]
+#[error("{}: {reason}", labels::shown(sample))]
 pub struct SampleError {
     /// The sample (its file, usually).
     pub sample: String,
@@ -291,7 +291,7 @@ fn left_out(passed_over: &[SampleError]) -> Option<String> {
     }
     let group = |((reason, ending), samples): (&(&str, String), &Vec<&str>)| {
         let ending = if ending.is_empty() { "no ending".to_owned() } else { format!(".{ending}") };
-        format!("{} with {ending}, as {}: {reason}", samples.len(), samples[0])
+        format!("{} with {ending}, as {}: {reason}", samples.len(), labels::shown(samples[0]))
     };
     let groups: Vec<String> = groups.iter().map(group).collect();
     (!groups.is_empty()).then(|| format!("files left out of the data: {}", groups.join("; ")))
@@ -432,7 +432,8 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         names = labels.names;
         label_source = Some(file.display().to_string());
     } else if listing.classes.len() > 1 && assigned.is_empty() {
-        let (labels, counted) = images::folder_labels(&listing.classes, &ids, options.classes);
+        let refused = |reason| DatasetError::Format { path: options.path.to_owned(), reason };
+        let (labels, counted) = images::folder_labels(&listing, &ids, options.classes).map_err(refused)?;
         notes.extend(counted);
         assigned = labels;
         for (id, label) in ids.iter().zip(&assigned) {
@@ -443,7 +444,8 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         label_source = Some("folder names".to_owned());
     }
     for path in (0..files.len()).map(|index| files.path(index)).chain(masks.iter().flatten().cloned()) {
-        check_stays(&path).map_err(|source| DatasetError::Read { path, source })?;
+        let path_shown = || labels::shown(&path.to_string_lossy()).into_owned().into();
+        check_stays(&path).map_err(|source| DatasetError::Read { path: path_shown(), source })?;
     }
     let mut dataset = images::ImageDataset::new(files, input, preprocess);
     dataset.set_labels(assigned);
@@ -455,9 +457,10 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     };
     if let Some((class, name)) = yaml_names.iter().find(is_other) {
         notes.push(format!(
-            "the labels call class {class} `{name}`, which the model, or the list of classes, calls `{}`: where they count the \
+            "the labels call class {class} `{}`, which the model, or the list of classes, calls `{}`: where they count the \
              classes in another order, every accuracy is wrong",
-            options.classes[class]
+            labels::shown(name),
+            labels::shown(&options.classes[class])
         ));
     }
     for (class, name) in yaml_names {

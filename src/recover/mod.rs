@@ -358,7 +358,10 @@ impl Steps<'_> {
         let kept = metric.and_then(|(before, after)| OwnMetric::prefers(before, after)).unwrap_or(gains);
         let what = changes(&self.state, &next);
         let what = metric.map_or(what.clone(), |(before, after)| format!("{what}; metric {before} to {after}"));
-        let what = if kept { what } else { format!("{what}; not kept, for held-out samples do not gain by it") };
+        let what = match (kept, &*what) {
+            (true, _) | (_, NOTHING) => what,
+            _ => format!("{what}; not kept, for held-out samples do not gain by it"),
+        };
         let gain_interval_db = walked.objectives.gain_interval(&self.before);
         let name = steps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let seconds = started.elapsed().as_secs_f64();
@@ -448,6 +451,9 @@ impl Steps<'_> {
     }
 }
 
+/// What a step changed that changed nothing.
+const NOTHING: &str = "nothing";
+
 /// What a step changed, in words.
 fn changes(before: &State, after: &State) -> String {
     let count = |number: usize, one: &str, many: &str| match number {
@@ -469,5 +475,5 @@ fn changes(before: &State, after: &State) -> String {
         count(after.lifted.len() - before.lifted.len(), "node lifted", "nodes lifted"),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
-    if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
+    if parts.is_empty() { NOTHING.to_owned() } else { parts.join(", ") }
 }

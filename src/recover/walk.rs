@@ -166,7 +166,9 @@ fn error_on(
     };
     let errors = lanes.par_iter().map(of).collect::<Result<Vec<_>, RecoverError>>()?;
     let mut all = ChannelErrors::default();
-    errors.iter().for_each(|error| all.add(error));
+    for error in &errors {
+        all.add(error);
+    }
     Ok(all.total(operator.channels.is_some()))
 }
 

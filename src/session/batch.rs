@@ -82,9 +82,16 @@ impl Subject {
     /// has its name, or an open first one. An input without such an axis is the same for all samples of a call.
     pub fn free_batch(&self) -> Option<BTreeMap<&str, Option<usize>>> {
         let graph = self.float.graph();
+        // Where states of as many axes have a batch of 1 behind their layers, too, the first axis is time.
+        let is_sequence = |input: &TensorInfo| {
+            let batch_of_1 = |other: &TensorInfo| {
+                other.shape.len() == input.shape.len() && other.shape.get(1) == Some(&Some(1)) && input.shape.len() > 2
+            };
+            batch_of_1(input) && self.inputs.iter().any(|other| other.shape.first() != Some(&None) && batch_of_1(other))
+        };
         let axis = |input: &TensorInfo| match graph.batch_name() {
             Some(name) => names_of_extents(&graph.input, &input.name).iter().position(|given| *given == Some(name)),
-            None => (input.shape.first() == Some(&None)).then_some(0),
+            None => (input.shape.first() == Some(&None) && !is_sequence(input)).then_some(0),
         };
         let axes: BTreeMap<_, _> = self.inputs.iter().map(|input| (input.name.as_str(), axis(input))).collect();
         (self.fixed_batch().is_some() && axes.values().any(Option::is_some)).then_some(axes)

@@ -195,10 +195,7 @@ impl Calibrator<'_> {
                 return Err(keeping.at.at.skipped.first().map_or_else(
                     || CalibrateError::NoData.into(),
                     |first| {
-                        PipelineError::Input(format!(
-                            "no sample to calibrate on can be read; the first is {}: {}",
-                            first.sample, first.reason
-                        ))
+                        PipelineError::Input(format!("no sample to calibrate on can be read; the first is {first}"))
                     },
                 ));
             }

@@ -80,11 +80,14 @@ impl Provenance {
             Self::Measured(tried, samples) => {
                 let list: Vec<String> = tried.iter().map(|(name, right)| format!("{name} {right}")).collect();
                 // The first of equals was taken.
-                let best = tried.iter().rev().max_by_key(|(_, right)| right).map_or("", |(name, _)| name);
-                format!(
-                    "preset `{best}`, the best one on {samples} labelled samples (right answers: {})",
-                    list.join(", ")
-                )
+                let (best, most) =
+                    tried.iter().rev().max_by_key(|(_, right)| right).map_or(("", 0), |(name, right)| (name, *right));
+                let as_good = tried.iter().filter(|(_, right)| *right == most).count() - 1;
+                let how = match as_good {
+                    0 => "the best one".to_owned(),
+                    equal => format!("the first of {} that are equally good", equal + 1),
+                };
+                format!("preset `{best}`, {how} on {samples} labelled samples (right answers: {})", list.join(", "))
             }
             Self::Exported(name, task) => format!("preset `{name}`, by the metadata of the model (task {task})"),
             Self::Assumed(name) => format!("assumed to be preset `{name}`, since none was given"),

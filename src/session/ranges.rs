@@ -17,7 +17,7 @@ use super::{
 use crate::{
     artifact::ContentHash,
     calibrate::{BiasCorrection, CalibrationTable, Choice, Effort, Histograms, Provenance, Shards, StepKind},
-    dataset::{Dataset, SampleError, Split, holds_images},
+    dataset::{Dataset, SampleError, Split, holds_images, split},
     pass::Ran,
     quantize::{Precision, PrecisionPlan, SchemeOptions},
     recover::RecoverOptions,
@@ -204,11 +204,31 @@ impl Session {
         }
     }
 
-    /// Takes the samples that a given `table` was made on out of those that are judged.
-    pub(super) fn leave_out_calibrated(&self, split: &mut Split, table: &CalibrationTable) {
-        if self.config.table.is_some() {
-            self.leave_out(split, &table.calibrated_on, "table");
+    /// Splits the samples anew by the ones that a given `table` was made on: all others may be judged, `most` of them (0: all).
+    pub(super) fn leave_out_calibrated(&self, parts: &mut Split, table: &CalibrationTable, most: usize) {
+        if self.config.table.is_none() || table.calibrated_on.is_empty() {
+            return;
         }
+        let seed = self.config.seed;
+        let looked_at = if most == 0 { 0 } else { most + table.calibrated_on.len() };
+        let mut all = self.data.split(seed, 0, looked_at).evaluation;
+        let dataset = self.dataset();
+        all.extend((0..dataset.len()).filter(|&index| table.calibrated_on.contains_key(dataset.id(index))));
+        let by_name = |index: &usize| (dataset.id(*index), *index);
+        all.sort_unstable_by(|a, b| by_name(a).cmp(&by_name(b)));
+        all.dedup();
+        let same = same_samples(dataset, &table.calibrated_on, &all);
+        let (calibration, others): (Vec<usize>, Vec<usize>) = all.into_iter().partition(|index| same.contains(index));
+        if others.is_empty() {
+            return self.leave_out(parts, &table.calibrated_on, "table");
+        }
+        let left_out = parts.evaluation.iter().filter(|index| same.contains(index)).count();
+        if left_out > 0 {
+            self.host.info(&format!("{left_out} samples that the table was made on are not evaluated"));
+        }
+        let chosen = split(others.len(), |at| dataset.id(others[at]), seed, 0, most).evaluation;
+        let evaluation = chosen.into_iter().map(|at| others[at]).collect();
+        *parts = Split { calibration, evaluation, overlapping: 0 };
     }
 
     /// Takes the samples that `what` was made on, by name with their hashes, out of those that are judged.

@@ -92,7 +92,8 @@ impl Session {
         job.write_config()?;
         let calibrated = job.calibrate()?;
         if let Some(calibrated) = &calibrated {
-            job.session.leave_out_calibrated(&mut job.split, &calibrated.chosen.table);
+            let most = job.session.config.eval_samples;
+            job.session.leave_out_calibrated(&mut job.split, &calibrated.chosen.table, most);
         }
         job.session.host.stage("quantizing");
         let save = |model: &Model, precision| save_model(&job.out, model, precision).map(Some);

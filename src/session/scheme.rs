@@ -202,7 +202,8 @@ pub(super) fn require_op_types(config: &RunConfig, subject: &Subject) -> Result<
 pub(super) fn require_operators(placement: &Placement) -> Result<(), PipelineError> {
     if placement.tensors_to_observe().is_empty() {
         bail!(
-            "nothing in this model is to be quantized; `calib quantize --explain` lists the rule that decided for every node"
+            "nothing in this model is to be quantized, so it needs no ranges: `calib quantize` writes it without --table; its --explain \
+             lists the rule that decided for every node"
         );
     }
     Ok(())

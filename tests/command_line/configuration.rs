@@ -106,6 +106,28 @@ fn a_run_with_a_table_and_a_plan_calibrates_nothing_and_names_what_is_lifted() {
     let notes = second["notes"].to_string();
     assert!(notes.contains("nothing was calibrated here") && !notes.contains("other samples"), "{notes}");
 
+    // Ranges of other samples: all the rest may be judged, and what calibrated is told.
+    let others = folder.path().join("others.json");
+    let mut command = calib().unwrap();
+    command
+        .args(["calibrate", "--config"])
+        .arg(root().join("configs/demo.toml"))
+        .args(["--effort", "off", "-o"])
+        .arg(&others);
+    command
+        .args(["--seed", "7", "--calib-samples", "30"])
+        .arg("--histograms")
+        .arg(folder.path().join("others.calib"))
+        .assert()
+        .success();
+    let made_on = json(&others)["calibrated_on"].as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    let (by_others, _) = run("by_others", &["--table", others.to_str().unwrap()]);
+    let names = |part: &str| -> BTreeSet<String> {
+        by_others["dataset"][part].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect()
+    };
+    assert!(names("calibration") == made_on && names("evaluation").is_disjoint(&made_on));
+    assert_eq!((made_on.len(), names("evaluation").len()), (30, 16));
+
     let mut layers = first["layers"].as_array().unwrap().iter();
     let node = layers.find(|layer| layer["op_type"] == "Conv").unwrap()["node"].as_str().unwrap().to_owned();
     let plan = folder.path().join("plan.json");

@@ -30,6 +30,23 @@ fn what_does_not_exist_is_named() {
     assert!(error.contains("no-such.toml"), "{error}");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_result_that_cannot_be_written_is_an_error() {
+    let Some(mut command) = calib_test_support::calib() else { return };
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = command.arg("inspect").arg(demo("demo.onnx")).stdout(full).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && error.contains("cannot be written to standard output"), "{error}");
+}
+
+#[test]
+fn a_folder_of_tensorrt_that_is_named_in_vain_is_told() {
+    let Some(mut command) = calib() else { return };
+    let output = command.arg("doctor").env("CALIB_TENSORRT_DIR", "/no/such/folder").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
 #[test]
 fn a_demonstration_with_wrong_options_replaces_what_tells_of_a_former_one() {
     let Some(mut command) = calib() else { return };

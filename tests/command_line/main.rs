@@ -4,6 +4,7 @@
 
 mod bench;
 mod bisect;
+mod checked;
 mod configuration;
 mod deploy;
 mod detection;
@@ -48,11 +49,18 @@ fn demo_flags() -> Vec<String> {
     vec!["--config".into(), config.display().to_string(), "--tensorrt".into(), "off".into()]
 }
 
+/// Standard output and error of a command with this exit status.
+fn output(status: i32, command: &mut Command) -> (String, String) {
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, error) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(status), "{out}{error}");
+    (out, error)
+}
+
 /// Standard error of a command that must fail with status 2.
 fn error_of(command: &mut Command) -> String {
-    let output = command.output().expect("the binary runs");
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(2), "{error}");
+    let (_, error) = output(2, command);
     assert!(!error.contains("internal error"), "{error}");
     error
 }

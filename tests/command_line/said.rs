@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use calib_test_support::Need;
 
-use super::{calib, demo, demo_flags, error_of, json, made};
+use super::{calib, demo, demo_flags, error_of, json, made, output};
 
 /// `log.onnx` gives infinities where a product is negative; `shifted.onnx` gives them elsewhere. `grid.onnx` has an output
 /// that is neither scores nor a map, and a tensor with a line break in its name. `sum.onnx` has nothing to quantize. How many rows
@@ -43,15 +43,6 @@ np.savez(f"{folder}/more.npz", x=x, label=np.arange(400), note=x[:, :2])
 np.savez(f"{folder}/renamed.npz", pixels=x)
 np.savez(f"{folder}/other.npz", pixels=x, label=np.arange(400))
 "#;
-
-/// Standard output and error of a command with this exit status.
-fn output(status: i32, command: &mut assert_cmd::Command) -> (String, String) {
-    let output = command.output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (out, error) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(output.status.code(), Some(status), "{out}{error}");
-    (out, error)
-}
 
 fn compare(folder: &Path, data: &str, more: &[&str]) -> assert_cmd::Command {
     let mut command = calib().unwrap();
@@ -407,60 +398,6 @@ fn the_preset_that_wins_is_named_with_what_each_gave() {
     let most = tried.iter().map(|(_, right)| *right).max().unwrap();
     assert!(tried.len() > 5 && most > 16, "{list}");
     assert_eq!(tried.iter().find(|(_, right)| *right == most).unwrap().0, winner, "the first of the best: {list}");
-}
-
-/// Models that are checked: `product.onnx` has a scale that is multiplied from constants, `branch.onnx` Q/DQ in a branch only, and
-/// `state.onnx` the batch on the second axis of a state.
-const CHECKED: &str = r#"
-import sys
-import numpy as np, onnx
-from onnx import TensorProto, helper, numpy_helper
-folder = sys.argv[1]
-rng = np.random.default_rng(5)
-info = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-node = lambda op, inputs, output, **more: helper.make_node(op, inputs.split(), [output], name=output, **more)
-def save(name, nodes, inputs, outputs, **constants):
-    graph = helper.make_graph(nodes, "g", [info(*i) for i in inputs], [info(*o) for o in outputs],
-                              [numpy_helper.from_array(value, name) for name, value in constants.items()])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), f"{folder}/{name}.onnx")
-pair = [node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z", "d")]
-for name, half in ("product", 0.5), ("negative", -0.5):
-    save(name, [node("Mul", "half half_too", "s"), *pair, node("Relu", "d", "y")], [("x", ["n", 4])], [("y", ["n", 4])],
-         half=np.float32(half), half_too=np.float32(0.5), z=np.int8(0))
-branch = helper.make_graph(pair, "then", [], [info("d", ["n", 4])])
-other = helper.make_graph([node("Relu", "x", "r")], "else", [], [info("r", ["n", 4])])
-save("branch", [node("If", "yes", "y", then_branch=branch, else_branch=other)], [("x", ["n", 4])], [("y", ["n", 4])],
-     yes=np.bool_(True), s=np.float32(0.5), z=np.int8(0))
-w = lambda *shape: rng.normal(size=shape).astype(np.float32)
-layers = [node("Transpose", "x", "t", perm=[1, 0, 2]), node("Split", "h", "first", axis=0)]
-layers[1].output.append("second")
-layers += [helper.make_node("GRU", ["t", "gw", "gr", "", "", "first"], ["", "last"], "gru", hidden_size=8), node("Add", "last second", "u"),
-           node("Squeeze", "u zero", "v"), node("MatMul", "v w", "m"), node("Mul", "m by", "y")]
-save("state", layers, [("x", ["n", 5, 6]), ("h", [2, "n", 8]), ("by", [])], [("y", ["n", 4])],
-     gw=w(1, 24, 6), gr=w(1, 24, 8), w=w(8, 4), zero=np.array([0]))
-"#;
-
-#[test]
-fn constants_are_computed_and_branches_looked_into_for_a_check() {
-    let Some(folder) = made(CHECKED) else { return };
-    let check = |status: i32, name: &str| {
-        output(status, calib().unwrap().args(["inspect", "--check"]).arg(folder.path().join(name)))
-    };
-    assert!(check(0, "product.onnx").0.contains("every Q/DQ pair follows"));
-    assert!(check(1, "negative.onnx").0.contains("its scale 0 is -0.25"));
-    let (out, error) = check(0, "branch.onnx");
-    assert!(out.contains("every Q/DQ pair follows") && !error.contains("nothing to check"), "{out}{error}");
-}
-
-#[test]
-fn recurrent_models_are_timed_at_any_batch() {
-    let Some(folder) = made(CHECKED) else { return };
-    let mut bench = calib().unwrap();
-    bench.args(["bench", "ort", "--random-data", "--batch", "1,4", "--seconds", "0.02", "--json", "--model"]);
-    let (out, error) = output(0, bench.arg(folder.path().join("state.onnx")));
-    let found: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!(found["measurements"].as_array().unwrap().len(), 2, "{out}");
-    assert!(!error.contains("dynamic first axis"), "{error}");
 }
 
 #[test]

@@ -69,7 +69,11 @@ pub(super) fn doctor(printer: &Printer, global: &GlobalArgs) -> anyhow::Result<E
     };
     printer.outcome(&findings, || describe(&findings))?;
     let runtime = &findings.onnxruntime;
-    let lacks = runtime.loaded.is_none() || (runtime.cuda_provider && runtime.cuda_error.is_some());
+    // A folder that was named is not there for nothing.
+    let is_named = std::env::var_os("CALIB_TENSORRT_DIR").is_some_and(|folder| !folder.is_empty());
+    let lacks = runtime.loaded.is_none()
+        || (runtime.cuda_provider && runtime.cuda_error.is_some())
+        || (is_named && findings.tensorrt.iter().all(|tensorrt| tensorrt.library.is_none()));
     Ok(if lacks { ExitStatus::GateFailed } else { ExitStatus::Passed })
 }
 

@@ -121,13 +121,13 @@ fn dispatch(printer: &Printer, global: &GlobalArgs, command: Command) -> anyhow:
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "calib", &mut script);
-            printer.result(&String::from_utf8_lossy(&script));
+            printer.result(&String::from_utf8_lossy(&script))?;
             Ok(ExitStatus::Passed)
         }
         Command::Man => {
             let mut page = Vec::new();
             clap_mangen::Man::new(Cli::command()).render(&mut page)?;
-            printer.result(&String::from_utf8_lossy(&page));
+            printer.result(&String::from_utf8_lossy(&page))?;
             Ok(ExitStatus::Passed)
         }
         Command::Run(args) => run::run(printer, global, &args),

@@ -129,7 +129,18 @@ impl OnnxRuntime {
         let options = BuildOptions { optimization, ..BuildOptions::default() };
         let builder = builder(self.loaded, &options, None)?;
         let builder = folding(builder, &path, !fits_in_memory(&model.proto)).map_err(|error| refused(model, &error))?;
-        drop(commit(builder, model, &[])?);
+        drop(commit(builder, model, &[]).map_err(|mut error| {
+            if let BackendError::Build { reason, .. } = &mut error
+                && reason.contains("serialization failed")
+            {
+                reason.truncate(reason.trim_end_matches('.').len());
+                reason.push_str(
+                    "; its folded form was written to the temporary folder (TMPDIR), where there is no room or files may not be that \
+                     large (ulimit -f)",
+                );
+            }
+            error
+        })?);
         let mut rewritten =
             Model::load(&path).map_err(|error| failed(format!("its folded form is unusable: {error}")))?.proto;
         remove_inserted_casts(rewritten.graph.get_or_insert_default());

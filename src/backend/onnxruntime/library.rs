@@ -64,6 +64,8 @@ pub fn search(option: Option<&Path>) -> LibrarySearch {
 /// of the user and of the system.
 fn python_packages() -> Vec<PathBuf> {
     let active = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    // One that is told from the working folder could be anybody's.
+    let active = active.filter(|prefix| prefix.is_absolute());
     let in_path = std::env::var_os("PATH").and_then(|path| {
         let found =
             std::env::split_paths(&path).find(|folder| folder.is_absolute() && folder.join("python3").is_file())?;

@@ -19,6 +19,15 @@ pub(super) enum Resizing {
     Boxes,
 }
 
+/// Who cuts the middle out where a file asks for it with `do_center_crop`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cuts {
+    Both,
+    /// The fast processor of the class; the slow one passes the key over.
+    Fast,
+    Neither,
+}
+
 /// Means and deviations that `transformers` has names for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Statistics {
@@ -50,25 +59,30 @@ impl Statistics {
 pub(super) struct Class {
     pub name: &'static str,
     pub resizing: Resizing,
+    /// `None` where it keeps the shape of the picture, or the slow processor's is another than the fast one's.
     pub size: Option<Extent>,
-    pub center_crop: bool,
+    pub cuts: Cuts,
+    /// `None` where the slow and the fast processor differ.
+    pub center_crop: Option<bool>,
     pub crop: Option<usize>,
     pub crop_share: Option<f64>,
     /// `None` where releases 4 and 5 of `transformers` differ.
     pub resample: Option<Interpolation>,
     pub normalize: bool,
+    /// `None` where neither the slow nor the fast processor normalizes.
     pub statistics: Option<Statistics>,
     /// Keys beyond those of every processor, and read as that processor does.
     pub keys: &'static [&'static str],
 }
 
-/// Resizes to a square, and cuts nothing.
+/// Resizes to a square, and cuts nothing; the fast processor does where it is asked to.
 const fn square(name: &'static str, side: usize, resample: Interpolation, statistics: Statistics) -> Class {
     Class {
         name,
         resizing: Resizing::Square,
         size: Some(Extent::Exact([side, side])),
-        center_crop: false,
+        cuts: Cuts::Fast,
+        center_crop: Some(false),
         crop: None,
         crop_share: None,
         resample: Some(resample),
@@ -83,7 +97,8 @@ const fn short(name: &'static str, side: usize, resample: Interpolation, statist
     Class {
         resizing: Resizing::Short,
         size: Some(Extent::One(side)),
-        center_crop: true,
+        cuts: Cuts::Both,
+        center_crop: Some(true),
         crop: Some(224),
         ..square(name, side, resample, statistics)
     }
@@ -91,15 +106,20 @@ const fn short(name: &'static str, side: usize, resample: Interpolation, statist
 
 /// A detector.
 const fn boxes(name: &'static str) -> Class {
-    Class { resizing: Resizing::Boxes, size: None, ..square(name, 0, Interpolation::Bilinear, Statistics::ImageNet) }
+    Class {
+        resizing: Resizing::Boxes,
+        size: None,
+        cuts: Cuts::Neither,
+        ..square(name, 0, Interpolation::Bilinear, Statistics::ImageNet)
+    }
 }
 
-/// Read from `transformers` 5.24, and `resample` from 4.57 too.
+/// Read from `transformers` 5.24, and from the slow and the fast processors of 4.57 what is `None` where they differ.
 pub(super) const CLASSES: &[Class] = {
     use Interpolation::{Bicubic, Bilinear};
     use Statistics::{Clip, Half, ImageNet};
     &[
-        Class { crop: Some(224), ..square("Beit", 224, Bicubic, Half) },
+        Class { size: None, cuts: Cuts::Both, center_crop: None, crop: Some(224), ..square("Beit", 0, Bicubic, Half) },
         short("Bit", 224, Bicubic, Clip),
         square("Blip", 384, Bicubic, Clip),
         short("ChineseCLIP", 224, Bicubic, Clip),
@@ -107,17 +127,18 @@ pub(super) const CLASSES: &[Class] = {
         boxes("ConditionalDetr"),
         Class {
             resizing: Resizing::ConvNext,
-            center_crop: false,
+            size: Some(Extent::One(384)),
             crop_share: Some(224.0 / 256.0),
             resample: None,
             keys: &["crop_pct"],
-            ..short("ConvNext", 384, Bicubic, Half)
+            ..square("ConvNext", 384, Bicubic, Half)
         },
         boxes("DeformableDetr"),
-        Class { center_crop: true, crop: Some(224), ..square("DeiT", 256, Bicubic, Half) },
+        Class { cuts: Cuts::Both, center_crop: Some(true), crop: Some(224), ..square("DeiT", 256, Bicubic, Half) },
         boxes("Detr"),
         Class { keys: &["ensure_multiple_of", "size_divisor"], ..square("DPT", 384, Bicubic, Half) },
         Class {
+            cuts: Cuts::Both,
             crop: Some(289),
             resample: None,
             keys: &["include_top", "rescale_offset"],
@@ -141,12 +162,13 @@ pub(super) const CLASSES: &[Class] = {
             ..short("PoolFormer", 224, Bicubic, ImageNet)
         },
         Class { resample: None, ..square("Pvt", 224, Bicubic, ImageNet) },
-        Class { normalize: false, ..boxes("RTDetr") },
-        square("Segformer", 512, Bilinear, ImageNet),
+        Class { size: Some(Extent::Exact([640, 640])), normalize: false, ..boxes("RTDetr") },
+        Class { cuts: Cuts::Neither, ..square("Segformer", 512, Bilinear, ImageNet) },
         Class { resizing: Resizing::Short, ..square("Siglip", 224, Bicubic, Half) },
         Class {
             resizing: Resizing::Short,
             size: Some(Extent::Exact([480, 640])),
+            cuts: Cuts::Neither,
             normalize: false,
             statistics: None,
             ..square("SuperPoint", 480, Bilinear, Half)

@@ -116,3 +116,151 @@ fn a_filter_that_releases_differ_in_must_be_said() {
         assert_eq!(read(file("do_resize", json!(false))).resize, None);
     }
 }
+
+/// Every class that is known, with what its file needs so that nothing is missing.
+fn whole(class: &Class) -> Map<String, Value> {
+    let size = match class.resizing {
+        Resizing::Square | Resizing::Boxes => json!({"height": 64, "width": 64}),
+        _ => json!({"shortest_edge": 64}),
+    };
+    let json = json!({"image_processor_type": format!("{}ImageProcessor", class.name), "size": size, "resample": 2,
+        "do_center_crop": false});
+    json.as_object().unwrap().clone()
+}
+
+/// What `transformers` 4.57 makes of `do_center_crop: true`, read from its slow and its fast processors.
+#[test]
+fn keys_that_a_processor_does_not_have_are_refused_by_name() {
+    let cutting = [
+        "Beit",
+        "Bit",
+        "ChineseCLIP",
+        "CLIP",
+        "DeiT",
+        "EfficientNet",
+        "Levit",
+        "MobileNetV1",
+        "MobileNetV2",
+        "MobileViT",
+        "PoolFormer",
+    ];
+    let only_fast = ["Blip", "ConvNext", "DPT", "Pvt", "Siglip", "ViT"];
+    for class in CLASSES {
+        let with = |keys: &[(&str, Value)]| {
+            let mut file = whole(class);
+            file.extend(keys.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+            parse(&Value::Object(file), None)
+        };
+        let plain = with(&[]).unwrap();
+        let cut = with(&[("do_center_crop", json!(true)), ("crop_size", json!(32))]);
+        match cut {
+            Ok(cut) => {
+                assert!(cutting.contains(&class.name), "{}", class.name);
+                assert_eq!(cut.crop, Some(Extent::Exact([32, 32])), "{}", class.name);
+            }
+            Err(reason) if only_fast.contains(&class.name) => {
+                let expected = format!("`do_center_crop` is true, which the fast image processor of {} in", class.name);
+                assert!(reason.contains(&expected), "{reason}");
+            }
+            Err(reason) => {
+                assert!(!cutting.contains(&class.name), "{reason}");
+                let expected = format!("`do_center_crop` is true, which is not supported for {}", class.name);
+                assert!(reason.contains(&expected), "{reason}");
+            }
+        }
+        // Off, or null as fast processors write it, does nothing.
+        let off = [("do_center_crop", Value::Bool(false)), ("crop_size", json!(32)), ("do_pad", Value::Null)];
+        assert_eq!(with(&off).unwrap(), plain, "{}", class.name);
+        let half = [("image_mean", json!([0.5, 0.5, 0.5])), ("image_std", json!([0.25, 0.25, 0.25]))];
+        let on = [("do_normalize", json!(true))];
+        if ["MobileViT", "SuperPoint"].contains(&class.name) {
+            for (key, keys) in [("do_normalize", &on[..]), ("image_mean", &half[..]), ("image_std", &half[1..])] {
+                let reason = with(keys).unwrap_err();
+                assert!(reason.contains(&format!("`{key}` is ")) && reason.contains(class.name), "{reason}");
+            }
+            for off in [json!(false), Value::Null] {
+                let off = [&half[..], &[("do_normalize", off)]].concat();
+                assert_eq!(with(&off).unwrap(), plain, "{}", class.name);
+            }
+        } else {
+            assert_eq!(with(&[&half[..], &on].concat()).unwrap().mean, [0.5; 3], "{}", class.name);
+        }
+    }
+    let alone = |class: &str| json!({"image_processor_type": class, "size": {"height": 8, "width": 8}, "crop_size": 4});
+    assert_eq!(read(alone("ViTImageProcessorFast")).crop, None, "nothing asks for a crop");
+    assert!(
+        refusal(alone("SegformerImageProcessor")).contains("`crop_size` is 4, which is not supported for Segformer")
+    );
+    let clip = |key: &str, value: Value| json!({"image_processor_type": "CLIPImageProcessor", "size": 64, key: value});
+    assert_eq!(read(clip("default_to_square", json!(false))).resize, Some(Extent::One(64)));
+    assert!(refusal(clip("default_to_square", json!(true))).contains("`default_to_square` is true, which the fast"));
+    assert!(
+        refusal(clip("input_data_format", json!("channels_last"))).contains("`input_data_format` is \"channels_last\"")
+    );
+    assert!(
+        refusal(json!({"image_processor_type": "PoolFormerImageProcessor", "crop_pct": 0})).contains("`crop_pct` is 0")
+    );
+}
+
+#[test]
+fn a_detector_without_a_size_takes_its_own_or_is_refused() {
+    let of = |class: &str| json!({"image_processor_type": format!("{class}ImageProcessor"), "resample": 3});
+    let model = Some([320, 320]);
+    assert_eq!(parse(&of("RTDetr"), model).unwrap().resize, Some(Extent::Exact([640, 640])));
+    for class in ["ConditionalDetr", "DeformableDetr", "Detr", "Yolos"] {
+        let reason = parse(&of(class), model).unwrap_err();
+        assert!(
+            reason.contains(&format!("`size` is missing, and {class} then makes the shorter side 800")),
+            "{reason}"
+        );
+        let mut unresized = of(class);
+        unresized["do_resize"] = json!(false);
+        assert_eq!(parse(&unresized, model).unwrap().resize, None);
+    }
+    // The slow processor resizes to 256 and cuts 224 out, the fast one resizes to 224.
+    let mut beit = of("Beit");
+    assert!(
+        refusal(beit.clone())
+            .contains("`do_center_crop` is missing, which the slow and the fast image processor of Beit")
+    );
+    beit["do_center_crop"] = json!(true);
+    assert!(refusal(beit.clone()).contains("`size` is missing"));
+    beit["size"] = json!(256);
+    let both = read(beit.clone());
+    assert_eq!((both.resize, both.crop), (Some(Extent::Exact([256, 256])), Some(Extent::Exact([224, 224]))));
+    beit["do_center_crop"] = Value::Null;
+    assert_eq!(read(beit).crop, None, "off for both");
+}
+
+#[test]
+fn null_says_nothing_where_the_default_is_on() {
+    let off = |class: &Class, key: &str| match key {
+        "do_resize" | "do_rescale" => false,
+        "do_normalize" => !class.normalize,
+        "do_center_crop" => class.center_crop != Some(true),
+        _ => !class.keys.contains(&key) || key == "rescale_offset",
+    };
+    let keys = [
+        "do_resize",
+        "do_rescale",
+        "do_normalize",
+        "do_center_crop",
+        "do_flip_channel_order",
+        "include_top",
+        "rescale_offset",
+    ];
+    for (class, key) in CLASSES.iter().flat_map(|class| keys.map(|key| (class, key))) {
+        let mut file = whole(class);
+        file.insert(key.to_owned(), Value::Null);
+        match parse(&Value::Object(file), None) {
+            Ok(_) => assert!(off(class, key), "{} {key}", class.name),
+            Err(reason) => {
+                assert!(!off(class, key) && reason.contains(&format!("`{key}` is null")), "{} {reason}", class.name);
+            }
+        }
+    }
+    let share = |class: &str| json!({"image_processor_type": class, "size": 224, "resample": 3, "crop_pct": null});
+    assert!(refusal(share("PoolFormerImageProcessor")).contains("`crop_pct` is null"));
+    assert_eq!(read(share("ConvNextImageProcessor")).resize, Some(Extent::One(256)), "the default for both");
+    assert!(refusal(json!({"do_rescale": null})).contains("`do_rescale` is null"));
+}

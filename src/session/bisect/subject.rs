@@ -84,7 +84,7 @@ impl<'a> Bisection<'a> {
         }
         let given = session.config.table.as_ref().map(|path| session.read_table(path)).transpose()?;
         if let Some(table) = &given {
-            session.leave_out_calibrated(&mut split, table);
+            session.leave_out_calibrated(&mut split, table, 0);
         }
         let undecided = if find == Find::Plan { undecided(session, &split, args.samples)? } else { None };
         let out = OutputFolder::open(&session.config)?;

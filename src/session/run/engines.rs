@@ -245,7 +245,7 @@ impl Job<'_> {
             return Ok(());
         }
         let batches = self.bench_batches();
-        let inputs: Vec<_> = batches.into_iter().filter_map(|batch| Some((batch, self.first_batch(batch)?))).collect();
+        let inputs: Vec<_> = batches.into_iter().filter_map(|batch| self.first_call(batch)).collect();
         let host = self.session.host.clone();
         let runners: Vec<_> = engines
             .iter_mut()

@@ -38,7 +38,7 @@ impl Session {
              give --table"
         );
         if let Some(calibrated) = &calibrated {
-            self.leave_out_calibrated(&mut split, &calibrated.chosen.table);
+            self.leave_out_calibrated(&mut split, &calibrated.chosen.table, self.config.eval_samples);
         }
         self.host.stage("quantizing");
         let mut targets = self.targets(calibrated.as_ref(), &|_, _| Ok(None))?;

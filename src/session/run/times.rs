@@ -40,8 +40,8 @@ impl Job<'_> {
         };
         let mut inputs = Vec::new();
         for batch in batches {
-            match self.first_batch(batch) {
-                Some(first) => inputs.push((batch, first)),
+            match self.first_call(batch) {
+                Some(first) => inputs.push(first),
                 None => self.session.host.warn(&format!(
                     "latency at batch {batch} was not measured: the evaluation data does not begin with {batch} samples of \
                      one shape"
@@ -138,12 +138,18 @@ impl Job<'_> {
     /// The first samples of the evaluation; `None` where there are too few of one shape. A sample alone may be all that
     /// the model takes in a call.
     pub(super) fn first_batch(&self, batch: usize) -> Option<TensorMap> {
+        self.first_call(batch).map(|(_, inputs)| inputs)
+    }
+
+    /// The same with the number of its samples.
+    pub(super) fn first_call(&self, batch: usize) -> Option<(usize, TensorMap)> {
         if self.session.subject.fixed_batch() == Some(batch) && batch > 1 {
             let is_whole = |tensor: &Tensor| tensor.shape().first() == Some(&batch);
-            let first = self.first_samples(1).filter(|first| first.values().all(is_whole));
-            return first.or_else(|| self.first_samples(batch));
+            if let Some(first) = self.first_samples(1).filter(|first| first.values().all(is_whole)) {
+                return Some((1, first));
+            }
         }
-        self.first_samples(batch)
+        Some((batch, self.first_samples(batch)?))
     }
 
     fn first_samples(&self, batch: usize) -> Option<TensorMap> {
