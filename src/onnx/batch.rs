@@ -2,16 +2,19 @@
 
 use std::{cmp::Reverse, collections::HashSet};
 
-use super::proto::{DimensionValue, GraphProto, TensorProto, TypeValue, ValueInfoProto};
+use super::proto::{DimensionProto, DimensionValue, GraphProto, TensorProto, TypeValue, ValueInfoProto};
 
 impl ValueInfoProto {
+    fn extents(&self) -> &[DimensionProto] {
+        match self.r#type.as_ref().and_then(|kind| kind.value.as_ref()) {
+            Some(TypeValue::TensorType(tensor)) => tensor.shape.as_ref().map_or(&[], |shape| &shape.dim),
+            _ => &[],
+        }
+    }
+
     /// The names of the open extents of a tensor, by axis.
     pub fn names_of_extents(&self) -> Vec<Option<&str>> {
-        let Some(TypeValue::TensorType(tensor)) = self.r#type.as_ref().and_then(|kind| kind.value.as_ref()) else {
-            return Vec::new();
-        };
-        let extents = tensor.shape.iter().flat_map(|shape| &shape.dim);
-        let names = extents.map(|extent| match &extent.value {
+        let names = self.extents().iter().map(|extent| match &extent.value {
             Some(DimensionValue::DimParam(name)) if !name.is_empty() => Some(name.as_str()),
             _ => None,
         });
@@ -27,7 +30,21 @@ impl GraphProto {
         let inputs = self.input.iter().filter(|input| !weights.contains(input.name()));
         let names: Vec<_> = inputs.chain(&self.output).map(ValueInfoProto::names_of_extents).collect();
         let first = names.iter().filter_map(|names| *names.first()?);
-        first.min_by_key(|name| Reverse(names.iter().filter(|names| names.contains(&Some(name))).count()))
+        let first = first.min_by_key(|name| Reverse(names.iter().filter(|names| names.contains(&Some(name))).count()));
+        first.or_else(|| self.batch_behind_time(&weights))
+    }
+
+    /// The name behind the first axis of all inputs, where that is fixed and not the same in all: time, and the layers of states.
+    fn batch_behind_time(&self, weights: &HashSet<&str>) -> Option<&str> {
+        let inputs: Vec<_> = self.input.iter().filter(|input| !weights.contains(input.name())).collect();
+        let name = inputs.first()?.names_of_extents().get(1).copied()??;
+        let firsts = inputs.iter().map(|input| match &input.extents().first()?.value {
+            Some(DimensionValue::DimValue(extent)) => Some(*extent),
+            _ => None,
+        });
+        let firsts: HashSet<i64> = firsts.collect::<Option<_>>()?;
+        let is_second = |input: &&ValueInfoProto| input.names_of_extents().get(1) == Some(&Some(name));
+        (firsts.len() > 1 && inputs.iter().all(is_second)).then_some(name)
     }
 }
 
@@ -67,5 +84,9 @@ mod tests {
         assert_eq!(batch(&[&["n", "16", "20"], &["2", "n", "64"]], &[&["2", "n", "64"]]).as_deref(), Some("n"));
         assert_eq!(batch(&[&["n", "12"], &[]], &[&["1", "12"]]).as_deref(), Some("n"));
         assert_eq!(batch(&[&["8", "3", "h", "w"]], &[&["8", "10"]]), None);
+        // Time and layers are fixed; of two inputs that agree on the first axis, that is the batch.
+        assert_eq!(batch(&[&["20", "n", "32"], &["1", "n", "32"]], &[&["1", "n", "32"]]).as_deref(), Some("n"));
+        assert_eq!(batch(&[&["1", "length", "32"], &["1", "length", "32"]], &[&["1", "10"]]), None);
+        assert_eq!(batch(&[&["20", "n"], &["1", "m"]], &[&["1", "10"]]), None);
     }
 }

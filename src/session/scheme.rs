@@ -73,14 +73,18 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
         let matches = |name: &&String| whole_name(pattern).is_ok_and(|regex| regex.is_match(name));
         match stands_for.keys().find(matches) {
             Some(name) => format!("the pattern `{pattern}` matches only nodes that copy values or are constant, as `{name}`, and are folded away"),
-            None => format!("the pattern `{pattern}` matches no node"),
+            None => {
+                let is_named = |node: &NodeProto| whole_name(pattern).is_ok_and(|regex| regex.is_match(node.name()));
+                inside(subject.folded.graph(), &format!("that match the pattern `{pattern}`"), &is_named)
+                    .unwrap_or_else(|| format!("the pattern `{pattern}` matches no node"))
+            }
         }
     });
     let patterns = patterns.chain(folded_into(config, subject)).chain(of_random_data);
     let types = config.op_types.iter().chain(&config.op_types_to_exclude);
     let types = types.filter_map(|op_type| match matched(subject, op_type) {
         Matched::Nodes => folded_type(subject, op_type),
-        Matched::Nothing => inside(subject.folded.graph(), op_type),
+        Matched::Nothing => inside_by_type(subject.folded.graph(), op_type),
         Matched::Copies(name) => Some(format!(
             "the operator type `{op_type}` has only nodes that copy values or are constant, as `{name}`, and are folded away"
         )),
@@ -108,14 +112,18 @@ fn matched<'s>(subject: &'s Subject, op_type: &str) -> Matched<'s> {
     }
 }
 
-/// Says that nodes of an operator type lie in a branch or the body of a loop only, which no rule reaches.
-fn inside(graph: &GraphProto, op_type: &str) -> Option<String> {
-    fn holds(node: &NodeProto, op_type: &str) -> bool {
-        node.subgraphs().flat_map(|graph| &graph.node).any(|node| node.op_type() == op_type || holds(node, op_type))
+fn inside_by_type(graph: &GraphProto, op_type: &str) -> Option<String> {
+    inside(graph, &format!("of the operator type `{op_type}`"), &|node| node.op_type() == op_type)
+}
+
+/// Says that nodes lie in a branch or the body of a loop only, which no rule reaches.
+fn inside(graph: &GraphProto, which: &str, is_one: &dyn Fn(&NodeProto) -> bool) -> Option<String> {
+    fn holds(node: &NodeProto, is_one: &dyn Fn(&NodeProto) -> bool) -> bool {
+        node.subgraphs().flat_map(|graph| &graph.node).any(|node| is_one(node) || holds(node, is_one))
     }
-    let (index, node) = graph.node.iter().enumerate().find(|(_, node)| holds(node, op_type))?;
+    let (index, node) = graph.node.iter().enumerate().find(|(_, node)| holds(node, is_one))?;
     Some(format!(
-        "nodes of the operator type `{op_type}` lie only inside of the {} node `{}`, which stays as it is",
+        "nodes {which} lie only inside of the {} node `{}`, which stays as it is",
         node.op_type(),
         node.label(index)
     ))
@@ -183,7 +191,7 @@ fn holds(subject: &Subject, op_type: &str) -> bool {
 pub(super) fn require_op_types(config: &RunConfig, subject: &Subject) -> Result<(), PipelineError> {
     for (flag, types) in [("--op-types", &config.op_types), (EXCLUDED_TYPES, &config.op_types_to_exclude)] {
         for missing in types.iter().filter(|op_type| !holds(subject, op_type)) {
-            match inside(subject.folded.graph(), missing) {
+            match inside_by_type(subject.folded.graph(), missing) {
                 // It stays as it is without being excluded: a warning says so.
                 Some(_) if flag == EXCLUDED_TYPES => {}
                 Some(inside) => bail!("{flag} {missing}: {inside}"),
@@ -211,15 +219,17 @@ pub(super) fn require_operators(placement: &Placement) -> Result<(), PipelineErr
 
 #[cfg(test)]
 mod tests {
-    use super::inside;
+    use super::{inside, inside_by_type};
     use crate::onnx::tests::small_model;
 
     #[test]
     fn what_lies_in_a_branch_is_said_to() {
         let model = small_model();
-        let of = |op_type: &str| inside(model.graph(), op_type);
+        let of = |op_type: &str| inside_by_type(model.graph(), op_type);
         let said = of("Add").unwrap();
         assert!(said.starts_with("nodes of the operator type `Add` lie only inside of the If node `"), "{said}");
         assert_eq!((of("HardSwish"), of("If")), (None, None));
+        let said = inside(model.graph(), "that match the pattern `.*`", &|_| true).unwrap();
+        assert!(said.starts_with("nodes that match the pattern `.*` lie only inside of the If node `"), "{said}");
     }
 }
