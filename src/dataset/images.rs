@@ -24,6 +24,9 @@ pub(super) const HIDDEN: &str = "names that begin with a dot are hidden";
 /// Why others are.
 pub(super) const NOT_READ: &str = "its ending is none of those that are read";
 
+/// Folders that archives and systems of files put beside those of the user.
+const OF_SYSTEMS: [&str; 5] = ["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"];
+
 /// Largest image file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 
@@ -379,7 +382,7 @@ fn escape(name: &std::ffi::OsStr) -> String {
 /// otherwise folders count from 0 in their order, and a sentence says so.
 ///
 /// # Errors
-/// A folder without a sample among those that are counted: whether it is a class decides over all that follow.
+/// A folder without a sample in front of one that is counted: whether it is a class decides over all that follow.
 pub(super) fn folder_labels(
     Listing { classes: folders, empty, skipped, .. }: &Listing,
     ids: &[&str],
@@ -390,7 +393,8 @@ pub(super) fn folder_labels(
     let by_name: BTreeMap<&str, u32> = classes.iter().map(|(&index, name)| (name.as_str(), index)).collect();
     let known = folders.iter().all(|name| by_name.contains_key(name.as_str()));
     let is_counted = numbers.is_none() && !known;
-    if let Some(name) = empty.first().filter(|_| is_counted) {
+    let moves_others = |name: &&String| !OF_SYSTEMS.contains(&name.as_str()) && folders.last() > Some(*name);
+    if let Some(name) = empty.iter().find(moves_others).filter(|_| is_counted) {
         let inside =
             skipped.iter().filter(|file| file.sample.split_once('/').is_some_and(|(folder, _)| folder == name));
         let holds = inside.clone().next().map_or_else(

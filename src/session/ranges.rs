@@ -220,11 +220,12 @@ impl Session {
         let same = same_samples(dataset, &table.calibrated_on, &all);
         let (calibration, others): (Vec<usize>, Vec<usize>) = all.into_iter().partition(|index| same.contains(index));
         if others.is_empty() {
-            return self.leave_out(parts, &table.calibrated_on, "table");
+            self.leave_out(parts, &table.calibrated_on, "table");
+            (parts.overlapping, parts.calibration) = (parts.evaluation.len(), calibration);
+            return;
         }
-        let left_out = parts.evaluation.iter().filter(|index| same.contains(index)).count();
-        if left_out > 0 {
-            self.host.info(&format!("{left_out} samples that the table was made on are not evaluated"));
+        if parts.evaluation.iter().any(|index| same.contains(index)) {
+            self.host.info(&format!("{} samples that the table was made on are not evaluated", calibration.len()));
         }
         let chosen = split(others.len(), |at| dataset.id(others[at]), seed, 0, most).evaluation;
         let evaluation = chosen.into_iter().map(|at| others[at]).collect();

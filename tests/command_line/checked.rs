@@ -53,8 +53,9 @@ fn constants_are_computed_and_branches_looked_into_for_a_check() {
     };
     assert!(check(0, "product.onnx").0.contains("every Q/DQ pair follows"));
     assert!(check(1, "negative.onnx").0.contains("its scale 0 is -0.25"));
-    let (out, _) = check(1, "function.onnx");
+    let (out, error) = check(1, "function.onnx");
     assert!(out.contains("zero point") && !out.contains("second input"), "{out}");
+    assert!(!error.contains("nothing to check"), "{error}");
     let (out, error) = check(0, "branch.onnx");
     assert!(out.contains("every Q/DQ pair follows") && !error.contains("nothing to check"), "{out}{error}");
 }

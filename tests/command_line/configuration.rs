@@ -127,6 +127,17 @@ fn a_run_with_a_table_and_a_plan_calibrates_nothing_and_names_what_is_lifted() {
     };
     assert!(names("calibration") == made_on && names("evaluation").is_disjoint(&made_on));
     assert_eq!((made_on.len(), names("evaluation").len()), (30, 16));
+    // Where there are no others, those that are in both are counted.
+    let same = folder.path().join("same.txt");
+    fs::write(
+        &same,
+        made_on.iter().map(|name| format!("{}\n", demo("images").join(name).display())).collect::<String>(),
+    )
+    .unwrap();
+    let (by_same, _) = run("by_same", &["--table", others.to_str().unwrap(), "--data", same.to_str().unwrap()]);
+    let count = |part: &str| by_same["dataset"][part].as_array().unwrap().len();
+    assert_eq!(count("calibration"), 30, "{}", by_same["dataset"]);
+    assert_eq!(by_same["dataset"]["overlapping"], count("evaluation"), "{}", by_same["dataset"]);
 
     let mut layers = first["layers"].as_array().unwrap().iter();
     let node = layers.find(|layer| layer["op_type"] == "Conv").unwrap()["node"].as_str().unwrap().to_owned();

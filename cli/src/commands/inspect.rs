@@ -166,7 +166,7 @@ fn check(printer: &Printer, path: &Path, library: Option<&Path>) -> anyhow::Resu
         anyhow::bail!("{} cannot be used: {}; {}", path.display(), broken.message, broken.hint);
     }
     let findings = check_rules(&model, library)?;
-    if !has_quantizers(model.graph()) {
+    if !has_quantizers(model.inlined().0.graph()) {
         printer.warn(&format!(
             "{} has no QuantizeLinear and no DequantizeLinear: there is nothing to check",
             path.display()

@@ -64,14 +64,17 @@ fn a_class_folder_without_pictures_is_refused_where_folders_are_counted() {
     // Classes by name keep their numbers whatever is missing.
     assert_eq!(of(&["a", "b", "c"]), Ok((vec![Some(0), Some(2)], None)));
     std::fs::remove_dir_all(folder.path().join("b")).unwrap();
-    assert_eq!(of(&[]).unwrap().0, [Some(0), Some(1)], "hidden folders are no classes");
+    for moves_nothing in ["z", "__MACOSX"] {
+        std::fs::create_dir(folder.path().join(moves_nothing)).unwrap();
+    }
+    assert_eq!(of(&[]).unwrap().0, [Some(0), Some(1)], "hidden folders are no classes, nor those of systems");
     // So do indices.
     for (from, to) in [("a", "0"), ("c", "2")] {
         std::fs::rename(folder.path().join(from), folder.path().join(to)).unwrap();
     }
     std::fs::create_dir(folder.path().join("1")).unwrap();
     let listing = list(folder.path(), &["png"], None).unwrap();
-    assert_eq!(listing.empty, ["1"]);
+    assert_eq!(listing.empty, ["1", "__MACOSX", "z"]);
     let labels = folder_labels(&listing, &["0/0.png", "2/0.png"], &BTreeMap::new());
     assert_eq!(labels, Ok((vec![Some(0), Some(2)], None)));
 }
