@@ -71,14 +71,12 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
         placement.unmatched_patterns.iter().cloned().chain(planned.filter(matches_nothing)).collect();
     let patterns = unmatched.iter().map(|pattern| {
         let matches = |name: &&String| whole_name(pattern).is_ok_and(|regex| regex.is_match(name));
-        match stands_for.keys().find(matches) {
-            Some(name) => format!("the pattern `{pattern}` matches only nodes that copy values or are constant, as `{name}`, and are folded away"),
-            None => {
-                let is_named = |node: &NodeProto| whole_name(pattern).is_ok_and(|regex| regex.is_match(node.name()));
-                inside(subject.folded.graph(), &format!("that match the pattern `{pattern}`"), &is_named)
-                    .unwrap_or_else(|| format!("the pattern `{pattern}` matches no node"))
-            }
+        if let Some(name) = stands_for.keys().find(matches) {
+            return format!("the pattern `{pattern}` matches only nodes that copy values or are constant, as `{name}`, and are folded away");
         }
+        let is_named = |node: &NodeProto| whole_name(pattern).is_ok_and(|regex| regex.is_match(node.name()));
+        inside(subject.folded.graph(), &format!("that match the pattern `{pattern}`"), &is_named)
+            .unwrap_or_else(|| format!("the pattern `{pattern}` matches no node"))
     });
     let patterns = patterns.chain(folded_into(config, subject)).chain(of_random_data);
     let types = config.op_types.iter().chain(&config.op_types_to_exclude);
