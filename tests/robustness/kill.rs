@@ -66,12 +66,18 @@ fn without_times(document: &[u8]) -> Value {
 /// Where reports of former runs go.
 const FORMER: &str = "former/";
 
+/// What a deployment is called while it is made: its files are whole, and not yet all there.
+const MAKING: &str = ".deploy.new";
+
 /// Files under their final names.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
         let name = entry.file_name().into_string().unwrap();
+        if name == MAKING {
+            continue;
+        }
         if entry.path().is_dir() {
             let inner = self::files(&entry.path());
             files.extend(inner.into_iter().map(|(inner, bytes)| (format!("{name}/{inner}"), bytes)));
@@ -170,7 +176,7 @@ fn stop_and_go_on(command: fn(&Path) -> Option<Command>, kills: usize, seed: u64
         assert_eq!(names.collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
         assert!(found.get("trials.json") == expected.get("trials.json"), "trials.json differs in the end");
         let litter: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert!(litter.iter().all(|name| !name.to_string_lossy().ends_with(".tmp")), "{litter:?}");
+        assert!(litter.iter().all(|name| !name.to_string_lossy().ends_with(".tmp") && name != MAKING), "{litter:?}");
     }
     println!(
         "killed {killed}, terminated {terminated}, at {stages:?}; finished {finished} runs of {:.1} s; {resumed} starts \
