@@ -26,8 +26,8 @@ struct Told {
 impl Told {
     /// Whose inspector told the layers, or what built the engine.
     fn made_by(&self) -> Option<String> {
-        let built = || Some(format!("{} {}", self.flavour?, self.library_version.as_ref()?));
-        self.inspector.clone().or_else(built)
+        let Self { inspector, flavour, library_version, .. } = self;
+        inspector.clone().or_else(|| Some(format!("{} {}", (*flavour)?, library_version.as_ref()?)))
     }
 }
 

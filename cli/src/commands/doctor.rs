@@ -73,7 +73,7 @@ pub(super) fn doctor(printer: &Printer, global: &GlobalArgs) -> anyhow::Result<E
     let is_named = std::env::var_os("CALIB_TENSORRT_DIR").is_some_and(|folder| !folder.is_empty());
     let lacks = runtime.loaded.is_none()
         || (runtime.cuda_provider && runtime.cuda_error.is_some())
-        || (is_named && findings.tensorrt.iter().all(|tensorrt| tensorrt.library.is_none()));
+        || (is_named && findings.tensorrt.iter().all(|TensorRtFindings { library, .. }| library.is_none()));
     Ok(if lacks { ExitStatus::GateFailed } else { ExitStatus::Passed })
 }
 
