@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::model::Subject;
 use crate::{
     backend::{TensorInfo, tensorrt::joined},
-    dataset::InputSpec,
+    dataset::{InputSpec, PassError},
     onnx::proto::ValueInfoProto,
-    tensor::{TensorMap, along, stacked},
+    pass::Samples,
+    tensor::{Tensor, TensorMap, along, stacked},
 };
 
 impl Subject {
@@ -91,8 +92,9 @@ impl Subject {
         };
         let axis = |input: &TensorInfo| match graph.batch_name() {
             Some(name) => names_of_extents(&graph.input, &input.name).iter().position(|given| *given == Some(name)),
-            None => (input.shape.first() == Some(&None) && !is_sequence(input)).then_some(0),
+            None => (input.shape.first() == Some(&None)).then_some(0),
         };
+        let axis = |input: &TensorInfo| axis(input).filter(|&axis| axis > 0 || !is_sequence(input));
         let axes: BTreeMap<_, _> = self.inputs.iter().map(|input| (input.name.as_str(), axis(input))).collect();
         (self.fixed_batch().is_some() && axes.values().any(Option::is_some)).then_some(axes)
     }
@@ -138,6 +140,31 @@ impl Subject {
         Some(inputs)
     }
 
+    /// The first call of `batch` samples of what `samples` reads, with the number of samples in it; `None` where there are too
+    /// few of one shape. A sample alone may be all that the model takes in a call.
+    ///
+    /// # Errors
+    /// More samples cannot be read than the policy allows.
+    pub(super) fn first_call(
+        &self,
+        samples: Samples<'_>,
+        batch: usize,
+    ) -> Result<Option<(usize, TensorMap)>, PassError> {
+        if self.fixed_batch() == Some(batch) && batch > 1 {
+            let is_whole = |tensor: &Tensor| tensor.shape().first() == Some(&batch);
+            if let Some(whole) = samples.first(1)?.filter(|first| first.inputs.values().all(is_whole)) {
+                return Ok(Some((1, whole.inputs)));
+            }
+        }
+        let inputs = if self.joins_samples(batch) {
+            let parts: Vec<_> = samples.firsts(1, batch)?.into_iter().map(|part| part.inputs).collect();
+            if parts.len() == batch { self.as_one_call(parts) } else { None }
+        } else {
+            samples.first(batch)?.map(|first| first.inputs)
+        };
+        Ok(inputs.map(|inputs| (batch, inputs)))
+    }
+
     /// The batch of a call that nobody chose.
     pub fn usual_batch(&self) -> usize {
         if self.takes_whole_inputs() { 1 } else { self.fixed_batch().unwrap_or(1) }
@@ -152,14 +179,16 @@ fn names_of_extents<'m>(declared: &'m [ValueInfoProto], tensor: &str) -> Vec<Opt
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use calib_test_support::Need;
 
     use super::*;
     use crate::{
         backend::onnxruntime::OnnxRuntime,
+        dataset::{BadPolicy, PrefetchOptions, RandomDataset},
         onnx::proto::{AttributeProto, DimensionValue, NodeProto, TypeValue},
         quantize::testing::TestModel,
-        tensor::Tensor,
     };
 
     /// Time is the first axis of what goes in, and gone from what comes out.
@@ -202,6 +231,53 @@ mod tests {
         assert_eq!(refused(1, &none), [None, Some("the model fixes its batch to 1".to_owned())]);
         let [one, four] = refused(-1, &BTreeMap::from([("x".to_owned(), vec![1, 3])]));
         assert!(one.is_none() && four.unwrap().starts_with("--shape x=1x3 fixes it to 1; give each batch"));
+    }
+
+    /// A recurrent model whose first axis is time, named or not, and whose states are those of one sample.
+    #[test]
+    fn time_in_front_of_a_fixed_batch_of_1_is_no_batch() {
+        let Some(runtime) = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("time.onnx");
+        let refused = |name: Option<&str>, state: i64| {
+            let model = TestModel::new(17).input("x", &[-1, state, 3]).input("s", &[2, state, 3]);
+            let model = model.op("Relu", &["x"], "y").op("Relu", &["s"], "t");
+            let mut model = model.output("y", &[-1, state, 3]).output("t", &[2, state, 3]).build();
+            let graph = model.graph_mut();
+            for info in [&mut graph.input[0], &mut graph.output[0]] {
+                let Some(TypeValue::TensorType(tensor)) = &mut info.r#type.as_mut().unwrap().value else { panic!() };
+                tensor.shape.as_mut().unwrap().dim[0].value =
+                    name.map(|name| DimensionValue::DimParam(name.to_owned()));
+            }
+            model.save(&path).unwrap();
+            let subject = Subject::load(runtime, &path, &BTreeMap::new()).unwrap();
+            [1, 4].map(|batch| subject.refuses_batch(batch, &BTreeMap::new()).is_some())
+        };
+        assert_eq!(refused(Some("T"), 1), [false, true]);
+        assert_eq!(refused(None, 1), [false, true]);
+    }
+
+    /// What the samples are tells what a fixed first axis counts.
+    #[test]
+    fn a_sample_may_be_all_that_a_call_takes() {
+        let Some(runtime) = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.onnx");
+        let model = TestModel::new(17).input("x", &[4, 3]).op("Relu", &["x"], "y").output("y", &[4, 3]);
+        model.build().save(&path).unwrap();
+        let subject = Subject::load(runtime, &path, &BTreeMap::new()).unwrap();
+        let first = |whole: bool| {
+            let specs = if whole { subject.specs() } else { subject.input_specs() };
+            let dataset = RandomDataset::new(&specs, 8, 1).unwrap().of_whole_inputs(whole);
+            let (policy, stop) = (BadPolicy { max_share: 0.0, strict: true }, AtomicBool::new(false));
+            let reading = PrefetchOptions { batch: 4, threads: 1, policy, stop: &stop, skipped: &[] };
+            let indices: Vec<usize> = (0..8).collect();
+            let (samples, call) =
+                subject.first_call(Samples { dataset: &dataset, indices: &indices, reading }, 4).unwrap().unwrap();
+            (samples, call["x"].shape().to_vec())
+        };
+        assert_eq!(first(true), (1, vec![4, 3]));
+        assert_eq!(first(false), (4, vec![4, 3]));
     }
 
     /// States begin with the number of layers, and a factor has no axes.

@@ -237,7 +237,7 @@ impl Session {
     /// # Errors
     /// Something cannot be opened or run, the data holds too few samples of one shape, or the host stopped it.
     pub fn bench(&self, options: &BenchOptions) -> Result<BenchOutcome, PipelineError> {
-        let specs = options.specs()?;
+        let specs: Vec<Spec> = options.specs()?.into_iter().map(|spec| spec.on(self.provider)).collect();
         let mut threads = if options.threads.is_empty() { vec![self.threads] } else { options.threads.clone() };
         threads.sort_unstable();
         threads.dedup();
@@ -250,7 +250,7 @@ impl Session {
             [] => &[self.subject.usual_batch().max(options.least_batch()?)],
             given => given,
         };
-        let mut inputs = batches.iter().map(|&batch| first_batch(self, batch)).collect::<Result<Vec<_>, _>>()?;
+        let mut inputs = batches.iter().map(|&batch| first_call(self, batch)).collect::<Result<Vec<_>, _>>()?;
         let engine = RunnerOptions { cuda_graph, runtime_cache, ..RunnerOptions::default() };
         let named = specs.iter().zip(&options.specs);
         let subjects = named.map(|(spec, name)| Subject::new(spec, name, self, &engine));
@@ -260,11 +260,11 @@ impl Session {
         if let Some(likely) = likely.filter(|_| self.config.random_data) {
             // Random numbers are no shapes.
             let call = likely_call(self, likely)?;
-            for inputs in &mut inputs {
+            for (_, inputs) in &mut inputs {
                 inputs.clone_from(&call);
             }
         }
-        let (measurements, in_float32) = measure(self, &runners, batches, &inputs, options)?;
+        let (measurements, in_float32) = measure(self, &runners, &inputs, options)?;
         drop(runners);
         // Right behind the calls: clocks fall when nothing runs.
         let mut environment = environment(self.runtime, gpu(&specs));
@@ -273,7 +273,7 @@ impl Session {
         let asked = options.layer_times;
         let layers = match inputs.first() {
             // Why a low precision is slower, its layers tell.
-            Some(inputs) if asked || !slowdowns(&measurements, bits, |_| None).is_empty() => {
+            Some((_, inputs)) if asked || !slowdowns(&measurements, bits, |_| None).is_empty() => {
                 layer_times(self, &subjects, threads[0], inputs)?
             }
             _ => Vec::new(),
@@ -334,8 +334,7 @@ fn runners<'a>(
 fn measure(
     session: &Session,
     runners: &[Running<'_>],
-    batches: &[usize],
-    inputs: &[TensorMap],
+    calls: &[(usize, TensorMap)],
     args: &BenchOptions,
 ) -> Result<(Vec<Measurement>, NodesByTarget), PipelineError> {
     let widened = runners
@@ -343,11 +342,11 @@ fn measure(
         .filter_map(|(subject, .., runner)| Some((subject.name.clone(), runner.borrow().in_float32()?.clone())));
     let widened = widened.collect();
     let mut targets: Vec<Target<'_, BackendError>> = Vec::new();
-    for (&batch, inputs) in batches.iter().zip(inputs) {
+    for (batch, inputs) in calls {
         for (subject, lane, threads, runner) in runners {
             targets.push(Target {
                 name: subject.name.clone(),
-                batch,
+                batch: *batch,
                 lane: *lane,
                 mode: subject.mode(*threads),
                 timing: if subject.emulation.is_some() { Timing::Emulated } else { Timing::Measured },
@@ -404,7 +403,8 @@ fn likely_call(session: &Session, likely: LikelyCall) -> Result<TensorMap, Pipel
     Ok(inputs)
 }
 
-fn first_batch(session: &Session, batch: usize) -> Result<TensorMap, PipelineError> {
+/// The first call of `batch` samples, with the number of samples in it.
+fn first_call(session: &Session, batch: usize) -> Result<(usize, TensorMap), PipelineError> {
     if let Some(why) = session.subject.refuses_batch(batch, &session.config.shape) {
         bail!("--batch {batch} was asked for, but {why}");
     }
@@ -421,11 +421,8 @@ fn first_batch(session: &Session, batch: usize) -> Result<TensorMap, PipelineErr
     let policy = BadPolicy { max_share: 1.0, strict: false };
     let reading = PrefetchOptions { batch, threads: session.threads, policy, stop: session.host.stop(), skipped: &[] };
     let samples = Samples { dataset, indices: &indices, reading };
-    let first = if session.subject.joins_samples(batch) {
-        let parts: Vec<_> = samples.firsts(1, batch)?.into_iter().map(|part| part.inputs).collect();
-        if parts.len() == batch { session.subject.as_one_call(parts) } else { None }
-    } else {
-        samples.first(batch)?.map(|first| first.inputs)
-    };
-    first.ok_or_else(|| PipelineError::Input(format!("the data does not hold {batch} samples of one shape")))
+    session
+        .subject
+        .first_call(samples, batch)?
+        .ok_or_else(|| PipelineError::Input(format!("the data does not hold {batch} samples of one shape")))
 }

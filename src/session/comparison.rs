@@ -111,7 +111,7 @@ impl Session {
                 self.host.warn(&format!("{}, so {UNTOLD}; build the engine again", changed()));
                 continue;
             }
-            let source = Spec::OnnxRuntime(Some(sidecar.model.clone()), ExecutionProvider::Cpu);
+            let source = Spec::OnnxRuntime(Some(sidecar.model.clone()), self.provider);
             let index = specs.iter().position(|spec| *spec == source).unwrap_or_else(|| {
                 names.push(format!("ort:{}", sidecar.model.display()));
                 specs.push(source);
@@ -138,7 +138,9 @@ impl Session {
     /// # Errors
     /// As [`Session::compare`].
     pub fn compared(&self, request: &CompareRequest, shard: Option<&Shard>) -> Result<Compared, PipelineError> {
-        let (reference_spec, mut specs) = request.specs()?;
+        let (reference_spec, specs) = request.specs()?;
+        let reference_spec = reference_spec.on(self.provider);
+        let mut specs: Vec<Spec> = specs.into_iter().map(|spec| spec.on(self.provider)).collect();
         let has_engine = specs.iter().chain([&reference_spec]).any(|spec| matches!(spec, Spec::Engine(_)));
         if has_engine {
             warn_of_cache(&self.host, request.runtime_cache.as_ref())?;
@@ -233,7 +235,7 @@ impl Session {
         let files = std::iter::once(reference).chain(targets).map(file).collect::<Result<Vec<_>, _>>()?;
         let data = self.content_hash(indices);
         let common = (&self.subject.float.hash, data, &request.reference, &request.targets, files, &request.gates);
-        let common = serde_json::to_vec(&(common, &options.compare));
+        let common = serde_json::to_vec(&(common, &options.compare, self.provider));
         Ok(ContentHash::of_bytes(&common.map_err(|error| PipelineError::Input(error.to_string()))?))
     }
 }

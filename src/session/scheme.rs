@@ -72,7 +72,7 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
     let patterns = unmatched.iter().map(|pattern| {
         let matches = |name: &&String| whole_name(pattern).is_ok_and(|regex| regex.is_match(name));
         if let Some(name) = stands_for.keys().find(matches) {
-            return format!("the pattern `{pattern}` matches only nodes that copy values or are constant, as `{name}`, and are folded away");
+            return format!("the pattern `{pattern}` matches only nodes that copy values, are constant or become part of others, as `{name}`, and are folded away");
         }
         let is_named = |node: &NodeProto| whole_name(pattern).is_ok_and(|regex| regex.is_match(node.name()));
         inside(subject.folded.graph(), &format!("that match the pattern `{pattern}`"), &is_named)
@@ -84,7 +84,7 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
         Matched::Nodes => folded_type(subject, op_type),
         Matched::Nothing => inside_by_type(subject.folded.graph(), op_type),
         Matched::Copies(name) => Some(format!(
-            "the operator type `{op_type}` has only nodes that copy values or are constant, as `{name}`, and are folded away"
+            "the operator type `{op_type}` has only nodes that copy values, are constant or become part of others, as `{name}`, and are folded away"
         )),
     });
     Ok(patterns.chain(types).collect())

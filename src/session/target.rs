@@ -56,6 +56,14 @@ impl Spec {
             ),
         }
     }
+
+    /// With ONNX Runtime on `provider` where the SPEC names none.
+    pub(super) fn on(self, provider: ExecutionProvider) -> Self {
+        match self {
+            Self::OnnxRuntime(file, ExecutionProvider::Cpu) => Self::OnnxRuntime(file, provider),
+            named => named,
+        }
+    }
 }
 
 /// Takes model, data and labels from what `calib build` wrote beside an engine, where nothing else named them.
@@ -118,6 +126,11 @@ mod tests {
         assert_eq!(Spec::parse("ort-cuda").unwrap(), Spec::OnnxRuntime(None, ExecutionProvider::Cuda(0)));
         let tf32 = Spec::parse("ort-cuda-tf32:a.onnx").unwrap();
         assert_eq!(tf32, Spec::OnnxRuntime(Some("a.onnx".into()), ExecutionProvider::CudaTf32(0)));
+        assert_eq!(
+            Spec::parse("ort").unwrap().on(ExecutionProvider::Cuda(1)),
+            Spec::OnnxRuntime(None, ExecutionProvider::Cuda(1))
+        );
+        assert_eq!(tf32.clone().on(ExecutionProvider::Cuda(1)), tf32, "the SPEC has the last word");
         assert!(Spec::parse("ort-cuda-fp8").is_err());
         assert_eq!(Spec::parse("x.engine").unwrap(), Spec::Engine("x.engine".into()));
         assert_eq!(Spec::parse("trt:x").unwrap(), Spec::Engine("x".into()));

@@ -163,15 +163,15 @@ fn rules_act_on_what_nodes_are_folded_into() {
     for name in ["drop", "same", "constant"] {
         let (_, stdout, told) = quantize(&["--nodes-to-exclude", name]);
         assert_eq!(kept(&stdout), "", "{name}");
-        assert!(told.contains("matches only nodes that copy values or are constant"), "{told}");
+        assert!(told.contains("matches only nodes that copy values, are constant or become part of others"), "{told}");
     }
     assert!(quantize(&["--nodes-to-exclude", "none"]).2.contains("the pattern `none` matches no node"));
     // Operators are rules like names.
     for (op_type, operators, said) in [
         ("BatchNormalization", "Conv", "as `norm` into `conv`: in 16 bits the rule acts"),
         ("Act", "Sigmoid Mul", "`own` (now `own/body`, `own/product`)"),
-        ("Dropout", "", "has only nodes that copy values or are constant, as `drop`"),
-        ("Identity", "", "has only nodes that copy values or are constant, as `same`"),
+        ("Dropout", "", "has only nodes that copy values, are constant or become part of others, as `drop`"),
+        ("Identity", "", "has only nodes that copy values, are constant or become part of others, as `same`"),
     ] {
         let (_, stdout, told) = quantize(&["--op-types-to-exclude", op_type]);
         assert_eq!(kept(&stdout), operators, "{op_type}");

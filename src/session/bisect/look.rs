@@ -51,9 +51,14 @@ pub(super) struct Origin {
 }
 
 impl Bisection<'_> {
+    fn spec(&self) -> Result<Option<Spec>, PipelineError> {
+        let spec = self.args.target.as_deref().map(Spec::parse).transpose()?;
+        Ok(spec.map(|spec| spec.on(self.session.provider)))
+    }
+
     /// What `--target` names, or else the model made here.
     fn target(&self) -> Result<Target, PipelineError> {
-        match self.args.target.as_deref().map(Spec::parse).transpose()? {
+        match self.spec()? {
             None => Ok(Target::Model(Box::new(self.quantized.clone()), self.session.provider)),
             Some(Spec::OnnxRuntime(Some(_), provider)) => Ok(Target::Model(Box::new(self.quantized.clone()), provider)),
             Some(Spec::OnnxRuntime(None, provider)) => Ok(Target::Model(Box::new(self.float.clone()), provider)),
@@ -66,8 +71,9 @@ impl Bisection<'_> {
 
     /// The model whose operators are measured.
     pub(super) fn quantized_target(&self) -> Result<&Model, PipelineError> {
-        match self.args.target.as_deref().map(Spec::parse).transpose()? {
-            None | Some(Spec::OnnxRuntime(Some(_), ExecutionProvider::Cpu)) => Ok(&self.quantized),
+        match self.spec()? {
+            None => Ok(&self.quantized),
+            Some(Spec::OnnxRuntime(Some(_), provider)) if provider == self.session.provider => Ok(&self.quantized),
             Some(_) => bail!("--find layers takes a model as its target: a file ending in .onnx"),
         }
     }
@@ -75,7 +81,7 @@ impl Bisection<'_> {
     /// The graph with what was decided for the model made here, or with what the file of another one tells.
     pub(super) fn graph(&self) -> Result<ModelGraph, PipelineError> {
         let mut graph = ModelGraph::of(&self.session.subject.folded);
-        match self.args.target.as_deref().map(Spec::parse).transpose()? {
+        match self.spec()? {
             None if self.args.precision.is_quantized() => {
                 let subject = &self.session.subject;
                 let scheme = scheme_with_lifted(&subject.folded, &subject.shapes, &self.options, self.table.as_ref())?;

@@ -26,7 +26,6 @@ impl Job<'_> {
         let folder = self.out.join(DEPLOY);
         let float = self.float_file()?;
         let (inputs, reference) = self.given_inputs()?;
-        let samples = inputs.first().and_then(|call| call.values().next()?.shape().first().copied()).unwrap_or(1);
         let name = self.reference_name();
         let subject = &self.session.subject;
         let batches = subject.fixed_batch().is_none();
@@ -47,6 +46,8 @@ impl Job<'_> {
             let file = self.out.join(&artifact.path);
             models.push(Given { precision: target.precision.name(), file, dynamic: dynamic(model), batches, expected });
         }
+        let inputs = if batches && inputs.len() > 1 { vec![stacked(inputs)] } else { inputs };
+        let samples = inputs.first().and_then(|call| call.values().next()?.shape().first().copied()).unwrap_or(1);
         let random_data =
             self.session.config.random_data || targets.iter().filter_map(|t| t.model.as_ref()).any(of_random_data);
         let what = ToDeploy { model_hash: &subject.float.hash, models, inputs: &inputs, samples, random_data };
@@ -72,12 +73,14 @@ impl Job<'_> {
     fn given_inputs(&mut self) -> Result<(Vec<TensorMap>, Option<TensorMap>), PipelineError> {
         let subject = &self.session.subject;
         let fixed = subject.fixed_batch();
-        if let Some(batch) = fixed.filter(|_| !subject.takes_whole_inputs()) {
+        // A GPU looks for kernels anew for every shape, which takes seconds in FP16: it knows those of single samples.
+        let alone = self.session.provider.gpu().filter(|_| fixed.is_none()).map(|_| 1);
+        if let Some(batch) = fixed.filter(|_| !subject.takes_whole_inputs()).or(alone) {
             return self.given_calls(batch);
         }
         let mut samples = fixed.unwrap_or_else(|| MOST_SAMPLES.min(self.split.evaluation.len().max(1)));
         loop {
-            let Some(inputs) = self.first_batch(samples) else { return Ok((Vec::new(), None)) };
+            let Some((_, inputs)) = self.first_call(samples) else { return Ok((Vec::new(), None)) };
             let given = self.session.reference.infer(&inputs)?;
             if values(&given) <= MOST_VALUES || samples == 1 || fixed.is_some() {
                 return Ok((vec![inputs], Some(given)));

@@ -12,7 +12,7 @@ use crate::{
     pass::Samples,
     quantize::Precision,
     session::{PipelineError, Session, opened::mode},
-    tensor::{Tensor, TensorMap},
+    tensor::TensorMap,
 };
 
 /// Batch sizes that the model cannot take are known before any work is done.
@@ -103,7 +103,9 @@ impl Job<'_> {
         drop(timed);
         drop(runners);
         if let (Some((_, inputs)), false) = (inputs.first(), slowdowns(&times, bits, |_| None).is_empty()) {
-            let layers = self.layer_times(targets, threads[0], inputs)?;
+            // On a GPU a session more takes seconds until it runs; `calib bench --layer-times` is there for it.
+            let on_gpu = provider.gpu().is_some();
+            let layers = if on_gpu { BTreeMap::new() } else { self.layer_times(targets, threads[0], inputs)? };
             host.note_first(slowdowns(&times, bits, |name| layers.get(name).map(Vec::as_slice)));
         }
         Ok(Some(times))
@@ -135,39 +137,22 @@ impl Job<'_> {
         }
     }
 
-    /// The first samples of the evaluation; `None` where there are too few of one shape. A sample alone may be all that
-    /// the model takes in a call.
-    pub(super) fn first_batch(&self, batch: usize) -> Option<TensorMap> {
-        self.first_call(batch).map(|(_, inputs)| inputs)
-    }
-
-    /// The same with the number of its samples.
+    /// The first call of `batch` samples of the evaluation, with the number of samples in it; `None` where there are too few of
+    /// one shape.
     pub(super) fn first_call(&self, batch: usize) -> Option<(usize, TensorMap)> {
-        if self.session.subject.fixed_batch() == Some(batch) && batch > 1 {
-            let is_whole = |tensor: &Tensor| tensor.shape().first() == Some(&batch);
-            if let Some(first) = self.first_samples(1).filter(|first| first.values().all(is_whole)) {
-                return Some((1, first));
-            }
-        }
-        Some((batch, self.first_samples(batch)?))
-    }
-
-    fn first_samples(&self, batch: usize) -> Option<TensorMap> {
-        if !self.session.subject.joins_samples(batch) {
-            return self.first_batches(batch, 1).pop();
-        }
-        let parts = self.first_batches(1, batch);
-        if parts.len() == batch { self.session.subject.as_one_call(parts) } else { None }
+        self.session.subject.first_call(self.reading(batch), batch).ok().flatten()
     }
 
     /// Inputs of the first samples that can be read, `batch` of them in each of `count` calls at most.
     pub(super) fn first_batches(&self, batch: usize, count: usize) -> Vec<TensorMap> {
+        let read = self.reading(batch).firsts(batch, count).unwrap_or_default();
+        read.into_iter().map(|part| part.inputs).collect()
+    }
+
+    fn reading(&self, batch: usize) -> Samples<'_> {
         let policy = BadPolicy { max_share: 1.0, strict: false };
         let reading = PrefetchOptions { batch, threads: 1, policy, stop: self.session.host.stop(), skipped: &[] };
-        let dataset = &*self.session.data.collection.dataset;
-        let samples = Samples { dataset, indices: &self.split.evaluation, reading };
-        let read = samples.firsts(batch, count).unwrap_or_default();
-        read.into_iter().map(|part| part.inputs).collect()
+        Samples { dataset: &*self.session.data.collection.dataset, indices: &self.split.evaluation, reading }
     }
 }
 
