@@ -55,7 +55,7 @@ const MARGIN_DB: f64 = 0.02;
 /// The same for ranges chosen by the outputs of few samples, which follow these samples more than others.
 const DESCENT_MARGIN_DB: f64 = 0.3;
 /// Workers at most: each has its own copy of what runs.
-const WORKERS: usize = 8;
+const WORKERS: usize = 16;
 /// Steps that a fast effort tries at once, and one after the other only where that brings nothing.
 const TOGETHER: [StepKind; 4] = [StepKind::Biases, StepKind::Ranges, StepKind::Equalization, StepKind::Shift];
 /// Samples that the outputs of the model are compared on to choose ranges.

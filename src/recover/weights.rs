@@ -1,5 +1,7 @@
 //! The quantized weight of an operator, and how it lies in memory.
 
+use rayon::prelude::*;
+
 use super::{
     RecoverError,
     network::{Operator, Weight},
@@ -11,6 +13,9 @@ use crate::{
     quantize::Reads,
     tensor::Tensor,
 };
+
+/// Numbers of a weight that are worth a thread.
+const CHUNK: usize = 1 << 14;
 
 /// The quantized weight of an operator.
 #[derive(Default)]
@@ -33,8 +38,9 @@ impl Quantized {
         let equalized = operator.quantized.first().and_then(|tensor| state.equalized.get(tensor));
         let dense = weight.reads.filter(|reads| !reads.depthwise);
         let mut new = Self { factors: dense.zip(equalized.map(Equalized::factors)), ..Self::default() };
-        let exact =
-            weight.values().iter().enumerate().map(|(place, value)| value / new.factor(place)).collect::<Vec<f32>>();
+        let values = weight.values();
+        let exact = values.par_iter().with_min_len(CHUNK).enumerate();
+        let exact = exact.map(|(place, value)| value / new.factor(place)).collect::<Vec<f32>>();
         let kind = QuantType::Int8Narrow;
         let largest = || exact.iter().fold(0f32, |max, value| max.max(value.abs()));
         let params = weight
@@ -76,7 +82,8 @@ impl Quantized {
             }
         };
         let value = |(index, &code): (usize, &i32)| code as f32 * scale(index) * self.factor(index);
-        Ok(Tensor::from_f32(weight.shape().to_vec(), codes.iter().enumerate().map(value).collect())?)
+        let values = codes.par_iter().with_min_len(CHUNK).enumerate().map(value).collect();
+        Ok(Tensor::from_f32(weight.shape().to_vec(), values)?)
     }
 }
 

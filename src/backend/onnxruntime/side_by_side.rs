@@ -59,6 +59,13 @@ struct SideBySide {
     outputs: Vec<TensorInfo>,
 }
 
+impl Drop for SideBySide {
+    /// A session takes some milliseconds to go.
+    fn drop(&mut self) {
+        self.runners.par_drain(..).for_each(drop);
+    }
+}
+
 impl Runner for SideBySide {
     fn inputs(&self) -> &[TensorInfo] {
         &self.inputs
