@@ -181,10 +181,15 @@ pub(crate) fn some(ran: Ran) -> Result<Ran, AnalysisError> {
     if ran.samples == 0 { Err(AnalysisError::NoSamples) } else { Ok(ran) }
 }
 
+/// Threads that gain something by sharing the operators of single samples: with more they wait for each other.
+const SHARING: usize = 8;
+
 /// Fake quantization as it stands in the graph. On the CPU convolutions take three times as long without fusions and
 /// layouts of their own; on a GPU those would only make other last bits.
 pub(super) fn plain(threads: usize, provider: ExecutionProvider) -> BuildOptions {
     let optimization = if provider.gpu().is_some() { OptimizationLevel::Basic } else { OptimizationLevel::All };
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = if threads == 0 { cores() } else { threads }.min(SHARING);
     BuildOptions { threads, provider, optimization, ..BuildOptions::default() }
 }
 
