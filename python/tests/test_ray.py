@@ -5,39 +5,15 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import trtcalib as tc
-from test_package import MODEL, ROOT, arrays, pixels, table  # noqa: F401
+from common import COLUMNS, MODEL, ROOT
 
 ray = pytest.importorskip("ray", reason="pip install trtcalib[ray]")
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    import trtcalib.ray
-
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
-    yield trtcalib.ray
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def dataset(cluster, arrays):  # noqa: F811
-    import ray.data
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    rows = [{"input": image, "label": index % 5, "index": index} for index, image in enumerate(arrays)]
-    return ray.data.from_items(rows, override_num_blocks=len(arrays) // 4)
-
-
-COLUMNS = {"columns": {"input": "input"}}
 
 
 def test_an_example_of_the_guide(cluster, dataset, tmp_path, monkeypatch):
@@ -55,7 +31,7 @@ def test_an_example_of_the_guide(cluster, dataset, tmp_path, monkeypatch):
     assert names["result"]["targets"][0]["result"]["tasks"][0]["accuracy"]["samples"]
 
 
-def test_samples_are_those_that_one_process_takes(cluster, dataset, arrays, tmp_path):  # noqa: F811
+def test_samples_are_those_that_one_process_takes(cluster, dataset, arrays, tmp_path):
     model, data = tmp_path / "int8.onnx", {"input": arrays}
     alone = tc.calibrate(MODEL, data, samples=20, seed=3, threads=1)
     found = cluster.calibrate(MODEL, dataset, actors=3, samples=20, seed=3, **COLUMNS)
@@ -83,7 +59,7 @@ def workers(work: str) -> list[int]:
 
 
 @pytest.mark.parametrize("work", ["observe", "choose"])
-def test_nothing_counts_twice_when_a_worker_dies(cluster, dataset, table, tmp_path, work):  # noqa: F811
+def test_nothing_counts_twice_when_a_worker_dies(cluster, dataset, table, tmp_path, work):
     killed = []
 
     def kill():
