@@ -10,6 +10,7 @@ import pytest
 
 import trtcalib as tc
 from common import COLUMNS, MODEL, ROOT
+from test_ray import bisected
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def test_a_data_set_is_executed_before_actors_take_all_processors(cluster, datas
         lazy = dataset.map(lambda row: row)
         with within(240):
             found = cluster.bisect(MODEL, table, lazy, gate={"sqnr_db": 30}, actors=4, labels="label", max_trials=3)
-        assert len(found["metric_plan"]["trials"]) == 3
+        assert len(found["plan"]["search"]["trials"]) == 3
         try:
             cluster.compare(MODEL, tmp_path / f"missing{attempt}.onnx", dataset, actors=4)
         except tc.ModelError as error:
@@ -122,13 +123,14 @@ def test_figures_and_plans_are_those_of_one_process(cluster, dataset, arrays, ta
         )
         assert json.dumps(found.to_dict()) == json.dumps(alone.to_dict())
     assert found["samples"] == len(arrays) and found["targets"][0]["result"]["tasks"][0]["accuracy"]["samples"] == len(arrays)
-    plans = [
-        cluster.bisect(MODEL, table, dataset, gate={"sqnr_db": 30}, actors=actors, out=tmp_path / str(actors), labels="label", **COLUMNS)
-        for actors in (1, 2)
-    ]
-    assert plans[0]["metric_plan"] == plans[1]["metric_plan"] and plans[0].passed
-    assert 0 < len(plans[0]["metric_plan"]["lifted"]) < len(plans[0]["layers"])
-    assert plans[0].plan.read_bytes() == plans[1].plan.read_bytes()
+
+
+def test_plans_are_those_of_one_process_with_any_number_of_actors(cluster, dataset, arrays, table, tmp_path):
+    options = {"table": table, "out": tmp_path / "found", "max_trials": 64}
+    alone = bisected(tc.bisect, data={"input": arrays}, labels=np.arange(len(arrays)) % 5, threads=1, **options)
+    assert len(alone["found"]["plan"]["search"]["trials"]) > 10
+    for actors in (1, 3):
+        assert bisected(cluster.bisect, dataset=dataset, labels="label", actors=actors, **options) == alone
 
 
 def test_actors_give_the_table_of_one_process(cluster, dataset, table, tmp_path):
@@ -170,14 +172,14 @@ def test_what_an_actor_raises_is_raised_as_it_was(cluster, dataset, table):
 
 def test_samples_may_have_names(cluster, tmp_path):
     import ray.data
-    from trtcalib.ray import _ids
+    from trtcalib._blocks import sample_names
 
-    assert _ids(["/data/cat/1.png", "/data/dog/1.png"], 2, True) == ["cat/1.png", "dog/1.png"]
-    assert _ids(["bucket/a.png"], 1, True) == ["a.png"] and _ids(["/x/a", "b"], 2, False) == ["/x/a", "b"]
+    assert sample_names(["/data/cat/1.png", "/data/dog/1.png"], 2, True) == ["cat/1.png", "dog/1.png"]
+    assert sample_names(["bucket/a.png"], 1, True) == ["a.png"] and sample_names(["/x/a", "b"], 2, False) == ["/x/a", "b"]
     with pytest.raises(tc.DataError, match="^names: `a` stands in several rows; name a column whose values differ"):
-        _ids(["a", "b", "a"], 3, False)
+        sample_names(["a", "b", "a"], 3, False)
     with pytest.raises(tc.DataError, match="^names: `a` stands in several rows; drop the column `path`, or name"):
-        _ids(["/x/a", "/x/a"], 2, True)
+        sample_names(["/x/a", "/x/a"], 2, True)
     rows = [{"input": np.full((3, 64, 64), index, np.float32), "file": f"{9 - index}.png"} for index in range(6)]
     dataset = ray.data.from_items(rows, override_num_blocks=2)
     found = cluster.calibrate(MODEL, dataset, actors=2, method="minmax", names="file", samples=3).to_dict()
