@@ -112,3 +112,14 @@ def test_a_gate_finds_the_plan_of_one_process(cluster, dataset, arrays, table, t
     found = bisected(cluster.bisect, dataset=dataset, labels="label", actors=2, progress=lambda *event: told.append(event), **options)
     assert found == alone and alone["found"]["plan"]["check"]
     assert [event for event in told if event[0] == "plans tried"] == [("plans tried", number, 0) for number in range(1, 8)]
+
+
+def test_more_actors_than_there_is_room_for_are_refused(cluster, dataset, caplog):
+    with pytest.raises(tc.CalibError, match="^actors: the cluster has room for 2 actors of 1.5 CPU, not for 3; ask for fewer"):
+        cluster.calibrate(MODEL, dataset, actors=3, num_cpus=1.5, **COLUMNS)
+    with pytest.raises(tc.CalibError, match="room for 0 actors of 1 CPU and 1 GPU, not for 1; .*autoscaling=True"):
+        cluster.compare(MODEL, MODEL, dataset, actors=1, num_gpus=1, **COLUMNS)
+    with cluster._workers(40, 0.1, 0, False):
+        assert "room" not in caplog.text
+    with cluster._workers(5, 1, 0, True):
+        assert "room for 4 actors of 1 CPU, not for 5; they wait for nodes" in caplog.text

@@ -136,14 +136,20 @@ class _Meeting:
 
 
 @contextmanager
-def _workers(actors: int, num_cpus: float, num_gpus: float) -> Iterator[list[Any]]:
+def _workers(actors: int, num_cpus: float, num_gpus: float, autoscaling: bool) -> Iterator[list[Any]]:
     """Actors while they are needed. They hold their CPUs as long, so nothing else may have to run by then."""
     if actors < 1:
         raise CalibError(f"actors: there must be one at least, not {actors}")
-    for kind, each in (("CPU", num_cpus), ("GPU", num_gpus)):
-        there = ray.cluster_resources().get(kind, 0)
-        if actors * each > there:
-            _log.warning("%d actors of %g %s each wait for more than the %g of the cluster", actors, each, kind, there)
+    each = {kind: amount for kind, amount in (("CPU", num_cpus), ("GPU", num_gpus)) if amount}
+    # Ray counts in ten-thousandths.
+    on = lambda node: min((int(node.get(kind, 0) / amount + 1e-6) for kind, amount in each.items()), default=actors)
+    room = sum(on(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    if actors > room:
+        wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
+        text = f"actors: the cluster has room for {room} actors of {wanted}, not for {actors}"
+        if not autoscaling:
+            raise CalibError(f"{text}; ask for fewer or smaller ones, or give autoscaling=True where it starts nodes that are missing")
+        _log.warning("%s; they wait for nodes that it starts", text)
     worker: Any = _Worker
     started = [worker.options(num_cpus=num_cpus, num_gpus=num_gpus).remote() for _ in range(actors)]
     try:
@@ -178,6 +184,7 @@ def calibrate(
     actors: int = 2,
     num_cpus: float = 1,
     num_gpus: float = 0,
+    autoscaling: bool = False,
     samples: int | None = None,
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
@@ -195,7 +202,9 @@ def calibrate(
             ``preprocess=`` or ``preprocessor=``, pictures (height × width × 3, ``uint8``, of any size, as
             ``ray.data.read_images`` gives them), which become inputs as files of pictures do. Rows are taken in order; one
             that was materialized before keeps the order that Ray gave it then.
-        actors, num_cpus, num_gpus: workers; each takes `num_cpus` CPUs (as many threads run in it) and `num_gpus` GPUs.
+        actors, num_cpus, num_gpus: workers; each takes `num_cpus` CPUs (as many threads run in it) and `num_gpus` GPUs. More than
+            the nodes have room for are refused, as they would wait for ever.
+        autoscaling: whether the cluster starts nodes that are missing; then actors wait for them, and a warning says so.
         samples: calibration samples, at most (512): those that `trtcalib.calibrate` takes of a dict of the same arrays. The data
             set is executed as a whole; with ``dataset.limit(512)`` only its first rows are.
         columns: column of the data set for each input. Without, columns of the names of the inputs; for a model with one
@@ -217,7 +226,7 @@ def calibrate(
     blocks = Blocks(dataset, model, columns, labels, names)
     file, shared = path_of(config), ray.put(blocks)
     actors = blocks.parts(actors)
-    with _workers(actors, num_cpus, num_gpus) as workers:
+    with _workers(actors, num_cpus, num_gpus, autoscaling) as workers:
         calls = [worker.observe.remote(json.dumps(keys), file, shared, f"{i + 1}/{actors}") for i, worker in enumerate(workers)]
         parts = ray.put(results(calls, listener, "parts observed"))
 
@@ -262,6 +271,7 @@ def compare(
     actors: int = 2,
     num_cpus: float = 1,
     num_gpus: float = 0,
+    autoscaling: bool = False,
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
     names: str | None = None,
@@ -278,7 +288,7 @@ def compare(
 
     Args:
         reference, targets: models, or `trtcalib.Saved` outputs, at the same path on every node.
-        dataset, actors, num_cpus, num_gpus, columns, names: as for `calibrate`.
+        dataset, actors, num_cpus, num_gpus, autoscaling, columns, names: as for `calibrate`.
         labels: column of right classes; negative where unknown.
         gates, samples, calibration_samples: as for `trtcalib.compare`.
         metric, minimum: as for `trtcalib.compare`; the outputs of all samples are brought together where this runs.
@@ -291,7 +301,7 @@ def compare(
     held = Blocks(dataset, model, columns, labels, names)
     blocks, actors = ray.put(held), held.parts(actors)
     text, file = json.dumps(keys), path_of(config)
-    with _workers(actors, num_cpus, num_gpus) as workers:
+    with _workers(actors, num_cpus, num_gpus, autoscaling) as workers:
 
         def call(targets: list[str]) -> Run:
             calls = [
@@ -325,6 +335,7 @@ def bisect(
     actors: int = 2,
     num_cpus: float = 1,
     num_gpus: float = 0,
+    autoscaling: bool = False,
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
     names: str | None = None,
@@ -347,7 +358,7 @@ def bisect(
         model: float ONNX model, at the same path on every node.
         table: ranges from `calibrate`.
         gate, metric, minimum: what the plan must pass, as for `trtcalib.bisect`.
-        dataset, actors, num_cpus, num_gpus, columns, labels, names: as for `compare`.
+        dataset, actors, num_cpus, num_gpus, autoscaling, columns, labels, names: as for `compare`.
         out, precision, lift, max_trials, samples: as for `trtcalib.bisect`.
         config, progress, settings: as for `trtcalib.bisect`; progress is told of plans as they are tried, too.
 
@@ -364,7 +375,7 @@ def bisect(
     options = {"precision": precision, "lift": lift, "max_trials": max_trials, "samples": samples}
     if metric is None:
         numbers, text = itertools.count(1), json.dumps(keys | plain({"gate": gates}))
-        with _workers(actors, num_cpus, num_gpus) as workers:
+        with _workers(actors, num_cpus, num_gpus, autoscaling) as workers:
 
             def count(plan: bytes, chosen: list[int]) -> list[str]:
                 shared, parts = ray.put(plan), min(len(workers), len(chosen))
@@ -377,7 +388,7 @@ def bisect(
     findings = _findings(keys, table, held.samples(), [], out, options, config, listener)
     plans = _Plans(model, table, findings, precision, lift, config, settings)
     run = {key: keys[key] for key in _DATA if key in keys}
-    with _workers(actors, num_cpus, num_gpus) as workers:
+    with _workers(actors, num_cpus, num_gpus, autoscaling) as workers:
 
         def judge(wanted: Sequence[int], most: int = samples) -> list[Trial]:
             common = {"gates": gates, "metric": metric, "minimum": minimum, "samples": most, "calibration_samples": True}
