@@ -427,7 +427,9 @@ def run(
 
 
 #: Settings that say what is quantized, and those that say how samples are read and run.
-_PLACEMENT = ("high_precision", "nodes_to_exclude", "nodes_to_include", "op_types", "op_types_to_exclude", "shape")
+_PLACEMENT = (
+    "high_precision", "nodes_to_exclude", "nodes_to_include", "op_types", "op_types_to_exclude", "per_tensor_weights", "shape"
+)
 _DATA = ("preset", "preprocess", "preprocessor", "batch", "threads", "provider", "shape", "max_bad", "strict", "classes")
 
 
