@@ -73,6 +73,7 @@ def test_quantize_and_compare_with_labels_gates_and_a_metric(arrays, table, tmp_
     assert row["top1 accuracy"] == accuracy and row["top1 accuracy of the reference"] == found["reference_metric"]
     assert repr(found) == f"Comparison(samples={COUNT}, passed=True, targets={model})"
     assert not tc.compare(MODEL, model, {"input": arrays}, gates=["sqnr_db=90"]).passed
+    assert repr(tc.compare(MODEL, model, {"input": arrays})) == f"Comparison(samples={COUNT}, targets={model})"
 
 
 def test_saved_outputs_take_a_models_place(arrays, table, tmp_path):

@@ -100,7 +100,7 @@ def test_what_onnxruntime_does_without_being_told_is_done_or_told_of(arrays, tmp
     quantize_static(MODEL, tmp_path / "all.onnx", Reader(arrays[:40]))
     assert "per_channel=False, as it is where nothing is said: a weight gets one scale" in caplog.text
     caplog.clear()
-    found = tc.calibrate(MODEL, {"input": arrays[:40]}, method="minmax")
+    found = tc.calibrate(MODEL, {"input": arrays[:40]}, method="minmax", per_tensor_weights=True)
     tc.quantize(MODEL, found, tmp_path / "same.onnx", per_tensor_weights=True)
     assert (tmp_path / "all.onnx").read_bytes() == (tmp_path / "same.onnx").read_bytes()
     node = next(iter(tc.bisect(MODEL, found, {"input": arrays[:4]})["layers"]))["node"]

@@ -53,7 +53,8 @@ class Result(Mapping[str, Any]):
         return self._values
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={_short(value)}' for name, value in self._about().items())})"
+        about = (f"{name}={_short(value)}" for name, value in self._about().items() if value is not None)
+        return f"{type(self).__name__}({', '.join(about)})"
 
     def _repr_html_(self) -> str:
         return _table(self.rows())
