@@ -110,6 +110,7 @@ def test_layers_are_drawn_worst_first(arrays, table):
         set_xlabel = lambda self, text: None
 
     found = tc.bisect(MODEL, table, {"input": arrays[:16]})
+    assert found.passed is None
     axes = found.plot(Axes(), most=5)
     assert len(axes.nodes) == 5 and axes.values == sorted(axes.values)
     assert axes.values[0] == min(layer["layerwise_sqnr_db"] for layer in found.rows() if layer["layerwise_sqnr_db"] is not None)

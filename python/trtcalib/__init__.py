@@ -298,7 +298,7 @@ def bisect(
     Returns:
         Layers with their errors in dB (none where the gates pass with nothing lifted), how the ``plan`` was searched, and
         its file for `quantize` as the attribute ``plan``; ``passed`` says whether it passes on samples that it was not
-        searched on, and with `metric` on all.
+        searched on, and with `metric` on all; it is None where none was looked for.
 
     Raises:
         DataError, ModelError, RuntimeLibraryError: with the program's messages.
@@ -339,7 +339,8 @@ def _findings(
     folder = Path(out) if out is not None else temporary_folder()
     text = json.dumps({**keys, **plain({"gate": gates, "out": str(folder), "table": _table_file(table)})})
     found, folder, passed = _trtcalib.bisect(text, path_of(config), samples, options, count, listener)
-    return Findings(json.loads(found), folder, passed)
+    values = json.loads(found)
+    return Findings(values, folder, passed if "plan" in values else None)
 
 
 def _asked_of_plan(gate: Gates, metric: Metric | None, minimum: float | None) -> tuple[list[str] | None, float | None]:

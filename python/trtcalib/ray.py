@@ -105,7 +105,7 @@ class _Worker:
             target = Path(folder) / "model.onnx"
             target.write_bytes(model)
             found = _compare(options["model"], target, blocks.samples(), **options["compare"])
-        return Trial(lifted, None if options["compare"]["metric"] is None else _value(found), found.passed is not False)
+        return Trial(lifted, _value(found), found.passed is not False)
 
 
 @ray.remote(num_cpus=0)
