@@ -108,6 +108,9 @@ pub struct RunConfig {
     pub op_types: Vec<String>,
     /// Operator types that stay in the high precision.
     pub op_types_to_exclude: Vec<String>,
+    /// Quantizes a weight by one scale, not by one for each output channel.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub per_tensor_weights: bool,
     /// Precision plan.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<PathBuf>,
@@ -185,6 +188,7 @@ impl Default for RunConfig {
             nodes_to_include: Vec::new(),
             op_types: Vec::new(),
             op_types_to_exclude: Vec::new(),
+            per_tensor_weights: false,
             plan: None,
             table: None,
             top_k: Vec::new(),

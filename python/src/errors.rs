@@ -1,5 +1,7 @@
 //! Exceptions, with the messages of the program.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use pyo3::{create_exception, exceptions::PyException, prelude::*};
 use trtcalib::{
     artifact::ArtifactError,
@@ -37,6 +39,24 @@ fn root(error: &PipelineError) -> &PipelineError {
     match error {
         PipelineError::Within { source, .. } => root(source),
         other => other,
+    }
+}
+
+/// What a callable of Python raised while the library worked.
+#[derive(Clone, Default)]
+pub struct Raised(Arc<Mutex<Option<PyErr>>>);
+
+impl Raised {
+    /// Keeps it, and gives its reason.
+    pub fn keep(&self, error: PyErr) -> String {
+        let reason = error.to_string();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        reason
+    }
+
+    /// Raises it again as it was, instead of the error that it led to.
+    pub fn again<T>(&self, result: PyResult<T>) -> PyResult<T> {
+        result.map_err(|error| self.0.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(error))
     }
 }
 

@@ -28,9 +28,9 @@ mod data;
 mod errors;
 mod host;
 mod metric;
+mod trials;
 
-use errors::CalibError;
-use metric::Metric;
+use errors::{CalibError, Raised};
 
 /// Settings with the keys of the configuration file, over those of `file`.
 fn settings(json: &str, file: Option<PathBuf>) -> PyResult<RunConfig> {
@@ -81,13 +81,9 @@ fn judged<T: Send>(
     listener: Option<Py<PyAny>>,
     work: impl FnOnce(&Host, Option<OwnMetric>) -> Result<T, PipelineError> + Send,
 ) -> PyResult<T> {
-    let metric = metric.map(Metric::new);
-    let own = metric.as_ref().map(|metric| metric.of_session(py));
-    let result = host::run(py, listener, move |host| work(host, own));
-    match metric {
-        Some(metric) => metric.raise(result),
-        None => result,
-    }
+    let raised = Raised::default();
+    let metric = metric.map(|function| metric::own(function, raised.clone()));
+    raised.again(host::run(py, listener, move |host| work(host, metric)))
 }
 
 /// Observes a model and writes the table, and the histograms where asked; returns the table as JSON.
@@ -267,15 +263,17 @@ fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(text: String) -> PyResul
     text.parse().map_err(|error: T::Err| CalibError::new_err(error.to_string()))
 }
 
-/// Looks for layers or a plan; returns the findings as JSON, the folder, and whether a plan passes.
+/// Looks for layers or a plan; returns the findings as JSON, the folder, and whether a plan passes. `count` is a callable that
+/// has other processes count trials ([`trials::counted_by`]).
 #[pyfunction]
-#[pyo3(signature = (settings_json, file, samples, options, listener))]
+#[pyo3(signature = (settings_json, file, samples, options, count, listener))]
 fn bisect(
     py: Python<'_>,
     settings_json: &str,
     file: Option<PathBuf>,
     samples: Option<Py<data::Samples>>,
     options: &Bound<'_, pyo3::types::PyDict>,
+    count: Option<Py<PyAny>>,
     listener: Option<Py<PyAny>>,
 ) -> PyResult<(String, PathBuf, bool)> {
     let config = settings(settings_json, file)?;
@@ -290,10 +288,16 @@ fn bisect(
             other => return Err(CalibError::new_err(format!("bisect knows no option `{other}`"))),
         }
     }
-    host::run(py, listener, move |host| {
-        let outcome = open(config, samples, host)?.bisect(&asked)?;
+    let raised = Raised::default();
+    let count = count.map(|count| trials::counted_by(count, raised.clone()));
+    raised.again(host::run(py, listener, move |host| {
+        let mut session = open(config, samples, host)?;
+        if let Some(count) = count {
+            session.count_trials_by(count);
+        }
+        let outcome = session.bisect(&asked)?;
         Ok((json(&outcome.findings)?, outcome.out, outcome.passed))
-    })
+    }))
 }
 
 /// The whole job; returns the report as JSON, and the folder.
@@ -352,6 +356,7 @@ fn _trtcalib(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     errors::register(module)?;
     module.add_class::<data::Samples>()?;
+    module.add_class::<trials::Trials>()?;
     for function in [
         wrap_pyfunction!(calibrate, module)?,
         wrap_pyfunction!(observe, module)?,

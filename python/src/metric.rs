@@ -1,7 +1,5 @@
 //! A metric that Python has: a callable over the outputs of all samples and their names.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use numpy::{Element, PyArray1, PyArrayMethods};
 use pyo3::{
     prelude::*,
@@ -12,36 +10,16 @@ use trtcalib::{
     tensor::{Tensor, Values},
 };
 
-/// A callable, and what it raised.
-pub struct Metric {
-    function: Py<PyAny>,
-    raised: Arc<Mutex<Option<PyErr>>>,
-}
+use crate::errors::Raised;
 
-impl Metric {
-    pub fn new(function: Py<PyAny>) -> Self {
-        Self { function, raised: Arc::default() }
-    }
-
-    /// The same for a session.
-    pub fn of_session(&self, py: Python<'_>) -> OwnMetric {
-        let (function, raised) = (self.function.clone_ref(py), Arc::clone(&self.raised));
-        OwnMetric::new(move |answers| {
-            Python::attach(|py| {
-                let call = || function.bind(py).call1(arguments(py, answers)?)?.extract();
-                call().map_err(|error: PyErr| {
-                    let reason = error.to_string();
-                    *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                    reason
-                })
-            })
+/// The metric of a callable. What it raises is kept.
+pub fn own(function: Py<PyAny>, raised: Raised) -> OwnMetric {
+    OwnMetric::new(move |answers| {
+        Python::attach(|py| {
+            let call = || function.bind(py).call1(arguments(py, answers)?)?.extract();
+            call().map_err(|error| raised.keep(error))
         })
-    }
-
-    /// What the metric raised is raised again as it was.
-    pub fn raise<T>(&self, result: PyResult<T>) -> PyResult<T> {
-        result.map_err(|error| self.raised.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(error))
-    }
+    })
 }
 
 /// A list of dicts from output name to array, one a sample and without the batch axis, and the list of names.

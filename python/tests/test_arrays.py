@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import trtcalib as tc
-from test_package import MODEL, arrays  # noqa: F401
+from common import MODEL
 
 #: Calibrates on all of 6000 samples and prints the bytes of the array, and by how much memory of its own grew.
 MEASURE = """
@@ -43,14 +43,14 @@ def test_arrays_are_not_copied_while_they_are_read(kind):
     assert held > 290e6 and grown < held / 8, f"{grown / 1e6:.0f} MB more for arrays of {held / 1e6:.0f} MB"
 
 
-def test_what_a_program_holds_needs_no_file(arrays, monkeypatch):  # noqa: F811
+def test_what_a_program_holds_needs_no_file(arrays, monkeypatch):
     monkeypatch.setattr("trtcalib._data.MEMORY", 0)
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: pytest.fail("a file for what lies in memory"))
     tc.calibrate(MODEL, {"input": arrays}, method="minmax", samples=4)
     tc.calibrate(MODEL, [arrays[:2], arrays[2:4]], method="minmax")
 
 
-def test_samples_of_a_list_are_those_of_a_dict(arrays, caplog):  # noqa: F811
+def test_samples_of_a_list_are_those_of_a_dict(arrays, caplog):
     def taken(data):
         with caplog.at_level(logging.INFO, "trtcalib"):
             caplog.clear()
@@ -64,13 +64,13 @@ def test_samples_of_a_list_are_those_of_a_dict(arrays, caplog):  # noqa: F811
     assert first == list(range(10)) and "the first 10 samples are taken, and no further ones are read" in told
 
 
-def test_what_can_be_read_only_once_is_named(arrays, caplog):  # noqa: F811
+def test_what_can_be_read_only_once_is_named(arrays, caplog):
     with caplog.at_level(logging.INFO, "trtcalib"):
         tc.calibrate(MODEL, ({"input": arrays[i : i + 4]} for i in (0, 4)), method="minmax")
     assert "the generator can be read only once: its 8 samples are kept" in caplog.text
 
 
-def test_a_reader_may_end_as_an_iterator_does(arrays):  # noqa: F811
+def test_a_reader_may_end_as_an_iterator_does(arrays):
     class Reader:
         def __init__(self):
             self._batches = iter([{"input": arrays[:4]}])
@@ -92,7 +92,7 @@ def test_a_reader_may_end_as_an_iterator_does(arrays):  # noqa: F811
         ({"samples": 1.5}, "`samples`: 1.5 is no whole number"),
     ],
 )
-def test_options_that_would_be_passed_over_are_refused(arrays, options, message):  # noqa: F811
+def test_options_that_would_be_passed_over_are_refused(arrays, options, message):
     with pytest.raises(tc.CalibError) as raised:
         tc.calibrate(MODEL, {"input": arrays}, **options)
     assert message in str(raised.value)

@@ -5,39 +5,15 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import trtcalib as tc
-from test_package import MODEL, ROOT, arrays, pixels, table  # noqa: F401
+from common import COLUMNS, MODEL, ROOT
 
 ray = pytest.importorskip("ray", reason="pip install trtcalib[ray]")
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    import trtcalib.ray
-
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
-    yield trtcalib.ray
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def dataset(cluster, arrays):  # noqa: F811
-    import ray.data
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    rows = [{"input": image, "label": index % 5, "index": index} for index, image in enumerate(arrays)]
-    return ray.data.from_items(rows, override_num_blocks=len(arrays) // 4)
-
-
-COLUMNS = {"columns": {"input": "input"}}
 
 
 def test_an_example_of_the_guide(cluster, dataset, tmp_path, monkeypatch):
@@ -51,11 +27,11 @@ def test_an_example_of_the_guide(cluster, dataset, tmp_path, monkeypatch):
         code = code.replace(given, here)
     names = {"dataset": dataset}
     exec(code, names)
-    assert names["result"]["samples"] and names["result"].passed and names["plan"]["metric_plan"]["trials"]
+    assert names["result"]["samples"] and names["result"].passed and names["plan"]["plan"]["search"]["trials"]
     assert names["result"]["targets"][0]["result"]["tasks"][0]["accuracy"]["samples"]
 
 
-def test_samples_are_those_that_one_process_takes(cluster, dataset, arrays, tmp_path):  # noqa: F811
+def test_samples_are_those_that_one_process_takes(cluster, dataset, arrays, tmp_path):
     model, data = tmp_path / "int8.onnx", {"input": arrays}
     alone = tc.calibrate(MODEL, data, samples=20, seed=3, threads=1)
     found = cluster.calibrate(MODEL, dataset, actors=3, samples=20, seed=3, **COLUMNS)
@@ -83,7 +59,7 @@ def workers(work: str) -> list[int]:
 
 
 @pytest.mark.parametrize("work", ["observe", "choose"])
-def test_nothing_counts_twice_when_a_worker_dies(cluster, dataset, table, tmp_path, work):  # noqa: F811
+def test_nothing_counts_twice_when_a_worker_dies(cluster, dataset, table, tmp_path, work):
     killed = []
 
     def kill():
@@ -106,11 +82,44 @@ def test_nothing_counts_twice_when_a_worker_dies(cluster, dataset, table, tmp_pa
 
 @pytest.mark.parametrize("metric", [None, lambda outputs, ids: 1.0], ids=["error", "metric"])
 def test_recovery_asks_the_other_workers(cluster, dataset, metric):
-    blocks = ray.put(cluster._Blocks(dataset, MODEL, {"input": "input"}, None, None))
+    from trtcalib._blocks import Blocks, results
+
+    blocks = ray.put(Blocks(dataset, MODEL, {"input": "input"}, None, None))
     worker, meeting, settings = cluster._Worker.remote(), cluster._Meeting.remote(2), {"model": str(MODEL), "threads": 1}
     part = ray.get(worker.observe.remote(json.dumps(settings), None, blocks, "1/1"))
     # Who is done without it is not waited for.
     ray.get(meeting.leave.remote(1))
     with pytest.raises(tc.CalibError, match="^recovery shared between processes: worker 2 of 2 gave it up"):
-        cluster._results([worker.choose.remote(settings, None, blocks, [part], metric, 0, 2, meeting)])
+        results([worker.choose.remote(settings, None, blocks, [part], metric, 0, 2, meeting)])
     ray.kill(worker)
+
+
+def bisected(search, out: Path, **options) -> dict:
+    """What a bisection found and left, apart from times. Where it lies stands in what it advises, so it lies at the same place each time."""
+    found = search(MODEL, gate={"sqnr_db": 30, "top1": 0.5}, out=out, seed=3, **options)
+    left = {name: (out / name).read_bytes() for name in ("plan.json", "trials.json", "model.plan.onnx", "bisect.toml")}
+    written = json.loads((out / "bisect.json").read_text())
+    out.rename(out.with_name(f"found by {options.get('actors', 'one')}"))
+    return left | {"passed": found.passed} | {"found": {key: value for key, value in found.to_dict().items() if key != "seconds"}} | {
+        "written": {key: value for key, value in written.items() if key != "seconds"}
+    }
+
+
+def test_a_gate_finds_the_plan_of_one_process(cluster, dataset, arrays, table, tmp_path):
+    labels, told = np.arange(len(arrays)) % 5, []
+    options = {"table": table, "out": tmp_path / "found", "samples": 9, "max_trials": 6}
+    alone = bisected(tc.bisect, data={"input": arrays}, labels=labels, threads=1, **options)
+    found = bisected(cluster.bisect, dataset=dataset, labels="label", actors=2, progress=lambda *event: told.append(event), **options)
+    assert found == alone and alone["found"]["plan"]["check"]
+    assert [event for event in told if event[0] == "plans tried"] == [("plans tried", number, 0) for number in range(1, 8)]
+
+
+def test_more_actors_than_there_is_room_for_are_refused(cluster, dataset, caplog):
+    with pytest.raises(tc.CalibError, match="^actors: the cluster has room for 2 actors of 1.5 CPU, not for 3; ask for fewer"):
+        cluster.calibrate(MODEL, dataset, actors=3, num_cpus=1.5, **COLUMNS)
+    with pytest.raises(tc.CalibError, match="room for 0 actors of 1 CPU and 1 GPU, not for 1; .*autoscaling=True"):
+        cluster.compare(MODEL, MODEL, dataset, actors=1, num_gpus=1, **COLUMNS)
+    with cluster._workers(40, 0.1, 0, False):
+        assert "room" not in caplog.text
+    with cluster._workers(5, 1, 0, True):
+        assert "room for 4 actors of 1 CPU, not for 5; they wait for nodes" in caplog.text

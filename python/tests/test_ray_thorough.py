@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import trtcalib as tc
-from test_package import MODEL, ROOT, arrays, table  # noqa: F401
-from test_ray import COLUMNS, cluster, dataset  # noqa: F401
+from common import COLUMNS, MODEL, ROOT
+from test_ray import bisected
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def within(seconds: int):
         signal.signal(signal.SIGALRM, before)
 
 
-def test_rows_keep_their_order_whoever_is_done_first(cluster, dataset, table, tmp_path):  # noqa: F811
+def test_rows_keep_their_order_whoever_is_done_first(cluster, dataset, table, tmp_path):
     def slow(batch):
         time.sleep(4 * (batch["index"][0] == 20))
         return batch
@@ -39,12 +39,12 @@ def test_rows_keep_their_order_whoever_is_done_first(cluster, dataset, table, tm
     assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
 
 
-def test_a_data_set_is_executed_before_actors_take_all_processors(cluster, dataset, table, tmp_path):  # noqa: F811
+def test_a_data_set_is_executed_before_actors_take_all_processors(cluster, dataset, table, tmp_path):
     for attempt in range(2):
         lazy = dataset.map(lambda row: row)
         with within(240):
             found = cluster.bisect(MODEL, table, lazy, gate={"sqnr_db": 30}, actors=4, labels="label", max_trials=3)
-        assert len(found["metric_plan"]["trials"]) == 3
+        assert len(found["plan"]["search"]["trials"]) == 3
         try:
             cluster.compare(MODEL, tmp_path / f"missing{attempt}.onnx", dataset, actors=4)
         except tc.ModelError as error:
@@ -58,7 +58,7 @@ def weighted(outputs, ids):
     return float(sum(int(name) * float(output["logits"].max()) * (row + 1) for row, (name, output) in enumerate(zip(ids, outputs))))
 
 
-def test_a_metric_judges_the_outputs_of_all_actors(cluster, dataset, arrays, table, tmp_path):  # noqa: F811
+def test_a_metric_judges_the_outputs_of_all_actors(cluster, dataset, arrays, table, tmp_path):
     model, saved = tmp_path / "model.int8.onnx", tmp_path / "saved.npz"
     tc.quantize(MODEL, table, model)
     options = {"metric": weighted, "calibration_samples": True}
@@ -74,7 +74,7 @@ def test_a_metric_judges_the_outputs_of_all_actors(cluster, dataset, arrays, tab
     with pytest.raises(tc.CalibError, match="minimum"):
         cluster.compare(MODEL, model, dataset, minimum=0)
     outputs = tc.compare(MODEL, MODEL, {"input": arrays}, metric=lambda outputs, ids: np.savez(saved, logits=[o["logits"] for o in outputs]) or 0)
-    assert outputs.passed
+    assert outputs["targets"][0]["metric"] == 0
     one = cluster.compare(MODEL, tc.Saved(saved), dataset, **COLUMNS)
     assert one.to_dict() == cluster.compare(MODEL, [tc.Saved(saved)], dataset, **COLUMNS).to_dict() and one["samples"] == len(arrays)
 
@@ -83,7 +83,7 @@ def spread(outputs, ids):
     return float(np.mean([output["logits"].std() for output in outputs]))
 
 
-def test_candidates_are_those_of_one_process(cluster, dataset, arrays, tmp_path):  # noqa: F811
+def test_candidates_are_those_of_one_process(cluster, dataset, arrays, tmp_path):
     alone = tc.calibrate(MODEL, {"input": arrays}, metric=spread, samples=16, threads=1)
     told = []
     options = {"actors": 2, "metric": spread, "samples": 16, "progress": lambda *event: told.append(event)}
@@ -100,7 +100,7 @@ def test_candidates_are_those_of_one_process(cluster, dataset, arrays, tmp_path)
     assert [event for event in told if event[0] == "thresholds chosen"] == 5 * chosen
 
 
-def test_a_metric_finds_the_plan_of_one_process(cluster, dataset, arrays, table, tmp_path):  # noqa: F811
+def test_a_metric_finds_the_plan_of_one_process(cluster, dataset, arrays, table, tmp_path):
     data, model = {"input": arrays}, tmp_path / "int8.onnx"
     floats = tc.compare(MODEL, MODEL, data, metric=spread, threads=1)["reference_metric"]
     close = lambda outputs, ids: -abs(spread(outputs, ids) - floats)
@@ -112,7 +112,7 @@ def test_a_metric_finds_the_plan_of_one_process(cluster, dataset, arrays, table,
     assert found["metric_plan"]["trials"][0]["value"] == lost
 
 
-def test_figures_and_plans_are_those_of_one_process(cluster, dataset, arrays, table, tmp_path):  # noqa: F811
+def test_figures_and_plans_are_those_of_one_process(cluster, dataset, arrays, table, tmp_path):
     model = tmp_path / "model.int8.onnx"
     tc.quantize(MODEL, table, model)
     labels = np.arange(len(arrays)) % 5
@@ -123,16 +123,17 @@ def test_figures_and_plans_are_those_of_one_process(cluster, dataset, arrays, ta
         )
         assert json.dumps(found.to_dict()) == json.dumps(alone.to_dict())
     assert found["samples"] == len(arrays) and found["targets"][0]["result"]["tasks"][0]["accuracy"]["samples"] == len(arrays)
-    plans = [
-        cluster.bisect(MODEL, table, dataset, gate={"sqnr_db": 30}, actors=actors, out=tmp_path / str(actors), labels="label", **COLUMNS)
-        for actors in (1, 2)
-    ]
-    assert plans[0]["metric_plan"] == plans[1]["metric_plan"] and plans[0].passed
-    assert 0 < len(plans[0]["metric_plan"]["lifted"]) < len(plans[0]["layers"])
-    assert plans[0].plan.read_bytes() == plans[1].plan.read_bytes()
 
 
-def test_actors_give_the_table_of_one_process(cluster, dataset, table, tmp_path):  # noqa: F811
+def test_plans_are_those_of_one_process_with_any_number_of_actors(cluster, dataset, arrays, table, tmp_path):
+    options = {"table": table, "out": tmp_path / "found", "max_trials": 64}
+    alone = bisected(tc.bisect, data={"input": arrays}, labels=np.arange(len(arrays)) % 5, threads=1, **options)
+    assert len(alone["found"]["plan"]["search"]["trials"]) > 10
+    for actors in (1, 3):
+        assert bisected(cluster.bisect, dataset=dataset, labels="label", actors=actors, **options) == alone
+
+
+def test_actors_give_the_table_of_one_process(cluster, dataset, table, tmp_path):
     told = []
     cluster.calibrate(MODEL, dataset, actors=2, labels="label", progress=lambda *event: told.append(event)).save(tmp_path / "table.json")
     assert (tmp_path / "table.json").read_bytes() == table.read_bytes()
@@ -143,7 +144,7 @@ def mine(outputs, ids):
     raise ValueError("no words")
 
 
-def test_what_an_actor_raises_is_raised_as_it_was(cluster, dataset, table):  # noqa: F811
+def test_what_an_actor_raises_is_raised_as_it_was(cluster, dataset, table):
     with pytest.raises(tc.CalibError) as caught:
         cluster.calibrate(MODEL, dataset, actors=2, columns={"input": "index"}, max_bad=0)
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value) and "`input`" in str(caught.value)
@@ -171,14 +172,14 @@ def test_what_an_actor_raises_is_raised_as_it_was(cluster, dataset, table):  # n
 
 def test_samples_may_have_names(cluster, tmp_path):
     import ray.data
-    from trtcalib.ray import _ids
+    from trtcalib._blocks import sample_names
 
-    assert _ids(["/data/cat/1.png", "/data/dog/1.png"], 2, True) == ["cat/1.png", "dog/1.png"]
-    assert _ids(["bucket/a.png"], 1, True) == ["a.png"] and _ids(["/x/a", "b"], 2, False) == ["/x/a", "b"]
+    assert sample_names(["/data/cat/1.png", "/data/dog/1.png"], 2, True) == ["cat/1.png", "dog/1.png"]
+    assert sample_names(["bucket/a.png"], 1, True) == ["a.png"] and sample_names(["/x/a", "b"], 2, False) == ["/x/a", "b"]
     with pytest.raises(tc.DataError, match="^names: `a` stands in several rows; name a column whose values differ"):
-        _ids(["a", "b", "a"], 3, False)
+        sample_names(["a", "b", "a"], 3, False)
     with pytest.raises(tc.DataError, match="^names: `a` stands in several rows; drop the column `path`, or name"):
-        _ids(["/x/a", "/x/a"], 2, True)
+        sample_names(["/x/a", "/x/a"], 2, True)
     rows = [{"input": np.full((3, 64, 64), index, np.float32), "file": f"{9 - index}.png"} for index in range(6)]
     dataset = ray.data.from_items(rows, override_num_blocks=2)
     found = cluster.calibrate(MODEL, dataset, actors=2, method="minmax", names="file", samples=3).to_dict()
@@ -187,7 +188,7 @@ def test_samples_may_have_names(cluster, tmp_path):
         cluster.calibrate(MODEL, dataset, method="minmax", names="name")
 
 
-def test_there_may_be_more_actors_than_samples(cluster, dataset, arrays):  # noqa: F811
+def test_there_may_be_more_actors_than_samples(cluster, dataset, arrays):
     # One sample to fit on and one held out: the second actor has none.
     alone = tc.calibrate(MODEL, {"input": arrays[:2]}, threads=1)
     assert cluster.calibrate(MODEL, dataset.limit(2), actors=2).path.read_bytes() == alone.path.read_bytes()

@@ -7,17 +7,17 @@ import sys
 import pytest
 
 import trtcalib as tc
-from test_package import MODEL, Reader, arrays, program, table  # noqa: F401
+from common import MODEL, Reader, program
 from trtcalib._results import Comparison
 from trtcalib.compat import quantize_static
 
 
 @pytest.fixture(scope="module")
-def quantized(table, tmp_path_factory):  # noqa: F811
+def quantized(table, tmp_path_factory):
     return tc.quantize(MODEL, table, tmp_path_factory.mktemp("models") / "model.int8.onnx").path
 
 
-def test_a_comparison_shows_how_gates_ended(arrays, quantized):  # noqa: F811
+def test_a_comparison_shows_how_gates_ended(arrays, quantized):
     options = {"metric": lambda outputs, names: 0.5, "calibration_samples": True}
     found = tc.compare(MODEL, quantized, {"input": arrays}, gates={"sqnr_db": -40, "metric": 0.75}, **options)
     gate = next(gate for gate in found["targets"][0]["gates"] if gate["metric"] == "metric")
@@ -39,7 +39,7 @@ def test_a_row_of_a_detector_has_its_precision():
     ]
 
 
-def test_a_run_has_a_row_for_each_precision(arrays, tmp_path):  # noqa: F811
+def test_a_run_has_a_row_for_each_precision(arrays, tmp_path):
     options = {"calib_samples": 8, "bench_seconds": 0, "tensorrt": "off", "precisions": ["fp32", "int8"], "method": "minmax"}
     found = tc.run(MODEL, {"input": arrays}, out=tmp_path / "out", gates=["int8:sqnr_db=-40"], **options)
     float_row, int8 = found.rows()
@@ -47,7 +47,7 @@ def test_a_run_has_a_row_for_each_precision(arrays, tmp_path):  # noqa: F811
     assert int8["sqnr_db ≥ -40"] == "passed" and "sqnr_db ≥ -40" not in float_row and int8["quantized_nodes"] > 10
 
 
-def test_a_plan_that_fails_its_check_says_so(arrays, caplog):  # noqa: F811
+def test_a_plan_that_fails_its_check_says_so(arrays, caplog):
     ranges = tc.calibrate(MODEL, {"input": arrays[:8]}, method="minmax")
     judged = arrays[41:29:-1]
     look = lambda least: tc.bisect(MODEL, ranges, {"input": judged}, gate={"sqnr_db": least}, seed=1)
@@ -61,7 +61,7 @@ def test_a_plan_that_fails_its_check_says_so(arrays, caplog):  # noqa: F811
     assert second.startswith("the gate passes with nothing lifted") and second.endswith("on the 6 samples that it was searched on")
 
 
-def test_a_plan_by_a_metric_has_a_sentence(arrays, table):  # noqa: F811
+def test_a_plan_by_a_metric_has_a_sentence(arrays, table):
     found = tc.bisect(MODEL, table, {"input": arrays[:8]}, metric=lambda outputs, names: 1.0, minimum=0.5)
     assert found["plan"]["lifted"] == [] and found["plan"]["check"]["passed"]
     assert found["advice"][0]["text"] == "the gate passes with nothing lifted (metric 1)" and found._repr_html_()
@@ -80,7 +80,7 @@ def test_folders_that_nobody_named_go_with_the_process(tmp_path):
     assert list(tmp_path.glob("trtcalib-*")) == []
 
 
-def test_errors_about_tables_are_the_programs(arrays, tmp_path, monkeypatch):  # noqa: F811
+def test_errors_about_tables_are_the_programs(arrays, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.json").write_text("nothing")
     for name in ("missing.json", "bad.json"):
@@ -96,12 +96,12 @@ def test_errors_about_tables_are_the_programs(arrays, tmp_path, monkeypatch):  #
         tc.compare(MODEL, [], {"input": arrays})
 
 
-def test_what_onnxruntime_does_without_being_told_is_done_or_told_of(arrays, tmp_path, caplog):  # noqa: F811
+def test_what_onnxruntime_does_without_being_told_is_done_or_told_of(arrays, tmp_path, caplog):
     quantize_static(MODEL, tmp_path / "all.onnx", Reader(arrays[:40]))
-    assert "per_channel=False: weights get a scale for each output channel all the same" in caplog.text
+    assert "per_channel=False, as it is where nothing is said: a weight gets one scale" in caplog.text
     caplog.clear()
-    found = tc.calibrate(MODEL, {"input": arrays[:40]}, method="minmax")
-    tc.quantize(MODEL, found, tmp_path / "same.onnx")
+    found = tc.calibrate(MODEL, {"input": arrays[:40]}, method="minmax", per_tensor_weights=True)
+    tc.quantize(MODEL, found, tmp_path / "same.onnx", per_tensor_weights=True)
     assert (tmp_path / "all.onnx").read_bytes() == (tmp_path / "same.onnx").read_bytes()
     node = next(iter(tc.bisect(MODEL, found, {"input": arrays[:4]})["layers"]))["node"]
     quantize_static(MODEL, tmp_path / "one.onnx", Reader(arrays[:40]), per_channel=True, nodes_to_exclude=node)

@@ -35,7 +35,7 @@ from ._libraries import name_libraries
 from ._listener import Listener as _Listener, Progress
 from ._metric import Gates, Metric, Run, asked, judged, own, read_outputs
 from ._results import CalibrationTable, Comparison, Findings, Quantized, Report, Result, Saved, temporary_folder
-from ._search import Judge, Trial, ranking, sentence, smallest, write_plan
+from ._search import Trial, ranking, sentence, smallest, write_plan
 from ._settings import PathLike, count_of, enough, limited, model_path, path_of, plain
 from ._trtcalib import CalibError, DataError, ModelError, RuntimeLibraryError, __version__
 
@@ -298,24 +298,20 @@ def bisect(
     Returns:
         Layers with their errors in dB (none where the gates pass with nothing lifted), how the ``plan`` was searched, and
         its file for `quantize` as the attribute ``plan``; ``passed`` says whether it passes on samples that it was not
-        searched on, and with `metric` on all.
+        searched on, and with `metric` on all; it is None where none was looked for.
 
     Raises:
         DataError, ModelError, RuntimeLibraryError: with the program's messages.
     """
     metric = own(metric)
     others, minimum = _asked_of_plan(gate, metric, minimum)
-    folder = Path(out) if out is not None else temporary_folder()
-    # With a metric, plans are judged below; the library measures the layers.
-    keys = {"model": model_path(model), "gate": others if metric is None else [], "out": str(folder), **settings}
-    keys, held_samples = _read(keys, data, labels, model, None)
+    keys, held_samples = _read({"model": model_path(model), **settings}, data, labels, model, None)
     if metric is not None and table is None:
         shown: dict[str, Any] = {"labels": None if held_samples is not None else labels, "config": config, "progress": progress}
         table = calibrate(model, data if held_samples is None else held_samples, **shown, **settings)
-    keys |= plain({"table": _table_file(table)})
     options = {"precision": precision, "lift": lift, "max_trials": max_trials, "samples": samples}
-    found = _trtcalib.bisect(json.dumps(keys), path_of(config), held_samples, options, _Listener(progress))
-    findings = Findings(json.loads(found[0]), Path(found[1]), found[2])
+    # With a metric, plans are judged below; the library measures the layers.
+    findings = _findings(keys, table, held_samples, others if metric is None else [], out, options, config, _Listener(progress))
     if metric is None:
         return findings
     plans = _Plans(model, table, findings, precision, lift, config, settings)
@@ -332,7 +328,19 @@ def bisect(
         return trials
 
     trials, best = smallest(len(plans.nodes), judge, most=max_trials)
-    return plans.finish(folder, trials, best, lambda lifted: judge([lifted], 0)[0])
+    return plans.finish(trials, best, lambda lifted: judge([lifted], 0)[0])
+
+
+def _findings(
+    keys: Mapping[str, Any], table: Any, samples: Any, gates: list[str] | None, out: PathLike | None, options: dict[str, Any],
+    config: PathLike | None, listener: Any, count: Callable[[bytes, list[int]], list[str]] | None = None,
+) -> Findings:
+    """What the library finds; with `count`, others count the trials of its search."""
+    folder = Path(out) if out is not None else temporary_folder()
+    text = json.dumps({**keys, **plain({"gate": gates, "out": str(folder), "table": _table_file(table)})})
+    found, folder, passed = _trtcalib.bisect(text, path_of(config), samples, options, count, listener)
+    values = json.loads(found)
+    return Findings(values, folder, passed if "plan" in values else None)
 
 
 def _asked_of_plan(gate: Gates, metric: Metric | None, minimum: float | None) -> tuple[list[str] | None, float | None]:
@@ -358,10 +366,9 @@ class _Plans:
         plan = write_plan(self.nodes[:lifted], self._lift, path.with_name("plan.json"))
         return quantize(self._model, self._table, path, plan=plan, **self._keys).path
 
-    def finish(
-        self, folder: Path, trials: list[Trial], best: Trial | None, check: Callable[[int], Trial]
-    ) -> Findings:
+    def finish(self, trials: list[Trial], best: Trial | None, check: Callable[[int], Trial]) -> Findings:
         """Writes the plan that was found and tries it on all samples."""
+        folder = self._findings.folder
         found: dict[str, Any] = {"trials": [trial._asdict() for trial in trials], "lifted": None, "check": None}
         checked = None
         if best is not None:
@@ -421,7 +428,9 @@ def run(
 
 
 #: Settings that say what is quantized, and those that say how samples are read and run.
-_PLACEMENT = ("high_precision", "nodes_to_exclude", "nodes_to_include", "op_types", "op_types_to_exclude", "shape")
+_PLACEMENT = (
+    "high_precision", "nodes_to_exclude", "nodes_to_include", "op_types", "op_types_to_exclude", "per_tensor_weights", "shape"
+)
 _DATA = ("preset", "preprocess", "preprocessor", "batch", "threads", "provider", "shape", "max_bad", "strict", "classes")
 
 

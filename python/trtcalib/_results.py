@@ -53,7 +53,8 @@ class Result(Mapping[str, Any]):
         return self._values
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={_short(value)}' for name, value in self._about().items())})"
+        about = (f"{name}={_short(value)}" for name, value in self._about().items() if value is not None)
+        return f"{type(self).__name__}({', '.join(about)})"
 
     def _repr_html_(self) -> str:
         return _table(self.rows())
@@ -189,11 +190,11 @@ class Comparison(Result):
 class Findings(Result):
     """What a bisection found: ``layers``, ``plan`` (None where none was looked for), ``advice`` and more; files lie in `folder`."""
 
-    def __init__(self, values: dict[str, Any], folder: Path, passed: bool) -> None:
+    def __init__(self, values: dict[str, Any], folder: Path, passed: bool | None) -> None:
         super().__init__({"layers": [], "plan": None} | values)
         self.folder = folder
         self.passed = passed
-        if not passed and self["advice"]:
+        if passed is False and self["advice"]:
             _log.warning(self["advice"][0]["text"])
 
     @property

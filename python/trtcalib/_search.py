@@ -1,4 +1,4 @@
-"""The smallest plan by a judge of one's own: a metric over outputs, or gates, wherever the trials run."""
+"""The smallest plan by a metric of one's own, wherever the trials run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 
 class Trial(NamedTuple):
-    """What a plan was worth: its number of lifted nodes, the metric (None for gates), and whether it is good enough."""
+    """What a plan was worth: its number of lifted nodes, the metric, and whether it is good enough."""
 
     lifted: int
-    value: float | None
+    value: float
     passed: bool
 
 
@@ -73,7 +73,7 @@ def smallest(count: int, judge: Judge, *, ahead: int = 1, most: int = 64) -> tup
 
 def sentence(trials: Sequence[Trial], best: Trial | None, checked: Trial | None, count: int, lift: str) -> str:
     """What was found among `count` nodes, as the program says it."""
-    shown = lambda trial: "" if trial.value is None else f" (metric {trial.value:.4g})"
+    shown = lambda trial: f" (metric {trial.value:.4g})"
     if best is None:
         last = trials[-1]
         return f"even with all {count} nodes in {lift} the gate fails{shown(last)}: it is at fault, not the quantization; lower it"

@@ -28,6 +28,10 @@ class Samples:
     ) -> Samples: ...
     def __len__(self) -> int: ...
 
+class Trials:
+    def __new__(cls, settings_json: str, file: Path | None, samples: Samples | None, listener: _Listener | None) -> Trials: ...
+    def count(self, model: bytes, samples: Sequence[int]) -> str: ...
+
 def calibrate(
     settings_json: str,
     file: Path | None,
@@ -69,7 +73,12 @@ def compare(
 ) -> str | None: ...
 def join(parts: Sequence[Path], listener: _Listener | None) -> str: ...
 def bisect(
-    settings_json: str, file: Path | None, samples: Samples | None, options: dict[str, Any], listener: _Listener | None
+    settings_json: str,
+    file: Path | None,
+    samples: Samples | None,
+    options: dict[str, Any],
+    count: Callable[[bytes, list[int]], list[str]] | None,
+    listener: _Listener | None,
 ) -> tuple[str, Path, bool]: ...
 def run(
     settings_json: str, file: Path | None, samples: Samples | None, metric: _Metric | None, listener: _Listener | None

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import CalibError, calibrate, quantize
+from . import _PLACEMENT, CalibError, calibrate, quantize
 
 __all__ = ["quantize_static"]
 
@@ -78,7 +78,8 @@ def quantize_static(
         calibration_data_reader: object with ``get_next()``.
         quant_format: ``QuantFormat.QDQ``.
         op_types_to_quantize: operator types; others stay in float.
-        per_channel: weights are always quantized by output channel, as TensorRT does; a warning says so unless it is True.
+        per_channel: False, the default there: a weight gets one scale, and a warning says that True, a scale for each output channel,
+            loses less; TensorRT takes both.
         reduce_range: False: TensorRT needs no 7-bit weights.
         activation_type, weight_type: ``QuantType.QInt8``, or ``QFLOAT8E4M3FN`` for both.
         nodes_to_quantize, nodes_to_exclude: names of nodes.
@@ -105,7 +106,10 @@ def quantize_static(
             "calibration_cache_path: onnxruntime's cache is not written; trtcalib.calibrate keeps ranges in a table to use again"
         )
     if not per_channel:
-        _log.warning("per_channel=False: weights get a scale for each output channel all the same, as TensorRT takes them; give True")
+        _log.warning(
+            "per_channel=False, as it is where nothing is said: a weight gets one scale; with True each of its output channels gets one, "
+            "which loses less, and TensorRT takes both"
+        )
     if reduce_range:
         raise CalibError("reduce_range: TensorRT's INT8 kernels need no 7-bit weights; leave it out")
     if use_external_data_format and importlib.util.find_spec("onnx") is None:
@@ -119,7 +123,8 @@ def quantize_static(
     providers = {_provider(provider) for provider in calibration_providers or ["CPUExecutionProvider"]}
     if not providers <= {"CPUExecutionProvider", "CUDAExecutionProvider"}:
         raise CalibError(f"calibration_providers {sorted(providers)}: CPUExecutionProvider and CUDAExecutionProvider are known")
-    settings: dict[str, Any] = {"provider": "cuda" if "CUDAExecutionProvider" in providers else "cpu"}
+    provider = "cuda" if "CUDAExecutionProvider" in providers else "cpu"
+    settings: dict[str, Any] = {"provider": provider, "per_tensor_weights": not per_channel}
     if op_types_to_quantize:
         settings["op_types"] = _listed(op_types_to_quantize)
     for key, names in (("nodes_to_include", nodes_to_quantize), ("nodes_to_exclude", nodes_to_exclude)):
@@ -141,7 +146,7 @@ def quantize_static(
         model = _file(model_input, Path(folder))
         # Placement options say what is quantized; the table is made for that.
         table = calibrate(model, calibration_data_reader, method=_METHODS[method], samples=1 << 30, **settings)
-        placement = {key: settings[key] for key in ("op_types", "nodes_to_include", "nodes_to_exclude") if key in settings}
+        placement = {key: settings[key] for key in _PLACEMENT if key in settings}
         target = Path(folder) / "quantized.onnx" if use_external_data_format else Path(model_output)
         quantize(model, table, target, precision=precisions[types.pop()], **placement)
         if use_external_data_format:

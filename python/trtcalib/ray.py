@@ -13,9 +13,7 @@ import asyncio
 import itertools
 import json
 import logging
-import posixpath
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,14 +25,12 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("trtcalib.ray needs Ray, which is not installed: pip install 'trtcalib[ray]'") from error
 
 from . import (
-    _CHOICES, _DATA, CalibError, CalibrationTable, Comparison, DataError, Findings, Metric, PathLike, Progress, Saved, Trial,
-    _asked_of_plan, _chosen, _compared, _inputs, _Listener, _Plans, _spec, _trtcalib, _value, _worth, smallest,
+    _CHOICES, _DATA, CalibError, CalibrationTable, Comparison, Findings, Metric, PathLike, Progress, Saved, Trial,
+    _asked_of_plan, _chosen, _compared, _findings, _Listener, _Plans, _spec, _trtcalib, _value, _worth, smallest,
 )
-from . import bisect as _bisect
 from . import compare as _compare
-from ._data import as_array, classes, matched
+from ._blocks import Blocks, results
 from ._metric import Gates, Outputs, Run, asked, judged, own, read_outputs
-from ._results import temporary_folder
 from ._settings import count_of, limited, model_path, path_of, plain
 
 __all__ = ["bisect", "calibrate", "compare"]
@@ -42,136 +38,21 @@ __all__ = ["bisect", "calibrate", "compare"]
 _log = logging.getLogger("trtcalib")
 
 
-class _Blocks:
-    """A data set's blocks by reference, which columns are inputs and labels, and what its samples are called."""
-
-    def __init__(
-        self, dataset: Any, model: Any, columns: Mapping[str, str] | None, labels: str | None, names: str | None
-    ) -> None:
-        if not hasattr(dataset, "to_numpy_refs"):
-            kind = type(dataset).__name__
-            raise DataError(f"a {kind} is no ray.data.Dataset: make one, as by ray.data.from_numpy, or give it to trtcalib itself")
-        # Samples are told apart by their place, so blocks must come as they lie, not as they are done.
-        running = dataset.context.execution_options
-        before, running.preserve_order = running.preserve_order, True
-        try:
-            self._refs = dataset.to_numpy_refs()
-        finally:
-            running.preserve_order = before
-        about = ray.remote(_about).options(num_cpus=0)
-        told = _results([about.remote(ref, labels, names) for ref in self._refs])
-        self._counts = [count for _, count, _, _ in told]
-        # An empty block knows no columns.
-        there: list[str] = next((there for there, count, _, _ in told if count), [])
-        if not there:
-            raise DataError("the data set holds no rows")
-        self._labels = [label for _, _, given, _ in told for label in given]
-        self._ids = _ids([name for *_, given in told for name in given], sum(self._counts), names is None)
-        if columns is None:
-            inputs = _inputs(model)
-            others = [name for name in there if name not in (labels, names)]
-            # As `ray.data.read_images` calls it.
-            is_picture = len(inputs) == 1 and inputs[0] not in others and "image" in others
-            columns = matched(["image"] if is_picture else others, inputs)
-        for column in columns.values():
-            if column not in there:
-                raise DataError(f"columns: the data set has no column `{column}`; it has `{'`, `'.join(there)}`")
-        self._columns = dict(columns)
-
-    def parts(self, actors: int) -> int:
-        """Parts that so many actors take: none without samples."""
-        return min(actors, sum(self._counts))
-
-    def samples(self) -> _trtcalib.Samples:
-        """Samples whose arrays are fetched when they are asked for."""
-
-        # Samples are read in order: the block of the last one serves the next.
-        last: dict[Any, dict[str, Any]] = {}
-
-        def loader(ref: Any, row: int) -> Callable[[], dict[str, Any]]:
-            def load() -> dict[str, Any]:
-                block = last.get(ref)
-                if block is None:
-                    block = ray.get(ref)
-                    last.clear()
-                    last[ref] = block
-                # Rows may be of different sizes, as pictures are.
-                return {name: as_array(block[column][row])[None] for name, column in self._columns.items()}
-
-            return load
-
-        places = [(ref, row) for ref, count in zip(self._refs, self._counts) for row in range(count)]
-        ids = self._ids or [str(index) for index in range(len(places))]
-        # As those of a folder, samples with names come in the order of their names.
-        order = sorted(range(len(ids)), key=ids.__getitem__) if self._ids else range(len(ids))
-        batches = [(1, loader(*places[index])) for index in order]
-        return _trtcalib.Samples(batches, [ids[index] for index in order], [self._labels[index] for index in order])
-
-
-def _about(
-    block: Mapping[str, Any], labels: str | None, names: str | None
-) -> tuple[list[str], int, list[int | None], list[str]]:
-    """Columns of a block, its rows, their labels, and their names if they have any."""
-    count = len(next(iter(block.values()))) if block else 0
-    if count == 0:
-        return list(block), 0, [], []
-    for what, column in (("labels", labels), ("names", names)):
-        if column is not None and column not in block:
-            raise DataError(f"{what}: the data set has no column `{column}`; it has `{'`, `'.join(block)}`")
-    # As `ray.data.read_images(include_paths=True)` calls them.
-    named = "path" if names is None and block.keys() >= {"image", "path"} else names
-    its_names = [] if named is None else [str(name) for name in block[named]]
-    return list(block), count, [None] * count if labels is None else classes(block[labels], count), its_names
-
-
-def _ids(given: list[str], count: int, are_paths: bool) -> list[str]:
-    """Names of samples as those of files in a folder: paths from the innermost folder on that holds them all."""
-    if are_paths and given:
-        given = [path.lstrip("/") for path in given]
-        folder = posixpath.commonpath([posixpath.dirname(path) for path in given])
-        given = [posixpath.relpath(path, folder or ".") for path in given]
-    if given and len(given) != count:
-        raise DataError(f"names: {len(given)} of {count} rows have one")
-    if len(set(given)) < len(given):
-        twice = next(name for name, times in Counter(given).items() if times > 1)
-        reason = "drop the column `path`, or name" if are_paths else "name"
-        raise DataError(f"names: `{twice}` stands in several rows; {reason} a column whose values differ")
-    return given
-
-
-def _results(calls: Sequence[Any], listener: Callable[..., None] = _Listener(None), what: str = "") -> list[Any]:
-    """What calls of workers give, in their order; what one raised is raised as it was."""
-    found: dict[Any, Any] = {}
-    waiting = list(calls)
-    try:
-        while waiting:
-            ready, waiting = ray.wait(waiting)
-            found |= zip(ready, ray.get(ready))
-            listener("progress", what, len(found), len(calls))
-    except ray.exceptions.RayTaskError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, CalibError):
-            # The message says it all; where in which process says nothing.
-            raise cause from None
-        if isinstance(cause, Exception) and not isinstance(cause, ray.exceptions.RayError):
-            raise cause from error
-        raise
-    listener("finished", what, 0, 0)
-    return [found[call] for call in calls]
-
-
 @ray.remote(max_restarts=-1, max_task_retries=-1)
 class _Worker:
-    """Does one part a call. What it gives is a file's bytes and nothing is kept, so a call may be made again."""
+    """Does one part a call. What a call gives does not depend on those before, so it may be made again."""
 
-    def observe(self, settings: str, config: Any, blocks: _Blocks, shard: str) -> bytes:
+    def __init__(self) -> None:
+        self._trials: _trtcalib.Trials | None = None
+
+    def observe(self, settings: str, config: Any, blocks: Blocks, shard: str) -> bytes:
         with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
             path = Path(folder) / "part.calib"
             _trtcalib.observe(settings, config, blocks.samples(), shard, path, _Listener(None))
             return path.read_bytes()
 
     def compare(
-        self, settings: str, config: Any, blocks: _Blocks, reference: str, targets: list[str], shard: str, everything: bool,
+        self, settings: str, config: Any, blocks: Blocks, reference: str, targets: list[str], shard: str, everything: bool,
         keep: bool,
     ) -> tuple[bytes, Outputs | None, Outputs | None]:
         """What a part counted; with `keep`, the outputs of the reference and of the first target as well."""
@@ -185,7 +66,7 @@ class _Worker:
             outputs, others = (None if saved is None else read_outputs(saved) for saved in (first, second))
             return path.read_bytes(), outputs, others
 
-    def worth(self, settings: dict[str, Any], config: Any, blocks: _Blocks, made: tuple[bytes, Any], metric: Metric) -> float:
+    def worth(self, settings: dict[str, Any], config: Any, blocks: Blocks, made: tuple[bytes, Any], metric: Metric) -> float:
         """What the metric gives for a table that `choose` made."""
         with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
             table = CalibrationTable(Path(folder) / "calibration.json")
@@ -193,14 +74,14 @@ class _Worker:
             return _worth(settings["model"], table, blocks.samples(), metric, settings | {"config": config})
 
     def choose(
-        self, settings: dict[str, Any], config: Any, blocks: _Blocks, parts: list[bytes], metric: Metric | None,
+        self, settings: dict[str, Any], config: Any, blocks: Blocks, parts: list[bytes], metric: Metric | None,
         index: int, count: int, meeting: Any,
     ) -> tuple[bytes, list[Any]]:
         """The table of all parts, and what was told on the way. Candidates of recovery are shared with who does the same."""
         rounds, told, text = itertools.count(), [], json.dumps(settings)
 
         def exchange(found: list[float]) -> Any:
-            return _results([meeting.give.remote(next(rounds), index, found)])[0]
+            return results([meeting.give.remote(next(rounds), index, found)])[0]
 
         def hear(*event: Any) -> None:
             if event[0] not in ("progress", "finished"):
@@ -213,12 +94,18 @@ class _Worker:
             ray.get(meeting.leave.remote(index))
             return table.read_bytes(), told
 
-    def judge(self, lifted: int, model: bytes, blocks: _Blocks, options: dict[str, Any]) -> Trial:
+    def count(self, settings: str, config: Any, blocks: Blocks, plan: bytes, chosen: list[int]) -> str:
+        """What is counted of a plan's model over some samples. The session stays for the next plan, and is made again if need be."""
+        if self._trials is None:
+            self._trials = _trtcalib.Trials(settings, config, blocks.samples(), _Listener(None))
+        return self._trials.count(plan, chosen)
+
+    def judge(self, lifted: int, model: bytes, blocks: Blocks, options: dict[str, Any]) -> Trial:
         with tempfile.TemporaryDirectory(prefix="trtcalib-") as folder:
             target = Path(folder) / "model.onnx"
             target.write_bytes(model)
             found = _compare(options["model"], target, blocks.samples(), **options["compare"])
-        return Trial(lifted, None if options["compare"]["metric"] is None else _value(found), found.passed is not False)
+        return Trial(lifted, _value(found), found.passed is not False)
 
 
 @ray.remote(num_cpus=0)
@@ -249,14 +136,20 @@ class _Meeting:
 
 
 @contextmanager
-def _workers(actors: int, num_cpus: float, num_gpus: float) -> Iterator[list[Any]]:
+def _workers(actors: int, num_cpus: float, num_gpus: float, autoscaling: bool) -> Iterator[list[Any]]:
     """Actors while they are needed. They hold their CPUs as long, so nothing else may have to run by then."""
     if actors < 1:
         raise CalibError(f"actors: there must be one at least, not {actors}")
-    for kind, each in (("CPU", num_cpus), ("GPU", num_gpus)):
-        there = ray.cluster_resources().get(kind, 0)
-        if actors * each > there:
-            _log.warning("%d actors of %g %s each wait for more than the %g of the cluster", actors, each, kind, there)
+    each = {kind: amount for kind, amount in (("CPU", num_cpus), ("GPU", num_gpus)) if amount}
+    # Ray counts in ten-thousandths.
+    on = lambda node: min((int(node.get(kind, 0) / amount + 1e-6) for kind, amount in each.items()), default=actors)
+    room = sum(on(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    if actors > room:
+        wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
+        text = f"actors: the cluster has room for {room} actors of {wanted}, not for {actors}"
+        if not autoscaling:
+            raise CalibError(f"{text}; ask for fewer or smaller ones, or give autoscaling=True where it starts nodes that are missing")
+        _log.warning("%s; they wait for nodes that it starts", text)
     worker: Any = _Worker
     started = [worker.options(num_cpus=num_cpus, num_gpus=num_gpus).remote() for _ in range(actors)]
     try:
@@ -291,6 +184,7 @@ def calibrate(
     actors: int = 2,
     num_cpus: float = 1,
     num_gpus: float = 0,
+    autoscaling: bool = False,
     samples: int | None = None,
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
@@ -308,7 +202,9 @@ def calibrate(
             ``preprocess=`` or ``preprocessor=``, pictures (height × width × 3, ``uint8``, of any size, as
             ``ray.data.read_images`` gives them), which become inputs as files of pictures do. Rows are taken in order; one
             that was materialized before keeps the order that Ray gave it then.
-        actors, num_cpus, num_gpus: workers; each takes `num_cpus` CPUs (as many threads run in it) and `num_gpus` GPUs.
+        actors, num_cpus, num_gpus: workers; each takes `num_cpus` CPUs (as many threads run in it) and `num_gpus` GPUs. More than
+            the nodes have room for are refused, as they would wait for ever.
+        autoscaling: whether the cluster starts nodes that are missing; then actors wait for them, and a warning says so.
         samples: calibration samples, at most (512): those that `trtcalib.calibrate` takes of a dict of the same arrays. The data
             set is executed as a whole; with ``dataset.limit(512)`` only its first rows are.
         columns: column of the data set for each input. Without, columns of the names of the inputs; for a model with one
@@ -327,12 +223,12 @@ def calibrate(
     if metric is not None and settings.get("method") not in (None, "auto"):
         raise CalibError("metric: it chooses the method itself, so leave `method` out")
     count_of(keys.get("calib_samples"))
-    blocks = _Blocks(dataset, model, columns, labels, names)
+    blocks = Blocks(dataset, model, columns, labels, names)
     file, shared = path_of(config), ray.put(blocks)
     actors = blocks.parts(actors)
-    with _workers(actors, num_cpus, num_gpus) as workers:
+    with _workers(actors, num_cpus, num_gpus, autoscaling) as workers:
         calls = [worker.observe.remote(json.dumps(keys), file, shared, f"{i + 1}/{actors}") for i, worker in enumerate(workers)]
-        parts = ray.put(_results(calls, listener, "parts observed"))
+        parts = ray.put(results(calls, listener, "parts observed"))
 
         # Ray ends an actor that nobody holds here.
         meetings: list[Any] = []
@@ -344,7 +240,7 @@ def calibrate(
             return [worker.choose.remote(keys, file, shared, parts, metric, i, *peers) for i, worker in enumerate(workers)]
 
         def together(keys: dict[str, Any]) -> tuple[bytes, list[Any]]:
-            (table, told), *others = _results(choose(keys, workers), listener, "thresholds chosen")
+            (table, told), *others = results(choose(keys, workers), listener, "thresholds chosen")
             for event in told:
                 listener(*event)
             if any(other != table for other, _ in others):
@@ -362,7 +258,7 @@ def calibrate(
             if method not in made:
                 made[method] = choose(its_keys, [worker])[0]
             tries.append(worker.worth.remote(its_keys, file, shared, made[method], metric))
-        values = _results(tries, listener, "candidates judged")
+        values = results(tries, listener, "candidates judged")
         tables = [CalibrationTable._temporary(table) for table, _ in ray.get(list(made.values()))]
     return _chosen(dict(zip(_CHOICES, zip(values, tables))))
 
@@ -375,6 +271,7 @@ def compare(
     actors: int = 2,
     num_cpus: float = 1,
     num_gpus: float = 0,
+    autoscaling: bool = False,
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
     names: str | None = None,
@@ -391,7 +288,7 @@ def compare(
 
     Args:
         reference, targets: models, or `trtcalib.Saved` outputs, at the same path on every node.
-        dataset, actors, num_cpus, num_gpus, columns, names: as for `calibrate`.
+        dataset, actors, num_cpus, num_gpus, autoscaling, columns, names: as for `calibrate`.
         labels: column of right classes; negative where unknown.
         gates, samples, calibration_samples: as for `trtcalib.compare`.
         metric, minimum: as for `trtcalib.compare`; the outputs of all samples are brought together where this runs.
@@ -401,10 +298,10 @@ def compare(
     others, minimum = asked(gates, metric, minimum)
     listed, model, given = _compared(reference, targets, {"eval_samples": samples, "gate": others, **settings})
     keys = _keys(given, num_cpus, num_gpus)
-    held = _Blocks(dataset, model, columns, labels, names)
+    held = Blocks(dataset, model, columns, labels, names)
     blocks, actors = ray.put(held), held.parts(actors)
     text, file = json.dumps(keys), path_of(config)
-    with _workers(actors, num_cpus, num_gpus) as workers:
+    with _workers(actors, num_cpus, num_gpus, autoscaling) as workers:
 
         def call(targets: list[str]) -> Run:
             calls = [
@@ -413,7 +310,7 @@ def compare(
                 )
                 for i, worker in enumerate(workers)
             ]
-            parts, *outputs = zip(*_results(calls, listener, "parts compared"))
+            parts, *outputs = zip(*results(calls, listener, "parts compared"))
             figures = json.loads(_joined(parts, lambda files: _trtcalib.join(files, None)))
             return figures, *(([], []) if metric is None else _together(each) for each in outputs)
 
@@ -438,6 +335,7 @@ def bisect(
     actors: int = 2,
     num_cpus: float = 1,
     num_gpus: float = 0,
+    autoscaling: bool = False,
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
     names: str | None = None,
@@ -450,50 +348,57 @@ def bisect(
     progress: Progress = None,
     **settings: Any,
 ) -> Findings:
-    """The fewest layers to lift, in the order of the noise that they bring; trials run side by side on the actors.
+    """As `trtcalib.bisect`: the same search, plan and figures, whatever the number of actors.
 
-    This is the search of `trtcalib.bisect` with ``metric=``, for gates, too: nodes are ranked by the noise that each brings to
-    the outputs, the first so many are lifted, and their number is halved until the fewest that pass are known. With a gate,
-    `trtcalib.bisect` searches otherwise (it puts nodes back, and checks on samples that it did not search on) and may find
-    another plan. Plan and trials are those of one actor, whatever their number: trials ahead of what is known are thrown
-    away where they turn out not to be needed.
+    With a gate, each plan is tried by all actors, each on its part of the samples, and what they count is joined exactly. With
+    `metric`, several plans are tried side by side, each by one actor on all samples; those ahead of what is known are thrown away
+    where they turn out not to be needed. Layers are measured where this is called.
 
     Args:
         model: float ONNX model, at the same path on every node.
         table: ranges from `calibrate`.
         gate, metric, minimum: what the plan must pass, as for `trtcalib.bisect`.
-        dataset, actors, num_cpus, num_gpus, columns, labels, names: as for `compare`.
-        out, precision, lift, max_trials: as for `trtcalib.bisect`.
-        samples: samples that plans are judged on; the one that is found is checked on all.
-        config, progress, settings: as for `trtcalib.bisect`; trials are told as they are done.
+        dataset, actors, num_cpus, num_gpus, autoscaling, columns, labels, names: as for `compare`.
+        out, precision, lift, max_trials, samples: as for `trtcalib.bisect`.
+        config, progress, settings: as for `trtcalib.bisect`; progress is told of plans as they are tried, too.
 
     Returns:
-        Layers with their errors in dB; ``plan`` has ``trials``, the nodes that are ``lifted`` and the ``check`` on all samples.
+        What `trtcalib.bisect` gives.
     """
     metric, listener = own(metric), _Listener(progress)
     gates, minimum = _asked_of_plan(gate, metric, minimum)
-    if not gates and metric is None:
+    if not gates and metric is None and config is None:
         raise CalibError("bisect: give a `gate`, or `metric` and `minimum`; trtcalib.bisect measures layers without")
-    folder = Path(out) if out is not None else temporary_folder()
-    held = _Blocks(dataset, model, columns, labels, names)
-    keys = _keys(settings, num_cpus, num_gpus)
-    findings = _bisect(
-        model, table, held.samples(), gate=[], out=folder, precision=precision, lift=lift, config=config, progress=progress, **keys
-    )
+    held = Blocks(dataset, model, columns, labels, names)
+    blocks, file = ray.put(held), path_of(config)
+    keys = _keys({"model": model_path(model), **settings}, num_cpus, num_gpus)
+    options = {"precision": precision, "lift": lift, "max_trials": max_trials, "samples": samples}
+    if metric is None:
+        numbers, text = itertools.count(1), json.dumps(keys | plain({"gate": gates}))
+        with _workers(actors, num_cpus, num_gpus, autoscaling) as workers:
+
+            def count(plan: bytes, chosen: list[int]) -> list[str]:
+                shared, parts = ray.put(plan), min(len(workers), len(chosen))
+                cut = [chosen[len(chosen) * i // parts : len(chosen) * (i + 1) // parts] for i in range(parts)]
+                counted = results([worker.count.remote(text, file, blocks, shared, part) for worker, part in zip(workers, cut)])
+                listener("progress", "plans tried", next(numbers), 0)
+                return counted
+
+            return _findings(keys, table, held.samples(), gates, out, options, config, listener, count)
+    findings = _findings(keys, table, held.samples(), [], out, options, config, listener)
     plans = _Plans(model, table, findings, precision, lift, config, settings)
-    blocks = ray.put(held)
     run = {key: keys[key] for key in _DATA if key in keys}
-    with _workers(actors, num_cpus, num_gpus) as workers:
+    with _workers(actors, num_cpus, num_gpus, autoscaling) as workers:
 
         def judge(wanted: Sequence[int], most: int = samples) -> list[Trial]:
             common = {"gates": gates, "metric": metric, "minimum": minimum, "samples": most, "calibration_samples": True}
-            options = {"model": model_path(model), "compare": common | {"config": config} | run}
+            asked = {"model": model_path(model), "compare": common | {"config": config} | run}
             calls = []
             for index, lifted in enumerate(wanted):
                 with tempfile.TemporaryDirectory(prefix="trtcalib-") as place:
                     bytes_of = plans.model(lifted, Path(place) / "model.onnx").read_bytes()
-                calls.append(workers[index % actors].judge.remote(lifted, bytes_of, blocks, options))
-            return _results(calls, listener, "plans tried")
+                calls.append(workers[index % actors].judge.remote(lifted, bytes_of, blocks, asked))
+            return results(calls, listener, "plans tried")
 
         trials, best = smallest(len(plans.nodes), judge, ahead=actors, most=max_trials)
-        return plans.finish(folder, trials, best, lambda lifted: judge([lifted], 0)[0])
+        return plans.finish(trials, best, lambda lifted: judge([lifted], 0)[0])

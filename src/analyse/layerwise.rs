@@ -51,6 +51,9 @@ pub enum AnalysisError {
     /// A plan cannot be put into the model.
     #[error(transparent)]
     Quantize(#[from] QuantizeError),
+    /// Other processes that were to count samples did not.
+    #[error("{0}")]
+    Elsewhere(String),
     /// There is nothing to measure on.
     #[error("no samples to measure on; give at least one")]
     NoSamples,

@@ -15,7 +15,7 @@ use crate::{
     calibrate::CalibrationTable,
     compare::{CompareOptions, Comparison, ComparisonResult, Direction, Footprint, Gate, Sample},
     onnx::Model,
-    pass::{Consumer, Outputs, Part, Taking},
+    pass::{Consumer, Outputs, Part, Ran, Taking},
     quantize::{Precision, PrecisionPlan, QuantizeOptions, quantize_following},
     tensor::{Tensor, TensorMap},
 };
@@ -39,13 +39,13 @@ impl Default for JudgeOptions {
     }
 }
 
+/// Counts a target.
+type Count<'a> = dyn FnMut(&Model) -> Result<Comparison, AnalysisError> + 'a;
+
 /// Compares targets with one reference over the same samples.
 pub struct Judge<'a> {
-    /// What executes reference and targets.
-    side: Side<'a>,
-    samples: Samples<'a>,
-    options: JudgeOptions,
-    reference: Remembered,
+    gates: Vec<Gate>,
+    count: Box<Count<'a>>,
 }
 
 impl<'a> Judge<'a> {
@@ -54,8 +54,17 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// The backend refuses the reference.
     pub fn new(side: Side<'a>, samples: Samples<'a>, options: JudgeOptions) -> Result<Self, AnalysisError> {
-        let reference = Remembered::new(build(side, options.threads, true)?, options.memory_bytes);
-        Ok(Self { side, samples, options, reference })
+        let mut reference = Reference::new(side, &options)?;
+        Ok(Self::by(options.gates, move |target| {
+            let (counted, ran) = reference.count(Side { model: target, ..side }, samples)?;
+            some(ran)?;
+            Ok(counted)
+        }))
+    }
+
+    /// Tests `gates` on what `count` gives for a target.
+    pub fn by(gates: Vec<Gate>, count: impl FnMut(&Model) -> Result<Comparison, AnalysisError> + 'a) -> Self {
+        Self { gates, count: Box::new(count) }
     }
 
     /// All figures of a target. Batches that do not fit into memory are halved.
@@ -63,12 +72,7 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// The target cannot be built or run, a sample cannot be read, or the outputs cannot be compared.
     pub fn compare(&mut self, target: &Model) -> Result<ComparisonResult, AnalysisError> {
-        let mut target =
-            build(Side { model: target, ..self.side }, self.options.threads, self.reference.runner.at_once() > 1)?;
-        let names = [self.reference.names(), target.names()];
-        let mut trial = Trying(Comparison::new(&names[0], &names[1], self.options.compare.clone())?);
-        some(self.samples.run(&mut [&mut self.reference, &mut target], &mut trial)?)?;
-        Ok(trial.0.finish())
+        Ok((self.count)(target)?.finish())
     }
 
     /// The verdict of the gates on a target. The score is the first gate's value, negated where less is better.
@@ -77,8 +81,7 @@ impl<'a> Judge<'a> {
     /// As [`Judge::compare`].
     pub fn verdict(&mut self, target: &Model) -> Result<Verdict, AnalysisError> {
         let result = self.compare(target)?;
-        let outcomes: Vec<_> =
-            self.options.gates.iter().map(|gate| gate.evaluate(&result, &Footprint::default())).collect();
+        let outcomes: Vec<_> = self.gates.iter().map(|gate| gate.evaluate(&result, &Footprint::default())).collect();
         let metrics = outcomes.iter().filter_map(|outcome| Some((outcome.subject(), outcome.value?)));
         let sign = |direction| if direction == Direction::AtLeast { 1.0 } else { -1.0 };
         Ok(Verdict {
@@ -88,6 +91,36 @@ impl<'a> Judge<'a> {
             notes: result.warnings(),
             intervals: outcomes.iter().filter_map(|outcome| Some((outcome.subject(), outcome.interval?))).collect(),
         })
+    }
+}
+
+/// A reference that targets are counted against. It keeps its outputs.
+pub struct Reference {
+    outputs: Remembered,
+    compare: CompareOptions,
+    threads: usize,
+}
+
+impl Reference {
+    /// Builds the reference.
+    ///
+    /// # Errors
+    /// The backend refuses it.
+    pub fn new(side: Side<'_>, options: &JudgeOptions) -> Result<Self, AnalysisError> {
+        let outputs = Remembered::new(build(side, options.threads, true)?, options.memory_bytes);
+        Ok(Self { outputs, compare: options.compare.clone(), threads: options.threads })
+    }
+
+    /// What is counted of a target over `samples` of one data set, and what the pass was like.
+    ///
+    /// # Errors
+    /// As [`Judge::compare`].
+    pub fn count(&mut self, target: Side<'_>, samples: Samples<'_>) -> Result<(Comparison, Ran), AnalysisError> {
+        let mut target = build(target, self.threads, self.outputs.runner.at_once() > 1)?;
+        let names = [self.outputs.names(), target.names()];
+        let mut trial = Trying(Comparison::new(&names[0], &names[1], self.compare.clone())?);
+        let ran = samples.run(&mut [&mut self.outputs, &mut target], &mut trial)?;
+        Ok((trial.0, ran))
     }
 }
 

@@ -161,6 +161,11 @@ impl Comparison {
         Ok(Self { options, samples: 0, outputs, ignored_outputs, detections, chosen })
     }
 
+    /// True before the first sample.
+    pub fn is_empty(&self) -> bool {
+        self.samples == 0
+    }
+
     /// Adds the outputs of a batch, on the device where both lie on the same. After an error the comparison is of no more
     /// use.
     pub fn push<'a>(

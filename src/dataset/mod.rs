@@ -96,7 +96,7 @@ pub enum DatasetError {
 }
 
 /// An indexed collection of samples; reading one does not touch the others, so any number of threads may read.
-pub trait Dataset: Sync {
+pub trait Dataset: Send + Sync {
     /// Number of samples.
     fn len(&self) -> usize;
 

@@ -47,6 +47,30 @@ pub struct BadPolicy {
     pub strict: bool,
 }
 
+impl BadPolicy {
+    /// Whether so many bad samples are tolerated in a data set of `read`: a pass over few of them must not fail for one
+    /// that is bad.
+    ///
+    /// # Errors
+    /// They are too many.
+    pub fn check(self, bad: &[SampleError], read: usize) -> Result<(), PassError> {
+        let Self { max_share, strict } = self;
+        match bad {
+            [first, ..] if strict || bad.len() as f64 > max_share * read as f64 => Err(PassError::TooManyBad {
+                bad: bad.len(),
+                read,
+                limit: if strict {
+                    "none, as --strict asks".to_owned()
+                } else {
+                    format!("the {} % that --max-bad allows", (max_share * 1e6).round() / 1e4)
+                },
+                first: first.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Options of [`prefetch`].
 #[derive(Clone, Copy, Debug)]
 pub struct PrefetchOptions<'a> {
@@ -221,21 +245,7 @@ impl Batches<'_> {
 
     fn skip(&mut self, bad: SampleError) {
         self.summary.skipped.push(bad);
-        let (count, policy) = (self.summary.skipped.len(), self.options.policy);
-        // Of the whole data set: a pass over few samples must not fail for one that is bad.
-        let tolerated = policy.max_share * self.dataset.len() as f64;
-        if policy.strict || count as f64 > tolerated {
-            self.error = Some(PassError::TooManyBad {
-                bad: count,
-                read: self.dataset.len(),
-                limit: if policy.strict {
-                    "none, as --strict asks".to_owned()
-                } else {
-                    format!("the {} % that --max-bad allows", (policy.max_share * 1e6).round() / 1e4)
-                },
-                first: self.summary.skipped[0].clone(),
-            });
-        }
+        self.error = self.options.policy.check(&self.summary.skipped, self.dataset.len()).err();
     }
 }
 

@@ -110,6 +110,11 @@ pub enum QuantizeError {
          calibrate again"
     )]
     Equalized { tensor: String, given: usize, channels: usize },
+    #[error(
+        "the calibration table rounds the codes of weight `{tensor}` for a scale for each output channel, and it has one scale; \
+         calibrate again with per-tensor weights"
+    )]
+    RoundingOfChannels { tensor: String },
     #[error("the calibration table does not round the {codes} codes of weight `{tensor}`, but others; calibrate again")]
     Rounding { tensor: String, codes: usize },
     #[error(
@@ -158,6 +163,8 @@ pub struct SchemeOptions {
     pub op_types: BTreeSet<String>,
     /// Quantized inputs and output of a Concat share one scale: fewer kernels, coarser steps.
     pub share_concat_scales: bool,
+    /// A weight has one scale, not one for each output channel.
+    pub per_tensor_weights: bool,
     /// Overrules all of the above.
     pub plan: PrecisionPlan,
 }
@@ -171,6 +178,7 @@ impl Default for SchemeOptions {
             exclude_op_types: BTreeSet::new(),
             op_types: BTreeSet::new(),
             share_concat_scales: false,
+            per_tensor_weights: false,
             plan: PrecisionPlan::default(),
         }
     }

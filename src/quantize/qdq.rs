@@ -213,10 +213,15 @@ impl<'t> Insertion<'t> {
             for edge in &edges {
                 let node = view.node(NodeId(edge.node));
                 let input_scale = node.input.first().and_then(|input| scales.get(input));
-                let bias = node.input.get(2).and_then(|bias| view.initializer(bias)).filter(|_| axis.is_some());
-                let channels = axis.map_or(Some(1), |axis| usize::try_from(*weight.dims.get(axis)?).ok()).unwrap_or(0);
-                let more = input_scale.map(|&scale| scale_floors(bias, scale, channels));
-                for (index, floor) in more.unwrap_or_default().into_iter().enumerate() {
+                let bias = node.input.get(2).and_then(|bias| view.initializer(bias));
+                let extent = match axis {
+                    Some(axis) => weight.dims.get(axis),
+                    None => bias.and_then(|bias| bias.dims.first()),
+                };
+                let channels = extent.map_or(Ok(1), |&extent| usize::try_from(extent)).unwrap_or(0);
+                let more = input_scale.map(|&scale| scale_floors(bias, scale, channels)).unwrap_or_default();
+                for (channel, floor) in more.into_iter().enumerate() {
+                    let index = axis.map_or(0, |_| channel);
                     match floors.get_mut(index) {
                         Some(known) => *known = known.max(floor),
                         None => floors.push(floor),
@@ -230,6 +235,9 @@ impl<'t> Insertion<'t> {
             };
             let mut quantized = quantize_weight(weight, edges[0], quant_type, self.types, &floors, &names)?;
             if let Some(rounding) = recovered.and_then(|recovered| recovered.rounding.get(tensor)) {
+                if axis.is_none() {
+                    return Err(QuantizeError::RoundingOfChannels { tensor: tensor.to_owned() });
+                }
                 quantized.round_anew(tensor, rounding)?;
             }
             let scales = quantized.scale.to_tensor()?.to_f32();

@@ -358,6 +358,7 @@ impl<'a> Scheme<'a> {
                 placement.activations.push(ActivationEdge { tensor, node: id.0, input });
             }
             if let Some((input, axis)) = *weight {
+                let axis = axis.filter(|_| !self.options.per_tensor_weights);
                 placement.weights.push(WeightEdge { tensor: node.input[input].clone(), node: id.0, input, axis });
             }
         }

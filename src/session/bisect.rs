@@ -2,11 +2,14 @@
 
 mod engine;
 mod look;
+mod parts;
 mod plan;
 mod subject;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
+pub(super) use parts::CountTrial;
+pub use parts::{TrialCounter, TrialPart};
 use subject::Bisection;
 
 use super::{PipelineError, Session, Spec, checkpoint::Checkpoints, page_of};

@@ -53,7 +53,7 @@ mod target;
 mod timings;
 
 pub use benchmark::{BenchOptions, BenchOutcome, counted};
-pub use bisect::{BisectOptions, BisectOutcome, Find};
+pub use bisect::{BisectOptions, BisectOutcome, Find, TrialCounter, TrialPart};
 pub use compared::{CompareOutcome, Compared, TargetOutcome};
 pub use comparison::CompareRequest;
 pub use engine::{EngineOrder, declared};

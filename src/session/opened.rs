@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use super::{
     Control, Host, PipelineError,
+    bisect::CountTrial,
     calibration::{Calibrator, ObserveOptions, judged_kinds},
     checkpoint::Checkpoints,
     data::{Data, DataSettings, Provenance, open_data, own_samples, random_data, usual_size},
@@ -28,7 +29,7 @@ use crate::{
     bench::Mode,
     compare::{CompareOptions, ComparisonResult, OutputKind, OwnMetric, heads::Head},
     config::RunConfig,
-    dataset::{BadPolicy, Dataset, PrefetchOptions, Preprocess, Split, data_hash, image_size, load_classes},
+    dataset::{BadPolicy, Dataset, Preprocess, Split, data_hash, image_size, load_classes},
     onnx::Model,
     quantize::Placement,
     recover::Peers,
@@ -82,6 +83,8 @@ pub struct Session {
     /// What decides instead of the error, where the caller has a metric of its own.
     pub(super) metric: Option<OwnMetric>,
     pub(super) peers: Peers,
+    /// Who counts the samples of trials, where other processes do.
+    pub(super) count_trial: Option<CountTrial>,
     _told_at_the_end: TellTimings,
 }
 
@@ -261,6 +264,7 @@ impl Session {
             own_data,
             metric: None,
             peers: Peers::default(),
+            count_trial: None,
         })
     }
 
@@ -356,12 +360,6 @@ impl Session {
     pub(super) fn analyst(&self, samples: usize) -> ExecutionProvider {
         let work = self.subject.multiply_accumulates().map(|each| each * samples as f64);
         if work.is_some_and(|work| work <= CPU_WORK) { ExecutionProvider::Cpu } else { self.provider }
-    }
-
-    /// Samples in the batches that a GPU takes, where `provider` is one; on the CPU they stay as they are.
-    pub(super) fn batched<'s>(&self, provider: ExecutionProvider, samples: Samples<'s>) -> Samples<'s> {
-        let batch = if provider.gpu().is_some() { self.batch } else { samples.reading.batch };
-        Samples { reading: PrefetchOptions { batch, ..samples.reading }, ..samples }
     }
 
     /// A model where it is to execute.

@@ -30,6 +30,7 @@ pub fn scheme(config: &RunConfig, precision: Precision) -> Result<SchemeOptions,
         include: config.nodes_to_include.clone(),
         exclude_op_types: config.op_types_to_exclude.iter().cloned().collect(),
         op_types: config.op_types.iter().cloned().collect(),
+        per_tensor_weights: config.per_tensor_weights,
         plan,
         ..SchemeOptions::default()
     })

@@ -47,6 +47,9 @@ impl Suggest<'_> {
         ] {
             quantize.extend(values.iter().map(|value| format!(" {flag} {}", word(value))));
         }
+        if config.per_tensor_weights {
+            quantize.push_str(" --per-tensor-weights");
+        }
         if config.high_precision != Precision::Fp32 {
             quantize.push_str(&format!(" --high-precision {}", config.high_precision));
         }

@@ -115,6 +115,9 @@ pub struct SchemeArgs {
     /// Leave these operator types in the high precision
     #[arg(long, value_name = "TYPES", value_delimiter = ',')]
     pub op_types_to_exclude: Vec<String>,
+    /// Quantize a weight by one scale, not by one for each output channel, which loses less
+    #[arg(long)]
+    pub per_tensor_weights: bool,
     /// Precision of what is not quantized: fp32, fp16 or bf16 [default: fp32]
     #[arg(long, value_name = "PRECISION")]
     pub high_precision: Option<Precision>,

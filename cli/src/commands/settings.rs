@@ -227,6 +227,7 @@ impl Apply for SchemeArgs {
         set_list(&mut config.nodes_to_include, &self.nodes_to_include);
         set_list(&mut config.op_types, &self.op_types);
         set_list(&mut config.op_types_to_exclude, &self.op_types_to_exclude);
+        config.per_tensor_weights |= self.per_tensor_weights;
         set(&mut config.high_precision, self.high_precision.as_ref());
         set_some(&mut config.plan, self.plan.as_ref());
         Ok(())

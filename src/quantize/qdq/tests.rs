@@ -107,6 +107,32 @@ fn shared_scales_take_the_largest_range() {
 }
 
 #[test]
+fn a_weight_has_one_scale_where_asked() {
+    let mut model = TestModel::new(13).input("x", &[1, 16, 8, 8]).weight("w", &[16, 16, 1, 1]).weight("b", &[16]);
+    model = model.op("Conv", &["x", "w", "b"], "y").output("y", &[1, 16, 8, 8]);
+    let mut model = model.build();
+    let values = |name: &str, values: Vec<f32>, shape: &[usize]| {
+        TensorProto::from_tensor(name, crate::tensor::Tensor::from_f32(shape.to_vec(), values).unwrap())
+    };
+    let weights = (0..256).map(|index| index as f32 / 255.0).collect();
+    let scheme = SchemeOptions { per_tensor_weights: true, ..SchemeOptions::default() };
+    let mut scale_with = |bias: f32| {
+        let bias = [vec![0.0; 15], vec![bias]].concat();
+        model.graph_mut().initializer =
+            vec![values("w", Vec::clone(&weights), &[16, 16, 1, 1]), values("b", bias, &[16])];
+        let result = quantized(&model, &[("x", 1.27)], scheme.clone()).unwrap().model;
+        let view = GraphView::new(result.graph()).unwrap();
+        let scale = view.initializer("w_scale").unwrap().to_tensor().unwrap();
+        assert_eq!(scale.shape(), [0usize; 0]);
+        scale.to_f32()[0]
+    };
+    assert_eq!(scale_with(1.0), 1.0 / 127.0);
+    // The bias of any channel fits its 31 bits.
+    let large = (1u32 << 30) as f32;
+    assert_eq!(scale_with(large), 100.0);
+}
+
+#[test]
 fn fp8_uses_its_own_scale_and_opset() {
     let scheme = SchemeOptions { precision: Precision::Fp8, ..SchemeOptions::default() };
     let model = quantized(&shared_weight(), &[("x", 448.0), ("c1", 0.0)], scheme).unwrap().model;
@@ -156,14 +182,17 @@ fn scales_that_are_told_are_those_in_the_file() {
 
 #[test]
 fn codes_move_by_what_recovery_found() {
-    let codes = |rounding: Option<Vec<i8>>| {
+    let codes_by = |rounding: Option<Vec<i8>>, per_tensor_weights| {
         let mut table = table(&[("x", 1.0), ("c1", 1.0)]);
         let rounding = rounding.map(|differences| [("w".to_owned(), Rounding::new(&differences))].into());
         table.recovered = rounding.map(|rounding| Recovered { rounding, ..Recovered::default() });
-        let quantized = quantize(&shared_weight(), &no_shapes(), Some(&table), &QuantizeOptions::default())?;
+        let scheme = SchemeOptions { per_tensor_weights, ..SchemeOptions::default() };
+        let options = QuantizeOptions { scheme, ..QuantizeOptions::default() };
+        let quantized = quantize(&shared_weight(), &no_shapes(), Some(&table), &options)?;
         let view = GraphView::new(quantized.model.graph())?;
         Ok::<_, QuantizeError>(view.initializer("w_quantized").unwrap().to_tensor()?.to_f32())
     };
+    let codes = |rounding| codes_by(rounding, false);
     let nearest = codes(None).unwrap();
     let lowest = nearest.iter().position(|&code| code == -127.0).unwrap();
     let mut differences = vec![0; 256];
@@ -174,4 +203,6 @@ fn codes_move_by_what_recovery_found() {
     assert_eq!(changes.iter().filter(|change| **change != 0.0).count(), 2);
     let refusal = codes(Some(vec![0; 250])).unwrap_err().to_string();
     assert!(refusal.contains("256 codes of weight `w`"), "{refusal}");
+    let refusal = codes_by(Some(vec![0; 256]), true).unwrap_err().to_string();
+    assert!(refusal.contains("weight `w` for a scale for each output channel"), "{refusal}");
 }

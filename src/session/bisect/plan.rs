@@ -14,11 +14,11 @@ use crate::{
         advice::{about_check, about_search},
         findings::{Findings, PlanFindings},
         groups::{Grouping, group},
-        lift::{Judge, JudgeOptions, Start, candidates, smallest_plan},
+        lift::{Start, candidates, smallest_plan},
         search::{Candidate, Outcome, SearchOptions},
         trials::{Progress, TrialLog},
     },
-    compare::{CompareOptions, Footprint, Gate},
+    compare::{Footprint, Gate},
     config::UseTensorRt,
     quantize::PrecisionPlan,
     session::{
@@ -47,12 +47,6 @@ impl Bisection<'_> {
         // Every trial reads them.
         session.dataset().keep(&search_on);
         self.check_gates(gates, &search_on)?;
-        let mut compare = CompareOptions { max_flips: 0, ..session.compare_options() };
-        if !gates.iter().any(Gate::resamples) {
-            compare.resamples = 0;
-        }
-        let judge =
-            JudgeOptions { gates: gates.to_vec(), compare, threads: session.threads, ..JudgeOptions::default() };
         let start = Start {
             model: &session.subject.folded,
             shapes: &session.subject.shapes,
@@ -71,11 +65,9 @@ impl Bisection<'_> {
             }
         };
         let options = SearchOptions { strategy: self.args.strategy, max_trials: self.args.max_trials, curve: true };
-        let reference = session.side(session.provider, &session.subject.float);
         session.host.stage("trying plans");
         findings.backend = Some(session.provider.backend().to_owned());
-        let mut searching =
-            Judge::new(reference, session.batched(session.provider, self.samples(&search_on)), judge.clone())?;
+        let mut searching = session.judge(&search_on)?;
         let kept = || "the trials so far are kept; the same command goes on from there".to_owned();
         // Nothing is measured for a plan where none is needed.
         let (mut nodes, known) = (0, log.trials.clone());
@@ -115,9 +107,7 @@ impl Bisection<'_> {
             model.save(&self.out.join("model.plan.onnx"))?;
             self.engine()?;
             if !check_on.is_empty() {
-                let mut judge =
-                    Judge::new(reference, session.batched(session.provider, self.samples(&check_on)), judge)?;
-                check = Some(judge.verdict(&model)?);
+                check = Some(session.judge(&check_on)?.verdict(&model)?);
             }
             let judged = check.as_ref().unwrap_or(&trial.verdict);
             judged.notes.iter().for_each(|note| session.host.warn(&format!("the plan: {note}")));

@@ -5,7 +5,7 @@ use crate::{
     analyse::{advice::Commands, graphwise::Side, layerwise::Samples},
     backend::ExecutionProvider,
     calibrate::CalibrationTable,
-    dataset::{PrefetchOptions, Split},
+    dataset::Split,
     onnx::Model,
     quantize::{QuantizeOptions, calibrated_on, moved_like},
     session::{
@@ -126,22 +126,11 @@ impl<'a> Bisection<'a> {
         self.session.config.random_data || self.table.as_ref().is_some_and(|table| table.random_data)
     }
 
-    pub(super) fn samples<'s>(&'s self, indices: &'s [usize]) -> Samples<'s> {
-        let reading = PrefetchOptions {
-            batch: self.session.subject.fixed_batch().unwrap_or(1),
-            threads: self.session.threads,
-            policy: self.session.policy,
-            stop: self.session.host.stop(),
-            skipped: &[],
-        };
-        Samples { dataset: &*self.session.data.collection.dataset, indices, reading }
-    }
-
     pub(super) fn first_of(&self, count: usize) -> Samples<'_> {
         let evaluation = &self.split.evaluation;
         let first = &evaluation[..evaluation.len().min(count)];
         self.session.dataset().keep(first);
-        self.samples(first)
+        self.session.samples(first)
     }
 
     /// Type of a tensor of the float model, where that is known.
