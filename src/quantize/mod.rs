@@ -300,7 +300,7 @@ pub fn quantize(
     }
     let convert = |half| convert_float_part(&mut model, shapes, table, options, half, &mut placement);
     let halved = half.map(convert).transpose()?;
-    record_provenance(&mut model, table, precision);
+    record_provenance(&mut model, table, &options.scheme);
     let findings = validate(&model)?;
     Ok(Quantized { model, float, placement, scales, shifted, halved, findings })
 }
@@ -470,11 +470,11 @@ fn convert_float_part(
 }
 
 /// Writes into the model what made it.
-fn record_provenance(model: &mut Model, table: Option<&CalibrationTable>, precision: Precision) {
+fn record_provenance(model: &mut Model, table: Option<&CalibrationTable>, scheme: &SchemeOptions) {
     let mut entries = vec![
         ("calib.version", Tool::current().version),
         ("calib.source_hash", model.hash.to_string()),
-        ("calib.precision", precision.to_string()),
+        ("calib.precision", scheme.precision.to_string()),
     ];
     if let Some(bytes) = table.and_then(|table| serde_json::to_vec(table).ok()) {
         entries.push(("calib.table_hash", ContentHash::of_bytes(&bytes).to_string()));
@@ -483,7 +483,7 @@ fn record_provenance(model: &mut Model, table: Option<&CalibrationTable>, precis
     if let Some(samples) = calibrated_on.and_then(|samples| serde_json::to_string(samples).ok()) {
         entries.push((CALIBRATED_ON, samples));
     }
-    if table.is_some_and(|table| table.random_data) {
+    if table.is_some_and(|table| table.random_data) || scheme.plan.random_data {
         entries.push((RANDOM_DATA, "true".to_owned()));
     }
     for (key, value) in entries {

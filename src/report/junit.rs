@@ -31,7 +31,7 @@ pub fn junit(report: &Report, to: impl Write) -> Result<(), quick_junit::Seriali
         let mut status = TestCaseStatus::success();
         if !gate.result.passed {
             status = TestCaseStatus::non_success(NonSuccessKind::Failure);
-            status.set_message(format!("{} is {}", gate.result.subject(), gate.result.shown()));
+            status.set_message(format!("{}: {}", gate.result.subject(), gate.result.shown()));
         }
         let mut case = TestCase::new(gate.condition(), status);
         case.set_classname(format!("{model}.{}", gate.precision));

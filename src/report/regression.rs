@@ -130,8 +130,8 @@ fn differences(new: &Report, old: &Report) -> Vec<String> {
         asked.collect::<BTreeSet<_>>()
     };
     let mut found = Vec::new();
-    if new.dataset.random_data || old.dataset.random_data {
-        found.push("nothing that counts: the inputs of at least one are random".to_owned());
+    if new.rests_on_random_data() || old.rests_on_random_data() {
+        found.push("nothing that counts: the inputs or ranges of at least one are random".to_owned());
     }
     let (samples, before) = (&new.dataset.evaluation, &old.dataset.evaluation);
     if samples.len() != before.len() {

@@ -37,7 +37,7 @@ pub fn runs_table(runs: &[Run<'_>]) -> Table {
     let rows = runs.iter().flat_map(|run| {
         Subject::all(run.report).map(move |subject| {
             let p = subject.precision;
-            let random = run.report.dataset.random_data;
+            let random = run.report.rests_on_random_data();
             let result =
                 if random && p.error.is_none() { Cell::text("random data").tone(Tone::Bad) } else { outcome(subject) };
             let model = format::file_name(&run.report.model.path);
@@ -169,7 +169,7 @@ fn elsewhere(runs: &[Run<'_>], called: &[String], called_by: &dyn Fn(&Report, St
 fn page(runs: &[Run<'_>], baseline: &[Run<'_>], trends: Option<Vec<Trend>>) -> Result<String, askama::Error> {
     let table = runs_table(runs);
     let (scatter, legend, measure) = scatter(runs);
-    let random = runs.iter().chain(baseline).any(|run| run.report.dataset.random_data);
+    let random = runs.iter().chain(baseline).any(|run| run.report.rests_on_random_data());
     let regressions = (!baseline.is_empty()).then(|| regressions(runs, baseline));
     let decided = |as_this| runs.iter().filter(|run| run.report.verdict.passed == Some(as_this)).count();
     let (passed, failed) = (decided(true), decided(false));

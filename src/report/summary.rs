@@ -19,9 +19,9 @@ pub fn summary(report: &Report) -> String {
         report.verdict.passed.map_or_else(String::new, |passed| format!("{} ", mark(passed))),
         markdown_text(format::file_name(&report.model.path))
     )];
-    if report.dataset.random_data {
+    if report.rests_on_random_data() {
         lines.push(
-            "> **Random data**: the inputs were random numbers, the figures say nothing about this model.\n".into(),
+            "> **Random data**: random numbers were among the inputs or made the ranges, so the figures say nothing about this model.\n".into(),
         );
     }
     lines.push(format!("{}\n", markdown_text(&report.verdict.sentence)));

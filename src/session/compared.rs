@@ -5,14 +5,14 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use super::{
-    PipelineError, Shard, describe,
+    PipelineError, Shard, Within, describe,
     evaluation::{Counted, Evaluation},
 };
 use crate::{
-    artifact::{ArtifactError, ContentHash, Tool, open_regular, read_json, write_json},
+    artifact::{ArtifactError, ContentHash, Tool, check_free, open_regular, read_json, write_json},
     compare::{Comparison, ComparisonResult, Footprint, Gate, GateResult},
     config::RunConfig,
     dataset::{PassSummary, SampleError},
@@ -198,6 +198,21 @@ impl Compared {
         }
         let sealed = Sealed { format_version: PART_FORMAT_VERSION, content_hash: hash_of(self)?, part: self };
         Ok(write_json(path, &sealed)?)
+    }
+
+    /// Removes the part that a former job left at `path`, so that it is not joined where this job fails. Another file stays.
+    ///
+    /// # Errors
+    /// The file is an input of this job, or cannot be removed.
+    pub fn remove_former(path: &Path) -> Result<(), PipelineError> {
+        let is_part = |bytes: Vec<u8>| serde_json::from_slice::<Sealed<IgnoredAny>>(&bytes).is_ok();
+        // It is to be written, so it is not read as an input.
+        if path.is_file() && std::fs::read(path).is_ok_and(is_part) {
+            let context = || format!("cannot remove the former part {}", path.display());
+            check_free(path).within(context)?;
+            std::fs::remove_file(path).within(context)?;
+        }
+        Ok(())
     }
 
     /// Reads a part.

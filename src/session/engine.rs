@@ -158,6 +158,12 @@ impl EngineOrder {
         for warning in &sidecar.warnings {
             host.warn(&format!("{}: {warning}", output.display()));
         }
+        if sidecar.random_data {
+            let model = sidecar.model.display();
+            host.warn(&format!(
+                "{model} was calibrated on random numbers: the engine's results say nothing about real inputs"
+            ));
+        }
         host.wrote(output);
         Ok(sidecar)
     }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::{calib, demo, error_of, json, root};
+use super::{calib, demo, demo_flags, error_of, json, root};
 
 /// Copies some images of the example; each has the content of the one `shifted` places behind it.
 fn images(folder: &Path, shifted: usize) {
@@ -221,6 +221,36 @@ fn parts_of_a_comparison_on_random_data_and_what_is_joined_of_them_say_so() {
 }
 
 #[test]
+fn parts_of_a_former_comparison_are_not_joined_where_this_one_fails() {
+    if calib().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let compare = |more: &[&str]| {
+        let mut command = calib().unwrap();
+        command.current_dir(folder.path()).args(["compare", "ort", "ort", "--random-data", "--samples", "4"]);
+        command.args(["--shard", "1/1", "--part", "1.part"]).args(more);
+        command
+    };
+    let model = demo("demo.onnx");
+    let model = model.to_str().unwrap();
+    for failing in [
+        &["--model", "nowhere.onnx"][..],
+        &["--frob", "--model", model],
+        &["--ort-library", "none.so", "--model", model],
+    ] {
+        compare(&["--model", model]).assert().success();
+        assert!(folder.path().join("1.part").exists());
+        error_of(&mut compare(failing));
+        assert!(!folder.path().join("1.part").exists(), "{failing:?}");
+    }
+    // What is no part was named by mistake.
+    fs::write(folder.path().join("1.part"), "notes").unwrap();
+    error_of(&mut compare(&["--model", "nowhere.onnx"]));
+    assert_eq!(fs::read_to_string(folder.path().join("1.part")).unwrap(), "notes");
+}
+
+#[test]
 fn what_a_bisection_on_random_data_leaves_says_so() {
     let Some(mut bisect) = calib() else { return };
     let folder = tempfile::tempdir().unwrap();
@@ -238,4 +268,17 @@ fn what_a_bisection_on_random_data_leaves_says_so() {
     let output = quantize.arg("out/calibration.json").arg(demo("demo.onnx")).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && told.contains("plan was searched on random numbers"), "{told}");
+    // So does who looks at what was made by it: with ranges of real data all but the plan says something.
+    let (table, mut quantize) = (folder.path().join("real.json"), calib().unwrap());
+    let mut calibrate = calib().unwrap();
+    calibrate.args(["calibrate", "--effort", "off", "--calib-samples", "8", "-o"]).arg(&table);
+    calibrate.args(&demo_flags()[..2]).assert().success();
+    quantize.current_dir(folder.path()).args(["quantize", "-o", "q.onnx", "--plan", "out/plan.json", "--table"]);
+    quantize.arg(&table).arg(demo("demo.onnx")).assert().success();
+    for (name, mark) in
+        [("q.onnx", "FROM RANDOM DATA"), ("out/plan.json", "RANDOM DATA"), ("out/bisect.json", "RANDOM DATA")]
+    {
+        let (said, _) = super::output(0, calib().unwrap().current_dir(folder.path()).args(["inspect", name]));
+        assert!(said.lines().next().unwrap().contains(mark), "{name}: {said}");
+    }
 }

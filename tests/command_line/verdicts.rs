@@ -140,6 +140,15 @@ fn every_quantized_convolution_has_a_row() {
     let report = report(folder);
     let commands = report["advice"].as_array().unwrap().iter().filter_map(|advice| advice["command"].as_str());
     assert!(commands.clone().all(|command| !command.contains("bisect")), "what passes needs none");
+    // Where another precision fails, that is what to bisect.
+    let flags =
+        ["--precisions", "int8,fp8", "--gate", "int8:sqnr_db=5", "--gate", "fp8:sqnr_db=99", "--bench-seconds", "0"];
+    let flags = [&flags[..], &["--tensorrt", "off", "--out", "fp8"]].concat();
+    command(folder, "run", "residual", "x", &flags).assert().code(1);
+    let advice = json(&folder.join("fp8/report.json"))["advice"].clone();
+    let commands = advice.as_array().unwrap().iter().filter_map(|advice| advice["command"].as_str());
+    let commands: Vec<&str> = commands.filter(|command| command.contains("bisect")).collect();
+    assert!(commands.len() == 1 && commands[0].contains("--precision fp8"), "{advice}");
     let layers = report["layers"].as_array().unwrap();
     let known = ["p", "r", "q", "s", "y"];
     assert!(layers.iter().all(|layer| known.contains(&layer["node"].as_str().unwrap())), "{layers:?}");

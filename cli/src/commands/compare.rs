@@ -15,8 +15,16 @@ use trtcalib::{
     session::{CompareOutcome, CompareRequest, Compared, Session, Shard, check_folders},
 };
 
+/// What a former job counted goes where this one does not begin.
+pub(super) fn refused(printer: &Printer, part: Option<&Path>) {
+    if let Some(Err(error)) = part.map(Compared::remove_former) {
+        printer.warn(&error.to_string());
+    }
+}
+
 /// Compares.
 pub(super) fn compare(printer: &Printer, global: &GlobalArgs, args: &CompareArgs) -> anyhow::Result<ExitStatus> {
+    args.part.as_deref().map(Compared::remove_former).transpose()?;
     let mut config = configuration(printer, &args.config)?;
     one_size(&args.data, &args.runtime)?;
     args.data.apply(&mut config)?;

@@ -296,7 +296,8 @@ fn describe_plan(plan: &PrecisionPlan) -> String {
         Selector::Node(name) => format!("\n{precision}  node `{name}`"),
         Selector::Pattern(pattern) => format!("\n{precision}  nodes that match `{pattern}`"),
     };
-    format!("precision plan; nodes not named: {default}{}", plan.assignments.iter().map(line).collect::<String>())
+    let mark = random_mark(plan.random_data);
+    format!("precision plan{mark}; nodes not named: {default}{}", plan.assignments.iter().map(line).collect::<String>())
 }
 
 fn describe_table(path: &Path, table: &CalibrationTable, all: bool) -> String {

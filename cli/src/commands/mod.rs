@@ -68,6 +68,7 @@ pub fn main(global: &GlobalArgs, command: Command) -> u8 {
 fn refused(printer: &Printer, command: &Command, reason: &str) {
     match command {
         Command::Run(args) => run::refused(printer, args, reason),
+        Command::Compare(args) => compare::refused(printer, args.part.as_deref()),
         Command::Merge(args) => calibrate::not_merged(printer, args, reason),
         Command::Bisect(args) => bisect::failed(printer, args),
         Command::Report(args) => report::failed(printer, args, reason),

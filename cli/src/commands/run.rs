@@ -23,6 +23,7 @@ use trtcalib::{
 
 /// Does the job.
 pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> anyhow::Result<ExitStatus> {
+    args.part.as_deref().map(Compared::remove_former).transpose()?;
     let config = configuration(printer, args).and_then(|config| Ok(config.validate().map(|()| config)?));
     if args.print_config {
         let config = config?;
@@ -112,7 +113,7 @@ fn verdict(printer: &Printer, config: &RunConfig, outcome: RunOutcome) -> anyhow
 /// What tells of a former run is replaced where the options of this one cannot be used.
 pub(super) fn refused(printer: &Printer, args: &RunArgs, reason: &str) {
     if args.print_config || args.eval || args.part.is_some() {
-        return;
+        return compare::refused(printer, args.part.as_deref());
     }
     tell_unrecorded(printer, not_begun(args, reason));
 }

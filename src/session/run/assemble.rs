@@ -21,7 +21,7 @@ use crate::{
         Calibration, CandidateResult, DatasetInfo, Histogram, Labels, LatencyMs, Layer, ModelInfo, Precision,
         REPORT_FORMAT_VERSION, Recovery, Report, SkippedSample, SpeedAt, Speedup, Verdict, rfc3339,
     },
-    session::{PipelineError, environment::environment, evaluation::Evaluation, ranges::sample_hash},
+    session::{PipelineError, environment::environment, evaluation::Evaluation, ranges::sample_hash, scheme::scheme},
 };
 
 /// Longer side of a picture on which boxes are drawn.
@@ -113,6 +113,7 @@ impl Job<'_> {
             bail!("gate {gate} was tested on nothing: no engine ran; name a precision that runs with --precisions");
         }
         let verdict = Verdict::new(gates, &precisions);
+        let of_random_plan = scheme(&self.session.config, NumberFormat::Int8)?.plan.random_data;
         let layers_samples = found.layers.as_ref().filter(|_| !layers.is_empty()).map(|found| found.graphwise.samples);
         Ok(Report {
             format_version: REPORT_FORMAT_VERSION,
@@ -126,8 +127,8 @@ impl Job<'_> {
             calibration: found
                 .calibrated
                 .as_ref()
-                .map(|calibrated| calibration(calibrated, self.session.config.percentile)),
-            advice: self.advice(found.calibrated.as_ref(), found.layers.as_ref(), verdict.passed),
+                .map(|calibrated| calibration(calibrated, self.session.config.percentile, of_random_plan)),
+            advice: self.advice(found.calibrated.as_ref(), found.layers.as_ref(), &verdict),
             verdict,
             recovery: (found.calibrated.as_ref())
                 .and_then(|calibrated| calibrated.chosen.table.recovered.as_ref())
@@ -366,14 +367,14 @@ impl Job<'_> {
     }
 }
 
-fn calibration(calibrated: &Calibrated, percentile: f64) -> Calibration {
+fn calibration(calibrated: &Calibrated, percentile: f64, of_random_data: bool) -> Calibration {
     let chosen = &calibrated.chosen;
     let samples = calibrated.histograms.as_ref().map_or(chosen.table.samples, Histograms::samples);
     Calibration {
         method: chosen.choice.to_string(),
         percentile,
         samples,
-        random_data: chosen.table.random_data,
+        random_data: chosen.table.random_data || of_random_data,
         seconds: calibrated.all_seconds,
         images_per_second: if calibrated.seconds > 0.0 { samples as f64 / calibrated.seconds } else { 0.0 },
         peak_rss_bytes: calibrated.peak_rss_bytes,

@@ -19,7 +19,7 @@ use crate::{
     dataset::{BadPolicy, PrefetchOptions},
     onnx::Model,
     quantize::{Precision, PrecisionPlan, QuantizeOptions, quantize},
-    report::{Advice, AdviceLevel},
+    report::{Advice, AdviceLevel, Verdict},
     session::{
         PipelineError,
         calibration::{Candidate, Chosen, worst_sqnr},
@@ -45,6 +45,8 @@ pub(super) fn samples(evaluation: &[usize]) -> &[usize] {
 
 /// What looking into the layers found.
 pub(super) struct Layers {
+    /// What was looked into.
+    pub(super) precision: Precision,
     pub(super) graphwise: Graphwise,
     pub(super) local: Vec<LayerError>,
     pub(super) outputs: Vec<OutputNoise>,
@@ -110,7 +112,7 @@ impl Job<'_> {
         let lifted = self.lift_effect(&options, &calibrated.chosen.table, told(&outputs), samples)?;
         let head = self.head_effect(&options, &calibrated.chosen.table, &pair, samples)?;
         self.note_plan_effect(&options, &calibrated.chosen.table, samples)?;
-        Ok(Some(Layers { graphwise, local, outputs, lifted, head }))
+        Ok(Some(Layers { precision, graphwise, local, outputs, lifted, head }))
     }
 
     /// What lifting `nodes` does to the outputs.
@@ -217,25 +219,32 @@ impl Job<'_> {
 
     /// What the figures suggest, with commands that work as they stand.
     ///
-    /// Only where a gate failed is there something for a bisection to bring about.
+    /// Only where a precision failed a gate is there something for a bisection to bring about.
     pub(super) fn advice(
         &self,
         calibrated: Option<&Calibrated>,
         layers: Option<&Layers>,
-        passed: Option<bool>,
+        verdict: &Verdict,
     ) -> Vec<Advice> {
         let table = self.out.join("calibration.json");
         let gate = self.session.default_gate();
-        let commands = Suggest {
-            config: &self.session.config,
-            repeats: "run.toml",
-            out: &self.out,
-            table: &table,
-            lift: LIFT,
-            precision: Precision::Int8,
-            gate,
-        }
-        .commands();
+        let commands = |precision| {
+            let (config, repeats, out, table) = (&self.session.config, "run.toml", &*self.out, &*table);
+            Suggest { config, repeats, out, table, lift: LIFT, precision, gate }.commands()
+        };
+        let looked_into = layers.map_or(Precision::Int8, |layers| layers.precision);
+        let failed = verdict.gates.iter().filter(|gate| !gate.result.passed);
+        let failed: BTreeSet<&str> = failed.map(|gate| &*gate.precision).collect();
+        let others = failed.iter().filter_map(|name| name.parse::<Precision>().ok());
+        let others = others.filter(|precision| precision.is_quantized() && *precision != looked_into);
+        let others = others.map(|precision| advice::Advice {
+            importance: advice::Importance::Warning,
+            text: format!("{precision} fails a gate; a bisection finds the fewest nodes to lift"),
+            nodes: Vec::new(),
+            command: Some(commands(precision).bisect),
+        });
+        let others: Vec<_> = others.collect();
+        let commands = commands(looked_into);
         let mut found: Vec<advice::Advice> =
             calibrated.and_then(|found| method_advice(&found.chosen)).into_iter().collect();
         if let Some(layers) = layers {
@@ -248,9 +257,10 @@ impl Job<'_> {
             advice::Importance::Warning => AdviceLevel::Warning,
             advice::Importance::Problem => AdviceLevel::Problem,
         };
-        if passed != Some(false) {
+        if !failed.contains(looked_into.name()) {
             found.iter_mut().filter(|a| a.command.as_ref() == Some(&commands.bisect)).for_each(|a| a.command = None);
         }
+        found.extend(others);
         let row =
             |a: advice::Advice| Advice { level: level(a.importance), text: a.text, nodes: a.nodes, command: a.command };
         found.into_iter().map(row).collect()

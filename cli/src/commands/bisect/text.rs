@@ -54,6 +54,9 @@ fn cost(value: f64) -> String {
 /// Everything found.
 pub(in crate::commands) fn describe(findings: &Findings) -> String {
     let mut text = String::new();
+    if findings.random_data {
+        text.push_str("RANDOM DATA: these figures say nothing about real inputs\n");
+    }
     if !findings.layers.is_empty() {
         layers(&mut text, findings);
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::Serialize;
 
-use super::{ExitStatus, Printer};
+use super::{ExitStatus, Printer, random_mark};
 use crate::commands::host;
 use trtcalib::{
     backend::tensorrt::{
@@ -83,7 +83,7 @@ fn describe(path: &Path, facts: &EngineFacts, all: bool) -> String {
     let mut lines = Vec::new();
     if let Some(sidecar) = &facts.sidecar {
         lines.extend([
-            format!("{} engine {}", sidecar.made_by(), path.display()),
+            format!("{} engine {}{}", sidecar.made_by(), path.display(), random_mark(sidecar.random_data)),
             format!("model       {} ({})", sidecar.model.display(), sidecar.model_hash.short()),
             format!("precision   {}", sidecar.precision.as_deref().unwrap_or("as the model says")),
             format!("built in    {:.1} s", sidecar.build_seconds),
