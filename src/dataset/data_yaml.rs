@@ -14,7 +14,7 @@ use super::{
     DatasetError, IMAGE_ENDINGS, SampleError, ending,
     images::list,
     labels::{long_line, read_small, read_text, shown},
-    unread,
+    left_out,
 };
 
 /// What a `data.yaml` says.
@@ -187,7 +187,7 @@ fn pictures(
     let name = |file: &Path| file.strip_prefix(root).unwrap_or(file).to_string_lossy().replace('\\', "/");
     if at.is_dir() {
         let listing = list(&at, &IMAGE_ENDINGS, None)?;
-        left.notes.extend(unread(&at, &listing, None)?);
+        left.notes.extend(left_out::unread(&at, &listing, None)?);
         left.skipped.extend(listing.skipped.into_iter().map(|error| (name(&at.join(error.sample)), error.reason)));
         for (_, file) in listing.files {
             files.insert(name(&file), file);

@@ -12,6 +12,9 @@ macro_rules! forward {
     };
     (@ keep) => { fn keep(&self, indices: &[usize]) { self.inner.keep(indices); } };
     (@ has_boxes) => { fn has_boxes(&self, index: usize) -> bool { self.inner.has_boxes(index) } };
+    (@ truth_hash) => {
+        fn truth_hash(&self, index: usize) -> Option<crate::artifact::ContentHash> { self.inner.truth_hash(index) }
+    };
     (@ file) => { fn file(&self, index: usize) -> Option<std::path::PathBuf> { self.inner.file(index) } };
     (@ picture) => { fn picture(&self, index: usize, side: usize) -> Option<Vec<u8>> { self.inner.picture(index, side) } };
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    ARRAY_ENDINGS, Dataset, DatasetError, FOREIGN_ENDINGS, IMAGE_ENDINGS, InputSpec, SampleError,
+    ARRAY_ENDINGS, Dataset, DatasetError, IMAGE_ENDINGS, InputSpec, SampleError,
     decode::decode,
     files::Files,
     label_boxes::{PictureBoxes, Scene},
@@ -16,7 +16,10 @@ use super::{
     preprocess::{Layout, MAX_SIDE, Preprocess, gray},
     resample::{Interpolation, RgbImage, resize},
 };
-use crate::tensor::{ElementType, Tensor, TensorMap};
+use crate::{
+    artifact::ContentHash,
+    tensor::{ElementType, Tensor, TensorMap},
+};
 
 /// Why files and folders are passed over that systems keep for themselves.
 pub(super) const HIDDEN: &str = "names that begin with a dot are hidden";
@@ -207,6 +210,13 @@ impl Dataset for ImageDataset {
         self.boxes.get(index).is_some_and(Option::is_some)
     }
 
+    fn truth_hash(&self, index: usize) -> Option<ContentHash> {
+        match self.boxes.get(index).and_then(Option::as_ref) {
+            Some(boxes) => Some(ContentHash::of_bytes(format!("{boxes:?}").as_bytes())),
+            None => ContentHash::of_file(self.mask_file(index)?).ok(),
+        }
+    }
+
     fn read(&self, index: usize) -> Result<(TensorMap, Option<Scene>), SampleError> {
         let bad = |reason: String| SampleError { sample: self.id(index).to_owned(), reason };
         let picture = self.pixels(index)?;
@@ -251,9 +261,12 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// Pictures, also such as are not read, and arrays in `folders` (but not in `except`), down to 8 levels, by name.
-    pub(super) fn below(folders: &[(String, PathBuf)], except: Option<&Path>) -> Vec<(String, PathBuf)> {
-        let endings = [&IMAGE_ENDINGS[..], &ARRAY_ENDINGS, &FOREIGN_ENDINGS].concat();
+    /// Files with these endings in `folders` (but not in `except`), down to 8 levels, by name.
+    pub(super) fn below(
+        folders: &[(String, PathBuf)],
+        endings: &[&str],
+        except: Option<&Path>,
+    ) -> Vec<(String, PathBuf)> {
         let except = except.and_then(|path| path.canonicalize().ok());
         let mut found = Self::default();
         let mut level = folders.to_vec();
@@ -266,7 +279,7 @@ impl Listing {
                 }
                 let mut inside = Vec::new();
                 // What cannot be listed holds nothing that could be told.
-                let _ = scan(&path, &prefix, &endings, &mut found, &mut inside);
+                let _ = scan(&path, &prefix, endings, &mut found, &mut inside);
                 next.extend(inside.into_iter().map(|name| (format!("{prefix}{}/", escape(&name)), path.join(name))));
             }
             level = next;

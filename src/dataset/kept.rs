@@ -65,7 +65,7 @@ impl Kept {
 }
 
 impl Dataset for Kept {
-    forward!(len id label mask_file has_boxes file);
+    forward!(len id label mask_file has_boxes truth_hash file);
 
     fn mask(&self, index: usize) -> Result<Option<Tensor>, SampleError> {
         let kept = self.store().masks.get(&index).cloned();

@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     DatasetError, Placement,
-    images::list,
     labels::{file_name, read_text, shown, stem, without_ending},
 };
 use crate::artifact::{Reading, read_regular};
@@ -101,6 +100,12 @@ pub struct LabelledClasses {
     pub places: Option<(usize, u64)>,
 }
 
+/// True for a text file about labels: it lies among them and is none.
+pub(super) fn is_no_label(name: &str) -> bool {
+    let name = name.rsplit('/').next().unwrap_or(name);
+    ["classes.txt", "labels.txt", "readme.txt"].iter().any(|other| name.eq_ignore_ascii_case(other))
+}
+
 /// Labelled boxes by picture.
 #[derive(Debug)]
 pub(super) struct BoxLabels {
@@ -117,12 +122,8 @@ pub(super) struct BoxLabels {
 }
 
 impl BoxLabels {
-    /// The boxes at `path`; `None` when that holds other labels.
+    /// The boxes of the file `path`; `None` when that holds other labels.
     pub(super) fn open(path: &Path, known: Known<'_>) -> Result<Option<Self>, DatasetError> {
-        if path.is_dir() {
-            let files = list(path, &["txt"], None)?.files;
-            return if files.is_empty() { Ok(None) } else { Self::yolo(path, files, known).map(Some) };
-        }
         let json = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json"));
         if json { Self::coco(path, known).map(Some) } else { Ok(None) }
     }
@@ -132,7 +133,7 @@ impl BoxLabels {
         let mut by_name = BTreeMap::new();
         let mut told = Told::default();
         for (name, file) in files {
-            if matches!(name.rsplit('/').next(), Some("classes.txt" | "labels.txt" | "README.txt")) {
+            if is_no_label(&name) {
                 continue;
             }
             let text = read_text(&file)?;

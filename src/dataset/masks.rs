@@ -7,7 +7,6 @@ use std::{
 
 use super::{
     DatasetError, ending,
-    images::list,
     labels::{read_text, rows, shown, stem, without_ending},
     letterbox::Letterbox,
     preprocess::Preprocess,
@@ -28,41 +27,35 @@ pub(super) struct Masks {
 }
 
 impl Masks {
-    /// The masks of a folder, or of a list `file,mask.png` whose paths start at the list's folder; `None` when `path` is
-    /// a file of other labels. Of a list of millions only the masks of the samples `ids` take memory.
+    /// Masks by their names within the folder `path`.
+    pub(super) fn new(path: &Path, files: Vec<(String, PathBuf)>) -> Self {
+        Self { path: path.to_owned(), by_name: files.into_iter().collect() }
+    }
+
+    /// The masks of a list `file,mask.png` whose paths start at the list's folder; `None` when `path` is a file of other labels. Of a list of millions only the masks of the samples `ids` take memory.
     pub(super) fn open(path: &Path, ids: &[&str]) -> Result<Option<Self>, DatasetError> {
         let mut by_name = BTreeMap::new();
-        if path.is_dir() {
-            for (name, file) in list(path, &["png"], None)?.files {
-                by_name.insert(name, file);
-            }
-            if by_name.is_empty() {
-                let reason = "the folder holds no PNG masks, neither itself nor its folders".to_owned();
-                return Err(DatasetError::Labels { path: path.to_owned(), reason });
-            }
-        } else {
-            let folder = path.parent().unwrap_or(Path::new(""));
-            let text = read_text(path)?;
-            let wanted: BTreeSet<&str> = ids.iter().map(|id| stem(id)).collect();
-            for row in rows(&text, path) {
-                let (number, row) = row?;
-                let [name, mask, ..] = row.as_slice() else { return Ok(None) };
-                if ending(Path::new(mask)) == "png" {
-                    let name = name.replace('\\', "/");
-                    // One that belongs to no sample stands for all of them in the error.
-                    if by_name.is_empty() || wanted.contains(stem(&name)) {
-                        by_name.insert(name, folder.join(mask));
-                    }
-                } else if !by_name.is_empty() {
-                    let reason = format!("line {number}: `{}` is no PNG mask, as the lines before have", shown(mask));
-                    return Err(DatasetError::Labels { path: path.to_owned(), reason });
-                } else if number > 1 {
-                    return Ok(None);
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let text = read_text(path)?;
+        let wanted: BTreeSet<&str> = ids.iter().map(|id| stem(id)).collect();
+        for row in rows(&text, path) {
+            let (number, row) = row?;
+            let [name, mask, ..] = row.as_slice() else { return Ok(None) };
+            if ending(Path::new(mask)) == "png" {
+                let name = name.replace('\\', "/");
+                // One that belongs to no sample stands for all of them in the error.
+                if by_name.is_empty() || wanted.contains(stem(&name)) {
+                    by_name.insert(name, folder.join(mask));
                 }
-            }
-            if by_name.is_empty() {
+            } else if !by_name.is_empty() {
+                let reason = format!("line {number}: `{}` is no PNG mask, as the lines before have", shown(mask));
+                return Err(DatasetError::Labels { path: path.to_owned(), reason });
+            } else if number > 1 {
                 return Ok(None);
             }
+        }
+        if by_name.is_empty() {
+            return Ok(None);
         }
         Ok(Some(Self { path: path.to_owned(), by_name }))
     }
@@ -198,12 +191,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let masks = folder.path().join("masks");
         std::fs::create_dir(&masks).unwrap();
-        assert!(Masks::open(&masks, &[]).unwrap_err().to_string().contains("no PNG masks"));
         for name in ["a.png", "b.png"] {
             std::fs::write(masks.join(name), b"").unwrap();
         }
         let of = |path: &Path, ids: &[&str]| Masks::open(path, ids).unwrap().unwrap().assign(ids);
-        let found = of(&masks, &["a.jpg", "city/b.jpg", "c.jpg"]).unwrap();
+        let files = ["a.png", "b.png"].map(|name| (name.to_owned(), masks.join(name)));
+        let found = Masks::new(&masks, files.into()).assign(&["a.jpg", "city/b.jpg", "c.jpg"]).unwrap();
         assert_eq!(found, [Some(masks.join("a.png")), Some(masks.join("b.png")), None]);
         let list = folder.path().join("list.csv");
         std::fs::write(&list, "file,mask\nz_left.jpg,masks/z.png\na_left.jpg,masks/a.png\nb_left.jpg,b.png").unwrap();

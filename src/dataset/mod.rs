@@ -13,7 +13,9 @@ mod images;
 mod jpeg;
 mod kept;
 mod label_boxes;
+mod label_folder;
 mod labels;
+mod left_out;
 mod letterbox;
 mod masks;
 mod named;
@@ -152,6 +154,12 @@ pub trait Dataset: Send + Sync {
         false
     }
 
+    /// Hash over the labelled boxes of the sample, or over its file of [`Self::mask_file`]; `None` without either.
+    fn truth_hash(&self, index: usize) -> Option<ContentHash> {
+        let _ = index;
+        None
+    }
+
     /// The file of the sample, where it has one of its own.
     fn file(&self, index: usize) -> Option<PathBuf> {
         let _ = index;
@@ -265,8 +273,7 @@ pub fn open(options: &DataOptions<'_>) -> Result<Collection, DatasetError> {
     } else {
         open_arrays(options, metadata.is_dir())?
     };
-    let left_out = left_out(&collection.passed_over);
-    collection.notes.extend(left_out);
+    collection.notes.extend(left_out::counted("data", &collection.passed_over));
     if collection.dataset.is_empty() {
         let left_out: String = collection.notes.iter().map(|note| format!("; {note}")).collect();
         return Err(DatasetError::Format {
@@ -283,56 +290,11 @@ pub fn open(options: &DataOptions<'_>) -> Result<Collection, DatasetError> {
     Ok(collection)
 }
 
-/// Files that were passed over, counted by reason and ending.
-fn left_out(passed_over: &[SampleError]) -> Option<String> {
-    let mut groups: BTreeMap<(&str, String), Vec<&str>> = BTreeMap::new();
-    for SampleError { sample, reason } in passed_over {
-        groups.entry((reason, ending(Path::new(sample)))).or_default().push(sample);
-    }
-    let group = |((reason, ending), samples): (&(&str, String), &Vec<&str>)| {
-        let ending = if ending.is_empty() { "no ending".to_owned() } else { format!(".{ending}") };
-        format!("{} with {ending}, as {}: {reason}", samples.len(), labels::shown(samples[0]))
-    };
-    let groups: Vec<String> = groups.iter().map(group).collect();
-    (!groups.is_empty()).then(|| format!("files left out of the data: {}", groups.join("; ")))
-}
-
-/// Says what lies in folders that are not read. More samples than in those that are read is an error: which ones are meant?
-fn unread(folder: &Path, listing: &images::Listing, labels: Option<&Path>) -> Result<Vec<String>, DatasetError> {
-    let is_foreign = |(_, file): &(String, PathBuf)| FOREIGN_ENDINGS.contains(&ending(file).as_str());
-    let hidden = images::Listing::below(&listing.hidden, labels);
-    let (foreign, unread): (Vec<_>, Vec<_>) =
-        images::Listing::below(&listing.unread, labels).into_iter().partition(is_foreign);
-    let taken = listing.files.len();
-    let are_arrays = |file: &Path| ARRAY_ENDINGS.contains(&ending(file).as_str());
-    let own = listing.files.first().map(|(_, file)| are_arrays(file));
-    let more = unread.iter().filter(|(_, file)| own == Some(are_arrays(file))).count();
-    if let Some((first, _)) = unread.first().filter(|_| more > taken) {
-        let reason = format!(
-            "{taken} samples lie in it or right in its folders, and {more} deeper, as {first}; give the folder that holds the \
-             samples, or a list of files"
-        );
-        return Err(DatasetError::Format { path: folder.to_owned(), reason });
-    }
-    let why = if !listing.files.is_empty() && listing.classes.is_empty() {
-        "the folder itself holds as many samples or more"
-    } else {
-        "only the folder and those right in it are looked at"
-    };
-    let told = [(unread, why), (foreign, images::NOT_READ), (hidden, images::HIDDEN)].into_iter().filter_map(
-        |(files, why)| {
-            let (first, _) = files.first()?;
-            Some(format!("files left out of the data: {} in folders that are not read, as {first}: {why}", files.len()))
-        },
-    );
-    Ok(told.collect())
-}
-
 fn open_arrays(options: &DataOptions<'_>, folder: bool) -> Result<Collection, DatasetError> {
     let (mut passed_over, mut left_unread) = (Vec::new(), Vec::new());
     let mut data = if folder {
         let listing = images::list(options.path, &["npz"], options.labels)?;
-        left_unread = unread(options.path, &listing, options.labels)?;
+        left_unread = left_out::unread(options.path, &listing, options.labels)?;
         passed_over = listing.skipped.into_iter().filter(|skipped| !is_label_file(skipped, options.labels)).collect();
         let names = listing.files.into_iter().map(|(name, _)| name).collect();
         arrays::ArrayDataset::files(options.path, names, options.inputs)
@@ -402,7 +364,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
         (images::Listing::default(), Some(files::read_list(options.path)?))
     };
     let mut names = BTreeMap::new();
-    notes.extend(unread(options.path, &listing, options.labels)?);
+    notes.extend(left_out::unread(options.path, &listing, options.labels)?);
     let each = || (files::Files::Each(std::mem::take(&mut listing.files)), Vec::new());
     let (files, mut assigned) = list.unwrap_or_else(each);
     let mut label_source = (!assigned.is_empty()).then(|| options.path.display().to_string());
@@ -412,11 +374,21 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     let mut masks = Vec::new();
     let mut scenes = Vec::new();
     let mut labelled = LabelledClasses::default();
+    let mut mask_files = None;
     if let Some(path) = options.labels {
-        boxes = label_boxes::BoxLabels::open(path, known)?;
+        if path.is_dir() {
+            let samples = || (0..files.len()).map(|index| files.path(index));
+            let found = label_folder::LabelFolder::open(path, samples)?;
+            notes.extend(found.notes);
+            match found.kind {
+                label_folder::Kind::Boxes => boxes = Some(label_boxes::BoxLabels::yolo(path, found.files, known)?),
+                label_folder::Kind::Masks => mask_files = Some(masks::Masks::new(path, found.files)),
+            }
+        } else {
+            boxes = label_boxes::BoxLabels::open(path, known)?;
+            mask_files = if boxes.is_none() { masks::Masks::open(path, &ids)? } else { None };
+        }
     }
-    let of_masks = options.labels.filter(|_| boxes.is_none());
-    let mask_files = of_masks.map(|path| masks::Masks::open(path, &ids)).transpose()?.flatten();
     if let (Some(mut labels), false) = (boxes, ids.is_empty()) {
         scenes = labels.assign(&ids)?;
         notes.append(&mut labels.notes);

@@ -34,7 +34,7 @@ impl Rounded {
 }
 
 impl Dataset for Rounded {
-    forward!(len id label mask_file mask keep has_boxes file picture);
+    forward!(len id label mask_file mask keep has_boxes truth_hash file picture);
 
     fn sample(&self, index: usize) -> Result<TensorMap, SampleError> {
         Ok(rounded(self.inner.sample(index)?, &self.inputs))

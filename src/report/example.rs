@@ -71,6 +71,7 @@ pub(super) fn report(size: &Size) -> Report {
         },
         dataset: DatasetInfo {
             evaluation_hash: Some(ContentHash::of_bytes(b"pictures")),
+            truth_hash: None,
             path: "photos".into(),
             hash: hash("data"),
             calibration: ids(0, 512),

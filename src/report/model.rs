@@ -196,6 +196,9 @@ pub struct DatasetInfo {
     /// Hash over what these are and over their labels; absent for random data, and in reports of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluation_hash: Option<ContentHash>,
+    /// Hash over their label masks or labelled boxes; absent without any, and in reports of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub truth_hash: Option<ContentHash>,
     /// How many samples are in both; 0 unless the data set was too small.
     pub overlapping: usize,
     /// Samples that could not be used.

@@ -6,7 +6,7 @@
 use std::{cmp::Reverse, collections::BTreeSet};
 
 use super::{
-    Report,
+    OutputTask, Report,
     assemble::figures,
     format,
     metrics::{Quality, Subject, outcome},
@@ -66,6 +66,7 @@ pub fn regressions(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Regressions {
         Column::number("Δ SQNR", "sqnr_db_change", "Decibels"),
         Column::number("Δ latency", "latency_change", "Relative change of the median"),
         Column::number("Δ size", "size_change", "Relative change"),
+        Column::number("Gone", "gone", "Figures that the baseline has and the run lacks; in CSV their number"),
         Column::hidden("Run", "run"),
         Column::hidden("Differs in", "differs_in"),
     ];
@@ -143,11 +144,35 @@ fn differences(new: &Report, old: &Report) -> Vec<String> {
     {
         found.push("what their evaluation samples of the same names, or the labels of these, are".to_owned());
     }
+    let labelled = |report: &Report| report.dataset.labels.as_ref().map_or(0, |labels| labels.labelled);
+    let are_others = || {
+        let truths = new.dataset.truth_hash.as_ref().zip(old.dataset.truth_hash.as_ref());
+        truths.is_some_and(|(new, old)| new != old)
+    };
+    if samples != before {
+        // Other samples have other labels.
+    } else if labelled(new) != labelled(old) {
+        let (now, then) = (labelled(new), labelled(old));
+        found.push(format!("how many of their evaluation samples have labels: {now} and {then}"));
+    } else if are_others() {
+        found.push("the label masks or labelled boxes of their evaluation samples".to_owned());
+    }
     if new.dataset.preprocess != old.dataset.preprocess {
         found.push("their preprocessing".to_owned());
     }
     if gates(new) != gates(old) {
         found.push("their gates".to_owned());
+    }
+    let configs = [new, old].map(|report| report.config.parse::<toml::Table>().unwrap_or_default());
+    for (key, what) in [
+        ("output_kind", "the kinds that were given for outputs (`output_kind`)"),
+        ("ignore_label", "the class of label masks that takes no part (`ignore_label`)"),
+        ("detection", "how boxes are read and judged (`detection`)"),
+    ] {
+        let [now, then] = [0, 1].map(|run: usize| configs[run].get(key));
+        if now != then {
+            found.push(what.to_owned());
+        }
     }
     found
 }
@@ -159,7 +184,7 @@ impl Regressions {
         let (new, old) = (new.map(|(_, subject)| subject), old.map(|(_, subject)| subject));
         let cells = match (old, new) {
             (Some(old), Some(new)) => changes(old, new),
-            _ => (0..10).map(|_| Cell::missing()).collect(),
+            _ => (0..11).map(|_| Cell::missing()).collect(),
         };
         let tones = || cells.iter().map(|cell| cell.tone);
         let (word, tone) = match (old, new) {
@@ -180,7 +205,7 @@ impl Regressions {
     }
 }
 
-/// Result, accuracy, mAP, IoU with labels, agreement, of boxes too, mean IoU, SQNR, latency, size.
+/// Result, accuracy, mAP, IoU with labels, agreement, of boxes too, mean IoU, SQNR, latency, size, and what is gone.
 fn changes(old: Subject<'_>, new: Subject<'_>) -> Vec<Cell> {
     let measure = |quality| share_change(old, new, quality);
     vec![
@@ -197,7 +222,50 @@ fn changes(old: Subject<'_>, new: Subject<'_>) -> Vec<Cell> {
             (Some(old), Some(new)) if old > 0 => relative(old as f64, new as f64, format::bytes(new)),
             _ => Cell::missing(),
         },
+        gone(old, new),
     ]
+}
+
+/// What the baseline judged and the run does not, although the precision ran.
+fn gone(old: Subject<'_>, new: Subject<'_>) -> Cell {
+    if new.precision.error.is_some() {
+        return Cell::missing();
+    }
+    let lacks = |measure: &Quality| {
+        let says_nothing = old.precision.reference && measure.is_against_reference();
+        !says_nothing && old.quality(*measure).is_some() && new.quality(*measure).is_none()
+    };
+    // An infinite SQNR is no figure; whether there is one is told by the outputs.
+    let measures = Quality::ALL.into_iter().filter(|measure| *measure != Quality::Sqnr && lacks(measure));
+    let (before, now) = (&old.precision.outputs, &new.precision.outputs);
+    let outputs = before.iter().filter(|output| now.iter().all(|other| other.name != output.name));
+    let figures = |task: &OutputTask| {
+        let map = task.segmentation.as_ref();
+        let of_labels = map.is_some_and(|map| map.label_mean_iou.is_some());
+        [task.agreement.is_some(), task.accuracy.is_some(), map.is_some(), of_labels]
+    };
+    let now = &new.precision.tasks;
+    let is_there = |task: &&OutputTask| new.precision.outputs.iter().any(|output| output.name == task.output);
+    let before: Vec<&OutputTask> = old.precision.tasks.iter().filter(is_there).collect();
+    let is_less = |task: &&&OutputTask| {
+        let like = now.iter().find(|other| other.output == task.output);
+        let like = like.map_or([false; 4], figures);
+        figures(task).into_iter().zip(like).any(|(before, now)| before && !now)
+    };
+    // The figures of a single output stand in those of the precision.
+    let counts = !now.is_empty() || before.len() > 1;
+    let tasks: Vec<String> =
+        before.iter().filter(is_less).filter(|_| counts).map(|task| format!("`{}`", task.output)).collect();
+    let tasks = (!tasks.is_empty()).then(|| {
+        let some = if now.is_empty() { "all but one of " } else { "" };
+        format!("figures of {some}{}", tasks.join(", "))
+    });
+    let own = old.precision.metric.is_some() && new.precision.metric.is_none();
+    let own = own.then(|| "the metric of one's own".to_owned());
+    let named = outputs.map(|output| format!("output `{}`", output.name));
+    let measures = measures.map(|measure| measure.name().to_owned());
+    let gone: Vec<String> = measures.chain(own).chain(named).chain(tasks).collect();
+    if gone.is_empty() { Cell::missing() } else { Cell::number(gone.len() as f64, gone.join(", ")).tone(Tone::Bad) }
 }
 
 fn outcome_change(old: Subject<'_>, new: Subject<'_>) -> Cell {
@@ -295,185 +363,4 @@ fn relative(before: f64, now: f64, note: String) -> Cell {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::report::{
-        Report,
-        example::{Size, report},
-    };
-
-    /// Applies `change` to int8 on TensorRT and gives its row and the number of worse precisions.
-    fn changed(change: impl FnOnce(&mut Report)) -> (Vec<Cell>, usize) {
-        let old = report(&Size { layers: 0, flips: 0 });
-        let mut new = old.clone();
-        change(&mut new);
-        let result = regressions(&[Run { name: "new", report: &new }], &[Run { name: "old", report: &old }]);
-        (
-            result.table.rows.iter().find(|row| row[1].shows("int8") && row[2].shows("tensorrt")).unwrap().clone(),
-            result.worse,
-        )
-    }
-
-    #[test]
-    fn runs_over_other_data_or_gates_are_said_to_be_unlike() {
-        use crate::report::example::{Size, report};
-        let old = report(&Size { layers: 0, flips: 0 });
-        let said = |new: &Report| {
-            let said = unlike(&[Run { name: "new", report: new }], &[Run { name: "old", report: &old }]);
-            said.into_iter()
-                .map(|s| s.replace("new and its baseline old differ in ", ""))
-                .collect::<Vec<_>>()
-                .join("; ")
-        };
-        let mut new = old.clone();
-        assert_eq!(said(&new), "");
-        new.dataset.evaluation_hash = None;
-        assert_eq!(said(&new), "", "nothing is known of an older report");
-        new.dataset.evaluation_hash = Some(crate::artifact::ContentHash::of_bytes(b"other pictures"));
-        assert_eq!(said(&new), "what their evaluation samples of the same names, or the labels of these, are");
-        new.dataset.evaluation_hash.clone_from(&old.dataset.evaluation_hash);
-        new.verdict.gates.pop();
-        assert_eq!(said(&new), "their gates");
-        new.dataset.preprocess = None;
-        new.dataset.evaluation.push("one more".to_owned());
-        assert!(said(&new).starts_with("the number of evaluation samples: "), "{}", said(&new));
-        assert!(said(&new).ends_with("their preprocessing; their gates"), "{}", said(&new));
-        new.model.path = "other.onnx".to_owned();
-        assert_eq!(said(&new), "");
-    }
-
-    #[test]
-    fn every_run_of_a_model_is_judged_in_whatever_order() {
-        let good = report(&Size { layers: 0, flips: 0 });
-        let mut bad = good.clone();
-        bad.precisions[4].agreement.as_mut().unwrap().top1 -= 0.5;
-        bad.dataset.evaluation.push("one more".to_owned());
-        let (good, bad) = (Run { name: "good", report: &good }, Run { name: "bad", report: &bad });
-        for runs in [[good, bad], [bad, good]] {
-            let found = regressions(&runs, &[Run { name: "old", ..good }]);
-            assert_eq!((found.worse, found.compared), (1, 2 * good.report.precisions.len()));
-            let worst: Vec<&str> = found.table.rows[0].iter().map(|cell| cell.text.as_str()).collect();
-            assert!(worst.contains(&"worse") && worst.contains(&"bad"), "{worst:?}");
-            assert!(found.table.rows.iter().all(|row| !row[3].shows("new")));
-            // What makes them no measure of each other stands in the table as well, and on the page.
-            let csv = found.table.csv().unwrap();
-            assert_eq!(csv.matches("the number of evaluation samples: ").count(), good.report.precisions.len());
-            let page = super::super::runs_html(&runs, &[Run { name: "old", ..good }]).unwrap();
-            assert!(page.contains("bad and its baseline old differ in the number of evaluation samples: "), "{page}");
-        }
-    }
-
-    #[test]
-    fn what_is_gone_from_one_of_several_runs_is_named_with_the_run() {
-        let whole = report(&Size { layers: 0, flips: 0 });
-        let mut less = whole.clone();
-        less.precisions.retain(|row| row.precision != "fp16");
-        let (whole, less) = (Run { name: "whole", report: &whole }, Run { name: "less", report: &less });
-        let gone = |runs: &[Run<'_>], baseline: &[Run<'_>]| {
-            let found = regressions(runs, baseline);
-            let rows = found.table.rows.iter().filter(|row| row[3].shows("gone"));
-            let rows: Vec<String> = rows.map(|row| format!("{} of {}", row[1].text, row[0].note)).collect();
-            assert_eq!(found.worse, rows.len());
-            rows
-        };
-        assert_eq!(gone(&[whole, less], &[Run { name: "old", ..whole }]), ["fp16 of less"]);
-        // Runs of different precisions are compared with their likes.
-        let olds = [Run { name: "old", ..whole }, Run { name: "old less", ..less }];
-        assert!(gone(&[less, whole], &olds).is_empty());
-        let mut other = whole.report.clone();
-        other.model.path = "other.onnx".to_owned();
-        let other = Run { name: "other", report: &other };
-        assert_eq!(gone(&[whole], &[whole, other]).len(), other.report.precisions.len());
-    }
-
-    #[test]
-    fn a_change_counts_beyond_the_noise_only() {
-        let (row, worse) = changed(|_| {});
-        assert_eq!((row[3].text.as_str(), worse), ("same", 0));
-        // The baseline's interval is ± 0.9 points.
-        let agreement = |by: f64| changed(|r: &mut Report| r.precisions[4].agreement.as_mut().unwrap().top1 += by);
-        assert_eq!(agreement(-0.008).1, 0);
-        let (row, worse) = agreement(-0.010);
-        assert_eq!((row[3].text.as_str(), row[6].text.as_str(), worse), ("worse", "-1.00\u{a0}pp", 1));
-        assert_eq!(agreement(0.010).0[3].text, "better");
-        // The SQNR of a baseline that scatters by more than a decibel may differ by as much.
-        let sqnr = |by: f64, half: f64| {
-            let mut old = report(&Size { layers: 0, flips: 0 });
-            let before = old.precisions[4].outputs[0].sqnr_db.unwrap();
-            old.precisions[4].sqnr_db_interval = Some([before - half, before + half]);
-            let mut new = old.clone();
-            new.precisions[4].outputs[0].sqnr_db = Some(before + by);
-            sqnr_change(
-                Subject { report: &old, precision: &old.precisions[4] },
-                Subject { report: &new, precision: &new.precisions[4] },
-            )
-        };
-        assert_eq!(
-            (sqnr(-1.5, 0.2).tone, sqnr(-1.5, 2.0).tone, sqnr(-2.5, 2.0).tone),
-            (Tone::Bad, Tone::Plain, Tone::Bad)
-        );
-        assert!(sqnr(-0.5, 2.0).note.contains("(16.4…20.4)"), "{}", sqnr(-0.5, 2.0).note);
-    }
-
-    #[test]
-    fn boxes_count_as_classes_do() {
-        let detection = |map: f64, recall: f64| {
-            serde_json::from_value(serde_json::json!({
-                "head": "yolox", "labelled_pictures": 64, "map50_95": map, "map50_95_interval": [map - 0.1, map + 0.1],
-                "map50": null, "map75": null, "map_small": null, "map_medium": null, "map_large": null, "mar_1": null,
-                "mar_10": null, "mar_100": null, "mar_small": null, "mar_medium": null, "mar_large": null,
-                "per_class": [], "confidence": { "confidence": [], "precision": [], "recall": [], "f1": [] },
-                "reference_map50_95": 0.354, "map50_95_drop_interval": [0.354 - map - 0.03, 0.354 - map + 0.03],
-                "agreement": {
-                    "confidence": 0.25, "precision": 0.7, "precision_interval": [0.66, 0.74], "recall": recall,
-                    "recall_interval": [recall - 0.05, recall + 0.05], "precision_75": 0.5, "recall_75": 0.5,
-                    "mean_iou": 0.8, "score_shift": 0.0, "lost": 1, "gained": 1, "common": 1, "pictures": 64
-                }
-            }))
-            .unwrap()
-        };
-        let tone = |map: f64, recall: f64| {
-            let old = &mut report(&Size { layers: 0, flips: 0 });
-            let new = &mut old.clone();
-            for (report, map, recall) in [(&mut *old, 0.24, 0.7), (&mut *new, map, recall)] {
-                report.precisions.iter_mut().for_each(|precision| precision.detection = Some(detection(map, recall)));
-            }
-            let found = regressions(&[Run { name: "new", report: new }], &[Run { name: "old", report: old }]);
-            let at = |key: &str| found.table.columns.iter().position(|column| column.key == key).unwrap();
-            let row = found.table.rows.iter().find(|row| row[1].shows("int8") && row[2].shows("tensorrt")).unwrap();
-            let is_reference = |row: &&Vec<Cell>| row[1].shows("fp32") && row[2].shows("onnxruntime-cpu");
-            let reference = found.table.rows.iter().find(is_reference).unwrap();
-            assert!(reference[at("detection_map50_95_change")].value.is_some());
-            assert!(reference[at("detection_f1_change")].value.is_none(), "it is that of the reference with itself");
-            ["detection_map50_95_change", "detection_f1_change"].map(|key| row[at(key)].tone)
-        };
-        assert_eq!(tone(0.24, 0.7), [Tone::Dim, Tone::Dim]);
-        // 4 points of mAP are within the interval over pictures, and beyond that of the drop on the same pictures.
-        assert_eq!(tone(0.20, 0.68), [Tone::Bad, Tone::Plain]);
-        assert_eq!(tone(0.28, 0.5), [Tone::Good, Tone::Bad]);
-    }
-
-    #[test]
-    fn latencies_of_another_machine_are_not_compared() {
-        let slower = |r: &mut Report| r.precisions[4].latency_ms.as_mut().unwrap().figures.median *= 1.5;
-        let (row, worse) = changed(slower);
-        assert_eq!((row[8].text.as_str(), worse), ("+50.0\u{a0}%", 1));
-        let (row, worse) = changed(|r| {
-            slower(r);
-            r.environment.gpu = None;
-        });
-        assert_eq!((row[8].text.as_str(), worse), ("not comparable", 0));
-    }
-
-    #[test]
-    fn what_no_longer_runs_or_is_gone_is_worse() {
-        assert_eq!(changed(|r| r.precisions[4].error = Some("no".into())).1, 1);
-        assert_eq!(
-            changed(|r| {
-                r.precisions.pop();
-            })
-            .1,
-            1
-        );
-    }
-}
+mod tests;

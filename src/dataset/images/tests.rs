@@ -86,3 +86,39 @@ fn names_that_are_no_text_stay_apart() {
     let name = std::ffi::OsStr::from_bytes(b"a\xff\xfe.png");
     assert_eq!(escape(name), "a\\xff\\xfe.png");
 }
+
+#[test]
+fn masks_and_boxes_have_hashes_of_their_content() {
+    let folder = tempfile::tempdir().unwrap();
+    let inputs = [input([None, Some(3), Some(8), Some(9)])];
+    let hashes = |labels: &str, files: &[(&str, &str)]| {
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        for name in ["a", "b", "c"] {
+            write(&format!("data/{name}.jpg"), "");
+        }
+        for (name, text) in files {
+            write(&format!("{labels}/{name}"), text);
+        }
+        let found = crate::dataset::open(&crate::dataset::DataOptions {
+            path: &folder.path().join("data"),
+            labels: Some(&folder.path().join(labels)),
+            classes: &BTreeMap::new(),
+            category_ids: &[],
+            key_points: None,
+            inputs: &inputs,
+            preprocess: None,
+        });
+        let dataset = found.unwrap().dataset;
+        [0, 1, 2].map(|index| dataset.truth_hash(index))
+    };
+    let [a, b, c] = hashes("masks", &[("a.png", "a"), ("b.png", "b"), ("README.txt", "Masks.")]);
+    assert!(a.is_some() && b.is_some() && a != b && c.is_none());
+    assert_eq!(hashes("others", &[("a.png", "a"), ("b.png", "x")])[0], a);
+    let boxes = [("a.txt", "0 0.5 0.5 0.2 0.2"), ("b.txt", "1 0.5 0.5 0.2 0.2"), ("c.txt", "0 0.5  0.5 0.2 0.2\n")];
+    let [a, b, c] = hashes("boxes", &boxes);
+    assert!(a.is_some() && a != b && a == c, "by their content, however it is written");
+}

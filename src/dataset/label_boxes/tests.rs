@@ -9,7 +9,12 @@ fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 fn open(path: &Path, classes: &BTreeMap<u32, String>, category_ids: &[u64]) -> Result<Option<BoxLabels>, DatasetError> {
-    BoxLabels::open(path, Known { classes, category_ids, key_points: None })
+    let known = Known { classes, category_ids, key_points: None };
+    if path.is_dir() {
+        let files = super::super::label_folder::LabelFolder::open(path, std::iter::empty)?.files;
+        return BoxLabels::yolo(path, files, known).map(Some);
+    }
+    BoxLabels::open(path, known)
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
     time::SystemTime,
 };
 
@@ -253,7 +254,12 @@ impl Job<'_> {
             hash: self.session.data_hash(&[&self.split.calibration[..], &self.split.evaluation[..]].concat()),
             calibration,
             evaluation: evaluated.to_vec(),
-            evaluation_hash: self.evaluation_hash(evaluated),
+            evaluation_hash: self
+                .hash_of_evaluated(evaluated, |index| Some((sample_hash(dataset, index)?, dataset.label(index)))),
+            truth_hash: (self.split.evaluation.iter())
+                .any(|&index| dataset.mask_file(index).is_some() || dataset.has_boxes(index))
+                .then(|| self.hash_of_evaluated(evaluated, |index| Some(dataset.truth_hash(index))))
+                .flatten(),
             overlapping: self.split.overlapping,
             skipped: skipped
                 .into_iter()
@@ -265,16 +271,19 @@ impl Job<'_> {
         }
     }
 
-    /// Hash over the samples that were evaluated and over their labels; names alone are the same for other data.
-    fn evaluation_hash(&self, evaluated: &[String]) -> Option<ContentHash> {
+    /// Hash over something of all samples that were evaluated; names alone are the same for other data.
+    fn hash_of_evaluated<T: Debug>(
+        &self,
+        evaluated: &[String],
+        what: impl Fn(usize) -> Option<T>,
+    ) -> Option<ContentHash> {
         if self.session.config.random_data {
             return None;
         }
         let dataset = &*self.session.data.collection.dataset;
         let evaluated: BTreeSet<&str> = evaluated.iter().map(String::as_str).collect();
         let indices = self.split.evaluation.iter().filter(|&&index| evaluated.contains(dataset.id(index)));
-        let samples = indices.map(|&index| Some((sample_hash(dataset, index)?, dataset.label(index))));
-        let samples = samples.collect::<Option<Vec<_>>>()?;
+        let samples = indices.map(|&index| what(index)).collect::<Option<Vec<_>>>()?;
         Some(ContentHash::of_bytes(format!("{samples:?}").as_bytes()))
     }
 
