@@ -32,7 +32,8 @@ impl Masks {
         Self { path: path.to_owned(), by_name: files.into_iter().collect() }
     }
 
-    /// The masks of a list `file,mask.png` whose paths start at the list's folder; `None` when `path` is a file of other labels. Of a list of millions only the masks of the samples `ids` take memory.
+    /// The masks of a list `file,mask.png` whose paths start at the list's folder; `None` when `path` is a file of other
+    /// labels. Of a list of millions only the masks of the samples `ids` take memory.
     pub(super) fn open(path: &Path, ids: &[&str]) -> Result<Option<Self>, DatasetError> {
         let mut by_name = BTreeMap::new();
         let folder = path.parent().unwrap_or(Path::new(""));
