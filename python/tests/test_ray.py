@@ -114,6 +114,11 @@ def test_a_gate_finds_the_plan_of_one_process(cluster, dataset, arrays, table, t
     assert [event for event in told if event[0] == "plans tried"] == [("plans tried", number, 0) for number in range(1, 8)]
 
 
+def test_labels_are_a_column(cluster, dataset, arrays):
+    with pytest.raises(tc.DataError, match="^labels: name a column of the data set; a ndarray names none"):
+        cluster.compare(MODEL, MODEL, dataset, labels=np.arange(len(arrays)), **COLUMNS)
+
+
 def test_more_actors_than_there_is_room_for_are_refused(cluster, dataset, caplog):
     with pytest.raises(tc.CalibError, match="^actors: the cluster has room for 2 actors of 1.5 CPU, not for 3; ask for fewer"):
         cluster.calibrate(MODEL, dataset, actors=3, num_cpus=1.5, **COLUMNS)

@@ -225,7 +225,8 @@ def compare(
             as a word error rate, give its negative.
         samples: samples to compare; all without.
         calibration_samples: compare those that a target was calibrated on, too.
-        config, progress, settings: as for `calibrate`.
+        config, progress, settings: as for `calibrate`; with two `Saved` outputs also ``model="model.onnx"``, the float model that
+            they are of.
 
     Returns:
         Figures of every target, a row each in ``rows()``; ``passed`` says whether each ran and passed every gate,

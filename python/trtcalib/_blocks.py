@@ -22,6 +22,9 @@ class Blocks:
         if not hasattr(dataset, "to_numpy_refs"):
             kind = type(dataset).__name__
             raise DataError(f"a {kind} is no ray.data.Dataset: make one, as by ray.data.from_numpy, or give it to trtcalib itself")
+        for what, column in (("labels", labels), ("names", names)):
+            if column is not None and not isinstance(column, str):
+                raise DataError(f"{what}: name a column of the data set; a {type(column).__name__} names none")
         # Samples are told apart by their place, so blocks must come as they lie, not as they are done.
         running = dataset.context.execution_options
         before, running.preserve_order = running.preserve_order, True
