@@ -32,7 +32,12 @@ def _gpu_runtime() -> Path | None:
 
 
 def name_libraries() -> None:
-    """Names ONNX Runtime's and TensorRT-RTX's libraries in the environment, unless the user has."""
+    """Names ONNX Runtime's and TensorRT-RTX's libraries in the environment, unless the user has.
+
+    Also asks ONNX Runtime for no telemetry: the database that 1.31 keeps in the cache folder can end processes that
+    end at the same time.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     runtime = _gpu_runtime()
     if runtime is None:
         package = _package_folder("onnxruntime")

@@ -220,6 +220,17 @@ fn parts_of_a_comparison_on_random_data_and_what_is_joined_of_them_say_so() {
     assert_eq!(found["random_data"], true);
 }
 
+/// Telemetry would keep a database there, and end processes that end at the same time.
+#[test]
+fn nothing_is_left_in_the_users_folder() {
+    let Some(mut compare) = calib() else { return };
+    let (home, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    compare.current_dir(folder.path()).env("HOME", home.path()).env_remove("XDG_CACHE_HOME");
+    compare.args(["compare", "ort", "ort", "--random-data", "--samples", "2", "--model"]).arg(demo("demo.onnx"));
+    compare.assert().success();
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+}
+
 #[test]
 fn parts_of_a_former_comparison_are_not_joined_where_this_one_fails() {
     if calib().is_none() {

@@ -48,6 +48,7 @@ pub enum ExitStatus {
 pub fn main(global: &GlobalArgs, command: Command) -> u8 {
     let printer = Printer::new(global);
     memory::share_heaps();
+    keep_no_records();
     memory::refuse_large_files_by_error();
     keep_inputs();
     start_logging(global, &printer);
@@ -62,6 +63,16 @@ pub fn main(global: &GlobalArgs, command: Command) -> u8 {
         }
         dispatch(&printer, global, command)
     })
+}
+
+/// The telemetry of ONNX Runtime 1.31 keeps a database in the user's cache folder, which processes that end at the same time
+/// take from each other: the one that comes late ends by SIGBUS. Who asks for it by the same variable has it.
+fn keep_no_records() {
+    const VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
+    if std::env::var_os(VARIABLE).is_none() {
+        // SAFETY: no other thread of ours runs yet that could read or change the environment.
+        unsafe { std::env::set_var(VARIABLE, "1") };
+    }
 }
 
 /// What tells of a former job is replaced, or goes, where this one does not begin.
