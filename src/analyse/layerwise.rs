@@ -16,7 +16,7 @@ use super::{
     twins::{self, ActivationFigure, Figure, Twin},
 };
 use crate::{
-    backend::{Backend, BackendError, BuildOptions, ExecutionProvider, OptimizationLevel},
+    backend::{Backend, BackendError, BuildOptions, ExecutionProvider, OptimizationLevel, threads_or_cores},
     compare::{CompareError, Objective, Parts, SavedError},
     dataset::PassError,
     onnx::{GraphError, Model},
@@ -191,8 +191,7 @@ const SHARING: usize = 8;
 /// layouts of their own; on a GPU those would only make other last bits.
 pub(super) fn plain(threads: usize, provider: ExecutionProvider) -> BuildOptions {
     let optimization = if provider.gpu().is_some() { OptimizationLevel::Basic } else { OptimizationLevel::All };
-    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = if threads == 0 { cores() } else { threads }.min(SHARING);
+    let threads = threads_or_cores(threads).min(SHARING);
     BuildOptions { threads, provider, optimization, ..BuildOptions::default() }
 }
 

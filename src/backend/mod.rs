@@ -196,6 +196,11 @@ pub struct BuildOptions {
     pub layer_times: bool,
 }
 
+/// So many threads, or for 0 one for each core.
+pub(crate) fn threads_or_cores(threads: usize) -> usize {
+    if threads == 0 { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) } else { threads }
+}
+
 /// What a runner is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Purpose {

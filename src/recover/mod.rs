@@ -31,7 +31,7 @@ use std::{
 };
 
 use crate::{
-    backend::{Backend, BackendError, BuildOptions, TensorInfo},
+    backend::{Backend, BackendError, BuildOptions, TensorInfo, threads_or_cores},
     calibrate::{
         CalibrationTable, DeployTo, Effort, Lifted, Recovered, RecoveryStep, Rounding, Shift, ShiftPolicy, StepKind,
     },
@@ -139,8 +139,7 @@ pub fn recover(
     table: &CalibrationTable,
     options: &RecoverOptions,
 ) -> Result<CalibrationTable, RecoverError> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = if options.threads == 0 { cores } else { options.threads }.min(WORKERS);
+    let threads = threads_or_cores(options.threads).min(WORKERS);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| RecoverError::Unsupported(format!("no threads to run it on: {error}")))?;
     pool.install(|| on_workers(material, table, options))

@@ -5,8 +5,8 @@
 
 use rayon::prelude::*;
 
-/// Entries of a matrix that are worth a thread.
-const CHUNK: usize = 1 << 14;
+/// Numbers of a weight or of a matrix that are worth a thread.
+pub(super) const CHUNK: usize = 1 << 14;
 /// Passes over all codes of a channel, at most.
 const SWEEPS: usize = 6;
 /// Share of the mean diagonal that is added to every entry of it, so that few samples do not decide alone.

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::{
     RecoverError,
     network::{Operator, Weight},
+    rounding::CHUNK,
     state::State,
 };
 use crate::{
@@ -13,9 +14,6 @@ use crate::{
     quantize::Reads,
     tensor::Tensor,
 };
-
-/// Numbers of a weight that are worth a thread.
-const CHUNK: usize = 1 << 14;
 
 /// The quantized weight of an operator.
 #[derive(Default)]

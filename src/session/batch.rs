@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::model::Subject;
+use super::{Session, model::Subject};
 use crate::{
-    backend::{TensorInfo, tensorrt::joined},
-    dataset::{InputSpec, PassError},
+    backend::{ExecutionProvider, TensorInfo, tensorrt::joined},
+    dataset::{InputSpec, PassError, PrefetchOptions},
     onnx::proto::ValueInfoProto,
     pass::Samples,
     tensor::{Tensor, TensorMap, along, stacked},
@@ -171,6 +171,14 @@ impl Subject {
     }
 }
 
+impl Session {
+    /// Samples in the batches that a GPU takes, where `provider` is one; on the CPU they stay as they are.
+    pub(super) fn batched<'s>(&self, provider: ExecutionProvider, samples: Samples<'s>) -> Samples<'s> {
+        let batch = if provider.gpu().is_some() { self.batch } else { samples.reading.batch };
+        Samples { reading: PrefetchOptions { batch, ..samples.reading }, ..samples }
+    }
+}
+
 /// The names of the open extents of a tensor, by axis, as the model declares it.
 fn names_of_extents<'m>(declared: &'m [ValueInfoProto], tensor: &str) -> Vec<Option<&'m str>> {
     let info = declared.iter().find(|info| info.name() == tensor);
@@ -186,7 +194,7 @@ mod tests {
     use super::*;
     use crate::{
         backend::onnxruntime::OnnxRuntime,
-        dataset::{BadPolicy, PrefetchOptions, RandomDataset},
+        dataset::{BadPolicy, RandomDataset},
         onnx::proto::{AttributeProto, DimensionValue, NodeProto, TypeValue},
         quantize::testing::TestModel,
     };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 use crate::{
-    backend::{cuda::Device, onnxruntime::OnnxRuntime},
+    backend::{cuda::Device, onnxruntime::OnnxRuntime, threads_or_cores},
     report::{Environment, Gpu},
 };
 
@@ -31,7 +31,7 @@ pub fn environment(runtime: OnnxRuntime, gpu: Option<u32>) -> Environment {
             .as_ref()
             .and_then(|system| system.cpus().first())
             .map_or_else(|| "unknown".to_owned(), |cpu| cpu.brand().trim().to_owned()),
-        cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        cores: threads_or_cores(0),
         cpu_mhz: system
             .as_ref()
             .and_then(|system| system.cpus().iter().map(|cpu| cpu.frequency() as u32).max())

@@ -25,6 +25,7 @@ use crate::{
     backend::{
         BuildOptions, ExecutionProvider, Runner, TensorInfo,
         onnxruntime::{OnnxRuntime, is_e4m3},
+        threads_or_cores,
     },
     bench::Mode,
     compare::{CompareOptions, ComparisonResult, OutputKind, OwnMetric, heads::Head},
@@ -135,10 +136,7 @@ impl Session {
         }
         let runtime = OnnxRuntime::load(library)?;
         let provider = config.provider;
-        let threads = match config.threads {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            threads => threads,
-        };
+        let threads = threads_or_cores(config.threads);
         host.detail(&format!("reading {}", model.display()));
         let subject = Subject::load(runtime, &model, &config.shape)?;
         for finding in &subject.findings {

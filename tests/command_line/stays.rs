@@ -195,6 +195,16 @@ fn shards_of_other_data_under_the_same_names_do_not_join() {
     assert!(error_of(&mut merge(&["a1", "b2"])).contains("shards of different data"));
 }
 
+/// A comparison of a model with itself on random data.
+fn with_itself(model: &Path, folder: &Path) -> Option<assert_cmd::Command> {
+    let mut compare = calib()?;
+    compare
+        .current_dir(folder)
+        .args(["compare", "ort", "ort", "--random-data", "--samples", "8", "--model"])
+        .arg(model);
+    Some(compare)
+}
+
 #[test]
 fn parts_of_a_comparison_on_random_data_and_what_is_joined_of_them_say_so() {
     if calib().is_none() {
@@ -202,9 +212,8 @@ fn parts_of_a_comparison_on_random_data_and_what_is_joined_of_them_say_so() {
     }
     let folder = tempfile::tempdir().unwrap();
     let compare = |more: &[&str]| {
-        let mut command = calib().unwrap();
-        command.current_dir(folder.path()).args(["compare", "ort", "ort", "--random-data", "--samples", "8"]);
-        command.args(more).arg("--model").arg(demo("demo.onnx")).assert().success().get_output().stdout.clone()
+        let mut command = with_itself(&demo("demo.onnx"), folder.path()).unwrap();
+        command.args(more).assert().success().get_output().stdout.clone()
     };
     for (shard, part) in [("1/2", "1.part"), ("2/2", "2.part")] {
         compare(&["--shard", shard, "--part", part]);
@@ -223,11 +232,9 @@ fn parts_of_a_comparison_on_random_data_and_what_is_joined_of_them_say_so() {
 /// Telemetry would keep a database there, and end processes that end at the same time.
 #[test]
 fn nothing_is_left_in_the_users_folder() {
-    let Some(mut compare) = calib() else { return };
     let (home, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    compare.current_dir(folder.path()).env("HOME", home.path()).env_remove("XDG_CACHE_HOME");
-    compare.args(["compare", "ort", "ort", "--random-data", "--samples", "2", "--model"]).arg(demo("demo.onnx"));
-    compare.assert().success();
+    let Some(mut compare) = with_itself(&demo("demo.onnx"), folder.path()) else { return };
+    compare.env("HOME", home.path()).env_remove("XDG_CACHE_HOME").assert().success();
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
 }
 
@@ -237,27 +244,27 @@ fn parts_of_a_former_comparison_are_not_joined_where_this_one_fails() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let compare = |more: &[&str]| {
-        let mut command = calib().unwrap();
-        command.current_dir(folder.path()).args(["compare", "ort", "ort", "--random-data", "--samples", "4"]);
+    let compare = |model: &Path, more: &[&str]| {
+        let mut command = with_itself(model, folder.path()).unwrap();
         command.args(["--shard", "1/1", "--part", "1.part"]).args(more);
         command
     };
-    let model = demo("demo.onnx");
-    let model = model.to_str().unwrap();
-    for failing in [
-        &["--model", "nowhere.onnx"][..],
-        &["--frob", "--model", model],
-        &["--ort-library", "none.so", "--model", model],
-    ] {
-        compare(&["--model", model]).assert().success();
+    let (model, nowhere) = (demo("demo.onnx"), Path::new("nowhere.onnx"));
+    for (model_of_this, more) in [(nowhere, &[][..]), (&model, &["--frob"]), (&model, &["--ort-library", "none.so"])] {
+        compare(&model, &[]).assert().success();
         assert!(folder.path().join("1.part").exists());
-        error_of(&mut compare(failing));
-        assert!(!folder.path().join("1.part").exists(), "{failing:?}");
+        error_of(&mut compare(model_of_this, more));
+        assert!(!folder.path().join("1.part").exists(), "{more:?}");
     }
+    // Who only asks what would be done loses nothing.
+    compare(&model, &[]).assert().success();
+    let mut run = calib().unwrap();
+    run.current_dir(folder.path()).args(["run", "--random-data", "--eval", "--part", "1.part", "--print-config"]);
+    run.arg(&model).assert().success();
+    assert!(folder.path().join("1.part").exists());
     // What is no part was named by mistake.
     fs::write(folder.path().join("1.part"), "notes").unwrap();
-    error_of(&mut compare(&["--model", "nowhere.onnx"]));
+    error_of(&mut compare(nowhere, &[]));
     assert_eq!(fs::read_to_string(folder.path().join("1.part")).unwrap(), "notes");
 }
 
@@ -292,4 +299,8 @@ fn what_a_bisection_on_random_data_leaves_says_so() {
         let (said, _) = super::output(0, calib().unwrap().current_dir(folder.path()).args(["inspect", name]));
         assert!(said.lines().next().unwrap().contains(mark), "{name}: {said}");
     }
+    let mut run = calib().unwrap();
+    run.current_dir(folder.path()).args(["run", "--bench-seconds", "0", "--eval-samples", "8", "--out", "run"]);
+    run.args(demo_flags()).args(["--plan", "out/plan.json", "--table"]).arg(&table).output().unwrap();
+    assert_eq!(json(&folder.path().join("run/report.json"))["calibration"]["random_data"], true);
 }

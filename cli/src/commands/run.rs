@@ -23,7 +23,8 @@ use trtcalib::{
 
 /// Does the job.
 pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> anyhow::Result<ExitStatus> {
-    args.part.as_deref().map(Compared::remove_former).transpose()?;
+    let part = args.part.as_deref().filter(|_| !args.print_config);
+    part.map(Compared::remove_former).transpose()?;
     let config = configuration(printer, args).and_then(|config| Ok(config.validate().map(|()| config)?));
     if args.print_config {
         let config = config?;
@@ -31,7 +32,7 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
         return Ok(ExitStatus::Passed);
     }
     let config = config.inspect_err(|error| refused(printer, args, &describe(error.as_ref())))?;
-    if let Some(part) = &args.part {
+    if let Some(part) = part {
         check_tensorrt(config.tensorrt)?;
         return evaluate_part(printer, global, config, args.shard.as_ref(), part);
     }
@@ -112,7 +113,10 @@ fn verdict(printer: &Printer, config: &RunConfig, outcome: RunOutcome) -> anyhow
 
 /// What tells of a former run is replaced where the options of this one cannot be used.
 pub(super) fn refused(printer: &Printer, args: &RunArgs, reason: &str) {
-    if args.print_config || args.eval || args.part.is_some() {
+    if args.print_config {
+        return;
+    }
+    if args.eval || args.part.is_some() {
         return compare::refused(printer, args.part.as_deref());
     }
     tell_unrecorded(printer, not_begun(args, reason));

@@ -10,7 +10,7 @@ use super::{
     session,
 };
 use crate::{
-    backend::{BackendError, BuildOptions, Runner, TensorInfo, Visit},
+    backend::{BackendError, BuildOptions, Runner, TensorInfo, Visit, threads_or_cores},
     onnx::Model,
     tensor::{TensorMap, rows, stacked},
 };
@@ -23,11 +23,9 @@ const BYTES: usize = 512 << 20;
 /// A runner of `model` that takes the samples of a batch side by side, on as many cores as `options` has threads; one whose
 /// operators share them where the model does not tell samples apart, or is too large to have it several times.
 pub(super) fn build(loaded: &Loaded, model: &Model, options: &BuildOptions) -> Result<Box<dyn Runner>, BackendError> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = if options.threads == 0 { cores } else { options.threads };
     let together =
         || Ok(Box::new(SessionRunner::new(session::build(loaded, model, options, None)?)) as Box<dyn Runner>);
-    let most = threads.min(SESSIONS).min(BYTES / model.proto.encoded_len().max(1));
+    let most = threads_or_cores(options.threads).min(SESSIONS).min(BYTES / model.proto.encoded_len().max(1));
     if most < 2 {
         return together();
     }

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     analyse::layerwise::{AnalysisError, Samples},
-    backend::ExecutionProvider,
     bisect::lift::{Judge, JudgeOptions, Reference},
     compare::{CompareOptions, Comparison, Gate},
     dataset::{PassError, PrefetchOptions, SampleError},
@@ -44,12 +43,6 @@ impl Session {
             skipped: &[],
         };
         Samples { dataset: self.dataset(), indices, reading }
-    }
-
-    /// Samples in the batches that a GPU takes, where `provider` is one; on the CPU they stay as they are.
-    pub(in crate::session) fn batched<'s>(&self, provider: ExecutionProvider, samples: Samples<'s>) -> Samples<'s> {
-        let batch = if provider.gpu().is_some() { self.batch } else { samples.reading.batch };
-        Samples { reading: PrefetchOptions { batch, ..samples.reading }, ..samples }
     }
 
     /// Tests the gates on plans over the samples of `indices`.

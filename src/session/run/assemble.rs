@@ -17,12 +17,12 @@ use crate::{
     compare::{ComparisonResult, Gate},
     dataset::{Preprocess, SampleError},
     onnx::{GraphView, file_bytes},
-    quantize::{ModelGraph, Precision as NumberFormat},
+    quantize::{ModelGraph, Precision as NumberFormat, of_random_data},
     report::{
         Calibration, CandidateResult, DatasetInfo, Histogram, Labels, LatencyMs, Layer, ModelInfo, Precision,
         REPORT_FORMAT_VERSION, Recovery, Report, SkippedSample, SpeedAt, Speedup, Verdict, rfc3339,
     },
-    session::{PipelineError, environment::environment, evaluation::Evaluation, ranges::sample_hash, scheme::scheme},
+    session::{PipelineError, environment::environment, evaluation::Evaluation, ranges::sample_hash},
 };
 
 /// Longer side of a picture on which boxes are drawn.
@@ -114,7 +114,8 @@ impl Job<'_> {
             bail!("gate {gate} was tested on nothing: no engine ran; name a precision that runs with --precisions");
         }
         let verdict = Verdict::new(gates, &precisions);
-        let of_random_plan = scheme(&self.session.config, NumberFormat::Int8)?.plan.random_data;
+        // By the table or by the plan.
+        let of_random_data = found.targets.iter().filter_map(|target| target.model.as_ref()).any(of_random_data);
         let layers_samples = found.layers.as_ref().filter(|_| !layers.is_empty()).map(|found| found.graphwise.samples);
         Ok(Report {
             format_version: REPORT_FORMAT_VERSION,
@@ -128,7 +129,7 @@ impl Job<'_> {
             calibration: found
                 .calibrated
                 .as_ref()
-                .map(|calibrated| calibration(calibrated, self.session.config.percentile, of_random_plan)),
+                .map(|calibrated| calibration(calibrated, self.session.config.percentile, of_random_data)),
             advice: self.advice(found.calibrated.as_ref(), found.layers.as_ref(), &verdict),
             verdict,
             recovery: (found.calibrated.as_ref())
