@@ -1,4 +1,4 @@
-//! Settings that are one word: the same on the command line, in files, and in what is said about them.
+//! Settings that are one word: the same on the command line, in files, and in what is said about them. And numbers of things.
 
 use std::{fmt::Display, str::FromStr};
 
@@ -38,6 +38,11 @@ macro_rules! words {
     };
 }
 pub(crate) use words;
+
+/// `1 node`, `2 nodes`.
+pub fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
 
 /// For `#[serde(with = "word")]`: a value as it is written on the command line.
 pub mod word {

@@ -1,6 +1,6 @@
 //! The programs `calib` and `compare`: what can be typed, and what is printed. All work is the library's, `trtcalib`.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, io};
 
 use clap::Parser;
 
@@ -30,7 +30,13 @@ fn parsed<C: Parser>(words: &[OsString], run: impl FnOnce(C) -> u8, refused: imp
         Ok(cli) => run(cli),
         Err(error) => {
             // A reader that went away is no error.
-            let _ = error.print();
+            let printed = error.print().or_else(|failed| match failed.kind() {
+                io::ErrorKind::BrokenPipe => Ok(()),
+                _ => Err(failed),
+            });
+            if printed.is_err() {
+                return 2;
+            }
             if error.use_stderr() {
                 let text = error.to_string();
                 let reason = text.lines().next().unwrap_or_default().trim_start_matches("error: ");

@@ -8,6 +8,7 @@ use super::{
 use crate::{
     analyse::advice::{Advice, Commands, Importance},
     compare::Gate,
+    words::counted,
 };
 
 /// A sentence about the result of a search; `lift` is the higher precision's name, `gate` the first that had to pass, `undecided`
@@ -60,7 +61,7 @@ pub fn about_search(
         Outcome::BudgetExhausted { best } => {
             let found = best.as_ref().map_or_else(
                 || "no passing plan was found".to_owned(),
-                |trial| format!("the best plan so far lifts {} nodes", trial.lifted.len()),
+                |trial| format!("the best plan so far lifts {}", counted(trial.lifted.len(), "node")),
             );
             let nodes = best.iter().flat_map(|trial| trial.lifted.iter().cloned()).collect();
             advice(

@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    ARRAY_ENDINGS, Dataset, DatasetError, IMAGE_ENDINGS, InputSpec, SampleError,
+    ARRAY_ENDINGS, Dataset, DatasetError, FOREIGN_ENDINGS, IMAGE_ENDINGS, InputSpec, SampleError,
     decode::decode,
+    ending,
     files::Files,
     label_boxes::{PictureBoxes, Scene},
     letterbox::Placement,
@@ -348,8 +349,13 @@ fn scan(
         let is_hidden = name.as_encoded_bytes().starts_with(b".");
         let path = entry.path();
         let id = format!("{prefix}{}", escape(&name));
-        // Follows links; a link that leads nowhere or in a circle is listed, so that it is reported when it is read.
-        if path.is_dir() {
+        let ending = ending(&path);
+        // Follows links; a link that leads nowhere or in a circle is listed, so that it is reported when it is read. Where its
+        // name is that of no file it may be a folder, which counts among the classes.
+        let is_of_files =
+            || [&IMAGE_ENDINGS[..], &ARRAY_ENDINGS, &FOREIGN_ENDINGS].iter().any(|known| known.contains(&&*ending));
+        let may_be_folder = || path.is_symlink() && !path.exists() && !is_of_files();
+        if path.is_dir() || may_be_folder() {
             if is_hidden {
                 listing.hidden.push((id + "/", path));
             } else {
@@ -357,7 +363,6 @@ fn scan(
             }
             continue;
         }
-        let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
         if is_hidden {
             if endings.contains(&ending.as_str()) {
                 listing.skipped.push(SampleError { sample: id, reason: HIDDEN.to_owned() });

@@ -9,6 +9,7 @@ use crate::{
     calibrate::{Shift, TensorRange},
     compare::{self, ComparisonResult, Direction, Footprint, GateResult, Metric, TaskResult, percent},
     quantize::Halved,
+    words::counted,
 };
 
 impl Precision {
@@ -183,7 +184,7 @@ impl Verdict {
             (0, _) => "No gates were set.".to_owned(),
             (1, 0) => "The gate passed.".to_owned(),
             (all, 0) => format!("All {all} gates passed."),
-            (all, n) => format!("{n} of {all} gate{} failed: {}.", if all == 1 { "" } else { "s" }, failures(&failed)),
+            (all, n) => format!("{n} of {} failed: {}.", counted(all, "gate"), failures(&failed)),
         }];
         if !remarks.is_empty() {
             sentences.push(format!("{}.", remarks.join("; ")));

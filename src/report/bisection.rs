@@ -27,6 +27,7 @@ use crate::{
         trials::{Phase, Trial, Verdict},
     },
     compare::{Direction, Gate},
+    words::counted,
 };
 
 /// The page of a bisection. `run` is that of the same model in whose folder it lies: where that looked into the same
@@ -124,7 +125,7 @@ fn measured(gates: &[Gate], verdict: &Verdict) -> String {
 
 /// See [`Page::verdict`].
 fn verdict(plan: &PlanFindings) -> (bool, &'static str, String) {
-    let count = |nodes: usize| format!("{nodes} node{}", if nodes == 1 { "" } else { "s" });
+    let count = |nodes| counted(nodes, "node");
     let gates = |trial: &Trial| measured(&plan.gates, &trial.verdict);
     let (lift, samples) = (plan.lift, plan.samples);
     let mut text = match &plan.search.outcome {

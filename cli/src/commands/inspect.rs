@@ -24,6 +24,7 @@ use trtcalib::{
     report::{Report, worst_layers},
     session::check_rules,
     tensor::ElementType,
+    words::counted,
 };
 
 /// Describes a file by what is in it.
@@ -302,13 +303,13 @@ fn describe_plan(plan: &PrecisionPlan) -> String {
 
 fn describe_table(path: &Path, table: &CalibrationTable, all: bool) -> String {
     let mut text = format!(
-        "calibration table {} of model {}: {} tensors from {} samples, method {}, biases of {} nodes corrected{}\n",
+        "calibration table {} of model {}: {} from {}, method {}, biases of {} corrected{}\n",
         path.display(),
         table.model_hash.short(),
-        table.tensors.len(),
-        table.samples,
+        counted(table.tensors.len(), "tensor"),
+        counted(table.samples, "sample"),
         table.method,
-        table.bias_corrections.len(),
+        counted(table.bias_corrections.len(), "node"),
         random_mark(table.random_data)
     );
     let mut rows = crate::table::table(comfy_table::presets::NOTHING);

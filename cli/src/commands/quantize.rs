@@ -11,6 +11,7 @@ use trtcalib::{
     config::{RunConfig, parse_shape},
     quantize::{Decision, Placement, explained},
     session::{QuantizeRequest, model::Subject, quantize_file, read_table, scheme, unmatched},
+    words::counted,
 };
 
 /// Quantizes or explains.
@@ -45,9 +46,10 @@ pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeAr
             .map(|kept| format!("\n  {}: {} ({})", kept.kept_in(), kept.node, kept.reason))
             .collect();
         let done = if precision.is_quantized() {
-            format!("{} nodes and {} activations", outcome.quantized_nodes, outcome.quantized_tensors)
+            let (nodes, activations) = (outcome.quantized_nodes, outcome.quantized_tensors);
+            format!("{} and {}", counted(nodes, "node"), counted(activations, "activation"))
         } else {
-            format!("{} of {} nodes", outcome.nodes, outcome.all_nodes)
+            format!("{} of {}", outcome.nodes, counted(outcome.all_nodes, "node"))
         };
         let size = size(outcome.bytes);
         format!("{}: {done} in {precision}, {size}{}", outcome.model.display(), kept.join(""))
@@ -76,8 +78,9 @@ fn explain(placement: &Placement, told: &[Told<'_>]) -> String {
     }
     let observed = placement.tensors_to_observe().len();
     format!(
-        "{table}\n{} of {} nodes quantized, {observed} activations to calibrate",
+        "{table}\n{} of {} quantized, {} to calibrate",
         placement.quantized_nodes(),
-        placement.decisions.len()
+        counted(placement.decisions.len(), "node"),
+        counted(observed, "activation")
     )
 }

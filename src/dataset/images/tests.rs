@@ -81,6 +81,27 @@ fn a_class_folder_without_pictures_is_refused_where_folders_are_counted() {
 
 #[cfg(unix)]
 #[test]
+fn a_class_folder_that_is_a_link_to_nowhere_cannot_be_read() {
+    use std::os::unix::fs::symlink;
+    let folder = tempfile::tempdir().unwrap();
+    for class in ["a", "c"] {
+        std::fs::create_dir(folder.path().join(class)).unwrap();
+        std::fs::write(folder.path().join(class).join("0.png"), "").unwrap();
+    }
+    symlink("nowhere", folder.path().join("d.png")).unwrap();
+    assert_eq!(list(folder.path(), &["png"], None).unwrap().classes, ["a", "c"]);
+    symlink("nowhere", folder.path().join("b")).unwrap();
+    let error = list(folder.path(), &["png"], None).err().unwrap().to_string();
+    assert!(error.contains(&folder.path().join("b").display().to_string()), "{error}");
+    // Beside the samples themselves, it is no matter.
+    for name in ["0.png", "1.png", "2.png"] {
+        std::fs::write(folder.path().join(name), "").unwrap();
+    }
+    assert_eq!(list(folder.path(), &["png"], None).unwrap().files.len(), 4);
+}
+
+#[cfg(unix)]
+#[test]
 fn names_that_are_no_text_stay_apart() {
     use std::os::unix::ffi::OsStrExt;
     let name = std::ffi::OsStr::from_bytes(b"a\xff\xfe.png");

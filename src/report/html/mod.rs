@@ -22,7 +22,10 @@ use super::{
     metrics::{Quality, Subject, precisions, title},
     table::Table,
 };
-use crate::bisect::findings::{Findings, PlanFindings};
+use crate::{
+    bisect::findings::{Findings, PlanFindings},
+    words::counted,
+};
 
 /// Our own style sheet and script.
 pub(super) const STYLE: &str = include_str!("../assets/style.css");
@@ -96,8 +99,7 @@ fn headline(report: &Report) -> String {
     if failed == 0 {
         return report.verdict.sentence.clone();
     }
-    let plural = if gates.len() == 1 { "" } else { "s" };
-    let told = format!("{failed} of {} gate{plural} failed.", gates.len());
+    let told = format!("{failed} of {} failed.", counted(gates.len(), "gate"));
     let errors: Vec<_> = report.precisions.iter().filter(|row| row.error.is_some()).map(title).collect();
     if errors.is_empty() { told } else { format!("{told} {} did not run.", errors.join(", ")) }
 }

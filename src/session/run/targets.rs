@@ -13,6 +13,7 @@ use crate::{
     quantize::{Halved, Placement, Precision, Quantized, Rule, Shifted, quantize},
     report::ArtifactFile,
     session::{PipelineError, Session, describe, quantize_options},
+    words::counted,
 };
 
 /// Nodes of a plan that are named, at most.
@@ -172,7 +173,7 @@ impl Session {
                 (false, true) => "recovery lifts",
                 _ => "the plan lifts",
             };
-            self.host.note(&format!("{precision}: {by} {} nodes: {shown}{rest}", planned.len()));
+            self.host.note(&format!("{precision}: {by} {}: {shown}{rest}", counted(planned.len(), "node")));
         }
     }
 }

@@ -18,6 +18,7 @@ use trtcalib::{
         trials::{Phase, Progress},
     },
     compare::Gate,
+    words::counted,
 };
 
 /// Layers shown; the file has all.
@@ -80,14 +81,14 @@ pub(in crate::commands) fn describe(findings: &Findings) -> String {
                 let shapes = difference.shape_mismatch.as_ref().map(|mismatch| format!(", {mismatch}"));
                 writeln!(
                     text,
-                    "first divergence: `{}` ({}), tensor `{}`: {}, {} values not finite{} ({probes} probe{})",
+                    "first divergence: `{}` ({}), tensor `{}`: {}, {} values not finite{} ({})",
                     culprit.node,
                     culprit.divergence.site.op_type,
                     culprit.tensor,
                     difference.figure(),
                     difference.non_finite.differing,
                     shapes.unwrap_or_default(),
-                    if probes == 1 { "" } else { "s" }
+                    counted(probes, "probe")
                 )
             }
         };
@@ -115,7 +116,7 @@ pub(in crate::commands) fn describe(findings: &Findings) -> String {
         }
         if let Outcome::Found { trial, .. } = &plan.search.outcome {
             let names: Vec<&str> = trial.lifted.iter().map(String::as_str).collect();
-            let _ = writeln!(text, "\nlift {} nodes: {}", names.len(), names.join(", "));
+            let _ = writeln!(text, "\nlift {}: {}", counted(names.len(), "node"), names.join(", "));
         }
         // One that does not pass is what the advice says.
         if let Some(check) = plan.check.as_ref().filter(|check| check.passed) {
