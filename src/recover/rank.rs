@@ -50,6 +50,7 @@ pub(super) fn rank(
     parts: &Parts,
     peers: &Peers,
 ) -> Result<Vec<Ranked>, RecoverError> {
+    network.quantize(state)?;
     let operators: Vec<(usize, &Operator)> =
         (0..network.units.len()).filter_map(|index| Some((index, network.units[index].operator.as_ref()?))).collect();
     let floats = samples.par_iter().map(|sample| {

@@ -70,14 +70,15 @@ struct Constant<'a> {
 
 impl Constant<'_> {
     fn with(&self, weight: &Tensor) -> Result<Arc<Runners>, BackendError> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, runners)) = last.as_ref().filter(|(known, _)| known == weight) {
+        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, runners)) = last().as_ref().filter(|(known, _)| known == weight) {
             return Ok(runners.clone());
         }
+        // Nothing is locked meanwhile: a worker that waits for parts of the building does other work, which may ask for the same.
         let mut part = self.part.clone();
         part.graph_mut().initializer.push(TensorProto::from_tensor(WEIGHT, weight.clone()));
         let runners = Arc::new(Runners::new(self.backend, &part)?);
-        *last = Some((weight.clone(), runners.clone()));
+        let _former = last().replace((weight.clone(), runners.clone()));
         Ok(runners)
     }
 }
@@ -153,5 +154,56 @@ impl<'a> Unit<'a> {
         }
         inputs.extend(bound.weight.clone());
         Ok(bound.runners.with(|runner| run(runner, &inputs))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
+    use super::*;
+    use crate::{
+        backend::{TensorInfo, Visit},
+        quantize::testing::TestModel,
+    };
+
+    /// Takes its time, so that workers wait for each other.
+    struct Slow;
+
+    impl Backend for Slow {
+        fn build(&self, _: &Model, _: &BuildOptions) -> Result<Box<dyn Runner>, BackendError> {
+            thread::sleep(Duration::from_millis(1));
+            Ok(Box::new(Self))
+        }
+    }
+
+    impl Runner for Slow {
+        fn inputs(&self) -> &[TensorInfo] {
+            &[]
+        }
+
+        fn outputs(&self) -> &[TensorInfo] {
+            &[]
+        }
+
+        fn visit(&mut self, _: &TensorMap, _: &mut Visit<'_>) -> Result<(), BackendError> {
+            Ok(())
+        }
+    }
+
+    /// A worker that waits for sessions which others build takes up what asks for the same ones.
+    #[test]
+    fn workers_that_build_sessions_do_not_wait_for_themselves() {
+        let (ended, end) = mpsc::channel();
+        thread::spawn(move || {
+            let constant = || Constant { backend: &Slow, part: TestModel::new(17).build(), last: Mutex::new(None) };
+            let constants: Vec<_> = (0..4).map(|_| constant()).collect();
+            let weights = [1.0, 2.0].map(|value| Tensor::from_f32(vec![1], vec![value]).unwrap());
+            let ask = |index: usize| constants[index % 4].with(&weights[index / 4 % 2]).map(drop);
+            let asked = || (0..4).into_par_iter().all(|_| (0..64).into_par_iter().all(|index| ask(index).is_ok()));
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(8).build().unwrap();
+            ended.send(pool.install(asked)).unwrap();
+        });
+        assert_eq!(end.recv_timeout(Duration::from_secs(60)), Ok(true));
     }
 }
