@@ -1,6 +1,6 @@
 //! What takes memory, and what is said where there is no more.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use calib_test_support::python;
 
@@ -58,7 +58,7 @@ fn memory_does_not_grow_with_arrays_and_its_end_is_an_error_that_names_the_file(
     let file = fs::File::create(folder.join("inputs.json")).unwrap();
     file.set_len(400 << 20).unwrap();
     let mut calibrate = calib().unwrap();
-    calibrate.current_dir(folder).env("RUST_BACKTRACE", "1").timeout(std::time::Duration::from_mins(2));
+    calibrate.current_dir(folder).env("RUST_BACKTRACE", "1").timeout(Duration::from_mins(2));
     calibrate.args([
         "calibrate",
         "--max-memory-mb",
@@ -75,10 +75,16 @@ fn memory_does_not_grow_with_arrays_and_its_end_is_an_error_that_names_the_file(
     let table = ["quantize", "--model", "large.onnx", "-o", "q.onnx", "--table", "inputs.json"];
     let error = limited(&table);
     assert!(error.contains("out of memory") && error.contains("while reading inputs.json"), "{error}");
+    // Some of the threads start: what those that do not leave behind is not waited for.
+    for megabytes in ["34", "40", "48"] {
+        let more = ["-o", "t.json", "--threads", "8", "--max-memory-mb", megabytes];
+        let error = error_of(command(folder, "calibrate", "large", "40", &more).timeout(Duration::from_mins(1)));
+        assert!(error.contains("no thread could be started"), "{megabytes}: {error}");
+    }
     // Several threads may find no memory at once: one of them says so.
     for megabytes in ["60", "80", "100", "120"] {
         let mut command = command(folder, "calibrate", "large", "40", &["-o", "t.json", "--max-memory-mb", megabytes]);
-        let output = command.timeout(std::time::Duration::from_mins(2)).output().unwrap();
+        let output = command.timeout(Duration::from_mins(2)).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() || output.status.code() == Some(2), "{megabytes}: {said}");
         assert!(said.matches("out of memory").count() <= 1, "{megabytes}: {said}");

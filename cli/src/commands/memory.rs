@@ -26,7 +26,8 @@ pub fn refuse_large_files_by_error() {
     }
 }
 
-/// C++ ends the process where it finds no memory and cannot say so: that is an error like another under a limit.
+/// C++ ends the process where it finds no memory and cannot say so, and some libraries write to what they were not given: that
+/// is an error like another under a limit.
 #[cfg(target_os = "linux")]
 extern "C" fn given_up(_: libc::c_int) {
     let text =
@@ -46,7 +47,9 @@ pub fn limit(megabytes: Option<u64>) -> Result<()> {
     if megabytes.is_some() {
         // SAFETY: the handler calls nothing that a handler may not.
         unsafe {
-            libc::signal(libc::SIGABRT, given_up as *const () as libc::sighandler_t);
+            for end in [libc::SIGABRT, libc::SIGSEGV] {
+                libc::signal(end, given_up as *const () as libc::sighandler_t);
+            }
         }
     }
     let limit_bytes = match megabytes {

@@ -2,6 +2,10 @@
 
 use crate::artifact::{Told, being_read};
 
+/// Why a session has no threads.
+pub(super) const NO_THREAD: &str = "no thread could be started; let the program take more memory with --max-memory-mb, or use fewer \
+                                    threads with --threads";
+
 /// The message of an error. Where it begins with, or holds, `FILE.cc:LINE FUNCTION(TYPES) `, that is left out. Where
 /// memory was short, it ends with what helps.
 pub(super) fn reason<R>(error: &ort::Error<R>) -> String {
@@ -12,10 +16,7 @@ fn with_cure(mut reason: String) -> String {
     // The number and the text behind it are those of any want of memory.
     if let Some(at) = reason.find("pthread_create failed") {
         reason.truncate(at);
-        reason.push_str(
-            "no thread could be started; let the program take more memory with --max-memory-mb, or use fewer threads \
-                         with --threads",
-        );
+        reason.push_str(NO_THREAD);
     }
     if ["Failed to allocate memory", "bad_alloc", "bad allocation"].iter().any(|short| reason.contains(short)) {
         being_read(&mut |file, told| {

@@ -6,9 +6,10 @@ use std::{
     collections::{BTreeMap, HashSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
 };
 
 use ort::{
@@ -26,7 +27,7 @@ use super::{
     float_kernels::{self, missing_kernel},
     library::Loaded,
     own_codes::with_own_codes,
-    said::reason,
+    said::{NO_THREAD, reason},
     wide_ends::with_wide_ends,
 };
 use crate::{
@@ -110,6 +111,10 @@ fn build_as_it_is(
     stream: Option<&Arc<CudaStream>>,
 ) -> Result<Built, BackendError> {
     SESSIONS_BUILT.fetch_add(1, Ordering::Relaxed);
+    if !can_start(options.threads) {
+        let (model, reason) = (model.name(), NO_THREAD.to_owned());
+        return Err(BackendError::Build { runtime: RUNTIME, model, reason });
+    }
     let builder = builder(loaded, options, stream)?;
     let returns_intermediates = !options.extra_outputs.is_empty();
     let mut builder =
@@ -124,6 +129,21 @@ fn build_as_it_is(
         builder = builder.with_profiling(folder.path().join("layers")).map_err(|error| refused(model, &error))?;
     }
     Ok(Built { layer_times, ..commit(builder, model, &options.extra_outputs)? })
+}
+
+/// Whether so many threads can live at the same time. ONNX Runtime 1.31 waits for ever where some of a session's threads start
+/// and others, for want of memory, do not.
+fn can_start(threads: usize) -> bool {
+    // What a thread of the system's has, unless its user says otherwise.
+    const STACK: usize = 8 << 20;
+    let gate = Mutex::new(());
+    thread::scope(|scope| {
+        let closed = gate.lock();
+        let waits = || drop(gate.lock());
+        let started = (1..threads).all(|_| thread::Builder::new().stack_size(STACK).spawn_scoped(scope, waits).is_ok());
+        drop(closed);
+        started
+    })
 }
 
 /// Switches off the rewrites that ONNX Runtime 1.31 gets wrong.
