@@ -185,7 +185,7 @@ pub(crate) fn some(ran: Ran) -> Result<Ran, AnalysisError> {
 }
 
 /// Threads that gain something by sharing the operators of single samples: with more they wait for each other.
-const SHARING: usize = 8;
+pub(crate) const SHARING: usize = 8;
 
 /// Fake quantization as it stands in the graph. On the CPU convolutions take three times as long without fusions and
 /// layouts of their own; on a GPU those would only make other last bits.

@@ -3,11 +3,12 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{
-    Control, PipelineError,
+    Control, PipelineError, Session,
     evaluation::{EvaluateOptions, Outputs, evaluate},
     model::Subject,
 };
 use crate::{
+    compare::ComparisonResult,
     config::RunConfig,
     dataset::{
         CLASSIFIER_PRESETS, Collection, DataOptions, Dataset, DatasetError, Extent, Kept, LabelledClasses, PRESETS,
@@ -139,6 +140,34 @@ impl Data {
 
 /// The file beside a model that tells its preprocessing.
 pub(super) const BESIDE_MODEL: &str = "preprocessor_config.json";
+
+impl Session {
+    /// What is wrong with the labels: they look like another model's, or no output of this one is of their kind.
+    pub(super) fn label_warnings(&self, reference: &ComparisonResult) -> Vec<String> {
+        let mut warnings: Vec<String> = reference.tasks.iter().filter_map(|task| task.label_hint.clone()).collect();
+        let dataset = &*self.data.collection.dataset;
+        let Some(file) = &self.config.labels else { return warnings };
+        let mut unused = |any: bool, what: &str, kind: &str| {
+            if any {
+                warnings.push(format!(
+                    "{what} of {} are not used: no output of the model is a {kind} by its shape; --output-kind NAME=... says \
+                     which one is",
+                    file.display()
+                ));
+            }
+        };
+        let any = |has: fn(&dyn Dataset, usize) -> bool| (0..dataset.len()).any(|index| has(dataset, index));
+        let (is_map, is_classification) = (reference.map().is_some(), reference.classification().is_some());
+        unused(!is_map && any(|data, index| data.mask_file(index).is_some()), "the label masks", "map of classes");
+        unused(
+            reference.detection.is_none() && any(|data, index| data.has_boxes(index)),
+            "the labelled boxes",
+            "detection head that is known (--head)",
+        );
+        unused(!is_classification && any(|data, index| data.label(index).is_some()), "the labels", "classification");
+        warnings
+    }
+}
 
 /// Opens the data of a run. Without any word on the preprocessing of images, `preprocessor_config.json` beside the
 /// model is taken; else, with labels, the preset that gives the float model the most right answers on a few samples;

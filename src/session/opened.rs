@@ -1,6 +1,10 @@
 //! A session: a configuration resolved once, its model and data opened, and what its stages share.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use super::{
     Control, Host, PipelineError,
@@ -28,7 +32,7 @@ use crate::{
         threads_or_cores,
     },
     bench::Mode,
-    compare::{CompareOptions, ComparisonResult, OutputKind, OwnMetric, heads::Head},
+    compare::{CompareOptions, OutputKind, OwnMetric, heads::Head},
     config::RunConfig,
     dataset::{BadPolicy, Dataset, Preprocess, Split, data_hash, image_size, load_classes},
     onnx::Model,
@@ -71,7 +75,8 @@ pub struct Session {
     pub(super) config: RunConfig,
     pub(super) runtime: OnnxRuntime,
     pub(super) subject: Subject,
-    pub(super) reference: Box<dyn Runner>,
+    /// Runs the float model. Locked while it is compared with, beside which layers may be looked into.
+    pub(super) reference: Mutex<Box<dyn Runner>>,
     pub(super) data: Data,
     pub(super) threads: usize,
     pub(super) provider: ExecutionProvider,
@@ -252,7 +257,7 @@ impl Session {
             config,
             runtime,
             subject,
-            reference,
+            reference: Mutex::new(reference),
             data,
             threads,
             provider,
@@ -360,6 +365,11 @@ impl Session {
         if work.is_some_and(|work| work <= CPU_WORK) { ExecutionProvider::Cpu } else { self.provider }
     }
 
+    /// The runner of the float model, for as long as what this gives lives.
+    pub(super) fn reference(&self) -> MutexGuard<'_, Box<dyn Runner>> {
+        self.reference.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A model where it is to execute.
     pub(super) fn side<'s>(&'s self, provider: ExecutionProvider, model: &'s Model) -> Side<'s> {
         Side { backend: &self.runtime, provider, model }
@@ -429,7 +439,7 @@ impl Session {
         };
         if self.head.is_some() {
             "detection_recall=0.9"
-        } else if self.reference.outputs().iter().any(is_classification) {
+        } else if self.subject.outputs.iter().any(is_classification) {
             "top1=0.99"
         } else {
             "sqnr_db=20"
@@ -442,32 +452,6 @@ impl Session {
         config.preprocess.clone_from(&self.data.preprocess);
         (config.preset, config.preprocessor) = (None, None);
         config
-    }
-
-    /// What is wrong with the labels: they look like another model's, or no output of this one is of their kind.
-    pub(super) fn label_warnings(&self, reference: &ComparisonResult) -> Vec<String> {
-        let mut warnings: Vec<String> = reference.tasks.iter().filter_map(|task| task.label_hint.clone()).collect();
-        let dataset = &*self.data.collection.dataset;
-        let Some(file) = &self.config.labels else { return warnings };
-        let mut unused = |any: bool, what: &str, kind: &str| {
-            if any {
-                warnings.push(format!(
-                    "{what} of {} are not used: no output of the model is a {kind} by its shape; --output-kind NAME=... says \
-                     which one is",
-                    file.display()
-                ));
-            }
-        };
-        let any = |has: fn(&dyn Dataset, usize) -> bool| (0..dataset.len()).any(|index| has(dataset, index));
-        let (is_map, is_classification) = (reference.map().is_some(), reference.classification().is_some());
-        unused(!is_map && any(|data, index| data.mask_file(index).is_some()), "the label masks", "map of classes");
-        unused(
-            reference.detection.is_none() && any(|data, index| data.has_boxes(index)),
-            "the labelled boxes",
-            "detection head that is known (--head)",
-        );
-        unused(!is_classification && any(|data, index| data.label(index).is_some()), "the labels", "classification");
-        warnings
     }
 
     /// Hash over the names of samples, in order, and their preprocessing: the same wherever they are read from.

@@ -14,7 +14,7 @@ pub use artifacts::{page_of, write_report};
 pub use engines::check as check_tensorrt;
 pub use failure::{UNFINISHED, record_beginning, record_failure, set_findings_aside};
 
-use std::{path::PathBuf, time::SystemTime};
+use std::{panic::resume_unwind, path::PathBuf, thread, time::SystemTime};
 
 use super::{
     CalibrateOptions, Calibrated, Compared, Control, OutputFolder, PipelineError, Session,
@@ -25,7 +25,8 @@ use super::{
     scheme,
 };
 use crate::{
-    backend::Backend,
+    analyse::layerwise::SHARING,
+    backend::{Backend, Runner},
     compare::Gate,
     dataset::Split,
     deploy::{DEPLOY, check_free},
@@ -88,7 +89,7 @@ impl Session {
         let names: Vec<&str> = job.session.precisions().iter().map(|precision| precision.name()).collect();
         job.session.check_run_gates(&gates, &names)?;
         job.session.check_gates(&gates, &job.split.evaluation)?;
-        job.session.check_gated_outputs(&gates, job.session.reference.outputs())?;
+        job.session.check_gated_outputs(&gates, &job.session.subject.outputs)?;
         job.write_config()?;
         let calibrated = job.calibrate()?;
         if let Some(calibrated) = &calibrated {
@@ -241,9 +242,9 @@ impl<'a> Job<'a> {
         self.session.host.stage("building engines");
         let mut engines = self.engines(&targets)?;
         self.session.host.stage("comparing");
-        let evaluation = match joined {
-            Some(joined) => self.take_joined(joined, &targets, &mut engines)?,
-            None => self.evaluate(&mut targets, &mut engines)?,
+        let (evaluation, ahead) = match joined {
+            Some(joined) => (self.take_joined(joined, &targets, &mut engines)?, None),
+            None => self.evaluate(&mut targets, &mut engines, calibrated.as_ref())?,
         };
         for warning in self.session.label_warnings(&evaluation.reference) {
             self.session.host.warn(&warning);
@@ -251,8 +252,17 @@ impl<'a> Job<'a> {
         self.warn_of_outputs(&targets, &engines, &evaluation);
         self.session.host.check()?;
         self.session.host.stage("looking into layers");
-        let layers = self.layers(&targets, calibrated.as_ref())?;
-        layers.iter().flat_map(|layers| layers.graphwise.notes()).for_each(|note| self.session.host.warn(&note));
+        let layers = match ahead {
+            Some(found) => found?,
+            None => {
+                let quantized = layers::quantized(&targets).and_then(|index| targets[index].quantized());
+                self.layers(quantized, calibrated.as_ref())?
+            }
+        };
+        if let Some(layers) = &layers {
+            layers.graphwise.notes().iter().for_each(|note| self.session.host.warn(note));
+            layers.of_plan.iter().for_each(|note| self.session.host.note(note));
+        }
         self.session.host.check()?;
         self.session.host.stage("measuring latency");
         let times = self.time(&mut targets)?;
@@ -293,32 +303,52 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// One pass of the reference, every target and every engine over the evaluation samples.
+    /// One pass of the reference, every target and every engine over the evaluation samples. Layers are looked into beside it
+    /// where there are more cores than that takes: on few it would take as long as one after the other, and more memory.
     fn evaluate(
-        &mut self,
+        &self,
         targets: &mut [Target],
         engines: &mut [engines::Engine],
-    ) -> Result<Evaluation, PipelineError> {
-        let session = &mut *self.session;
+        calibrated: Option<&Calibrated>,
+    ) -> Result<(Evaluation, Option<layers::Found>), PipelineError> {
+        let session = &*self.session;
         // An engine that runs in the same pass has samples come as it takes them.
-        if session.reference.at_once() > 1 && engines.iter().any(|engine| engine.runner.is_some()) {
+        if session.reference().at_once() > 1 && engines.iter().any(|engine| engine.runner.is_some()) {
             let build = session.build_options(session.threads);
-            session.reference = session.subject.reference(session.runtime, &build)?;
+            *session.reference() = session.subject.reference(session.runtime, &build)?;
             for target in targets.iter_mut().filter(|target| target.runner.is_some()) {
                 if let Some(model) = target.imitation.as_ref().or(target.model.as_ref()) {
                     target.runner = Some(session.runtime.build(model, &build)?);
                 }
             }
         }
+        let quantized = layers::quantized(targets);
+        let mut runners: Vec<_> = targets.iter_mut().map(|target| (target.precision, target.runner.take())).collect();
+        let quantized = quantized.and_then(|index| targets[index].quantized());
+        let has_cores_left = session.threads > SHARING;
+        let (evaluation, layers) = thread::scope(|scope| {
+            let layers = has_cores_left.then(|| scope.spawn(|| self.layers(quantized, calibrated)));
+            let evaluation = self.compare(&mut runners, engines);
+            (evaluation, layers.map(|layers| layers.join().unwrap_or_else(|panic| resume_unwind(panic))))
+        });
+        for (target, (_, runner)) in targets.iter_mut().zip(runners) {
+            target.runner = runner;
+        }
+        Ok((evaluation?, layers))
+    }
+
+    fn compare(
+        &self,
+        runners: &mut [(Precision, Option<Box<dyn Runner>>)],
+        engines: &mut [engines::Engine],
+    ) -> Result<Evaluation, PipelineError> {
+        let session = &*self.session;
         let options =
             EvaluateOptions { batch: session.batch, policy: session.policy, compare: session.compare_options() };
-        let ran = targets.iter().filter(|target| target.runner.is_some());
-        let names: Vec<&str> = ran.map(|target| target.precision.name()).collect();
-        let mut runners: Vec<&mut dyn Outputs> = targets
+        let (names, mut runners): (Vec<&str>, Vec<&mut dyn Outputs>) = runners
             .iter_mut()
-            .filter_map(|target| target.runner.as_mut())
-            .map(|runner| runner as &mut dyn Outputs)
-            .collect();
+            .filter_map(|(precision, runner)| Some((precision.name(), runner.as_mut()? as &mut dyn Outputs)))
+            .unzip();
         let models = runners.len();
         let pairs = engines::pairs(&names, engines);
         runners.extend(engines.iter_mut().filter_map(engines::Engine::outputs));
@@ -328,7 +358,7 @@ impl<'a> Job<'a> {
         let work = host.begin("comparing", self.split.evaluation.len());
         let progress = |samples: usize| work.advance(samples);
         let evaluation = evaluate_pairs(
-            &mut session.reference,
+            &mut *session.reference(),
             &mut runners,
             &pairs,
             &*session.data.collection.dataset,

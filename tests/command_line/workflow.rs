@@ -98,7 +98,7 @@ fn a_run_leaves_everything_that_it_promises() {
 #[test]
 fn stages_add_up_to_the_time_waited_and_samples_are_read_once() {
     let out = tempfile::tempdir().unwrap();
-    let few = ["--calib-samples", "24", "--eval-samples", "40", "--timings"];
+    let few = ["--calib-samples", "24", "--eval-samples", "40", "--timings", "--threads", "2"];
     let Some(mut command) = run(out.path(), &few) else { return };
     let began = std::time::Instant::now();
     let output = command.assert().success();
@@ -119,6 +119,29 @@ fn stages_add_up_to_the_time_waited_and_samples_are_read_once() {
     assert_eq!(report["layers_samples"], 16);
     let told = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
     assert!(told.contains("waited s") && told.contains("looking into"), "{told}");
+}
+
+/// More than 8 threads look into layers while others compare.
+#[test]
+fn layers_that_are_looked_into_beside_the_comparison_are_the_same() {
+    let report = |threads: &str| {
+        let out = tempfile::tempdir().unwrap();
+        let few = ["--calib-samples", "24", "--eval-samples", "40", "--threads", threads];
+        run(out.path(), &few)?.assert().success();
+        Some(json(&out.path().join("report.json")))
+    };
+    let Some(after) = report("8") else { return };
+    let beside = report("9").unwrap();
+    let sessions = |report: &Value| {
+        let stages = report["timings"].as_array().unwrap();
+        let layers = stages.iter().find(|stage| stage["stage"] == "looking into layers").unwrap();
+        layers["sessions"].as_u64().unwrap()
+    };
+    assert!(sessions(&after) > 10 && sessions(&beside) == 0, "{after} {beside}");
+    assert!(!after["layers"].as_array().unwrap().is_empty());
+    for key in ["layers", "precisions", "verdict", "warnings", "notes"] {
+        assert_eq!(after[key], beside[key], "{key}");
+    }
 }
 
 #[test]

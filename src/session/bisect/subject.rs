@@ -46,7 +46,7 @@ fn undecided(session: &Session, split: &Split, samples: usize) -> Result<Option<
     let judged = if check_on.is_empty() || search_on.len() < check_on.len() { &search_on } else { &check_on };
     let gates = &session.config.gate;
     let why = session.check_gates(gates, judged)?.into_iter().next();
-    session.check_gated_outputs(gates, session.reference.outputs())?;
+    session.check_gated_outputs(gates, &session.subject.outputs)?;
     if why.is_some() {
         session.host.warn(&format!(
             "plans are searched on {} of the {} samples that no range was calibrated on (--samples, at most half of them) \

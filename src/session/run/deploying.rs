@@ -81,7 +81,7 @@ impl Job<'_> {
         let mut samples = fixed.unwrap_or_else(|| MOST_SAMPLES.min(self.split.evaluation.len().max(1)));
         loop {
             let Some((_, inputs)) = self.first_call(samples) else { return Ok((Vec::new(), None)) };
-            let given = self.session.reference.infer(&inputs)?;
+            let given = self.session.reference().infer(&inputs)?;
             if values(&given) <= MOST_VALUES || samples == 1 || fixed.is_some() {
                 return Ok((vec![inputs], Some(given)));
             }
@@ -93,7 +93,7 @@ impl Job<'_> {
     fn given_calls(&mut self, batch: usize) -> Result<(Vec<TensorMap>, Option<TensorMap>), PipelineError> {
         let (mut inputs, mut given, mut all) = (Vec::new(), Vec::new(), 0);
         for call in self.first_batches(batch, (MOST_SAMPLES / batch).max(1)) {
-            let outputs = self.session.reference.infer(&call)?;
+            let outputs = self.session.reference().infer(&call)?;
             all += values(&outputs);
             // What does not run over the samples cannot be put behind that of another call.
             let over_samples = outputs.values().all(|output| output.shape().first() == Some(&batch));

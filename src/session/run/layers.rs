@@ -52,19 +52,23 @@ pub(super) struct Layers {
     pub(super) outputs: Vec<OutputNoise>,
     pub(super) lifted: Option<LiftEffect>,
     pub(super) head: Option<HeadEffect>,
+    /// What the precision plan brings, in a sentence.
+    pub(super) of_plan: Option<String>,
+}
+
+/// What is found where there is a quantized model, and something to be looked into.
+pub(super) type Found = Result<Option<Layers>, PipelineError>;
+
+/// The place of the INT8 model, or the first quantized one.
+pub(super) fn quantized(targets: &[Target]) -> Option<usize> {
+    targets.iter().position(|target| target.runner.is_some() && target.quantized().is_some())
 }
 
 impl Job<'_> {
-    /// The error of every tensor of the INT8 model (or the first quantized one) against the float model, and the errors
-    /// that its operators make by themselves.
-    pub(super) fn layers(
-        &self,
-        targets: &[Target],
-        calibrated: Option<&Calibrated>,
-    ) -> Result<Option<Layers>, PipelineError> {
-        let mut quantized = targets.iter().filter(|target| target.precision.is_quantized() && target.runner.is_some());
-        let found = quantized.find_map(|target| Some((target.precision, target.model.as_ref()?)));
-        let (Some((precision, model)), Some(calibrated)) = (found, calibrated) else { return Ok(None) };
+    /// The error of every tensor of a quantized model against the float model, and the errors that its operators make by
+    /// themselves.
+    pub(super) fn layers(&self, quantized: Option<(Precision, &Model)>, calibrated: Option<&Calibrated>) -> Found {
+        let (Some((precision, model)), Some(calibrated)) = (quantized, calibrated) else { return Ok(None) };
         let session = &self.session;
         let ignored = |name: &str| session.config.output_kind.get(name) == Some(&OutputKind::Ignored);
         let is_output =
@@ -111,8 +115,8 @@ impl Job<'_> {
         session.host.check()?;
         let lifted = self.lift_effect(&options, &calibrated.chosen.table, told(&outputs), samples)?;
         let head = self.head_effect(&options, &calibrated.chosen.table, &pair, samples)?;
-        self.note_plan_effect(&options, &calibrated.chosen.table, samples)?;
-        Ok(Some(Layers { precision, graphwise, local, outputs, lifted, head }))
+        let of_plan = self.plan_effect(&options, &calibrated.chosen.table, samples)?;
+        Ok(Some(Layers { precision, graphwise, local, outputs, lifted, head, of_plan }))
     }
 
     /// What lifting `nodes` does to the outputs.
@@ -184,37 +188,33 @@ impl Job<'_> {
         Ok(Judge::new(session.side(provider, &session.subject.float), samples, judged)?)
     }
 
-    /// Says what the precision plan brings, against the same ranges without it.
-    fn note_plan_effect(
+    /// What the precision plan brings, against the same ranges without it; nothing without a plan.
+    fn plan_effect(
         &self,
         options: &QuantizeOptions,
         table: &CalibrationTable,
         samples: Samples<'_>,
-    ) -> Result<(), PipelineError> {
+    ) -> Result<Option<String>, PipelineError> {
         let mut unplanned = options.clone();
         unplanned.scheme.plan = PrecisionPlan::default();
         if options.scheme.plan == unplanned.scheme.plan {
-            return Ok(());
+            return Ok(None);
         }
         let subject = &self.session.subject;
         let model = |options| quantize(&subject.folded, &subject.shapes, Some(table), options).map(|made| made.model);
         let without = match model(&unplanned) {
             Ok(without) => without,
             // A table that was made with the plan has no ranges where nothing was to be quantized.
-            Err(error) => {
-                self.session.host.note(&format!("what the plan brings was not measured: without it, {error}"));
-                return Ok(());
-            }
+            Err(error) => return Ok(Some(format!("what the plan brings was not measured: without it, {error}"))),
         };
         let mut judge = self.judge(samples)?;
         let mut sqnr =
             |model: &Model| -> Result<String, PipelineError> { Ok(decibels(worst_sqnr(&judge.compare(model)?))) };
         let (without, with) = (sqnr(&without)?, sqnr(&model(options)?)?);
         let samples = samples.indices.len();
-        self.session.host.note(&format!(
+        Ok(Some(format!(
             "with what the plan lifts the SQNR of the outputs is {with} instead of {without} ({samples} samples)"
-        ));
-        Ok(())
+        )))
     }
 
     /// What the figures suggest, with commands that work as they stand.

@@ -30,7 +30,7 @@ impl Session {
         let names: Vec<&str> = precisions.iter().map(|precision| precision.name()).collect();
         self.check_run_gates(&gates, &names)?;
         self.check_gates(&gates, &split.evaluation)?;
-        self.check_gated_outputs(&gates, self.reference.outputs())?;
+        self.check_gated_outputs(&gates, &self.subject.outputs)?;
         let calibrated = self.config.table.as_deref().map(|path| self.given_ranges(path, &split)).transpose()?;
         ensure!(
             calibrated.is_some() || precisions.is_empty(),
@@ -65,7 +65,7 @@ impl Session {
             .collect();
         let dataset = &*self.data.collection.dataset;
         let control = Control { threads: self.threads, stop: host.stop(), progress: &progress, checkpoints: None };
-        let (counted, ran) = count(&mut self.reference, &mut runners, &[], dataset, mine, &options, control)?;
+        let (counted, ran) = count(&mut *self.reference(), &mut runners, &[], dataset, mine, &options, control)?;
         drop(work);
         self.warn_halved("the comparison", ran.fitting_batch);
         Ok(Compared::new(comparing, shard, counted, ran.summary.skipped).of_run(self.config.absolute()))

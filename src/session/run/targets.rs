@@ -40,6 +40,13 @@ pub(super) struct Target {
     pub(super) error: Option<String>,
 }
 
+impl Target {
+    /// The model, where its precision is a quantized one.
+    pub(super) fn quantized(&self) -> Option<(Precision, &Model)> {
+        Some((self.precision, self.model.as_ref().filter(|_| self.precision.is_quantized())?))
+    }
+}
+
 /// Writes the model of a precision, where it is kept.
 pub(super) type Save<'a> = dyn Fn(&Model, Precision) -> Result<Option<ArtifactFile>, PipelineError> + 'a;
 
@@ -78,7 +85,7 @@ impl Session {
     ) -> Result<Vec<Target>, PipelineError> {
         if self.provider.gpu().is_none() {
             let build = BuildOptions { side_by_side: true, ..self.build_options(self.threads) };
-            self.reference = self.subject.reference(self.runtime, &build)?;
+            *self.reference() = self.subject.reference(self.runtime, &build)?;
         }
         let make = |precision| {
             let mut target = Target {
@@ -120,7 +127,7 @@ impl Session {
         target.halved = quantized.halved;
         target.placement = Some(quantized.placement);
         let model = target.model.insert(quantized.model);
-        let build = BuildOptions { side_by_side: self.reference.at_once() > 1, ..self.build_options(self.threads) };
+        let build = BuildOptions { side_by_side: self.reference().at_once() > 1, ..self.build_options(self.threads) };
         target.runner = Some(self.runtime.build(target.imitation.as_ref().unwrap_or(model), &build)?);
         Ok(())
     }

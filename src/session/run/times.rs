@@ -66,14 +66,10 @@ impl Job<'_> {
                 extra.push((target.precision.to_string(), timing(target, provider), count, runner));
             }
         }
+        let mut reference = session.reference();
         let mut runners = Vec::new();
         if threads.iter().any(|&count| reused(count)) {
-            runners.push((
-                baseline.to_owned(),
-                Timing::Measured,
-                session.threads,
-                RefCell::new(&mut session.reference),
-            ));
+            runners.push((baseline.to_owned(), Timing::Measured, session.threads, RefCell::new(&mut *reference)));
             for target in targets.iter_mut() {
                 let (name, timing) = (target.precision.to_string(), timing(target, provider));
                 if let Some(runner) = &mut target.runner {
@@ -102,6 +98,7 @@ impl Job<'_> {
         let times = bench::run(&mut timed, Some(baseline), &protocol, &SystemClock::default())?;
         drop(timed);
         drop(runners);
+        drop(reference);
         if let (Some((_, inputs)), false) = (inputs.first(), slowdowns(&times, bits, |_| None).is_empty()) {
             // On a GPU a session more takes seconds until it runs; `calib bench --layer-times` is there for it.
             let on_gpu = provider.gpu().is_some();
