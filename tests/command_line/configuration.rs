@@ -152,7 +152,7 @@ fn a_run_with_a_table_and_a_plan_calibrates_nothing_and_names_what_is_lifted() {
     );
     let (planned, _) = run("planned", &["--table", table, "--plan", plan.to_str().unwrap()]);
     let notes = planned["notes"].to_string();
-    assert!(notes.contains(&format!("the plan lifts 1 nodes: {node} (fp32)")), "{notes}");
+    assert!(notes.contains(&format!("the plan lifts 1 node: {node} (fp32)")), "{notes}");
     // What it brings, on the 16 samples that both runs were compared on.
     let (_, told) = notes.split_once("with what the plan lifts the SQNR of the outputs is ").unwrap();
     let figures: Vec<f64> = told.split([' ', '"']).filter_map(|word| word.parse().ok()).take(2).collect();
