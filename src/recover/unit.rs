@@ -204,6 +204,6 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(8).build().unwrap();
             ended.send(pool.install(asked)).unwrap();
         });
-        assert_eq!(end.recv_timeout(Duration::from_secs(60)), Ok(true));
+        assert_eq!(end.recv_timeout(Duration::from_mins(1)), Ok(true));
     }
 }

@@ -252,12 +252,11 @@ impl<'a> Job<'a> {
         self.warn_of_outputs(&targets, &engines, &evaluation);
         self.session.host.check()?;
         self.session.host.stage("looking into layers");
-        let layers = match ahead {
-            Some(found) => found?,
-            None => {
-                let quantized = layers::quantized(&targets).and_then(|index| targets[index].quantized());
-                self.layers(quantized, calibrated.as_ref())?
-            }
+        let layers = if let Some(found) = ahead {
+            found?
+        } else {
+            let quantized = layers::quantized(&targets).and_then(|index| targets[index].quantized());
+            self.layers(quantized, calibrated.as_ref())?
         };
         if let Some(layers) = &layers {
             layers.graphwise.notes().iter().for_each(|note| self.session.host.warn(note));

@@ -76,13 +76,13 @@ fn memory_does_not_grow_with_arrays_and_its_end_is_an_error_that_names_the_file(
     let error = limited(&table);
     assert!(error.contains("out of memory") && error.contains("while reading inputs.json"), "{error}");
     // Some of the threads start: what those that do not leave behind is not waited for.
-    for megabytes in ["34", "40", "48"] {
-        let more = ["-o", "t.json", "--threads", "8", "--max-memory-mb", megabytes];
+    for megabytes in ["64", "80", "96"] {
+        let more = ["-o", "t.json", "--threads", "16", "--max-memory-mb", megabytes];
         let error = error_of(command(folder, "calibrate", "large", "40", &more).timeout(Duration::from_mins(1)));
         assert!(error.contains("no thread could be started"), "{megabytes}: {error}");
     }
     // Several threads may find no memory at once: one of them says so.
-    for megabytes in ["60", "80", "100", "120"] {
+    for megabytes in ["64", "80", "100", "120"] {
         let mut command = command(folder, "calibrate", "large", "40", &["-o", "t.json", "--max-memory-mb", megabytes]);
         let output = command.timeout(Duration::from_mins(2)).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
@@ -100,7 +100,7 @@ fn the_end_of_memory_names_the_file_that_was_read() {
     let entry = |index: usize| format!(r#"{{"name": "layer {index}", "timeMs": 1, "averageMs": 1, "percentage": 0}}"#);
     let entries: Vec<String> = (0..400_000).map(entry).collect();
     fs::write(at("profile.json"), format!(r#"[{{"count": 1}}, {}]"#, entries.join(","))).unwrap();
-    inspect.args(["inspect", "--max-memory-mb", "60", "--graph"]).arg(demo("demo.onnx"));
+    inspect.args(["inspect", "--max-memory-mb", "64", "--graph"]).arg(demo("demo.onnx"));
     let error = error_of(inspect.arg("--profile").arg(at("profile.json")).arg("-o").arg(at("graph.html")));
     let (ended, named) = ("out of memory", format!("while reading {}", at("profile.json").display()));
     assert!(error.contains(ended) && error.contains(&named), "{error}");

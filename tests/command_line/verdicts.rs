@@ -203,7 +203,7 @@ fn a_run_that_fails_leaves_no_report_that_passed() {
         ["--samples-of-none", "3"],
         ["--batch", "0"],
         // Ends for want of memory, wherever that is.
-        ["--max-memory-mb", "40"],
+        ["--max-memory-mb=64", "--threads=16"],
     ] {
         run(folder, "residual", "x", &summary).assert().success();
         assert!(!read("out/report.junit.xml").contains("errors=\"1\""));

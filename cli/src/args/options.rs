@@ -207,9 +207,9 @@ pub struct GlobalArgs {
     /// Shared library of ONNX Runtime [default: $ORT_DYLIB_PATH, .runtime/, the system]
     #[arg(long, global = true, value_name = "FILE")]
     pub ort_library: Option<PathBuf>,
-    /// Memory that the program may take, on Linux: at least 32, which it takes before it reads anything [default: what the machine
+    /// Memory that the program may take, on Linux: at least 64, most of which it and its libraries take [default: what the machine
     /// or the container has]
-    #[arg(long, global = true, value_name = "MB", value_parser = clap::value_parser!(u64).range(32..))]
+    #[arg(long, global = true, value_name = "MB", value_parser = clap::value_parser!(u64).range(64..))]
     pub max_memory_mb: Option<u64>,
 }
 
