@@ -38,7 +38,12 @@ impl KnownFiles {
     /// The name under which a file was put in, if it was.
     pub fn name_of(&self, path: &Path) -> Option<&Path> {
         // Nothing is asked of the system where nothing is known.
-        if self.0.is_empty() { None } else { self.0.get(&identity(path)?).map(PathBuf::as_path) }
+        if self.0.is_empty() {
+            return None;
+        }
+        let file = identity(path)?;
+        // The number of a file that is gone may be given again.
+        self.0.get(&file).map(PathBuf::as_path).filter(|known| identity(known).as_ref() == Some(&file))
     }
 
     /// Whether there are none.
@@ -200,4 +205,22 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     check_stays(path)?;
     super::opened(path, metadata.len());
     File::open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_with_the_number_of_one_that_is_gone_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let [known, link, other] = ["known", "link", "other"].map(|name| folder.path().join(name));
+        std::fs::write(&known, "").unwrap();
+        std::fs::hard_link(&known, &link).unwrap();
+        std::fs::write(&other, "").unwrap();
+        let mut files = KnownFiles::from_iter([known.clone()]);
+        assert_eq!((files.name_of(&link), files.name_of(&other)), (Some(&*known), None));
+        files.0.insert(identity(&other).unwrap(), known);
+        assert_eq!(files.name_of(&other), None);
+    }
 }
