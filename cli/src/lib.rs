@@ -30,19 +30,13 @@ fn parsed<C: Parser>(words: &[OsString], run: impl FnOnce(C) -> u8, refused: imp
         Ok(cli) => run(cli),
         Err(error) => {
             // A reader that went away is no error.
-            let printed = error.print().or_else(|failed| match failed.kind() {
-                io::ErrorKind::BrokenPipe => Ok(()),
-                _ => Err(failed),
-            });
-            if printed.is_err() {
-                return 2;
-            }
+            let is_unheard = error.print().is_err_and(|failed| failed.kind() != io::ErrorKind::BrokenPipe);
             if error.use_stderr() {
                 let text = error.to_string();
                 let reason = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
                 refused(words, reason);
             }
-            u8::try_from(error.exit_code()).unwrap_or(2)
+            if is_unheard { 2 } else { u8::try_from(error.exit_code()).unwrap_or(2) }
         }
     }
 }

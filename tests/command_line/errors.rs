@@ -38,6 +38,16 @@ fn a_result_that_cannot_be_written_is_an_error() {
     let output = command.arg("inspect").arg(demo("demo.onnx")).stdout(full).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(2) && error.contains("cannot be written to standard output"), "{error}");
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let help = calib_test_support::calib().unwrap().arg("--help").stdout(full()).status().unwrap();
+    assert_eq!(help.code(), Some(2));
+    // Nobody hears why it does not begin, and what tells of a former run goes nevertheless.
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("report.html"), "green").unwrap();
+    let mut run = calib_test_support::calib().unwrap();
+    run.args(["run", "--no-such-option", "--out"]).arg(folder.path()).stderr(full());
+    assert_eq!(run.status().unwrap().code(), Some(2));
+    assert!(!fs::read_to_string(folder.path().join("report.html")).unwrap().contains("green"));
 }
 
 #[test]
@@ -373,6 +383,11 @@ fn a_library_that_gives_up_under_a_limit_of_memory_is_an_error() {
     let Some(mut command) = calib() else { return };
     let error = error_of(command.args(["inspect", "--max-memory-mb", "1"]).arg(demo("demo.onnx")));
     assert!(error.contains("64.."), "{error}");
+    ["-ABRT", "-SEGV"].into_iter().for_each(gives_up);
+}
+
+#[cfg(target_os = "linux")]
+fn gives_up(by: &str) {
     let mut bench = calib_test_support::calib().unwrap();
     bench.args(["bench", "ort", "--random-data", "--seconds", "60", "--max-memory-mb", "4000", "--model"]);
     bench.arg(demo("demo.onnx")).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
@@ -387,7 +402,7 @@ fn a_library_that_gives_up_under_a_limit_of_memory_is_an_error() {
         assert!(bench.try_wait().unwrap().is_none(), "it ended by itself");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    assert!(std::process::Command::new("kill").args(["-ABRT", &bench.id().to_string()]).status().unwrap().success());
+    assert!(std::process::Command::new("kill").args([by, &bench.id().to_string()]).status().unwrap().success());
     let output = bench.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("a library gave up"));

@@ -47,7 +47,7 @@ pub fn limit(megabytes: Option<u64>) -> Result<()> {
     if megabytes.is_some() {
         // SAFETY: the handler calls nothing that a handler may not.
         unsafe {
-            for end in [libc::SIGABRT, libc::SIGSEGV] {
+            for end in [libc::SIGSEGV, libc::SIGABRT] {
                 libc::signal(end, given_up as *const () as libc::sighandler_t);
             }
         }

@@ -34,6 +34,7 @@ use crate::{
     backend::{
         BackendError, BuildOptions, ExecutionProvider, OptimizationLevel, Purpose,
         cuda::{CudaStream, Device},
+        threads_or_cores,
     },
     onnx::{
         Model,
@@ -111,10 +112,6 @@ fn build_as_it_is(
     stream: Option<&Arc<CudaStream>>,
 ) -> Result<Built, BackendError> {
     SESSIONS_BUILT.fetch_add(1, Ordering::Relaxed);
-    if !can_start(options.threads) {
-        let (model, reason) = (model.name(), NO_THREAD.to_owned());
-        return Err(BackendError::Build { runtime: RUNTIME, model, reason });
-    }
     let builder = builder(loaded, options, stream)?;
     let returns_intermediates = !options.extra_outputs.is_empty();
     let mut builder =
@@ -203,6 +200,9 @@ pub(super) fn builder(
     options: &BuildOptions,
     stream: Option<&Arc<CudaStream>>,
 ) -> Result<SessionBuilder, BackendError> {
+    if !can_start(threads_or_cores(options.threads)) {
+        return Err(BackendError::Library(NO_THREAD.to_owned()));
+    }
     let builder = configured(loaded, options).map_err(|error| BackendError::Library(error.message().to_owned()))?;
     match options.provider.gpu() {
         None if options.purpose == Purpose::Part => {
