@@ -2,7 +2,10 @@
 
 use std::{cmp::Reverse, collections::HashSet};
 
-use super::proto::{DimensionProto, DimensionValue, GraphProto, TensorProto, TypeValue, ValueInfoProto};
+use super::{
+    operators::Fact,
+    proto::{DimensionProto, DimensionValue, GraphProto, TensorProto, TypeValue, ValueInfoProto},
+};
 
 impl ValueInfoProto {
     fn extents(&self) -> &[DimensionProto] {
@@ -23,9 +26,21 @@ impl ValueInfoProto {
 }
 
 impl GraphProto {
-    /// The name of the batch, if it has one: of the names that some input or output begins with the one that most of them
-    /// have, on whichever axis. States of recurrent layers begin with the number of layers, sequences often with time.
+    /// Whether a recurrent layer reads `input` as it is, in ONNX's default layout: time, batch, features.
+    pub fn begins_with_time(&self, input: &str) -> bool {
+        let mut recurrent =
+            self.node.iter().filter(|node| node.is(Fact::Recurrent) && node.attr_i("layout").unwrap_or(0) == 0);
+        recurrent.any(|node| node.input.first().is_some_and(|first| first == input))
+    }
+
+    /// The name of the batch, if it has one: the one behind time, where a recurrent layer tells what that is; of the names
+    /// that some input or output begins with the one that most of them have, on whichever axis. States of recurrent layers
+    /// begin with the number of layers, sequences often with time.
     pub fn batch_name(&self) -> Option<&str> {
+        let sequence = self.input.iter().find(|input| self.begins_with_time(input.name()));
+        if let Some(sequence) = sequence {
+            return sequence.names_of_extents().get(1).copied().flatten();
+        }
         let weights: HashSet<&str> = self.initializer.iter().map(TensorProto::name).collect();
         let inputs = self.input.iter().filter(|input| !weights.contains(input.name()));
         let names: Vec<_> = inputs.chain(&self.output).map(ValueInfoProto::names_of_extents).collect();
@@ -52,7 +67,7 @@ impl GraphProto {
 mod tests {
     use crate::onnx::{
         Model,
-        proto::{DimensionProto, DimensionValue, TypeValue, ValueInfoProto},
+        proto::{AttributeProto, DimensionProto, DimensionValue, NodeProto, TypeValue, ValueInfoProto},
         tests::{float_info, small_model},
     };
 
@@ -88,5 +103,21 @@ mod tests {
         assert_eq!(batch(&[&["20", "n", "32"], &["1", "n", "32"]], &[&["1", "n", "32"]]).as_deref(), Some("n"));
         assert_eq!(batch(&[&["1", "length", "32"], &["1", "length", "32"]], &[&["1", "10"]]), None);
         assert_eq!(batch(&[&["20", "n"], &["1", "m"]], &[&["1", "10"]]), None);
+    }
+    #[test]
+    fn a_recurrent_layer_tells_time_from_the_batch() {
+        let found = |extents: &[&str], layout: Option<i64>| {
+            let mut model: Model = small_model();
+            let graph = model.graph_mut();
+            graph.input = vec![named("x", extents)];
+            graph.output = vec![named("y", extents)];
+            let mut layer = NodeProto::new("GRU", "layer", &["x", "w", "r"], &["y"]);
+            layer.attribute.extend(layout.map(|layout| AttributeProto::int("layout", layout)));
+            graph.node = vec![layer];
+            (graph.begins_with_time("x"), graph.batch_name().map(str::to_owned))
+        };
+        assert_eq!(found(&["t", "n", "8"], None), (true, Some("n".to_owned())));
+        assert_eq!(found(&["t", "1", "8"], Some(0)), (true, None));
+        assert_eq!(found(&["n", "t", "8"], Some(1)), (false, Some("n".to_owned())));
     }
 }

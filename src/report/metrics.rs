@@ -73,6 +73,7 @@ impl<'a> Subject<'a> {
             Quality::Map => self.accuracy_of_boxes().and_then(|a| a.figures.map50_95),
             Quality::Boxes => self.precision.detection.as_ref().map(|d| d.agreement.f1()),
             Quality::LabelMeanIou => self.precision.segmentation.as_ref().and_then(|s| s.label_mean_iou),
+            Quality::PixelAccuracy => self.precision.segmentation.as_ref().and_then(|s| s.pixel_accuracy),
             Quality::Agreement => self.precision.agreement.as_ref().map(|a| a.top1),
             Quality::MeanIou => self.precision.segmentation.as_ref().map(|s| s.mean_iou),
             Quality::Sqnr => self.sqnr_db().filter(|db| db.is_finite()),
@@ -115,6 +116,7 @@ pub(super) enum Quality {
     Accuracy,
     Map,
     LabelMeanIou,
+    PixelAccuracy,
     Agreement,
     Boxes,
     MeanIou,
@@ -123,8 +125,16 @@ pub(super) enum Quality {
 
 impl Quality {
     /// Every measure, the most telling first.
-    pub const ALL: [Self; 7] =
-        [Self::Accuracy, Self::Map, Self::LabelMeanIou, Self::Agreement, Self::Boxes, Self::MeanIou, Self::Sqnr];
+    pub const ALL: [Self; 8] = [
+        Self::Accuracy,
+        Self::Map,
+        Self::LabelMeanIou,
+        Self::PixelAccuracy,
+        Self::Agreement,
+        Self::Boxes,
+        Self::MeanIou,
+        Self::Sqnr,
+    ];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -133,6 +143,7 @@ impl Quality {
             Self::Map => "mAP 50-95",
             Self::Boxes => "Agreement of boxes with the reference (F1)",
             Self::LabelMeanIou => "Mean IoU with the labels",
+            Self::PixelAccuracy => "Pixel accuracy",
             Self::Agreement => "Top-1 agreement with the reference",
             Self::MeanIou => "Mean IoU with the reference",
             Self::Sqnr => "SQNR of the output (dB)",

@@ -56,6 +56,7 @@ pub fn regressions(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Regressions {
         Column::number("Δ accuracy", "accuracy_top1_change", "Percentage points"),
         Column::number("Δ mAP 50-95", "detection_map50_95_change", "Percentage points"),
         Column::number("Δ label IoU", "label_mean_iou_change", "Percentage points"),
+        Column::number("Δ pixel acc.", "pixel_accuracy_change", "Percentage points"),
         Column::number("Δ agreement", "agreement_top1_change", "Percentage points"),
         Column::number(
             "Δ boxes",
@@ -184,7 +185,7 @@ impl Regressions {
         let (new, old) = (new.map(|(_, subject)| subject), old.map(|(_, subject)| subject));
         let cells = match (old, new) {
             (Some(old), Some(new)) => changes(old, new),
-            _ => (0..11).map(|_| Cell::missing()).collect(),
+            _ => (0..12).map(|_| Cell::missing()).collect(),
         };
         let tones = || cells.iter().map(|cell| cell.tone);
         let (word, tone) = match (old, new) {
@@ -205,7 +206,7 @@ impl Regressions {
     }
 }
 
-/// Result, accuracy, mAP, IoU with labels, agreement, of boxes too, mean IoU, SQNR, latency, size, and what is gone.
+/// Result, accuracy, mAP, IoU and pixels with labels, agreement, of boxes too, mean IoU, SQNR, latency, size, and what is gone.
 fn changes(old: Subject<'_>, new: Subject<'_>) -> Vec<Cell> {
     let measure = |quality| share_change(old, new, quality);
     vec![
@@ -213,6 +214,7 @@ fn changes(old: Subject<'_>, new: Subject<'_>) -> Vec<Cell> {
         measure(Quality::Accuracy),
         measure(Quality::Map),
         measure(Quality::LabelMeanIou),
+        measure(Quality::PixelAccuracy),
         measure(Quality::Agreement),
         measure(Quality::Boxes),
         measure(Quality::MeanIou),

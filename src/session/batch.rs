@@ -45,9 +45,16 @@ impl Subject {
         specs
     }
 
+    fn begins_with_time(&self, input: &TensorInfo) -> bool {
+        self.float.graph().begins_with_time(&input.name)
+    }
+
     /// The batch that the model fixes, if any. A sample is one whole call where the inputs do not agree on a batch axis
-    /// (scalars, or states whose first axis counts layers): that is a batch of 1.
+    /// (scalars, or states whose first axis counts layers) or begin with time: that is a batch of 1.
     pub fn fixed_batch(&self) -> Option<usize> {
+        if self.inputs.iter().any(|input| self.begins_with_time(input)) {
+            return Some(1);
+        }
         let extents: BTreeSet<_> = self.inputs.iter().map(|input| input.shape.first().copied()).collect();
         match Vec::from_iter(extents)[..] {
             [Some(extent)] => extent,
@@ -85,6 +92,9 @@ impl Subject {
         let graph = self.float.graph();
         // Where states of as many axes have a batch of 1 behind their layers, too, the first axis is time.
         let is_sequence = |input: &TensorInfo| {
+            if self.begins_with_time(input) {
+                return true;
+            }
             let batch_of_1 = |other: &TensorInfo| {
                 other.shape.len() == input.shape.len() && other.shape.get(1) == Some(&Some(1)) && input.shape.len() > 2
             };

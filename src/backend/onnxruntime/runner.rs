@@ -210,7 +210,11 @@ fn shape_mismatch(expected: &[Option<usize>], tensor: &Tensor) -> Option<String>
     } else if expected.len() != given.len() {
         write!(reason, "it needs {} axes, not {}", expected.len(), given.len())
     } else if different == [0] {
-        write!(reason, "set the batch size to {}", expected[0].unwrap_or(1))
+        let extent = expected[0].unwrap_or(1);
+        write!(
+            reason,
+            "give {extent} along the first axis: set the batch size to that, or give sequences of that length"
+        )
     } else if expected.len() == 4 && is_channels(expected, given) {
         write!(
             reason,

@@ -130,6 +130,28 @@ fn a_change_counts_beyond_the_noise_only() {
 }
 
 #[test]
+fn pixels_that_miss_their_masks_count_by_themselves() {
+    let map = |pixel_accuracy: f64| {
+        Some(crate::compare::Segmentation {
+            pixel_agreement: 0.8,
+            mean_iou: 0.75,
+            class_iou: [(0, 0.75)].into(),
+            pixel_accuracy: Some(pixel_accuracy),
+            label_mean_iou: Some(0.25),
+            label_class_iou: [(0, 0.25)].into(),
+            standard_errors: None,
+        })
+    };
+    let mut old = report(&Size { layers: 0, flips: 0 });
+    old.precisions[4].segmentation = map(0.9);
+    let mut new = old.clone();
+    new.precisions[4].segmentation = map(0.85);
+    let found = regressions(&[Run { name: "new", report: &new }], &[Run { name: "old", report: &old }]);
+    let column = found.table.columns.iter().position(|column| column.key == "pixel_accuracy_change").unwrap();
+    assert_eq!((found.worse, found.table.rows[0][column].text.as_str()), (1, "-5.00\u{a0}pp"));
+}
+
+#[test]
 fn boxes_count_as_classes_do() {
     let detection = |map: f64, recall: f64| {
         serde_json::from_value(serde_json::json!({
