@@ -163,6 +163,10 @@ fn parse_line(line: &str) -> Result<(&str, f32), String> {
         .filter(|digits| digits.len() <= 8 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
         .and_then(|digits| u32::from_str_radix(digits, 16).ok())
         .ok_or_else(|| format!("`{digits}` is not the hexadecimal bits of a scale"))?;
+    // A scale of so few is below 10⁻²⁸, which no tensor has.
+    if bits != 0 && digits.len() < 8 {
+        return Err(format!("`{digits}` has {} of the 8 digits of a scale: the line is cut off", digits.len()));
+    }
     let scale = f32::from_bits(bits);
     // No negative zero.
     Ok((name, if scale == 0.0 { 0.0 } else { scale }))
@@ -202,6 +206,8 @@ mod tests {
         assert_eq!(scales("TRT-8401-EntropyCalibration2\na:0: 0"), one(0.0));
         assert_eq!(scales("a:0: 3f800000\n"), one(1.0));
         assert_eq!(scales("a:0 254.0\n"), one(2.0));
+        let cut_off = CalibrationCache::parse("TRT-8401-EntropyCalibration2\na:0: 3f800").unwrap_err();
+        assert_eq!(cut_off, (2, "`3f800` has 5 of the 8 digits of a scale: the line is cut off".to_owned()));
     }
 
     #[test]

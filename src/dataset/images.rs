@@ -12,6 +12,7 @@ use super::{
     ending,
     files::Files,
     label_boxes::{PictureBoxes, Scene},
+    labels::ClassNames,
     letterbox::Placement,
     masks,
     preprocess::{Layout, MAX_SIDE, Preprocess, gray},
@@ -290,6 +291,16 @@ impl Listing {
     }
 }
 
+/// Whether a folder without samples is one that a job of this program makes: its results lie there, one folder down
+/// (`runs/MODEL`), or beside it.
+fn is_of_jobs(data: &Path, folder: &Path) -> bool {
+    let has_job = |folder: &Path| ["run.toml", "bisect.toml", ".lock"].iter().any(|name| folder.join(name).is_file());
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let is_part = matches!(&*name, "deploy" | "engines" | "former") || name.starts_with("checkpoints-");
+    let mut inside = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    has_job(folder) || inside.any(|entry| has_job(&entry.path())) || is_part && has_job(data)
+}
+
 /// Lists a folder: its own files, or those of its folders (but not `except`, which holds labels) when they hold more.
 /// Hidden ones are no samples.
 pub(super) fn list(folder: &Path, endings: &[&str], except: Option<&Path>) -> Result<Listing, DatasetError> {
@@ -310,8 +321,11 @@ pub(super) fn list(folder: &Path, endings: &[&str], except: Option<&Path>) -> Re
         let prefix = format!("{}/", escape(&name));
         let scanned = scan(&path, &prefix, endings, &mut below, &mut inside);
         failure = failure.or(scanned.err());
-        let is_class = below.files.len() > before;
-        if is_class { &mut below.classes } else { &mut below.empty }.push(escape(&name));
+        if below.files.len() > before {
+            below.classes.push(escape(&name));
+        } else if !is_of_jobs(folder, &path) {
+            below.empty.push(escape(&name));
+        }
         deeper.extend(inside.into_iter().map(|name| (format!("{prefix}{}/", escape(&name)), path.join(name))));
         read_below.push((prefix, path));
     }
@@ -408,8 +422,8 @@ pub(super) fn folder_labels(
 ) -> Result<(Vec<Option<u32>>, Option<String>), String> {
     let numbers: Option<BTreeMap<&str, u32>> =
         folders.iter().map(|name| Some((name.as_str(), name.parse().ok()?))).collect();
-    let by_name: BTreeMap<&str, u32> = classes.iter().map(|(&index, name)| (name.as_str(), index)).collect();
-    let known = folders.iter().all(|name| by_name.contains_key(name.as_str()));
+    let by_name = ClassNames::of(classes);
+    let known = folders.iter().all(|name| by_name.find(name).is_some());
     let is_counted = numbers.is_none() && !known;
     let moves_others = |name: &&String| !OF_SYSTEMS.contains(&name.as_str()) && folders.last() > Some(*name);
     if let Some(name) = empty.iter().find(moves_others).filter(|_| is_counted) {
@@ -427,7 +441,7 @@ pub(super) fn folder_labels(
     }
     let counted = is_counted.then(|| {
         let (first, last) = (folders.first().map_or("", String::as_str), folders.len().saturating_sub(1));
-        let unknown = folders.iter().find(|name| !classes.is_empty() && !by_name.contains_key(name.as_str()));
+        let unknown = folders.iter().find(|name| !classes.is_empty() && by_name.find(name).is_none());
         let unknown = unknown.map_or_else(String::new, |name| format!(", since `{name}` stands in no class list"));
         format!(
             "labels are the places of the class folders in the order of their names, `{first}` being class 0 and `{}` class \
@@ -437,7 +451,10 @@ pub(super) fn folder_labels(
     });
     let indices = match numbers {
         Some(numbers) => numbers,
-        None if known => by_name,
+        None if known => {
+            let found = folders.iter().filter_map(|name| Some((name.as_str(), by_name.find(name)?)));
+            found.map(|(name, index)| Ok((name, index?))).collect::<Result<_, String>>()?
+        }
         None => folders.iter().enumerate().map(|(index, name)| (name.as_str(), index as u32)).collect(),
     };
     let label = |id: &str| id.split_once('/').and_then(|(folder, _)| indices.get(folder).copied());

@@ -40,7 +40,7 @@ impl Labels {
             path: path.to_owned(),
             reason: format!("line {line}: {reason}"),
         };
-        let by_class: BTreeMap<&str, u32> = classes.iter().map(|(&index, name)| (name.as_str(), index)).collect();
+        let by_class = ClassNames::of(classes);
         let mut labels = Self { path: path.to_owned(), ..Self::default() };
         for row in rows(&text, path) {
             let (number, row) = row?;
@@ -50,9 +50,11 @@ impl Labels {
             let index = match label.parse::<u32>() {
                 Ok(index) => index,
                 Err(_) if !any && number == 1 && is_header(file, label) => continue,
-                Err(_) => *by_class.get(label.as_str()).ok_or_else(|| {
-                    invalid(number, format!("`{}` is neither a class index nor a name in the class file", shown(label)))
-                })?,
+                Err(_) => by_class
+                    .find(label)
+                    .ok_or_else(|| format!("`{}` is neither a class index nor a name in the class file", shown(label)))
+                    .flatten()
+                    .map_err(|reason| invalid(number, reason))?,
             };
             let file = file.replace('\\', "/");
             // One that belongs to no sample stands for all of them in the error.
@@ -78,7 +80,7 @@ impl Labels {
     /// The label of every sample, by its whole id, else its file name, else its stem.
     ///
     /// A file that matches no sample at all is an error.
-    pub fn assign(&self, ids: &[&str]) -> Result<Vec<Option<u32>>, DatasetError> {
+    pub fn assign<'i>(&self, ids: &[&'i str]) -> Result<Vec<Option<u32>>, DatasetError> {
         let keys: [fn(&str) -> &str; 3] = [|id| id, file_name, stem];
         let tables = keys.map(|key| {
             let mut table: BTreeMap<&str, Option<u32>> = BTreeMap::new();
@@ -88,21 +90,56 @@ impl Labels {
             }
             table
         });
-        let find = |id: &&str| keys.iter().zip(&tables).find_map(|(key, table)| table.get(key(id)).copied().flatten());
-        let found: Vec<Option<u32>> = ids.iter().map(find).collect();
+        let invalid = |reason: String| DatasetError::Labels { path: self.path.clone(), reason };
+        let mut taken: BTreeMap<&str, &str> = BTreeMap::new();
+        let mut find = |id: &&'i str| -> Result<Option<u32>, DatasetError> {
+            for (key, table) in keys.iter().zip(&tables) {
+                if let Some(&Some(label)) = table.get(key(id)) {
+                    return match taken.insert(key(id), id).filter(|_| key(id) != *id) {
+                        Some(other) => Err(invalid(format!(
+                            "`{}` may be {other} or {id}; give the names of samples with those of their folders",
+                            key(id)
+                        ))),
+                        None => Ok(Some(label)),
+                    };
+                }
+            }
+            Ok(None)
+        };
+        let found: Vec<Option<u32>> = ids.iter().map(&mut find).collect::<Result<_, _>>()?;
         if found.iter().all(Option::is_none) {
             let example = self.by_name.keys().next().map_or("", String::as_str);
             let sample = ids.first().copied().unwrap_or("");
-            return Err(DatasetError::Labels {
-                path: self.path.clone(),
-                reason: format!(
-                    "none of its names matches a sample: it has `{}`, the data has `{}`",
-                    shown(example),
-                    shown(sample)
-                ),
-            });
+            return Err(invalid(format!(
+                "none of its names matches a sample: it has `{}`, the data has `{}`",
+                shown(example),
+                shown(sample)
+            )));
         }
         Ok(found)
+    }
+}
+
+/// Classes by their names.
+pub(super) struct ClassNames<'c>(BTreeMap<&'c str, [u32; 2]>);
+
+impl<'c> ClassNames<'c> {
+    pub(super) fn of(classes: &'c BTreeMap<u32, String>) -> Self {
+        let mut ends: BTreeMap<&str, [u32; 2]> = BTreeMap::new();
+        for (&index, name) in classes {
+            ends.entry(name).or_insert([index; 2])[1] = index;
+        }
+        Self(ends)
+    }
+
+    /// The class of a name, or why it is that of several; `None` for an unknown one.
+    pub(super) fn find(&self, name: &str) -> Option<Result<u32, String>> {
+        let &[first, last] = self.0.get(name)?;
+        Some(if first == last {
+            Ok(first)
+        } else {
+            Err(format!("`{name}` is the name of the classes {first} and {last}; give the number of the class instead"))
+        })
     }
 }
 
@@ -266,6 +303,18 @@ mod tests {
     fn names_are_looked_up_in_the_classes() {
         assert_eq!(load("a.jpg,cat\n").unwrap().assign(&["a.png"]).unwrap(), [Some(3)]);
         assert!(load("a.jpg,3\nb.jpg,dog\n").unwrap_err().to_string().contains("line 2: `dog`"));
+    }
+
+    #[test]
+    fn what_may_be_several_classes_or_samples_is_refused() {
+        let classes = BTreeMap::from([(134, "crane".to_owned()), (517, "crane".to_owned()), (0, "tench".to_owned())]);
+        let names = ClassNames::of(&classes);
+        assert_eq!((names.find("tench"), names.find("heron")), (Some(Ok(0)), None));
+        assert!(names.find("crane").unwrap().unwrap_err().contains("the classes 134 and 517"));
+        let labels = load("a.jpg,3\nb/c.jpg,4\n").unwrap();
+        assert_eq!(labels.assign(&["x/a.jpg", "b/c.jpg"]).unwrap(), [Some(3), Some(4)]);
+        let error = labels.assign(&["x/a.jpg", "y/a.jpg"]).unwrap_err().to_string();
+        assert!(error.contains("`a.jpg` may be x/a.jpg or y/a.jpg"), "{error}");
     }
 
     #[test]

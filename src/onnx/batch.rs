@@ -2,10 +2,7 @@
 
 use std::{cmp::Reverse, collections::HashSet};
 
-use super::{
-    operators::Fact,
-    proto::{DimensionProto, DimensionValue, GraphProto, TensorProto, TypeValue, ValueInfoProto},
-};
+use super::proto::{DimensionProto, DimensionValue, GraphProto, TensorProto, TypeValue, ValueInfoProto};
 
 impl ValueInfoProto {
     fn extents(&self) -> &[DimensionProto] {
@@ -26,13 +23,6 @@ impl ValueInfoProto {
 }
 
 impl GraphProto {
-    /// Whether a recurrent layer reads `input` as it is, in ONNX's default layout: time, batch, features.
-    pub fn begins_with_time(&self, input: &str) -> bool {
-        let mut recurrent =
-            self.node.iter().filter(|node| node.is(Fact::Recurrent) && node.attr_i("layout").unwrap_or(0) == 0);
-        recurrent.any(|node| node.input.first().is_some_and(|first| first == input))
-    }
-
     /// The name of the batch, if it has one: the one behind time, where a recurrent layer tells what that is; of the names
     /// that some input or output begins with the one that most of them have, on whichever axis. States of recurrent layers
     /// begin with the number of layers, sequences often with time.

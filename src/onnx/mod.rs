@@ -10,6 +10,7 @@ mod mapped;
 mod node;
 pub mod operators;
 pub mod proto;
+mod recurrent;
 mod save;
 mod scan;
 #[cfg(test)]

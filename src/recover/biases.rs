@@ -62,7 +62,7 @@ impl Both {
         let mean = |shift: f32, samples: &[Picked], channel: usize| {
             let of = |sample: &Picked| {
                 let values = sample.channel(channel);
-                sums(values, values, |value, _| tail(value + shift))
+                sums(values, values, |value, _| tail(value + shift).map(f64::from))
             };
             let count = samples.iter().map(|sample| sample.each).sum::<usize>().max(1) as f64;
             samples.iter().map(of).fold([0.0; 2], added).map(|sum| sum / count)
@@ -84,7 +84,7 @@ impl Both {
         let errors = |channel: usize| {
             let of = |sample: usize| {
                 sums(float[sample].channel(channel), quantized[sample].channel(channel), |float, quantized| {
-                    [shifts[channel], 0.0].map(|shift| (tail(float)[0] - tail(quantized + shift)[0]).powi(2))
+                    [shifts[channel], 0.0].map(|shift| f64::from(tail(float)[0] - tail(quantized + shift)[0]).powi(2))
                 })
             };
             held_out.clone().map(of).fold([0.0; 2], added)

@@ -42,9 +42,9 @@ impl Objectives {
 
 /// What `of` gives for all pairs of `a` and `b`, added up in 16 lanes: as wide as processors add, and the same on all.
 #[inline]
-pub(super) fn sums(a: &[f32], b: &[f32], of: impl Fn(f32, f32) -> [f32; 2]) -> [f64; 2] {
+pub(super) fn sums(a: &[f32], b: &[f32], of: impl Fn(f32, f32) -> [f64; 2]) -> [f64; 2] {
     const LANES: usize = 16;
-    let mut lanes = [[0.0f32; LANES]; 2];
+    let mut lanes = [[0.0f64; LANES]; 2];
     let mut add = |lane: usize, a: f32, b: f32| {
         let [first, second] = of(a, b);
         lanes[0][lane] += first;
@@ -55,7 +55,7 @@ pub(super) fn sums(a: &[f32], b: &[f32], of: impl Fn(f32, f32) -> [f32; 2]) -> [
         (0..LANES).for_each(|lane| add(lane, a[lane], b[lane]));
     }
     (0..a_rest.len().min(b_rest.len())).for_each(|lane| add(lane, a_rest[lane], b_rest[lane]));
-    lanes.map(|lanes| lanes.iter().map(|&sum| f64::from(sum)).sum())
+    lanes.map(|lanes| lanes.iter().sum())
 }
 
 /// Errors of results by channel, behind what is fused with the operator.
@@ -74,7 +74,10 @@ impl ChannelErrors {
         let inner = operator.channels.map_or(usize::MAX, |_| operator.inner(shape)).min(float.len().max(1));
         let mut totals = vec![[0.0; 2]; channels];
         for (block, (f, q)) in float.chunks(inner).zip(quantized.chunks(inner)).enumerate() {
-            let found = sums(f, q, |f, q| [f - q, (f - q) * (f - q)]);
+            let found = sums(f, q, |f, q| {
+                let error = f64::from(f - q);
+                [error, error * error]
+            });
             totals[block % channels].iter_mut().zip(found).for_each(|(total, found)| *total += found);
         }
         Self { count: float.len() as f64 / channels as f64, sums: totals }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{
     RecoverError,
     network::{Window, open_input},
-    rounding::{Moments, products},
+    rounding::{Moments, power_of_two, products},
     unit::Runners,
     weights::Layout,
 };
@@ -26,8 +26,8 @@ const ROWS: [usize; 2] = [16, 8192];
 /// Up to this width rows are multiplied here; wider ones by the runtime.
 const NARROW: usize = 64;
 
-/// Rows of some operator and sample, and their `AᵀA`.
-type RowsAndProducts = (Vec<f32>, Vec<f32>);
+/// What rows of some operator and sample are divided by, the rows, and their `AᵀA`.
+type RowsAndProducts = (f64, Vec<f32>, Vec<f32>);
 
 /// Multiplies rows with each other.
 pub(super) struct Patches(Runners);
@@ -71,15 +71,18 @@ impl Patches {
                 Some(window) => patches(&inputs[index], window, weight, group, most, index),
                 None => matrix_rows(&inputs[index], layout.columns, most),
             };
-            let Some(rows) = rows else { return Ok(None) };
+            let Some(mut rows) = rows else { return Ok(None) };
+            // So that no square leaves the range of `f32`; exact.
+            let size = power_of_two(rows.iter().fold(0.0f32, |largest, value| largest.max(value.abs())).into());
+            rows.iter_mut().for_each(|value| *value = (f64::from(*value) / size) as f32);
             if layout.columns <= NARROW {
                 let products = products(&rows, layout.columns);
-                return Ok(Some((rows, products)));
+                return Ok(Some((size, rows, products)));
             }
             let tensor = Tensor::from_f32(vec![rows.len() / layout.columns, layout.columns], rows.clone())?;
             let inputs = TensorMap::from([("rows".to_owned(), tensor)]);
             let products = self.0.with(|runner| runner.infer(&inputs))?;
-            Ok(Some((rows, products["products"].to_f32())))
+            Ok(Some((size, rows, products["products"].to_f32())))
         };
         // As many at once as there are workers, for products take memory; added in order.
         let jobs: Vec<(usize, usize)> = (0..inputs.len()).flat_map(|i| (0..group).map(move |g| (i, g))).collect();
@@ -87,8 +90,8 @@ impl Patches {
         for jobs in jobs.chunks(if wide { self.0.count() } else { 4096 }) {
             let found = jobs.par_iter().map(|&job| of(job)).collect::<Result<Vec<_>, _>>()?;
             for (&(_, group), found) in jobs.iter().zip(found) {
-                let Some((rows, products)) = found else { return Ok(None) };
-                moments[group].add(&rows, &products);
+                let Some((size, rows, products)) = found else { return Ok(None) };
+                moments[group].add(size, &rows, &products);
             }
         }
         // Far fewer rows than columns say nothing about how errors cancel.

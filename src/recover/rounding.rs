@@ -29,17 +29,20 @@ impl Moments {
         Self { width, rows: 0, sums: vec![0.0; width], products: vec![0.0; width * width] }
     }
 
-    /// Adds rows; `products` is their `AᵀA`.
-    pub fn add(&mut self, rows: &[f32], products: &[f32]) {
+    /// Adds rows divided by `size`; `products` is their `AᵀA`.
+    pub fn add(&mut self, size: f64, rows: &[f32], products: &[f32]) {
         self.rows += rows.len() / self.width;
         for row in rows.chunks_exact(self.width) {
-            self.sums.iter_mut().zip(row).for_each(|(sum, &value)| *sum += f64::from(value));
+            self.sums.iter_mut().zip(row).for_each(|(sum, &value)| *sum += size * f64::from(value));
         }
+        let square = size * size;
         let chunks = self.products.par_chunks_mut(CHUNK).zip(products.par_chunks(CHUNK));
-        chunks.for_each(|(sums, new)| sums.iter_mut().zip(new).for_each(|(sum, &value)| *sum += f64::from(value)));
+        chunks.for_each(|(sums, new)| {
+            sums.iter_mut().zip(new).for_each(|(sum, &value)| *sum += square * f64::from(value))
+        });
     }
 
-    /// The matrix to descend on, damped, with most of the mean taken out.
+    /// The matrix to descend on, damped, with most of the mean taken out, and of a size that is of no account.
     pub fn finish(self) -> Vec<f32> {
         let (width, rows) = (self.width, self.rows.max(1) as f64);
         let means: Vec<f64> = self.sums.iter().map(|sum| sum / rows).collect();
@@ -52,8 +55,15 @@ impl Moments {
         // Fewer rows than unknowns tell little about most directions: what they seem to tell does not hold elsewhere.
         let damping = (DAMPING + 2.0 * width as f64 / rows) * trace / width as f64;
         (0..width).for_each(|k| matrix[k * width + k] += damping);
-        matrix.into_par_iter().with_min_len(CHUNK).map(|value| value as f32).collect()
+        let size = power_of_two(trace);
+        matrix.into_par_iter().with_min_len(CHUNK).map(|value| (value / size) as f32).collect()
     }
+}
+
+/// The power of two at or below a positive number, else 1.
+pub(super) fn power_of_two(number: f64) -> f64 {
+    // What is left without its mantissa.
+    if number.is_normal() && number > 0.0 { f64::from_bits(number.to_bits() & !((1 << 52) - 1)) } else { 1.0 }
 }
 
 /// `AᵀA` of narrow rows.
@@ -103,7 +113,7 @@ mod tests {
 
     fn moments(width: usize, rows: &[f32]) -> Moments {
         let mut moments = Moments::new(width);
-        moments.add(rows, &products(rows, width));
+        moments.add(1.0, rows, &products(rows, width));
         moments
     }
 
@@ -121,6 +131,12 @@ mod tests {
         let moments = moments(2, &[1.0, 1.0, 1.0, -1.0, -1.0, 1.0, -1.0, -1.0].repeat(100));
         let mut codes = [0, 127];
         assert_eq!(descend(&[0.4, 126.6], 1.0, &mut codes, &moments.finish()), 0);
+    }
+
+    #[test]
+    fn a_power_of_two_is_all_that_is_taken_out() {
+        assert_eq!([1e30, 5.0, 4.0, 0.75, 1e-30].map(power_of_two), [2f64.powi(99), 4.0, 4.0, 0.5, 2f64.powi(-100)]);
+        assert_eq!([0.0, f64::NAN, f64::INFINITY].map(power_of_two), [1.0; 3]);
     }
 
     #[test]

@@ -293,6 +293,25 @@ fn channels_in_front_of_a_depthwise_convolution_are_brought_to_like_sizes() {
 }
 
 #[test]
+fn the_magnitude_of_tensors_is_of_no_account() {
+    let gained = |exponent: i32| {
+        let scaled = with_weights(1, |name, values| {
+            if name.starts_with("b.") {
+                values.iter_mut().for_each(|value| *value *= 2f32.powi(exponent));
+            }
+        });
+        let case = Case::of(scaled)?;
+        Some([case.written(&case.table), case.written(&case.recover(&options()))])
+    };
+    let Some([before, after]) = gained(0) else { return };
+    assert!(after > before + 3.0, "{before} {after}");
+    for exponent in [-90, 70] {
+        let other = gained(exponent).unwrap();
+        assert!((other[0] - before).abs() < 0.2 && (other[1] - after).abs() < 0.2, "{other:?} {before} {after}");
+    }
+}
+
+#[test]
 fn what_is_switched_off_is_not_done() {
     let Some(case) = Case::new(1.0) else { return };
     let off = RecoverOptions { steps: BTreeSet::from([StepKind::Lifting]), effort: Effort::Fast, ..options() };

@@ -193,7 +193,7 @@ impl<'a> Reader<'a> {
     ) -> Result<Self, RecoverError> {
         let squares = |(_, tensor): (&usize, &Tensor)| {
             let values = tensor.view().to_f32();
-            sums(&values, &values, |value, _| [value * value, 0.0])[0]
+            sums(&values, &values, |value, _| [f64::from(value).powi(2), 0.0])[0]
         };
         let power = float.par_iter().map(squares).collect::<Vec<f64>>().iter().sum::<f64>().max(f64::MIN_POSITIVE);
         let mut reader = Self { unit, operator, bound: unit.exact.clone(), float, power };

@@ -120,9 +120,19 @@ pub fn unlike(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Vec<String> {
                     .iter()
                     .map(|what| format!("{} and its baseline {} differ in {what}", run.name, base.name)),
             );
+            if of_random(run.report, base.report) {
+                sentences.push(format!("{} is no measure of {}: {OF_RANDOM}", base.name, run.name));
+            }
         }
     }
     sentences
+}
+
+/// Why figures mean nothing.
+const OF_RANDOM: &str = "inputs or ranges are random";
+
+fn of_random(new: &Report, old: &Report) -> bool {
+    new.rests_on_random_data() || old.rests_on_random_data()
 }
 
 /// What two runs of a model differ in beside their figures.
@@ -132,9 +142,6 @@ fn differences(new: &Report, old: &Report) -> Vec<String> {
         asked.collect::<BTreeSet<_>>()
     };
     let mut found = Vec::new();
-    if new.rests_on_random_data() || old.rests_on_random_data() {
-        found.push("nothing that counts: the inputs or ranges of at least one are random".to_owned());
-    }
     let (samples, before) = (&new.dataset.evaluation, &old.dataset.evaluation);
     if samples.len() != before.len() {
         found.push(format!("the number of evaluation samples: {} and {}", samples.len(), before.len()));
@@ -181,7 +188,10 @@ fn differences(new: &Report, old: &Report) -> Vec<String> {
 impl Regressions {
     fn add(&mut self, run: Run<'_>, new: Option<(Run<'_>, Subject<'_>)>, old: Option<(Run<'_>, Subject<'_>)>) {
         let Some((_, any)) = new.or(old) else { return };
-        let differing = new.zip(old).map(|((new, _), (old, _))| differences(new.report, old.report).join("; "));
+        let differing = new.zip(old).map(|((new, _), (old, _))| {
+            let random = of_random(new.report, old.report).then(|| OF_RANDOM.to_owned());
+            differences(new.report, old.report).into_iter().chain(random).collect::<Vec<_>>().join("; ")
+        });
         let (new, old) = (new.map(|(_, subject)| subject), old.map(|(_, subject)| subject));
         let cells = match (old, new) {
             (Some(old), Some(new)) => changes(old, new),

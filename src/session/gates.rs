@@ -91,7 +91,7 @@ impl Session {
 
     /// Whether an output is of a kind, or may be: what is unknown of its shape only samples tell.
     fn may_be(&self, output: &TensorInfo, kind: OutputKind) -> bool {
-        match self.config.output_kind.get(&output.name) {
+        match self.subject.kinds(&self.config.output_kind).get(&output.name) {
             Some(OutputKind::MapChannelsLast) => return kind == OutputKind::Map,
             Some(given) => return *given == kind,
             None => {}

@@ -10,6 +10,7 @@ use crate::{
     analyse::{layerwise::LayerError, rounded::rounded, widened::widened},
     backend::{Backend, BuildOptions, Runner, TensorInfo, onnxruntime::OnnxRuntime},
     calibrate::CalibrationTable,
+    compare::OutputKind,
     onnx::{
         Finding, GraphView, Model, Severity, diagnose,
         proto::{DimensionProto, DimensionValue, NodeProto, TypeValue},
@@ -40,6 +41,15 @@ pub struct Subject {
 }
 
 impl Subject {
+    /// What outputs are said to mean: as given, and the states of recurrent layers as numbers, which no shape tells from scores.
+    pub fn kinds(&self, given: &BTreeMap<String, OutputKind>) -> BTreeMap<String, OutputKind> {
+        let mut kinds = given.clone();
+        for state in self.float.graph().recurrent_states() {
+            kinds.entry(state.to_owned()).or_insert(OutputKind::Generic);
+        }
+        kinds
+    }
+
     /// Reads a model, binds `shapes` to its inputs, folds it and infers shapes.
     pub fn load(
         runtime: OnnxRuntime,

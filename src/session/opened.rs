@@ -52,9 +52,9 @@ const HASHED: usize = 64;
 /// Samples that the effect of single operators is measured on, at most.
 const FEW_SAMPLES: usize = 16;
 
-fn compare_options(config: &RunConfig, names: &BTreeMap<u32, String>) -> CompareOptions {
+fn compare_options(config: &RunConfig, subject: &Subject, names: &BTreeMap<u32, String>) -> CompareOptions {
     CompareOptions {
-        kinds: config.output_kind.clone(),
+        kinds: subject.kinds(&config.output_kind),
         top_k: config.top_k.clone(),
         class_names: class_names(names),
         ignored_label: Some(config.ignore_label),
@@ -221,7 +221,8 @@ impl Session {
                 (None, false) => None,
             };
 
-            let evaluate = EvaluateOptions { batch, policy, compare: compare_options(&config, &BTreeMap::new()) };
+            let evaluate =
+                EvaluateOptions { batch, policy, compare: compare_options(&config, &subject, &BTreeMap::new()) };
             let control = Control { threads, stop: host.stop(), progress: &|_| {}, checkpoints: None };
             open_data(&subject, &settings, &mut reference, &evaluate, control)?
         };
@@ -354,7 +355,8 @@ impl Session {
 
     /// How outputs are compared.
     pub(super) fn compare_options(&self) -> CompareOptions {
-        let options = compare_options(&self.config, &self.data.collection.names).with_head(self.head.as_ref());
+        let options =
+            compare_options(&self.config, &self.subject, &self.data.collection.names).with_head(self.head.as_ref());
         CompareOptions { metric: self.metric.clone(), ..options }
     }
 
@@ -431,10 +433,11 @@ impl Session {
 
     /// A gate that this model can be measured by.
     pub(super) fn default_gate(&self) -> &'static str {
+        let kinds = self.subject.kinds(&self.config.output_kind);
         let is_classification = |output: &TensorInfo| {
             let sample: Vec<usize> = output.shape.iter().skip(1).map(|extent| extent.unwrap_or(2)).collect();
             let detected = || Some(OutputKind::detect(output.element_type?, &sample));
-            let kind = self.config.output_kind.get(&output.name).copied().or_else(detected);
+            let kind = kinds.get(&output.name).copied().or_else(detected);
             kind == Some(OutputKind::Classification)
         };
         if self.head.is_some() {

@@ -206,7 +206,14 @@ impl Session {
 
     /// Splits the samples anew by the ones that a given `table` was made on: all others may be judged, `most` of them (0: all).
     pub(super) fn leave_out_calibrated(&self, parts: &mut Split, table: &CalibrationTable, most: usize) {
-        if self.config.table.is_none() || table.calibrated_on.is_empty() {
+        if table.calibrated_on.is_empty() {
+            return;
+        }
+        if self.config.table.is_none() {
+            // Copies of what has calibrated, under other names.
+            if parts.overlapping == 0 {
+                self.leave_out(parts, &table.calibrated_on, "table");
+            }
             return;
         }
         let seed = self.config.seed;
@@ -337,6 +344,17 @@ impl Session {
                  the shards",
             ));
         }
+        let known = &merged.calibrated_on;
+        let is_other = |&&index: &&usize| {
+            let hash = known.get(self.dataset().id(index));
+            hash.is_some_and(|hash| sample_hash(self.dataset(), index).as_ref() != Some(hash))
+        };
+        if let Some(&other) = samples.iter().find(is_other) {
+            return Err(PipelineError::input(&format!(
+                "{} is not what the shards observed under this name; give the data of the shards",
+                self.dataset().id(other)
+            )));
+        }
         Ok(self.choose(Precision::Int8, merged, &samples, None)?.table)
     }
 }
@@ -354,8 +372,9 @@ pub(super) fn sample_hash(dataset: &dyn Dataset, index: usize) -> Option<String>
     Some(hash.as_str()[..16].to_owned())
 }
 
-/// Those `among` the samples that have the content of those in `known`, by name and hash: by their names where that finds all
-/// of them, and otherwise, since the same files may be named from another folder or list, whatever they are called.
+/// Those `among` the samples that have the content of those in `known`, by name and hash, whatever they are called: the same
+/// files may be named from another folder or list, and be there twice. Where names find all, only pictures of their sizes are
+/// read besides.
 pub(super) fn same_samples(
     dataset: &dyn Dataset,
     known: &BTreeMap<String, String>,
@@ -363,12 +382,15 @@ pub(super) fn same_samples(
 ) -> BTreeSet<usize> {
     let is = |index: usize, hash: &String| sample_hash(dataset, index).as_ref() == Some(hash);
     let is_named = |&index: &usize| known.get(dataset.id(index)).is_some_and(|hash| is(index, hash));
-    let mut same: BTreeSet<usize> = among.iter().copied().filter(is_named).collect();
-    if same.len() < known.len() {
-        let hashes: BTreeSet<&String> = known.values().collect();
-        let is_same = |&index: &usize| sample_hash(dataset, index).is_some_and(|hash| hashes.contains(&hash));
-        let others: Vec<usize> = among.iter().copied().filter(|index| !same.contains(index)).filter(is_same).collect();
-        same.extend(others);
-    }
+    let size = |index: usize| Some(dataset.file(index).filter(|file| holds_images(file))?.metadata().ok()?.len());
+    let named: BTreeSet<usize> = (0..dataset.len()).filter(is_named).collect();
+    let sizes: BTreeSet<u64> = named.iter().filter_map(|&index| size(index)).collect();
+    let mut same: BTreeSet<usize> = among.iter().copied().filter(|index| named.contains(index)).collect();
+    let may_be = |index: &usize| named.len() < known.len() || size(*index).is_some_and(|size| sizes.contains(&size));
+    let hashes: BTreeSet<&String> = known.values().collect();
+    let is_same = |&index: &usize| sample_hash(dataset, index).is_some_and(|hash| hashes.contains(&hash));
+    let others = among.iter().copied().filter(|index| !same.contains(index));
+    let others: Vec<usize> = others.filter(may_be).filter(is_same).collect();
+    same.extend(others);
     same
 }

@@ -9,7 +9,9 @@ use crate::{
         Folded,
         proto::{GraphProto, NodeProto},
     },
-    quantize::{Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, Selector, is_own, whole_name},
+    quantize::{
+        Assignment, Placement, Precision, PrecisionPlan, QuantizeOptions, SchemeOptions, Selector, is_own, whole_name,
+    },
 };
 
 /// The flag for operator types that stay as they are.
@@ -61,6 +63,7 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
     let PrecisionPlan { assignments, random_data, .. } = scheme(config, Precision::Int8)?.plan;
     let of_random_data =
         random_data.then(|| "the plan was searched on random numbers: what it lifts is by chance".to_owned());
+    let unheard: Vec<String> = assignments.iter().filter_map(|assignment| unheard(assignment, placement)).collect();
     let planned = assignments.into_iter().filter_map(|assignment| match assignment.nodes {
         Selector::Pattern(pattern) => Some(pattern),
         Selector::Node(_) => None,
@@ -79,7 +82,7 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
         inside(subject.folded.graph(), &format!("that match the pattern `{pattern}`"), &is_named)
             .unwrap_or_else(|| format!("the pattern `{pattern}` matches no node"))
     });
-    let patterns = patterns.chain(folded_into(config, subject)).chain(of_random_data);
+    let patterns = patterns.chain(unheard).chain(folded_into(config, subject)).chain(of_random_data);
     let types = config.op_types.iter().chain(&config.op_types_to_exclude);
     let types = types.filter_map(|op_type| match matched(subject, op_type) {
         Matched::Nodes => folded_type(subject, op_type),
@@ -89,6 +92,15 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
         )),
     });
     Ok(patterns.chain(types).collect())
+}
+
+/// Says that a plan asks for 8 bits at a node that has others, or none.
+fn unheard(assignment: &Assignment, placement: &Placement) -> Option<String> {
+    let Selector::Node(name) = &assignment.nodes else { return None };
+    let asked = Some(assignment.precision).filter(|precision| precision.is_quantized())?;
+    let decision = placement.decisions.iter().find(|decision| decision.node == *name)?;
+    (decision.precision != asked)
+        .then(|| format!("the plan asks for {asked} at the node `{name}`, which is in {} here", decision.precision))
 }
 
 /// What an operator type is of a model's nodes.

@@ -26,7 +26,7 @@ pub(super) fn failed(printer: &Printer, args: &BisectArgs) {
 }
 
 fn set_aside(printer: &Printer, config: &RunConfig) {
-    if let Err(error) = set_findings_aside(config) {
+    if let Err(error) = set_findings_aside(config, true) {
         printer.warn(&format!("what an earlier bisection found is still there: {}", describe(&error)));
     }
 }

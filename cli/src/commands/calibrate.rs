@@ -98,6 +98,14 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     if let Some(shard) = &args.shard {
         let observed = session.observe(PRECISION, &session.calibration_samples(), Some(shard), None)?;
         observed.histograms.save(&histogram_file)?;
+        let table =
+            args.cache.as_ref().or(Some(&args.output).filter(|output| **output != Path::new("calibration.json")));
+        if let Some(table) = table {
+            printer.note(&format!(
+                "{} is not written: a shard has histograms only, and `calib merge` makes the table of all",
+                table.display()
+            ));
+        }
         outcome.take(&observed.histograms, observed.seconds, &observed.ran, &observed.ran.summary.skipped);
         outcome.peak_rss_bytes = peak_rss_bytes();
     } else {

@@ -13,7 +13,7 @@ use trtcalib::{
     backend::tensorrt::sidecar_path,
     config::RunConfig,
     report::OVERLAYS,
-    session::{Inputs, Spec, is_result},
+    session::{Compared, Inputs, Spec, is_result},
 };
 
 /// What a command line says of files.
@@ -56,7 +56,10 @@ impl Files {
                 files.read.models.extend(args.model.clone());
                 files.read([&args.scheme.plan]);
                 files.read.others.extend(args.parts.iter().cloned());
-                files.write(args.merged.iter().chain([&args.output]));
+                // Parts of a comparison make a report, not a table.
+                if !args.parts.iter().any(|part| Compared::is_at(part)) {
+                    files.write(args.merged.iter().chain([&args.output]));
+                }
             }
             Command::Quantize(args) => {
                 files.read.models.push(args.model.path());
@@ -96,6 +99,12 @@ impl Files {
                 files.read.others.extend(given.filter_map(|given| Some(given.split_once('=')?.1.into())));
                 files.write(args.output.iter().chain(&args.model_explorer));
                 files.written.extend(args.model_explorer.iter().flat_map(|path| overlays(path)));
+                if let (Some(output), Some(path)) = (&args.output, &args.model_explorer)
+                    && spelled(folder_of(output)) == spelled(folder_of(path))
+                    && is_overlay(path, &name(output).to_string_lossy())
+                {
+                    return Err(two_results(output).unwrap_err());
+                }
                 // Reports are rendered again under the name that a run gave to its own.
                 if let Some(output) = args.output.as_deref().filter(|output| !output.ends_with("report.html")) {
                     refuse_result(output)?;
@@ -217,11 +226,13 @@ fn is_named_as_result(path: &Path) -> bool {
 
 /// Overlays that are there already: each has a name of its own before the ending.
 fn overlays(path: &Path) -> Vec<PathBuf> {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let kind = |name: &str| Some(name.strip_prefix(&stem)?.strip_prefix('.')?.split('.').next()?.to_owned());
-    let is_overlay =
-        |name: &str| kind(name).is_some_and(|kind| OVERLAYS.iter().any(|overlay| kind.starts_with(overlay)));
-    there(folder_of(path), is_overlay)
+    there(folder_of(path), |name| is_overlay(path, name))
+}
+
+fn is_overlay(path: &Path, name: &str) -> bool {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let kind = name.strip_prefix(&*stem).and_then(|rest| rest.strip_prefix('.')?.split('.').next());
+    kind.is_some_and(|kind| OVERLAYS.iter().any(|overlay| kind.starts_with(overlay)))
 }
 
 /// A file that lies beside another, by its name.
@@ -367,6 +378,12 @@ mod tests {
         }
         let error = check("run --model @m.onnx --data @d --out @ --summary @report.junit.xml").unwrap_err();
         assert!(error.contains("two results"), "{error}");
+        let error = check("report @report.json -o @o.error.html --model-explorer @o.html").unwrap_err();
+        assert!(error.contains("two results"), "{error}");
+        // Parts of a comparison make no table.
+        std::fs::write(path("e.part"), "{").unwrap();
+        std::fs::write(path("t.json"), "").unwrap();
+        check("merge @e.part -o @e.part").unwrap();
         check("calibrate --model @m.onnx --random-data -o @new.json --cache @new.cache").unwrap();
         check("calibrate --model @m.onnx --data @d -o @d/t.json --histograms @d/new.npz").unwrap();
         check("quantize --model @m.onnx --table @t.json -o @new.onnx").unwrap();

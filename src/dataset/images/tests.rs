@@ -61,6 +61,10 @@ fn a_class_folder_without_pictures_is_refused_where_folders_are_counted() {
     }
     let foreign = of(&["a", "b"]).unwrap_err();
     assert!(foreign.contains("`b` holds no picture that is read (2 that are left out, as b/1.tif: its"), "{foreign}");
+    // Results of this program's are no class, wherever they lie.
+    std::fs::create_dir_all(folder.path().join("b/model")).unwrap();
+    std::fs::write(folder.path().join("b/model/run.toml"), "").unwrap();
+    assert_eq!(of(&[]).unwrap().0, [Some(0), Some(1)]);
     // Classes by name keep their numbers whatever is missing.
     assert_eq!(of(&["a", "b", "c"]), Ok((vec![Some(0), Some(2)], None)));
     std::fs::remove_dir_all(folder.path().join("b")).unwrap();

@@ -9,8 +9,8 @@ use crate::{
     onnx::Model,
     quantize::{QuantizeOptions, calibrated_on, moved_like},
     session::{
-        CalibrateOptions, OutputFolder, PipelineError, Session, Spec, checkpoint::Checkpoints, quantize_options,
-        set_findings_aside, suggest::Suggest,
+        CalibrateOptions, OutputFolder, PipelineError, Session, Spec, checkpoint::Checkpoints, folder::set_aside,
+        quantize_options, set_findings_aside, suggest::Suggest,
     },
     tensor::ElementType,
 };
@@ -88,7 +88,7 @@ impl<'a> Bisection<'a> {
         }
         let undecided = if find == Find::Plan { undecided(session, &split, args.samples)? } else { None };
         let out = OutputFolder::open(&session.config)?;
-        set_findings_aside(&session.config)?;
+        set_findings_aside(&session.config, find == Find::Plan)?;
         out.write_config(REPEATS, &session.repeatable(&out))?;
         let mut checkpoints = None;
         let table = if given.is_some() {
@@ -103,7 +103,15 @@ impl<'a> Bisection<'a> {
             let calibrated = session.calibrate(precision, calibrate)?;
             session.host.info(&calibrated.describe());
             let table = calibrated.chosen.table;
-            table.save(&out.join("calibration.json"))?;
+            let path = out.join("calibration.json");
+            let text = serde_json::to_string_pretty(&table).map_err(PipelineError::render)?;
+            if path.exists() && std::fs::read_to_string(&path).ok().is_none_or(|there| there.trim_end() != text) {
+                set_aside(&out, "calibration.json")?;
+                session.host.info(
+                    "calibration.json was another: it is in the folder former, and what was made from it is as it was",
+                );
+            }
+            table.save(&path)?;
             Some(table)
         } else {
             None

@@ -15,8 +15,9 @@ use crate::{
 /// What a report is made of: the files that tell an outcome.
 const OUTCOME: [&str; 4] = ["report.json", "report.html", "report.junit.xml", "layers.csv"];
 
-/// What a bisection tells its outcome by. Its plan and trials stay: they are inputs of what follows.
+/// What a bisection tells its outcome by, and what a search for a plan leaves. Trials stay: a search goes on from them.
 const FINDINGS: [&str; 2] = ["bisect.json", "bisect.html"];
+const PLAN: [&str; 4] = ["plan.json", "model.plan.onnx", "model.plan.engine", "model.plan.engine.json"];
 
 /// What stands in the place of a report until there is one: whatever ends the process, nothing green is left.
 pub const UNFINISHED: &str = "it has not come to its end: it still goes on, or its process was ended";
@@ -34,12 +35,14 @@ pub fn record_beginning(config: &RunConfig) -> Result<(), PipelineError> {
     record_failure(config, UNFINISHED)
 }
 
-/// The same for what a bisection found.
+/// The same for what a bisection found, and for its plan.
 ///
 /// # Errors
 /// A file cannot be moved.
-pub fn set_findings_aside(config: &RunConfig) -> Result<(), PipelineError> {
-    move_away(&out_folder(config), &FINDINGS)
+pub fn set_findings_aside(config: &RunConfig, with_plan: bool) -> Result<(), PipelineError> {
+    let out = out_folder(config);
+    move_away(&out, &FINDINGS)?;
+    move_away(&out, if with_plan { &PLAN } else { &[] })
 }
 
 fn move_away(out: &Path, names: &[&str]) -> Result<(), PipelineError> {
