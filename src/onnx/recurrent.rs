@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{
     operators::Fact,
-    proto::{GraphProto, NodeProto},
+    proto::{GraphProto, NodeProto, ValueInfoProto},
 };
 
 impl GraphProto {
@@ -31,7 +31,7 @@ impl GraphProto {
             }
             node.is_some_and(|node| node.is(Fact::Recurrent))
         };
-        self.output.iter().map(|output| output.name()).filter(is_state).collect()
+        self.output.iter().map(ValueInfoProto::name).filter(is_state).collect()
     }
 }
 

@@ -74,7 +74,9 @@ impl Patches {
             let Some(mut rows) = rows else { return Ok(None) };
             // So that no square leaves the range of `f32`; exact.
             let size = power_of_two(rows.iter().fold(0.0f32, |largest, value| largest.max(value.abs())).into());
-            rows.iter_mut().for_each(|value| *value = (f64::from(*value) / size) as f32);
+            for value in &mut rows {
+                *value = (f64::from(*value) / size) as f32;
+            }
             if layout.columns <= NARROW {
                 let products = products(&rows, layout.columns);
                 return Ok(Some((size, rows, products)));

@@ -38,7 +38,9 @@ impl Moments {
         let square = size * size;
         let chunks = self.products.par_chunks_mut(CHUNK).zip(products.par_chunks(CHUNK));
         chunks.for_each(|(sums, new)| {
-            sums.iter_mut().zip(new).for_each(|(sum, &value)| *sum += square * f64::from(value))
+            for (sum, &value) in sums.iter_mut().zip(new) {
+                *sum += square * f64::from(value);
+            }
         });
     }
 

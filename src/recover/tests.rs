@@ -297,7 +297,9 @@ fn the_magnitude_of_tensors_is_of_no_account() {
     let gained = |exponent: i32| {
         let scaled = with_weights(1, |name, values| {
             if name.starts_with("b.") {
-                values.iter_mut().for_each(|value| *value *= 2f32.powi(exponent));
+                for value in values {
+                    *value *= 2f32.powi(exponent);
+                }
             }
         });
         let case = Case::of(scaled)?;

@@ -350,7 +350,7 @@ impl Session {
             hash.is_some_and(|hash| sample_hash(self.dataset(), index).as_ref() != Some(hash))
         };
         if let Some(&other) = samples.iter().find(is_other) {
-            return Err(PipelineError::input(&format!(
+            return Err(PipelineError::input(format!(
                 "{} is not what the shards observed under this name; give the data of the shards",
                 self.dataset().id(other)
             )));
