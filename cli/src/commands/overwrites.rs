@@ -103,7 +103,7 @@ impl Files {
                     && spelled(folder_of(output)) == spelled(folder_of(path))
                     && is_overlay(path, &name(output).to_string_lossy())
                 {
-                    return Err(two_results(output).unwrap_err());
+                    two_results(output)?;
                 }
                 // Reports are rendered again under the name that a run gave to its own.
                 if let Some(output) = args.output.as_deref().filter(|output| !output.ends_with("report.html")) {
