@@ -22,7 +22,7 @@ use trtcalib::{
         onnxruntime::{DeviceRunner, OnnxRuntime},
     },
     calibrate::{Batch, Histograms, Observing, Provenance, Shards, observe},
-    compare::graphwise::Graphwise,
+    compare::graphwise::TensorSums,
     dataset::{BadPolicy, Dataset, PrefetchOptions, SampleError},
     onnx::Model,
     pass::{Ran, Samples},
@@ -327,7 +327,7 @@ fn comparison(subject: &Subject) -> Result<()> {
     let ids: Vec<String> = (0..subject.batch).map(|sample| sample.to_string()).collect();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     let (mut floor, mut compared) = (Vec::new(), Vec::new());
-    let mut graphwise = Graphwise::default();
+    let mut graphwise = TensorSums::default();
     for round in 0..ROUNDS + 3 {
         let both = ms(|| {
             float.run(&staged, |_| finished(&stream))?;
@@ -346,7 +346,7 @@ fn comparison(subject: &Subject) -> Result<()> {
         }
     }
     let (floor, compared) = (median(floor), median(compared));
-    let mut host = Graphwise::default();
+    let mut host = TensorSums::default();
     let build = |tf32| subject.runtime.build(&subject.model, &subject.options(true, tf32));
     let (mut float, mut tf32) = (build(false)?, build(true)?);
     let host_ms = median(

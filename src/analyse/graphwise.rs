@@ -18,7 +18,7 @@ use crate::{
     },
     compare::{
         CompareError, SavedOutputs,
-        graphwise::{Graphwise as Accumulator, TensorDifference},
+        graphwise::{TensorDifference, TensorSums},
     },
     onnx::{GraphError, GraphView, Model},
     pass::{Consumer, Outputs, Part, Ran, Running, Taking},
@@ -215,13 +215,13 @@ fn accumulator(
     reference: &[TensorInfo],
     given: &BTreeSet<String>,
     sites: &[TensorSite],
-) -> (BTreeMap<String, String>, Accumulator) {
+) -> (BTreeMap<String, String>, TensorSums) {
     let known = numbers(reference);
     let both =
         sites.iter().map(|site| &site.tensor).filter(|tensor| known.contains(*tensor) && given.contains(*tensor));
     let names = both.map(|tensor| (tensor.clone(), tensor.clone())).collect();
     let thresholds = sites.iter().filter_map(|site| Some((site.tensor.clone(), site.amax?))).collect();
-    (names, Accumulator::new(thresholds))
+    (names, TensorSums::new(thresholds))
 }
 
 /// Names of the outputs that are numbers or truth values.
@@ -229,7 +229,7 @@ fn numbers(outputs: &[TensorInfo]) -> BTreeSet<String> {
     outputs.iter().filter(|output| output.element_type.is_some()).map(|output| output.name.clone()).collect()
 }
 
-fn divergences(sites: &[TensorSite], accumulator: Accumulator) -> Vec<TensorDivergence> {
+fn divergences(sites: &[TensorSite], accumulator: TensorSums) -> Vec<TensorDivergence> {
     let differences = accumulator.finish();
     let divergence = |site: &TensorSite| {
         Some(TensorDivergence { site: site.clone(), difference: differences.get(&site.tensor)?.clone() })
@@ -282,7 +282,7 @@ fn run_through(
 struct Differences {
     /// Names in the target, and in the reference.
     names: BTreeMap<String, String>,
-    accumulator: Accumulator,
+    accumulator: TensorSums,
 }
 
 impl Consumer for Differences {

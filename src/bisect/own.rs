@@ -16,7 +16,7 @@ use crate::{
         layerwise::{AnalysisError, Samples, some},
     },
     backend::{Accelerator, BackendError, Given, Inputs, Runner, Show, TensorInfo, Tensors},
-    compare::graphwise::Graphwise,
+    compare::graphwise::TensorSums,
     onnx::{
         Model,
         proto::{
@@ -156,7 +156,7 @@ pub fn own_errors(
     let made: BTreeSet<&str> = twin.outputs().iter().filter_map(|output| output.name.strip_prefix(OWN)).collect();
     let both = judged.iter().filter(|site| made.contains(site.tensor.as_str()));
     let names = both.map(|site| (site.tensor.clone(), format!("{OWN}{}", site.tensor))).collect();
-    let mut errors = OwnErrors { names, sums: Graphwise::new(BTreeMap::new()) };
+    let mut errors = OwnErrors { names, sums: TensorSums::new(BTreeMap::new()) };
     some(samples.run(&mut [&mut Beside { engine: Running(engine), twin }], &mut errors)?)?;
     let found = errors.sums.finish();
     let divergence = |site: &TensorSite| {
@@ -218,7 +218,7 @@ fn as_type(view: TensorView<'_>, wanted: Option<ElementType>) -> Result<Tensor, 
 struct OwnErrors {
     /// Names of what the engine gave, and of what was made.
     names: BTreeMap<String, String>,
-    sums: Graphwise,
+    sums: TensorSums,
 }
 
 impl Consumer for OwnErrors {

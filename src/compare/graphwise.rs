@@ -75,7 +75,7 @@ impl fmt::Display for ShapeMismatch {
 /// Streaming accumulator over the tensors of a graph. Memory is constant in the number of samples, and the result
 /// depends neither on how they are put into batches nor on threads.
 #[derive(Debug, Default)]
-pub struct Graphwise {
+pub struct TensorSums {
     thresholds: BTreeMap<String, f32>,
     tensors: BTreeMap<String, State>,
 }
@@ -88,7 +88,7 @@ struct State {
     unequal: Option<u64>,
 }
 
-impl Graphwise {
+impl TensorSums {
     /// An accumulator; `thresholds` holds `amax` by tensor for the tensors that are quantized.
     pub fn new(thresholds: BTreeMap<String, f32>) -> Self {
         Self { thresholds, tensors: BTreeMap::new() }
@@ -277,7 +277,7 @@ mod tests {
         let float = fixed(&[("a", &[1.0, 2.0, -3.0, 4.0]), ("b", &[1.0, 1.0])]);
         let quantized = fixed(&[("a_dq", &[1.0, 2.0, -3.0, 3.0]), ("b", &[f32::INFINITY, 1.0]), ("c", &[0.0; 2])]);
         let pairs = names(&[("a_dq", "a"), ("b", "b")]);
-        let mut graphwise = Graphwise::new(BTreeMap::from([("a".to_owned(), 2.5)]));
+        let mut graphwise = TensorSums::new(BTreeMap::from([("a".to_owned(), 2.5)]));
         for samples in [["0", "1"], ["2", "3"]] {
             graphwise.push(&samples, &float, &quantized, &pairs).unwrap();
         }
@@ -298,7 +298,7 @@ mod tests {
     fn a_tensor_whose_shape_differs_is_compared_where_it_does_not() {
         let reference = fixed(&[("a", &[1.0; 4])]);
         let (alike, longer): (&[f32], &[f32]) = (&[0.5; 4], &[2.0; 6]);
-        let mut graphwise = Graphwise::default();
+        let mut graphwise = TensorSums::default();
         for (samples, values) in [(["0", "1"], alike), (["2", "3"], longer), (["4", "5"], longer)] {
             graphwise.push(&samples, &reference, &fixed(&[("a", values)]), &names(&[("a", "a")])).unwrap();
         }
@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn integers_are_equal_or_not() {
         let map = |values: Values| TensorMap::from([("a".to_owned(), Tensor::new(vec![2, 2], values).unwrap())]);
-        let mut graphwise = Graphwise::default();
+        let mut graphwise = TensorSums::default();
         // The first two differ in their last bit, which a 64-bit float does not hold.
         let pushed = [
             (Values::I64(vec![1 << 60, 1, 2, 3]), Values::I64(vec![(1 << 60) + 1, 1, 2, 3])),
@@ -331,7 +331,7 @@ mod tests {
     fn a_tensor_that_is_missing_is_named() {
         let run = |float: &[(&str, &[f32])], pairs: &[(&str, &str)]| {
             let (float, quantized) = (fixed(float), fixed(&[("q", &[0.0; 4])]));
-            let result = Graphwise::default().push(&["0", "1"], &float, &quantized, &names(pairs));
+            let result = TensorSums::default().push(&["0", "1"], &float, &quantized, &names(pairs));
             result.unwrap_err().to_string()
         };
         assert!(run(&[("a", &[0.0; 4])], &[("q", "b")]).contains("the reference has no output `b` (it has: a)"));

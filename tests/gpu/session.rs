@@ -13,7 +13,7 @@ use trtcalib::{
         onnxruntime::{DeviceRunner, OnnxRuntime},
     },
     calibrate::{Batch, CalibrateError, Histograms, Observing, Provenance, Shards, observe},
-    compare::graphwise::Graphwise,
+    compare::graphwise::TensorSums,
     dataset::{BadPolicy, Dataset, PrefetchOptions, SampleError},
     onnx::Model,
     pass::{Ran, Samples},
@@ -262,7 +262,7 @@ fn graphwise_figures_of_the_device_are_those_of_the_host() {
     let (mut float, mut tf32) = (build(false), build(true));
     let (mut float_there, mut tf32_there) = (build(false), build(true));
     let thresholds: BTreeMap<String, f32> = names.keys().map(|name| (name.clone(), 0.5)).collect();
-    let (mut host, mut device) = (Graphwise::new(thresholds.clone()), Graphwise::new(thresholds));
+    let (mut host, mut device) = (TensorSums::new(thresholds.clone()), TensorSums::new(thresholds));
     for batch in fixture.batches() {
         let ids: Vec<&str> = batch.ids.iter().map(String::as_str).collect();
         let (reference, target) = (float.infer(&batch.inputs).unwrap(), tf32.infer(&batch.inputs).unwrap());
