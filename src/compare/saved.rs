@@ -191,13 +191,13 @@ impl SavedOutputs {
         Ok(self.blocks.iter().map(Block::whole).collect::<io::Result<_>>()?)
     }
 
-    /// How the rows are taken where the file names no samples and has fewer rows than the data samples (`samples`).
+    /// How the rows are taken where the file names no samples, of which the data has so many (`samples`).
     ///
     /// # Errors
     /// It has more rows.
     pub fn taken_for(&self, samples: usize) -> Result<Option<String>, SavedError> {
         let (path, rows) = (&self.path, self.samples);
-        if self.rows.is_some() || rows == samples {
+        if self.rows.is_some() {
             return Ok(None);
         }
         if rows > samples {
@@ -208,6 +208,12 @@ impl SavedOutputs {
             return Err(SavedError::Content { path: path.clone(), reason });
         }
         let rows_or_calls = if self.by_call { "calls" } else { "rows" };
+        if rows == samples {
+            let path = path.display();
+            return Ok(Some(format!(
+                "{path}: it names no samples; its {rows_or_calls} are taken for those of the data, in order"
+            )));
+        }
         Ok(Some(format!(
             "{}: it names no samples; its {rows} {rows_or_calls} are taken for the first {rows} of the {samples} samples of the \
              data, and no others are compared",

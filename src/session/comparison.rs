@@ -241,7 +241,7 @@ impl Session {
 }
 
 impl Session {
-    /// Outputs that were saved; tells where their rows are not all samples of the data.
+    /// Outputs that were saved; tells how their rows are taken where they name no samples.
     pub(super) fn open_saved(&self, path: &Path) -> Result<SavedOutputs, PipelineError> {
         let saved = SavedOutputs::open_beside(path, self.dataset().len())?;
         saved.taken_for(self.dataset().len())?.iter().for_each(|taken| self.host.info(taken));

@@ -80,7 +80,12 @@ impl Session {
     /// # Errors
     /// There is nothing to quantize, or the configuration's plan or patterns cannot be used.
     pub fn require_operators(&self, precision: Precision) -> Result<(), PipelineError> {
-        require_operators(&self.subject.place(&scheme(&self.config, precision)?)?)
+        let placement = self.subject.place(&scheme(&self.config, precision)?)?;
+        if placement.tensors_to_observe().is_empty() {
+            // Patterns that match nothing may be why.
+            self.warn_unmatched(&placement)?;
+        }
+        require_operators(&placement)
     }
 
     /// Counts the values of every tensor that `precision` quantizes over the calibration samples among `samples`, or over

@@ -78,7 +78,7 @@ pub struct DataArgs {
     /// Fail on the first bad sample
     #[arg(long)]
     pub strict: bool,
-    /// Use random inputs: every file made from them says so
+    /// Use random inputs: results made from them say so
     #[arg(long, conflicts_with = "data")]
     pub random_data: bool,
     /// Bind the shape of an input, e.g. input=1x3x224x224 (repeatable)
