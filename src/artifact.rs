@@ -153,8 +153,12 @@ static WORKED_ON: OnceLock<Shown> = OnceLock::new();
 /// The largest file that was opened to be read, and its size: where memory runs out, it is the likely cause.
 static LARGEST: Mutex<(Shown, u64)> = Mutex::new((([0; SHOWN_BYTES], 0), 0));
 
-/// Says that a file of so many bytes was opened.
+/// Says that a file of so many bytes was opened; of those in folders of our own nobody knows.
 fn opened(path: &Path, size: u64) {
+    let folder = path.parent().and_then(Path::file_name).unwrap_or_default();
+    if folder.as_encoded_bytes().starts_with(b".tmp") {
+        return;
+    }
     if let Ok(mut largest) = LARGEST.lock()
         && size > largest.1
     {
