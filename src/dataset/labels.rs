@@ -91,8 +91,16 @@ impl Labels {
             table
         });
         let invalid = |reason: String| DatasetError::Labels { path: self.path.clone(), reason };
+        let all: BTreeSet<&str> = ids.iter().copied().collect();
         let mut taken: BTreeMap<&str, &str> = BTreeMap::new();
         let mut find = |id: &&'i str| -> Result<Option<u32>, DatasetError> {
+            // A row of another sample's own name is that sample's.
+            let names = [id, file_name(id), without_ending(id), stem(id)];
+            let own = names.into_iter().filter(|name| name == id || !all.contains(name));
+            let rows: BTreeMap<u32, &str> = own.filter_map(|name| Some((*self.by_name.get(name)?, name))).collect();
+            if let [(&first, name), (&second, other)] = rows.iter().take(2).collect::<Vec<_>>()[..] {
+                return Err(invalid(format!("{id} has the label {first} by `{name}`, and {second} by `{other}`")));
+            }
             for (key, table) in keys.iter().zip(&tables) {
                 if let Some(&Some(label)) = table.get(key(id)) {
                     return match taken.insert(key(id), id).filter(|_| key(id) != *id) {
@@ -313,6 +321,8 @@ mod tests {
         assert!(names.find("crane").unwrap().unwrap_err().contains("the classes 134 and 517"));
         let labels = load("a.jpg,3\nb/c.jpg,4\n").unwrap();
         assert_eq!(labels.assign(&["x/a.jpg", "b/c.jpg"]).unwrap(), [Some(3), Some(4)]);
+        let error = load("a.jpg,3\na,4\n").unwrap().assign(&["x/a.jpg"]).unwrap_err().to_string();
+        assert!(error.contains("x/a.jpg has the label 3 by `a.jpg`, and 4 by `a`"), "{error}");
         let error = labels.assign(&["x/a.jpg", "y/a.jpg"]).unwrap_err().to_string();
         assert!(error.contains("`a.jpg` may be x/a.jpg or y/a.jpg"), "{error}");
     }

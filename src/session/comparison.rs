@@ -302,8 +302,8 @@ impl Session {
         };
         if others.is_empty() && !calibrated.is_empty() {
             self.host.warn(
-                "a target was calibrated on all of these samples: its figures are better here than on others; give other data, \
-                 or calibrate on fewer with --calib-samples",
+                "a target was calibrated on all of these samples, so that none is left out: its figures are better here than on \
+                 others; give other data",
             );
             others.extend(first(asked));
         } else if !calibrated.is_empty() {

@@ -8,6 +8,7 @@ use super::{
     model::Subject,
 };
 use crate::{
+    backend::TensorInfo,
     compare::ComparisonResult,
     config::RunConfig,
     dataset::{
@@ -360,13 +361,18 @@ pub(super) fn random_data(config: &RunConfig, subject: &Subject) -> Result<Data,
     let evaluation = if config.eval_samples == 0 { config.calib_samples } else { config.eval_samples };
     let count = config.calib_samples.saturating_add(evaluation).max(subject.usual_batch());
     let dataset = RandomDataset::new(&subject.specs_of_a_sample(), count, config.seed).map_err(PipelineError::Input)?;
-    let dataset = dataset.of_whole_inputs(subject.takes_whole_inputs());
+    let whole = subject.takes_whole_inputs();
+    let dataset = dataset.of_whole_inputs(whole);
+    let open = subject.inputs.iter().filter(|input| whole && input.shape.first() == Some(&None));
+    let note = |input: &TensorInfo| {
+        format!("the first axis of `{}` is 1 in random inputs; --shape gives it another extent", input.name)
+    };
     let collection = Collection {
         dataset: Box::new(Kept::new(Box::new(dataset))),
         passed_over: Vec::new(),
         names: BTreeMap::new(),
         label_source: None,
-        notes: Vec::new(),
+        notes: open.map(note).collect(),
         labelled: LabelledClasses::default(),
         training: Vec::new(),
     };

@@ -10,6 +10,7 @@ use std::{
 use super::{Inputs, PipelineError, Within};
 use crate::{
     artifact::{KnownFiles, check_free, is_input, remove_unfinished, write_atomic},
+    calibrate::CalibrationTable,
     config::RunConfig,
     deploy::DEPLOY,
 };
@@ -94,6 +95,17 @@ pub(super) fn set_aside(out: &Path, name: &str) -> Result<(), PipelineError> {
         std::fs::rename(&file, former.join(name)).within(context)?;
     }
     Ok(())
+}
+
+/// Moves a `calibration.json` of before into [`FORMER`], where it is another than `table`; true where it was.
+pub(super) fn set_table_aside(out: &Path, table: &CalibrationTable) -> Result<bool, PipelineError> {
+    let path = out.join("calibration.json");
+    let text = serde_json::to_string_pretty(table).map_err(PipelineError::render)?;
+    let is_other = path.exists() && std::fs::read_to_string(&path).ok().is_none_or(|there| there.trim_end() != text);
+    if is_other {
+        set_aside(out, "calibration.json")?;
+    }
+    Ok(is_other)
 }
 
 /// The folder of a configuration: `out`, or `runs/<model>`.

@@ -41,11 +41,15 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// What outputs are said to mean: as given, and the states of recurrent layers as numbers, which no shape tells from scores.
+    /// What outputs are said to mean: as given, and the states of recurrent layers and what begins with time as numbers, which no
+    /// shape tells from scores and maps.
     pub fn kinds(&self, given: &BTreeMap<String, OutputKind>) -> BTreeMap<String, OutputKind> {
         let mut kinds = given.clone();
-        for state in self.float.graph().recurrent_states() {
-            kinds.entry(state.to_owned()).or_insert(OutputKind::Generic);
+        let graph = self.float.graph();
+        let by_time = self.inputs.iter().any(|input| graph.begins_with_time(&input.name));
+        let sequences = self.outputs.iter().filter(|output| by_time && output.shape.len() == 3);
+        for output in graph.recurrent_states().into_iter().chain(sequences.map(|output| output.name.as_str())) {
+            kinds.entry(output.to_owned()).or_insert(OutputKind::Generic);
         }
         kinds
     }

@@ -34,7 +34,7 @@ use crate::{
     bench::Mode,
     compare::{CompareOptions, OutputKind, OwnMetric, heads::Head},
     config::RunConfig,
-    dataset::{BadPolicy, Dataset, Preprocess, Split, data_hash, image_size, load_classes},
+    dataset::{BadPolicy, Dataset, Preprocess, data_hash, image_size, load_classes},
     onnx::Model,
     quantize::Placement,
     recover::Peers,
@@ -307,11 +307,6 @@ impl Session {
     /// Threads of ONNX Runtime.
     pub fn threads(&self) -> usize {
         self.threads
-    }
-
-    /// Which samples calibrate and which evaluate.
-    pub fn split(&self) -> Split {
-        self.data.split(self.config.seed, self.config.calib_samples, self.config.eval_samples)
     }
 
     /// How a stage is controlled while `progress` counts samples.

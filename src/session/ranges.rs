@@ -211,14 +211,7 @@ impl Session {
 
     /// Splits the samples anew by the ones that a given `table` was made on: all others may be judged, `most` of them (0: all).
     pub(super) fn leave_out_calibrated(&self, parts: &mut Split, table: &CalibrationTable, most: usize) {
-        if table.calibrated_on.is_empty() {
-            return;
-        }
-        if self.config.table.is_none() {
-            // Copies of what has calibrated, under other names.
-            if parts.overlapping == 0 {
-                self.leave_out(parts, &table.calibrated_on, "table");
-            }
+        if self.config.table.is_none() || table.calibrated_on.is_empty() {
             return;
         }
         let seed = self.config.seed;
@@ -242,6 +235,36 @@ impl Session {
         let chosen = split(others.len(), |at| dataset.id(others[at]), seed, 0, most).evaluation;
         let evaluation = chosen.into_iter().map(|at| others[at]).collect();
         *parts = Split { calibration, evaluation, overlapping: 0 };
+    }
+
+    /// Which samples calibrate and which evaluate. Copies of those that calibrate, under other names, do not.
+    pub fn split(&self) -> Split {
+        let (seed, calibration, asked) = (self.config.seed, self.config.calib_samples, self.config.eval_samples);
+        let mut parts = self.data.split(seed, calibration, asked);
+        if parts.overlapping > 0 || self.config.table.is_some() {
+            return parts;
+        }
+        let known = self.sample_hashes(&parts.calibration);
+        let mut looked_at = asked;
+        let copies = loop {
+            let all = parts.evaluation.len();
+            let same = same_samples(self.dataset(), &known, &parts.evaluation);
+            if same.len() == all {
+                parts.overlapping = all;
+                return parts;
+            }
+            parts.evaluation.retain(|index| !same.contains(index));
+            // Larger numbers only add to a split.
+            if parts.evaluation.len() >= asked || all < looked_at {
+                break same.len();
+            }
+            looked_at += asked - parts.evaluation.len();
+            parts = self.data.split(seed, calibration, looked_at);
+        };
+        if copies > 0 {
+            self.host.info(&format!("copies of samples that calibrate are not evaluated: {copies}"));
+        }
+        parts
     }
 
     /// Takes the samples that `what` was made on, by name with their hashes, out of those that are judged.
@@ -378,20 +401,23 @@ pub(super) fn sample_hash(dataset: &dyn Dataset, index: usize) -> Option<String>
 }
 
 /// Those `among` the samples that have the content of those in `known`, by name and hash, whatever they are called: the same
-/// files may be named from another folder or list, and be there twice. Where names find all, only pictures of their sizes are
-/// read besides.
+/// files may be named from another folder or list, and be there twice. Where names find all, of other pictures only those of
+/// their sizes are read.
 pub(super) fn same_samples(
     dataset: &dyn Dataset,
     known: &BTreeMap<String, String>,
     among: &[usize],
 ) -> BTreeSet<usize> {
+    if known.is_empty() {
+        return BTreeSet::new();
+    }
     let is = |index: usize, hash: &String| sample_hash(dataset, index).as_ref() == Some(hash);
     let is_named = |&index: &usize| known.get(dataset.id(index)).is_some_and(|hash| is(index, hash));
     let size = |index: usize| Some(dataset.file(index).filter(|file| holds_images(file))?.metadata().ok()?.len());
     let named: BTreeSet<usize> = (0..dataset.len()).filter(is_named).collect();
     let sizes: BTreeSet<u64> = named.iter().filter_map(|&index| size(index)).collect();
     let mut same: BTreeSet<usize> = among.iter().copied().filter(|index| named.contains(index)).collect();
-    let may_be = |index: &usize| named.len() < known.len() || size(*index).is_some_and(|size| sizes.contains(&size));
+    let may_be = |index: &usize| named.len() < known.len() || size(*index).is_none_or(|size| sizes.contains(&size));
     let hashes: BTreeSet<&String> = known.values().collect();
     let is_same = |&index: &usize| sample_hash(dataset, index).is_some_and(|hash| hashes.contains(&hash));
     let others = among.iter().copied().filter(|index| !same.contains(index));

@@ -60,9 +60,14 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
     require_op_types(config, subject)?;
     require_planned(config, subject)?;
     let stands_for = &subject.folded.stands_for;
-    let PrecisionPlan { assignments, random_data, .. } = scheme(config, Precision::Int8)?.plan;
+    let PrecisionPlan { assignments, random_data, default, .. } = scheme(config, Precision::Int8)?.plan;
     let of_random_data =
         random_data.then(|| "the plan was searched on random numbers: what it lifts is by chance".to_owned());
+    let is_nowhere = |asked: &Precision| {
+        asked.is_quantized() && placement.decisions.iter().all(|decision| decision.precision != *asked)
+    };
+    let default =
+        default.filter(is_nowhere).map(|asked| format!("the plan asks for {asked}, in which no node is here"));
     let unheard: Vec<String> = assignments.iter().filter_map(|assignment| unheard(assignment, placement)).collect();
     let planned = assignments.into_iter().filter_map(|assignment| match assignment.nodes {
         Selector::Pattern(pattern) => Some(pattern),
@@ -82,7 +87,7 @@ pub fn unmatched(config: &RunConfig, subject: &Subject, placement: &Placement) -
         inside(subject.folded.graph(), &format!("that match the pattern `{pattern}`"), &is_named)
             .unwrap_or_else(|| format!("the pattern `{pattern}` matches no node"))
     });
-    let patterns = patterns.chain(unheard).chain(folded_into(config, subject)).chain(of_random_data);
+    let patterns = patterns.chain(unheard).chain(default).chain(folded_into(config, subject)).chain(of_random_data);
     let types = config.op_types.iter().chain(&config.op_types_to_exclude);
     let types = types.filter_map(|op_type| match matched(subject, op_type) {
         Matched::Nodes => folded_type(subject, op_type),

@@ -1,6 +1,6 @@
 //! `calib calibrate` and `calib merge`: ranges only, whole or in shards.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -191,7 +191,19 @@ fn join(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) -> anyhow::Res
 }
 
 /// Joins the parts of a comparison or of a run: the figures are those of a single one, to the last digit.
+/// The name of a table where it is not the one that nobody asked for.
+fn asked(output: &PathBuf) -> Option<&PathBuf> {
+    Some(output).filter(|output| **output != Path::new("calibration.json"))
+}
+
+/// Says that files that were asked for are not made here.
+fn not_written<'p>(printer: &Printer, files: impl Iterator<Item = &'p PathBuf>, why: &str) {
+    files.for_each(|file| printer.note(&format!("{} is not written: {why}", file.display())));
+}
+
 fn merge_comparison(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) -> anyhow::Result<ExitStatus> {
+    let tables = args.merged.iter().chain(asked(&args.output));
+    not_written(printer, tables, "parts of a comparison make a report, not a table");
     let parts = args.parts.iter().map(|part| Compared::load(part)).collect::<Result<Vec<_>, _>>()?;
     let joined = Compared::join(parts)?;
     if let Some(config) = joined.config() {

@@ -57,7 +57,9 @@ pub(super) fn run(printer: &Printer, global: &GlobalArgs, args: &RunArgs) -> any
     }
     let outcome = outcome?;
     if let Some(path) = summary_file {
-        write_atomic(path, summary(&outcome.report).as_bytes())?;
+        let written = write_atomic(path, summary(&outcome.report).as_bytes());
+        // A run that ends with an error has no report that says it passed.
+        written.inspect_err(|error| tell_unrecorded(printer, record_failure(&config, &describe(error))))?;
     }
     verdict(printer, &config, outcome)
 }
@@ -102,7 +104,8 @@ pub(super) fn run_joined(
 fn verdict(printer: &Printer, config: &RunConfig, outcome: RunOutcome) -> anyhow::Result<ExitStatus> {
     let RunOutcome { report, out } = outcome;
     let page = out.join("report.html");
-    printer.outcome(&report, || format!("{}\n\nreport: {}", table(&report), page.display()))?;
+    let printed = printer.outcome(&report, || format!("{}\n\nreport: {}", table(&report), page.display()));
+    printed.inspect_err(|error| tell_unrecorded(printer, record_failure(config, &describe(error.as_ref()))))?;
     if config.tensorrt == UseTensorRt::Require {
         let engines = report.precisions.iter().filter(|row| row.required && row.error.is_some());
         let engines: Vec<&str> = engines.map(|row| row.precision.as_str()).collect();

@@ -9,7 +9,7 @@ use crate::{
     onnx::Model,
     quantize::{QuantizeOptions, calibrated_on, moved_like},
     session::{
-        CalibrateOptions, OutputFolder, PipelineError, Session, Spec, checkpoint::Checkpoints, folder::set_aside,
+        CalibrateOptions, OutputFolder, PipelineError, Session, Spec, checkpoint::Checkpoints, folder::set_table_aside,
         quantize_options, set_findings_aside, suggest::Suggest,
     },
     tensor::ElementType,
@@ -103,15 +103,12 @@ impl<'a> Bisection<'a> {
             let calibrated = session.calibrate(precision, calibrate)?;
             session.host.info(&calibrated.describe());
             let table = calibrated.chosen.table;
-            let path = out.join("calibration.json");
-            let text = serde_json::to_string_pretty(&table).map_err(PipelineError::render)?;
-            if path.exists() && std::fs::read_to_string(&path).ok().is_none_or(|there| there.trim_end() != text) {
-                set_aside(&out, "calibration.json")?;
+            if set_table_aside(&out, &table)? {
                 session.host.info(
                     "calibration.json was another: it is in the folder former, and what was made from it is as it was",
                 );
             }
-            table.save(&path)?;
+            table.save(&out.join("calibration.json"))?;
             Some(table)
         } else {
             None

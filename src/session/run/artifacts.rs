@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Job;
+use super::{Job, set_findings_aside};
 use crate::{
     artifact::{ArtifactError, ContentHash, read_json, same_file, write_atomic},
     bisect::findings::{FINDINGS_FORMAT_VERSION, Findings},
@@ -10,7 +10,7 @@ use crate::{
     onnx::{Model, file_bytes},
     quantize::Precision,
     report::{ArtifactFile, Report, bisection_html, html, html_with, junit, layers_csv},
-    session::{PipelineError, Within},
+    session::{PipelineError, Within, folder::set_table_aside},
 };
 
 impl Job<'_> {
@@ -25,6 +25,12 @@ impl Job<'_> {
         let given = |path: &Path| self.session.config.table.as_deref().is_some_and(|table| same_file(table, path));
         let path = self.out.join("calibration.json");
         if !given(&path) {
+            // A plan goes with the ranges that it was found with.
+            if set_table_aside(&self.out, table)? && set_findings_aside(&self.session.config, true)? {
+                self.session.host.info(
+                    "what a bisection found with other ranges is in the folder former, with their calibration.json",
+                );
+            }
             table.save(&path)?;
         }
         let path = self.out.join("calibration.cache");

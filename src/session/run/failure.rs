@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::{
-    artifact::{check_free, write_atomic},
+    artifact::{check_free, is_input, write_atomic},
     config::RunConfig,
     report::{failed_junit, failed_page},
     session::{
@@ -35,14 +35,17 @@ pub fn record_beginning(config: &RunConfig) -> Result<(), PipelineError> {
     record_failure(config, UNFINISHED)
 }
 
-/// The same for what a bisection found, and for its plan.
+/// The same for what a bisection found, and for its plan unless that is an input; true where there was something.
 ///
 /// # Errors
 /// A file cannot be moved.
-pub fn set_findings_aside(config: &RunConfig, with_plan: bool) -> Result<(), PipelineError> {
+pub fn set_findings_aside(config: &RunConfig, with_plan: bool) -> Result<bool, PipelineError> {
     let out = out_folder(config);
-    move_away(&out, &FINDINGS)?;
-    move_away(&out, if with_plan { &PLAN } else { &[] })
+    let plan = if with_plan && !is_input(&out.join(PLAN[0])) { &PLAN[..] } else { &[] };
+    let there = [&FINDINGS[..], plan].concat();
+    let is_there = there.iter().any(|name| out.join(name).exists());
+    move_away(&out, &there)?;
+    Ok(is_there)
 }
 
 fn move_away(out: &Path, names: &[&str]) -> Result<(), PipelineError> {

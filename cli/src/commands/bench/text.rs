@@ -1,6 +1,9 @@
 //! What `calib bench` prints: what must be known first, the conditions, latencies, throughputs, warnings.
 
-use comfy_table::{CellAlignment, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{
+    CellAlignment,
+    presets::{NOTHING, UTF8_HORIZONTAL_ONLY},
+};
 
 use crate::table::table;
 
@@ -38,9 +41,11 @@ pub(super) fn describe(outcome: &BenchOutcome) -> String {
     }
     for (target, layers) in &outcome.layers {
         text += &format!("\nlayers of {target}");
+        let mut table = table(NOTHING);
         for layer in layers {
-            text += &format!("\n  {:>9.4} ms  {}", layer.median_ms, layer.layer);
+            table.add_row([format!("{:>9.4} ms", layer.median_ms), layer.layer.clone()]);
         }
+        text += &format!("\n{table}");
     }
     for measured in &outcome.measurements {
         for warning in &measured.warnings {

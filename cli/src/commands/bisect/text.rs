@@ -37,7 +37,7 @@ pub(in crate::commands) fn trial(progress: Progress<'_>, gates: &[Gate]) -> Stri
     };
     let values = gates.iter().map(|gate| trial.verdict.measured(gate));
     format!(
-        "trial {:>3}  {:<17}  {:>4} lifted  {}  {}{}",
+        "trial {:>3} {:<17} {:>4} lifted  {}  {}{}",
         progress.number,
         why,
         trial.lifted.len(),
@@ -170,18 +170,25 @@ fn tensors(text: &mut String, graphwise: &Graphwise) {
     let mut sqnr: Vec<f64> = graphwise.tensors.iter().map(TensorDivergence::off).collect();
     sqnr.sort_by(f64::total_cmp);
     let limit = sqnr.get(SHOWN - 1).copied().unwrap_or(f64::INFINITY);
-    let _ = writeln!(text, "{:>8}  {:>8}  {:>9}  tensor", "SQNR dB", "cosine", "saturated");
+    let mut table = table(NOTHING);
+    table.set_header(["SQNR dB", "cosine", "saturated", "tensor"]);
     for tensor in graphwise.tensors.iter().filter(|tensor| tensor.off() <= limit) {
-        let _ = writeln!(
-            text,
-            "{:>8}  {:>8.5}  {:>9}  {}{}",
-            decibels(tensor.difference.sqnr_db),
-            tensor.difference.cosine,
-            tensor.difference.saturated.map_or_else(|| "-".to_owned(), |share| format!("{:.3} %", 100.0 * share)),
-            tensor.site.tensor,
-            tensor.difference.unequal.map_or_else(String::new, |_| format!(" ({})", tensor.difference.figure()))
-        );
+        let TensorDivergence { site, difference } = tensor;
+        let unequal = difference.unequal.map_or_else(String::new, |_| format!(" ({})", difference.figure()));
+        table.add_row([
+            decibels(difference.sqnr_db),
+            format!("{:.5}", difference.cosine),
+            difference.saturated.map_or_else(|| "-".to_owned(), |share| format!("{:.3} %", 100.0 * share)),
+            format!("{}{unequal}", site.tensor),
+        ]);
     }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if index < 3 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let _ = writeln!(text, "{table}");
     let (count, samples) = (graphwise.tensors.len(), graphwise.samples);
     let _ = writeln!(text, "the furthest of {count} tensors over {samples} samples; bisect.json has all");
     graphwise.notes().iter().for_each(|note| text.push_str(&format!("{note}\n")));
