@@ -137,11 +137,9 @@ impl Printer {
 
     fn line(&self, style: &str, label: &str, text: &str) {
         let text = harmless(text);
-        if self.color && !label.is_empty() {
-            eprintln!("{style}{label}\x1b[0m{text}");
-        } else {
-            eprintln!("{label}{text}");
-        }
+        let (style, end) = if self.color && !label.is_empty() { (style, "\x1b[0m") } else { ("", "") };
+        // Where nobody can be told, the exit status still tells.
+        let _ = writeln!(std::io::stderr(), "{style}{label}{end}{text}");
     }
 }
 

@@ -239,7 +239,12 @@ impl Session {
 
     /// Which samples calibrate and which evaluate. Copies of those that calibrate, under other names, do not.
     pub fn split(&self) -> Split {
-        let (seed, calibration, asked) = (self.config.seed, self.config.calib_samples, self.config.eval_samples);
+        self.split_for(self.config.eval_samples)
+    }
+
+    /// The same with `asked` samples to evaluate; 0 for all that are left.
+    pub(super) fn split_for(&self, asked: usize) -> Split {
+        let (seed, calibration) = (self.config.seed, self.config.calib_samples);
         let mut parts = self.data.split(seed, calibration, asked);
         if parts.overlapping > 0 || self.config.table.is_some() {
             return parts;

@@ -48,6 +48,12 @@ fn a_result_that_cannot_be_written_is_an_error() {
     run.args(["run", "--no-such-option", "--out"]).arg(folder.path()).stderr(full());
     assert_eq!(run.status().unwrap().code(), Some(2));
     assert!(!fs::read_to_string(folder.path().join("report.html")).unwrap().contains("green"));
+    // A run whose result nobody gets ends with an error, in JUnit, too.
+    let Some(mut run) = calib_test_support::calib() else { return };
+    run.args(["run", "--bench-seconds", "0", "--effort", "off", "--out"]).arg(folder.path()).args(demo_flags());
+    assert_eq!(run.stdout(full()).stderr(full()).status().unwrap().code(), Some(2));
+    let tests = fs::read_to_string(folder.path().join("report.junit.xml")).unwrap();
+    assert!(tests.contains("errors=\"1\"") && folder.path().join("former/report.json").exists(), "{tests}");
 }
 
 #[test]

@@ -415,3 +415,40 @@ fn caches_of_every_form_are_described() {
         assert!(out.contains("127.000000  a"), "{text:?}: {out}");
     }
 }
+
+#[test]
+fn copies_of_what_calibrates_are_not_evaluated() {
+    let Some(mut run) = calib() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (data, out) = (folder.path().join("data"), folder.path().join("out"));
+    fs::create_dir(&data).unwrap();
+    let mut pictures: Vec<_> = fs::read_dir(demo("images")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    pictures.sort();
+    for name in &pictures[..30] {
+        for copy in [name.clone(), format!("copy of {}", name.display()).into()] {
+            fs::copy(demo("images").join(name), data.join(copy)).unwrap();
+        }
+    }
+    run.args([
+        "run",
+        "--effort",
+        "off",
+        "--bench-seconds",
+        "0",
+        "--calib-samples",
+        "8",
+        "--eval-samples",
+        "20",
+        "--data",
+    ]);
+    let (_, said) = output(0, run.arg(&data).arg("--out").arg(&out).args(demo_flags()));
+    assert!(said.contains("copies of samples that calibrate are not evaluated: "), "{said}");
+    let report = json(&out.join("report.json"));
+    let contents = |part: &str| -> Vec<Vec<u8>> {
+        let names = report["dataset"][part].as_array().unwrap().iter();
+        names.map(|name| fs::read(data.join(name.as_str().unwrap())).unwrap()).collect()
+    };
+    let (calibration, evaluation) = (contents("calibration"), contents("evaluation"));
+    assert_eq!((calibration.len(), evaluation.len()), (8, 20));
+    assert!(evaluation.iter().all(|picture| !calibration.contains(picture)));
+}

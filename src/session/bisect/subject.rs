@@ -62,7 +62,7 @@ fn undecided(session: &Session, split: &Split, samples: usize) -> Result<Option<
 impl<'a> Bisection<'a> {
     pub(super) fn open(session: &'a Session, args: &'a BisectOptions, find: Find) -> Result<Self, PipelineError> {
         let precision = args.precision;
-        let mut split = session.data.split(session.config.seed, session.config.calib_samples, 0);
+        let mut split = session.split_for(0);
         let mut named = None;
         match args.target.as_deref().map(Spec::parse).transpose()? {
             Some(Spec::Saved(path)) => {
