@@ -1,5 +1,4 @@
 //! What people and programs read: results on standard output, everything else on standard error.
-#![expect(clippy::print_stderr, reason = "the one place that prints")]
 
 use std::{
     borrow::Cow,
