@@ -311,6 +311,12 @@ mod tests {
             "`x` has a dynamic first axis, but it is fixed at 1 in `y`",
             set_output(&[1, 300]),
         );
+        // What a recurrent layer reads begins with time.
+        let mut by_time = small_model();
+        set_output(&[1, 300])(&mut by_time);
+        by_time.graph_mut().node[0].op_type = Some("GRU".to_owned());
+        assert_eq!(by_time.graph().node[0].input[0], "x");
+        assert!(diagnose(&by_time).iter().all(|finding| finding.rule != Rule::DynamicAxes));
         finds(&[(ERROR, Rule::Extent)], "an extent of 0: `y`", set_output(&[-1, 0]));
         finds(&[(WARNING, Rule::Extent)], "a negative extent: `y`", |model| {
             model.graph_mut().output[0] = float_info("y", &[-1, 300]);

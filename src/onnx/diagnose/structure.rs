@@ -6,7 +6,7 @@ use super::{Findings, Rule, Severity};
 use crate::onnx::{
     GraphError, GraphView, Model,
     graph::captured,
-    proto::{DimensionValue, NodeProto, TensorProto, TypeValue, ValueInfoProto},
+    proto::{DimensionValue, GraphProto, NodeProto, TensorProto, TypeValue, ValueInfoProto},
 };
 
 fn initializer_names(model: &Model) -> HashSet<&str> {
@@ -50,7 +50,7 @@ pub(super) fn inputs_and_outputs(model: &Model, findings: &mut Findings) {
         |_, names| format!("inputs or outputs have a negative extent: {names}"),
         "it is taken as dynamic; export with a named dynamic axis instead",
     );
-    dynamic_axes(&inputs, &graph.output, graph.batch_name(), findings);
+    dynamic_axes(&inputs, graph, findings);
 }
 
 /// The declared extents of a tensor: `None` for dynamic ones; `None` altogether without a shape.
@@ -61,17 +61,18 @@ fn extents(info: &ValueInfoProto) -> Option<Vec<Option<i64>>> {
 }
 
 /// Batch axes that are dynamic on one side only: axes were given under names that the graph does not have. A state whose
-/// first axis counts layers has the batch on another one.
-fn dynamic_axes(inputs: &[&ValueInfoProto], outputs: &[ValueInfoProto], name: Option<&str>, findings: &mut Findings) {
+/// first axis counts layers has the batch on another one, and what begins with time has none in front.
+fn dynamic_axes(inputs: &[&ValueInfoProto], graph: &GraphProto, findings: &mut Findings) {
+    let name = graph.batch_name();
     let batch = |info: &ValueInfoProto| extents(info)?.first().copied();
     let has_name = |info: &ValueInfoProto| name.is_some() && info.names_of_extents().contains(&name);
-    let dynamic = inputs.iter().find(|input| batch(input) == Some(None));
+    let dynamic = inputs.iter().find(|input| batch(input) == Some(None) && !graph.begins_with_time(input.name()));
     let Some(dynamic) = dynamic else { return };
     findings.add(
         Severity::Warning,
         Rule::DynamicAxes,
         // Any other fixed first axis (classes, anchors) may be meant; one is what an example input leaves behind.
-        (inputs.iter().copied().chain(outputs))
+        (inputs.iter().copied().chain(&graph.output))
             .filter(|info| batch(info) == Some(Some(1)) && !has_name(info))
             .map(ValueInfoProto::name),
         |_, names| format!("input `{}` has a dynamic first axis, but it is fixed at 1 in {names}", dynamic.name()),
