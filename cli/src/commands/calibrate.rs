@@ -98,14 +98,8 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     if let Some(shard) = &args.shard {
         let observed = session.observe(PRECISION, &session.calibration_samples(), Some(shard), None)?;
         observed.histograms.save(&histogram_file)?;
-        let table =
-            args.cache.as_ref().or(Some(&args.output).filter(|output| **output != Path::new("calibration.json")));
-        if let Some(table) = table {
-            printer.note(&format!(
-                "{} is not written: a shard has histograms only, and `calib merge` makes the table of all",
-                table.display()
-            ));
-        }
+        let tables = args.cache.iter().chain(asked(&args.output));
+        not_written(printer, tables, "a shard has histograms only, and `calib merge` makes the table of all");
         outcome.take(&observed.histograms, observed.seconds, &observed.ran, &observed.ran.summary.skipped);
         outcome.peak_rss_bytes = peak_rss_bytes();
     } else {
@@ -190,7 +184,6 @@ fn join(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) -> anyhow::Res
     Ok(ExitStatus::Passed)
 }
 
-/// Joins the parts of a comparison or of a run: the figures are those of a single one, to the last digit.
 /// The name of a table where it is not the one that nobody asked for.
 fn asked(output: &PathBuf) -> Option<&PathBuf> {
     Some(output).filter(|output| **output != Path::new("calibration.json"))
@@ -201,6 +194,7 @@ fn not_written<'p>(printer: &Printer, files: impl Iterator<Item = &'p PathBuf>, 
     files.for_each(|file| printer.note(&format!("{} is not written: {why}", file.display())));
 }
 
+/// Joins the parts of a comparison or of a run: the figures are those of a single one, to the last digit.
 fn merge_comparison(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) -> anyhow::Result<ExitStatus> {
     let tables = args.merged.iter().chain(asked(&args.output));
     not_written(printer, tables, "parts of a comparison make a report, not a table");

@@ -382,7 +382,6 @@ mod tests {
         assert!(error.contains("two results"), "{error}");
         // Parts of a comparison make no table.
         std::fs::write(path("e.part"), "{").unwrap();
-        std::fs::write(path("t.json"), "").unwrap();
         check("merge @e.part -o @e.part").unwrap();
         check("calibrate --model @m.onnx --random-data -o @new.json --cache @new.cache").unwrap();
         check("calibrate --model @m.onnx --data @d -o @d/t.json --histograms @d/new.npz").unwrap();

@@ -1,8 +1,8 @@
 //! The findings for people.
 
-use std::fmt::Write;
+use std::{fmt::Write, ops::Range};
 
-use comfy_table::{CellAlignment, presets::NOTHING};
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
 use crate::table::table;
 use trtcalib::{
@@ -153,15 +153,20 @@ fn layers(text: &mut String, findings: &Findings) {
         let figures = std::iter::once(reaches).chain(own);
         table.add_row(std::iter::once(format!("{}\n  {}", layer.node, layer.op_type)).chain(figures));
     }
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
-        if index > 0 {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
+    lay_out(&mut table, 1..5);
     let _ = writeln!(text, "{table}");
     if worst.len() > SHOWN {
         let _ = writeln!(text, "... and {} more in bisect.json", worst.len() - SHOWN);
+    }
+}
+
+/// Columns two spaces apart, `figures` of them to the right.
+fn lay_out(table: &mut Table, figures: Range<usize>) {
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if figures.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
 }
 
@@ -182,12 +187,7 @@ fn tensors(text: &mut String, graphwise: &Graphwise) {
             format!("{}{unequal}", site.tensor),
         ]);
     }
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
-        if index < 3 {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
+    lay_out(&mut table, 0..3);
     let _ = writeln!(text, "{table}");
     let (count, samples) = (graphwise.tensors.len(), graphwise.samples);
     let _ = writeln!(text, "the furthest of {count} tensors over {samples} samples; bisect.json has all");
