@@ -204,6 +204,7 @@ mod tests {
     use super::*;
     use crate::{
         backend::onnxruntime::OnnxRuntime,
+        compare::OutputKind,
         dataset::{BadPolicy, RandomDataset},
         onnx::proto::{AttributeProto, DimensionValue, NodeProto, TypeValue},
         quantize::testing::TestModel,
@@ -230,6 +231,26 @@ mod tests {
         };
         assert_eq!(takes_whole(["n", "n"]), (true, 1));
         assert_eq!(takes_whole(["n", "m"]), (false, 12));
+    }
+
+    /// A recurrent layer tells time from the batch, and states and sequences from scores and maps.
+    #[test]
+    fn what_a_recurrent_layer_reads_begins_with_time() {
+        let Some(runtime) = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recurrent.onnx");
+        let layer = NodeProto::new("RNN", "layer", &["x", "w", "r"], &["all", "last"]);
+        let layer = layer.with(AttributeProto::int("hidden_size", 4));
+        let model =
+            TestModel::new(17).input("x", &[-1, 1, 3]).weight("w", &[1, 4, 3]).weight("r", &[1, 4, 4]).node(layer);
+        let model = model.weight("head", &[4, 5]).op("MatMul", &["last", "head"], "scores");
+        model.output("scores", &[1, 1, 5]).output("last", &[1, 1, 4]).build().save(&path).unwrap();
+        let subject = Subject::load(runtime, &path, &BTreeMap::new()).unwrap();
+        assert!(subject.takes_whole_inputs() && subject.free_batch().is_none());
+        assert_eq!((subject.usual_batch(), subject.bound_batch()), (1, Some(1)));
+        let given = BTreeMap::from([("scores".to_owned(), OutputKind::Classification)]);
+        let kinds = subject.kinds(&given);
+        assert_eq!((kinds["scores"], kinds["last"]), (OutputKind::Classification, OutputKind::Generic));
     }
 
     /// A batch that --shape fixes is not one that the model fixes.

@@ -136,6 +136,35 @@ fn samples_that_gave_the_ranges_do_not_judge_plans() {
 }
 
 #[test]
+fn a_plan_goes_with_its_search_and_with_its_ranges() {
+    let Some(demo) = Demo::open() else { return };
+    let folder = demo.path("out");
+    let plan = |folder: &Path| ["plan.json", "model.plan.onnx"].map(|name| folder.join(name).exists());
+    let found = || {
+        assert_eq!(demo.bisect("out", &GATE).1, 0);
+        assert_eq!(plan(&folder), [true; 2]);
+    };
+    found();
+    // One that finds none leaves none under its name.
+    assert_eq!(demo.bisect("out", &["--gate", "sqnr_db=500", "--max-trials", "1"]).1, 1);
+    assert_eq!((plan(&folder), plan(&folder.join("former"))), ([false; 2], [true; 2]));
+    found();
+    std::fs::copy(demo.path("table.json"), folder.join("calibration.json")).unwrap();
+    let run = |more: &[&str]| {
+        let mut run = calib().unwrap();
+        run.args(["run", "--effort", "off", "--bench-seconds", "0", "--calib-samples", "8", "--eval-samples", "8"]);
+        run.args(super::demo_flags()).args(more).arg("--out").arg(&folder).output().unwrap();
+    };
+    // A run with its ranges leaves it where it is, one with others does not.
+    run(&["--table", folder.join("calibration.json").to_str().unwrap()]);
+    assert_eq!(plan(&folder), [true; 2]);
+    run(&["--method", "percentile", "--percentile", "95"]);
+    assert_eq!(plan(&folder), [false; 2]);
+    let former = folder.join("former/calibration.json");
+    assert_eq!(std::fs::read(former).unwrap(), std::fs::read(demo.path("table.json")).unwrap());
+}
+
+#[test]
 fn an_interrupted_search_goes_on_and_ends_with_the_same_plan() {
     let Some(demo) = Demo::open() else { return };
     let (whole, code, _) = demo.bisect("whole", &GATE);

@@ -193,6 +193,14 @@ fn shards_of_other_data_under_the_same_names_do_not_join() {
     }
     merge(&["a1", "a2"]).assert().success();
     assert!(error_of(&mut merge(&["a1", "b2"])).contains("shards of different data"));
+    // With the model biases are corrected, on the pictures that the shards observed.
+    let with = |data: &str| {
+        let mut command = merge(&["a1", "a2", "--preset", "unit", "--calib-samples", "12", "--data", data, "--model"]);
+        command.arg(demo("demo.onnx"));
+        command
+    };
+    with("a").assert().success();
+    assert!(error_of(&mut with("b")).contains("is not what the shards observed under this name"));
 }
 
 /// A comparison of a model with itself on random data.

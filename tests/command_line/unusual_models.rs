@@ -173,6 +173,21 @@ fn a_plan_with_patterns_is_read_by_quantize_and_run() {
     };
     assert!(quantized(&[]) > 5);
     assert_eq!(quantized(&[&plan]), 0);
+    // What a plan asks for in vain is said.
+    let named = out.path().join("named.json");
+    let text =
+        r#"{"format_version": 1, "default": "fp8", "assignments": [{"node": "/stem/conv/Conv", "precision": "fp8"}]}"#;
+    fs::write(&named, text).unwrap();
+    let mut command = calib().unwrap();
+    command
+        .arg("quantize")
+        .arg("--model")
+        .arg(demo("demo.onnx"))
+        .arg("--table")
+        .arg(out.path().join("run/calibration.json"));
+    let (_, said) = super::output(0, command.arg("--plan").arg(&named).arg("-o").arg(out.path().join("q.onnx")));
+    assert!(said.contains("the plan asks for fp8 at the node `/stem/conv/Conv`, which is in int8 here"), "{said}");
+    assert!(said.contains("the plan asks for fp8, in which no node is here"), "{said}");
     let report = json(&out.path().join("run/report.json"));
     let layers = report["layers"].as_array().unwrap();
     assert!(layers.iter().all(|layer| layer["op_type"] != "Conv" || layer["precision"] != "int8"), "{layers:?}");
