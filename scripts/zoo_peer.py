@@ -23,7 +23,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from zoo_skeleton import drawn, fill, words
 
 ZOO = Path(__file__).resolve().parent.parent / "tests/fixtures/zoo"
-CALIBRATION, EVALUATION = range(8), range(8, 12)  # as in tests/zoo/samples.rs
+CALIBRATION, EVALUATION = range(8), range(8, 32)  # as in tests/zoo/samples.rs
 
 
 def sample(inputs, number):

@@ -83,6 +83,9 @@ pub struct RunConfig {
     pub shift: Option<ShiftPolicy>,
     /// Share of the multiply-accumulates that may stay in the high precision where that is worth most, between 0 and 1.
     pub lift_budget: f64,
+    /// Nodes that may stay there, at most; absent: as many as the budget allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lift_nodes: Option<usize>,
     /// Precisions to compare.
     #[serde(with = "list")]
     pub precisions: Vec<Precision>,
@@ -178,6 +181,7 @@ impl Default for RunConfig {
             shift: None,
             recovery_steps: Vec::new(),
             lift_budget: 0.01,
+            lift_nodes: None,
             precisions: vec![Precision::Fp32, Precision::Fp16, Precision::Int8],
             high_precision: Precision::Fp32,
             preset: None,

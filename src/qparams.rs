@@ -72,6 +72,14 @@ impl QuantType {
     pub fn fake_quantize(self, value: f32, scale: f32) -> f32 {
         self.dequantize(self.quantize(value, scale), scale)
     }
+
+    /// The smallest step between values up to `amax`.
+    pub(crate) fn smallest_step(self, amax: f32) -> f32 {
+        match self {
+            Self::Int8 | Self::Int8Narrow => self.scale(amax),
+            Self::E4m3 => self.scale(amax) / 512.0,
+        }
+    }
 }
 
 /// The nearest whole number between `low` and 127, ties to even.
@@ -79,6 +87,16 @@ pub(crate) fn nearest(value: f32, low: f32) -> f32 {
     /// Adding and subtracting it rounds: floats of its size are whole numbers.
     const ROUNDS: f32 = 12_582_912.0;
     (value.clamp(low, 127.0) + ROUNDS) - ROUNDS
+}
+
+/// The nearest E4M3 value, as [`e4m3_from_f32`] and [`e4m3_to_f32`] find it, without branches.
+pub(crate) fn nearest_e4m3(value: f32) -> f32 {
+    const ROUNDS: f32 = 12_582_912.0;
+    let magnitude = if value.abs() > E4M3_MAX { E4M3_MAX } else { value.abs() };
+    let bits = magnitude.to_bits();
+    let normal = f32::from_bits((bits + 0x7_ffff + ((bits >> 20) & 1)) & !0xf_ffff);
+    let subnormal = ((magnitude * 512.0 + ROUNDS) - ROUNDS) / 512.0;
+    (if magnitude < 1.0 / 64.0 { subnormal } else { normal }).copysign(value)
 }
 
 /// Rounds to the nearest E4M3 value, ties to even; magnitudes beyond 448 saturate, as ONNX does by default.

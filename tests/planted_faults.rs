@@ -217,6 +217,8 @@ fn calibrate(runtime: OnnxRuntime, subject: &Subject, collection: &Collection) -
         bias_correction: false,
         recovery: None,
         scheme: options.scheme,
+        gates: Vec::new(),
+        fp8: None,
     };
     calibrator.choose(&observed, &parts.fit, &choose).unwrap().table
 }

@@ -12,7 +12,7 @@ mod options;
 
 pub use bisect::{BisectArgs, Find};
 pub use engines::{BenchArgs, BuildArgs};
-pub use options::{ColorChoice, DataArgs, GlobalArgs, MethodArgs, RuntimeArgs, SchemeArgs};
+pub use options::{ColorChoice, DataArgs, GlobalArgs, MethodArgs, RecoveryArgs, RuntimeArgs, SchemeArgs};
 
 /// INT8 calibration and precision validation for TensorRT.
 ///
@@ -243,6 +243,9 @@ pub struct CalibrateArgs {
     pub method: MethodArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
+    pub recovery: RecoveryArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
     pub scheme: SchemeArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
@@ -281,6 +284,9 @@ pub struct MergeArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub method: MethodArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it")]
+    pub recovery: RecoveryArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it")]
     pub scheme: SchemeArgs,

@@ -85,7 +85,6 @@ def test_a_reader_may_end_as_an_iterator_does(arrays):
     ("options", "message"),
     [
         ({"samples": 4, "calib_samples": 5}, "`samples` and `calib_samples` are the same; give one of them"),
-        ({"gate": "top1=0.9"}, "`gate` is of no use here; test gates by compare, bisect or run"),
         ({"table": "t.json"}, "`table` is of no use here"),
         ({"out": "out"}, "`out` is of no use here; write the table by its method save()"),
         ({"samples": 0}, "`samples`: must be at least 1"),

@@ -103,7 +103,8 @@ def calibrate(
         progress: called with ``(what, done, total)``; True shows a bar.
         settings: other keys of the configuration file: how pictures are prepared (``preset="imagenet"``,
             ``preprocess={"scale": 1 / 255, "mean": [...], "std": [...]}``, ``preprocessor="preprocessor_config.json"``), how the
-            model runs (``provider="cuda"``, ``threads``, ``batch``), how far recovery goes (``effort="thorough"``), what is
+            model runs (``provider="cuda"``, ``threads``, ``batch``), how far recovery goes (``effort="thorough"``), when it
+            is enough (``gate=["sqnr_db=25"]``), whether it is for FP8 as well (``precisions=["int8", "fp8"]``), what is
             quantized (``nodes_to_exclude``), and ``seed``.
 
     Returns:

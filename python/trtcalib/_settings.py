@@ -35,7 +35,6 @@ def limited(samples: int | None, settings: Mapping[str, Any]) -> dict[str, Any]:
 #: Settings that would be passed over, and what to do instead.
 _NOT_OF_CALIBRATION = {
     "table": "a table is what calibrate makes",
-    "gate": "test gates by compare, bisect or run",
     "out": "write the table by its method save()",
 }
 

@@ -85,6 +85,7 @@ impl CalibrationCache {
             magnitudes: None,
             calibrated_on: BTreeMap::new(),
             recovered: None,
+            fp8: None,
         }
     }
 

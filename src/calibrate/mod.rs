@@ -31,8 +31,8 @@ mod table;
 pub use histograms::{Histograms, Provenance, Shards};
 pub use observe::{Batch, Observing, check_complete, observe};
 pub use recovered::{
-    BiasCorrection, DeployTo, Effort, Equalized, Lifted, Recovered, RecoveryStep, Rounding, Shift, ShiftPolicy,
-    StepKind,
+    BiasCorrection, DeployTo, Effort, Equalized, Lifted, Recovered, RecoveredFp8, RecoveryStep, Rounding, Shift,
+    ShiftPolicy, StepKind,
 };
 pub use table::tables;
 
@@ -222,6 +222,9 @@ pub struct CalibrationTable {
     /// What recovery found beyond ranges; absent where it did not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovered: Option<Recovered>,
+    /// The same for FP8, whose ranges and biases are others; absent where it was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fp8: Option<RecoveredFp8>,
 }
 
 /// What was seen of one tensor and what was made of it.

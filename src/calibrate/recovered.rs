@@ -122,6 +122,28 @@ pub struct Recovered {
     pub steps: Vec<RecoveryStep>,
 }
 
+impl Recovered {
+    /// Name of the row of [`Self::steps`] that tells what the methods alone give.
+    pub const METHODS: &str = "methods";
+
+    /// Whether the methods alone were taken in the end.
+    pub fn is_by_methods(&self) -> bool {
+        self.steps.iter().any(|step| step.kept && step.name == Self::METHODS)
+    }
+}
+
+/// What recovery gave for FP8, in the place of what a table says for INT8.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct RecoveredFp8 {
+    /// By tensor name, the threshold; `scale` for FP8 is `amax / 448`.
+    pub amax: BTreeMap<String, f32>,
+    /// By node name, for each output channel what to add to the bias of the node when it runs in FP8.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bias_corrections: BTreeMap<String, Vec<f32>>,
+    /// The nodes that stay in the high precision, and the steps.
+    pub recovered: Recovered,
+}
+
 /// How an activation is quantized: `q = round((x - offset) / (amax / 127))`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Shift {

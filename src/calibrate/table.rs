@@ -67,6 +67,7 @@ pub fn tables(
         magnitudes: None,
         calibrated_on: histograms.calibrated_on.clone(),
         recovered: None,
+        fp8: None,
     };
     Ok(choices.iter().enumerate().map(table).collect())
 }
@@ -129,6 +130,26 @@ impl CalibrationTable {
             return Ok(());
         }
         Err(CalibrateError::OtherModel { made_for: self.model_hash.clone(), model: model.clone() })
+    }
+
+    /// What it says for FP8: what recovery found for that, or else the ranges alone.
+    #[must_use]
+    pub fn for_fp8(&self) -> Self {
+        let mut table = self.ranges_alone();
+        let Some(own) = &self.fp8 else { return table };
+        for (name, amax) in &own.amax {
+            if let Some(range) = table.tensors.get_mut(name) {
+                range.amax = *amax;
+            }
+        }
+        (table.bias_corrections, table.recovered) = (own.bias_corrections.clone(), Some(own.recovered.clone()));
+        table
+    }
+
+    /// Without what is for one precision only.
+    #[must_use]
+    pub fn ranges_alone(&self) -> Self {
+        Self { bias_corrections: BTreeMap::new(), recovered: None, fp8: None, ..self.clone() }
     }
 
     /// The threshold of a tensor: what E4M3 and FP16 decisions start from.

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     backend::Tensors,
-    dataset::Scene,
+    dataset::{self, Scene},
     pass,
     tensor::{ElementType, Tensor, TensorView},
 };
@@ -90,13 +90,27 @@ pub struct Sample<'a> {
 impl<'a> Sample<'a> {
     /// The samples of a part of a pass.
     pub fn of_part(part: &pass::Part<'a>) -> Vec<Self> {
+        Self::list(part.ids, part.labels, part.masks, part.scenes)
+    }
+
+    /// The samples of a batch that was read.
+    pub fn of_batch(batch: &'a dataset::Batch) -> Vec<Self> {
+        Self::list(&batch.ids, &batch.labels, &batch.masks, &batch.scenes)
+    }
+
+    fn list(
+        ids: &'a [String],
+        labels: &[Option<u32>],
+        masks: &'a [Option<Tensor>],
+        scenes: &'a [Option<Scene>],
+    ) -> Vec<Self> {
         let sample = |(index, id): (usize, &'a String)| Self {
             id,
-            label: part.labels.get(index).copied().flatten(),
-            mask: part.masks.get(index).and_then(Option::as_ref),
-            scene: part.scenes.get(index).and_then(Option::as_ref),
+            label: labels.get(index).copied().flatten(),
+            mask: masks.get(index).and_then(Option::as_ref),
+            scene: scenes.get(index).and_then(Option::as_ref),
         };
-        part.ids.iter().enumerate().map(sample).collect()
+        ids.iter().enumerate().map(sample).collect()
     }
 }
 

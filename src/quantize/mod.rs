@@ -27,7 +27,10 @@ mod upgrade;
 mod validate;
 mod weights;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -281,8 +284,11 @@ pub fn quantize(
     let half = half_type(options)?;
     let opset = needed_opset(&model, precision, half);
     upgrade::raise_opset(&mut model, opset, shapes)?;
-    let recovered = table.and_then(|table| table.recovered.as_ref()).filter(|_| precision == Precision::Int8);
-    let scheme = scheme_with_lifted(&model, shapes, options, table.filter(|_| recovered.is_some()))?;
+    let given = table;
+    let table = given.map(|table| table_for(table, precision));
+    let table = table.as_deref();
+    let recovered = table.and_then(|table| table.recovered.as_ref());
+    let scheme = scheme_with_lifted(&model, shapes, options, table)?;
     let mut placement = place(&model, shapes, &scheme)?;
     let mut shapes = shapes.clone();
     let moved = table.zip(recovered);
@@ -300,9 +306,18 @@ pub fn quantize(
     }
     let convert = |half| convert_float_part(&mut model, shapes, table, options, half, &mut placement);
     let halved = half.map(convert).transpose()?;
-    record_provenance(&mut model, table, &options.scheme);
+    record_provenance(&mut model, given, &options.scheme);
     let findings = validate(&model)?;
     Ok(Quantized { model, float, placement, scales, shifted, halved, findings })
+}
+
+/// What a table says for a precision: most of what recovery finds is for INT8, or for FP8.
+pub fn table_for(table: &CalibrationTable, precision: Precision) -> Cow<'_, CalibrationTable> {
+    match precision {
+        Precision::Int8 => Cow::Borrowed(table),
+        Precision::Fp8 => Cow::Owned(table.for_fp8()),
+        Precision::Fp16 | Precision::Bf16 | Precision::Fp32 => Cow::Owned(table.ranges_alone()),
+    }
 }
 
 /// The scheme, with the nodes that recovery lifts in the high precision; what the plan says comes after that. An Add that was fused

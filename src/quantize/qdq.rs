@@ -54,8 +54,7 @@ pub(super) fn insert(
         let mut insertion = Insertion::new(graph, precision, types);
         insertion.activations(placement, &scales, &view)?;
         insertion.weights(placement, &scales, table, &view)?;
-        let replaced =
-            if precision == Precision::Int8 { insertion.biases(placement, table, &view)? } else { Vec::new() };
+        let replaced = insertion.biases(placement, table, &view)?;
         (view.topological_order().to_vec(), insertion, replaced)
     };
     let mut nodes: Vec<Option<NodeProto>> = std::mem::take(&mut graph.node).into_iter().map(Some).collect();
@@ -111,11 +110,11 @@ fn activation_scales(
     Ok(amax.into_iter().map(scale).collect())
 }
 
-fn activation_type(precision: Precision) -> QuantType {
+pub(crate) fn activation_type(precision: Precision) -> QuantType {
     if precision == Precision::Fp8 { QuantType::E4m3 } else { QuantType::Int8 }
 }
 
-fn weight_type(precision: Precision) -> QuantType {
+pub(crate) fn weight_type(precision: Precision) -> QuantType {
     if precision == Precision::Fp8 { QuantType::E4m3 } else { QuantType::Int8Narrow }
 }
 
@@ -199,7 +198,7 @@ impl<'t> Insertion<'t> {
         view: &GraphView<'_>,
     ) -> Result<(), QuantizeError> {
         let quant_type = weight_type(self.precision);
-        let recovered = table.recovered.as_ref().filter(|_| quant_type == QuantType::Int8Narrow);
+        let recovered = table.recovered.as_ref();
         // Consumers that share a constant and its axis share the codes.
         let mut shared: BTreeMap<(&str, Option<usize>), Vec<&WeightEdge>> = BTreeMap::new();
         for edge in &placement.weights {

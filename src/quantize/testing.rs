@@ -119,5 +119,6 @@ pub fn table(ranges: &[(&str, f32)]) -> CalibrationTable {
         magnitudes: None,
         calibrated_on: BTreeMap::new(),
         recovered: None,
+        fp8: None,
     }
 }

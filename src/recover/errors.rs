@@ -29,12 +29,12 @@ impl Objectives {
         self.whole(None)
     }
 
-    /// The 95 % interval of what these gain over the same calls before, in decibels: each call is left out of both in turn.
-    pub fn gain_interval(&self, before: &Self) -> Option<[f64; 2]> {
+    /// The interval of what these gain over the same calls before, in decibels: each call is left out of both in turn.
+    pub fn gain_interval(&self, before: &Self, confidence: f64) -> Option<[f64; 2]> {
         let gain = |without| Some(self.whole(without)? - before.whole(without)?).filter(|gain| gain.is_finite());
         let calls = self.0.len();
         let left: Vec<f64> = (0..calls).map(|call| gain(Some(call))).collect::<Option<_>>()?;
-        let half = half_width(jackknife(&left)?, calls as u64, 0.95)?;
+        let half = half_width(jackknife(&left)?, calls as u64, confidence)?;
         let all = gain(None)?;
         Some([all - half, all + half])
     }
@@ -119,15 +119,15 @@ mod tests {
     fn gains_are_told_from_chance_by_pairs_of_calls() {
         // However unlike calls are, a tenth of the error in each of them is 20 dB.
         let (before, after) = (calls(&[0.5, 0.25, 0.125, 1.0]), calls(&[0.05, 0.025, 0.0125, 0.1]));
-        let [low, high] = after.gain_interval(&before).unwrap();
+        let [low, high] = after.gain_interval(&before, 0.95).unwrap();
         assert!((low - 20.0).abs() < 1e-3 && (high - 20.0).abs() < 1e-3, "{low} {high}");
         assert!((after.decibels().unwrap() - before.decibels().unwrap() - 20.0).abs() < 1e-3);
         // Half of the calls gain as much as the others lose: without each the gain is ±10·log₁₀(9 / 6), and so
         // is the pseudo-value: s = 1.7609 · √(4/3), times (n - 1) / √n and Student's 3.1824 for three degrees.
         let (before, after) = (calls(&[0.5, 0.5, 0.25, 0.25]), calls(&[0.25, 0.25, 0.5, 0.5]));
-        let [low, high] = after.gain_interval(&before).unwrap();
+        let [low, high] = after.gain_interval(&before, 0.95).unwrap();
         let half = 3.182_446 * (0.75f64 * 4.0).sqrt() * 10.0 * 1.5f64.log10();
         assert!((low + half).abs() < 1e-3 && (high - half).abs() < 1e-3, "{low} {high} {half}");
-        assert_eq!(calls(&[0.5]).gain_interval(&calls(&[0.25])), None, "one call tells nothing");
+        assert_eq!(calls(&[0.5]).gain_interval(&calls(&[0.25]), 0.95), None, "one call tells nothing");
     }
 }

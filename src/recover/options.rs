@@ -8,6 +8,9 @@ use crate::calibrate::{DeployTo, Effort, ShiftPolicy, StepKind};
 /// What recovery may do.
 #[derive(Clone, Debug)]
 pub struct RecoverOptions {
+    /// For FP8 in the place of INT8: without shifts and equalization, which floats do not need, since their steps follow the
+    /// size of the numbers, and without rounding of weights.
+    pub fp8: bool,
     /// How far it goes.
     pub effort: Effort,
     /// Where the model will run.
@@ -16,6 +19,8 @@ pub struct RecoverOptions {
     pub shift: ShiftPolicy,
     /// Share of the multiply-accumulates, and of the weights, that may stay in the high precision, between 0 and 1.
     pub lift_budget: f64,
+    /// Nodes that may stay there, at most.
+    pub lift_nodes: usize,
     /// Steps that may be tried.
     pub steps: BTreeSet<StepKind>,
     /// Workers, each with a thread; 0 for all cores. The result does not depend on their number.
@@ -33,6 +38,13 @@ impl RecoverOptions {
             Effort::Default => [16, 10],
             Effort::Thorough => [80, 20],
         }
+    }
+
+    /// Whether a step may be tried.
+    pub(super) fn may(&self, step: StepKind) -> bool {
+        let applies =
+            !self.fp8 || matches!(step, StepKind::Biases | StepKind::Ranges | StepKind::Descent | StepKind::Lifting);
+        applies && self.steps.contains(&step)
     }
 
     /// Memory for the tensors of all samples together; fewer samples are used where it is short.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     calibrate::{Method, Shift, TensorRange},
-    qparams::{MIN_SCALE, QuantType, nearest},
+    qparams::{MIN_SCALE, QuantType, nearest, nearest_e4m3},
 };
 
 /// A shift must make steps at least this much finer.
@@ -63,11 +63,15 @@ pub(super) fn nearest_method(candidates: &BTreeMap<Method, f32>, amax: f32, othe
 
 /// Appends `values` times `factor`, quantized and dequantized exactly as QuantizeLinear and DequantizeLinear do, with the factor,
 /// a power of two, taken out again.
-pub(super) fn fake_quantized(into: &mut Vec<f32>, values: &[f32], shift: Shift, factor: f32) {
-    let (scale, offset, back) = (QuantType::Int8.scale(shift.amax), shift.offset, 1.0 / factor);
-    into.extend(
-        values.iter().map(|value| (nearest((value * factor - offset) / scale, -128.0) * scale + offset) * back),
-    );
+pub(super) fn fake_quantized(into: &mut Vec<f32>, values: &[f32], kind: QuantType, shift: Shift, factor: f32) {
+    let (scale, offset, back) = (kind.scale(shift.amax), shift.offset, 1.0 / factor);
+    let quantized = |round: fn(f32) -> f32| {
+        values.iter().map(move |value| (round((value * factor - offset) / scale) * scale + offset) * back)
+    };
+    match kind {
+        QuantType::E4m3 => into.extend(quantized(nearest_e4m3)),
+        QuantType::Int8 | QuantType::Int8Narrow => into.extend(quantized(|ratio| nearest(ratio, -128.0))),
+    }
 }
 
 #[cfg(test)]
@@ -81,7 +85,7 @@ mod tests {
 
     fn quantized(values: &[f32], shift: Shift) -> Vec<f32> {
         let mut found = Vec::new();
-        fake_quantized(&mut found, values, shift, 1.0);
+        fake_quantized(&mut found, values, QuantType::Int8, shift, 1.0);
         found
     }
 
@@ -111,6 +115,20 @@ mod tests {
         for value in [-200.0f32, -128.5, -2.5, -1.5, -0.49, 0.5, 1.5, 2.5, 126.5, 127.4, 300.0] {
             let values = quantized(&[value], Shift { offset: 0.0, amax: 127.0 });
             assert_eq!(values[0], QuantType::Int8.fake_quantize(value, 1.0));
+        }
+    }
+
+    #[test]
+    fn floats_are_rounded_as_quantize_linear_rounds_them() {
+        let values: Vec<f32> =
+            (-70_000..70_000).map(|step| step as f32 * 0.007).chain([1e9, -1e9, 0.0, 1e-9]).collect();
+        for amax in [448.0, 1.0, 0.003] {
+            let mut found = Vec::new();
+            fake_quantized(&mut found, &values, QuantType::E4m3, Shift { offset: 0.0, amax }, 1.0);
+            let scale = QuantType::E4m3.scale(amax);
+            assert!(
+                values.iter().zip(found).all(|(&value, found)| found == QuantType::E4m3.fake_quantize(value, scale))
+            );
         }
     }
 

@@ -30,13 +30,13 @@ pub(super) struct Ranked {
 }
 
 /// Whether most of `values` are below half a step of `amax`, and every row of them sums up to 1: what attention multiplies with.
-fn is_drowned(values: &Tensor, amax: f32) -> bool {
+fn is_drowned(values: &Tensor, kind: QuantType, amax: f32) -> bool {
     const NEAR: f32 = 1e-3;
     let row = values.shape().last().copied().unwrap_or(0).max(1);
     let view = values.view();
     let values = view.to_f32();
     let is_share = |row: &[f32]| row.iter().all(|&value| value >= 0.0) && (row.iter().sum::<f32>() - 1.0).abs() < NEAR;
-    let half = QuantType::Int8.scale(amax) / 2.0;
+    let half = kind.smallest_step(amax) / 2.0;
     let below = values.iter().filter(|&&value| value < half).count();
     row > 1 && 2 * below > values.len() && values.chunks(row).all(is_share)
 }
@@ -83,7 +83,7 @@ pub(super) fn rank(
         let macs = made.map_or(1.0, |made| operator.macs(lane, made.view().values.len()));
         let weights = operator.weight.as_ref().map_or(0.0, |weight| weight.values().len() as f64);
         let drowned = operator.left.as_ref().and_then(|left| Some((lane.get(left)?, state.ranges.get(left)?)));
-        let drowned = drowned.is_some_and(|(values, range)| is_drowned(values, range.amax));
+        let drowned = drowned.is_some_and(|(values, range)| is_drowned(values, state.activations(), range.amax));
         Ranked { node: operator.node.clone(), noise, macs, weights, drowned }
     });
     Ok(ranked.collect())
@@ -133,8 +133,8 @@ mod tests {
         };
         // A step of [0, 1] is 1/127. Of 300 equal shares each is 0.0033, of 100 it is 0.01.
         let equal = |count: usize| rows(vec![vec![1.0 / count as f32; count]; 2]);
-        assert!(is_drowned(&equal(300), 1.0) && !is_drowned(&equal(100), 1.0));
-        assert!(!is_drowned(&equal(300), 0.01), "a range of its own size holds them");
-        assert!(!is_drowned(&rows(vec![vec![0.001; 300]]), 1.0), "no shares of one");
+        assert!(is_drowned(&equal(300), QuantType::Int8, 1.0) && !is_drowned(&equal(100), QuantType::Int8, 1.0));
+        assert!(!is_drowned(&equal(300), QuantType::Int8, 0.01), "a range of its own size holds them");
+        assert!(!is_drowned(&rows(vec![vec![0.001; 300]]), QuantType::Int8, 1.0), "no shares of one");
     }
 }

@@ -5,18 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     RecoverError,
     network::Operator,
-    ranges::fake_quantized,
+    ranges::{self, fake_quantized},
     unit::{Bound, Lane, Unit},
     weights::{Layout, Quantized},
 };
 use crate::{
-    calibrate::{Equalized, Shift},
+    calibrate::{CalibrationTable, Equalized, Shift},
+    qparams::QuantType,
     tensor::{Tensor, TensorMap},
 };
 
 /// How a network is quantized.
 #[derive(Clone, Default)]
 pub(super) struct State {
+    /// In 8-bit floats, or else in integers.
+    pub floats: bool,
     /// Of every quantized tensor.
     pub ranges: BTreeMap<String, Shift>,
     /// By tensor, what its channels are multiplied with before that.
@@ -30,6 +33,22 @@ pub(super) struct State {
 }
 
 impl State {
+    /// That of the ranges of a table alone.
+    pub fn of(table: &CalibrationTable, floats: bool) -> Self {
+        let ranges = table.tensors.iter().map(|(name, range)| (name.clone(), ranges::plain(range))).collect();
+        Self { floats, ranges, ..Self::default() }
+    }
+
+    /// What activations become.
+    pub fn activations(&self) -> QuantType {
+        if self.floats { QuantType::E4m3 } else { QuantType::Int8 }
+    }
+
+    /// What weights become.
+    pub fn weights(&self) -> QuantType {
+        if self.floats { QuantType::E4m3 } else { QuantType::Int8Narrow }
+    }
+
     /// What the quantizer of `tensor`, which `operator` reads, leaves of its values; `None` where it has none.
     pub fn quantized(
         &self,
@@ -40,13 +59,13 @@ impl State {
         let range = *self.ranges.get(tensor)?;
         let (view, factors) = (values.view(), self.equalized.get(tensor).map(Equalized::factors));
         let numbers = view.to_f32();
-        let mut quantized = Vec::with_capacity(numbers.len());
+        let (kind, mut quantized) = (self.activations(), Vec::with_capacity(numbers.len()));
         match factors {
             Some(factors) => {
                 let blocks = numbers.chunks(operator.inner(values.shape())).zip(factors.iter().cycle());
-                blocks.for_each(|(values, &factor)| fake_quantized(&mut quantized, values, range, factor));
+                blocks.for_each(|(values, &factor)| fake_quantized(&mut quantized, values, kind, range, factor));
             }
-            None => fake_quantized(&mut quantized, &numbers, range, 1.0),
+            None => fake_quantized(&mut quantized, &numbers, kind, range, 1.0),
         }
         Some(Tensor::from_f32(values.shape().to_vec(), quantized).map_err(Into::into))
     }

@@ -1,5 +1,6 @@
 //! Small models whose best recovery is known, from recovery to the model that is written.
 
+mod judges;
 mod products;
 
 use std::{
@@ -16,7 +17,7 @@ use super::*;
 use crate::{
     artifact::{ContentHash, Tool},
     backend::{BuildOptions, onnxruntime::OnnxRuntime},
-    calibrate::{Method, TensorRange},
+    calibrate::{Method, RecoveryStep, TensorRange},
     compare::Objective,
     onnx::proto::{
         AttributeProto, DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, TensorProto,
@@ -198,6 +199,7 @@ impl Case {
             magnitudes: None,
             calibrated_on: BTreeMap::new(),
             recovered: None,
+            fp8: None,
         };
         Some(Self { runtime, model, shapes, placement, table })
     }
@@ -207,6 +209,14 @@ impl Case {
     }
 
     fn judged(&self, options: &RecoverOptions, judge: Option<Judge>) -> Result<CalibrationTable, RecoverError> {
+        self.with(options, |material| Material { judge, ..material })
+    }
+
+    fn with<'a>(
+        &'a self,
+        options: &RecoverOptions,
+        more: impl FnOnce(Material<'a>) -> Material<'a>,
+    ) -> Result<CalibrationTable, RecoverError> {
         let material = Material {
             backend: &self.runtime,
             model: &self.model,
@@ -217,14 +227,20 @@ impl Case {
             stop: &NEVER,
             fit: samples(0, 8),
             held_out: samples(8, 4),
-            judge,
+            judge: None,
+            reached: None,
+            rival: None,
         };
-        recover(material, &self.table, options)
+        recover(more(material), &self.table, options)
     }
 
     /// Signal to noise of the model that is written with `table`, on the held-out samples.
     fn written(&self, table: &CalibrationTable) -> f64 {
-        let quantized = quantize(&self.model, &self.shapes, Some(table), &QuantizeOptions::default()).unwrap();
+        self.written_in(table, &QuantizeOptions::default())
+    }
+
+    fn written_in(&self, table: &CalibrationTable, options: &QuantizeOptions) -> f64 {
+        let quantized = quantize(&self.model, &self.shapes, Some(table), options).unwrap();
         let [mut float, mut quantized] =
             [&self.model, &quantized.model].map(|model| self.runtime.build(model, &BuildOptions::default()).unwrap());
         let mut objective = Objective::new(Parts::new());
@@ -238,10 +254,12 @@ impl Case {
 
 fn options() -> RecoverOptions {
     RecoverOptions {
+        fp8: false,
         effort: Effort::Default,
         deploy_to: DeployTo::Rtx,
         shift: ShiftPolicy::All,
         lift_budget: 0.0,
+        lift_nodes: usize::MAX,
         steps: StepKind::ALL.into_iter().collect(),
         threads: 2,
         peers: Peers::default(),
@@ -416,38 +434,4 @@ fn ranks_that_the_model_does_not_tell_are_learned_from_a_sample() {
     case.shapes.retain(|name, _| ["x", "c", "relu"].contains(&name.as_str()));
     case.shapes.get_mut("relu").unwrap().shape.clear();
     assert_eq!(case.recover(&options()).recovered.unwrap().rounding, told.recovered.unwrap().rounding);
-}
-
-#[test]
-fn a_metric_of_ones_own_decides_which_steps_are_kept() {
-    let Some(case) = Case::new(1.0) else { return };
-    let judge = |function: fn(Vec<Answers>, usize) -> f64| {
-        let calls = AtomicUsize::new(0);
-        let metric = OwnMetric::new(move |answers| {
-            assert_eq!(answers.len(), 4);
-            assert!(answers.iter().zip(["8", "9", "10", "11"]).all(|(answer, id)| answer.ids == [id]));
-            Ok(function(answers, calls.fetch_add(1, Ordering::Relaxed)))
-        });
-        Some(Judge { metric, ids: ["8", "9", "10", "11"].map(|id| vec![id.to_owned()]).into() })
-    };
-    let kept = |table: &CalibrationTable| -> Vec<bool> {
-        table.recovered.as_ref().unwrap().steps.iter().map(|step| step.kept).collect()
-    };
-    let by_error = case.recover(&options());
-    assert!(kept(&by_error).contains(&true));
-    // Whatever a step does to the error: first every one is worse, then every one is better.
-    let worse = case.judged(&options(), judge(|_, call| -(call as f64))).unwrap();
-    assert!(kept(&worse).iter().all(|kept| !kept));
-    let better = case.judged(&options(), judge(|_, call| call as f64)).unwrap();
-    assert!(kept(&better).iter().all(|kept| *kept));
-    assert!(better.recovered.unwrap().steps[0].what.contains("; metric 0 to 1"));
-    // What a metric does not tell apart, the error does.
-    let equal = case.judged(&options(), judge(|_, _| 1.0)).unwrap();
-    assert_eq!(kept(&equal), kept(&by_error));
-    // It sees the outputs of the quantized model.
-    let seen = judge(|answers, _| f64::from(answers[0].outputs.values().next().unwrap().to_f32()[0]));
-    assert!(case.judged(&options(), seen).is_ok());
-    let failing = OwnMetric::new(|_| Err("no such word".to_owned()));
-    let failed = case.judged(&options(), Some(Judge { metric: failing, ids: vec![vec![String::new()]; 4] }));
-    assert_eq!(failed.unwrap_err().to_string(), "the metric failed: no such word");
 }

@@ -55,7 +55,7 @@ pub(super) struct Tasks {
     pub rounding: usize,
     /// How outputs are judged.
     pub parts: Parts,
-    /// Whether the quantized outputs of the measured samples are kept.
+    /// Whether the outputs of the measured samples are kept.
     pub answers: bool,
     /// Who tries part of the candidates.
     pub peers: Peers,
@@ -65,8 +65,15 @@ pub(super) struct Tasks {
 pub(super) struct Walked {
     /// Of every measured call.
     pub objectives: Objectives,
-    /// The quantized outputs of every measured call, all of them, where asked for.
-    pub answers: Vec<TensorMap>,
+    /// The outputs of every measured call, all of them, where asked for.
+    pub answers: Answered,
+}
+
+/// The outputs of calls.
+#[derive(Default)]
+pub(super) struct Answered {
+    pub float: Vec<TensorMap>,
+    pub quantized: Vec<TensorMap>,
 }
 
 /// Both sides of all samples.
@@ -123,7 +130,7 @@ pub(super) fn walk(
             })?;
         }
     }
-    let (mut objectives, mut answers) = (Objectives::default(), Vec::new());
+    let (mut objectives, mut answers) = (Objectives::default(), Answered::default());
     for index in held_out(fit, samples.len()) {
         let mut objective = Objective::new(tasks.parts.clone());
         for name in &network.outputs {
@@ -133,8 +140,10 @@ pub(super) fn walk(
         }
         objectives.0.push(objective);
         if tasks.answers {
-            let lane = &lanes.quantized[index];
-            answers.push(network.answers.iter().filter_map(|name| lane.get_key_value(name)).map(owned).collect());
+            let of =
+                |lane: &Lane| network.answers.iter().filter_map(|name| lane.get_key_value(name)).map(owned).collect();
+            answers.float.push(of(&lanes.float[index]));
+            answers.quantized.push(of(&lanes.quantized[index]));
         }
     }
     Ok(Walked { objectives, answers })

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     calibrate::Equalized,
-    qparams::{Granularity, QParams, QuantType},
+    qparams::{Granularity, QParams},
     quantize::Reads,
     tensor::Tensor,
 };
@@ -39,7 +39,7 @@ impl Quantized {
         let values = weight.values();
         let exact = values.par_iter().with_min_len(CHUNK).enumerate();
         let exact = exact.map(|(place, value)| value / new.factor(place)).collect::<Vec<f32>>();
-        let kind = QuantType::Int8Narrow;
+        let kind = state.weights();
         let largest = || exact.iter().fold(0f32, |max, value| max.max(value.abs()));
         let params = weight
             .axis
@@ -79,7 +79,8 @@ impl Quantized {
                 params.scales[(index / inner) % params.scales.len()]
             }
         };
-        let value = |(index, &code): (usize, &i32)| code as f32 * scale(index) * self.factor(index);
+        let value =
+            |(index, &code): (usize, &i32)| params.quant_type.dequantize(code as u8, scale(index)) * self.factor(index);
         let values = codes.par_iter().with_min_len(CHUNK).enumerate().map(value).collect();
         Ok(Tensor::from_f32(weight.shape().to_vec(), values)?)
     }

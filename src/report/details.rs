@@ -1,7 +1,7 @@
 //! The smaller tables of a report: calibration methods, outputs, timings.
 
 use super::{
-    CandidateResult, LatencyMs, Precision, RecoveryRow, Report, Speedup, Timing,
+    CandidateResult, LatencyMs, Precision, Recovery, RecoveryRow, Report, Speedup, Timing,
     assemble::figures,
     format,
     metrics::{decibels, share, speedup_cell, title},
@@ -74,7 +74,7 @@ pub(super) fn candidates(report: &Report) -> Table {
 }
 
 /// What recovery tried, in order; empty without any.
-pub(super) fn recovery(report: &Report) -> Table {
+pub(super) fn recovery(recovery: Option<&Recovery>) -> Table {
     let columns = vec![
         Column::text("Step", "step"),
         Column::text("Kept", "kept"),
@@ -99,7 +99,7 @@ pub(super) fn recovery(report: &Report) -> Table {
         let seconds = Cell::number(step.seconds, format!("{:.1}", step.seconds));
         vec![Cell::text(step.name.as_str()), kept, before, after, gain, seconds, Cell::text(step.what.as_str())]
     };
-    let steps = report.recovery.as_ref().map_or(&[][..], |recovery| &recovery.steps);
+    let steps = recovery.map_or(&[][..], |recovery| &recovery.steps);
     Table { rows: steps.iter().map(row).collect(), columns }
 }
 

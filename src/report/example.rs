@@ -88,6 +88,7 @@ pub(super) fn report(size: &Size) -> Report {
         },
         calibration: Some(calibration()),
         recovery: Some(recovery()),
+        recovery_fp8: None,
         verdict: Verdict::new(gates(), &precisions),
         thumbnails,
         precisions,

@@ -52,6 +52,9 @@ pub struct Report {
     /// How INT8 was brought nearer to float; absent where that was not tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,
+    /// How FP8 was; absent where FP8 was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery_fp8: Option<Recovery>,
     /// Passed or not, and why.
     pub verdict: Verdict,
     /// One entry for each precision that was asked for; the reference first.

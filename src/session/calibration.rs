@@ -14,6 +14,7 @@ use crate::{
 
 mod choice;
 mod magnitudes;
+mod recovering;
 
 pub use choice::{Candidate, ChooseOptions, Chosen, judged_kinds, worst_sqnr};
 

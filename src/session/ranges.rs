@@ -149,7 +149,7 @@ impl Session {
     ) -> Result<Chosen, PipelineError> {
         self.host.stage("choosing thresholds");
         self.dataset().keep(samples);
-        let choose = self.choose_options(&scheme(&self.config, precision)?);
+        let choose = self.choose_options(precision)?;
         let options = self.observe_options(self.analyst(samples.len()));
         let calibrator = self.calibrator(&options, &|_| {}, None);
         let make = || calibrator.choose(histograms, samples, &choose);
@@ -172,6 +172,9 @@ impl Session {
             // The report has its steps in a table.
             self.host.info(&format!("recovery, {step}"));
         }
+        for step in chosen.table.fp8.iter().flat_map(|fp8| &fp8.recovered.steps) {
+            self.host.info(&format!("recovery for FP8, {step}"));
+        }
         Ok(chosen)
     }
 
@@ -187,10 +190,12 @@ impl Session {
         };
         let named = Some(&config.recovery_steps[..]).filter(|named| !named.is_empty()).unwrap_or(&StepKind::ALL);
         (effort != Effort::Off).then(|| RecoverOptions {
+            fp8: false,
             effort,
             deploy_to: config.deploy_to,
             shift: config.shift.unwrap_or(config.deploy_to.shifts()),
             lift_budget: config.lift_budget,
+            lift_nodes: config.lift_nodes.unwrap_or(usize::MAX),
             steps: named.iter().copied().filter(is_asked).collect(),
             threads: self.threads,
             peers: self.peers.clone(),
@@ -198,15 +203,18 @@ impl Session {
     }
 
     /// How the table is to be made of the histograms.
-    fn choose_options(&self, scheme: &SchemeOptions) -> ChooseOptions {
-        ChooseOptions {
+    fn choose_options(&self, precision: Precision) -> Result<ChooseOptions, PipelineError> {
+        let wants_fp8 = precision == Precision::Fp8 || self.config.precisions.contains(&Precision::Fp8);
+        Ok(ChooseOptions {
             choice: self.config.method,
             percentile: self.config.percentile,
             bias_correction: self.config.bias_correction != BiasCorrection::Off,
             recovery: self.recover_options(),
-            scheme: scheme.clone(),
+            scheme: scheme(&self.config, precision)?,
+            fp8: wants_fp8.then(|| scheme(&self.config, Precision::Fp8)).transpose()?,
             compare: self.compare_options(),
-        }
+            gates: self.config.gate.clone(),
+        })
     }
 
     /// Splits the samples anew by the ones that a given `table` was made on: all others may be judged, `most` of them (0: all).
@@ -309,6 +317,7 @@ impl Session {
             all = self.calibration_samples();
             &all
         };
+        self.check_gated_outputs(&self.config.gate, &self.subject.outputs)?;
         let started = Instant::now();
         // They are read again when thresholds are chosen.
         self.dataset().keep(samples);
@@ -366,6 +375,7 @@ impl Session {
     /// # Errors
     /// The histograms are of another model or of other samples.
     pub fn choose_from_shards(&self, merged: &Histograms) -> Result<CalibrationTable, PipelineError> {
+        self.check_gated_outputs(&self.config.gate, &self.subject.outputs)?;
         let samples = self.calibration_samples();
         let made_for = &merged.provenance;
         if made_for.model_hash != self.subject.float.hash {

@@ -9,7 +9,10 @@ use super::{
     PipelineError, Session, Within,
     checkpoint::{Checkpoints, Found, INTERVAL},
 };
-use crate::artifact::{ContentHash, Tool};
+use crate::{
+    artifact::{ContentHash, Tool},
+    compare::Gate,
+};
 
 /// Sets the seconds between two checkpoints of a stage.
 const INTERVAL_VARIABLE: &str = "CALIB_CHECKPOINT_SECONDS";
@@ -49,7 +52,7 @@ impl Session {
         let mut config = self.config.absolute();
         // These decide what becomes of results, not the results.
         (config.out, config.bench_seconds) = (None, 0.0);
-        config.gate.clear();
+        config.gate.retain(Gate::ends_recovery);
         let of_file = |path: &Path| ContentHash::of_file(path).within(|| format!("cannot read {}", path.display()));
         let hash = |file: &Option<PathBuf>| file.as_deref().map(of_file).transpose();
         let files = (hash(&self.config.plan)?, hash(&self.config.table)?);

@@ -14,6 +14,7 @@ mod example;
 mod halves;
 mod memory;
 mod real_model;
+mod recovery;
 mod said;
 mod segmentation;
 mod stays;

@@ -62,6 +62,8 @@ impl Fixture {
             recovery: None,
             scheme: scheme.clone(),
             compare: CompareOptions::default(),
+            gates: Vec::new(),
+            fp8: None,
         };
         let table = calibrator.choose(&histograms, &few, &choose).unwrap().table;
         let options = QuantizeOptions { scheme, ..QuantizeOptions::default() };

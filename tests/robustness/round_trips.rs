@@ -61,7 +61,7 @@ prop_compose! {
             tool: Tool::current(),
             model_hash: ContentHash::of_bytes(b"m"),
             data_hash: ContentHash::of_bytes(b"d"),
-            method, percentile, samples: samples as usize, random_data, tensors, bias_corrections, magnitudes, recovered: None,
+            method, percentile, samples: samples as usize, random_data, tensors, bias_corrections, magnitudes, recovered: None, fp8: None,
             calibrated_on: BTreeMap::new(),
         }
     }

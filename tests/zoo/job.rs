@@ -148,10 +148,12 @@ impl Bench {
         let simplest = quantized(&minmax, &scheme)?;
         simplest.save(int8)?;
         let recovery = RecoverOptions {
+            fp8: false,
             effort: Effort::Default,
             deploy_to: DeployTo::Rtx,
             shift: DeployTo::Rtx.shifts(),
             lift_budget: 0.01,
+            lift_nodes: usize::MAX,
             steps: StepKind::ALL.into(),
             threads: 0,
             peers: Peers::default(),
@@ -163,6 +165,8 @@ impl Bench {
             bias_correction: true,
             recovery: None,
             scheme: scheme.clone(),
+            gates: Vec::new(),
+            fp8: None,
         };
         let chosen = calibrator.choose(&histograms, &indices, &choose)?;
         outcome.method = chosen.choice.to_string();

@@ -14,7 +14,7 @@ use crate::filler::{drawn, fill, words};
 
 /// Samples that ranges come from, and those that errors are measured on; as in `scripts/zoo_peer.py`.
 pub const CALIBRATION: Range<usize> = 0..8;
-pub const EVALUATION: Range<usize> = 8..12;
+pub const EVALUATION: Range<usize> = 8..32;
 
 /// A line of `zoo.json`.
 #[derive(Clone, Debug, Deserialize)]

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use trtcalib::{
     backend::ExecutionProvider,
     calibrate::{BiasCorrection, Choice, DeployTo, Effort, ShiftPolicy, StepKind},
+    compare::Gate,
     quantize::Precision,
 };
 
@@ -161,11 +162,35 @@ pub struct MethodArgs {
     /// [default: 1%]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub lift_budget: Option<f64>,
+    /// Nodes that may stay there, at most [default: as many as the budget allows]
+    #[arg(long, value_name = "N")]
+    pub lift_nodes: Option<usize>,
+}
+
+/// What is recovered, and when that is good enough.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Calibration")]
+pub struct RecoveryArgs {
+    /// Precisions to recover for: with fp8 in the list, for FP8 as well [default: int8]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub precisions: Vec<Precision>,
+    /// End recovery as soon as this holds on held-out samples at 95 %, e.g. sqnr_db=25 (repeatable)
+    #[arg(long, value_name = "METRIC=VALUE")]
+    pub gate: Vec<Gate>,
 }
 
 /// Flags by which ranges are made, which a given table has behind it.
-pub(super) const MAKES_RANGES: [&str; 8] =
-    ["method", "percentile", "bias_correction", "effort", "recovery_steps", "deploy_to", "shift", "lift_budget"];
+pub(super) const MAKES_RANGES: [&str; 9] = [
+    "method",
+    "percentile",
+    "bias_correction",
+    "effort",
+    "recovery_steps",
+    "deploy_to",
+    "shift",
+    "lift_budget",
+    "lift_nodes",
+];
 
 impl MethodArgs {
     /// Whether a flag was given by which ranges are made.
@@ -178,6 +203,7 @@ impl MethodArgs {
             || self.deploy_to.is_some()
             || self.shift.is_some()
             || self.lift_budget.is_some()
+            || self.lift_nodes.is_some()
     }
 }
 

@@ -80,6 +80,7 @@ pub(super) fn calibrate(printer: &Printer, global: &GlobalArgs, args: &Calibrate
     one_size(&args.data, &args.runtime)?;
     args.data.apply(&mut config)?;
     args.method.apply(&mut config)?;
+    args.recovery.apply(&mut config)?;
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     args.kinds.apply(&mut config)?;
@@ -152,6 +153,7 @@ fn join(printer: &Printer, global: &GlobalArgs, args: &MergeArgs) -> anyhow::Res
     config.model = args.model.clone().or(config.model);
     args.data.apply(&mut config)?;
     args.method.apply(&mut config)?;
+    args.recovery.apply(&mut config)?;
     args.scheme.apply(&mut config)?;
     args.runtime.apply(&mut config)?;
     args.kinds.apply(&mut config)?;

@@ -9,7 +9,7 @@ use crate::printer::size;
 use trtcalib::{
     backend::onnxruntime::OnnxRuntime,
     config::{RunConfig, parse_shape},
-    quantize::{Decision, Placement, explained},
+    quantize::{Decision, Placement, explained, table_for},
     session::{QuantizeRequest, model::Subject, quantize_file, read_table, scheme, unmatched},
     words::counted,
 };
@@ -30,7 +30,9 @@ pub(super) fn quantize(printer: &Printer, global: &GlobalArgs, args: &QuantizeAr
             printer.warn(&warning);
         }
         let table = args.table.as_deref().map(|path| read_table(path, &subject)).transpose()?;
-        let done = table.map(|table| explained(subject.folded.graph(), &placement, &table)).unwrap_or_default();
+        let done = table
+            .map(|table| explained(subject.folded.graph(), &placement, &table_for(&table, precision)))
+            .unwrap_or_default();
         let told = |decision| Told { decision, done: done.get(&decision.node).map_or(&[][..], |done| done) };
         let told: Vec<Told<'_>> = placement.decisions.iter().map(told).collect();
         printer.outcome(&told, || explain(&placement, &told))?;

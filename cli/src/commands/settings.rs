@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    args::{ConfigArgs, DataArgs, MethodArgs, ModelArgs, OutputArgs, OutputKindArgs, RuntimeArgs, SchemeArgs},
+    args::{
+        ConfigArgs, DataArgs, MethodArgs, ModelArgs, OutputArgs, OutputKindArgs, RecoveryArgs, RuntimeArgs, SchemeArgs,
+    },
     printer::Printer,
 };
 use trtcalib::{
@@ -217,6 +219,15 @@ impl Apply for MethodArgs {
         set(&mut config.deploy_to, self.deploy_to.as_ref());
         set_some(&mut config.shift, self.shift.as_ref());
         set(&mut config.lift_budget, self.lift_budget.as_ref());
+        set_some(&mut config.lift_nodes, self.lift_nodes.as_ref());
+        Ok(())
+    }
+}
+
+impl Apply for RecoveryArgs {
+    fn apply(&self, config: &mut RunConfig) -> Result<(), ConfigError> {
+        set_list(&mut config.precisions, &self.precisions);
+        set_list(&mut config.gate, &self.gate);
         Ok(())
     }
 }

@@ -47,6 +47,7 @@ fn table(faults: &[&str]) -> CalibrationTable {
         magnitudes: None,
         calibrated_on: BTreeMap::new(),
         recovered: None,
+        fp8: None,
     }
 }
 

@@ -95,6 +95,17 @@ impl Gate {
         }
     }
 
+    /// Whether the outputs tell it, so that recovery may end where it holds.
+    pub(crate) fn ends_recovery(&self) -> bool {
+        self.metric != Metric::Own && !matches!(self.metric.needs(), Needs::Times | Needs::Size)
+    }
+
+    /// Whether it holds beyond chance: at 95 %, where no confidence was asked for.
+    pub(crate) fn clearly_holds(&self, result: &ComparisonResult) -> bool {
+        let gate = Self { confidence: self.confidence.or(Some(0.95)), ..self.clone() };
+        gate.evaluate(result, &Footprint::default()).passed
+    }
+
     /// The interval of a value at a confidence, where there is one. Those of boxes and times are at 95 % only.
     fn interval(&self, value: f64, result: &ComparisonResult, footprint: &Footprint, level: f64) -> Option<[f64; 2]> {
         let Self { metric, .. } = *self;

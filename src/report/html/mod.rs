@@ -129,7 +129,8 @@ struct Page<'a> {
     facts: Vec<facts::Group>,
     precisions: Table,
     candidates: Table,
-    recovery: Table,
+    /// By name.
+    recovery: [(&'static str, Table); 2],
     outputs: Table,
     tasks: Table,
     timings: Table,
@@ -174,7 +175,8 @@ impl<'a> Page<'a> {
             facts: facts::groups(report),
             precisions: precisions(report),
             candidates: candidates(report),
-            recovery: recovery(report),
+            recovery: [("Recovery of INT8", &report.recovery), ("Recovery of FP8", &report.recovery_fp8)]
+                .map(|(name, steps)| (name, recovery(steps.as_ref()))),
             outputs: outputs(report),
             tasks: tasks(report),
             timings: timings(report),

@@ -24,7 +24,7 @@ use crate::{
     },
     compare::SavedOutputs,
     onnx::{GraphView, Model, proto::ValueInfoProto},
-    quantize::{ModelGraph, Precision, scheme_with_lifted},
+    quantize::{ModelGraph, Precision, scheme_with_lifted, table_for},
     session::{PipelineError, Spec},
     tensor::ElementType,
 };
@@ -84,7 +84,8 @@ impl Bisection<'_> {
         match self.spec()? {
             None if self.args.precision.is_quantized() => {
                 let subject = &self.session.subject;
-                let scheme = scheme_with_lifted(&subject.folded, &subject.shapes, &self.options, self.table.as_ref())?;
+                let table = self.table.as_ref().map(|table| table_for(table, self.args.precision));
+                let scheme = scheme_with_lifted(&subject.folded, &subject.shapes, &self.options, table.as_deref())?;
                 return Ok(graph.decided(&subject.place(&scheme)?));
             }
             Some(Spec::OnnxRuntime(Some(path), _)) => {

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Calibrator, ObserveOptions, Parts, hold_out};
+use super::{
+    Calibrator, ObserveOptions, Parts, hold_out,
+    recovering::{in_vain, refusal},
+};
 use crate::{
     analyse::{
         bias::mean_errors,
@@ -12,27 +15,22 @@ use crate::{
         operators::{OperatorError, Pair},
     },
     backend::{Backend, BuildOptions, Runner, TensorInfo},
-    calibrate::{
-        CalibrateError, CalibrationTable, Choice, Histograms, Method, Recovered, RecoveryStep, histogram::Histogram,
-        tables,
-    },
-    compare::{CompareOptions, ComparisonResult, OutputKind},
-    dataset::{PrefetchOptions, prefetch},
+    calibrate::{CalibrateError, CalibrationTable, Choice, Histograms, Method, RecoveredFp8, tables},
+    compare::{CompareOptions, ComparisonResult, Gate, OutputKind},
+    dataset::PrefetchOptions,
     quantize::{Precision, QuantizeOptions, SchemeOptions, quantize},
-    recover::{Judge, Material, RecoverError, RecoverOptions, recover},
+    recover::RecoverOptions,
     session::{
-        Control, Interrupted, PipelineError,
+        Control, PipelineError,
         evaluation::{EvaluateOptions, Outputs, evaluate},
     },
-    tensor::{ElementType, TensorMap},
+    tensor::ElementType,
 };
 
 /// Held-out samples that whole models are measured on, at most.
 const MEASURED: usize = 128;
 /// Samples that bias corrections are measured on, at most.
 const CORRECTED: usize = 64;
-/// Samples to decide on, and held-out ones, without which recovery tells chance from nothing.
-const FEWEST: usize = 4;
 /// Ways of choosing thresholds that are tried with corrected biases: those that a correction may still put first.
 const FINALISTS: usize = 2;
 
@@ -75,8 +73,12 @@ pub struct ChooseOptions {
     pub recovery: Option<RecoverOptions>,
     /// What will be quantized.
     pub scheme: SchemeOptions,
+    /// What will be quantized to FP8, where recovery is to look for that as well.
+    pub fp8: Option<SchemeOptions>,
     /// How outputs are compared; those whose kind is `ignored` take no part in the choice.
     pub compare: CompareOptions,
+    /// Recovery ends where these hold on held-out samples at 95 %, as far as samples tell; without any it tries all it may.
+    pub gates: Vec<Gate>,
 }
 
 /// Ways to choose thresholds with the tables that they give, the best first.
@@ -123,87 +125,60 @@ impl Calibrator<'_> {
             ..options.clone()
         };
         let options = if histograms.fit.is_empty() && histograms.held_out.is_empty() { &minmax } else { options };
-        let mut refused = None;
-        if let Some(recovery) = options.recovery.as_ref().filter(|_| options.scheme.precision == Precision::Int8) {
-            match self.recovered(histograms, &parts, options, recovery) {
-                Err(PipelineError::Recover(RecoverError::Stopped)) => return Err(Interrupted.into()),
-                Err(PipelineError::Recover(RecoverError::Metric(error))) => return Err(error.into()),
-                Err(error @ PipelineError::Recover(RecoverError::Peers(_))) => return Err(error),
-                Err(PipelineError::Recover(reason)) => refused = Some(reason.to_string()),
-                chosen => return chosen,
-            }
+        let mut chosen = self.chosen(histograms, &parts, options)?;
+        if let (Some(recovery), Some(scheme)) = (&options.recovery, &options.fp8) {
+            let recovery = RecoverOptions { fp8: true, ..recovery.clone() };
+            let options = ChooseOptions { scheme: scheme.clone(), ..options.clone() };
+            let start = || Ok(chosen.table.ranges_alone());
+            chosen.table.fp8 = Some(match self.recovered(histograms, &parts, &options, &recovery, start) {
+                Ok(Chosen { table, .. }) => RecoveredFp8 {
+                    amax: table.tensors.into_iter().map(|(name, range)| (name, range.amax)).collect(),
+                    bias_corrections: table.bias_corrections,
+                    recovered: table.recovered.unwrap_or_default(),
+                },
+                Err(error) => RecoveredFp8 { recovered: in_vain(&refusal(error)?), ..RecoveredFp8::default() },
+            });
         }
-        let mut ranked = self.rank(histograms, &parts.held_out, options)?;
-        if options.bias_correction && options.scheme.precision == Precision::Int8 {
-            ranked.tables.truncate(FINALISTS);
-            self.correct_biases(&mut ranked, &parts, options)?;
-        }
-        let Ranked { tables, candidates, measured_on } = ranked;
-        let (choice, table) = tables.into_iter().next().ok_or(CalibrateError::NoData)?;
-        let recovered = refused.map(|what| {
-            let name = "recovery".to_owned();
-            let row = RecoveryStep { name, what, ..RecoveryStep::default() };
-            Recovered { steps: vec![row], ..Recovered::default() }
-        });
-        let table = CalibrationTable { magnitudes: self.magnitudes(&table, &parts.fit)?, recovered, ..table };
-        Ok(Chosen { table, choice, candidates, measured_on })
+        Ok(chosen)
     }
 
-    /// The table by what recovery finds: see [`recover`].
-    fn recovered(
+    /// The table for the precision of the scheme.
+    fn chosen(&self, histograms: &Histograms, parts: &Parts, options: &ChooseOptions) -> Result<Chosen, PipelineError> {
+        let mut refused = None;
+        if let Some(recovery) = options.recovery.as_ref().filter(|_| options.scheme.precision == Precision::Int8) {
+            // The thresholds that tensors by themselves prefer are where it starts.
+            let start = || single(tables(histograms, options.percentile, &[options.choice])?);
+            match self.recovered(histograms, parts, options, recovery, start) {
+                Ok(chosen) => return self.with_magnitudes(chosen, parts),
+                Err(error) => refused = Some(in_vain(&refusal(error)?)),
+            }
+        }
+        let chosen = self.by_methods(histograms, parts, options)?;
+        let table = CalibrationTable { recovered: refused, ..chosen.table };
+        self.with_magnitudes(Chosen { table, ..chosen }, parts)
+    }
+
+    /// The best way to choose thresholds, with or without corrected biases.
+    pub(super) fn by_methods(
         &self,
         histograms: &Histograms,
         parts: &Parts,
         options: &ChooseOptions,
-        recovery: &RecoverOptions,
     ) -> Result<Chosen, PipelineError> {
-        if parts.fit.len().min(parts.held_out.len()) < FEWEST {
-            let reason = format!("it needs {} calibration samples", 2 * FEWEST);
-            return Err(RecoverError::Unsupported(reason).into());
+        let mut ranked = self.rank(histograms, &parts.held_out, options)?;
+        if options.bias_correction && options.scheme.precision == Precision::Int8 {
+            ranked.tables.truncate(FINALISTS);
+            self.correct_biases(&mut ranked, parts, options)?;
         }
-        // The thresholds that tensors by themselves prefer are where recovery starts.
-        let choice = options.choice;
-        let table = single(tables(histograms, options.percentile, &[choice])?)?;
-        let placement = self.subject.place(&options.scheme)?;
-        let [fit, held_out] = recovery.samples();
-        let (fit, _) = self.inputs(&parts.fit, fit)?;
-        let (held_out, ids) = self.inputs(&parts.held_out, held_out)?;
-        let material = Material {
-            backend: &self.runtime,
-            model: &self.subject.folded,
-            shapes: &self.subject.shapes,
-            placement: &placement,
-            parts: options.compare.parts.clone(),
-            ignored: judged_kinds(&self.subject.outputs, &options.compare.kinds)
-                .into_iter()
-                .filter_map(|(name, kind)| (kind == OutputKind::Ignored).then_some(name))
-                .collect(),
-            stop: self.control.stop,
-            fit,
-            held_out,
-            judge: options.compare.metric.clone().map(|metric| Judge { metric, ids }),
-        };
-        let measured_on = material.held_out.len();
-        let mut table = recover(material, &table, recovery)?;
-        for (name, range) in &mut table.tensors {
-            let of = |part: &BTreeMap<String, Histogram>| part.get(name).map_or(0, |counts| counts.beyond(range.amax));
-            let beyond = of(&histograms.fit) + of(&histograms.held_out);
-            range.clipped = beyond as f64 / range.count.max(1) as f64;
-        }
-        let table = CalibrationTable { magnitudes: self.magnitudes(&table, &parts.fit)?, ..table };
-        Ok(Chosen { table, choice, candidates: Vec::new(), measured_on })
+        let Ranked { tables, candidates, measured_on } = ranked;
+        let (choice, table) = tables.into_iter().next().ok_or(CalibrateError::NoData)?;
+        Ok(Chosen { table, choice, candidates, measured_on })
     }
 
-    /// The inputs of calls with the first of `samples`, about `most` in all, and the names of the samples in each.
-    fn inputs(&self, samples: &[usize], most: usize) -> Result<(Vec<TensorMap>, Vec<Vec<String>>), PipelineError> {
-        let batch = self.subject.fixed_batch().unwrap_or(1).max(1);
-        let whole = samples.len().min(most.max(batch)) / batch * batch;
-        let reading = PrefetchOptions { batch, ..self.reading() };
-        let (inputs, pass) = prefetch(self.dataset, &samples[..whole], reading, |batches| {
-            batches.filter(|done| done.ids.len() == batch).map(|done| (done.inputs, done.ids)).unzip()
-        });
-        pass?;
-        Ok(inputs)
+    /// Adds what matters to FP16.
+    fn with_magnitudes(&self, chosen: Chosen, parts: &Parts) -> Result<Chosen, PipelineError> {
+        let magnitudes = self.magnitudes(&chosen.table, &parts.fit)?;
+        Ok(Chosen { table: CalibrationTable { magnitudes, ..chosen.table }, ..chosen })
     }
 
     /// Measures bias corrections of every ranked table on the fitting samples, and puts the table first, corrected or

@@ -135,6 +135,9 @@ impl Job<'_> {
             recovery: (found.calibrated.as_ref())
                 .and_then(|calibrated| calibrated.chosen.table.recovered.as_ref())
                 .map(Recovery::new),
+            recovery_fp8: (found.calibrated.as_ref())
+                .and_then(|calibrated| calibrated.chosen.table.fp8.as_ref())
+                .map(|fp8| Recovery::new(&fp8.recovered)),
             thumbnails: self.thumbnails(&precisions),
             layers_backend: layers_samples.map(|samples| self.session.analyst(samples).backend().to_owned()),
             layers_samples,

@@ -10,7 +10,7 @@ use crate::{
     backend::{Backend, BuildOptions, ExecutionProvider, Runner},
     dataset::Split,
     onnx::Model,
-    quantize::{Halved, Placement, Precision, Quantized, Rule, Shifted, quantize},
+    quantize::{Halved, Placement, Precision, Quantized, Rule, Shifted, quantize, table_for},
     report::ArtifactFile,
     session::{PipelineError, Session, describe, quantize_options},
     words::counted,
@@ -116,7 +116,8 @@ impl Session {
     fn fill(&self, target: &mut Target, calibrated: Option<&Calibrated>, save: &Save<'_>) -> Result<(), PipelineError> {
         let quantized = self.make_model(target.precision, calibrated)?;
         target.artifact = save(&quantized.model, target.precision)?;
-        let recovered = calibrated.and_then(|calibrated| calibrated.chosen.table.recovered.as_ref());
+        let table = calibrated.map(|calibrated| table_for(&calibrated.chosen.table, target.precision));
+        let recovered = table.as_ref().and_then(|table| table.recovered.as_ref());
         let lifted = recovered.is_some_and(|recovered| !recovered.lifted.is_empty());
         self.note_plan(target.precision, &quantized.placement, lifted);
         target.quantized_nodes = Some(quantized.placement.quantized_nodes());
