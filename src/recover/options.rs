@@ -36,7 +36,7 @@ impl RecoverOptions {
             Effort::Off => [0, 0],
             Effort::Fast => [8, 4],
             Effort::Default => [16, 10],
-            Effort::Thorough => [80, 20],
+            Effort::Thorough => [80, 50],
         }
     }
 
