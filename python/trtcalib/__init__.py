@@ -94,8 +94,8 @@ def calibrate(
         samples: calibration samples, at most (512).
         histograms: file to write the mergeable histograms to.
         metric: a function as for `compare`, which decides instead of the error of held-out samples. ``auto`` makes a table
-            with its recovery, of which a step is kept where the metric of the held-out samples (12 with
-            ``effort="default"``, 20 with ``thorough``) grows by it; where it stays the same, the error decides. What a step
+            with its recovery, of which a step is kept where the metric of the held-out samples (10 with
+            ``effort="default"``, 50 with ``thorough``) grows by it; where it stays the same, the error decides. What a step
             does inside an operator (which range, how weights are rounded) follows that operator's own error. Every method
             makes a table, too, with recovery where ``effort=`` is given. Of all tables the one whose INT8 model gets the
             largest number on all samples is kept; ``judged`` of the table has the numbers.
