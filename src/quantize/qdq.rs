@@ -110,11 +110,11 @@ fn activation_scales(
     Ok(amax.into_iter().map(scale).collect())
 }
 
-pub(crate) fn activation_type(precision: Precision) -> QuantType {
+fn activation_type(precision: Precision) -> QuantType {
     if precision == Precision::Fp8 { QuantType::E4m3 } else { QuantType::Int8 }
 }
 
-pub(crate) fn weight_type(precision: Precision) -> QuantType {
+fn weight_type(precision: Precision) -> QuantType {
     if precision == Precision::Fp8 { QuantType::E4m3 } else { QuantType::Int8Narrow }
 }
 

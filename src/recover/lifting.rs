@@ -6,8 +6,9 @@ use super::rank::Ranked;
 const LEAST_NOISE: f64 = 0.015;
 
 /// Picks operators by noise for what they cost, until they would hold more than the share `budget` of all
-/// multiply-accumulates or of all weights, and of those the `most` with most noise; returns their indices, in that order. Attention that no range can hold
-/// comes first, and beside the budget: it has no weights, and kernels of attention compute it in 16 bits as well.
+/// multiply-accumulates or of all weights, and of those the `most` with most noise; returns their indices, in that order. Attention
+/// that no range can hold comes first, and beside the budget: it has no weights, and kernels of attention compute it in 16 bits as
+/// well.
 pub(super) fn pick(operators: &[Ranked], budget: f64, most: usize) -> Vec<usize> {
     let sum = |of: fn(&Ranked) -> f64| operators.iter().map(of).sum::<f64>().max(f64::MIN_POSITIVE);
     if budget <= 0.0 {

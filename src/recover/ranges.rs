@@ -65,12 +65,13 @@ pub(super) fn nearest_method(candidates: &BTreeMap<Method, f32>, amax: f32, othe
 /// a power of two, taken out again.
 pub(super) fn fake_quantized(into: &mut Vec<f32>, values: &[f32], kind: QuantType, shift: Shift, factor: f32) {
     let (scale, offset, back) = (kind.scale(shift.amax), shift.offset, 1.0 / factor);
-    let quantized = |round: fn(f32) -> f32| {
-        values.iter().map(move |value| (round((value * factor - offset) / scale) * scale + offset) * back)
-    };
+    let ratios = values.iter().map(|value| (value * factor - offset) / scale);
+    let taken_back = |code: f32| (code * scale + offset) * back;
     match kind {
-        QuantType::E4m3 => into.extend(quantized(nearest_e4m3)),
-        QuantType::Int8 | QuantType::Int8Narrow => into.extend(quantized(|ratio| nearest(ratio, -128.0))),
+        QuantType::E4m3 => into.extend(ratios.map(|ratio| taken_back(nearest_e4m3(ratio)))),
+        QuantType::Int8 | QuantType::Int8Narrow => {
+            into.extend(ratios.map(|ratio| taken_back(nearest(ratio, -128.0))));
+        }
     }
 }
 

@@ -48,6 +48,9 @@ fn fp8_is_recovered_where_it_is_asked_for() {
     assert!(steps(&fp8["recovered"]).starts_with(&["biases", "ranges"]), "{fp8}");
     assert!(fp8["recovered"]["shifts"].is_null() && !table["recovered"]["shifts"].is_null());
     assert_eq!(fp8["amax"].as_object().unwrap().len(), table["tensors"].as_object().unwrap().len());
+    let mut inspect = calib().unwrap();
+    let said = inspect.arg("inspect").arg(folder.path().join("table.json")).output().unwrap().stdout;
+    assert!(String::from_utf8_lossy(&said).contains("for FP8 ranges of its own"));
     let out = folder.path().join("out");
     let mut run = calib().unwrap();
     run.args(["run", "--bench-seconds", "0"]).args(demo_flags()).args(["--precisions", "int8,fp8", "--out"]).arg(&out);

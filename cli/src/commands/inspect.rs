@@ -312,6 +312,12 @@ fn describe_table(path: &Path, table: &CalibrationTable, all: bool) -> String {
         counted(table.bias_corrections.len(), "node"),
         random_mark(table.random_data)
     );
+    if let Some(fp8) = &table.fp8 {
+        text.push_str(&format!(
+            "for FP8 ranges of its own, and biases of {} corrected\n",
+            counted(fp8.bias_corrections.len(), "node")
+        ));
+    }
     let mut rows = crate::table::table(comfy_table::presets::NOTHING);
     rows.set_header(["tensor", "min", "max", "amax", "method", "clipped"]);
     for (name, range) in table.tensors.iter().take(if all { usize::MAX } else { 20 }) {
