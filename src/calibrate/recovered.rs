@@ -123,7 +123,9 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    /// Name of the row of [`Self::steps`] that tells what the methods alone give.
+    /// Name of the row of [`Self::steps`] that tells why nothing more was tried.
+    pub const GATES: &str = "gates";
+    /// Name of the row that tells what the methods alone give.
     pub const METHODS: &str = "methods";
 
     /// Whether the methods alone were taken in the end.

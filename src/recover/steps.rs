@@ -160,7 +160,12 @@ impl Steps<'_> {
         if self.is_reached {
             let held_out = self.samples.len() - self.fit;
             let what = format!("they hold at 95 % on {held_out} held-out samples, so that nothing more was tried");
-            self.rows.push(RecoveryStep { name: "gates".to_owned(), kept: true, what, ..RecoveryStep::default() });
+            self.rows.push(RecoveryStep {
+                name: Recovered::GATES.to_owned(),
+                kept: true,
+                what,
+                ..RecoveryStep::default()
+            });
         }
     }
 

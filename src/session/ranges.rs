@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     artifact::ContentHash,
-    calibrate::{BiasCorrection, CalibrationTable, Choice, Effort, Histograms, Provenance, Shards, StepKind},
+    calibrate::{
+        BiasCorrection, CalibrationTable, Choice, Effort, Histograms, Provenance, Recovered, Shards, StepKind,
+    },
     dataset::{Dataset, SampleError, Split, holds_images, split},
     pass::Ran,
     quantize::{Precision, PrecisionPlan, SchemeOptions},
@@ -170,7 +172,8 @@ impl Session {
         }
         for step in chosen.table.recovered.iter().flat_map(|recovered| &recovered.steps) {
             // The report has its steps in a table.
-            self.host.info(&format!("recovery, {step}"));
+            let told = format!("recovery, {step}");
+            if step.name == Recovered::GATES { self.host.note(&told) } else { self.host.info(&told) }
         }
         for step in chosen.table.fp8.iter().flat_map(|fp8| &fp8.recovered.steps) {
             self.host.info(&format!("recovery for FP8, {step}"));

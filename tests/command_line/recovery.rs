@@ -26,6 +26,14 @@ fn a_gate_ends_recovery_where_it_holds() {
     assert!(all.len() > 3, "{all:?}");
     let with = |gates: &[&str]| table(folder.path(), gates).unwrap()["recovered"].clone();
     let low = with(&["--gate", "sqnr_db=1"]);
+    let mut run = calib().unwrap();
+    run.args(["run", "--bench-seconds", "0"]).args(demo_flags()).args(["--precisions", "int8", "--gate", "sqnr_db=1"]);
+    run.args(["--calib-samples", "24", "--eval-samples", "40", "--out"])
+        .arg(folder.path().join("out"))
+        .assert()
+        .success();
+    let notes = json(&folder.path().join("out/report.json"))["notes"].to_string();
+    assert!(notes.contains("recovery, gates: they hold at 95 %"), "{notes}");
     assert_eq!(steps(&low), ["gates"]);
     let said = low["steps"][0]["what"].as_str().unwrap();
     assert!(said.contains("at 95 % on 10 held-out samples"), "{said}");
