@@ -173,11 +173,9 @@ impl Steps<'_> {
     pub fn yields_to(&mut self, rival: &CalibrationTable) -> Result<bool, RecoverError> {
         let started = Instant::now();
         let state = State { biases: rival.bias_corrections.clone(), ..State::of(rival, self.state.floats) };
-        let Walked { objectives, answers } = self.measured(&state)?;
-        let metric = self.value.zip(self.judged(&answers)?);
+        let objectives = self.measured(&state)?.objectives;
         let gain = self.before.gain_interval(&objectives, CLEARLY_BETTER);
-        let is_better = || gain.is_some_and(|[low, _]| low > 0.0);
-        let kept = metric.and_then(|(own, methods)| OwnMetric::prefers(own, methods)).unwrap_or_else(|| !is_better());
+        let kept = gain.is_none_or(|[low, _]| low <= 0.0);
         let what = format!(
             "{} alone{}{}",
             rival.method,

@@ -54,8 +54,8 @@ impl Calibrator<'_> {
             let result = comparison.finish();
             Ok(gates.iter().all(|gate| gate.clearly_holds(&result)))
         };
-        // So few samples tell steps that gain from chance no more.
-        let few = parts.held_out.len() < FEW && !recovery.fp8;
+        // So few samples tell steps that gain from chance no more. A metric of one's own is asked about steps alone.
+        let few = parts.held_out.len() < FEW && !recovery.fp8 && options.compare.metric.is_none();
         let rival = few.then(|| self.by_methods(histograms, parts, options)).transpose()?;
         let material = Material {
             backend: &self.runtime,
