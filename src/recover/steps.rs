@@ -158,8 +158,7 @@ impl Steps<'_> {
     /// Says that nothing more was tried, where that was why.
     pub fn tell_reached(&mut self) {
         if self.is_reached {
-            let held_out = self.samples.len() - self.fit;
-            let what = format!("they hold at 95 % on {held_out} held-out samples, so that nothing more was tried");
+            let what = "they hold at 95 % on held-out samples, so that nothing more was tried".to_owned();
             self.rows.push(RecoveryStep {
                 name: Recovered::GATES.to_owned(),
                 kept: true,

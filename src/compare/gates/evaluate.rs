@@ -100,9 +100,9 @@ impl Gate {
         self.metric != Metric::Own && !matches!(self.metric.needs(), Needs::Times | Needs::Size)
     }
 
-    /// Whether it holds beyond chance: at 95 %, where no confidence was asked for.
+    /// Whether it holds at 95 %, or at the higher confidence that was asked for.
     pub(crate) fn clearly_holds(&self, result: &ComparisonResult) -> bool {
-        let gate = Self { confidence: self.confidence.or(Some(0.95)), ..self.clone() };
+        let gate = Self { confidence: Some(self.confidence.unwrap_or(0.0).max(0.95)), ..self.clone() };
         gate.evaluate(result, &Footprint::default()).passed
     }
 

@@ -15,7 +15,7 @@ use crate::{
         operators::{OperatorError, Pair},
     },
     backend::{Backend, BuildOptions, Runner, TensorInfo},
-    calibrate::{CalibrateError, CalibrationTable, Choice, Histograms, Method, RecoveredFp8, tables},
+    calibrate::{CalibrateError, CalibrationTable, Choice, Histograms, Method, Recovered, RecoveredFp8, tables},
     compare::{CompareOptions, ComparisonResult, Gate, OutputKind},
     dataset::PrefetchOptions,
     quantize::{Precision, QuantizeOptions, SchemeOptions, quantize},
@@ -33,6 +33,9 @@ const MEASURED: usize = 128;
 const CORRECTED: usize = 64;
 /// Ways of choosing thresholds that are tried with corrected biases: those that a correction may still put first.
 const FINALISTS: usize = 2;
+
+/// Held-out samples from which on recovery decides by itself; with fewer, the methods alone are measured beside it.
+const FEW: usize = 10;
 
 /// One way to choose thresholds, measured on held-out samples.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -130,8 +133,8 @@ impl Calibrator<'_> {
             let recovery = RecoverOptions { fp8: true, ..recovery.clone() };
             let options = ChooseOptions { scheme: scheme.clone(), ..options.clone() };
             let start = || Ok(chosen.table.ranges_alone());
-            chosen.table.fp8 = Some(match self.recovered(histograms, &parts, &options, &recovery, start) {
-                Ok(Chosen { table, .. }) => RecoveredFp8 {
+            chosen.table.fp8 = Some(match self.recovered(histograms, &parts, &options, &recovery, start, None) {
+                Ok((table, _)) => RecoveredFp8 {
                     amax: table.tensors.into_iter().map(|(name, range)| (name, range.amax)).collect(),
                     bias_corrections: table.bias_corrections,
                     recovered: table.recovered.unwrap_or_default(),
@@ -144,22 +147,34 @@ impl Calibrator<'_> {
 
     /// The table for the precision of the scheme.
     fn chosen(&self, histograms: &Histograms, parts: &Parts, options: &ChooseOptions) -> Result<Chosen, PipelineError> {
+        let recovery = options.recovery.as_ref().filter(|_| options.scheme.precision == Precision::Int8);
+        // So few samples tell steps that gain from chance no more. A metric of one's own is asked about steps alone.
+        let few = recovery.is_some() && parts.held_out.len() < FEW && options.compare.metric.is_none();
+        let methods = few.then(|| self.by_methods(histograms, parts, options)).transpose()?;
         let mut refused = None;
-        if let Some(recovery) = options.recovery.as_ref().filter(|_| options.scheme.precision == Precision::Int8) {
+        if let Some(recovery) = recovery {
             // The thresholds that tensors by themselves prefer are where it starts.
             let start = || single(tables(histograms, options.percentile, &[options.choice])?);
-            match self.recovered(histograms, parts, options, recovery, start) {
-                Ok(chosen) => return self.with_magnitudes(chosen, parts),
+            let rival = methods.as_ref().map(|methods| methods.table.clone());
+            match self.recovered(histograms, parts, options, recovery, start, rival) {
+                Ok((table, measured_on)) => {
+                    let by_methods = table.recovered.as_ref().is_some_and(Recovered::is_by_methods);
+                    let chosen = match methods.filter(|_| by_methods) {
+                        Some(methods) => Chosen { table, ..methods },
+                        None => Chosen { table, choice: options.choice, candidates: Vec::new(), measured_on },
+                    };
+                    return self.with_magnitudes(chosen, parts);
+                }
                 Err(error) => refused = Some(in_vain(&refusal(error)?)),
             }
         }
-        let chosen = self.by_methods(histograms, parts, options)?;
+        let chosen = methods.map_or_else(|| self.by_methods(histograms, parts, options), Ok)?;
         let table = CalibrationTable { recovered: refused, ..chosen.table };
         self.with_magnitudes(Chosen { table, ..chosen }, parts)
     }
 
     /// The best way to choose thresholds, with or without corrected biases.
-    pub(super) fn by_methods(
+    fn by_methods(
         &self,
         histograms: &Histograms,
         parts: &Parts,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Calibrator, Parts,
-    choice::{ChooseOptions, Chosen, judged_kinds},
+    choice::{ChooseOptions, judged_kinds},
 };
 use crate::{
     calibrate::{CalibrationTable, Histograms, Recovered, RecoveryStep, histogram::Histogram},
@@ -17,11 +17,9 @@ use crate::{
 
 /// Samples to decide on, and held-out ones, without which recovery tells chance from nothing.
 const FEWEST: usize = 4;
-/// Held-out samples from which on recovery decides by itself; with fewer, the methods alone are measured beside it.
-const FEW: usize = 10;
 
 impl Calibrator<'_> {
-    /// The table by what recovery finds from the one of `start` on: see [`recover`].
+    /// The table by what recovery finds from the one of `start` on, and how many held-out calls measured it: see [`recover`].
     pub(super) fn recovered(
         &self,
         histograms: &Histograms,
@@ -29,12 +27,12 @@ impl Calibrator<'_> {
         options: &ChooseOptions,
         recovery: &RecoverOptions,
         start: impl FnOnce() -> Result<CalibrationTable, PipelineError>,
-    ) -> Result<Chosen, PipelineError> {
+        rival: Option<CalibrationTable>,
+    ) -> Result<(CalibrationTable, usize), PipelineError> {
         if parts.fit.len().min(parts.held_out.len()) < FEWEST {
             let reason = format!("it needs {} calibration samples", 2 * FEWEST);
             return Err(RecoverError::Unsupported(reason).into());
         }
-        let choice = options.choice;
         let placement = self.subject.place(&options.scheme)?;
         let [fit, held_out] = recovery.samples();
         let fit = self.batches(&parts.fit, fit)?.into_iter().map(|batch| batch.inputs).collect();
@@ -54,9 +52,6 @@ impl Calibrator<'_> {
             let result = comparison.finish();
             Ok(gates.iter().all(|gate| gate.clearly_holds(&result)))
         };
-        // So few samples tell steps that gain from chance no more. A metric of one's own is asked about steps alone.
-        let few = parts.held_out.len() < FEW && !recovery.fp8 && options.compare.metric.is_none();
-        let rival = few.then(|| self.by_methods(histograms, parts, options)).transpose()?;
         let material = Material {
             backend: &self.runtime,
             model: &self.subject.folded,
@@ -76,7 +71,7 @@ impl Calibrator<'_> {
                 .clone()
                 .map(|metric| Judge { metric, ids: held_out.iter().map(|batch| batch.ids.clone()).collect() }),
             reached: (!gates.is_empty()).then_some(&reached),
-            rival: rival.as_ref().map(|rival| rival.table.clone()),
+            rival,
         };
         let measured_on = material.held_out.len();
         let mut table = recover(material, &start()?, recovery)?;
@@ -85,11 +80,7 @@ impl Calibrator<'_> {
             let beyond = of(&histograms.fit) + of(&histograms.held_out);
             range.clipped = beyond as f64 / range.count.max(1) as f64;
         }
-        let by_methods = table.recovered.as_ref().is_some_and(Recovered::is_by_methods);
-        Ok(match rival.filter(|_| by_methods) {
-            Some(rival) => Chosen { table, ..rival },
-            None => Chosen { table, choice, candidates: Vec::new(), measured_on },
-        })
+        Ok((table, measured_on))
     }
 
     /// Calls with the first of `samples`, about `most` in all.
