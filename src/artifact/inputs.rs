@@ -1,7 +1,7 @@
 //! What this process reads stays: no result takes the place of an input, by the identity of files and not by their names.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs::File,
     io,
     path::{Path, PathBuf},
@@ -35,7 +35,7 @@ pub fn same_file(a: &Path, b: &Path) -> bool {
 pub struct KnownFiles(HashMap<Identity, PathBuf>);
 
 impl KnownFiles {
-    /// The name under which a file was put in, if it was.
+    /// The name under which a file was put in, if it was and is there still.
     pub fn name_of(&self, path: &Path) -> Option<&Path> {
         // Nothing is asked of the system where nothing is known.
         if self.0.is_empty() {
@@ -74,9 +74,9 @@ struct Parts {
     results: KnownFiles,
     /// Whether what is read is remembered.
     remembers: bool,
-    inputs: HashSet<Identity>,
+    inputs: KnownFiles,
     /// It wrote them, or keeps them up to date.
-    own: HashSet<Identity>,
+    own: KnownFiles,
 }
 
 static PARTS: LazyLock<RwLock<Parts>> = LazyLock::new(RwLock::default);
@@ -98,13 +98,16 @@ pub fn keep_inputs() {
 
 /// Says that a file is this process's to bring up to date, though it reads it, unless it was read as an input before.
 pub fn renews(path: &Path) {
-    change(|parts| parts.own.extend(identity(path).filter(|file| !parts.inputs.contains(file))));
+    change(|parts| {
+        if parts.inputs.name_of(path).is_none() {
+            parts.own.extend([path.to_owned()]);
+        }
+    });
 }
 
 /// Whether a file was read as an input: see [`keep_inputs`].
 pub fn is_input(path: &Path) -> bool {
-    let parts = PARTS.read().unwrap_or_else(PoisonError::into_inner);
-    !parts.inputs.is_empty() && identity(path).is_some_and(|file| parts.inputs.contains(&file))
+    PARTS.read().unwrap_or_else(PoisonError::into_inner).inputs.name_of(path).is_some()
 }
 
 /// Looks whether an input is not to be written over: see [`will_write`]. It is remembered as one: see [`keep_inputs`].
@@ -117,7 +120,11 @@ pub fn check_stays(path: &Path) -> io::Result<()> {
     let remembers = parts.remembers;
     drop(parts);
     if remembers {
-        change(|parts| parts.inputs.extend(identity(path).filter(|file| !parts.own.contains(file))));
+        change(|parts| {
+            if parts.own.name_of(path).is_none() {
+                parts.inputs.extend([path.to_owned()]);
+            }
+        });
     }
     match result {
         Some(result) => {
@@ -187,9 +194,8 @@ pub(super) fn writes(path: &Path) -> io::Result<()> {
 pub(super) fn wrote(path: &Path) {
     change(|parts| {
         let Some(file) = identity(path).filter(|_| parts.remembers) else { return };
-        // The number of a file that is gone may be given again.
-        parts.inputs.remove(&file);
-        parts.own.insert(file);
+        parts.inputs.0.remove(&file);
+        parts.own.0.insert(file, path.to_owned());
     });
 }
 
