@@ -106,7 +106,7 @@ fn bisection() -> Findings {
             "curve": [], "check_samples": 0,
             "search": { "outcome": "found", "trial": trials[10], "minimal": true, "ranking": names, "trials": trials } },
         "graph": graph(&names),
-        "advice": [{ "importance": "warning", "text": HOSTILE, "nodes": names, "command": HOSTILE }],
+        "advice": [{ "level": "warning", "text": HOSTILE, "nodes": names, "command": HOSTILE }],
     });
     serde_json::from_value(value).unwrap()
 }

@@ -379,7 +379,7 @@ class _Plans:
             found |= {"lifted": self.nodes[: best.lifted], "check": checked._asdict()}
         passed = checked is not None and checked.passed
         text = sentence(trials, best, checked, len(self.nodes), self._lift)
-        advice = {"importance": "info" if passed else "problem", "text": text, "nodes": found["lifted"] or []}
+        advice = {"level": "info" if passed else "problem", "text": text, "nodes": found["lifted"] or []}
         values = self._findings.to_dict()
         values |= {"plan": found, "metric_plan": found, "advice": [advice, *values["advice"]]}
         return Findings(values, folder, passed)

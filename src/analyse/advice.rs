@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 use super::layerwise::{ActivationError, LayerError, OutputNoise};
 
 /// How much a piece of advice matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Importance {
+pub enum AdviceLevel {
     /// Good to know.
     Info,
     /// May cost accuracy or speed.
     Warning,
-    /// Costs accuracy here.
+    /// Costs accuracy or speed here.
     Problem,
 }
 
@@ -20,12 +20,15 @@ pub enum Importance {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Advice {
     /// How much it matters.
-    pub importance: Importance,
+    #[serde(alias = "importance")]
+    pub level: AdviceLevel,
     /// What was measured and what follows, in a sentence or two.
     pub text: String,
     /// Nodes it is about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<String>,
     /// A command that does it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
 }
 
@@ -73,7 +76,7 @@ pub fn about_method(chosen: &str, ways: &[Way], samples: usize) -> Option<Advice
              lead of {name}, with {theirs:.1} dB, is too small to be more than chance"
         )
     };
-    Some(Advice { importance: Importance::Info, text, nodes: Vec::new(), command: None })
+    Some(Advice { level: AdviceLevel::Info, text, nodes: Vec::new(), command: None })
 }
 
 /// What lifting a few nodes did to the outputs.
@@ -98,7 +101,7 @@ pub fn about_lift(effect: &LiftEffect, lift: &str, commands: &Commands) -> Advic
     });
     let nodes: Vec<String> = effect.nodes.iter().map(|node| format!("`{node}`")).collect();
     Advice {
-        importance: Importance::Info,
+        level: AdviceLevel::Info,
         text: format!(
             "lifting {} to {lift} changes the SQNR of the outputs from {before} to {after} ({} samples)",
             listed(&nodes),
@@ -145,7 +148,7 @@ pub fn about_head(effect: &HeadEffect, lift: &str, commands: &Commands) -> Advic
         "what costs accuracy lies before them, so lifting them is no cure"
     };
     Advice {
-        importance: if matters { Importance::Warning } else { Importance::Info },
+        level: if matters { AdviceLevel::Warning } else { AdviceLevel::Info },
         text: format!(
             "{last}, quantized alone, leave the outputs at {alone} ({found_alone} of the boxes found); with them in {lift} \
              the whole goes from {whole} ({found}) to {without} ({found_without}), on {} samples: {consequence}",
@@ -181,7 +184,7 @@ pub fn about_layers(layers: &[LayerError], outputs: &[OutputNoise], commands: &C
         top.iter().map(|(output, noise)| format!("`{}` ({})", output.node, percent(noise / total))).collect();
     let share = top.iter().map(|(_, noise)| noise).sum::<f64>() / total;
     let mut advice = vec![Advice {
-        importance: if share > DOMINANT { Importance::Warning } else { Importance::Info },
+        level: if share > DOMINANT { AdviceLevel::Warning } else { AdviceLevel::Info },
         text: format!(
             "of the noise that the {} measured operators send to the outputs when each is quantized alone, {} comes \
              from {}",
@@ -205,12 +208,7 @@ fn cause(layer: &LayerError, commands: &Commands) -> Option<Advice> {
     let of_weights = weights / (weights + activations).max(f64::MIN_POSITIVE);
     let node = &layer.node;
     let advice = |text: String, command: &str| {
-        Some(Advice {
-            importance: Importance::Warning,
-            text,
-            nodes: vec![node.clone()],
-            command: Some(command.to_owned()),
-        })
+        Some(Advice { level: AdviceLevel::Warning, text, nodes: vec![node.clone()], command: Some(command.to_owned()) })
     };
     if of_weights >= DOMINANT {
         let share = format!("the weights of `{node}` make {} of its error", percent(of_weights));
@@ -262,7 +260,7 @@ fn dead_channels(layers: &[LayerError]) -> Option<Advice> {
     let dead: Vec<&LayerError> = layers.iter().filter(|layer| !layer.dead_channels.is_empty()).collect();
     let count: usize = dead.iter().map(|layer| layer.dead_channels.len()).sum();
     (count > 0).then(|| Advice {
-        importance: Importance::Info,
+        level: AdviceLevel::Info,
         text: format!(
             "{count} channels of {} operators were zero in every sample that was measured; those that stay zero on all \
              of the data can be pruned",
@@ -344,7 +342,7 @@ mod tests {
             "of the noise that the 4 measured operators send to the outputs when each is quantized alone, 90 % comes \
              from `b` (60 %), `c` (20 %) and `a` (10 %)"
         );
-        assert_eq!((advice[0].importance, advice.len()), (Importance::Warning, 1));
+        assert_eq!((advice[0].level, advice.len()), (AdviceLevel::Warning, 1));
         assert!(about_layers(&[], &outputs(&[("a", 0.0)]), &commands()).is_empty());
     }
 
@@ -359,14 +357,14 @@ mod tests {
              17.0 dB (90 % of the boxes found); with them in fp32 the whole goes from 1.8 dB (48 %) to 2.1 dB (48 %), on 16 \
              samples: what costs accuracy lies before them, so lifting them is no cure"
         );
-        assert_eq!((advice.importance, advice.command), (Importance::Info, None));
+        assert_eq!((advice.level, advice.command), (AdviceLevel::Info, None));
         let effect = HeadEffect { sqnr_db: [1.8, 9.0, 2.0], ..effect };
         let advice = about_head(&effect, "fp32", &commands());
         assert!(advice.text.ends_with("lift them in a plan") && advice.command.is_some(), "{advice:?}");
         let fewer = HeadEffect { sqnr_db: [38.5, 40.4, 41.0], recall: [0.98, 0.97, 0.99], ..effect };
         let advice = about_head(&fewer, "fp32", &commands());
         assert!(advice.text.ends_with("that finds no more boxes, so nothing is gained by lifting them"), "{advice:?}");
-        assert_eq!((advice.importance, advice.command), (Importance::Info, None));
+        assert_eq!((advice.level, advice.command), (AdviceLevel::Info, None));
     }
 
     #[test]

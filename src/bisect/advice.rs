@@ -6,7 +6,7 @@ use super::{
     trials::Verdict,
 };
 use crate::{
-    analyse::advice::{Advice, Commands, Importance},
+    analyse::advice::{Advice, AdviceLevel, Commands},
     compare::Gate,
     words::counted,
 };
@@ -29,19 +29,19 @@ pub fn about_search(
         None => "no figure at all".to_owned(),
     };
     let start = result.trials.first().map_or_else(String::new, |trial| scored(&trial.verdict));
-    let advice = |importance, text, nodes: Vec<String>, command: Option<&str>| Advice {
-        importance,
+    let advice = |level, text, nodes: Vec<String>, command: Option<&str>| Advice {
+        level,
         text,
         nodes,
         command: command.map(str::to_owned),
     };
     let fails = matches!(result.outcome, Outcome::BudgetExhausted { .. } | Outcome::GateAtFault { .. });
     if let Some(why) = undecided.filter(|_| fails) {
-        return advice(Importance::Problem, format!("{why}; give more data"), Vec::new(), None);
+        return advice(AdviceLevel::Problem, format!("{why}; give more data"), Vec::new(), None);
     }
     match &result.outcome {
         Outcome::AlreadyPasses { trial } => advice(
-            Importance::Info,
+            AdviceLevel::Info,
             format!("the gate passes with nothing lifted ({metric} {})", scored(&trial.verdict)),
             Vec::new(),
             None,
@@ -56,7 +56,7 @@ pub fn about_search(
                 start,
                 scored(&trial.verdict)
             );
-            advice(Importance::Warning, text, nodes, Some(&commands.quantize))
+            advice(AdviceLevel::Warning, text, nodes, Some(&commands.quantize))
         }
         Outcome::BudgetExhausted { best } => {
             let found = best.as_ref().map_or_else(
@@ -65,14 +65,14 @@ pub fn about_search(
             );
             let nodes = best.iter().flat_map(|trial| trial.lifted.iter().cloned()).collect();
             advice(
-                Importance::Warning,
+                AdviceLevel::Warning,
                 format!("the budget of {trials} trials ended: {found}; raise --max-trials to go on from here"),
                 nodes,
                 Some(&commands.bisect),
             )
         }
         Outcome::GateAtFault { trial } => advice(
-            Importance::Problem,
+            AdviceLevel::Problem,
             format!(
                 "even with all {candidates} nodes in {lift} {metric} is {}: the gate is at fault, not the quantization; \
                  lower it, or lift to fp32",
@@ -94,7 +94,7 @@ pub fn about_check(plan: &PlanFindings) -> Option<Advice> {
         plan.check_samples,
         measured.join(", ")
     );
-    Some(Advice { importance: Importance::Problem, text, nodes: Vec::new(), command: None })
+    Some(Advice { level: AdviceLevel::Problem, text, nodes: Vec::new(), command: None })
 }
 
 #[cfg(test)]
@@ -147,7 +147,7 @@ mod tests {
         );
         assert_eq!((found.nodes, found.command.as_deref()), (vec!["a".to_owned()], Some("calib quantize")));
         let fault = about(Outcome::GateAtFault { trial: trial(&["a"], Some(0.95)) });
-        assert!(fault.text.contains("the gate is at fault") && fault.importance == Importance::Problem);
+        assert!(fault.text.contains("the gate is at fault") && fault.level == AdviceLevel::Problem);
         let exhausted = about(Outcome::BudgetExhausted { best: None });
         assert!(exhausted.text.contains("no passing plan") && exhausted.text.contains("--max-trials"));
         assert!(about(Outcome::AlreadyPasses { trial: trial(&[], None) }).text.contains("equal to the reference"));
@@ -167,6 +167,6 @@ mod tests {
         assert_eq!(of(true), None);
         let failed = of(false).unwrap();
         let text = "on 30 samples that were not used to find it, the plan does not pass: top1 0.5000; search on more";
-        assert!(failed.text.starts_with(text) && failed.importance == Importance::Problem, "{}", failed.text);
+        assert!(failed.text.starts_with(text) && failed.level == AdviceLevel::Problem, "{}", failed.text);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use askama::Template;
 
 use super::{
-    AdviceLevel, Report,
+    Report,
     assemble::{figure, figures, is_share, shown_beside},
     charts, format,
     graph::Picture,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     analyse::{
-        advice::{Advice, Importance},
+        advice::Advice,
         cost::Cost,
         graphwise::{Graphwise, TensorDivergence},
         layerwise::{ActivationError, LayerError, OutputNoise},
@@ -84,12 +84,7 @@ struct Page<'a> {
 }
 
 fn hint(advice: &Advice) -> Hint<'_> {
-    let level = match advice.importance {
-        Importance::Problem => AdviceLevel::Problem,
-        Importance::Warning => AdviceLevel::Warning,
-        Importance::Info => AdviceLevel::Info,
-    };
-    Hint::new(level, &advice.text, &advice.nodes, advice.command.as_deref())
+    Hint::new(advice.level, &advice.text, &advice.nodes, advice.command.as_deref())
 }
 
 /// The search as a page shows it.
@@ -434,7 +429,7 @@ mod tests {
                 "search": { "outcome": "found", "trial": &trials[2], "minimal": true, "ranking": ["<b>a", "c"], "trials": trials } },
             "probes": { "builds": 3, "disturbances": [
                 { "marked": ["<b>t"], "output": "y", "sqnr_db": 3.0, "marked_sqnr_db": null }] },
-            "advice": [{ "importance": "warning", "text": "lift `<b>a`", "nodes": ["<b>a", "c"], "command": "calib quantize" }],
+            "advice": [{ "level": "warning", "text": "lift `<b>a`", "nodes": ["<b>a", "c"], "command": "calib quantize" }],
         });
         serde_json::from_value(value).unwrap()
     }

@@ -34,10 +34,9 @@ pub use html::{html, html_with};
 pub use json::schema;
 pub use junit::{failed_junit, junit};
 pub use model::{
-    Advice, AdviceLevel, ArtifactFile, Calibration, CandidateResult, DatasetInfo, Elsewhere, EngineInside,
-    EngineLayerTime, EngineOutputs, Environment, Gate, Gpu, Histogram, Labels, LatencyMs, Layer, Machine, ModelInfo,
-    NodeTime, OutputTask, Precision, Recovery, RecoveryRow, Report, SkippedSample, SpeedAt, Speedup, StageTime, TiedBy,
-    Verdict,
+    ArtifactFile, Calibration, CandidateResult, DatasetInfo, Elsewhere, EngineInside, EngineLayerTime, EngineOutputs,
+    Environment, Gate, Gpu, Histogram, Labels, LatencyMs, Layer, Machine, ModelInfo, NodeTime, OutputTask, Precision,
+    Recovery, RecoveryRow, Report, SkippedSample, SpeedAt, Speedup, StageTime, TiedBy, Verdict,
 };
 
 pub use model_explorer::{OVERLAYS, model_explorer};
@@ -46,7 +45,10 @@ pub use runs::{Run, runs_html, runs_table, trend_html};
 pub use summary::{failed_page, failed_summary, failed_table, summary, worst_layers};
 pub use table::Table;
 
-pub use crate::bench::Timing;
+pub use crate::{
+    analyse::advice::{Advice, AdviceLevel},
+    bench::Timing,
+};
 
 /// Format version of [`Report`].
 pub const REPORT_FORMAT_VERSION: u32 = 1;

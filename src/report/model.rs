@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    analyse::advice::Advice,
     artifact::{ContentHash, Tool},
     backend::{
         TensorInfo,
@@ -416,31 +417,4 @@ pub struct Speedup {
     /// The figures.
     #[serde(flatten)]
     pub figures: SpeedUp,
-}
-
-/// Something to do about the result.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Advice {
-    /// How much it matters.
-    pub level: AdviceLevel,
-    /// What was seen and what to do, in a sentence or two.
-    pub text: String,
-    /// Nodes it is about.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub nodes: Vec<String>,
-    /// A command that does it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command: Option<String>,
-}
-
-/// How much a piece of advice matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum AdviceLevel {
-    /// Good to know.
-    Info,
-    /// May cost accuracy or speed.
-    Warning,
-    /// Costs accuracy or speed here.
-    Problem,
 }

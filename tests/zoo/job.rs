@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use trtcalib::{
     artifact::ContentHash,
     backend::{
-        Backend, BuildOptions, ExecutionProvider,
+        Backend, BuildOptions, ExecutionProvider, Purpose,
         onnxruntime::OnnxRuntime,
         tensorrt::{self, EngineOptions, Library, OptimizationProfile},
     },
@@ -52,6 +52,9 @@ pub struct Outcome {
     pub sqnr_db: Option<f64>,
     pub method_sqnr_db: Option<f64>,
     pub minmax_sqnr_db: Option<f64>,
+    /// The first of these as integer kernels compute it: the slower way to the same figure.
+    #[serde(default)]
+    pub integer_sqnr_db: Option<f64>,
     /// What recovery tried, and the nodes that it left in the high precision.
     pub steps: Vec<String>,
     pub lifted: usize,
@@ -71,6 +74,7 @@ pub struct Bench {
     pub tensorrt: Option<Library>,
     /// The folder of Python packages to check models with.
     pub python: Option<PathBuf>,
+    pub recovers: bool,
 }
 
 /// Seeded inputs as a data set.
@@ -171,7 +175,7 @@ impl Bench {
         let chosen = calibrator.choose(&histograms, &indices, &choose)?;
         outcome.method = chosen.choice.to_string();
         outcome.bias_correction = !chosen.table.bias_corrections.is_empty();
-        let choose = ChooseOptions { recovery: Some(recovery), ..choose };
+        let choose = ChooseOptions { recovery: self.recovers.then_some(recovery), ..choose };
         let recovered = calibrator.choose(&histograms, &indices, &choose)?.table;
         let steps = recovered.recovered.iter().flat_map(|recovered| &recovered.steps);
         outcome.steps = steps.map(ToString::to_string).collect();
@@ -181,8 +185,9 @@ impl Bench {
             [quantized(&recovered, &scheme)?, quantized(&chosen.table, &scheme)?, simplest, quantized(&minmax, &half)?];
         models[3].save(fp16)?;
         models[0].save(int8)?;
-        let mut runners =
-            models.iter().map(|model| runtime.build(model, &BuildOptions::default())).collect::<Result<Vec<_>, _>>()?;
+        let deployed = BuildOptions { purpose: Purpose::Deployed, ..BuildOptions::default() };
+        let analysed = models.iter().map(|model| runtime.build(model, &BuildOptions::default()));
+        let mut runners = analysed.chain([runtime.build(&models[0], &deployed)]).collect::<Result<Vec<_>, _>>()?;
         let mut reference = subject.reference(runtime, &BuildOptions::default())?;
         let mut targets: Vec<&mut dyn Outputs> = runners.iter_mut().map(|runner| runner as &mut dyn Outputs).collect();
         let compare = EvaluateOptions { batch: 1, policy: POLICY, compare: CompareOptions::default() };
@@ -192,6 +197,7 @@ impl Bench {
         let figures = figures.collect::<Result<Vec<Option<f64>>>>()?;
         outcome.sqnr_db = figures[0];
         (outcome.method_sqnr_db, outcome.minmax_sqnr_db, outcome.fp16_sqnr_db) = (figures[1], figures[2], figures[3]);
+        outcome.integer_sqnr_db = figures[4];
         Ok(())
     }
 

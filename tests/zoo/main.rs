@@ -2,7 +2,8 @@
 //!
 //! `cargo test` takes a few; `CALIB_ZOO=all` (`make zoo`) takes all of them and prints the table of `docs/zoo.md`, any
 //! other value the models whose name contains it. What is found about a model is kept in `target/zoo/` until the
-//! next run of all; with `CALIB_ZOO_KEEP=FOLDER` the models are left there for a look.
+//! next run of all; with `CALIB_ZOO_KEEP=FOLDER` the models are left there for a look, and `CALIB_ZOO_RECOVERY=off` leaves out
+//! recovery, which takes most of the time.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, and reports")]
 
@@ -46,7 +47,8 @@ fn the_zoo_is_quantized() {
     let Some(runtime) = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
     let library = compiled_flavour().and_then(|flavour| find_library(flavour, None));
     let tensorrt = Need::TensorRt.or_skip(library.ok_or("no engines are built"));
-    let bench = Bench { runtime, tensorrt, python: python_packages() };
+    let recovers = std::env::var("CALIB_ZOO_RECOVERY").as_deref() != Ok("off");
+    let bench = Bench { runtime, tensorrt, python: python_packages(), recovers };
     let wanted = std::env::var("CALIB_ZOO").unwrap_or_default();
     let selected = |key: &str| match wanted.as_str() {
         "" => FEW.contains(&key),

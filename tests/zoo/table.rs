@@ -28,7 +28,7 @@ pub fn render(outcomes: &[(String, Outcome)], peer: &Path) -> String {
         "| model | nodes | quantized | engines | FP16 | INT8, min-max | INT8, auto | method | INT8, recovered | lifted | onnxruntime |\n\
          |---|---|---|---|---|---|---|---|---|---|---|\n",
     );
-    let (mut at_least, mut compared, mut gains) = (0, 0, Vec::new());
+    let (mut at_least, mut compared, mut gains, mut apart) = (0, 0, Vec::new(), Vec::new());
     for (key, outcome) in outcomes {
         let Outcome { nodes, quantized, method, sqnr_db, .. } = outcome;
         let theirs = peers.get(key).map(|peer| peer.sqnr_db);
@@ -49,6 +49,7 @@ pub fn render(outcomes: &[(String, Outcome)], peer: &Path) -> String {
             let figures = [outcome.fp16_sqnr_db, outcome.minmax_sqnr_db, outcome.method_sqnr_db];
             let (figures, recovered) = (figures.map(decibels).join(" | "), decibels(*sqnr_db));
             gains.extend(sqnr_db.zip(outcome.method_sqnr_db).map(|(recovered, method)| recovered - method));
+            apart.extend(sqnr_db.zip(outcome.integer_sqnr_db).map(|(analysed, integer)| (analysed - integer).abs()));
             let method = if outcome.bias_correction { format!("{method}, biases") } else { method.clone() };
             format!(
                 "| {key} | {nodes} | {quantized} | {engines} | {figures} | {method} | {recovered} | {} | {peer} |",
@@ -61,13 +62,17 @@ pub fn render(outcomes: &[(String, Outcome)], peer: &Path) -> String {
     let [fp32, int8, fp16] = PRECISIONS
         .map(|precision| outcomes.iter().filter(|(_, o)| matches!(o.engines.get(precision), Some(Ok(_)))).count());
     gains.sort_by(f64::total_cmp);
+    apart.sort_by(f64::total_cmp);
     writeln!(
         text,
         "\n{} models, {failed} fail; engines: {fp32} FP32, {int8} INT8, {fp16} FP16; SQNR at least that of \
-         onnxruntime.quantization: {at_least} of {compared}; gain of recovery: {:.1} dB in the median, {:.1} at least",
+         onnxruntime.quantization: {at_least} of {compared}; gain of recovery: {:.1} dB in the median, {:.1} at least; integer \
+         kernels give {:.2} dB more or less in the median, {:.2} at most",
         outcomes.len(),
         gains.get(gains.len() / 2).unwrap_or(&0.0),
         gains.first().unwrap_or(&0.0),
+        apart.get(apart.len() / 2).unwrap_or(&0.0),
+        apart.last().unwrap_or(&0.0),
     )
     .unwrap();
     text

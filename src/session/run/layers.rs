@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{Calibrated, Job, Target};
 use crate::{
     analyse::{
-        advice::{self, HeadEffect, LiftEffect, Way, about_head, about_layers, about_lift, about_method, told},
+        advice::{HeadEffect, LiftEffect, Way, about_head, about_layers, about_lift, about_method, told},
         graphwise::{Graphwise, shared_tensors},
         layerwise::{LayerError, OutputNoise, Samples, output_noise, worst},
         operators::Pair,
@@ -237,33 +237,25 @@ impl Job<'_> {
         let failed: BTreeSet<&str> = failed.map(|gate| &*gate.precision).collect();
         let others = failed.iter().filter_map(|name| name.parse::<Precision>().ok());
         let others = others.filter(|precision| precision.is_quantized() && *precision != looked_into);
-        let others = others.map(|precision| advice::Advice {
-            importance: advice::Importance::Warning,
+        let others = others.map(|precision| Advice {
+            level: AdviceLevel::Warning,
             text: format!("{precision} fails a gate; a bisection finds the fewest nodes to lift"),
             nodes: Vec::new(),
             command: Some(commands(precision).bisect),
         });
         let others: Vec<_> = others.collect();
         let commands = commands(looked_into);
-        let mut found: Vec<advice::Advice> =
-            calibrated.and_then(|found| method_advice(&found.chosen)).into_iter().collect();
+        let mut found: Vec<Advice> = calibrated.and_then(|found| method_advice(&found.chosen)).into_iter().collect();
         if let Some(layers) = layers {
             found.extend(about_layers(&layers.local, &layers.outputs, &commands));
             found.extend(layers.lifted.as_ref().map(|effect| about_lift(effect, LIFT.name(), &commands)));
             found.extend(layers.head.as_ref().map(|effect| about_head(effect, LIFT.name(), &commands)));
         }
-        let level = |importance| match importance {
-            advice::Importance::Info => AdviceLevel::Info,
-            advice::Importance::Warning => AdviceLevel::Warning,
-            advice::Importance::Problem => AdviceLevel::Problem,
-        };
         if !failed.contains(looked_into.name()) {
             found.iter_mut().filter(|a| a.command.as_ref() == Some(&commands.bisect)).for_each(|a| a.command = None);
         }
         found.extend(others);
-        let row =
-            |a: advice::Advice| Advice { level: level(a.importance), text: a.text, nodes: a.nodes, command: a.command };
-        found.into_iter().map(row).collect()
+        found
     }
 }
 
@@ -272,7 +264,7 @@ fn decibels(db: f64) -> String {
 }
 
 /// Which way to choose ranges won, where several were measured.
-fn method_advice(chosen: &Chosen) -> Option<advice::Advice> {
+fn method_advice(chosen: &Chosen) -> Option<Advice> {
     let corrected = !chosen.table.bias_corrections.is_empty();
     let name = |choice: Choice, corrected| format!("{choice}{}", if corrected { " with corrected biases" } else { "" });
     // The table in force with and without corrections is one way.

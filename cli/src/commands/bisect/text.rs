@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use crate::table::table;
 use trtcalib::{
     analyse::{
-        advice::Importance,
+        advice::AdviceLevel,
         graphwise::{Graphwise, TensorDivergence},
         layerwise::LayerError,
     },
@@ -126,10 +126,10 @@ pub(in crate::commands) fn describe(findings: &Findings) -> String {
         }
     }
     for advice in &findings.advice {
-        let mark = match advice.importance {
-            Importance::Problem => "!!",
-            Importance::Warning => "! ",
-            Importance::Info => "- ",
+        let mark = match advice.level {
+            AdviceLevel::Problem => "!!",
+            AdviceLevel::Warning => "! ",
+            AdviceLevel::Info => "- ",
         };
         let _ = write!(text, "\n{mark} {}", advice.text);
         if let Some(command) = &advice.command {

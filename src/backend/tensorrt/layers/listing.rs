@@ -95,7 +95,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::super::{EngineLayers, LayerKind, NumberType};
-    use super::*;
+    #[cfg(any(feature = "tensorrt", feature = "tensorrt-rtx"))]
+    use super::is_listing;
 
     /// Lines of TensorRT-RTX 1.7.1, shortened.
     const TEXT: &str = "Layers:\n\
