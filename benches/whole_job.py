@@ -12,6 +12,7 @@ than the wall time, ratios more than either.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -80,25 +81,62 @@ def jobs_of(calib: str, shared: str, provider: str, out: str, effort: bool) -> d
     return {name: [calib, *words] for name, words in jobs.items()}
 
 
+# A model that does next to nothing, so that what is waited for is reading and decoding: TARGET.
+IDLE = r"""
+import sys
+import onnx
+from onnx import TensorProto, helper
+shape = ["N", 3, 224, 224]
+inputs, outputs = (helper.make_tensor_value_info(*of) for of in (("input", TensorProto.FLOAT, shape), ("out", TensorProto.FLOAT, ["N", 3, 1, 1])))
+graph = helper.make_graph([helper.make_node("GlobalMaxPool", ["input"], ["out"])], "idle", [inputs], [outputs])
+onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), sys.argv[1])
+"""
+# The photos as arrays, so that nothing is decoded: FOLDER PHOTOS NAME...
+ARRAYS = r"""
+import sys
+import numpy as np
+from photos import load
+folder, photos, *names = sys.argv[1:]
+for name in names:
+    np.savez(f"{folder}/{name}.npz", input=load(photos, name))
+"""
+
+
 def many(calib: str, shared: str, provider: str, work: str) -> None:
-    """500 photos, and the same under ten names: rate and peak memory."""
+    """500 photos, and the same under ten names: peak memory, and the rate of what the second takes longer, beside those of
+    decoding alone and of forward passes alone."""
     photos = f"{shared}/imagenet"
     names = sorted(name for name in os.listdir(photos) if name.lower().endswith((".jpeg", ".jpg")))
-    folder = f"{work}/many"
-    os.makedirs(folder, exist_ok=True)
-    for copy in range(10):
-        for name in names:
-            os.symlink(os.path.abspath(f"{photos}/{name}"), f"{folder}/{copy}_{name}")
-    print(f"\n| samples compared | comparing s | samples/s | all s | peak MB |\n|---|---|---|---|---|")
-    for data in (photos, folder):
-        out = tempfile.mkdtemp(dir=work)
-        found = timed([calib, "run", "-q", "--model", f"{shared}/models/efficientnet_lite0.onnx", "--data", data, "--preset",
-                       "imagenet-lite", "--calib-samples", "100", "--bench-seconds", "0", "--tensorrt", "off", "--provider",
-                       provider, "--out", out])
-        report = json.load(open(f"{out}/report.json"))
-        seconds = sum(stage["seconds"] for stage in report["timings"] if stage["stage"] == "comparing")
-        samples = len(report["dataset"]["evaluation"])
-        print(f"| {samples} | {seconds:.1f} | {samples / seconds:.0f} | {found['wall']:.1f} | {found['peak_mb']:.0f} |")
+    arrays, idle = tempfile.mkdtemp(dir=work), f"{work}/idle.onnx"
+    subprocess.run([sys.executable, "-c", ARRAYS, arrays, photos, *names], check=True)
+    subprocess.run([sys.executable, "-c", IDLE, idle], check=True)
+    preset, where = ["--preset", "imagenet-lite"], ["-q", "--provider", provider]
+    run = ["run", *where, "--model", f"{shared}/models/efficientnet_lite0.onnx", "--calib-samples", "100", "--bench-seconds", "0",
+           "--tensorrt", "off"]
+    jobs = {
+        "run": (photos, [*run, *preset]),
+        "run on arrays: forward passes alone": (arrays, run),
+        "compare a model of one node: decoding alone": (photos, ["compare", "-q", "--ref", idle, "--target", idle, *preset]),
+    }
+    print("\n| job | samples | wall s | peak MB | samples | wall s | peak MB | samples/s of the difference |\n|---|---|---|---|---|---|---|---|")
+    rates = []
+    for name, (source, words) in jobs.items():
+        files = [file for file in os.listdir(source) if file.lower().endswith((".jpeg", ".jpg", ".npz"))]
+        found = []
+        for copies in (1, 10):
+            data = tempfile.mkdtemp(dir=work)
+            for file, copy in itertools.product(files, range(copies)):
+                os.symlink(os.path.abspath(f"{source}/{file}"), f"{data}/{copy}_{file}")
+            out = tempfile.mkdtemp(dir=work)
+            into = ["--out", out] if words[0] == "run" else []
+            found.append(timed([calib, *words, "--data", data, *into]))
+            samples = len(json.load(open(f"{out}/report.json"))["dataset"]["evaluation"]) if into else len(os.listdir(data))
+            found[-1]["samples"] = samples
+        few, more = found
+        rates.append((more["samples"] - few["samples"]) / (more["wall"] - few["wall"]))
+        cells = [f"{one['samples']} | {one['wall']:.1f} | {one['peak_mb']:.0f}" for one in found]
+        print(f"| {name} | {' | '.join(cells)} | {rates[-1]:.0f} |", flush=True)
+    print(f"\nThe rate of `run` is {rates[0] / min(rates[1:]):.0%} of the slower of the two alone.")
 
 
 def main() -> None:
