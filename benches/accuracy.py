@@ -20,7 +20,7 @@ import numpy as np
 
 from photos import letterboxed, load
 
-STEPS = ["biases", "ranges", "equalization", "shift", "descent", "rounding", "lifting"]
+STEPS = ["biases", "ranges", "equalization", "shift", "descent", "rounding", "lifting", "compensation"]
 VARIANTS = [
     ("methods alone", ["--effort", "off"]),
     *[(f"{step} alone", ["--effort", "default", "--recovery-steps", step]) for step in STEPS],

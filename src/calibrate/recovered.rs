@@ -42,13 +42,23 @@ words! {
         Rounding "rounding",
         /// Operators that stay in the high precision.
         Lifting "lifting",
+        /// Weights rounded once more, so that they take back part of the errors that reach them.
+        Compensation "compensation",
     }
 }
 
 impl StepKind {
     /// Every step.
-    pub const ALL: [Self; 7] =
-        [Self::Biases, Self::Ranges, Self::Equalization, Self::Shift, Self::Descent, Self::Rounding, Self::Lifting];
+    pub const ALL: [Self; 8] = [
+        Self::Biases,
+        Self::Ranges,
+        Self::Equalization,
+        Self::Shift,
+        Self::Descent,
+        Self::Rounding,
+        Self::Lifting,
+        Self::Compensation,
+    ];
 }
 
 words! {

@@ -261,6 +261,11 @@ fn on_workers(
     } else {
         Vec::new()
     };
+    // Errors that lifting ends are not to be taken back.
+    if may(&steps, StepKind::Compensation) && options.compensates() {
+        let tasks = Tasks { rounding: options.columns(), compensates: true, ..Tasks::default() };
+        steps.try_out(&[StepKind::Compensation], tasks)?;
+    }
     if let Some(first) = steps.rows.first_mut() {
         first.seconds += measuring;
     }

@@ -64,6 +64,11 @@ impl RecoverOptions {
         }
     }
 
+    /// Whether weights may take back errors that reach them: it takes as long as rounding them, and more samples than others have.
+    pub(super) fn compensates(&self) -> bool {
+        self.effort == Effort::Thorough
+    }
+
     /// Operators with more columns are not rounded.
     pub(super) fn columns(&self) -> usize {
         match self.effort {

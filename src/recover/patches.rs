@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{
     RecoverError,
     network::{Window, open_input},
-    rounding::{Moments, power_of_two, products},
+    rounding::{Moments, Slopes, power_of_two, products},
     unit::Runners,
     weights::Layout,
 };
@@ -26,20 +26,20 @@ const ROWS: [usize; 2] = [16, 8192];
 /// Up to this width rows are multiplied here; wider ones by the runtime.
 const NARROW: usize = 64;
 
-/// What rows of some operator and sample are divided by, the rows, and their `AᵀA`.
-type RowsAndProducts = (f64, Vec<f32>, Vec<f32>);
+/// Rows of some operator and sample, and their products `AᵀB` with others.
+type RowsAndProducts = (Vec<f32>, Vec<f32>);
 
 /// Multiplies rows with each other.
 pub(super) struct Patches(Runners);
 
 impl Patches {
-    /// Builds the product `AᵀA`.
+    /// Builds the product `AᵀB`.
     pub fn new(backend: &dyn Backend) -> Result<Self, RecoverError> {
-        let product = NodeProto::new("Gemm", "moments", &["rows", "rows"], &["products"]);
+        let product = NodeProto::new("Gemm", "moments", &["a", "b"], &["products"]);
         let graph = GraphProto {
             name: Some("moments".to_owned()),
             node: vec![product.with(AttributeProto::int("transA", 1))],
-            input: vec![open_input("rows", ElementType::F32, 2)],
+            input: ["a", "b"].map(|name| open_input(name, ElementType::F32, 2)).into(),
             output: vec![open_input("products", ElementType::F32, 2)],
             ..GraphProto::default()
         };
@@ -55,36 +55,38 @@ impl Patches {
         Ok(Self(Runners::new(backend, &model)?))
     }
 
-    /// The matrix of each group of channels; `None` for inputs of another rank than expected and for too few rows.
-    pub fn moments(
+    /// What the codes of each group of channels follow from, with the errors of the inputs where they are given; `None` for inputs
+    /// of another rank than expected and for too few rows.
+    pub fn slopes(
         &self,
         inputs: &[Tensor],
+        errors: Option<&[Tensor]>,
         window: Option<&Window>,
         weight: &[usize],
         layout: Layout,
-    ) -> Result<Option<Vec<Vec<f32>>>, RecoverError> {
+    ) -> Result<Option<Vec<Slopes>>, RecoverError> {
         let group = window.map_or(1, |window| window.group);
         let most = (ROWS[0] * layout.columns).min(ROWS[1]).div_ceil(inputs.len().max(1));
-        let mut moments: Vec<Moments> = (0..group).map(|_| Moments::new(layout.columns)).collect();
-        let of = |(index, group): (usize, usize)| -> Result<Option<RowsAndProducts>, RecoverError> {
-            let rows = match window {
-                Some(window) => patches(&inputs[index], window, weight, group, most, index),
-                None => matrix_rows(&inputs[index], layout.columns, most),
-            };
-            let Some(mut rows) = rows else { return Ok(None) };
+        let new = || -> Vec<Moments> { (0..group).map(|_| Moments::new(layout.columns)).collect() };
+        let (mut moments, mut of_errors) = (new(), errors.map(|_| new()));
+        let rows = |tensors: &[Tensor], index: usize, group: usize| match window {
+            Some(window) => patches(&tensors[index], window, weight, group, most, index),
+            None => matrix_rows(&tensors[index], layout.columns, most),
+        };
+        let of = |(index, group): (usize, usize)| -> Result<Option<(f64, Vec<RowsAndProducts>)>, RecoverError> {
+            let Some(mut own) = rows(inputs, index, group) else { return Ok(None) };
             // So that no square leaves the range of `f32`; exact.
-            let size = power_of_two(rows.iter().fold(0.0f32, |largest, value| largest.max(value.abs())).into());
-            for value in &mut rows {
-                *value = (f64::from(*value) / size) as f32;
+            let size = power_of_two(own.iter().fold(0.0f32, |largest, value| largest.max(value.abs())).into());
+            let resize =
+                |rows: &mut [f32]| rows.iter_mut().for_each(|value| *value = (f64::from(*value) / size) as f32);
+            resize(&mut own);
+            let mut found = vec![(own.clone(), self.products(&own, &own, layout.columns)?)];
+            if let Some(mut errors) = errors.and_then(|errors| rows(errors, index, group)) {
+                resize(&mut errors);
+                let products = self.products(&own, &errors, layout.columns)?;
+                found.push((errors, products));
             }
-            if layout.columns <= NARROW {
-                let products = products(&rows, layout.columns);
-                return Ok(Some((size, rows, products)));
-            }
-            let tensor = Tensor::from_f32(vec![rows.len() / layout.columns, layout.columns], rows.clone())?;
-            let inputs = TensorMap::from([("rows".to_owned(), tensor)]);
-            let products = self.0.with(|runner| runner.infer(&inputs))?;
-            Ok(Some((size, rows, products["products"].to_f32())))
+            Ok(Some((size, found)))
         };
         // As many at once as there are workers, for products take memory; added in order.
         let jobs: Vec<(usize, usize)> = (0..inputs.len()).flat_map(|i| (0..group).map(move |g| (i, g))).collect();
@@ -92,13 +94,27 @@ impl Patches {
         for jobs in jobs.chunks(if wide { self.0.count() } else { 4096 }) {
             let found = jobs.par_iter().map(|&job| of(job)).collect::<Result<Vec<_>, _>>()?;
             for (&(_, group), found) in jobs.iter().zip(found) {
-                let Some((size, rows, products)) = found else { return Ok(None) };
-                moments[group].add(size, &rows, &products);
+                let Some((size, found)) = found else { return Ok(None) };
+                let into = [Some(&mut moments), of_errors.as_mut()].into_iter().flatten();
+                into.zip(found).for_each(|(into, (rows, products))| into[group].add(size, &rows, &products));
             }
         }
         // Far fewer rows than columns say nothing about how errors cancel.
         let enough = moments.iter().all(|moments| 4 * moments.rows >= layout.columns);
-        Ok(enough.then(|| moments.into_iter().map(Moments::finish).collect()))
+        let mut of_errors = of_errors.into_iter().flatten();
+        Ok(enough.then(|| moments.into_iter().map(|moments| moments.finish(of_errors.next())).collect()))
+    }
+
+    /// `AᵀB` of rows of `width` numbers.
+    fn products(&self, a: &[f32], b: &[f32], width: usize) -> Result<Vec<f32>, RecoverError> {
+        if width <= NARROW {
+            return Ok(products(a, b, width));
+        }
+        let matrix = |name: &str, rows: &[f32]| {
+            Ok::<_, RecoverError>((name.to_owned(), Tensor::from_f32(vec![rows.len() / width, width], rows.to_vec())?))
+        };
+        let inputs = TensorMap::from([matrix("a", a)?, matrix("b", b)?]);
+        Ok(self.0.with(|runner| runner.infer(&inputs))?["products"].to_f32())
     }
 }
 

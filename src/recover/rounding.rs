@@ -2,6 +2,9 @@
 //!
 //! `H` holds the second moments of what the weights are multiplied with, as quantized. Each step moves one code by one
 //! where that lowers the error, until none does; the codes start at the nearest ones.
+//!
+//! Where errors that reach the operator are to be taken back, what counts is `w x - s q x̂` in the place of `(w - s q) x̂`, whose
+//! slope has `C w` more, where `C` holds the products of `x̂` with its errors `x - x̂`.
 
 use rayon::prelude::*;
 
@@ -15,6 +18,16 @@ const DAMPING: f64 = 0.02;
 const MEAN_PART: f64 = 0.1;
 /// The furthest that a code may move from the nearest.
 const REACH: i32 = 7;
+/// Share of the errors that reach a weight which it takes back: all of what samples show of them does not hold elsewhere.
+const TAKEN_BACK: f32 = 0.5;
+
+/// What the codes of the weights of a group of channels follow from, in a unit of its own.
+pub(super) struct Slopes {
+    /// Second moments `H` of what the weights are multiplied with, damped.
+    pub moments: Vec<f32>,
+    /// The products `C` with its errors, where these are to be taken back.
+    pub errors: Option<Vec<f32>>,
+}
 
 /// Second moments of rows of `width` numbers.
 pub(super) struct Moments {
@@ -44,10 +57,15 @@ impl Moments {
         });
     }
 
-    /// The matrix to descend on, damped, with most of the mean taken out, and of a size that is of no account.
-    pub fn finish(self) -> Vec<f32> {
+    fn means(&self) -> Vec<f64> {
+        self.sums.iter().map(|sum| sum / self.rows.max(1) as f64).collect()
+    }
+
+    /// What to descend on, damped, with most of the mean taken out, and of a size that is of no account. `errors` are the rows of
+    /// the errors, whose products are those with these rows.
+    pub fn finish(self, errors: Option<Self>) -> Slopes {
         let (width, rows) = (self.width, self.rows.max(1) as f64);
-        let means: Vec<f64> = self.sums.iter().map(|sum| sum / rows).collect();
+        let means = self.means();
         let entry = |index: usize| {
             let (i, j) = (index / width, index % width);
             self.products[index] / rows - (1.0 - MEAN_PART) * means[i] * means[j]
@@ -58,7 +76,15 @@ impl Moments {
         let damping = (DAMPING + 2.0 * width as f64 / rows) * trace / width as f64;
         (0..width).for_each(|k| matrix[k * width + k] += damping);
         let size = power_of_two(trace);
-        matrix.into_par_iter().with_min_len(CHUNK).map(|value| (value / size) as f32).collect()
+        let moments = matrix.into_par_iter().with_min_len(CHUNK).map(|value| (value / size) as f32).collect();
+        let errors = errors.map(|errors| {
+            // Means are for biases to take back.
+            let of_errors = errors.means();
+            let entry = |index: usize| errors.products[index] / rows - means[index / width] * of_errors[index % width];
+            let entries = (0..width * width).into_par_iter().with_min_len(CHUNK);
+            entries.map(|index| (entry(index) / size) as f32).collect()
+        });
+        Slopes { moments, errors }
     }
 }
 
@@ -68,23 +94,28 @@ pub(super) fn power_of_two(number: f64) -> f64 {
     if number.is_normal() && number > 0.0 { f64::from_bits(number.to_bits() & !((1 << 52) - 1)) } else { 1.0 }
 }
 
-/// `AᵀA` of narrow rows.
-pub(super) fn products(rows: &[f32], width: usize) -> Vec<f32> {
+/// `AᵀB` of narrow rows.
+pub(super) fn products(a: &[f32], b: &[f32], width: usize) -> Vec<f32> {
     let mut products = vec![0.0f32; width * width];
-    for row in rows.chunks_exact(width) {
-        for (line, &a) in products.chunks_exact_mut(width).zip(row) {
-            line.iter_mut().zip(row).for_each(|(sum, &b)| *sum += a * b);
+    for (a, b) in a.chunks_exact(width).zip(b.chunks_exact(width)) {
+        for (line, &a) in products.chunks_exact_mut(width).zip(a) {
+            line.iter_mut().zip(b).for_each(|(sum, &b)| *sum += a * b);
         }
     }
     products
 }
 
 /// Moves the `codes` of one channel with the weights `weights` and the step `scale`; returns how many moved.
-pub(super) fn descend(weights: &[f32], scale: f32, codes: &mut [i32], matrix: &[f32]) -> usize {
-    let width = weights.len();
+pub(super) fn descend(weights: &[f32], scale: f32, codes: &mut [i32], slopes: &Slopes) -> usize {
+    let (width, matrix) = (weights.len(), &slopes.moments);
     let nearest = codes.to_vec();
     let row = |k: usize| &matrix[k * width..(k + 1) * width];
     let mut gradient = vec![0.0f32; width];
+    if let Some(errors) = &slopes.errors {
+        for (sum, row) in gradient.iter_mut().zip(errors.chunks_exact(width)) {
+            *sum = TAKEN_BACK * row.iter().zip(weights).map(|(error, weight)| error * weight).sum::<f32>();
+        }
+    }
     for (k, (&weight, &code)) in weights.iter().zip(codes.iter()).enumerate() {
         let error = weight - scale * code as f32;
         gradient.iter_mut().zip(row(k)).for_each(|(sum, &h)| *sum += error * h);
@@ -115,7 +146,7 @@ mod tests {
 
     fn moments(width: usize, rows: &[f32]) -> Moments {
         let mut moments = Moments::new(width);
-        moments.add(1.0, rows, &products(rows, width));
+        moments.add(1.0, rows, &products(rows, rows, width));
         moments
     }
 
@@ -124,7 +155,7 @@ mod tests {
         // Both inputs are always equal, so only the sum of both weights matters: 0.4 + 0.4 is 1 step, not 0.
         let moments = moments(2, &[1.0, 1.0, -1.0, -1.0, 2.0, 2.0, -2.0, -2.0].repeat(100));
         let mut codes = [0, 0];
-        assert_eq!(descend(&[0.4, 0.4], 1.0, &mut codes, &moments.finish()), 1);
+        assert_eq!(descend(&[0.4, 0.4], 1.0, &mut codes, &moments.finish(None)), 1);
         assert_eq!(codes.iter().sum::<i32>(), 1);
     }
 
@@ -132,7 +163,19 @@ mod tests {
     fn inputs_that_do_not_go_together_keep_the_nearest_codes() {
         let moments = moments(2, &[1.0, 1.0, 1.0, -1.0, -1.0, 1.0, -1.0, -1.0].repeat(100));
         let mut codes = [0, 127];
-        assert_eq!(descend(&[0.4, 126.6], 1.0, &mut codes, &moments.finish()), 0);
+        assert_eq!(descend(&[0.4, 126.6], 1.0, &mut codes, &moments.finish(None)), 0);
+    }
+
+    #[test]
+    fn errors_that_reach_a_weight_are_taken_back_in_part() {
+        // What arrives is a fifth too small, so that the weight of 10 steps would have to be 12.5; half of that is left to others.
+        let arrives = [0.8, -0.8].repeat(100);
+        let errors: Vec<f32> = arrives.iter().map(|value| value / 0.8 - value).collect();
+        let mut of_errors = Moments::new(1);
+        of_errors.add(1.0, &errors, &products(&arrives, &errors, 1));
+        let mut codes = [10];
+        let slopes = moments(1, &arrives).finish(Some(of_errors));
+        assert_eq!((descend(&[10.0], 1.0, &mut codes, &slopes), codes), (1, [11]));
     }
 
     #[test]
@@ -145,7 +188,7 @@ mod tests {
     fn products_are_those_of_columns() {
         let rows: Vec<f32> = (0..12).map(|index| ((index * 7) % 5) as f32).collect();
         let product = |i: usize, j: usize| rows.chunks(3).map(|row| row[i] * row[j]).sum::<f32>();
-        assert_eq!(products(&rows, 3), (0..9).map(|index| product(index / 3, index % 3)).collect::<Vec<_>>());
+        assert_eq!(products(&rows, &rows, 3), (0..9).map(|index| product(index / 3, index % 3)).collect::<Vec<_>>());
     }
 
     #[test]
@@ -153,7 +196,7 @@ mod tests {
         // The same rows pull two codes together when there are many.
         let moved = |repeated| {
             let rows = [1.0, 1.0, -1.0, -1.0].repeat(repeated);
-            descend(&[0.3, 0.3], 1.0, &mut [0, 0], &moments(2, &rows).finish())
+            descend(&[0.3, 0.3], 1.0, &mut [0, 0], &moments(2, &rows).finish(None))
         };
         assert_eq!([moved(1), moved(100)], [0, 1]);
     }

@@ -18,7 +18,7 @@ use super::{
     network::{Network, Operator},
     patches::Patches,
     peers::Peers,
-    rounding::descend,
+    rounding::{Slopes, descend},
     scales::{Amount, Sizes},
     state::{State, activations, add_by_channel, run_quantized},
     unit::{Bound, Lane, Unit},
@@ -53,6 +53,8 @@ pub(super) struct Tasks {
     pub biases: bool,
     /// Weights are rounded anew where an operator has at most this many columns; 0 for none.
     pub rounding: usize,
+    /// Whether that takes back errors which reach them.
+    pub compensates: bool,
     /// How outputs are judged.
     pub parts: Parts,
     /// Whether the outputs of the measured samples are kept.
@@ -152,6 +154,13 @@ pub(super) fn walk(
 /// The samples that are measured: those behind the first `fit`, or, without any, all.
 fn held_out(fit: usize, samples: usize) -> Range<usize> {
     if fit < samples { fit..samples } else { 0..samples }
+}
+
+/// How far `other` is from `exact`.
+fn difference(exact: &Tensor, other: &Tensor) -> Result<Tensor, RecoverError> {
+    let (exact_values, other_values) = (exact.to_f32(), other.to_f32());
+    let values = exact_values.iter().zip(&other_values).map(|(exact, other)| exact - other).collect();
+    Ok(Tensor::from_f32(exact.shape().to_vec(), values)?)
 }
 
 /// A tensor with its name.
@@ -257,7 +266,7 @@ impl<'a> Step<'a> {
         }
         let mut quantized = Quantized::of(operator, self.state)?;
         if self.tasks.rounding > 0 {
-            self.round(&mut quantized)?;
+            self.round(&mut quantized, &results.float)?;
         }
         results.quantized = self.results(0..self.lanes.quantized.len(), &unit.bound(quantized.values.as_ref())?)?;
         self.correct(&mut results);
@@ -393,8 +402,8 @@ impl<'a> Step<'a> {
         Ok(())
     }
 
-    /// Rounds the weight by what it is multiplied with, and keeps that where held-out samples gain.
-    fn round(&mut self, quantized: &mut Quantized) -> Result<(), RecoverError> {
+    /// Rounds the weight by what it is multiplied with, and keeps that where held-out samples gain. `float` are the results of all.
+    fn round(&mut self, quantized: &mut Quantized, float: &[Tensor]) -> Result<(), RecoverError> {
         let operator = self.operator;
         let (Some(weight), Some(values), Some(params)) = (&operator.weight, &quantized.values, &quantized.params)
         else {
@@ -407,23 +416,29 @@ impl<'a> Step<'a> {
             return Ok(());
         };
         let state = &*self.state;
+        let compensates = self.tasks.compensates;
         let inputs = self.lanes.quantized[..self.fit].par_iter();
         let inputs = inputs.filter_map(|lane| state.quantized(operator, tensor, lane.get(tensor)?));
         let inputs = inputs.collect::<Result<Vec<Tensor>, _>>()?;
-        let Some(mut moments) = self.patches.moments(&inputs, operator.window.as_ref(), weight.shape(), layout)? else {
+        let errors = inputs.par_iter().zip(&self.lanes.float[..self.fit]);
+        let errors = errors.filter_map(|(input, lane)| Some(difference(lane.get(tensor)?, input)));
+        let errors = compensates.then(|| errors.collect::<Result<Vec<Tensor>, _>>()).transpose()?;
+        let window = operator.window.as_ref();
+        let Some(mut slopes) = self.patches.slopes(&inputs, errors.as_deref(), window, weight.shape(), layout)? else {
             return Ok(());
         };
-        drop(inputs);
-        for moments in &mut moments {
+        drop((inputs, errors));
+        for Slopes { moments, errors } in &mut slopes {
             quantized.scaled(moments, layout);
+            errors.iter_mut().for_each(|errors| quantized.scaled(errors, layout));
         }
-        let mut codes = layout.rows(&quantized.codes);
+        let mut codes = layout.rows(&quantized.nearest);
         let rows = layout.rows(&quantized.exact);
-        let per_group = (codes.len() / moments.len().max(1)).max(1);
+        let per_group = (codes.len() / slopes.len().max(1)).max(1);
         let moved: usize = (codes.par_iter_mut().zip(&rows).enumerate())
             .map(|(channel, (codes, weights))| {
                 let scale = params.scales.get(channel).or(params.scales.first()).copied().unwrap_or(1.0);
-                descend(weights, scale, codes, moments.get(channel / per_group).unwrap_or(&moments[0]))
+                descend(weights, scale, codes, slopes.get(channel / per_group).unwrap_or(&slopes[0]))
             })
             .sum();
         if moved == 0 {
@@ -433,15 +448,16 @@ impl<'a> Step<'a> {
         let new = quantized.with_codes(&codes, weight)?;
         let judged = self.judged();
         let judged = judged.start..judged.end.min(judged.start + JUDGED);
-        // Errors that come in are no matter of the weights.
-        let exact = self.results(judged.clone(), &self.unit.exact)?;
-        let lanes: Vec<_> = self.lanes.quantized[judged].iter().zip(&exact).collect();
+        // Errors that come in are no matter of the weights, unless they take them back.
+        let exact = if compensates { Vec::new() } else { self.results(judged.clone(), &self.unit.exact)? };
+        let exact = if compensates { &float[judged.clone()] } else { &exact };
+        let lanes: Vec<_> = self.lanes.quantized[judged].iter().zip(exact).collect();
         let error = |place: usize| {
             let bound = self.unit.bound(Some([values, &new][place]))?;
             error_on(&lanes, (self.unit, operator), self.state, &bound)
         };
         let errors = self.tasks.peers.share(2, |part| part.into_iter().map(error).collect())?;
-        if errors[1] < errors[0] * ROUNDS_CLEARLY {
+        if errors[1] < errors[0] * if compensates { CLEARLY } else { ROUNDS_CLEARLY } {
             let differences: Vec<i8> =
                 codes.iter().zip(&quantized.nearest).map(|(code, nearest)| (code - nearest) as i8).collect();
             self.state.rounding.insert(weight.name.clone(), differences);

@@ -147,7 +147,8 @@ pub struct MethodArgs {
     /// one method or biases stay as they are]
     #[arg(long, value_name = "LEVEL")]
     pub effort: Option<Effort>,
-    /// Steps of recovery that may be tried: biases, ranges, shift, rounding, lifting [default: all]
+    /// Steps of recovery that may be tried: biases, ranges, equalization, shift, descent, rounding,
+    /// lifting, compensation [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub recovery_steps: Vec<StepKind>,
     /// Where INT8 will run, which decides what costs no layer: rtx or tensorrt [default: rtx]

@@ -85,3 +85,27 @@ fn the_outputs_choose_the_ranges_that_matter() {
         assert!(other.recovered.unwrap().steps.is_empty());
     }
 }
+
+#[test]
+fn weights_take_back_errors_that_reach_them() {
+    // A threshold of half the range cuts what goes into the second product: what is left tells part of what is missing.
+    let Some(case) = Case::of(transformer(1.0)) else { return };
+    let mut table = case.table.clone();
+    table.tensors.get_mut("relu").unwrap().amax /= 2.0;
+    let case = Case { table, ..case };
+    let of = |step| {
+        let recovered = RecoverOptions { effort: Effort::Thorough, steps: [step].into(), ..options() };
+        let table = case.recover(&recovered);
+        let step = table.recovered.as_ref().unwrap().steps[0].clone();
+        (table, step)
+    };
+    let ((table, step), (_, rounding)) = (of(StepKind::Compensation), of(StepKind::Rounding));
+    assert!(step.kept && step.after_db > step.before_db.map(|db| db + 0.5), "{step}");
+    assert!(
+        rounding.after_db < step.after_db,
+        "rounding alone knows nothing of errors that come in: {rounding}, {step}"
+    );
+    let written = case.written(&table);
+    assert!((written - step.after_db.unwrap()).abs() < 0.3, "{written} dB written, {step}");
+    assert_eq!(of(StepKind::Compensation).0.recovered.unwrap().rounding, table.recovered.unwrap().rounding);
+}

@@ -54,7 +54,7 @@ pub struct Recovery {
 /// One step of recovery.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RecoveryRow {
-    /// `biases`, `ranges`, `equalization`, `shift`, `descent`, `rounding`, `lifting`, or several that were tried at once; `gates` where these hold, so that nothing more was tried; `methods` for what the methods alone give; `recovery` with the reason where it could not be tried at all.
+    /// `biases`, `ranges`, `equalization`, `shift`, `descent`, `rounding`, `lifting`, `compensation`, or several that were tried at once; `gates` where these hold, so that nothing more was tried; `methods` for what the methods alone give; `recovery` with the reason where it could not be tried at all.
     pub name: String,
     /// Whether its result is in the model.
     pub kept: bool,
