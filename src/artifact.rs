@@ -258,7 +258,7 @@ pub fn remove_unfinished(folder: &Path) -> Result<(), ArtifactError> {
 
 /// Writes a file through `fill` so that `path` names either the old content or all of the new.
 ///
-/// The bytes go to a temporary file in the same folder, are flushed to the disk and renamed. What is there and is no file,
+/// The bytes go to a temporary file in the same folder, are flushed to the disk and renamed. What is there and is not a file,
 /// such as `/dev/null` or a named pipe, is written to.
 pub fn write_atomic_with(
     path: &Path,

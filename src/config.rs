@@ -27,7 +27,7 @@ const MAX_THREADS: usize = 1024;
 
 words! {
     /// When engines are built, and run where a GPU can.
-    UseTensorRt "use of TensorRT" {
+    UseTensorRt "a use of TensorRT" {
         /// Where the library is at hand.
         #[default]
         Auto "auto",
@@ -325,7 +325,7 @@ impl RunConfig {
     /// Checks values that can be judged without any file: what passes here, a run does not refuse before it opens anything.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if !(0.0..=1.0).contains(&self.lift_budget) {
-            let reason = format!("{} is no share between 0 and 1", self.lift_budget);
+            let reason = format!("{} is not a share between 0 and 1", self.lift_budget);
             return Err(ConfigError::Value { key: "lift_budget", reason });
         }
         if self.high_precision.is_quantized() {
@@ -349,7 +349,7 @@ impl RunConfig {
             return Err(ConfigError::Value { key: "percentile", reason });
         }
         if !(0.0..=1.0).contains(&self.max_bad) {
-            let reason = format!("{} is no share between 0 and 1", self.max_bad);
+            let reason = format!("{} is not a share between 0 and 1", self.max_bad);
             return Err(ConfigError::Value { key: "max_bad", reason });
         }
         self.detection.check().map_err(|reason| ConfigError::Value { key: "detection", reason })?;
@@ -379,7 +379,8 @@ impl RunConfig {
 
 /// Parses a share: `1%`, `0.01`.
 pub fn parse_share(text: &str) -> Result<f64, ConfigError> {
-    let invalid = || ConfigError::Value { key: "max_bad", reason: format!("`{text}` is no share such as 1% or 0.01") };
+    let invalid =
+        || ConfigError::Value { key: "max_bad", reason: format!("`{text}` is not a share such as 1% or 0.01") };
     let (number, divisor) = match text.strip_suffix('%') {
         Some(number) => (number, 100.0),
         None => (text, 1.0),

@@ -60,7 +60,7 @@ pub fn read_npz(path: &Path) -> Result<TensorMap, ArrayError> {
     let invalid = |reason: String| ArrayError::Format { path: path.to_owned(), reason };
     let mut budget = Budget::of(&file).map_err(|source| ArrayError::Read { path: path.to_owned(), source })?;
     let mut archive = zip::ZipArchive::new(BufReader::new(file))
-        .map_err(|error| invalid(format!("it is no .npz archive: {error}")))?;
+        .map_err(|error| invalid(format!("it is not a .npz archive: {error}")))?;
     let mut tensors = TensorMap::new();
     for index in 0..archive.len() {
         let mut member = archive.by_index(index).map_err(|error| invalid(error.to_string()))?;

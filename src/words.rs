@@ -31,7 +31,7 @@ macro_rules! words {
             fn from_str(name: &str) -> Result<Self, String> {
                 match name {
                     $($word => Ok(Self::$variant),)*
-                    _ => Err(format!("`{name}` is no {}; use {}", $what, Self::NAMES.join(", "))),
+                    _ => Err(format!("`{name}` is not {}; use {}", $what, Self::NAMES.join(", "))),
                 }
             }
         }

@@ -98,7 +98,7 @@ fn bad_files_are_refused_with_the_reason() {
         ("bad_truncated.png", "cannot be decoded"),
         ("bad_huge.jpg", "30000×30000 pixels are more than the limit of 178956970"),
         ("bad_huge.png", "30000×30000 pixels are more than the limit of 178956970"),
-        ("bad_text.jpg", "this is no JPEG, PNG, WebP or BMP image"),
+        ("bad_text.jpg", "this is not a JPEG, PNG, WebP or BMP image"),
     ] {
         let error = decode(&fixture(name)).unwrap_err();
         assert!(error.contains(reason), "{name}: {error}");
@@ -331,8 +331,8 @@ fn hidden_pictures_and_such_as_are_not_read_are_told() {
     let told = [
         "2 in folders that are not read, as .thumbs/a.png: names that begin with a dot are hidden",
         "1 with .png, as .c.png: names that begin with a dot are hidden",
-        "1 with .tif, as d.tif: its ending is none of those that are read",
-        "2 in folders that are not read, as cats/deep/f.TIFF: its ending is none of those that are read",
+        "1 with .tif, as d.tif: its ending is not one of those that are read",
+        "2 in folders that are not read, as cats/deep/f.TIFF: its ending is not one of those that are read",
     ];
     let error = opened(folder.path()).map(|_| ()).unwrap_err().to_string();
     for told in told {

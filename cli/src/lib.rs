@@ -29,7 +29,7 @@ fn parsed<C: Parser>(words: &[OsString], run: impl FnOnce(C) -> u8, refused: imp
     match C::try_parse_from(words) {
         Ok(cli) => run(cli),
         Err(error) => {
-            // A reader that went away is no error.
+            // A reader that went away is not an error.
             let is_unheard = error.print().is_err_and(|failed| failed.kind() != io::ErrorKind::BrokenPipe);
             if error.use_stderr() {
                 let text = error.to_string();

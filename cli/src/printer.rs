@@ -179,7 +179,7 @@ fn harmless(text: &str) -> Cow<'_, str> {
     text.chars().map(|c| if drives(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
 }
 
-/// Prints a line; a reader that went away (`| head`) is no error, a full disk is.
+/// Prints a line; a reader that went away (`| head`) is not an error, a full disk is.
 fn print(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{}", text.trim_end_matches('\n')).and_then(|()| out.flush()) {

@@ -1,4 +1,4 @@
-//! Tables of the terminal, which fit into it: into 80 columns where the output is no terminal.
+//! Tables of the terminal, which fit into it: into 80 columns where the output is not a terminal.
 
 use std::io::IsTerminal;
 

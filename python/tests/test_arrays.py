@@ -88,7 +88,7 @@ def test_a_reader_may_end_as_an_iterator_does(arrays):
         ({"table": "t.json"}, "`table` is of no use here"),
         ({"out": "out"}, "`out` is of no use here; write the table by its method save()"),
         ({"samples": 0}, "`samples`: must be at least 1"),
-        ({"samples": 1.5}, "`samples`: 1.5 is no whole number"),
+        ({"samples": 1.5}, "`samples`: 1.5 is not a whole number"),
     ],
 )
 def test_options_that_would_be_passed_over_are_refused(arrays, options, message):

@@ -77,7 +77,7 @@ def test_what_a_metric_raises_comes_out_as_it_is(arrays, tmp_path):
     options = {"out": tmp_path / "out", "calib_samples": 16, "bench_seconds": 0, "tensorrt": "off", "precisions": ["int8"]}
     with pytest.raises(Unheard):
         tc.run(MODEL, {"input": arrays}, metric=unheard, **options)
-    with pytest.raises(tc.CalibError, match="it gave 'much', which is no number"):
+    with pytest.raises(tc.CalibError, match="it gave 'much', which is not a number"):
         tc.run(MODEL, {"input": arrays}, metric=lambda outputs, ids: "much", **options)
 
 
@@ -91,7 +91,7 @@ def test_a_metric_that_gives_no_number_is_said_to(arrays, table, given, what):
         lambda: tc.calibrate(MODEL, data, metric=metric),
         lambda: tc.bisect(MODEL, table, data, metric=metric, minimum=0),
     ):
-        with pytest.raises(tc.CalibError, match=f"metric: it gave {what}, which is no number"):
+        with pytest.raises(tc.CalibError, match=f"metric: it gave {what}, which is not a number"):
             call()
     with pytest.raises(tc.CalibError, match="not int"):
         tc.compare(MODEL, MODEL, data, metric=3)

@@ -148,7 +148,7 @@ def test_what_an_actor_raises_is_raised_as_it_was(cluster, dataset, table):
     with pytest.raises(tc.CalibError) as caught:
         cluster.calibrate(MODEL, dataset, actors=2, columns={"input": "index"}, max_bad=0)
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value) and "`input`" in str(caught.value)
-    with pytest.raises(tc.CalibError, match="^metric: it gave None, which is no number"):
+    with pytest.raises(tc.CalibError, match="^metric: it gave None, which is not a number"):
         cluster.calibrate(MODEL, dataset, actors=2, metric=lambda outputs, ids: None, samples=8)
     for call in (
         lambda: cluster.calibrate(MODEL, dataset, actors=2, metric=mine, samples=8),
@@ -195,7 +195,7 @@ def test_there_may_be_more_actors_than_samples(cluster, dataset, arrays):
     assert cluster.calibrate(MODEL, dataset.limit(1), actors=2, method="minmax").to_dict()["samples"] == 1
     with pytest.raises(tc.CalibError, match="actors"):
         cluster.calibrate(MODEL, dataset, actors=0)
-    with pytest.raises(tc.DataError, match="a dict is no ray.data.Dataset: make one"):
+    with pytest.raises(tc.DataError, match="a dict is not a ray.data.Dataset: make one"):
         cluster.calibrate(MODEL, {"input": arrays})
 
 

@@ -417,7 +417,7 @@ def run(
         The figures of ``report.json``; ``folder`` has the files, ``passed`` is None without gates.
 
     Raises:
-        DataError, ModelError, RuntimeLibraryError: with the program's messages. A failed gate is no error.
+        DataError, ModelError, RuntimeLibraryError: with the program's messages. A failed gate is not an error.
     """
     metric = own(metric)
     listed, minimum = asked(gates, metric, minimum)

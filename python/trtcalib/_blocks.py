@@ -21,7 +21,7 @@ class Blocks:
     ) -> None:
         if not hasattr(dataset, "to_numpy_refs"):
             kind = type(dataset).__name__
-            raise DataError(f"a {kind} is no ray.data.Dataset: make one, as by ray.data.from_numpy, or give it to trtcalib itself")
+            raise DataError(f"a {kind} is not a ray.data.Dataset: make one, as by ray.data.from_numpy, or give it to trtcalib itself")
         for what, column in (("labels", labels), ("names", names)):
             if column is not None and not isinstance(column, str):
                 raise DataError(f"{what}: name a column of the data set; a {type(column).__name__} names none")

@@ -54,10 +54,10 @@ def classes(given: Any, count: int) -> list[int | None]:
     """Right classes of `count` samples; None where they are unknown."""
     wanted = "give one integer a sample, negative where it is unknown, or the inputs alone, as (x for x, _ in data) does"
     if isinstance(given, Mapping):
-        raise DataError(f"labels in a {type(given).__name__} are no classes; {wanted}")
+        raise DataError(f"labels in a {type(given).__name__} are not classes; {wanted}")
     labels = np.atleast_1d(as_array(given))
     if labels.ndim > 1 and labels.size != len(labels):
-        raise DataError(f"labels of shape {list(labels.shape)} are no classes; {wanted}")
+        raise DataError(f"labels of shape {list(labels.shape)} are not classes; {wanted}")
     if labels.size != count:
         single = "" if np.ndim(given) else "; to a label alone belongs a batch of one, whose arrays have 1 as first axis"
         raise DataError(f"{count} samples, but {labels.size} labels; {wanted}{single}")
@@ -66,7 +66,7 @@ def classes(given: Any, count: int) -> list[int | None]:
         whole = isinstance(label, (int, np.integer)) or (isinstance(label, float) and label.is_integer())
         if not whole or isinstance(label, bool) or label >= 1 << 32:
             what = repr(label) if label is None or np.isscalar(label) else f"a {type(label).__name__}"
-            raise DataError(f"label {index} is {what}, which is no class; {wanted}")
+            raise DataError(f"label {index} is {what}, which is not a class; {wanted}")
     return [int(label) if label >= 0 else None for label in values]
 
 
@@ -173,7 +173,7 @@ def held(data: Any, *, labels: Any = None, limit: int | None = None, inputs: Seq
             of such dicts, of arrays for the model's only input, or of ``(inputs, labels)``; or a reader with
             ``get_next()``, as onnxruntime's and Model Optimizer's. Batches may have any size.
         labels: right classes, one integer a sample; negative where it is unknown.
-        limit: samples that are enough: an iterable that is no list is read no further, and of its last batch only so many are
+        limit: samples that are enough: an iterable that is not a list is read no further, and of its last batch only so many are
             taken.
         inputs: names of the model's inputs, where they are known.
     """

@@ -44,7 +44,7 @@ class Own:
             except (TypeError, ValueError):
                 pass
         what = f"an array of shape {list(shape)}" if len(shape) else repr(value)
-        raise CalibError(f"metric: it gave {what:.100}, which is no number; let it return a float")
+        raise CalibError(f"metric: it gave {what:.100}, which is not a number; let it return a float")
 
 
 def own(metric: Metric | None) -> Own | None:
@@ -67,7 +67,7 @@ def asked(gates: Gates, metric: Metric | None, minimum: float | None) -> tuple[l
         bounds += [float(bound[1]) for bound in its_own if bound]
         others = [gate for gate, bound in zip(others, its_own) if not bound]
     if not all(map(math.isfinite, bounds)):
-        raise CalibError("minimum: what the metric must reach is no finite number")
+        raise CalibError("minimum: what the metric must reach is not a finite number")
     return others, max(bounds, default=None)
 
 

@@ -44,7 +44,7 @@ def count_of(samples: Any, least: int = 1) -> int | None:
     try:
         count = None if samples is None else operator.index(samples)
     except TypeError as error:
-        raise CalibError(f"`samples`: {samples!r} is no whole number") from error
+        raise CalibError(f"`samples`: {samples!r} is not a whole number") from error
     if count is not None and count < least:
         raise CalibError(f"`samples`: must be at least {least}")
     return count
@@ -73,7 +73,7 @@ def _one(name: str, value: Any) -> Any:
         return [_one(name, each) for each in value]
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    raise CalibError(f"{name}: a {type(value).__name__} is no setting")
+    raise CalibError(f"{name}: a {type(value).__name__} is not a setting")
 
 
 def path_of(path: PathLike | None) -> Path | None:

@@ -209,7 +209,7 @@ def calibrate(
             set is executed as a whole; with ``dataset.limit(512)`` only its first rows are.
         columns: column of the data set for each input. Without, columns of the names of the inputs; for a model with one
             input also the only column, or ``image``. Other columns are not used.
-        labels: column of right classes, which is no input.
+        labels: column of right classes, which is not an input.
         names: column of the samples' names, which differ. Samples then are chosen by name, and come in the order of their names,
             as those of a folder. Without, the names are the paths that ``ray.data.read_images(include_paths=True)`` gives, from
             the innermost folder on that holds them all, and without these the numbers of the rows.

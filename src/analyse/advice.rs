@@ -145,7 +145,7 @@ pub fn about_head(effect: &HeadEffect, lift: &str, commands: &Commands) -> Advic
     } else if nearer {
         "that finds no more boxes, so nothing is gained by lifting them"
     } else {
-        "what costs accuracy lies before them, so lifting them is no cure"
+        "what costs accuracy lies before them, so lifting them does not help"
     };
     Advice {
         level: if matters { AdviceLevel::Warning } else { AdviceLevel::Info },
@@ -355,7 +355,7 @@ mod tests {
             advice.text,
             "the 2 last convolutions and products of the head (`a` and others), quantized alone, leave the outputs at \
              17.0 dB (90 % of the boxes found); with them in fp32 the whole goes from 1.8 dB (48 %) to 2.1 dB (48 %), on 16 \
-             samples: what costs accuracy lies before them, so lifting them is no cure"
+             samples: what costs accuracy lies before them, so lifting them does not help"
         );
         assert_eq!((advice.level, advice.command), (AdviceLevel::Info, None));
         let effect = HeadEffect { sqnr_db: [1.8, 9.0, 2.0], ..effect };

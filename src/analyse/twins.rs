@@ -343,7 +343,7 @@ pub fn quantizer(pair: &Pair<'_>, input: &QuantizedInput) -> Option<String> {
     pair.quantized.node(*input.chain.first()?).output.first().cloned()
 }
 
-/// Range of the quantizer of an activation; `None` when it is no plain pair of `QuantizeLinear` and
+/// Range of the quantizer of an activation; `None` when it is not a plain pair of `QuantizeLinear` and
 /// `DequantizeLinear`.
 fn activation_range(pair: &Pair<'_>, input: &QuantizedInput) -> Option<[f32; 2]> {
     let &[quantize, dequantize] = &input.chain[..] else { return None };

@@ -183,7 +183,7 @@ fn has_other_names(path: &Path) -> bool {
     }
 }
 
-/// What is being written at `path` is no input until it is there.
+/// What is being written at `path` is not an input until it is there.
 pub(super) fn writes(path: &Path) -> io::Result<()> {
     check_free(path)?;
     change(|parts| parts.results.0.retain(|_, result| result != path));
@@ -202,7 +202,7 @@ pub(super) fn wrote(path: &Path) {
 /// Opens a file to read it. Opening a pipe would wait for a writer for ever.
 ///
 /// # Errors
-/// It is not there, is no regular file, cannot be read, or is to be written over: see [`will_write`].
+/// It is not there, is not a regular file, cannot be read, or is to be written over: see [`will_write`].
 pub fn open_regular(path: &Path) -> io::Result<File> {
     let metadata = std::fs::metadata(path)?;
     if !metadata.is_file() {

@@ -132,7 +132,7 @@ impl std::str::FromStr for ExecutionProvider {
 
     /// `cpu`, `cuda`, `cuda:1`, `cuda-tf32`, `cuda-tf32:1`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let invalid = || format!("`{text}` is none of cpu, cuda[:N], cuda-tf32[:N]");
+        let invalid = || format!("`{text}` is not one of cpu, cuda[:N], cuda-tf32[:N]");
         let (name, index) = text.split_once(':').unwrap_or((text, "0"));
         let index = index.parse().map_err(|_| invalid())?;
         match name {
@@ -190,7 +190,7 @@ pub struct BuildOptions {
     /// What it runs for.
     pub purpose: Purpose,
     /// On the CPU, run the samples of a batch side by side, each as if it were alone, where the model tells them apart (see
-    /// [`Runner::at_once`]); not for tensors that are no results of single samples.
+    /// [`Runner::at_once`]); not for tensors that are not results of single samples.
     pub side_by_side: bool,
     /// Be ready for [`Runner::layer_times`], once. Slows every run down.
     pub layer_times: bool,

@@ -8,7 +8,7 @@ use crate::backend::LayerTime;
 
 impl Times {
     /// An array with one object for each call, times in milliseconds since the measurement began. Where the backend tells
-    /// no parts, the whole call is computation and the transfers take no time of their own. `provider` is no word of trtexec's:
+    /// no parts, the whole call is computation and the transfers take no time of their own. `provider` is not a word of trtexec's:
     /// it tells whose times these are.
     pub fn trtexec_json(&self) -> Value {
         let trace = |call: &Call| {

@@ -220,7 +220,7 @@ fn same(a: &TensorDivergence, b: &TensorDivergence) -> bool {
         }
 }
 
-/// The model with `tensors` among its outputs; `integers` tells the types of those that are no floating-point numbers. TensorRT's
+/// The model with `tensors` among its outputs; `integers` tells the types of those that are not floating-point numbers. TensorRT's
 /// parser wants a type there and does not mind another float than the tensor has.
 #[must_use]
 pub fn with_outputs(model: &Model, tensors: &[String], integers: &BTreeMap<String, ElementType>) -> Model {

@@ -104,7 +104,7 @@ impl CalibrationCache {
         format!("TRT-{}-{}\n{}", self.version, self.algorithm, lines.collect::<String>())
     }
 
-    /// Whether a file that begins with `start` (of 64 bytes, or all of it) can be a cache: text that is no JSON, with or
+    /// Whether a file that begins with `start` (of 64 bytes, or all of it) can be a cache: text that is not JSON, with or
     /// without a first line that tells of TensorRT.
     pub fn begins_with(start: &[u8]) -> bool {
         let text = start.strip_prefix("\u{feff}".as_bytes()).unwrap_or(start).trim_ascii_start();

@@ -49,7 +49,7 @@ pub struct NonFinite {
 pub enum ObserveError {
     /// The tensor holds NaN or an infinity.
     NonFinite(NonFinite),
-    /// The elements are no floating-point numbers.
+    /// The elements are not floating-point numbers.
     NotFloat(ElementType),
 }
 

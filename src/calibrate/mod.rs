@@ -177,10 +177,9 @@ impl FromStr for Choice {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let choices = [Self::Auto].into_iter().chain(Method::ALL.map(Self::Method));
-        choices
-            .into_iter()
-            .find(|choice| choice.to_string() == name)
-            .ok_or_else(|| format!("`{name}` is no calibration method; use auto, entropy, percentile, mse or minmax"))
+        choices.into_iter().find(|choice| choice.to_string() == name).ok_or_else(|| {
+            format!("`{name}` is not a calibration method; use auto, entropy, percentile, mse or minmax")
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use crate::words::words;
 
 words! {
     /// How far recovery goes.
-    Effort "effort" {
+    Effort "an effort" {
         /// Ranges, equalization, shifts and biases in one step, on few samples.
         Fast "fast",
         /// Rounding of weights and lifting as well, every step measured on held-out samples.
@@ -26,7 +26,7 @@ words! {
 
 words! {
     /// One of the steps of recovery, in the order in which they are tried.
-    StepKind "step of recovery" {
+    StepKind "a step of recovery" {
         /// Biases that take back mean errors, one operator after the other.
         #[default]
         Biases "biases",
@@ -63,7 +63,7 @@ impl StepKind {
 
 words! {
     /// Where the model will run, which decides what may be done to it.
-    DeployTo "runtime to deploy to" {
+    DeployTo "a runtime to deploy to" {
         /// TensorRT-RTX, whose builder fuses a `Pad` in front of a quantized convolution.
         #[default]
         Rtx "rtx",
@@ -74,7 +74,7 @@ words! {
 
 words! {
     /// Which activations may be quantized around another centre than 0.
-    ShiftPolicy "way to shift" {
+    ShiftPolicy "a way to shift" {
         /// Those that all their consumers can take back.
         #[default]
         All "all",
@@ -87,7 +87,7 @@ words! {
 
 words! {
     /// Whether biases take back the mean error of INT8.
-    BiasCorrection "way to correct biases" {
+    BiasCorrection "a way to correct biases" {
         /// Where that measures better.
         #[default]
         Auto "auto",
@@ -272,7 +272,7 @@ mod tests {
         assert_eq!("tensorrt".parse(), Ok(DeployTo::Tensorrt));
         assert_eq!(Effort::Thorough.to_string().parse(), Ok(Effort::Thorough));
         let refusal = "slow".parse::<Effort>().unwrap_err();
-        assert_eq!(refusal, "`slow` is no effort; use fast, default, thorough, off");
+        assert_eq!(refusal, "`slow` is not an effort; use fast, default, thorough, off");
         assert_eq!((DeployTo::Rtx.shifts(), DeployTo::Tensorrt.shifts()), (ShiftPolicy::All, ShiftPolicy::Unpadded));
     }
 }

@@ -166,7 +166,7 @@ mod tests {
         assert!(counts.push(&[1, 2, 3, 4, 5], &[1, 5, 4, 3, 2])); // all the same set
         assert!(!counts.push(&[1, 2, 3, 4, 5], &[2, 1, 3, 4, 9])); // first in five, overlap 4
         assert!(!counts.push(&[1, 2, 3, 4, 5], &[6, 7, 8, 9, 5])); // overlap 1
-        assert!(!counts.push(&[], &[])); // nothing but NaN on both sides is no agreement
+        assert!(!counts.push(&[], &[])); // nothing but NaN on both sides is not agreement
         let agreement = counts.agreement();
         assert_eq!((agreement.top1, agreement.samples), (0.25, 4));
         assert_eq!((agreement.top5_overlap, agreement.top5_set, agreement.ref_top1_in_top5), (0.5, 0.25, 0.5));

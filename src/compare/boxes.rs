@@ -146,7 +146,7 @@ mod tests {
         ];
         let kept = suppress(list.clone(), Suppression::default());
         assert_eq!(kept.iter().map(|d| (d.score, d.class)).collect::<Vec<_>>(), [(0.9, 1), (0.6, 2)]);
-        // 0.9 of overlap is no double at 0.95; one box at most.
+        // 0.9 of overlap is not a duplicate at 0.95; one box at most.
         assert_eq!(suppress(list.clone(), Suppression { iou: 0.95, ..Suppression::default() }).len(), 3);
         assert_eq!(suppress(list, Suppression { most: 1, ..Suppression::default() }).len(), 1);
     }

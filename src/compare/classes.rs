@@ -95,7 +95,7 @@ mod tests {
         let order: Vec<_> = found.accuracy.iter().map(|c| (c.class, c.samples, c.reference_right, c.right)).collect();
         assert_eq!(order, [(1, 10, 10, 7), (0, 10, 9, 8), (2, 10, 5, 6)]);
         let grown: Vec<_> = found.grown.iter().map(|c| (c.class, c.answer, c.reference, c.target)).collect();
-        assert_eq!(grown, [(1, 2, 0, 3), (0, 1, 1, 2)], "what became rarer is none of them");
+        assert_eq!(grown, [(1, 2, 0, 3), (0, 1, 1, 2)], "what became rarer is not one of them");
         assert_eq!(Classes::of(&Answers::new(), &Answers::new()), None);
     }
 }

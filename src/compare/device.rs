@@ -1,5 +1,5 @@
 //! The comparison of outputs that lie on a device: sums and best classes are computed there. Maps of classes, outputs
-//! that may join unlike parts, and those that are no floating-point numbers, come to the host.
+//! that may join unlike parts, and those that are not floating-point numbers, come to the host.
 
 use super::{
     CompareError, Comparison, PairSums, Sample,

@@ -106,7 +106,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     };
     serde_json::from_slice(bytes)
         .or_else(quoted)
-        .map_err(|error| if error.is_data() { neither(&error) } else { format!("it is no valid JSON: {error}") })
+        .map_err(|error| if error.is_data() { neither(&error) } else { format!("it is not valid JSON: {error}") })
 }
 
 fn neither(reason: &dyn fmt::Display) -> String {
@@ -138,9 +138,9 @@ fn exported(output: Exported) -> Result<(String, Tensor), String> {
     let Exported { name, dimensions, values } = output;
     let shape =
         dimensions.split('x').filter(|_| !dimensions.is_empty()).map(str::parse).collect::<Result<Vec<usize>, _>>();
-    let shape = shape.map_err(|_| format!("`{name}` has the dimensions `{dimensions}`, which are no numbers"))?;
+    let shape = shape.map_err(|_| format!("`{name}` has the dimensions `{dimensions}`, which are not numbers"))?;
     let values = values.into_iter().map(|Number(value)| value).collect::<Option<Vec<f32>>>();
-    let values = values.ok_or_else(|| format!("`{name}` holds values that are no numbers"))?;
+    let values = values.ok_or_else(|| format!("`{name}` holds values that are not numbers"))?;
     let tensor = Tensor::new(shape, Values::F32(values)).map_err(|error| format!("`{name}`: {error}"))?;
     Ok((name, tensor))
 }
@@ -168,7 +168,7 @@ fn in_blocks(calls: Vec<TensorMap>) -> Result<Vec<TensorMap>, String> {
         match blocks.last_mut().map(|block| (is_alike(&block[0], &outputs), block)) {
             Some((None, _)) => {
                 return Err(format!(
-                    "iteration {index}: its outputs are no further rows of those before: they have other names, types or numbers of \
+                    "iteration {index}: its outputs are not further rows of those before: they have other names, types or numbers of \
                      axes, or none"
                 ));
             }
@@ -179,7 +179,7 @@ fn in_blocks(calls: Vec<TensorMap>) -> Result<Vec<TensorMap>, String> {
     Ok(blocks.into_iter().map(stacked).collect())
 }
 
-/// Whether the rows of both have one shape; `None` where they are no rows of the same outputs.
+/// Whether the rows of both have one shape; `None` where they are not rows of the same outputs.
 fn is_alike(before: &TensorMap, next: &TensorMap) -> Option<bool> {
     let mut alike = before.len() == next.len();
     alike.then_some(())?;
@@ -231,8 +231,8 @@ mod tests {
             "{odd:?}"
         );
         assert_eq!((found["found"].shape(), found["loss"].shape()), (&[1, 0, 4][..], &[][..]));
-        assert!(read(text.replace("-nan", "none").as_bytes(), None).unwrap_err().contains("no valid JSON"));
-        assert!(read(text.replace("-nan", "\"none\"").as_bytes(), None).unwrap_err().contains("no numbers"));
+        assert!(read(text.replace("-nan", "none").as_bytes(), None).unwrap_err().contains("not valid JSON"));
+        assert!(read(text.replace("-nan", "\"none\"").as_bytes(), None).unwrap_err().contains("not numbers"));
     }
 
     /// Written by Polygraphy 0.53.6: the numbers 0 to 5, then 10 to 15, as arrays of 2x3.
@@ -262,6 +262,6 @@ mod tests {
             let error = read(text.as_bytes(), None).unwrap_err();
             assert!(error.contains("--exportOutput") && error.contains("--save-outputs"), "{error}");
         }
-        assert!(read(b"[", None).unwrap_err().contains("no valid JSON"));
+        assert!(read(b"[", None).unwrap_err().contains("not valid JSON"));
     }
 }

@@ -212,7 +212,7 @@ pub enum GateError {
         threshold: String,
     },
     /// A part of a metric that has none.
-    #[error("gate `{gate}`: {metric} is no figure of a single output; leave out the brackets")]
+    #[error("gate `{gate}`: {metric} is not a figure of a single output; leave out the brackets")]
     Part {
         /// The whole text.
         gate: String,
@@ -367,7 +367,7 @@ fn confidence_of(metric: Metric, threshold: f64, level: &str) -> Result<f64, Str
     let share = share
         .ok()
         .filter(|share| (0.5..=0.9999).contains(share))
-        .ok_or_else(|| format!("`{level}` is no confidence between 50% and 99.99%; write @95%"))?;
+        .ok_or_else(|| format!("`{level}` is not a confidence between 50% and 99.99%; write @95%"))?;
     if at_one_level && share != RESAMPLED_LEVEL {
         return Err(format!(
             "intervals of {} are at {} confidence; write @95%",

@@ -148,7 +148,7 @@ impl TensorSums {
     /// name in the quantized one. They are compared on the device where both lie on the same.
     ///
     /// # Errors
-    /// A tensor is missing or is no batch of the samples, or the device fails.
+    /// A tensor is missing or is not a batch of the samples, or the device fails.
     pub fn push<'a>(
         &mut self,
         samples: &[&str],

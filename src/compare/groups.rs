@@ -1,4 +1,4 @@
-//! Samples in groups by their names, for the intervals of figures that are no mean over samples: how far a figure moves when
+//! Samples in groups by their names, for the intervals of figures that are not means over samples: how far a figure moves when
 //! each group in turn is left out tells how far it scatters.
 
 use serde::{Deserialize, Serialize};

@@ -83,7 +83,7 @@ impl std::str::FromStr for HeadKind {
     fn from_str(name: &str) -> Result<Self, String> {
         let all = || Self::ALL.into_iter().chain([Self::None]);
         all().find(|kind| kind.name() == name).ok_or_else(|| {
-            format!("`{name}` is no head; there are {}", all().map(Self::name).collect::<Vec<_>>().join(", "))
+            format!("`{name}` is not a head; there are {}", all().map(Self::name).collect::<Vec<_>>().join(", "))
         })
     }
 }
@@ -119,7 +119,7 @@ impl BoxFormat {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DetectionOptions {
-    /// The head; absent: recognized. `none` for a model that is no detector.
+    /// The head; absent: recognized. `none` for a model that is not a detector.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub head: Option<HeadKind>,
     /// For `head = "boxes"`: the output with the boxes, `[B, N, 4]`.

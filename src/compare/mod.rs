@@ -370,7 +370,7 @@ pub enum CompareError {
         samples: usize,
     },
     /// The values do not fit the detection head.
-    #[error("sample {sample}: {reason}; set [detection] head, or --head none for a model that is no detector")]
+    #[error("sample {sample}: {reason}; set [detection] head, or --head none for a model that is not a detector")]
     Boxes {
         /// The sample.
         sample: String,

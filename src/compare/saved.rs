@@ -284,7 +284,7 @@ impl SavedOutputs {
                 let array = &block.arrays[output].1;
                 if array.shape().get(1..) != shape.get(1..) {
                     let reason = format!(
-                        "`{name}` has the shape {:?} for sample {} and {:?} for sample {row}, which are no batch; use --batch 1",
+                        "`{name}` has the shape {:?} for sample {} and {:?} for sample {row}, which are not a batch; use --batch 1",
                         &shape[1..],
                         rows[0],
                         &array.shape()[1..]

@@ -23,7 +23,7 @@ pub struct ClassMap {
 
 impl ClassMap {
     /// The map in one sample of an output (without the batch): arg-max of scores (the lowest index among equals), or
-    /// the indices themselves. The error says why it is no map.
+    /// the indices themselves. The error says why it is not a map.
     pub fn of(sample: TensorView<'_>, kind: OutputKind) -> Result<Self, String> {
         let map = match (kind, sample.shape) {
             (OutputKind::MapChannelsLast, &[h, w, c]) if c > 1 => {
@@ -33,7 +33,7 @@ impl ClassMap {
                 Self { size: [h, w], classes: arg_max(sample.values, c, h * w, h * w, 1) }
             }
             (OutputKind::Map, &[h, w] | &[1, h, w]) => Self { size: [h, w], classes: indices(sample.values)? },
-            _ => return Err(format!("a sample of shape {:?} is no map of classes", sample.shape)),
+            _ => return Err(format!("a sample of shape {:?} is not a map of classes", sample.shape)),
         };
         match map.classes.iter().find(|&&class| class as usize >= CLASSES && class != NO_CLASS) {
             Some(class) => Err(format!("class {class} is beyond {CLASSES}, so this is hardly a map of classes")),
@@ -53,7 +53,7 @@ impl ClassMap {
 fn indices(values: ValuesView<'_>) -> Result<Vec<u32>, String> {
     let index = |&x: &f64| if x >= 0.0 && x.fract() == 0.0 && x < f64::from(NO_CLASS) { Ok(x as u32) } else { Err(x) };
     let classes: Result<Vec<u32>, f64> = values.to_f64().iter().map(index).collect();
-    classes.map_err(|x| format!("{x} is no class index (a map of one channel must hold indices, not scores)"))
+    classes.map_err(|x| format!("{x} is not a class index (a map of one channel must hold indices, not scores)"))
 }
 
 fn arg_max(
@@ -308,7 +308,7 @@ mod tests {
     fn indices_are_checked() {
         let of = |values| ClassMap::of(Tensor::new(vec![1, 2], values).unwrap().view(), OutputKind::Map);
         assert_eq!(of(Values::I64(vec![0, 7])).unwrap().classes, [0, 7]);
-        assert!(of(Values::I64(vec![0, -1])).unwrap_err().contains("-1 is no class index"));
+        assert!(of(Values::I64(vec![0, -1])).unwrap_err().contains("-1 is not a class index"));
         assert!(of(Values::F32(vec![0.0, 0.3])).unwrap_err().contains("indices, not scores"));
         assert!(of(Values::I64(vec![0, 70_000])).unwrap_err().contains("hardly a map"));
         let scores = Tensor::from_f32(vec![2, 1, 1], vec![0.0, 1.0]).unwrap();

@@ -191,7 +191,7 @@ pub(super) struct Classification {
 impl Task {
     pub(super) fn new(element_type: ElementType, shape: &[usize], name: &str, batch: &Batch<'_>) -> Self {
         let &Batch { options, labels, masks, .. } = batch;
-        // Prototypes of masks are no scores of classes.
+        // Prototypes of masks are not scores of classes.
         let is_map = !options.head.as_ref().is_some_and(|head| head.is_prototypes(shape));
         let detected = || if is_map { OutputKind::detect(element_type, shape) } else { OutputKind::Generic };
         match options.kinds.get(name).copied().unwrap_or_else(detected) {

@@ -108,7 +108,7 @@ impl ArrayDataset {
             return Err(invalid(path, "JSON of 1 GiB and more is not read; save the arrays as .npz".to_owned()));
         }
         let Listed(list) = serde_json::from_slice::<Listed<Feed>>(&bytes)
-            .map_err(|error| invalid(path, format!("it is no Polygraphy inputs JSON: {error}")))?;
+            .map_err(|error| invalid(path, format!("it is not the JSON of Polygraphy's inputs: {error}")))?;
         let list = list.ok_or_else(|| invalid(path, "a list of inputs is expected".to_owned()))?;
         let mut notes = Vec::new();
         let feeds = list

@@ -101,7 +101,7 @@ impl DataYaml {
         let invalid = |reason: String| DatasetError::Format { path: path.to_owned(), reason };
         let text = read_small(path)?;
         let raw: Raw =
-            serde_saphyr::from_str(&text).map_err(|error| invalid(format!("it is no data.yaml: {error}")))?;
+            serde_saphyr::from_str(&text).map_err(|error| invalid(format!("it is not a data.yaml: {error}")))?;
         let beside = path.parent().unwrap_or(Path::new(""));
         let root = raw.path.as_deref().map_or_else(|| beside.to_owned(), |root| beside.join(root));
         let mut left = Left::default();
@@ -290,10 +290,10 @@ mod tests {
                 "path: set\ntrain: images/more\nval: images/more\n",
                 "`train` leads to no picture: 1 file is left out, the first is images/more/e.tiff: ",
             ),
-            ("train: {a: b}\n", "it is no data.yaml"),
+            ("train: {a: b}\n", "it is not a data.yaml"),
             ("path: set\ntrain: long.txt\n", "set/long.txt: line 2 has more than 65536 bytes"),
             ("path: set\ntrain: absent.txt\n", "bbb...`, which absent.txt lists, does not exist"),
-            ("a: &a [x, x]\nb: &b [*a, *a, *a]\ntrain: [*b, *b\n", "it is no data.yaml"),
+            ("a: &a [x, x]\nb: &b [*a, *a, *a]\ntrain: [*b, *b\n", "it is not a data.yaml"),
         ] {
             let error = DataYaml::open(&write("bad.yaml", text)).unwrap_err().to_string();
             assert!(error.contains(reason) && error.len() < 1000, "{error}");

@@ -28,7 +28,7 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     let stripped = without_profiles(bytes);
     let mut reader =
         ImageReader::new(Cursor::new(&*stripped)).with_guessed_format().map_err(|error| error.to_string())?;
-    let format = reader.format().ok_or("this is no JPEG, PNG, WebP or BMP image")?;
+    let format = reader.format().ok_or("this is not a JPEG, PNG, WebP or BMP image")?;
     if format == ImageFormat::Jpeg {
         jpeg::check_complete(bytes)?;
     }
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn what_is_no_image_is_said() {
         assert!(decode(b"").unwrap_err().contains("empty"));
-        assert!(decode(b"hello, world").unwrap_err().contains("no JPEG"));
+        assert!(decode(b"hello, world").unwrap_err().contains("not a JPEG"));
         let whole = png(&DynamicImage::new_rgb8(64, 64));
         assert!(decode(&whole[..whole.len() / 2]).unwrap_err().contains("cannot be decoded"));
     }

@@ -27,7 +27,7 @@ use crate::{
 pub(super) const HIDDEN: &str = "names that begin with a dot are hidden";
 
 /// Why others are.
-pub(super) const NOT_READ: &str = "its ending is none of those that are read";
+pub(super) const NOT_READ: &str = "its ending is not one of those that are read";
 
 /// Folders that archives and systems of files put beside those of the user.
 const OF_SYSTEMS: [&str; 5] = ["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"];
@@ -168,7 +168,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     // Looked at before it is opened: opening a pipe waits for someone to write.
     let metadata = std::fs::metadata(path).map_err(failed)?;
     if !metadata.is_file() {
-        return Err("it is no regular file".to_owned());
+        return Err("it is not a regular file".to_owned());
     }
     if metadata.len() > MAX_FILE_BYTES {
         return Err(format!("{} bytes are more than the limit of {MAX_FILE_BYTES}", metadata.len()));
@@ -254,7 +254,7 @@ pub(super) struct Listing {
     pub(super) classes: Vec<String>,
     /// Folders beside those that hold no sample.
     pub(super) empty: Vec<String>,
-    /// Files that are no images, hidden images, and images beside the folders that hold most of them.
+    /// Files that are not images, hidden images, and images beside the folders that hold most of them.
     pub(super) skipped: Vec<SampleError>,
     /// Folders that are not read, by the beginning of the names that their files would have.
     pub(super) unread: Vec<(String, PathBuf)>,
@@ -302,7 +302,7 @@ fn is_of_jobs(data: &Path, folder: &Path) -> bool {
 }
 
 /// Lists a folder: its own files, or those of its folders (but not `except`, which holds labels) when they hold more.
-/// Hidden ones are no samples.
+/// Hidden ones are not samples.
 pub(super) fn list(folder: &Path, endings: &[&str], except: Option<&Path>) -> Result<Listing, DatasetError> {
     let mut own = Listing::default();
     let mut folders = Vec::new();
@@ -399,7 +399,7 @@ fn scan(
     Ok(())
 }
 
-/// A file name as text: bytes that are no UTF-8 become `\xNN`, so that different files keep different names.
+/// A file name as text: bytes that are not UTF-8 become `\xNN`, so that different files keep different names.
 fn escape(name: &std::ffi::OsStr) -> String {
     name.as_encoded_bytes()
         .utf8_chunks()

@@ -161,7 +161,7 @@ impl BoxLabels {
         let _reading = Reading::of(path);
         let bytes = read_regular(path).map_err(read)?;
         let coco: Coco = serde_json::from_slice(&bytes)
-            .map_err(|error| invalid(format!("it is no COCO instances JSON: {}", shown(&error.to_string()))))?;
+            .map_err(|error| invalid(format!("it is not the JSON of COCO instances: {}", shown(&error.to_string()))))?;
         let Categories { index, places, names, note } = Categories::of(&coco, known).map_err(invalid)?;
         let mut pictures: BTreeMap<u64, (String, PictureBoxes)> = BTreeMap::new();
         for image in coco.images {
@@ -292,7 +292,7 @@ impl Categories {
             ids.keys().filter_map(class_of).collect()
         } else {
             note = foreign.filter(|_| !by_name.is_empty() || coco.categories.is_empty()).map(|id| {
-                let why = if ids[id].is_empty() { format!("category {id} has no name") } else { format!("the category `{}` is none of the classes by name", shown(&ids[id])) };
+                let why = if ids[id].is_empty() { format!("category {id} has no name") } else { format!("the category `{}` is not one of the classes by name", shown(&ids[id])) };
                 format!("{why}: the first class is taken for the category with the lowest id, and so on; category_ids says otherwise")
             });
             places = ids.last_key_value().map(|(&last, _)| (ids.len(), last));
@@ -361,7 +361,7 @@ impl Told {
         }
         if !self.unknown.is_empty() {
             let list: Vec<&str> = self.unknown.iter().take(5).map(String::as_str).collect();
-            notes.push(format!("labels have classes that are none of the {classes} known: {}", list.join(", ")));
+            notes.push(format!("labels have classes that are not among the {classes} known: {}", list.join(", ")));
         }
         if self.strangers > 0 {
             notes.push(format!("{} annotations belong to no image of the label file and are left out", self.strangers));
@@ -374,10 +374,10 @@ impl Told {
 fn yolo_line(line: &str, key_points: Option<[usize; 2]>) -> Result<Truth, String> {
     let numbers: Result<Vec<f64>, _> = line.split_whitespace().map(str::parse).collect();
     let numbers =
-        numbers.map_err(|_| format!("`{}` are no numbers", line.trim().chars().take(60).collect::<String>()))?;
+        numbers.map_err(|_| format!("`{}` are not numbers", line.trim().chars().take(60).collect::<String>()))?;
     let Some((&class, rest)) = numbers.split_first() else { return Err("it is empty".to_owned()) };
     if class < 0.0 || class.fract() != 0.0 || class > f64::from(u32::MAX) {
-        return Err(format!("{class} is no class index"));
+        return Err(format!("{class} is not a class index"));
     }
     if !rest.iter().all(|value| value.is_finite()) {
         return Err("a coordinate is not finite".to_owned());
@@ -385,7 +385,7 @@ fn yolo_line(line: &str, key_points: Option<[usize; 2]>) -> Result<Truth, String
     if rest.iter().any(|&value| value > 2.0) {
         return Err("coordinates are shares of the picture, between 0 and 1; these are pixels".to_owned());
     }
-    // Behind the box of a pose stand its key points; an odd number of them, each with whether it can be seen, is no polygon.
+    // Behind the box of a pose stand its key points; an odd number of them, each with whether it can be seen, is not a polygon.
     let of_points = key_points.map_or(0, |[points, numbers]| points.saturating_mul(numbers));
     let is_box = rest.len() == 4 || rest.len() == of_points.saturating_add(4) || rest.len() % 6 == 1;
     let (corners, area) = match *rest {

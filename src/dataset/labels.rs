@@ -164,10 +164,10 @@ pub(super) fn shown(text: &str) -> Cow<'_, str> {
     text.char_indices().nth(SHOWN).map_or(Cow::Borrowed(text), |(end, _)| format!("{}...", &text[..end]).into())
 }
 
-/// Why a text is no list: one of its lines is longer than any.
+/// Why a text is not a list: one of its lines is longer than any.
 pub(super) fn long_line(text: &str) -> Option<String> {
     let long = text.lines().position(|line| line.len() > LONGEST_LINE)?;
-    Some(format!("line {} has more than {LONGEST_LINE} bytes: this is no list of samples or labels", long + 1))
+    Some(format!("line {} has more than {LONGEST_LINE} bytes: this is not a list of samples or labels", long + 1))
 }
 
 /// A text that ends with an error where a row goes on for longer than a line may: quotes keep lines together.
@@ -349,7 +349,7 @@ mod tests {
             assert!(error.contains(reason) && error.len() < 300, "{error}");
         }
         let blank = load(&format!("a.jpg,3\n{}a.png,4\n", "\n".repeat(2 * LONGEST_LINE))).unwrap();
-        assert_eq!(blank.by_name.len(), 2, "blank lines are no row");
+        assert_eq!(blank.by_name.len(), 2, "blank lines are not row");
         let name = format!("{}/a.jpg", "b".repeat(LONGEST_LINE - 8));
         let long = load(&format!("{name},3\n{name},4\n")).err().unwrap().to_string();
         assert!(long.contains(&format!("`{}...` has the label 4, and 3 before", &name[..200])), "{long}");

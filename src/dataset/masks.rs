@@ -49,7 +49,7 @@ impl Masks {
                     by_name.insert(name, folder.join(mask));
                 }
             } else if !by_name.is_empty() {
-                let reason = format!("line {number}: `{}` is no PNG mask, as the lines before have", shown(mask));
+                let reason = format!("line {number}: `{}` is not a PNG mask, as the lines before have", shown(mask));
                 return Err(DatasetError::Labels { path: path.to_owned(), reason });
             } else if number > 1 {
                 return Ok(None);

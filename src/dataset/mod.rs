@@ -210,7 +210,7 @@ pub struct DataOptions<'a> {
     pub key_points: Option<[usize; 2]>,
     /// The model's inputs.
     pub inputs: &'a [InputSpec],
-    /// Preprocessing of images; absent only for data that is no images.
+    /// Preprocessing of images; absent only for data that is not images.
     pub preprocess: Option<&'a Preprocess>,
 }
 
@@ -442,7 +442,7 @@ fn open_images(options: &DataOptions<'_>, folder: bool) -> Result<Collection, Da
     Ok(Collection { dataset: Box::new(dataset), passed_over, names, label_source, notes, labelled, training })
 }
 
-/// The label and class files of a data set often lie beside its samples; they are no failed samples.
+/// The label and class files of a data set often lie beside its samples; they are not failed samples.
 fn is_label_file(skipped: &SampleError, labels: Option<&Path>) -> bool {
     let labels = labels.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
     let is_text = |name: &str| {

@@ -44,8 +44,9 @@ impl Dataset for Pictures {
     fn read(&self, index: usize) -> Result<(TensorMap, Option<Scene>), SampleError> {
         let bad = |reason: String| SampleError { sample: self.id(index).to_owned(), reason };
         let sample = self.inner.sample(index)?;
-        let picture = picture(sample)
-            .ok_or_else(|| bad("it is no picture as others are: one array of uint8, height × width × 3".to_owned()))?;
+        let picture = picture(sample).ok_or_else(|| {
+            bad("it is not a picture like the others: one array of uint8, height × width × 3".to_owned())
+        })?;
         let (inputs, placement) = self.input.of_picture(picture, &self.preprocess).map_err(bad)?;
         Ok((inputs, Some(Scene { placement, truths: None, id: None })))
     }

@@ -35,7 +35,7 @@ impl std::str::FromStr for Extent {
 
     /// `256`, or `224x320` for height and width.
     fn from_str(text: &str) -> Result<Self, String> {
-        let invalid = |_| format!("`{text}` is no size such as 256 or 224x320 (height x width)");
+        let invalid = |_| format!("`{text}` is not a size such as 256 or 224x320 (height x width)");
         match text.split_once('x') {
             Some((height, width)) => {
                 Ok(Self::Exact([height.parse().map_err(invalid)?, width.parse().map_err(invalid)?]))

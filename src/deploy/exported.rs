@@ -59,7 +59,7 @@ pub fn engine_layers(
 /// The times of an engine's layers as `trtexec --exportProfile` writes them, and what ran it, which `calib bench` adds.
 ///
 /// # Errors
-/// The file cannot be read, or is no profile.
+/// The file cannot be read, or is not a profile.
 pub fn engine_profile(path: &Path) -> Result<(Vec<EngineLayerTime>, Option<String>), DeployError> {
     let _reading = Reading::of(path);
     let bytes = read_regular(path).map_err(DeployError::io("read", path))?;

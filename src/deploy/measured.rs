@@ -93,7 +93,7 @@ pub fn measured_archive(
     for model in &manifest.models {
         let precision = &model.precision;
         let Some(row) = row(report, precision, Some(&model.hash)) else {
-            let reason = format!("its model of {precision} is none of this report: another run deployed it");
+            let reason = format!("its model of {precision} is not one of this report: another run deployed it");
             return Err(DeployError::content(archive, reason));
         };
         let sum = sums.lines().find_map(|line| line.strip_suffix(&model.file)?.split_whitespace().next());

@@ -17,7 +17,7 @@ const MOST_BYTES: u64 = 2 << 30;
 /// lead out of the archive are refused.
 pub(super) fn unpack(archive: &Path) -> Result<TempDir, DeployError> {
     let file = open_regular(archive).map_err(DeployError::io("read", archive))?;
-    let broken = |error: io::Error| DeployError::content(archive, format!("it is no whole tar archive ({error})"));
+    let broken = |error: io::Error| DeployError::content(archive, format!("it is not a whole tar archive ({error})"));
     let folder = tempfile::tempdir().map_err(DeployError::io("unpack", archive))?;
     let mut entries = tar::Archive::new(io::BufReader::new(file));
     let mut left = MOST_BYTES;
@@ -30,7 +30,7 @@ pub(super) fn unpack(archive: &Path) -> Result<TempDir, DeployError> {
             continue;
         }
         if !(kind.is_file() && inside) {
-            let reason = format!("it holds `{}`, which is no file of a deployment", path.display());
+            let reason = format!("it holds `{}`, which is not a file of a deployment", path.display());
             return Err(DeployError::content(archive, reason));
         }
         left = left.checked_sub(entry.size()).ok_or_else(|| {
@@ -76,7 +76,7 @@ mod tests {
             ("a", tar::EntryType::Link),
         ] {
             let error = unpack(archive(name, kind).path()).unwrap_err();
-            assert!(error.to_string().contains("no file of a deployment"), "{name}: {error}");
+            assert!(error.to_string().contains("not a file of a deployment"), "{name}: {error}");
         }
         // A pipe would be waited for.
         let error = unpack(Path::new("/dev/null")).unwrap_err();
@@ -84,6 +84,6 @@ mod tests {
         assert!(cause.contains("not a regular file"), "{cause}");
         let none = tempfile::NamedTempFile::new().unwrap();
         fs::write(none.path(), vec![b'x'; 700]).unwrap();
-        assert!(unpack(none.path()).unwrap_err().to_string().contains("no whole tar archive"));
+        assert!(unpack(none.path()).unwrap_err().to_string().contains("not a whole tar archive"));
     }
 }

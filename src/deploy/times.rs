@@ -41,7 +41,7 @@ pub(super) fn times(bytes: &[u8], name: &str, batch: usize) -> Result<Times, Str
         return Err("it holds no calls: trtexec was stopped before it measured any".to_owned());
     }
     if let Some(bad) = written.iter().position(|call| !(call.latency_ms > 0.0 && call.latency_ms < 1e9)) {
-        return Err(format!("call {bad} took {} ms, which is no time", written[bad].latency_ms));
+        return Err(format!("call {bad} took {} ms, which is not a time", written[bad].latency_ms));
     }
     let provider = written[0].provider.clone().unwrap_or_else(|| "tensorrt".to_owned());
     let call = |call: Written| Call {

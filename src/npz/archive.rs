@@ -17,7 +17,7 @@ use crate::{
     tensor::{ElementType, Tensor},
 };
 
-/// Longest member that is no array and still kept.
+/// Longest member that is not an array and still kept.
 const TEXT_BYTES: u64 = 64 << 20;
 
 /// An `.npz` archive.
@@ -25,7 +25,7 @@ const TEXT_BYTES: u64 = 64 << 20;
 pub struct Archive {
     /// Arrays by name (without `.npy`), in the order of the archive.
     pub arrays: Vec<(String, Array)>,
-    /// Members that are no arrays, by their whole name.
+    /// Members that are not arrays, by their whole name.
     pub others: Vec<(String, Vec<u8>)>,
 }
 
@@ -42,7 +42,7 @@ impl Archive {
         let file = Arc::new(Mutex::new(file));
         let directory = io::BufReader::new(File::open(path).map_err(read)?);
         let mut archive =
-            zip::ZipArchive::new(directory).map_err(|error| invalid(format!("it is no .npz archive: {error}")))?;
+            zip::ZipArchive::new(directory).map_err(|error| invalid(format!("it is not a .npz archive: {error}")))?;
         let (mut arrays, mut others) = (Vec::new(), Vec::new());
         for index in 0..archive.len() {
             let mut member = archive.by_index(index).map_err(|error| invalid(error.to_string()))?;
@@ -131,7 +131,7 @@ impl Array {
     /// The array in a `.npy` file.
     ///
     /// # Errors
-    /// The file is no array, or cannot be read.
+    /// The file is not an array, or cannot be read.
     pub fn open(path: &Path) -> Result<Self, ArrayError> {
         let read = |source| ArrayError::Read { path: path.to_owned(), source };
         let file = open_regular(path).map_err(read)?;
@@ -322,7 +322,7 @@ mod tests {
                 "{error}"
             );
         }
-        assert!(open(&tempfile::NamedTempFile::new().unwrap()).contains("it is no .npz archive"));
+        assert!(open(&tempfile::NamedTempFile::new().unwrap()).contains("it is not a .npz archive"));
         assert!(open(&archive(&[("x.txt", b"")], METHODS[0])).contains("holds no arrays"));
         assert!(matches!(Archive::open(Path::new("/does/not/exist.npz")), Err(ArrayError::Read { .. })));
     }

@@ -42,7 +42,7 @@ pub(super) struct Header {
 impl Header {
     /// Reads a header and leaves the reader at the data. The error is a reason in words.
     pub fn read(reader: &mut impl Read) -> Result<Self, String> {
-        let no_array = |error: io::Error| format!("it is no .npy array: {error}");
+        let no_array = |error: io::Error| format!("it is not a .npy array: {error}");
         let header = header_bytes(reader).map_err(no_array)?;
         let header = NpyHeader::from_reader(header.as_slice()).map_err(no_array)?;
         let DType::Plain(kind) = header.dtype() else {
@@ -168,6 +168,6 @@ pub(super) mod tests {
         let nested = [b"\x93NUMPY\x01\x00\xff\xff".as_slice(), &vec![b'('; 65535]].concat();
         assert!(error(&nested).contains("structured arrays"));
         assert!(error(b"\x93NUMPY\x02\x00\xff\xff\xff\x7f").contains("said to have 2147483647 bytes"));
-        assert!(error(b"PK").contains("it is no .npy array"));
+        assert!(error(b"PK").contains("it is not a .npy array"));
     }
 }

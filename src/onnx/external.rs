@@ -140,7 +140,7 @@ fn resolve_tensor(
         Some(text) => text
             .parse::<usize>()
             .map(Some)
-            .map_err(|_| range_error(format!("the {key} `{text}` of its external data is no number"))),
+            .map_err(|_| range_error(format!("the {key} `{text}` of its external data is not a number"))),
     };
     let offset = number("offset")?.unwrap_or(0);
     let end = match number("length")? {

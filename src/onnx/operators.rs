@@ -2,7 +2,7 @@
 //! everyone.
 //!
 //! The rules are those of TensorRT's explicit quantization. Activation functions that fuse with the operator before them
-//! are [`Fact::Fuses`]; Gelu is none of them, it stays in the high precision as LayerNormalization and Softmax do.
+//! are [`Fact::Fuses`]; Gelu is not one of them, it stays in the high precision as LayerNormalization and Softmax do.
 
 use super::proto::NodeProto;
 

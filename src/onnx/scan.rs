@@ -64,7 +64,7 @@ macro_rules! schema {
     };
 }
 
-// The numbers of each message: scalar fields as a pattern (`0` is no field), then the nested messages.
+// The numbers of each message: scalar fields as a pattern (`0` is not a field), then the nested messages.
 schema! {
     ModelProto: 1..=6, [7 GraphProto, 8 OperatorSetIdProto, 14 StringStringEntryProto, 20 TrainingInfoProto,
         25 FunctionProto, 26 DeviceConfigurationProto];

@@ -204,7 +204,7 @@ fn external_data_cannot_leave_the_folder() {
     };
     assert!(bad("1", "4800").contains("outside its file"));
     assert!(bad("18446744073709551615", "2").contains("outside its file"));
-    assert!(bad("-1", "4800").contains("the offset `-1` of its external data is no number"));
+    assert!(bad("-1", "4800").contains("the offset `-1` of its external data is not a number"));
 }
 
 #[test]

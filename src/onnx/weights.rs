@@ -49,7 +49,7 @@ pub enum TensorError {
         unit: &'static str,
     },
     /// A value that its type cannot hold.
-    #[error("tensor `{tensor}` holds {value}, which is no {element_type}; the file is damaged")]
+    #[error("tensor `{tensor}` holds {value}, which is not of type {element_type}; the file is damaged")]
     Value {
         /// The tensor.
         tensor: String,
@@ -294,7 +294,7 @@ mod tests {
         let bytes = TensorProto { int32_data: vec![-128, 127], ..proto(ElementType::I8, &[2]) };
         assert_eq!(bytes.to_tensor().unwrap().to_f32(), [-128.0, 127.0]);
         let wrong = TensorProto { int32_data: vec![128], ..proto(ElementType::I8, &[1]) };
-        assert!(wrong.to_tensor().unwrap_err().to_string().contains("holds 128, which is no int8"));
+        assert!(wrong.to_tensor().unwrap_err().to_string().contains("holds 128, which is not of type int8"));
         let wide = TensorProto { uint64_data: vec![1 << 40], ..proto(ElementType::U32, &[1]) };
         assert!(matches!(wide.to_tensor(), Err(TensorError::Value { value: 0x100_0000_0000, .. })));
     }

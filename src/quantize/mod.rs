@@ -271,7 +271,7 @@ impl Quantized {
 /// that the file does not declare.
 ///
 /// # Errors
-/// A model that is quantized already, ranges that the table lacks, weights that are no numbers, opsets that cannot be
+/// A model that is quantized already, ranges that the table lacks, weights that are not numbers, opsets that cannot be
 /// raised as far as needed.
 pub fn quantize(
     model: &Model,

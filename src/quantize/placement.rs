@@ -97,7 +97,7 @@ rules! {
     Gate "weighs the channels of a map: little to compute, and its error scales all that it weighs";
     Decoding "decodes boxes, distributions (DFL) or scores behind the last convolutions and matrix products: stays in float";
     UnknownShape "the shapes that the limits are checked against are not known; --shape binds dynamic ones";
-    VariableWeight "the weight is no constant";
+    VariableWeight "the weight is not a constant";
     NotFloat "computes no 32-bit or 16-bit floats";
     NotBetweenQuantized "pooling or resizing without quantized neighbours on both sides";
     NoKernel "no 8-bit kernel, or none that pays";

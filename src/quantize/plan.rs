@@ -80,7 +80,7 @@ impl std::str::FromStr for Precision {
         [Self::Fp32, Self::Fp16, Self::Bf16, Self::Int8, Self::Fp8]
             .into_iter()
             .find(|precision| precision.name() == text)
-            .ok_or_else(|| format!("`{text}` is no precision; use fp32, fp16, bf16, int8 or fp8"))
+            .ok_or_else(|| format!("`{text}` is not a precision; use fp32, fp16, bf16, int8 or fp8"))
     }
 }
 
@@ -126,7 +126,7 @@ pub enum Selector {
 
 /// A regular expression for node names does not parse.
 #[derive(Debug, thiserror::Error)]
-#[error("`{pattern}` is no regular expression for node names")]
+#[error("`{pattern}` is not a regular expression for node names")]
 pub struct PatternError {
     /// The expression.
     pub pattern: String,

@@ -398,7 +398,7 @@ pub(super) fn is_of(
 }
 
 /// Whether an operator is a function of the model's own, whose nodes are its body. What ONNX's are folded into is not
-/// quantized for their sake: a convolution is no sum because a bias was added to it.
+/// quantized for their sake: a convolution is not a sum because a bias was added to it.
 pub fn is_own(op_type: &str) -> bool {
     OperatorType::named(op_type).is_none()
 }

@@ -55,7 +55,7 @@ struct Both {
 }
 
 impl Both {
-    /// `tail` gives the value behind the activation and how steep that is; where it is no straight line it takes some `rounds`.
+    /// `tail` gives the value behind the activation and how steep that is; where it is not a straight line it takes some `rounds`.
     fn correction(&self, rounds: usize, tail: impl Fn(f32) -> [f32; 2] + Sync) -> Option<Vec<f32>> {
         let Self { float, quantized, channels, fit } = self;
         // Behind the activation, with `shift` added in front of it.

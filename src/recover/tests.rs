@@ -305,7 +305,7 @@ fn channels_in_front_of_a_depthwise_convolution_are_brought_to_like_sizes() {
         let written = case.written(&table);
         assert!((written - measured).abs() < 0.3, "{written} dB written, {measured} dB measured");
     }
-    // The clip is no kernel of its own: there the multiplication might become one.
+    // The clip is not a kernel of its own: there the multiplication might become one.
     let elsewhere = case.recover(&RecoverOptions { deploy_to: DeployTo::Tensorrt, ..options() }).recovered.unwrap();
     assert!(elsewhere.equalized.is_empty());
 }

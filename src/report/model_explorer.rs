@@ -32,7 +32,7 @@ pub fn model_explorer(report: &Report) -> Vec<(String, Value)> {
     let times = known.times.iter().zip(1..).map(|((machine, nodes), place)| {
         let times = nodes.iter().map(|(&node, &(ms, _))| (node, ms)).collect();
         let measured = format!("time of the engine's layer on {machine} (ms)");
-        // Names of machines are no names of files.
+        // Names of machines are not names of files.
         let time = OVERLAYS[4];
         let name = if place == 1 { time.to_owned() } else { format!("{time}{place}") };
         (name, json!({ "name": named(&measured), "results": numbers(&times), "gradient": gradient }))

@@ -121,7 +121,7 @@ pub fn unlike(runs: &[Run<'_>], baseline: &[Run<'_>]) -> Vec<String> {
                     .map(|what| format!("{} and its baseline {} differ in {what}", run.name, base.name)),
             );
             if of_random(run.report, base.report) {
-                sentences.push(format!("{} is no measure of {}: {OF_RANDOM}", base.name, run.name));
+                sentences.push(format!("{} is not a measure of {}: {OF_RANDOM}", base.name, run.name));
             }
         }
     }
@@ -247,7 +247,7 @@ fn gone(old: Subject<'_>, new: Subject<'_>) -> Cell {
         let says_nothing = old.precision.reference && measure.is_against_reference();
         !says_nothing && old.quality(*measure).is_some() && new.quality(*measure).is_none()
     };
-    // An infinite SQNR is no figure; whether there is one is told by the outputs.
+    // An infinite SQNR is not a figure; whether there is one is told by the outputs.
     let measures = Quality::ALL.into_iter().filter(|measure| *measure != Quality::Sqnr && lacks(measure));
     let (before, now) = (&old.precision.outputs, &new.precision.outputs);
     let outputs = before.iter().filter(|output| now.iter().all(|other| other.name != output.name));

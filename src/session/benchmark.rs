@@ -258,7 +258,7 @@ impl Session {
         let runners = runners(self, &subjects, &threads)?;
         let likely = runners.iter().find_map(|(.., runner)| runner.borrow().likely_call());
         if let Some(likely) = likely.filter(|_| self.config.random_data) {
-            // Random numbers are no shapes.
+            // Random numbers are not shapes.
             let call = likely_call(self, likely)?;
             for (_, inputs) in &mut inputs {
                 inputs.clone_from(&call);

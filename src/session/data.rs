@@ -303,7 +303,7 @@ fn unknown_preset(name: &str) -> PipelineError {
     DatasetError::Input(format!("there is no preset `{name}`; known are {}", PRESETS.join(", "))).into()
 }
 
-/// How many samples the model gets right; `None` when it is no classifier or its labels do not fit.
+/// How many samples the model gets right; `None` when it is not a classifier or its labels do not fit.
 fn right_answers(
     reference: &mut dyn Outputs,
     dataset: &dyn Dataset,

@@ -81,7 +81,7 @@ impl Session {
             {
                 let known: Vec<&str> = outputs.iter().map(|output| output.name.as_str()).collect();
                 bail!(
-                    "gate {gate} cannot be tested: `{part}` is no output of the model and no part of one; it has {}",
+                    "gate {gate} cannot be tested: `{part}` is neither an output of the model nor a part of one; it has {}",
                     known.join(", ")
                 );
             }
@@ -102,7 +102,7 @@ impl Session {
         if self.head.as_ref().is_some_and(|head| head.is_prototypes(&sample)) {
             return kind == OutputKind::Generic;
         }
-        // Where a sample is a whole input, its first axis is no batch.
+        // Where a sample is a whole input, its first axis is not a batch.
         let whole = output.shape.iter().copied().collect::<Option<Vec<usize>>>();
         [Some(sample), whole].into_iter().flatten().any(|shape| OutputKind::detect(element_type, &shape) == kind)
     }

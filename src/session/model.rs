@@ -227,7 +227,7 @@ fn bind_shapes(model: &mut Model, shapes: &BTreeMap<String, Vec<usize>>) -> Resu
         })?;
         let shape = match input.r#type.as_mut().and_then(|kind| kind.value.as_mut()) {
             Some(TypeValue::TensorType(tensor)) => tensor.shape.get_or_insert_default(),
-            _ => return Err(PipelineError::Input(format!("input `{name}` is no tensor; it takes no --shape"))),
+            _ => return Err(PipelineError::Input(format!("input `{name}` is not a tensor; it takes no --shape"))),
         };
         if !shape.dim.is_empty() && shape.dim.len() != extents.len() {
             return Err(PipelineError::Input(format!(

@@ -30,7 +30,7 @@ impl Session {
             Ok(text) => {
                 text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {
                     PipelineError::Input(format!(
-                        "the environment variable {INTERVAL_VARIABLE} holds `{text}`, which is no number of seconds"
+                        "the environment variable {INTERVAL_VARIABLE} holds `{text}`, which is not a number of seconds"
                     ))
                 })?
             }

@@ -227,7 +227,7 @@ impl<'a> Job<'a> {
             .collect();
         if !emulated.is_empty() {
             self.session.host.note(&format!(
-                "emulated by ONNX Runtime: {}; the figures show what quantization costs, and the latency is no estimate of TensorRT's",
+                "emulated by ONNX Runtime: {}; the figures show what quantization costs, and the latency is not an estimate of TensorRT's",
                 emulated.join(", ")
             ));
         }

@@ -29,7 +29,7 @@ impl Shard {
         let invalid = || refused(format!("`{text}` does not read like 2/8, auto or auto/8"));
         let number = |name: &str| {
             let given = variable(name);
-            let wrong = |given: &String| refused(format!("the variable {name} is `{given}`, which is no number"));
+            let wrong = |given: &String| refused(format!("the variable {name} is `{given}`, which is not a number"));
             given.map(|given| given.trim().parse::<u32>().map_err(|_| wrong(&given))).transpose()
         };
         let (index, count) = match text.split_once('/') {
@@ -135,7 +135,7 @@ mod tests {
         assert!(read("auto", &job).unwrap_err().contains("auto/8"));
         assert!(read("auto/8", &[("JOB_COMPLETION_INDEX", "8")]).unwrap_err().contains("part 9 of 8"));
         assert!(read("auto", &[]).unwrap_err().contains("SLURM_ARRAY_TASK_ID"));
-        assert!(read("auto", &[("SLURM_ARRAY_TASK_ID", "x")]).unwrap_err().contains("no number"));
+        assert!(read("auto", &[("SLURM_ARRAY_TASK_ID", "x")]).unwrap_err().contains("not a number"));
     }
 
     #[test]

@@ -33,7 +33,7 @@ fn every_target_is_measured_at_every_size_and_its_mode_stated() {
         let [base, same, half] = group else { panic!("three targets: {group:?}") };
         assert!(group.iter().all(|m| m["latency"]["median"].as_f64().is_some_and(|ms| ms > 0.0)));
         assert!(base["speed_up"].is_null() && same["speed_up"]["ratio"].is_f64());
-        // The CPU computes FP16 in float, so its time is no speed of FP16.
+        // The CPU computes FP16 in float, so its time is not that of FP16.
         assert_eq!((half["times"]["timing"].as_str(), &half["speed_up"]), (Some("emulated"), &Value::Null));
         assert_eq!(base["times"]["mode"]["provider"], "onnxruntime-cpu");
         assert_eq!(base["times"]["mode"]["transfers"], false);

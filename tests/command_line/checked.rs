@@ -69,7 +69,7 @@ fn recurrent_models_are_timed_at_any_batch() {
     let found: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(found["measurements"].as_array().unwrap().len(), 2, "{out}");
     assert!(!error.contains("dynamic first axis"), "{error}");
-    // Time is no batch.
+    // Time is not a batch.
     let mut bench = calib().unwrap();
     bench.args(["bench", "ort", "--random-data", "--shape", "x=7x1x6", "--batch", "4", "--seconds", "0.02", "--model"]);
     let (_, error) = output(2, bench.arg(folder.path().join("steps.onnx")));

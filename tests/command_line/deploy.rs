@@ -221,7 +221,7 @@ fn single_files_are_taken_by_precision_and_refused_where_they_tell_another_model
         ("--outputs", file("fp16", "int8.outputs.json"), "its outputs are those of int8"),
         ("--outputs", file("int8", "fp32.outputs.json"), "its outputs are those of fp32 (60 dB against that model"),
         ("--times", "bf16=x.json".to_owned(), "the report has no bf16, only fp16, fp32, int8"),
-        ("--times", "x.json".to_owned(), "no PRECISION=FILE"),
+        ("--times", "x.json".to_owned(), "not PRECISION=FILE"),
     ] {
         let error = error_of(&mut report(&[flag, &given, "--machine", "Orin"]));
         assert!(error.contains(why), "{flag} {given}: {error}");
@@ -252,7 +252,7 @@ fn outputs_that_are_not_finite_are_the_engines_fault() {
     assert!(warned.contains("int8: the engine's outputs differ in 160 NaN or infinite values"), "{warned}");
     let page = fs::read_to_string(run.join("report.html")).unwrap();
     assert!(page.contains("not finite") && page.contains("lost in the engine, not by quantization"));
-    assert!(!page.contains("not by the engine"), "nothing but NaN is no faultless engine");
+    assert!(!page.contains("not by the engine"), "an engine that gives nothing but NaN is not faultless");
 }
 
 /// What a page's picture knows: nodes, and the times of every machine.

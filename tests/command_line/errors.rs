@@ -176,7 +176,7 @@ fn a_model_that_is_no_model() {
     let Some(mut command) = calib() else { return };
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.onnx");
-    fs::write(&file, b"this is no protobuf at all").unwrap();
+    fs::write(&file, b"this is not a protobuf at all").unwrap();
     let error = error_of(command.args(["inspect"]).arg(&file));
     assert!(error.contains("model.onnx"), "{error}");
     let whole = fs::read(demo("demo.onnx")).unwrap();
@@ -344,7 +344,7 @@ fn inputs_that_only_show_when_they_are_opened_are_not_written_over() {
         assert!(error.contains("0003.png is an input and would be written over"), "{error}");
         assert_eq!(fs::read(path("0003.png")).unwrap(), before);
     }
-    // A line of millions of columns is no list of labels, and is not taken apart.
+    // A line of millions of columns is not a list of labels, and is not taken apart.
     fs::write(path("labels.csv"), ",".repeat(1 << 20)).unwrap();
     let mut command = calib().unwrap();
     command.args(["compare", "--ref", "ort", "--target", "ort"]).args(&demo_flags()[..2]);

@@ -51,7 +51,7 @@ fn memory_does_not_grow_with_arrays_and_its_end_is_an_error_that_names_the_file(
     let saved = ["--model", "large.onnx", "--data", "40.npz", "--ref", "ort", "--target", "saved:numbers.json"];
     let error = limited(&[&["compare"], &saved[..]].concat());
     assert!(error.contains("neither trtexec's --exportOutput nor Polygraphy's --save-outputs"), "{error}");
-    assert!(limited(&["inspect", "numbers.json"]).contains("no calibration table"), "{error}");
+    assert!(limited(&["inspect", "numbers.json"]).contains("not a calibration table"), "{error}");
     let error = limited(&["bench", "ort", "--model", "large.onnx", "--batch", "10000"]);
     assert!(error.contains("--batch 10000 takes 6702 MB for its inputs"), "{error}");
     // A hole of 400 MB, which would be read whole. A backtrace takes memory, too, and must not be waited for.

@@ -44,7 +44,7 @@ fn a_gate_ends_recovery_where_it_holds() {
     let mut wrong = calib().unwrap();
     wrong.arg("calibrate").args(&demo_flags()[..2]).args(["--gate", "sqnr_db[nowhere]=1", "-o"]);
     let error = error_of(wrong.arg(folder.path().join("wrong.json")));
-    assert!(error.contains("`nowhere` is no output of the model"), "{error}");
+    assert!(error.contains("`nowhere` is neither an output of the model nor"), "{error}");
     assert!(!folder.path().join("wrong.json").exists());
 }
 

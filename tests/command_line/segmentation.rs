@@ -124,7 +124,7 @@ fn a_run_judges_maps_by_masks_and_takes_kinds_from_its_configuration() {
     assert!((iou - expected[2][1].as_f64().unwrap()).abs() < 0.1, "{iou}");
     assert!(int8["segmentation"]["pixel_agreement"].as_f64().unwrap() > 0.9, "{int8}");
     // The other output takes part in nothing: not in the figures, and not in the choice of the method.
-    assert!(int8.get("agreement").is_none(), "`kind` is no classification here");
+    assert!(int8.get("agreement").is_none(), "`kind` is not a classification here");
     let candidates = report["calibration"]["candidates"].as_array().unwrap();
     assert!(candidates.len() > 4, "{candidates:?}");
     for outputs in candidates.iter().chain([int8]).map(|figures| figures["outputs"].as_array().unwrap()) {

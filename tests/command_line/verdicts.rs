@@ -256,8 +256,8 @@ fn gates_that_cannot_be_tested_end_before_the_work() {
         ("fp32:sqnr_db=20", "fp32 is what the model is"),
         ("detection_recall=0.9", "no detection head"),
         ("top1=0.9", "no output of the model is a classification"),
-        ("sqnr_db[nosuch]=9", "`nosuch` is no output of the model and no part of one; it has y"),
-        ("sqnr_db[y/box]=9", "`y/box` is no output of the model"),
+        ("sqnr_db[nosuch]=9", "`nosuch` is neither an output of the model nor a part of one; it has y"),
+        ("sqnr_db[y/box]=9", "`y/box` is neither an output of the model nor"),
     ] {
         let error = error_of(&mut run(folder, "residual", "x", &["--precisions", "fp16", "--gate", gate]));
         assert!(error.contains(reason), "{gate}: {error}");
@@ -402,7 +402,7 @@ fn what_is_valid_is_taken() {
     let report = report(folder);
     assert!(row(&report, "fp16").get("error").is_none());
     assert!(row(&report, "int8")["error"].as_str().unwrap().contains("nothing in this model is to be quantized"));
-    // A fixed batch, and first axes that are no batch.
+    // A fixed batch, and first axes that are not a batch.
     for model in ["four", "time", "state", "batched"] {
         let mut bench = calib().unwrap();
         bench.current_dir(folder).args(["bench", "ort", "--seconds", "0.1", "--model"]).arg(format!("{model}.onnx"));

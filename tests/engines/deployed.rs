@@ -83,5 +83,5 @@ fn what_deploy_calib_packs_completes_a_report() {
     let minmax = ["--method", "minmax", "--calib-samples", "16", "--eval-samples", "20", "--precisions", "fp32,int8"];
     succeeds(&[&again[..], &minmax].concat());
     let refused = ends(2, "", &["report", text(&other), "--measured", text(&archive)]);
-    assert!(refused.contains("its model of int8 is none of this report"), "{refused}");
+    assert!(refused.contains("its model of int8 is not one of this report"), "{refused}");
 }

@@ -167,7 +167,7 @@ fn a_fault_in_one_layer_of_an_engine_is_found_and_named() {
     assert!(layers.contains("look into this one with --find first or tensors"), "{layers}");
     let clean = succeeds(&search);
     assert!(clean.contains("nothing probed is beyond the threshold"), "{clean}");
-    // What quantization costs is no divergence of the engine, whatever the threshold; what quantizes in front of a node is
+    // What quantization costs is not a divergence of the engine, whatever the threshold; what quantizes in front of a node is
     // part of it where the float model is looked at.
     let (int8, quantized) = (engines.path("int8.plan"), engines.path("int8.onnx"));
     let beside_float = ["bisect", "--target", &int8, "--samples", "4", "--out", &out];
@@ -179,14 +179,14 @@ fn a_fault_in_one_layer_of_an_engine_is_found_and_named() {
         assert!(clean.contains("nothing probed is beyond the threshold"), "{clean}");
         assert!(clean.contains("the model that the engine was built from "), "{clean}");
     }
-    // Beside the Q/DQ model that an engine was built from, what quantization costs is no divergence, and the fault is.
+    // Beside the Q/DQ model that an engine was built from, what quantization costs is not a divergence, and the fault is.
     let own = ["bisect", "--target", &int8, "--model", &quantized, "--samples", "4", "--out", &out];
     let own = [&own[..], &["--find", "first", "--threshold-db", "20"]].concat();
     let told = ends(0, &orders, &own);
     assert!(told.contains(&format!("first divergence: `{NODE}` (Conv)")), "{told}");
     let clean = succeeds(&own);
     assert!(clean.contains("nothing probed is beyond the threshold"), "{clean}");
-    // Codes are no outputs of an engine: a fault in a quantizer shows behind its DequantizeLinear, which says so.
+    // Codes are not outputs of an engine: a fault in a quantizer shows behind its DequantizeLinear, which says so.
     let quantizer = "/head/act/HardSwish_output_0_QuantizeLinear";
     let told = ends(0, &format!("fault={quantizer}"), &own);
     assert!(told.contains("first divergence: `/head/act/HardSwish_output_0_DequantizeLinear"), "{told}");
@@ -239,7 +239,10 @@ fn kernels_are_kept_in_the_runtime_cache_and_read_again() {
     let other = engines.path("labels.csv");
     fs::write(&other, "file,label").unwrap();
     let refused = ends(2, "", &[&compare[..compare.len() - 1], &[&other]].concat());
-    assert!(refused.contains("no runtime cache of calib") && fs::read(&other).unwrap() == b"file,label", "{refused}");
+    assert!(
+        refused.contains("not a runtime cache of calib") && fs::read(&other).unwrap() == b"file,label",
+        "{refused}"
+    );
     // Where it could not be kept in the end, nothing is done.
     for lost in ["no such folder/kernels.cache", "labels.csv/kernels.cache"] {
         let lost = engines.path(lost);
@@ -265,7 +268,7 @@ fn a_run_looks_at_its_runtime_cache_first() {
     fs::write(out.join("engines/runtime.cache"), b"file,label").unwrap();
     let run = ["run", "--config", text(&config), "--out", text(&out), "--tensorrt", "require"];
     let refused = ends(2, "", &[&run[..], &["--calib-samples", "8", "--eval-samples", "8"]].concat());
-    assert!(refused.contains("no runtime cache of calib"), "{refused}");
+    assert!(refused.contains("not a runtime cache of calib"), "{refused}");
     assert!(!out.join("calibration.json").exists(), "nothing was done");
 }
 

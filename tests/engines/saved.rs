@@ -337,7 +337,7 @@ fn outputs_with_as_many_rows_as_were_found_are_compared_call_by_call() {
         fs::write(&trtexec, exported_by_trtexec(&of(samples[0]))).unwrap();
         for (file, data, samples) in [(&polygraphy, "x.npz", 3), (&trtexec, "one.npz", 1)] {
             let compare = ["compare", "--ref", "ort", "--model", &onnx, "--data", &at(data), "--target", file];
-            // The columns are no classes.
+            // The columns are not classes.
             let result = &json("", &[&compare[..], &["--output-kind", "y=generic"]].concat())["targets"][0]["result"];
             assert_eq!(result["samples"], samples, "{model}, {file}: {result}");
             let outputs = result["outputs"].as_array().unwrap();

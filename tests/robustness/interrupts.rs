@@ -45,7 +45,7 @@ fn two_runs_into_one_folder_are_refused() {
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{error}");
     assert!(error.contains("another run is writing into"), "{error}");
-    // A lock whose owner is gone, its file still there, is no lock.
+    // A lock whose owner is gone, its file still there, is not a lock.
     drop(lock);
     let output = command.args(["--calib-samples", "8", "--eval-samples", "8"]).output().unwrap();
     assert_ne!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));

@@ -107,7 +107,7 @@ enum Value {
 }
 
 /// A copy of a protobuf message with fields swapped, repeated, removed, renumbered or given extreme values, at any
-/// depth. `None` when the bytes are no message.
+/// depth. `None` when the bytes are not message.
 pub fn damage_protobuf(bytes: &[u8], random: &mut SplitMix64) -> Option<Vec<u8>> {
     let mut fields = parse(bytes, 0)?;
     for _ in 0..=random.below(3) {

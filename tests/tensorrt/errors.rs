@@ -193,7 +193,7 @@ fn broken_models_are_told_by_what_is_broken() {
         save('external', [node('MatMul', ['x', 'w'], ['y'], name='product')], [('w', f(4, 4))],\n\
         \x20   save_as_external_data=True, location='weights.bin', size_threshold=0)\n\
         (folder / 'weights.bin').unlink()\n\
-        (folder / 'text.onnx').write_text('this is no model')\n\
+        (folder / 'text.onnx').write_text('this is not a model')\n\
         (folder / 'short.onnx').write_bytes((folder / 'demo.onnx').read_bytes()[:3000])";
     python(write, &[folder.path()]);
     let refused = |name: &str| refused(&folder.path().join(format!("{name}.onnx")), &CAPABILITY);
@@ -202,7 +202,7 @@ fn broken_models_are_told_by_what_is_broken() {
         error.contains("`strange_one` (Frobnicate)") && error.contains("`strange_two` (Bamboozle)"),
         "every refused node: {error}"
     );
-    assert!(error.contains("no part of TensorRT's ONNX parser"), "{error}");
+    assert!(error.contains("not part of TensorRT's ONNX parser"), "{error}");
     for (name, expected) in [
         ("channels", "`odd_conv` (Conv)"),
         ("shapes", "`misfit` (Add)"),

@@ -320,7 +320,7 @@ fn engines_that_cannot_run_here_end_with_an_explanation() {
     let cases = [
         (damage("empty.plan", b""), "is empty"),
         (damage("short.plan", &bytes[..bytes.len() / 2]), "truncated"),
-        (damage("foreign.plan", b"\x08\x08\x12\x07pytorch"), "no TensorRT engine"),
+        (damage("foreign.plan", b"\x08\x08\x12\x07pytorch"), "not a TensorRT engine"),
         (damage("flipped.plan", &flipped), "its hash is another"),
         (damage("other.plan", b"ftrt\0\0\0\0 an engine of TensorRT"), "TENSORRT=11"),
     ];

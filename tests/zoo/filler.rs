@@ -32,7 +32,7 @@ pub fn drawn(doc: &str, name: &str) -> impl Iterator<Item = f64> {
             }
             ("uniform", [low, high]) => low + unit * (high - low),
             ("choice", [first, second, share]) => *(if unit < *share { first } else { second }),
-            _ => panic!("`{kind}` of `{name}` is no way to draw values"),
+            _ => panic!("`{kind}` of `{name}` is not a way to draw values"),
         }
     })
 }

@@ -251,7 +251,7 @@ struct Keys {
 /// A table, a report, or another JSON file of ours.
 fn json_file(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitStatus> {
     let bytes = read_regular(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let keys: Keys = serde_json::from_slice(&bytes).with_context(|| format!("{} is no valid JSON", path.display()))?;
+    let keys: Keys = serde_json::from_slice(&bytes).with_context(|| format!("{} is not valid JSON", path.display()))?;
     drop(bytes);
     if keys.target.is_some() && keys.seconds.is_some() {
         let findings: Findings = read_json(path, "bisection", FINDINGS_FORMAT_VERSION)?;
@@ -267,7 +267,7 @@ fn json_file(printer: &Printer, path: &Path, all: bool) -> anyhow::Result<ExitSt
         printer.outcome(&report, || describe_report(&report))?;
     } else {
         anyhow::bail!(
-            "{} is JSON, but no calibration table, report, precision plan or findings of a bisection",
+            "{} is JSON, but not a calibration table, report, precision plan or findings of a bisection",
             path.display()
         );
     }

@@ -26,7 +26,7 @@ struct Outcome<'a> {
     /// Precisions compared with the baseline.
     compared: usize,
     worse: usize,
-    /// Why figures are no measure of those of the baseline.
+    /// Why figures are not a measure of those of the baseline.
     unlike: Vec<String>,
 }
 

@@ -149,7 +149,7 @@ fn is_summary(path: &Path) -> bool {
     first.starts_with(b"### ") && first.windows(7).any(|word| word == b" calib:")
 }
 
-/// Whether nothing is lost where a file is written: it is not there, is empty, or is no file.
+/// Whether nothing is lost where a file is written: it is not there, is empty, or is not a file.
 fn is_empty(path: &Path) -> bool {
     std::fs::metadata(path).map_or(true, |there| !there.is_dir() && there.len() == 0)
 }

@@ -76,7 +76,7 @@ fn batches_of_any_size_give_the_same_but_for_rounding() {
     let Some(runtime) = fixture::runtime() else { return };
     let (mut float, quantized) = (fixture::float(), fixture::quantized());
     let Some(TypeValue::TensorType(input)) = &mut float.graph_mut().input[0].r#type.as_mut().unwrap().value else {
-        panic!("the input is no tensor");
+        panic!("the input is not a tensor");
     };
     input.shape.as_mut().unwrap().dim[0].value = None;
     let pair = Pair::new(&float, &quantized).unwrap();

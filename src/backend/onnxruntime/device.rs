@@ -161,7 +161,7 @@ impl DeviceRunner {
     }
 
     /// Runs once and shows the outputs, which are valid during the call and for work on the runner's stream; outputs
-    /// that are no tensors of numbers are left out. Returns when that stream is idle.
+    /// that are not tensors of numbers are left out. Returns when that stream is idle.
     ///
     /// # Errors
     /// [`CudaError::OutOfMemory`] when the batch does not fit.

@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// Rewrites that are no folding: they rename, reorder or replace nodes, or move Q/DQ.
+/// Rewrites that are not folding: they rename, reorder or replace nodes, or move Q/DQ.
 const DISABLED: &str = "CommonSubexpressionElimination;DoubleQDQPairsRemover;GatherSliceToSplitFusion;\
     GatherToSliceFusion;GatherToSplitFusion;GeluFusion;GeluFusionL1;GemmSumFusion;GemmTransposeFusion;LayerNormFusion;\
     LayerNormFusionL1;MatMulAddFusion;PropagateCastOps;QDQPropagationTransformer;ReshapeFusion;\

@@ -71,7 +71,7 @@ impl Runner for GpuRunner {
         Some(self.runner.in_float32()).filter(|operators| !operators.is_empty())
     }
 
-    /// The outputs are complete when they are shown, on whatever stream they are worked on. Those that are no tensors of
+    /// The outputs are complete when they are shown, on whatever stream they are worked on. Those that are not tensors of
     /// numbers are left out.
     fn show(&mut self, inputs: Inputs<'_>, show: &mut Show<'_>) -> Result<(), BackendError> {
         let Self { runner, gpu, staged, .. } = self;

@@ -122,9 +122,9 @@ impl Built {
     }
 }
 
-/// Refuses an output that is no tensor of numbers.
+/// Refuses an output that is not a tensor of numbers.
 pub(super) fn no_numbers(output: &str) -> BackendError {
-    let reason = format!("its output `{output}` is no tensor of numbers; remove it from the model's outputs");
+    let reason = format!("its output `{output}` is not a tensor of numbers; remove it from the model's outputs");
     BackendError::Run { runtime: RUNTIME, reason }
 }
 

@@ -283,7 +283,7 @@ fn configured(loaded: &Loaded, options: &BuildOptions) -> ort::Result<SessionBui
         .with_intra_op_spinning(
             options.purpose == Purpose::Deployed || options.threads == 0 || options.threads > FEW_THREADS,
         )?
-        // Without VNNI, products of U8 and S8 saturate at 16 bits: wrong results are no measure of INT8.
+        // Without VNNI, products of U8 and S8 saturate at 16 bits: wrong results are not a measure of INT8.
         .with_precise_qmm()?)
 }
 

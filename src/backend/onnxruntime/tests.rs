@@ -227,7 +227,7 @@ fn a_convolution_that_a_sum_follows_can_be_returned() {
     assert_eq!((outputs["a"].to_f32()[0], outputs["y"].to_f32()[0]), (1.0, 2.0));
 }
 
-/// A quantized convolution whose bias is no multiple of the products' scale: integer kernels round it, TensorRT does not.
+/// A quantized convolution whose bias is not a multiple of the products' scale: integer kernels round it, TensorRT does not.
 #[test]
 fn quantizers_round_in_float_unless_a_session_is_for_times() {
     let Some(runtime) = runtime() else { return };

@@ -99,7 +99,7 @@ fn plain(error: &str) -> &str {
 
 /// Adds what is known to help.
 fn with_hint(reason: &str) -> String {
-    const NO_OPERATOR: &str = "the operator is no part of TensorRT's ONNX parser; replace it or add a plugin";
+    const NO_OPERATOR: &str = "the operator is not part of TensorRT's ONNX parser; replace it or add a plugin";
     const NO_SUCH_TYPE: &str = "TensorRT has no such element type (strings or the 8-bit float E5M2); cast it in the model, or cut that part off";
     let hints = [
         ("optimization profile", "give shapes of dynamic inputs with --profile NAME=MIN:OPT:MAX or --shape"),
@@ -143,7 +143,7 @@ mod tests {
         assert!(text.starts_with("node `strange` (Frobnicate): [6] creator"), "{text}");
         assert!(text.contains("; node Bamboozle that makes `y`: [6] creator"), "{text}");
         assert!(
-            text.ends_with("(the operator is no part of TensorRT's ONNX parser; replace it or add a plugin)"),
+            text.ends_with("(the operator is not part of TensorRT's ONNX parser; replace it or add a plugin)"),
             "{text}"
         );
     }

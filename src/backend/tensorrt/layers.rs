@@ -176,7 +176,7 @@ pub struct EngineSummary {
 #[derive(Debug, thiserror::Error)]
 pub enum InspectorError {
     /// It does not parse.
-    #[error("the engine inspector's answer is no valid JSON: {0}")]
+    #[error("the engine inspector's answer is not valid JSON: {0}")]
     Json(#[from] serde_json::Error),
     /// It has no list of layers, or an empty one.
     #[error(

@@ -123,7 +123,7 @@ impl Library {
     pub fn version(&self) -> Result<String, TensorRtError> {
         let symbol = self
             .symbol(c"getInferLibVersion")?
-            .ok_or_else(|| self.failed("it has no function `getInferLibVersion`, so it is no TensorRT library"))?;
+            .ok_or_else(|| self.failed("it has no function `getInferLibVersion`, so it is not a TensorRT library"))?;
         // SAFETY: every TensorRT declares this function so: no arguments, no state, a constant number.
         let version = unsafe { std::mem::transmute::<*mut c_void, extern "C" fn() -> i32>(symbol) }();
         Ok(format!("{}.{}.{}{}", version / 10_000, version / 100 % 100, version % 100, self.mark()))

@@ -23,8 +23,8 @@ pub enum EngineFault {
     /// The file has no bytes.
     #[error("the file is empty; build it again with `calib build`")]
     Empty,
-    /// It is no engine.
-    #[error("the file starts with {start}, so it is no TensorRT engine; `calib build` makes one from an ONNX model")]
+    /// It is not an engine.
+    #[error("the file starts with {start}, so it is not a TensorRT engine; `calib build` makes one from an ONNX model")]
     Foreign {
         /// The first bytes.
         start: String,
@@ -269,7 +269,7 @@ mod tests {
             exported.contains("behind 18 bytes of metadata") && exported.contains("`tail -c +19 FILE"),
             "{exported}"
         );
-        assert!(fault(b"\x02\0\0\0{}").contains("no TensorRT engine"));
+        assert!(fault(b"\x02\0\0\0{}").contains("not a TensorRT engine"));
         assert!(fault(&plan(200)[..40]).contains("40 bytes, and its header announces 64"));
         assert!(fault(&plan(200)[..150]).contains("150 bytes, and its header announces 200"));
         assert!(fault(&[plan(200), vec![0]].concat()).contains("201 bytes"));

@@ -86,7 +86,7 @@ impl RuntimeCacheFile {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((file, None)),
             Err(error) => return Err(failed(&error.to_string())),
         };
-        let foreign = || failed("the file is no runtime cache of calib; name another file, or remove this one");
+        let foreign = || failed("the file is not a runtime cache of calib; name another file, or remove this one");
         // Damage in the head leaves most of it.
         let right = bytes.iter().zip(MAGIC).filter(|(found, right)| found == right).count();
         if 2 * right < MAGIC.len().min(bytes.len()) {
@@ -158,7 +158,7 @@ mod tests {
         let path = folder.path().join("labels.csv");
         std::fs::write(&path, "file,label").unwrap();
         let error = RuntimeCacheFile::open(&path, "1.7.1".to_owned()).err().unwrap().to_string();
-        assert!(error.contains("labels.csv") && error.contains("no runtime cache"), "{error}");
+        assert!(error.contains("labels.csv") && error.contains("not a runtime cache"), "{error}");
         assert!(RuntimeCacheFile::open(folder.path(), String::new()).is_err(), "a folder");
     }
 }

@@ -74,7 +74,10 @@ impl Slot {
         }
         let values = ValuesView::from_bytes(self.element_type, &bytes[..elements * self.element_type.size()]);
         let values = values.ok_or_else(|| {
-            TensorRtError::Option(format!("output `{}` holds bytes that are no {}", self.name, self.element_type))
+            TensorRtError::Option(format!(
+                "output `{}` holds bytes that are not of type {}",
+                self.name, self.element_type
+            ))
         })?;
         Ok(show(TensorView { shape: &self.shape, values }))
     }

@@ -148,5 +148,5 @@ fn outputs_that_do_not_fit_are_named() {
     assert!(push(2, &[6, 5], &[6, 5], generic).unwrap_err().contains("batch of 2 samples; use --batch 1"));
     assert!(push(1, &[1, 5], &[1, 5], OutputKind::Map).unwrap_err().contains("sample 7.jpg: a sample of shape [5]"));
     let error = push(1, &[1, 1, 2, 2], &[1, 1, 2, 2], OutputKind::Map).unwrap_err();
-    assert!(error.contains("0.5 is no class index") && error.contains("`generic`"), "{error}");
+    assert!(error.contains("0.5 is not a class index") && error.contains("`generic`"), "{error}");
 }

@@ -130,7 +130,7 @@ fn every_part_of_a_gate_is_read_and_written_back() {
     assert!(int8.is_for("int8") && !int8.is_for("fp16") && gate("top1=1").is_for("fp16"));
     let error = |text: &str| text.parse::<Gate>().unwrap_err().to_string();
     assert_eq!(error("max_abs>=0.5"), "gate `max_abs>=0.5`: of max_abs less is better; write max_abs<=0.5");
-    assert!(error("top1[x]=0.9").contains("no figure of a single output"));
+    assert!(error("top1[x]=0.9").contains("not a figure of a single output"));
     assert!(error("max_abs=15@95%").contains("max_abs has no confidence interval; top1, "));
     assert!("sqnr_db=15@90%".parse::<Gate>().is_ok());
     assert!(error("top1=1@95%").contains("no number of samples"));

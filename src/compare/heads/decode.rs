@@ -55,7 +55,7 @@ impl<'a> Rows<'a> {
     fn of(view: TensorView<'a>, transposed: bool) -> Result<Self, String> {
         let shape: Vec<usize> = view.shape.to_vec();
         let &[first, second] = shape.as_slice() else {
-            return Err(format!("a sample of shape {shape:?} is no list of boxes"));
+            return Err(format!("a sample of shape {shape:?} is not a list of boxes"));
         };
         let (count, columns) = if transposed { (second, first) } else { (first, second) };
         Ok(Self { values: view.to_f32(), count, columns, transposed })
@@ -268,7 +268,7 @@ impl Head {
             grid.extend(cells);
         }
         if grid.len() != count {
-            return Err(format!("{count} cells are no grid of strides 8, 16 and 32 over {:?} pixels", self.input));
+            return Err(format!("{count} cells are not a grid of strides 8, 16 and 32 over {:?} pixels", self.input));
         }
         Ok(grid)
     }

@@ -173,7 +173,7 @@ fn named(outputs: &[OutputShape], options: &DetectionOptions) -> Result<Candidat
     let find = |key: &str, name: &Option<String>| {
         let name = name.clone().ok_or_else(|| format!("`{key}` must name an output"))?;
         let known = outputs.iter().find(|output| output.name == name);
-        known.ok_or_else(|| format!("`{key}` names `{name}`, which is no output"))
+        known.ok_or_else(|| format!("`{key}` names `{name}`, which is not an output"))
     };
     let (boxes, scores) = (find("boxes", &options.boxes)?, find("scores", &options.scores)?);
     let classes = options.classes.as_ref().map(|_| find("classes", &options.classes)).transpose()?;

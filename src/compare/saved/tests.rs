@@ -171,7 +171,7 @@ fn what_does_not_fit_together_is_not_saved() {
         writer.push(&["1"], &halves).unwrap_err().to_string().contains("samples differ in type (bfloat16 and float16)")
     );
     let other = TensorMap::from([("a".to_owned(), Tensor::from_f32(vec![1, 2], vec![0.0; 2]).unwrap())]);
-    assert!(writer.push(&["1", "2"], &other).unwrap_err().to_string().contains("[1, 2] is no batch of 2 samples"));
+    assert!(writer.push(&["1", "2"], &other).unwrap_err().to_string().contains("[1, 2] is not a batch of 2 samples"));
     assert!(
         writer.push(&["1"], &TensorMap::new()).unwrap_err().to_string().contains("`a` cannot be saved: it is missing")
     );

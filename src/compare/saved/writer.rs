@@ -71,7 +71,7 @@ impl OutputsWriter {
             rows.push(match tensor.shape().split_first() {
                 Some((&batch, row)) if batch == ids.len() => row.to_vec(),
                 _ if ids.len() == 1 => tensor.shape().to_vec(),
-                _ => return Err(invalid(format!("{:?} is no batch of {} samples", tensor.shape(), ids.len()))),
+                _ => return Err(invalid(format!("{:?} is not a batch of {} samples", tensor.shape(), ids.len()))),
             });
             let (found, before) = (tensor.element_type(), column.element_type.get_or_insert(tensor.element_type()));
             if *before != found {

@@ -61,7 +61,7 @@ fn a_class_folder_without_pictures_is_refused_where_folders_are_counted() {
     }
     let foreign = of(&["a", "b"]).unwrap_err();
     assert!(foreign.contains("`b` holds no picture that is read (2 that are left out, as b/1.tif: its"), "{foreign}");
-    // Results of this program's are no class, wherever they lie.
+    // Results of this program's are not a class, wherever they lie.
     std::fs::create_dir_all(folder.path().join("b/model")).unwrap();
     std::fs::write(folder.path().join("b/model/run.toml"), "").unwrap();
     assert_eq!(of(&[]).unwrap().0, [Some(0), Some(1)]);
@@ -71,7 +71,7 @@ fn a_class_folder_without_pictures_is_refused_where_folders_are_counted() {
     for moves_nothing in ["z", "__MACOSX"] {
         std::fs::create_dir(folder.path().join(moves_nothing)).unwrap();
     }
-    assert_eq!(of(&[]).unwrap().0, [Some(0), Some(1)], "hidden folders are no classes, nor those of systems");
+    assert_eq!(of(&[]).unwrap().0, [Some(0), Some(1)], "hidden folders are not classes, nor those of systems");
     // So do indices.
     for (from, to) in [("a", "0"), ("c", "2")] {
         std::fs::rename(folder.path().join(from), folder.path().join(to)).unwrap();

@@ -54,9 +54,9 @@ fn a_pose_is_its_box() {
 fn what_is_wrong_in_yolo_files_is_told() {
     for (line, reason) in [
         ("1 0.5 0.5 0.2", "4 numbers are neither"),
-        ("1 0.5 0.5 x 0.2", "are no numbers"),
+        ("1 0.5 0.5 x 0.2", "are not numbers"),
         ("1 250 0.5 0.2 0.2", "these are pixels"),
-        ("-1 0.5 0.5 0.2 0.2", "-1 is no class index"),
+        ("-1 0.5 0.5 0.2 0.2", "-1 is not a class index"),
         ("1 0.5 0.5 inf 0.2", "not finite"),
         ("1 0.5 0.5 0.2 -0.2", "height is negative"),
     ] {
@@ -130,7 +130,7 @@ fn categories_go_by_the_names_of_those_that_have_boxes() {
     let (class, notes) = coco(r#"{"id": 2, "name": "wolf"}"#, bbox);
     assert_eq!(class, Some(0));
     assert!(
-        notes[0].starts_with("the category `wolf` is none of the classes by name: the first class is taken"),
+        notes[0].starts_with("the category `wolf` is not one of the classes by name: the first class is taken"),
         "{notes:?}"
     );
     let (_, notes) = coco("", bbox);

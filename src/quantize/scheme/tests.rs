@@ -251,7 +251,7 @@ fn matrix_vector_and_small_products_stay_float() {
     assert_eq!(product(&[8, 64], &[64]), Rule::MatrixVector);
     assert_eq!(product(&[8, 64], &[64, 10]), Rule::SmallMatrix);
     assert_eq!(product(&[8, 12], &[12, 64]), Rule::SmallMatrix);
-    // A batch of one before the classifier is no vector: the batch may grow.
+    // A batch of one before the classifier is not a vector: the batch may grow.
     assert_eq!(product(&[1, 64], &[64, 64]), Rule::MatrixProduct);
     assert_eq!(product(&[-1, -1, 64], &[64, 64]), Rule::MatrixProduct);
 }

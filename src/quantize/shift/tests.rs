@@ -142,7 +142,7 @@ fn padding_decides_what_tensorrt_may_get() {
     let found = shiftable(model.graph(), &no_shapes(), &placement).unwrap();
     let padded: Vec<&str> =
         found.iter().filter(|(_, needs)| **needs == Shiftable::Padded).map(|(name, _)| name.as_str()).collect();
-    // Without shapes nobody knows what SAME pads: `clipped` is none of them.
+    // Without shapes nobody knows what SAME pads: `clipped` is not one of them.
     assert_eq!((padded, found.len()), (vec!["relu", "x"], 3));
 }
 

@@ -78,7 +78,7 @@ mod tests {
             "the page has it as a title; here it is for who cannot see"
         );
         assert_eq!(trend(&lines[..1], &runs[..1], "x", true, (900, 300)), "");
-        // Two points of two lines are no line.
+        // Two points of two lines are not line.
         let lone = [vec![Some(0.9), None], vec![None, Some(0.8)]];
         let lone: Vec<Line> = lone.into_iter().enumerate().map(|(series, values)| Line { series, values }).collect();
         assert_eq!(trend(&lone, &runs[..2], "x", true, (900, 300)), "");

@@ -56,7 +56,7 @@ struct Origin {
     model: Model,
     options: EngineOptions,
     tensorrt: Library,
-    /// Types of the tensors that are no floating-point numbers.
+    /// Types of the tensors that are not floating-point numbers.
     integers: BTreeMap<String, ElementType>,
 }
 

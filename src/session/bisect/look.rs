@@ -260,7 +260,7 @@ impl Bisection<'_> {
             first_divergence(&flow, options, &|tensor: &TensorDivergence| tensor.diverged(limit), &mut known)
         };
         let mut found = find(self.args.threshold_db)?;
-        // Against the float model, what quantization or 16 bits cost is no fault.
+        // Against the float model, what quantization or 16 bits cost is not a fault.
         if found.culprit.is_none() && by == Judged::ByItself {
             found = find(BY_ITSELF_DB)?;
         }

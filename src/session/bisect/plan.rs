@@ -134,7 +134,7 @@ impl Bisection<'_> {
             }
             findings.advice.insert(0, failed);
         }
-        // A plan that only passes where it was searched is no answer.
+        // A plan that only passes where it was searched is not an answer.
         Ok(findings.plan.insert(found).passed())
     }
 

@@ -325,7 +325,7 @@ impl Job<'_> {
         let shifted = |tensor: &str| quantized.and_then(|target| target.shifted.get(tensor));
         // A tensor around another centre and its padded form are one with what they were in the model that was given.
         let given = |tensor: &str| shifted(tensor).map_or(tensor, |shifted| &shifted.tensor).to_owned();
-        // The node, too: what shifts and pads is no node of that model.
+        // The node, too: what shifts and pads is not a node of that model.
         let folded = GraphView::new(self.session.subject.folded.graph()).ok();
         let made_by = |tensor: &str| {
             let id = folded.as_ref()?.producer(tensor)?;

@@ -43,7 +43,7 @@ const RUNTIME_CACHE: &str = "engines/runtime.cache";
 /// Warns of kernels of an earlier run that cannot be used, before any work is done.
 ///
 /// # Errors
-/// The file is no runtime cache.
+/// The file is not a runtime cache.
 pub(super) fn check_runtime_cache(session: &Session, out: &Path) -> Result<(), PipelineError> {
     let cache = out.join(RUNTIME_CACHE);
     let found = compiled_flavour().filter(|&flavour| flavour == Flavour::TensorRtRtx && cache.exists());

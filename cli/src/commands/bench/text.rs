@@ -24,7 +24,7 @@ pub(super) fn describe(outcome: &BenchOutcome) -> String {
         text += &format!("\n{target}: no kernel in its precision, so in FP32: {}", counted(operators));
     }
     for (target, reason) in &outcome.emulated {
-        text += &format!("\n{target} is emulated: {reason}; its times are no estimate of TensorRT's");
+        text += &format!("\n{target} is emulated: {reason}; its times are not estimates of TensorRT's");
     }
     for measured in &outcome.measurements {
         if let Some(phases) = measured.times.phases() {

@@ -69,7 +69,7 @@ fn by_precision(given: &[String]) -> anyhow::Result<BTreeMap<String, Vec<PathBuf
         let (precision, file) = text
             .split_once('=')
             .filter(|(precision, file)| !precision.is_empty() && !file.is_empty())
-            .with_context(|| format!("`{text}` is no PRECISION=FILE, e.g. int8=times.json"))?;
+            .with_context(|| format!("`{text}` is not PRECISION=FILE, e.g. int8=times.json"))?;
         files.entry(precision.to_owned()).or_default().push(file.into());
     }
     Ok(files)

@@ -67,7 +67,7 @@ fn loses_operators(before: &GraphProto, after: &GraphProto) -> bool {
     had.into_iter().any(|(op_type, count)| has.get(op_type).copied().unwrap_or(0) < count)
 }
 
-/// Casts of `original` to floating-point types that `folded` lacks, though outputs need them and they are no constants.
+/// Casts of `original` to floating-point types that `folded` lacks, though outputs need them and they are not constants.
 /// ONNX Runtime joins casts with those that it puts around nodes it has no kernel for.
 pub(super) fn lost_casts(original: &GraphView<'_>, folded: &GraphProto) -> BTreeSet<usize> {
     let graph = original.graph();

@@ -177,7 +177,7 @@ fn answers_that_tell_nothing() {
         let error = parse(nothing).unwrap_err();
         assert!(error.contains("no layers") && error.contains("profiling verbosity"), "{error}");
     }
-    assert!(parse("").unwrap_err().contains("no valid JSON"));
+    assert!(parse("").unwrap_err().contains("not valid JSON"));
     let tensors = format!(r#"{{"Inputs": [{}]}}"#, vec!["{}"; 200_000].join(","));
     let many = parse(&format!(r#"{{"Layers": [{tensors}, {tensors}]}}"#)).unwrap_err();
     assert!(many.contains("more than 262144 layers and tensors"), "{many}");

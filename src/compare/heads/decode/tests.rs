@@ -221,7 +221,7 @@ fn boxes_by_name() {
     assert_eq!(model.found(), (HeadKind::Boxes, EXPECTED.to_vec()));
     model.options.scores = Some("t".to_owned());
     let error = model.head().unwrap_err().to_string();
-    assert!(error.contains("`scores` names `t`, which is no output"), "{error}");
+    assert!(error.contains("`scores` names `t`, which is not an output"), "{error}");
     model.options.head = Some(HeadKind::Yolox);
     assert!(model.head().unwrap_err().to_string().contains("expected is one output of floats, [B, N, 5 + classes]"));
     let chosen = [("boxes", vec![20, 4]), ("scores", vec![20]), ("labels", vec![20])];
