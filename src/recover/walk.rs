@@ -430,7 +430,9 @@ impl<'a> Step<'a> {
         drop((inputs, errors));
         for Slopes { moments, errors } in &mut slopes {
             quantized.scaled(moments, layout);
-            errors.iter_mut().for_each(|errors| quantized.scaled(errors, layout));
+            if let Some(errors) = errors {
+                quantized.scaled(errors, layout);
+            }
         }
         let mut codes = layout.rows(&quantized.nearest);
         let rows = layout.rows(&quantized.exact);
