@@ -4,6 +4,7 @@
 //! Q/DQ and 8-bit weights into the model. Neither executes anything.
 
 mod bias;
+mod constants;
 mod contents;
 mod convert;
 mod equalize;
@@ -33,6 +34,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use bias::BiasSite;
+use constants::drop_unread;
 pub use contents::Contents;
 pub(crate) use contents::quantized_in;
 pub use convert::{Fp32Reason, Halved, KeptFp32, half_constant};
@@ -280,6 +282,7 @@ pub fn quantize(
     options: &QuantizeOptions,
 ) -> Result<Quantized, QuantizeError> {
     let mut model = model.clone();
+    let known = constants::unread(model.graph());
     let precision = options.scheme.precision;
     let half = half_type(options)?;
     let opset = needed_opset(&model, precision, half);
@@ -303,9 +306,11 @@ pub fn quantize(
         let table = &with_shifts(table, &shifted);
         let types = scale_types(model.graph(), shapes, &placement, half)?;
         scales = qdq::insert(model.graph_mut(), &placement, table, precision, &types)?;
+        drop_unread(model.graph_mut(), &known);
     }
     let convert = |half| convert_float_part(&mut model, shapes, table, options, half, &mut placement);
     let halved = half.map(convert).transpose()?;
+    drop_unread(model.graph_mut(), &known);
     record_provenance(&mut model, given, &options.scheme);
     let findings = validate(&model)?;
     Ok(Quantized { model, float, placement, scales, shifted, halved, findings })

@@ -4,14 +4,14 @@
 //! that is the form that TensorRT fuses with the consumer and that ONNX Runtime would make of a shared one. A constant
 //! gets a DequantizeLinear alone, over 8-bit values.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use super::{
     QuantizeError,
     bias::{self, CorrectedBias},
-    names::{Names, collect},
+    names::Names,
     placement::{Placement, WeightEdge},
     plan::Precision,
     weights::{ScaleTypes, WeightNames, codes_tensor, quantize_weight, scale_floors, scale_tensor},
@@ -49,13 +49,13 @@ pub(super) fn insert(
     types: &ScaleTypes,
 ) -> Result<Vec<WrittenScales>, QuantizeError> {
     let scales = activation_scales(placement, table, precision, types)?;
-    let (order, mut insertion, replaced) = {
+    let (order, mut insertion) = {
         let view = GraphView::new(graph)?;
         let mut insertion = Insertion::new(graph, precision, types);
         insertion.activations(placement, &scales, &view)?;
         insertion.weights(placement, &scales, table, &view)?;
-        let replaced = insertion.biases(placement, table, &view)?;
-        (view.topological_order().to_vec(), insertion, replaced)
+        insertion.biases(placement, table, &view)?;
+        (view.topological_order().to_vec(), insertion)
     };
     let mut nodes: Vec<Option<NodeProto>> = std::mem::take(&mut graph.node).into_iter().map(Some).collect();
     graph.node.append(&mut insertion.first);
@@ -72,8 +72,6 @@ pub(super) fn insert(
         graph.node.append(&mut insertion.after.remove(&id).unwrap_or_default());
     }
     graph.initializer.append(&mut insertion.initializers);
-    let weights = placement.weights.iter().map(|edge| edge.tensor.as_str());
-    drop_unused(graph, &weights.chain(replaced.iter().map(String::as_str)).collect());
     Ok(insertion.written)
 }
 
@@ -263,18 +261,16 @@ impl<'t> Insertion<'t> {
         placement: &Placement,
         table: &CalibrationTable,
         view: &GraphView<'_>,
-    ) -> Result<Vec<String>, QuantizeError> {
-        let mut replaced = Vec::new();
+    ) -> Result<(), QuantizeError> {
         for CorrectedBias { site, mut tensor } in bias::corrected(placement, table, view)? {
-            let (node, old) = (site.node, site.tensor(view).cloned());
-            let of = old.clone().or_else(|| view.node(node).output.first().cloned()).unwrap_or_default();
+            let node = site.node;
+            let of = site.tensor(view).or_else(|| view.node(node).output.first()).cloned().unwrap_or_default();
             let name = self.fresh(&of, "corrected");
             tensor.name = Some(name.clone());
             self.initializers.push(tensor);
             self.inputs.entry(node).or_default().push((site.input, name));
-            replaced.extend(old);
         }
-        Ok(replaced)
+        Ok(())
     }
 
     /// Puts a DequantizeLinear before `consumer` and redirects its input to it.
@@ -288,20 +284,6 @@ impl<'t> Insertion<'t> {
         self.before.entry(consumer).or_default().push(node);
         self.inputs.entry(consumer).or_default().push((input, output));
     }
-}
-
-/// Removes those of the `candidates` that nothing uses any more, also where they are declared as inputs.
-fn drop_unused(graph: &mut GraphProto, candidates: &BTreeSet<&str>) {
-    let mut used = BTreeSet::new();
-    used.extend(graph.output.iter().map(|info| info.name().to_owned()));
-    for node in &graph.node {
-        used.extend(node.input.iter().cloned());
-        node.subgraphs().for_each(|graph| collect(graph, &mut used));
-    }
-    let keep = |name: &str| !candidates.contains(name) || used.contains(name);
-    graph.initializer.retain(|tensor| keep(tensor.name()));
-    graph.input.retain(|info| keep(info.name()));
-    graph.value_info.retain(|info| keep(info.name()));
 }
 
 #[cfg(test)]

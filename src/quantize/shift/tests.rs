@@ -172,3 +172,17 @@ fn a_tensor_between_0_and_6_regains_one_bit() {
     let gain = 20.0 * (plain / shifted).log10();
     assert!(gain > 5.0, "{gain} dB");
 }
+
+#[test]
+fn what_the_model_reads_no_more_is_not_written() {
+    let mut model = model();
+    model.graph_mut().initializer.push(TensorProto::from_tensor("idle", Tensor::from_f32(vec![1], vec![0.0]).unwrap()));
+    let mut table = table(&[("x", 4.0), ("clipped", 6.0), ("relu", 6.0), ("rows_of_silu", 6.0)]);
+    table.recovered = Some(Recovered { shifts: shifts(&[("clipped", 3.0)]), ..Recovered::default() });
+    table.bias_corrections = [("first".to_owned(), vec![0.1; 16])].into();
+    let quantized = quantize(&model, &shapes(), Some(&table), &QuantizeOptions::default()).unwrap().model;
+    // Shifted and corrected, the first bias has been replaced twice. What the model came with is its own matter.
+    let named = |name: &str| quantized.graph().initializer.iter().any(|tensor| tensor.name() == name);
+    assert_eq!(["b0", "b0_shifted", "b0_shifted_corrected", "six"].map(named), [false, false, true, false]);
+    assert_eq!(crate::quantize::constants::unread(quantized.graph()), ["idle".to_owned()].into());
+}
