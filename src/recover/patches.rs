@@ -80,13 +80,14 @@ impl Patches {
             let resize =
                 |rows: &mut [f32]| rows.iter_mut().for_each(|value| *value = (f64::from(*value) / size) as f32);
             resize(&mut own);
-            let mut found = vec![(own.clone(), self.products(&own, &own, layout.columns)?)];
-            if let Some(mut errors) = errors.and_then(|errors| rows(errors, index, group)) {
-                resize(&mut errors);
-                let products = self.products(&own, &errors, layout.columns)?;
-                found.push((errors, products));
-            }
-            Ok(Some((size, found)))
+            let with = |mut others: Vec<f32>| {
+                resize(&mut others);
+                let products = self.products(&own, &others, layout.columns)?;
+                Ok::<_, RecoverError>((others, products))
+            };
+            let of_errors = errors.and_then(|errors| rows(errors, index, group)).map(with).transpose()?;
+            let products = self.products(&own, &own, layout.columns)?;
+            Ok(Some((size, [(own, products)].into_iter().chain(of_errors).collect())))
         };
         // As many at once as there are workers, for products take memory; added in order.
         let jobs: Vec<(usize, usize)> = (0..inputs.len()).flat_map(|i| (0..group).map(move |g| (i, g))).collect();
