@@ -120,7 +120,7 @@ pub fn measure<E: std::error::Error>(
     Ok(times.collect())
 }
 
-/// Calls until each target has settled; how many each made, and whether it did.
+/// Calls each target until it has settled, in turns with the others that have not; how many calls each took, and whether it did.
 fn warm_up<E: std::error::Error>(
     targets: &mut [Target<'_, E>],
     protocol: &Protocol,
@@ -133,7 +133,7 @@ fn warm_up<E: std::error::Error>(
         settled || spent >= protocol.warm_up_limit.as_secs_f64()
     };
     while !seconds.iter().all(|seconds| ready(seconds)) {
-        for (target, seconds) in targets.iter_mut().zip(&mut seconds) {
+        for (target, seconds) in targets.iter_mut().zip(&mut seconds).filter(|(_, seconds)| !ready(seconds)) {
             let (from, to, _) = time(target, clock)?;
             seconds.push(to.saturating_sub(from).as_secs_f64());
         }
@@ -209,13 +209,32 @@ mod tests {
         let mut targets = [target("a", call('a', 1)), target("b", call('b', 4)), target("c", call('c', 10))];
         let times = measure(&mut targets, &protocol(20, 1000, 100, 10), &clock).unwrap();
         drop(targets);
-        // Warm-up until `a` has run for 20 ms; then 3 × 100 ms at 15 ms a round.
-        assert_eq!(*log.borrow(), "abc".repeat(20 + 20));
-        for (times, milliseconds) in times.iter().zip([1.0, 4.0, 10.0]) {
-            assert_eq!((times.calls.len(), times.warm_up_calls, times.settled), (20, 20, true));
+        // Ten calls tell that a target has settled, and `a` has run for 20 ms after 20; then 3 × 100 ms at 15 ms a round.
+        assert_eq!(*log.borrow(), ["abc".repeat(10), "a".repeat(10), "abc".repeat(20)].concat());
+        for (times, (milliseconds, warm_up_calls)) in times.iter().zip([(1.0, 20), (4.0, 10), (10.0, 10)]) {
+            assert_eq!((times.calls.len(), times.warm_up_calls, times.settled), (20, warm_up_calls, true));
             assert!(times.calls.iter().all(|call| (call.end_ms - call.start_ms - milliseconds).abs() < 1e-9));
         }
         assert_eq!((times[1].calls[0].start_ms, times[0].calls[1].start_ms), (1.0, 15.0));
+    }
+
+    #[test]
+    fn a_target_that_does_not_settle_costs_its_own_second_alone() {
+        let (clock, calls) = (Fake::default(), Cell::new(0_u64));
+        let restless = || {
+            calls.set(calls.get() + 1);
+            clock.advance(calls.get());
+            Ok(())
+        };
+        let slow = || {
+            clock.advance(10);
+            Ok(())
+        };
+        let mut targets = [target("restless", restless), target("slow", slow)];
+        let times = measure(&mut targets, &protocol(95, 1000, 0, 1), &clock).unwrap();
+        assert_eq!(times.iter().map(|times| times.settled).collect::<Vec<_>>(), [false, true]);
+        assert_eq!(times[1].warm_up_calls, 10);
+        assert!(clock.now() < Duration::from_millis(1250), "{:?}", clock.now());
     }
 
     #[test]

@@ -182,7 +182,7 @@ impl Session {
         let pairs: Vec<_> =
             pairs.iter().filter_map(|&(model, engine)| Some((places[model]?, places[engine]?))).collect();
         self.host.stage("comparing");
-        let options = EvaluateOptions { batch: self.batch, policy: self.policy, compare: self.compare_options() };
+        let options = self.evaluate_options(self.batch);
         let mine = &indices[shard.map_or(0..indices.len(), |shard| shard.range(indices.len()))];
         let work = self.host.begin("comparing", mine.len());
         let progress = |samples: usize| work.advance(samples);

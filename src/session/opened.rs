@@ -355,6 +355,11 @@ impl Session {
         CompareOptions { metric: self.metric.clone(), ..options }
     }
 
+    /// How samples are evaluated, `batch` of them in a call.
+    pub(super) fn evaluate_options(&self, batch: usize) -> EvaluateOptions {
+        EvaluateOptions { batch, policy: self.policy, compare: self.compare_options() }
+    }
+
     /// Where an analysis over `samples` samples executes. A session on a GPU takes about a second until it runs, and an
     /// analysis has many of them: what a few cores do in that time is done there.
     pub(super) fn analyst(&self, samples: usize) -> ExecutionProvider {

@@ -2,7 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    panic::resume_unwind,
     path::Path,
+    thread,
     time::Instant,
 };
 
@@ -17,7 +19,7 @@ use super::{
 use crate::{
     artifact::ContentHash,
     calibrate::{
-        BiasCorrection, CalibrationTable, Choice, Effort, Histograms, Provenance, Recovered, Shards, StepKind,
+        BiasCorrection, CalibrationTable, Choice, Effort, Histograms, Method, Provenance, Recovered, Shards, StepKind,
     },
     dataset::{Dataset, SampleError, Split, holds_images, split},
     pass::Ran,
@@ -34,6 +36,8 @@ pub struct CalibrateOptions<'a> {
     pub histograms: Option<&'a Path>,
     /// Where it is kept what is done, to go on with after a stop.
     pub checkpoints: Option<&'a Checkpoints>,
+    /// What is done in this thread while another chooses thresholds.
+    pub beside: Option<&'a dyn Fn(&Histograms)>,
 }
 
 /// Ranges and how they were found.
@@ -179,6 +183,24 @@ impl Session {
             self.host.info(&format!("recovery for FP8, {step}"));
         }
         Ok(chosen)
+    }
+
+    /// The largest values of the histograms, and of what these do not count: all that 16 bits need of the table that
+    /// [`Session::choose`] makes of them.
+    pub(super) fn observed(
+        &self,
+        histograms: &Histograms,
+        samples: &[usize],
+    ) -> Result<CalibrationTable, PipelineError> {
+        let options = ChooseOptions {
+            choice: Choice::Method(Method::MinMax),
+            bias_correction: false,
+            recovery: None,
+            fp8: None,
+            ..self.choose_options(Precision::Int8)?
+        };
+        let observe = self.observe_options(self.analyst(samples.len()));
+        Ok(self.calibrator(&observe, &|_| {}, None).choose(histograms, samples, &options)?.table)
     }
 
     /// How far INT8 is to be brought nearer to float: who names a method, or wants biases as they are, gets just that.
@@ -330,7 +352,15 @@ impl Session {
             self.host.wrote(path);
         }
         self.host.check()?;
-        let chosen = self.choose(precision, &histograms, samples, options.checkpoints)?;
+        let choose = || self.choose(precision, &histograms, samples, options.checkpoints);
+        let chosen = match options.beside {
+            None => choose(),
+            Some(beside) => thread::scope(|scope| {
+                let chosen = scope.spawn(choose);
+                beside(&histograms);
+                chosen.join().unwrap_or_else(|panic| resume_unwind(panic))
+            }),
+        }?;
         let skipped = ran.summary.skipped.clone();
         let (all_seconds, peak_rss_bytes) = (started.elapsed().as_secs_f64(), peak_rss_bytes());
         Ok(Calibrated { histograms: Some(histograms), chosen, seconds, all_seconds, peak_rss_bytes, skipped, ran })

@@ -1,5 +1,6 @@
 //! `calib run`: the whole job. Calibrate, quantize, compare every precision with the reference, time, report.
 
+mod ahead;
 mod artifacts;
 mod assemble;
 mod deploying;
@@ -14,19 +15,20 @@ pub use artifacts::{page_of, write_report};
 pub use engines::check as check_tensorrt;
 pub use failure::{UNFINISHED, record_beginning, record_failure, set_findings_aside};
 
-use std::{panic::resume_unwind, path::PathBuf, thread, time::SystemTime};
+use std::{cell::Cell, panic::resume_unwind, path::PathBuf, thread, time::SystemTime};
 
 use super::{
     CalibrateOptions, Calibrated, Compared, Control, OutputFolder, PipelineError, Session,
     benchmark::counted,
     checkpoint::Checkpoints,
     describe,
-    evaluation::{EvaluateOptions, Evaluation, Outputs, evaluate_pairs},
+    evaluation::{Evaluation, Outputs, evaluate_pairs},
     scheme,
 };
 use crate::{
     analyse::layerwise::SHARING,
     backend::{Backend, Runner},
+    calibrate::Histograms,
     compare::Gate,
     dataset::Split,
     deploy::{DEPLOY, check_free},
@@ -34,6 +36,7 @@ use crate::{
     quantize::{Placement, Precision},
     report::Report,
 };
+use ahead::Ahead;
 use artifacts::save_model;
 use targets::Target;
 
@@ -91,14 +94,14 @@ impl Session {
         job.session.check_gates(&gates, &job.split.evaluation)?;
         job.session.check_gated_outputs(&gates, &job.session.subject.outputs)?;
         job.write_config()?;
-        let calibrated = job.calibrate()?;
+        let (calibrated, ahead) = job.calibrate()?;
         if let Some(calibrated) = &calibrated {
             let most = job.session.config.eval_samples;
             job.session.leave_out_calibrated(&mut job.split, &calibrated.chosen.table, most);
         }
         job.session.host.stage("quantizing");
         let save = |model: &Model, precision| save_model(&job.out, model, precision).map(Some);
-        let targets = job.session.targets(calibrated.as_ref(), &save)?;
+        let targets = job.session.targets(calibrated.as_ref(), ahead, &save)?;
         let report = job.measure(calibrated, targets, &gates, joined)?;
         job.write_report(&report)?;
         job.checkpoints.map(Checkpoints::finish).transpose()?;
@@ -172,10 +175,10 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Observes ranges and chooses thresholds, when a precision needs them.
-    fn calibrate(&self) -> Result<Option<Calibrated>, PipelineError> {
+    /// Observes ranges and chooses thresholds, when a precision needs them; with what was called ahead meanwhile.
+    fn calibrate(&self) -> Result<(Option<Calibrated>, Option<Ahead>), PipelineError> {
         if self.session.precisions().is_empty() {
-            return Ok(None);
+            return Ok((None, None));
         }
         // INT8 and FP8 observe the same tensors; FP16 asks for magnitudes even where there are none.
         let placed =
@@ -185,23 +188,26 @@ impl<'a> Job<'a> {
         };
         if !placed.is_ok_and(is_of_use) {
             // The rows of the 8-bit precisions say so.
-            return Ok(None);
+            return Ok((None, None));
         }
         if let Some(path) = &self.session.config.table {
             let calibrated = self.session.given_ranges(path, &self.split)?;
             self.save_table(&calibrated.chosen.table)?;
-            return Ok(Some(calibrated));
+            return Ok((Some(calibrated), None));
         }
+        let ahead = Cell::new(None);
+        let beside = |histograms: &Histograms| ahead.set(self.ahead(histograms));
         let histograms = self.out.join("histograms.calib");
         let options = CalibrateOptions {
             samples: Some(&self.split.calibration),
             histograms: Some(&histograms),
             checkpoints: self.checkpoints.as_ref(),
+            beside: self.session.provider.gpu().map(|_| &beside as _),
         };
         let calibrated = self.session.calibrate(Precision::Int8, options)?;
         self.session.host.info(&calibrated.describe());
         self.save_table(&calibrated.chosen.table)?;
-        Ok(Some(calibrated))
+        Ok((Some(calibrated), ahead.take()))
     }
 
     /// Compares, looks into the layers, times, and puts the report together.
@@ -328,6 +334,9 @@ impl<'a> Job<'a> {
         let (evaluation, layers) = thread::scope(|scope| {
             let layers = has_cores_left.then(|| scope.spawn(|| self.layers(quantized, calibrated)));
             let evaluation = self.compare(&mut runners, engines);
+            if layers.is_some() {
+                self.call_timed(&mut runners);
+            }
             (evaluation, layers.map(|layers| layers.join().unwrap_or_else(|panic| resume_unwind(panic))))
         });
         for (target, (_, runner)) in targets.iter_mut().zip(runners) {
@@ -342,8 +351,7 @@ impl<'a> Job<'a> {
         engines: &mut [engines::Engine],
     ) -> Result<Evaluation, PipelineError> {
         let session = &*self.session;
-        let options =
-            EvaluateOptions { batch: session.batch, policy: session.policy, compare: session.compare_options() };
+        let options = session.evaluate_options(session.compared_at_once(self.split.evaluation.len()));
         let (names, mut runners): (Vec<&str>, Vec<&mut dyn Outputs>) = runners
             .iter_mut()
             .filter_map(|(precision, runner)| Some((precision.name(), runner.as_mut()? as &mut dyn Outputs)))

@@ -244,7 +244,7 @@ impl Job<'_> {
         if seconds <= 0.0 {
             return Ok(());
         }
-        let batches = self.bench_batches();
+        let batches = self.session.bench_batches();
         let inputs: Vec<_> = batches.into_iter().filter_map(|batch| self.first_call(batch)).collect();
         let host = self.session.host.clone();
         let runners: Vec<_> = engines
@@ -353,7 +353,7 @@ impl Job<'_> {
 
     /// Room for all samples in every batch that engines are run with.
     fn profile(&self, inputs: &[TensorInfo], shapes: &Shapes) -> OptimizationProfile {
-        let batch = self.bench_batches().into_iter().fold(self.session.batch, usize::max);
+        let batch = self.session.bench_batches().into_iter().fold(self.session.batch, usize::max);
         OptimizationProfile::for_samples(inputs, batch, shapes)
     }
 

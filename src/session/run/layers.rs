@@ -10,6 +10,7 @@ use crate::{
         layerwise::{LayerError, OutputNoise, Samples, output_noise, worst},
         operators::Pair,
     },
+    backend::ExecutionProvider,
     bisect::{
         lift::{Judge, JudgeOptions, Start},
         trials::NodeSet,
@@ -101,9 +102,15 @@ impl Job<'_> {
         let reading =
             PrefetchOptions { batch: 1, threads: session.threads, policy, stop: session.host.stop(), skipped: &[] };
         let samples = Samples { dataset, indices: &readable, reading };
-        let graphwise = session.graphwise(&float, model, &sites, samples)?;
+        let graphwise = || session.graphwise(&float, model, &sites, samples);
+        let local = || session.layerwise(&pair, samples);
+        // Each waits for one core now and then; a GPU's memory is for one of them.
+        let (graphwise, local) = match session.analyst(readable.len()) {
+            ExecutionProvider::Cpu => rayon::join(graphwise, local),
+            _ => (graphwise(), local()),
+        };
+        let (graphwise, local) = (graphwise?, local?);
         session.host.check()?;
-        let local = session.layerwise(&pair, samples)?;
         let few = Samples { indices: &readable[..readable.len().min(OUTPUT_SAMPLES)], ..samples };
         let outputs = output_noise(
             &session.runtime,

@@ -41,9 +41,9 @@ impl Session {
             self.leave_out_calibrated(&mut split, &calibrated.chosen.table, self.config.eval_samples);
         }
         self.host.stage("quantizing");
-        let mut targets = self.targets(calibrated.as_ref(), &|_, _| Ok(None))?;
+        let mut targets = self.targets(calibrated.as_ref(), None, &|_, _| Ok(None))?;
         self.host.stage("comparing");
-        let options = EvaluateOptions { batch: self.batch, policy: self.policy, compare: self.compare_options() };
+        let options = self.evaluate_options(self.compared_at_once(split.evaluation.len()));
         let comparing = Comparing {
             random_data: self.config.random_data,
             context: self.run_context(&split.evaluation, &targets, &options)?,
@@ -105,8 +105,7 @@ impl Job<'_> {
         engines: &mut [Engine],
     ) -> Result<Evaluation, PipelineError> {
         let session = &self.session;
-        let options =
-            EvaluateOptions { batch: session.batch, policy: session.policy, compare: session.compare_options() };
+        let options = session.evaluate_options(session.batch);
         ensure!(
             joined.context() == &session.run_context(&self.split.evaluation, targets, &options)?,
             "the parts are of other samples or models than are found here now; evaluate them again, or give the table, plan and \

@@ -5,9 +5,10 @@ use std::{
     path::Path,
 };
 
-use super::Calibrated;
+use super::{Calibrated, ahead::Ahead};
 use crate::{
     backend::{Backend, BuildOptions, ExecutionProvider, Runner},
+    calibrate::CalibrationTable,
     dataset::Split,
     onnx::Model,
     quantize::{Halved, Placement, Precision, Quantized, Rule, Shifted, quantize, table_for},
@@ -81,6 +82,7 @@ impl Session {
     pub(super) fn targets(
         &mut self,
         calibrated: Option<&Calibrated>,
+        mut ahead: Option<Ahead>,
         save: &Save<'_>,
     ) -> Result<Vec<Target>, PipelineError> {
         if self.provider.gpu().is_none() {
@@ -101,7 +103,8 @@ impl Session {
                 runner: None,
                 error: None,
             };
-            if let Err(error) = self.fill(&mut target, calibrated, save) {
+            let ahead = if precision == Precision::Fp16 { ahead.take() } else { None };
+            if let Err(error) = self.fill(&mut target, calibrated, ahead, save) {
                 if error.is_about_the_disk() {
                     return Err(error);
                 }
@@ -113,10 +116,17 @@ impl Session {
         self.precisions().into_iter().map(make).collect()
     }
 
-    fn fill(&self, target: &mut Target, calibrated: Option<&Calibrated>, save: &Save<'_>) -> Result<(), PipelineError> {
-        let quantized = self.make_model(target.precision, calibrated)?;
+    fn fill(
+        &self,
+        target: &mut Target,
+        calibrated: Option<&Calibrated>,
+        ahead: Option<Ahead>,
+        save: &Save<'_>,
+    ) -> Result<(), PipelineError> {
+        let table = calibrated.map(|calibrated| &calibrated.chosen.table);
+        let quantized = self.make_model(target.precision, table)?;
         target.artifact = save(&quantized.model, target.precision)?;
-        let table = calibrated.map(|calibrated| table_for(&calibrated.chosen.table, target.precision));
+        let table = table.map(|table| table_for(table, target.precision));
         let recovered = table.as_ref().and_then(|table| table.recovered.as_ref());
         let lifted = recovered.is_some_and(|recovered| !recovered.lifted.is_empty());
         self.note_plan(target.precision, &quantized.placement, lifted);
@@ -129,16 +139,21 @@ impl Session {
         target.placement = Some(quantized.placement);
         let model = target.model.insert(quantized.model);
         let build = BuildOptions { side_by_side: self.reference().at_once() > 1, ..self.build_options(self.threads) };
-        target.runner = Some(self.runtime.build(target.imitation.as_ref().unwrap_or(model), &build)?);
+        let runs = target.imitation.as_ref().unwrap_or(model);
+        let called = ahead.and_then(|ahead| ahead.of(runs));
+        target.runner = Some(called.map_or_else(|| self.runtime.build(runs, &build), Ok)?);
         Ok(())
     }
 
     /// The model in a precision.
-    fn make_model(&self, precision: Precision, calibrated: Option<&Calibrated>) -> Result<Quantized, PipelineError> {
+    pub(super) fn make_model(
+        &self,
+        precision: Precision,
+        table: Option<&CalibrationTable>,
+    ) -> Result<Quantized, PipelineError> {
         if precision.is_quantized() {
             self.require_operators(precision)?;
         }
-        let table = calibrated.map(|calibrated| &calibrated.chosen.table);
         let options = quantize_options(&self.config, precision)?;
         let quantized = quantize(&self.subject.folded, &self.subject.shapes, table, &options)?;
         if let Some(defects) = quantized.defects() {

@@ -15,6 +15,10 @@ use crate::{
     tensor::TensorMap,
 };
 
+/// Up to so many samples are compared in calls like those that are timed: for a GPU, where a session takes seconds at its first
+/// call of each shape, as long as single samples take longer than batches of them.
+const FEW: usize = 1000;
+
 /// Batch sizes that the model cannot take are known before any work is done.
 pub(super) fn check(session: &Session) -> Result<(), PipelineError> {
     for &batch in &session.config.bench_batch {
@@ -25,6 +29,23 @@ pub(super) fn check(session: &Session) -> Result<(), PipelineError> {
     Ok(())
 }
 
+impl Session {
+    /// Batch sizes at which the latency is measured.
+    pub(super) fn bench_batches(&self) -> Vec<usize> {
+        match &self.config.bench_batch[..] {
+            [] => vec![self.subject.usual_batch()],
+            several => several.to_vec(),
+        }
+    }
+
+    /// Samples in a call where `samples` of them are compared in all.
+    pub(super) fn compared_at_once(&self, samples: usize) -> usize {
+        let is_free = self.config.batch.is_none() && self.subject.fixed_batch().is_none();
+        let timed = self.bench_batches().first().copied().filter(|&timed| timed < self.batch);
+        timed.filter(|_| self.provider.gpu().is_some() && is_free && samples <= FEW).unwrap_or(self.batch)
+    }
+}
+
 impl Job<'_> {
     /// Latencies of the reference, which is called by its type (`fp32`), and of every target, called by its precision.
     pub(super) fn time(&mut self, targets: &mut [Target]) -> Result<Option<Vec<Measurement>>, PipelineError> {
@@ -33,7 +54,7 @@ impl Job<'_> {
         if seconds <= 0.0 {
             return Ok(None);
         }
-        let batches = self.bench_batches();
+        let batches = self.session.bench_batches();
         let threads = match &config.bench_threads[..] {
             [] => vec![self.session.threads],
             several => several.to_vec(),
@@ -124,14 +145,6 @@ impl Job<'_> {
             layers.extend(times.map(|times| (name.to_owned(), times)));
         }
         Ok(layers)
-    }
-
-    /// Batch sizes at which the latency is measured.
-    pub(super) fn bench_batches(&self) -> Vec<usize> {
-        match &self.session.config.bench_batch[..] {
-            [] => vec![self.session.subject.usual_batch()],
-            several => several.to_vec(),
-        }
     }
 
     /// The first call of `batch` samples of the evaluation, with the number of samples in it; `None` where there are too few of
