@@ -2,7 +2,7 @@
 //!
 //! A float ONNX model and a folder of images go in; out come calibrated ranges, a model with explicit Q/DQ, and a
 //! report that says what each precision loses, where it loses it and what it gains. `docs/architecture.md` has the
-//! map, with what each module may use.
+//! map, with what each module may use; `examples/` has programs that use it.
 
 pub mod artifact;
 pub mod npz;
