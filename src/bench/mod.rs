@@ -6,7 +6,7 @@ mod slower;
 mod summary;
 
 pub use export::profile_json;
-pub use protocol::{BenchError, Clock, Protocol, SystemClock, Target, measure};
+pub use protocol::{BenchError, Clock, Protocol, SystemClock, Timed, measure};
 pub use slower::slowdowns;
 pub use summary::run;
 

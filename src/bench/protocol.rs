@@ -64,7 +64,7 @@ impl Protocol {
 }
 
 /// Something to time. One call is one inference, its synchronization included.
-pub struct Target<'a, E> {
+pub struct Timed<'a, E> {
     /// For people.
     pub name: String,
     /// Samples in each call.
@@ -91,7 +91,7 @@ pub struct BenchError<E: std::error::Error + 'static> {
 
 /// Times all targets in interleaved rounds; the result is in their order.
 pub fn measure<E: std::error::Error>(
-    targets: &mut [Target<'_, E>],
+    targets: &mut [Timed<'_, E>],
     protocol: &Protocol,
     clock: &dyn Clock,
 ) -> Result<Vec<Times>, BenchError<E>> {
@@ -122,7 +122,7 @@ pub fn measure<E: std::error::Error>(
 
 /// Calls each target until it has settled, in turns with the others that have not; how many calls each took, and whether it did.
 fn warm_up<E: std::error::Error>(
-    targets: &mut [Target<'_, E>],
+    targets: &mut [Timed<'_, E>],
     protocol: &Protocol,
     clock: &dyn Clock,
 ) -> Result<Vec<(usize, bool)>, BenchError<E>> {
@@ -151,7 +151,7 @@ fn settled(seconds: &[f64]) -> bool {
 }
 
 fn time<E: std::error::Error>(
-    target: &mut Target<'_, E>,
+    target: &mut Timed<'_, E>,
     clock: &dyn Clock,
 ) -> Result<(Duration, Duration, Option<Phases>), BenchError<E>> {
     let from = clock.now();
@@ -189,10 +189,10 @@ mod tests {
     fn target<'a>(
         name: &str,
         mut call: impl FnMut() -> Result<(), std::fmt::Error> + 'a,
-    ) -> Target<'a, std::fmt::Error> {
+    ) -> Timed<'a, std::fmt::Error> {
         let mode = Mode { provider: "fake".to_owned(), threads: 1, transfers: false, cuda_graph: false };
         let call = Box::new(move || call().map(|()| None));
-        Target { name: name.to_owned(), batch: 1, lane: 0, mode, timing: Timing::Measured, call }
+        Timed { name: name.to_owned(), batch: 1, lane: 0, mode, timing: Timing::Measured, call }
     }
 
     #[test]

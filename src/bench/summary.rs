@@ -1,7 +1,7 @@
 //! Figures from times: latency, throughput, speed-up, and what makes them doubtful.
 
 use super::{
-    BenchError, Clock, Latency, Measurement, Phases, Protocol, SpeedUp, Target, Throughput, Times, Timing, measure,
+    BenchError, Clock, Latency, Measurement, Phases, Protocol, SpeedUp, Throughput, Timed, Times, Timing, measure,
 };
 use crate::stats::{mean, mean_uncertainty, paired_ratio, percentile, percentile_interval, sorted, std_dev};
 
@@ -129,7 +129,7 @@ impl Phases {
 /// within each, which is the order of the result (targets in the order given within both). Speed-ups are against the
 /// target named `reference` of the same size and lane.
 pub fn run<E: std::error::Error>(
-    targets: &mut [Target<'_, E>],
+    targets: &mut [Timed<'_, E>],
     reference: Option<&str>,
     protocol: &Protocol,
     clock: &dyn Clock,
@@ -256,7 +256,7 @@ mod tests {
         let clock = super::super::SystemClock::default();
         let log = std::cell::RefCell::new(Vec::new());
         let log = &log;
-        let target = |name: &'static str, batch: usize, threads: usize| Target::<std::fmt::Error> {
+        let target = |name: &'static str, batch: usize, threads: usize| Timed::<std::fmt::Error> {
             name: name.to_owned(),
             batch,
             lane: threads,

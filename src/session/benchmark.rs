@@ -10,7 +10,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    PipelineError, Session, Spec,
+    PipelineError, Session, Target,
     environment::environment,
     opened::mode,
     target::{batches, sidecar_beside, warn_of_cache},
@@ -21,7 +21,7 @@ use crate::{
         onnxruntime::{emulation, lowest_bits},
         tensorrt::{EngineSidecar, Library, RunnerOptions, require_library, run_engine},
     },
-    bench::{LAYER_CALLS, Measurement, Mode, Protocol, SystemClock, Target, Timing, run, slowdowns},
+    bench::{LAYER_CALLS, Measurement, Mode, Protocol, SystemClock, Timed, Timing, run, slowdowns},
     config::RunConfig,
     dataset::{BadPolicy, Dataset, PrefetchOptions, RandomDataset, free_bytes},
     onnx::Model,
@@ -34,7 +34,7 @@ use crate::{
 /// Options of [`Session::bench`].
 #[derive(Clone, Debug)]
 pub struct BenchOptions {
-    /// What is measured, as [`Spec`] reads it; the first is the base of speed-ups.
+    /// What is measured, as [`Target`] reads it; the first is the base of speed-ups.
     pub specs: Vec<String>,
     /// Float model that `ort` stands for; without it the configuration's where `ort` is measured, else the first file's.
     pub model: Option<PathBuf>,
@@ -124,12 +124,12 @@ impl Engine {
 }
 
 impl Subject {
-    fn new(spec: &Spec, name: &str, session: &Session, engine: &RunnerOptions) -> Result<Self, PipelineError> {
-        let kind = match spec {
-            Spec::OnnxRuntime(Some(path), provider) => Kind::Model(Box::new(Model::load(path)?), *provider),
-            Spec::OnnxRuntime(None, provider) => Kind::Model(Box::new(session.subject.float.clone()), *provider),
-            Spec::Engine(path) => Kind::Engine(Box::new(Engine::new(path, engine)?)),
-            Spec::Saved(_) => bail!("`{name}` holds saved outputs; they take no time that could be measured"),
+    fn new(target: &Target, name: &str, session: &Session, engine: &RunnerOptions) -> Result<Self, PipelineError> {
+        let kind = match target {
+            Target::Model(Some(path), provider) => Kind::Model(Box::new(Model::load(path)?), *provider),
+            Target::Model(None, provider) => Kind::Model(Box::new(session.subject.float.clone()), *provider),
+            Target::Engine(path) => Kind::Engine(Box::new(Engine::new(path, engine)?)),
+            Target::Saved(_) => bail!("`{name}` holds saved outputs; they take no time that could be measured"),
         };
         let emulation = match &kind {
             Kind::Model(model, provider) => emulation(model, *provider),
@@ -185,15 +185,15 @@ impl Subject {
 }
 
 impl BenchOptions {
-    fn specs(&self) -> Result<Vec<Spec>, PipelineError> {
-        self.specs.iter().map(|spec| Spec::parse(spec)).collect()
+    fn specs(&self) -> Result<Vec<Target>, PipelineError> {
+        self.specs.iter().map(|spec| Target::parse(spec)).collect()
     }
 
     /// The least batch that all engines take: sidecars tell it, or else the engines themselves.
     fn least_batch(&self) -> Result<usize, PipelineError> {
         let mut least = 1;
-        for spec in self.specs()? {
-            let Spec::Engine(path) = spec else { continue };
+        for target in self.specs()? {
+            let Target::Engine(path) = target else { continue };
             let told = EngineSidecar::beside(&path)?.as_ref().and_then(batches).map(|[min, ..]| min);
             let ask = || Ok::<_, PipelineError>(run_engine(&path, &RunnerOptions::default())?.least_batch());
             least = least.max(told.map_or_else(ask, Ok)?);
@@ -210,16 +210,16 @@ impl BenchOptions {
         config.batch = None;
         let fallback = config.model.take();
         let specs = self.specs()?;
-        let stands_for_it = specs.iter().any(|spec| matches!(spec, Spec::OnnxRuntime(None, _)));
+        let stands_for_it = specs.iter().any(|target| matches!(target, Target::Model(None, _)));
         config.model = self.model.clone().or_else(|| fallback.clone().filter(|_| stands_for_it));
-        for spec in specs {
-            let file = match spec {
-                Spec::OnnxRuntime(path, _) => path,
-                Spec::Engine(path) => {
+        for target in specs {
+            let file = match target {
+                Target::Model(path, _) => path,
+                Target::Engine(path) => {
                     let sidecar = sidecar_beside(&path, config)?;
                     sidecar.map(|sidecar| sidecar.reference.unwrap_or(sidecar.model))
                 }
-                Spec::Saved(_) => None,
+                Target::Saved(_) => None,
             };
             config.model = config.model.take().or(file);
         }
@@ -237,13 +237,13 @@ impl Session {
     /// # Errors
     /// Something cannot be opened or run, the data holds too few samples of one shape, or the host stopped it.
     pub fn bench(&self, options: &BenchOptions) -> Result<BenchOutcome, PipelineError> {
-        let specs: Vec<Spec> = options.specs()?.into_iter().map(|spec| spec.on(self.provider)).collect();
+        let specs: Vec<Target> = options.specs()?.into_iter().map(|target| target.on(self.provider)).collect();
         let mut threads = if options.threads.is_empty() { vec![self.threads] } else { options.threads.clone() };
         threads.sort_unstable();
         threads.dedup();
         ensure!(!threads.contains(&0), "--threads 0 runs nothing; give counts of 1 or more");
         let (cuda_graph, runtime_cache) = (options.cuda_graph, options.runtime_cache.clone());
-        if specs.iter().any(|spec| matches!(spec, Spec::Engine(_))) {
+        if specs.iter().any(Target::is_engine) {
             warn_of_cache(&self.host, runtime_cache.as_ref())?;
         }
         let batches = match &options.batches[..] {
@@ -253,7 +253,7 @@ impl Session {
         let mut inputs = batches.iter().map(|&batch| first_call(self, batch)).collect::<Result<Vec<_>, _>>()?;
         let engine = RunnerOptions { cuda_graph, runtime_cache, ..RunnerOptions::default() };
         let named = specs.iter().zip(&options.specs);
-        let subjects = named.map(|(spec, name)| Subject::new(spec, name, self, &engine));
+        let subjects = named.map(|(target, name)| Subject::new(target, name, self, &engine));
         let subjects = subjects.collect::<Result<Vec<_>, _>>()?;
         let runners = runners(self, &subjects, &threads)?;
         let likely = runners.iter().find_map(|(.., runner)| runner.borrow().likely_call());
@@ -301,11 +301,11 @@ pub fn counted(operators: &BTreeMap<String, usize>) -> String {
 }
 
 /// Index of the GPU that is measured.
-fn gpu(specs: &[Spec]) -> Option<u32> {
-    specs.iter().find_map(|spec| match spec {
-        Spec::OnnxRuntime(_, provider) => provider.gpu(),
-        Spec::Engine(_) => Some(RunnerOptions::default().device),
-        Spec::Saved(_) => None,
+fn gpu(specs: &[Target]) -> Option<u32> {
+    specs.iter().find_map(|target| match target {
+        Target::Model(_, provider) => provider.gpu(),
+        Target::Engine(_) => Some(RunnerOptions::default().device),
+        Target::Saved(_) => None,
     })
 }
 
@@ -341,10 +341,10 @@ fn measure(
         .iter()
         .filter_map(|(subject, .., runner)| Some((subject.name.clone(), runner.borrow().in_float32()?.clone())));
     let widened = widened.collect();
-    let mut targets: Vec<Target<'_, BackendError>> = Vec::new();
+    let mut targets: Vec<Timed<'_, BackendError>> = Vec::new();
     for (batch, inputs) in calls {
         for (subject, lane, threads, runner) in runners {
-            targets.push(Target {
+            targets.push(Timed {
                 name: subject.name.clone(),
                 batch: *batch,
                 lane: *lane,

@@ -12,7 +12,7 @@ pub(super) use parts::CountTrial;
 pub use parts::{TrialCounter, TrialPart};
 use subject::Bisection;
 
-use super::{PipelineError, Session, Spec, checkpoint::Checkpoints, page_of};
+use super::{PipelineError, Session, Target, checkpoint::Checkpoints, page_of};
 use crate::{
     analyse::{
         advice::about_layers,
@@ -73,7 +73,7 @@ pub struct BisectOptions {
     pub max_trials: usize,
     /// Evaluation samples that plans are judged on (at most half; the others check the result) or tensors compared on.
     pub samples: usize,
-    /// What to look into instead of the model quantized here, as [`Spec`] reads it; not for a plan.
+    /// What to look into instead of the model quantized here, as [`Target`] reads it; not for a plan.
     pub target: Option<String>,
     /// Tensors that one probe of an engine marks as outputs, at most. Without, all that memory allows where the first divergence
     /// is looked for, else 4.
@@ -121,9 +121,9 @@ impl BisectOptions {
     pub fn check(&self, config: &RunConfig) -> Result<Find, PipelineError> {
         let gates = &config.gate;
         let Self { precision, lift, target, .. } = self;
-        let is_model = match target.as_deref().map(Spec::parse).transpose()? {
-            Some(Spec::Engine(_) | Spec::Saved(_)) => false,
-            None | Some(Spec::OnnxRuntime(..)) => true,
+        let is_model = match target.as_deref().map(Target::parse).transpose()? {
+            Some(Target::Engine(_) | Target::Saved(_)) => false,
+            None | Some(Target::Model(..)) => true,
         };
         let without_gates = if is_model { Find::Layers } else { Find::First };
         let find = self.find.unwrap_or(if gates.is_empty() { without_gates } else { Find::Plan });

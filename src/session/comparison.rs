@@ -6,32 +6,31 @@ use std::{
 };
 
 use super::{
-    PipelineError, Session, Shard, Spec, Within,
+    PipelineError, Session, Shard, Target, Within,
     compared::{CompareOutcome, Compared, Compares, Comparing},
     describe,
-    evaluation::{EvaluateOptions, Outputs, Recorder, count},
+    evaluation::{EvaluateOptions, Outputs, count},
     ranges::same_samples,
-    target::{fill_from_sidecar, warn_of_cache},
+    target::{OpenTarget, fill_from_sidecar, warn_of_cache},
 };
 use crate::{
     artifact::{ArtifactError, ContentHash},
     backend::{
-        Backend, BuildOptions, ExecutionProvider, Runner, TensorInfo,
-        onnxruntime::widens_halves,
-        tensorrt::{EngineSidecar, RunnerOptions, require_library, run_engine},
+        BuildOptions, ExecutionProvider,
+        tensorrt::{EngineSidecar, RunnerOptions},
     },
     compare::{Gate, Needs, SavedOutputs},
     config::RunConfig,
-    onnx::{Model, file_bytes},
+    onnx::Model,
     quantize::{calibrated_on, of_random_data},
 };
 
 /// What is compared, and with what.
 #[derive(Clone, Debug, Default)]
 pub struct CompareRequest {
-    /// What to compare with, as [`Spec`] reads it.
+    /// What to compare with, as [`Target`] reads it.
     pub reference: String,
-    /// What is compared, as [`Spec`] reads it.
+    /// What is compared, as [`Target`] reads it.
     pub targets: Vec<String>,
     /// Float model that tells inputs and data; without it the file of the reference, or what the engine's sidecar names, or
     /// the first target's file, or the configuration's.
@@ -54,9 +53,9 @@ pub struct CompareRequest {
 const UNTOLD: &str = "what the engine adds is not told apart from the error of that model";
 
 impl CompareRequest {
-    fn specs(&self) -> Result<(Spec, Vec<Spec>), PipelineError> {
-        let targets = self.targets.iter().map(|target| Spec::parse(target)).collect::<Result<_, _>>()?;
-        Ok((Spec::parse(&self.reference)?, targets))
+    fn named(&self) -> Result<(Target, Vec<Target>), PipelineError> {
+        let targets = self.targets.iter().map(|target| Target::parse(target)).collect::<Result<_, _>>()?;
+        Ok((Target::parse(&self.reference)?, targets))
     }
 
     /// Takes model, data and labels from what is compared, where `config` does not name them.
@@ -65,11 +64,11 @@ impl CompareRequest {
     /// Something that is compared cannot be read, or nothing tells the float model.
     pub fn complete(&self, config: &mut RunConfig) -> Result<(), PipelineError> {
         check_gates(&self.gates)?;
-        let (reference, targets) = self.specs()?;
+        let (reference, targets) = self.named()?;
         let fallback = config.model.take();
         config.model = self.model.clone().or_else(|| float_model(&reference, &targets));
-        for spec in [&reference].into_iter().chain(&targets) {
-            fill_from_sidecar(config, spec)?;
+        for target in [&reference].into_iter().chain(&targets) {
+            fill_from_sidecar(config, target)?;
         }
         config.model = config.model.take().or(fallback);
         ensure!(
@@ -85,12 +84,12 @@ impl Session {
     /// without the engine's own. Gives the pairs of both.
     fn add_sources(
         &self,
-        specs: &mut Vec<Spec>,
+        targets: &mut Vec<Target>,
         names: &mut Vec<String>,
     ) -> Result<Vec<(usize, usize)>, PipelineError> {
         let mut pairs = Vec::new();
-        for engine in 0..specs.len() {
-            let Spec::Engine(path) = &specs[engine] else { continue };
+        for engine in 0..targets.len() {
+            let Target::Engine(path) = &targets[engine] else { continue };
             let Some(sidecar) = EngineSidecar::beside(path)? else { continue };
             let (plan, model) = (path.display(), sidecar.model.display());
             let changed = || format!("{plan}: {model} was changed since it was built from it (its hash is another)");
@@ -111,11 +110,11 @@ impl Session {
                 self.host.warn(&format!("{}, so {UNTOLD}; build the engine again", changed()));
                 continue;
             }
-            let source = Spec::OnnxRuntime(Some(sidecar.model.clone()), self.provider);
-            let index = specs.iter().position(|spec| *spec == source).unwrap_or_else(|| {
+            let source = Target::Model(Some(sidecar.model.clone()), self.provider);
+            let index = targets.iter().position(|target| *target == source).unwrap_or_else(|| {
                 names.push(format!("ort:{}", sidecar.model.display()));
-                specs.push(source);
-                specs.len() - 1
+                targets.push(source);
+                targets.len() - 1
             });
             pairs.push((index, engine));
         }
@@ -138,33 +137,34 @@ impl Session {
     /// # Errors
     /// As [`Session::compare`].
     pub fn compared(&self, request: &CompareRequest, shard: Option<&Shard>) -> Result<Compared, PipelineError> {
-        let (reference_spec, specs) = request.specs()?;
-        let reference_spec = reference_spec.on(self.provider);
-        let mut specs: Vec<Spec> = specs.into_iter().map(|spec| spec.on(self.provider)).collect();
-        let has_engine = specs.iter().chain([&reference_spec]).any(|spec| matches!(spec, Spec::Engine(_)));
+        let (reference_target, asked) = request.named()?;
+        let reference_target = reference_target.on(self.provider);
+        let mut asked: Vec<Target> = asked.into_iter().map(|target| target.on(self.provider)).collect();
+        let has_engine = asked.iter().chain([&reference_target]).any(Target::is_engine);
         if has_engine {
             warn_of_cache(&self.host, request.runtime_cache.as_ref())?;
         }
-        let makers = specs.iter().chain([&reference_spec]).map(made_by).collect::<Result<BTreeSet<_>, _>>()?;
+        let makers =
+            asked.iter().chain([&reference_target]).map(Target::made_by).collect::<Result<BTreeSet<_>, _>>()?;
         let makers: Vec<String> = makers.into_iter().flatten().collect();
         let tensorrt = (!makers.is_empty()).then(|| makers.join(", "));
         let mut names = request.targets.clone();
-        let pairs = self.add_sources(&mut specs, &mut names)?;
-        let (indices, of_random) = self.compared_samples(request, &reference_spec, &specs)?;
+        let pairs = self.add_sources(&mut asked, &mut names)?;
+        let (indices, of_random) = self.compared_samples(request, &reference_target, &asked)?;
         self.check_gates(&request.gates, &indices)?;
         let engine = RunnerOptions { runtime_cache: request.runtime_cache.clone(), ..RunnerOptions::default() };
         // An engine has samples come as it takes them.
         let build = BuildOptions { side_by_side: !has_engine, ..self.build_options(self.threads) };
         let (mut reference, outputs) =
-            Side::new(&reference_spec, self, (&build, &engine), request.save_reference.as_deref())?;
+            reference_target.open(self, (&build, &engine), request.save_reference.as_deref())?;
         self.check_gated_outputs(&request.gates, &outputs)?;
         let mut targets = Vec::new();
         let mut compares = Vec::new();
         let mut places = Vec::new();
-        for (index, (spec, name)) in specs.iter().zip(&names).enumerate() {
+        for (index, (named, name)) in asked.iter().zip(&names).enumerate() {
             let save = request.save_target.as_deref().filter(|_| index == 0);
             let gated = index < request.targets.len();
-            let side = match Side::new(spec, self, (&build, &engine), save).within(|| format!("target {name}")) {
+            let side = match named.open(self, (&build, &engine), save).within(|| format!("target {name}")) {
                 // A model that was added to explain an engine's error: BF16 does not run on the CPU.
                 Err(error) if !gated => {
                     let reason = describe(&error);
@@ -177,7 +177,7 @@ impl Session {
             };
             places.push(Some(targets.len()));
             targets.push(side);
-            compares.push(Compares { name: name.clone(), size_mb: size_mb(spec), gated });
+            compares.push(Compares { name: name.clone(), size_mb: named.size_mb(), gated });
         }
         let pairs: Vec<_> =
             pairs.iter().filter_map(|&(model, engine)| Some((places[model]?, places[engine]?))).collect();
@@ -187,7 +187,7 @@ impl Session {
         let work = self.host.begin("comparing", mine.len());
         let progress = |samples: usize| work.advance(samples);
         let control = self.control(&progress);
-        let mut sides: Vec<&mut dyn Outputs> = targets.iter_mut().map(Side::outputs).collect();
+        let mut sides: Vec<&mut dyn Outputs> = targets.iter_mut().map(OpenTarget::outputs).collect();
         let (counted, ran) = count(reference.outputs(), &mut sides, &pairs, self.dataset(), mine, &options, control)?;
         drop(work);
         self.warn_halved("the comparison", ran.fitting_batch);
@@ -196,7 +196,7 @@ impl Session {
             if counted.is_ok() { target.finish()? } else { self.warn_unsaved(target) }
         }
         let comparing = Comparing {
-            context: self.compared_context(request, &reference_spec, &specs, &indices, &options)?,
+            context: self.compared_context(request, &reference_target, &asked, &indices, &options)?,
             reference: request.reference.clone(),
             tensorrt,
             random_data: self.config.random_data || of_random,
@@ -209,8 +209,8 @@ impl Session {
     }
 
     /// Says that a target that failed on its way leaves no file: one with a part of the samples would pass for all of them.
-    fn warn_unsaved(&self, target: Side) {
-        if let Side::Recorded(_, path) = target {
+    fn warn_unsaved(&self, target: OpenTarget) {
+        if let OpenTarget::Recorded(_, path) = target {
             let path = path.display();
             self.host
                 .warn(&format!("{path} is not written: the target failed before it gave the outputs of all samples"));
@@ -221,15 +221,15 @@ impl Session {
     fn compared_context(
         &self,
         request: &CompareRequest,
-        reference: &Spec,
-        targets: &[Spec],
+        reference: &Target,
+        targets: &[Target],
         indices: &[usize],
         options: &EvaluateOptions,
     ) -> Result<ContentHash, PipelineError> {
-        let file = |spec: &Spec| match spec {
-            Spec::OnnxRuntime(None, _) => Ok(self.subject.float.hash.clone()),
-            Spec::OnnxRuntime(Some(path), _) | Spec::Saved(path) | Spec::Engine(path) => {
-                ContentHash::of_file(path).map_err(|source| ArtifactError::Read { path: path.clone(), source })
+        let file = |target: &Target| match target.file() {
+            None => Ok(self.subject.float.hash.clone()),
+            Some(path) => {
+                ContentHash::of_file(path).map_err(|source| ArtifactError::Read { path: path.to_owned(), source })
             }
         };
         let files = std::iter::once(reference).chain(targets).map(file).collect::<Result<Vec<_>, _>>()?;
@@ -253,14 +253,14 @@ impl Session {
     fn compared_samples(
         &self,
         request: &CompareRequest,
-        reference: &Spec,
-        targets: &[Spec],
+        reference: &Target,
+        targets: &[Target],
     ) -> Result<(Vec<usize>, bool), PipelineError> {
         let dataset = self.dataset();
         let count = dataset.len();
         let (mut known, mut of_random): (BTreeMap<String, String>, bool) = Default::default();
-        for spec in targets.iter().chain([reference]) {
-            let Spec::OnnxRuntime(Some(path), _) = spec else { continue };
+        for target in targets.iter().chain([reference]) {
+            let Target::Model(Some(path), _) = target else { continue };
             let model = Model::load(path)?;
             if of_random_data(&model) {
                 of_random = true;
@@ -273,8 +273,8 @@ impl Session {
                 known.extend(calibrated_on(&model));
             }
         }
-        let saved = [reference].into_iter().chain(targets).filter_map(|spec| match spec {
-            Spec::Saved(path) => Some(self.open_saved(path)),
+        let saved = [reference].into_iter().chain(targets).filter_map(|target| match target {
+            Target::Saved(path) => Some(self.open_saved(path)),
             _ => None,
         });
         let saved = saved.collect::<Result<Vec<_>, _>>()?;
@@ -337,16 +337,6 @@ impl Session {
     }
 }
 
-/// Size of the file that a target is read from.
-fn size_mb(spec: &Spec) -> Option<f64> {
-    let bytes = match spec {
-        Spec::OnnxRuntime(Some(path), _) => file_bytes(path).ok()?,
-        Spec::Engine(path) => std::fs::metadata(path).ok()?.len(),
-        _ => return None,
-    };
-    Some(bytes as f64 / 1e6)
-}
-
 /// Refuses gates that cannot be tested here.
 fn check_gates(gates: &[Gate]) -> Result<(), PipelineError> {
     for gate in gates {
@@ -364,84 +354,12 @@ fn check_gates(gates: &[Gate]) -> Result<(), PipelineError> {
 }
 
 /// The model that tells inputs and data: the reference's file, or the engine's sidecar, or the first target's file.
-fn float_model(reference: &Spec, targets: &[Spec]) -> Option<PathBuf> {
-    let file = |spec: &Spec| match spec {
-        Spec::OnnxRuntime(path, _) => path.clone(),
-        Spec::Saved(_) | Spec::Engine(_) => None,
+fn float_model(reference: &Target, targets: &[Target]) -> Option<PathBuf> {
+    let file = |target: &Target| match target {
+        Target::Model(path, _) => path.clone(),
+        Target::Saved(_) | Target::Engine(_) => None,
     };
     file(reference).or_else(|| {
-        if *reference == Spec::OnnxRuntime(None, ExecutionProvider::Cpu) { None } else { targets.iter().find_map(file) }
+        if *reference == Target::Model(None, ExecutionProvider::Cpu) { None } else { targets.iter().find_map(file) }
     })
-}
-
-/// What runs an engine, or ran the one whose outputs were saved.
-fn made_by(spec: &Spec) -> Result<Option<String>, PipelineError> {
-    Ok(match spec {
-        Spec::Engine(_) => Some(require_library(None)?.name()?),
-        Spec::Saved(path) => SavedOutputs::open(path)?.made_by().map(str::to_owned),
-        Spec::OnnxRuntime(..) => None,
-    })
-}
-
-/// What gives outputs, and where they are saved on the way.
-enum Side {
-    Plain(Box<dyn Outputs>),
-    Recorded(Recorder, PathBuf),
-}
-
-impl Side {
-    /// What gives outputs, and which.
-    fn new(
-        spec: &Spec,
-        session: &Session,
-        (build, engine): (&BuildOptions, &RunnerOptions),
-        save: Option<&Path>,
-    ) -> Result<(Self, Vec<TensorInfo>), PipelineError> {
-        let running = |runner: Box<dyn Runner>| {
-            let infos = runner.outputs().to_vec();
-            (Box::new(runner) as Box<dyn Outputs>, infos)
-        };
-        let (outputs, infos): (Box<dyn Outputs>, _) = match spec {
-            Spec::OnnxRuntime(file, provider) => {
-                let build = BuildOptions { provider: *provider, ..build.clone() };
-                let model = match file {
-                    Some(path) => Model::load(path)?,
-                    None => session.subject.float.clone(),
-                };
-                if widens_halves(&model, *provider) {
-                    session.host.warn(&format!(
-                        "{}: ONNX Runtime's CPU provider computes 16-bit numbers in 32 bits, so what they round and overflow on the \
-                         way does not show; `calib run` imitates it, and a GPU computes it (ort-cuda:FILE)",
-                        model.name()
-                    ));
-                }
-                running(session.runtime.build(&model, &build)?)
-            }
-            Spec::Saved(path) => {
-                let saved = SavedOutputs::open_beside(path, session.dataset().len())?;
-                let infos = saved.infos();
-                (Box::new(saved), infos)
-            }
-            Spec::Engine(path) => running(run_engine(path, engine)?),
-        };
-        match save {
-            Some(path) => Ok((Self::Recorded(Recorder::new(outputs, made_by(spec)?)?, path.to_owned()), infos)),
-            None => Ok((Self::Plain(outputs), infos)),
-        }
-    }
-
-    fn outputs(&mut self) -> &mut dyn Outputs {
-        match self {
-            Self::Plain(outputs) => &mut **outputs,
-            Self::Recorded(recorder, _) => recorder,
-        }
-    }
-
-    /// Writes what was recorded.
-    fn finish(self) -> Result<(), PipelineError> {
-        match self {
-            Self::Plain(_) => Ok(()),
-            Self::Recorded(recorder, path) => Ok(recorder.finish(&path)?),
-        }
-    }
 }

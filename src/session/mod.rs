@@ -70,7 +70,7 @@ pub use run::{
 };
 pub use scheme::{quantize_options, scheme, unmatched};
 pub use shard::Shard;
-pub use target::{Spec, fill_from_sidecar};
+pub use target::{Target, fill_from_sidecar};
 
 use std::sync::atomic::AtomicBool;
 

@@ -8,8 +8,8 @@ mod engines;
 mod failure;
 mod layers;
 mod parts;
-mod targets;
 mod times;
+mod variants;
 
 pub use artifacts::{page_of, write_report};
 pub use engines::check as check_tensorrt;
@@ -38,7 +38,7 @@ use crate::{
 };
 use ahead::Ahead;
 use artifacts::save_model;
-use targets::Target;
+use variants::{Variant, take_results};
 
 /// What a run made.
 pub struct RunOutcome {
@@ -101,8 +101,8 @@ impl Session {
         }
         job.session.host.stage("quantizing");
         let save = |model: &Model, precision| save_model(&job.out, model, precision).map(Some);
-        let targets = job.session.targets(calibrated.as_ref(), ahead, &save)?;
-        let report = job.measure(calibrated, targets, &gates, joined)?;
+        let variants = job.session.variants(calibrated.as_ref(), ahead, &save)?;
+        let report = job.measure(calibrated, variants, &gates, joined)?;
         job.write_report(&report)?;
         job.checkpoints.map(Checkpoints::finish).transpose()?;
         Ok(RunOutcome { report, out: job.out.to_path_buf() })
@@ -214,22 +214,25 @@ impl<'a> Job<'a> {
     fn measure(
         &mut self,
         calibrated: Option<Calibrated>,
-        mut targets: Vec<Target>,
+        mut variants: Vec<Variant>,
         gates: &[Gate],
         joined: Option<Compared>,
     ) -> Result<Report, PipelineError> {
-        let imitated: Vec<&str> =
-            targets.iter().filter(|target| target.imitation.is_some()).map(|target| target.precision.name()).collect();
+        let imitated: Vec<&str> = variants
+            .iter()
+            .filter(|variant| variant.imitation.is_some())
+            .map(|variant| variant.precision.name())
+            .collect();
         if !imitated.is_empty() {
             self.session.host.note(&format!(
                 "imitated on the CPU: {}; operators compute in 32 bits, and their inputs and results are rounded",
                 imitated.join(", ")
             ));
         }
-        let emulated: Vec<&str> = targets
+        let emulated: Vec<&str> = variants
             .iter()
-            .filter(|target| target.precision.is_quantized() && target.runner.is_some())
-            .map(|target| target.precision.name())
+            .filter(|variant| variant.precision.is_quantized() && variant.runner.is_some())
+            .map(|variant| variant.precision.name())
             .collect();
         if !emulated.is_empty() {
             self.session.host.note(&format!(
@@ -237,31 +240,32 @@ impl<'a> Job<'a> {
                 emulated.join(", ")
             ));
         }
-        for target in &targets {
-            if let Some(operators) = target.runner.as_ref().and_then(|runner| runner.in_float32()) {
-                let (precision, operators) = (target.precision, counted(operators));
+        for variant in &variants {
+            if let Some(operators) = variant.runner.as_ref().and_then(|runner| runner.in_float32()) {
+                let (precision, operators) = (variant.precision, counted(operators));
                 self.session
                     .host
                     .warn(&format!("{precision}: ONNX Runtime has no kernel for {operators}, which compute in fp32"));
             }
         }
         self.session.host.stage("building engines");
-        let mut engines = self.engines(&targets)?;
+        let mut engines = self.engines(&variants)?;
         self.session.host.stage("comparing");
-        let (evaluation, ahead) = match joined {
-            Some(joined) => (self.take_joined(joined, &targets, &mut engines)?, None),
-            None => self.evaluate(&mut targets, &mut engines, calibrated.as_ref())?,
+        let (mut evaluation, ahead) = match joined {
+            Some(joined) => (self.take_joined(joined, &variants, &mut engines)?, None),
+            None => self.evaluate(&mut variants, &mut engines, calibrated.as_ref())?,
         };
         for warning in self.session.label_warnings(&evaluation.reference) {
             self.session.host.warn(&warning);
         }
-        self.warn_of_outputs(&targets, &engines, &evaluation);
+        take_results(&mut variants, std::mem::take(&mut evaluation.targets));
+        self.warn_of_outputs(&variants, &engines);
         self.session.host.check()?;
         self.session.host.stage("looking into layers");
         let layers = if let Some(found) = ahead {
             found?
         } else {
-            let quantized = layers::quantized(&targets).and_then(|index| targets[index].quantized());
+            let quantized = layers::quantized(&variants).and_then(|index| variants[index].quantized());
             self.layers(quantized, calibrated.as_ref())?
         };
         if let Some(layers) = &layers {
@@ -270,17 +274,17 @@ impl<'a> Job<'a> {
         }
         self.session.host.check()?;
         self.session.host.stage("measuring latency");
-        let times = self.time(&mut targets)?;
+        let times = self.time(&mut variants)?;
         self.time_engines(&mut engines)?;
         self.session.host.check()?;
         self.session.host.stage("reporting");
         // What was measured is not lost for want of room for this.
-        if let Err(error) = self.deploy(&mut targets) {
+        if let Err(error) = self.deploy(&mut variants) {
             self.session.host.warn(&format!("deploy/ was not written: {}", describe(&error)));
         }
         self.assemble(assemble::Found {
             calibrated,
-            targets,
+            variants,
             evaluation,
             layers,
             times,
@@ -291,10 +295,8 @@ impl<'a> Job<'a> {
     }
 
     /// Says which precisions give NaN or infinities that the reference does not, which no figure of the table shows.
-    fn warn_of_outputs(&self, targets: &[Target], engines: &[engines::Engine], evaluation: &Evaluation) {
-        let ran =
-            targets.iter().filter(|target| target.runner.is_some()).map(|target| target.precision.name().to_owned());
-        let models = ran.zip(evaluation.targets.iter().map(|result| result.as_ref().ok()));
+    fn warn_of_outputs(&self, variants: &[Variant], engines: &[engines::Engine]) {
+        let models = variants.iter().map(|variant| (variant.precision.name().to_owned(), variant.result()));
         let engines = engines
             .iter()
             .map(|engine| (format!("{} · {}", engine.row.precision, engine.row.backend), engine.measured.as_ref()));
@@ -308,11 +310,11 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// One pass of the reference, every target and every engine over the evaluation samples. Layers are looked into beside it
+    /// One pass of the reference, every variant and every engine over the evaluation samples. Layers are looked into beside it
     /// where there are more cores than that takes: on few it would take as long as one after the other, and more memory.
     fn evaluate(
         &self,
-        targets: &mut [Target],
+        variants: &mut [Variant],
         engines: &mut [engines::Engine],
         calibrated: Option<&Calibrated>,
     ) -> Result<(Evaluation, Option<layers::Found>), PipelineError> {
@@ -321,15 +323,16 @@ impl<'a> Job<'a> {
         if session.reference().at_once() > 1 && engines.iter().any(|engine| engine.runner.is_some()) {
             let build = session.build_options(session.threads);
             *session.reference() = session.subject.reference(session.runtime, &build)?;
-            for target in targets.iter_mut().filter(|target| target.runner.is_some()) {
-                if let Some(model) = target.imitation.as_ref().or(target.model.as_ref()) {
-                    target.runner = Some(session.runtime.build(model, &build)?);
+            for variant in variants.iter_mut().filter(|variant| variant.runner.is_some()) {
+                if let Some(model) = variant.imitation.as_ref().or(variant.model.as_ref()) {
+                    variant.runner = Some(session.runtime.build(model, &build)?);
                 }
             }
         }
-        let quantized = layers::quantized(targets);
-        let mut runners: Vec<_> = targets.iter_mut().map(|target| (target.precision, target.runner.take())).collect();
-        let quantized = quantized.and_then(|index| targets[index].quantized());
+        let quantized = layers::quantized(variants);
+        let mut runners: Vec<_> =
+            variants.iter_mut().map(|variant| (variant.precision, variant.runner.take())).collect();
+        let quantized = quantized.and_then(|index| variants[index].quantized());
         let has_cores_left = session.threads > SHARING;
         let (evaluation, layers) = thread::scope(|scope| {
             let layers = has_cores_left.then(|| scope.spawn(|| self.layers(quantized, calibrated)));
@@ -339,8 +342,8 @@ impl<'a> Job<'a> {
             }
             (evaluation, layers.map(|layers| layers.join().unwrap_or_else(|panic| resume_unwind(panic))))
         });
-        for (target, (_, runner)) in targets.iter_mut().zip(runners) {
-            target.runner = runner;
+        for (variant, (_, runner)) in variants.iter_mut().zip(runners) {
+            variant.runner = runner;
         }
         Ok((evaluation?, layers))
     }

@@ -1,28 +1,34 @@
-//! SPEC of the command line: what gives outputs.
+//! What gives outputs, as a SPEC of the command line names it.
 
 use std::path::{Path, PathBuf};
 
-use super::{Host, PipelineError};
+use super::{
+    Host, PipelineError, Session,
+    evaluation::{Outputs, Recorder},
+};
 use crate::{
     backend::{
-        ExecutionProvider,
-        tensorrt::{EngineSidecar, RunnerOptions, TensorRtError, run_engine, runtime_cache_warning},
+        Backend, BuildOptions, ExecutionProvider, Runner, TensorInfo,
+        onnxruntime::widens_halves,
+        tensorrt::{EngineSidecar, RunnerOptions, TensorRtError, require_library, run_engine, runtime_cache_warning},
     },
+    compare::SavedOutputs,
     config::RunConfig,
+    onnx::{Model, file_bytes},
 };
 
 /// What gives outputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Spec {
-    /// ONNX Runtime; without a file, the float model.
-    OnnxRuntime(Option<PathBuf>, ExecutionProvider),
+pub enum Target {
+    /// A model in ONNX Runtime; without a file, the float model.
+    Model(Option<PathBuf>, ExecutionProvider),
     /// Outputs that were saved before.
     Saved(PathBuf),
     /// A TensorRT engine.
     Engine(PathBuf),
 }
 
-impl Spec {
+impl Target {
     /// Reads a SPEC: `ort`, `ort:FILE.onnx`, `ort-cuda[:FILE.onnx]`, `trt:FILE.plan` and their like, or a file by its ending.
     ///
     /// # Errors
@@ -30,13 +36,13 @@ impl Spec {
     pub fn parse(text: &str) -> Result<Self, PipelineError> {
         let file = |rest: &str| (!rest.is_empty()).then(|| PathBuf::from(rest));
         if text == "ort" || text.starts_with("ort:") {
-            return Ok(Self::OnnxRuntime(file(text.get(4..).unwrap_or("")), ExecutionProvider::Cpu));
+            return Ok(Self::Model(file(text.get(4..).unwrap_or("")), ExecutionProvider::Cpu));
         }
         for (name, provider) in
             [("ort-cuda", ExecutionProvider::Cuda(0)), ("ort-cuda-tf32", ExecutionProvider::CudaTf32(0))]
         {
             if let Some(rest) = text.strip_prefix(name).filter(|rest| rest.is_empty() || rest.starts_with(':')) {
-                return Ok(Self::OnnxRuntime(file(rest.get(1..).unwrap_or("")), provider));
+                return Ok(Self::Model(file(rest.get(1..).unwrap_or("")), provider));
             }
         }
         if let Some(engine) = text.strip_prefix("trt:") {
@@ -47,7 +53,7 @@ impl Spec {
         }
         let ending = Path::new(text).extension().map(|ending| ending.to_string_lossy().to_lowercase());
         match ending.as_deref() {
-            Some("onnx") => Ok(Self::OnnxRuntime(Some(text.into()), ExecutionProvider::Cpu)),
+            Some("onnx") => Ok(Self::Model(Some(text.into()), ExecutionProvider::Cpu)),
             Some("npz" | "json") => Ok(Self::Saved(text.into())),
             Some("plan" | "engine" | "trt") => Ok(Self::Engine(text.into())),
             _ => bail!(
@@ -60,8 +66,103 @@ impl Spec {
     /// With ONNX Runtime on `provider` where the SPEC names none.
     pub(super) fn on(self, provider: ExecutionProvider) -> Self {
         match self {
-            Self::OnnxRuntime(file, ExecutionProvider::Cpu) => Self::OnnxRuntime(file, provider),
+            Self::Model(file, ExecutionProvider::Cpu) => Self::Model(file, provider),
             named => named,
+        }
+    }
+
+    /// The file that it is read from; none where it stands for the float model.
+    pub(super) fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Model(file, _) => file.as_deref(),
+            Self::Saved(file) | Self::Engine(file) => Some(file),
+        }
+    }
+
+    pub(super) fn is_engine(&self) -> bool {
+        matches!(self, Self::Engine(_))
+    }
+
+    /// Size of its model or engine, with a model's external data.
+    pub(super) fn size_mb(&self) -> Option<f64> {
+        let bytes = match self {
+            Self::Model(file, _) => file_bytes(file.as_ref()?).ok()?,
+            Self::Engine(file) => std::fs::metadata(file).ok()?.len(),
+            Self::Saved(_) => return None,
+        };
+        Some(bytes as f64 / 1e6)
+    }
+
+    /// What runs an engine, or ran the one whose outputs were saved.
+    pub(super) fn made_by(&self) -> Result<Option<String>, PipelineError> {
+        Ok(match self {
+            Self::Engine(_) => Some(require_library(None)?.name()?),
+            Self::Saved(file) => SavedOutputs::open(file)?.made_by().map(str::to_owned),
+            Self::Model(..) => None,
+        })
+    }
+
+    /// What gives its outputs, and which these are; `save` is the file that they are saved in on the way.
+    pub(super) fn open(
+        &self,
+        session: &Session,
+        (build, engine): (&BuildOptions, &RunnerOptions),
+        save: Option<&Path>,
+    ) -> Result<(OpenTarget, Vec<TensorInfo>), PipelineError> {
+        let running = |runner: Box<dyn Runner>| {
+            let infos = runner.outputs().to_vec();
+            (Box::new(runner) as Box<dyn Outputs>, infos)
+        };
+        let (outputs, infos): (Box<dyn Outputs>, _) = match self {
+            Self::Model(file, provider) => {
+                let build = BuildOptions { provider: *provider, ..build.clone() };
+                let model = match file {
+                    Some(path) => Model::load(path)?,
+                    None => session.subject.float.clone(),
+                };
+                if widens_halves(&model, *provider) {
+                    session.host.warn(&format!(
+                        "{}: ONNX Runtime's CPU provider computes 16-bit numbers in 32 bits, so what they round and overflow on the \
+                         way does not show; `calib run` imitates it, and a GPU computes it (ort-cuda:FILE)",
+                        model.name()
+                    ));
+                }
+                running(session.runtime.build(&model, &build)?)
+            }
+            Self::Saved(path) => {
+                let saved = SavedOutputs::open_beside(path, session.dataset().len())?;
+                let infos = saved.infos();
+                (Box::new(saved), infos)
+            }
+            Self::Engine(path) => running(run_engine(path, engine)?),
+        };
+        let opened = match save {
+            Some(path) => OpenTarget::Recorded(Recorder::new(outputs, self.made_by()?)?, path.to_owned()),
+            None => OpenTarget::Plain(outputs),
+        };
+        Ok((opened, infos))
+    }
+}
+
+/// What gives outputs, and where they are saved on the way.
+pub(super) enum OpenTarget {
+    Plain(Box<dyn Outputs>),
+    Recorded(Recorder, PathBuf),
+}
+
+impl OpenTarget {
+    pub(super) fn outputs(&mut self) -> &mut dyn Outputs {
+        match self {
+            Self::Plain(outputs) => &mut **outputs,
+            Self::Recorded(recorder, _) => recorder,
+        }
+    }
+
+    /// Writes what was recorded.
+    pub(super) fn finish(self) -> Result<(), PipelineError> {
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Recorded(recorder, path) => Ok(recorder.finish(&path)?),
         }
     }
 }
@@ -70,8 +171,8 @@ impl Spec {
 ///
 /// # Errors
 /// There is no such engine, its sidecar cannot be read, or it has none and is refused.
-pub fn fill_from_sidecar(config: &mut RunConfig, spec: &Spec) -> Result<(), PipelineError> {
-    let Spec::Engine(path) = spec else { return Ok(()) };
+pub fn fill_from_sidecar(config: &mut RunConfig, target: &Target) -> Result<(), PipelineError> {
+    let Target::Engine(path) = target else { return Ok(()) };
     let Some(sidecar) = sidecar_beside(path, config)? else { return Ok(()) };
     config.batch = config.batch.or(batches(&sidecar).map(|[_, opt, _]| opt));
     config.model.get_or_insert(sidecar.reference.unwrap_or(sidecar.model));
@@ -119,24 +220,24 @@ mod tests {
 
     #[test]
     fn specs_by_prefix_and_by_ending() {
-        let ort = |file: Option<&str>| Spec::OnnxRuntime(file.map(PathBuf::from), ExecutionProvider::Cpu);
-        assert_eq!(Spec::parse("ort").unwrap(), ort(None));
-        assert_eq!(Spec::parse("ort:a.onnx").unwrap(), ort(Some("a.onnx")));
-        assert_eq!(Spec::parse("dir/a.ONNX").unwrap(), ort(Some("dir/a.ONNX")));
-        assert_eq!(Spec::parse("ort-cuda").unwrap(), Spec::OnnxRuntime(None, ExecutionProvider::Cuda(0)));
-        let tf32 = Spec::parse("ort-cuda-tf32:a.onnx").unwrap();
-        assert_eq!(tf32, Spec::OnnxRuntime(Some("a.onnx".into()), ExecutionProvider::CudaTf32(0)));
+        let ort = |file: Option<&str>| Target::Model(file.map(PathBuf::from), ExecutionProvider::Cpu);
+        assert_eq!(Target::parse("ort").unwrap(), ort(None));
+        assert_eq!(Target::parse("ort:a.onnx").unwrap(), ort(Some("a.onnx")));
+        assert_eq!(Target::parse("dir/a.ONNX").unwrap(), ort(Some("dir/a.ONNX")));
+        assert_eq!(Target::parse("ort-cuda").unwrap(), Target::Model(None, ExecutionProvider::Cuda(0)));
+        let tf32 = Target::parse("ort-cuda-tf32:a.onnx").unwrap();
+        assert_eq!(tf32, Target::Model(Some("a.onnx".into()), ExecutionProvider::CudaTf32(0)));
         assert_eq!(
-            Spec::parse("ort").unwrap().on(ExecutionProvider::Cuda(1)),
-            Spec::OnnxRuntime(None, ExecutionProvider::Cuda(1))
+            Target::parse("ort").unwrap().on(ExecutionProvider::Cuda(1)),
+            Target::Model(None, ExecutionProvider::Cuda(1))
         );
         assert_eq!(tf32.clone().on(ExecutionProvider::Cuda(1)), tf32, "the SPEC has the last word");
-        assert!(Spec::parse("ort-cuda-fp8").is_err());
-        assert_eq!(Spec::parse("x.engine").unwrap(), Spec::Engine("x.engine".into()));
-        assert_eq!(Spec::parse("trt:x").unwrap(), Spec::Engine("x".into()));
-        assert_eq!(Spec::parse("saved:x").unwrap(), Spec::Saved("x".into()));
-        assert_eq!(Spec::parse("x.json").unwrap(), Spec::Saved("x.json".into()));
-        assert_eq!(Spec::parse("x.npz").unwrap(), Spec::Saved("x.npz".into()));
-        assert!(Spec::parse("x.pb").unwrap_err().to_string().contains("`x.pb`"));
+        assert!(Target::parse("ort-cuda-fp8").is_err());
+        assert_eq!(Target::parse("x.engine").unwrap(), Target::Engine("x.engine".into()));
+        assert_eq!(Target::parse("trt:x").unwrap(), Target::Engine("x".into()));
+        assert_eq!(Target::parse("saved:x").unwrap(), Target::Saved("x".into()));
+        assert_eq!(Target::parse("x.json").unwrap(), Target::Saved("x.json".into()));
+        assert_eq!(Target::parse("x.npz").unwrap(), Target::Saved("x.npz".into()));
+        assert!(Target::parse("x.pb").unwrap_err().to_string().contains("`x.pb`"));
     }
 }

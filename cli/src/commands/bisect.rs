@@ -9,7 +9,7 @@ use super::{
 use crate::args::{BisectArgs, GlobalArgs};
 use trtcalib::{
     config::RunConfig,
-    session::{BisectOptions, BisectOutcome, Session, Spec, describe, fill_from_sidecar, set_findings_aside},
+    session::{BisectOptions, BisectOutcome, Session, Target, describe, fill_from_sidecar, set_findings_aside},
 };
 
 /// Does the job. What an earlier bisection found is not what one finds that fails.
@@ -63,7 +63,7 @@ fn configuration(printer: &Printer, args: &BisectArgs) -> anyhow::Result<RunConf
     args.runtime.apply(&mut config)?;
     args.outputs.apply(&mut config)?;
     apply_table(printer, args.table.as_ref(), &args.method, &mut config);
-    if let Some(target) = args.target.as_deref().map(Spec::parse).transpose()? {
+    if let Some(target) = args.target.as_deref().map(Target::parse).transpose()? {
         fill_from_sidecar(&mut config, &target)?;
     }
     config.out = args.out.clone().or(config.out);

@@ -13,7 +13,7 @@ use trtcalib::{
     backend::tensorrt::sidecar_path,
     config::RunConfig,
     report::OVERLAYS,
-    session::{Compared, Inputs, Spec, is_result},
+    session::{Compared, Inputs, Target, is_result},
 };
 
 /// What a command line says of files.
@@ -152,11 +152,11 @@ impl Files {
     }
 
     fn read_specs<'a>(&mut self, specs: impl IntoIterator<Item = &'a String>) {
-        for spec in specs.into_iter().filter_map(|spec| Spec::parse(spec).ok()) {
+        for spec in specs.into_iter().filter_map(|spec| Target::parse(spec).ok()) {
             match spec {
-                Spec::OnnxRuntime(model, _) => self.read.models.extend(model),
-                Spec::Saved(file) => self.read.others.push(file),
-                Spec::Engine(engine) => self.read.add_engine(&engine),
+                Target::Model(model, _) => self.read.models.extend(model),
+                Target::Saved(file) => self.read.others.push(file),
+                Target::Engine(engine) => self.read.add_engine(&engine),
             }
         }
     }

@@ -16,7 +16,7 @@ pub(super) struct Samples<'a> {
     pub cards: Vec<Card<'a>>,
     /// Samples that changed but are not on the page, counted by precision.
     pub elsewhere: usize,
-    /// Precisions that changed something, by their index in `Target::token`.
+    /// Precisions that changed something, by their index in `Judged::token`.
     pub precisions: Vec<(usize, String)>,
     /// Whether any label is known.
     pub labelled: bool,
@@ -28,11 +28,11 @@ pub(super) struct Card<'a> {
     pub picture: Option<&'a str>,
     pub label: Option<String>,
     pub reference: Vec<Answer<'a>>,
-    pub targets: Vec<Target<'a>>,
+    pub targets: Vec<Judged<'a>>,
 }
 
 /// What one precision made of a sample.
-pub(super) struct Target<'a> {
+pub(super) struct Judged<'a> {
     pub token: usize,
     pub title: String,
     pub change: Change,
@@ -122,7 +122,7 @@ impl<'a> Samples<'a> {
                     targets: Vec::new(),
                 });
                 let answers = answers(&flip.target, flip, true);
-                card.targets.push(Target { token, title: title(precision), change: Change::of(flip), answers });
+                card.targets.push(Judged { token, title: title(precision), change: Change::of(flip), answers });
             }
         }
         let mut cards: Vec<_> = by_sample.into_values().collect();

@@ -25,12 +25,12 @@ use crate::{
     compare::SavedOutputs,
     onnx::{GraphView, Model, proto::ValueInfoProto},
     quantize::{ModelGraph, Precision, scheme_with_lifted, table_for},
-    session::{PipelineError, Spec},
+    session::{PipelineError, Target},
     tensor::ElementType,
 };
 
 /// What is compared with the float model.
-pub(super) enum Target {
+pub(super) enum Opened {
     /// A model that runs.
     Model(Box<Model>, ExecutionProvider),
     /// Tensors that were saved.
@@ -51,29 +51,29 @@ pub(super) struct Origin {
 }
 
 impl Bisection<'_> {
-    fn spec(&self) -> Result<Option<Spec>, PipelineError> {
-        let spec = self.args.target.as_deref().map(Spec::parse).transpose()?;
-        Ok(spec.map(|spec| spec.on(self.session.provider)))
+    fn named(&self) -> Result<Option<Target>, PipelineError> {
+        let named = self.args.target.as_deref().map(Target::parse).transpose()?;
+        Ok(named.map(|target| target.on(self.session.provider)))
     }
 
     /// What `--target` names, or else the model made here.
-    fn target(&self) -> Result<Target, PipelineError> {
-        match self.spec()? {
-            None => Ok(Target::Model(Box::new(self.quantized.clone()), self.session.provider)),
-            Some(Spec::OnnxRuntime(Some(_), provider)) => Ok(Target::Model(Box::new(self.quantized.clone()), provider)),
-            Some(Spec::OnnxRuntime(None, provider)) => Ok(Target::Model(Box::new(self.float.clone()), provider)),
-            Some(Spec::Saved(path)) => {
-                Ok(Target::Saved(SavedOutputs::open_beside(&path, self.session.dataset().len())?))
+    fn target(&self) -> Result<Opened, PipelineError> {
+        match self.named()? {
+            None => Ok(Opened::Model(Box::new(self.quantized.clone()), self.session.provider)),
+            Some(Target::Model(Some(_), provider)) => Ok(Opened::Model(Box::new(self.quantized.clone()), provider)),
+            Some(Target::Model(None, provider)) => Ok(Opened::Model(Box::new(self.float.clone()), provider)),
+            Some(Target::Saved(path)) => {
+                Ok(Opened::Saved(SavedOutputs::open_beside(&path, self.session.dataset().len())?))
             }
-            Some(Spec::Engine(path)) => Ok(Target::Engine(Box::new(EngineTarget::open(&path, self)?))),
+            Some(Target::Engine(path)) => Ok(Opened::Engine(Box::new(EngineTarget::open(&path, self)?))),
         }
     }
 
     /// The model whose operators are measured.
     pub(super) fn quantized_target(&self) -> Result<&Model, PipelineError> {
-        match self.spec()? {
+        match self.named()? {
             None => Ok(&self.quantized),
-            Some(Spec::OnnxRuntime(Some(_), provider)) if provider == self.session.provider => Ok(&self.quantized),
+            Some(Target::Model(Some(_), provider)) if provider == self.session.provider => Ok(&self.quantized),
             Some(_) => bail!("--find layers takes a model as its target: a file ending in .onnx"),
         }
     }
@@ -81,20 +81,20 @@ impl Bisection<'_> {
     /// The graph with what was decided for the model made here, or with what the file of another one tells.
     pub(super) fn graph(&self) -> Result<ModelGraph, PipelineError> {
         let mut graph = ModelGraph::of(&self.session.subject.folded);
-        match self.spec()? {
+        match self.named()? {
             None if self.args.precision.is_quantized() => {
                 let subject = &self.session.subject;
                 let table = self.table.as_ref().map(|table| table_for(table, self.args.precision));
                 let scheme = scheme_with_lifted(&subject.folded, &subject.shapes, &self.options, table.as_deref())?;
                 return Ok(graph.decided(&subject.place(&scheme)?));
             }
-            Some(Spec::OnnxRuntime(Some(path), _)) => {
+            Some(Target::Model(Some(path), _)) => {
                 let told = ModelGraph::read(&Model::load(&path)?);
                 let told: BTreeMap<&str, Precision> =
                     told.nodes.iter().filter_map(|node| Some((&*node.name, node.precision?))).collect();
                 graph.nodes.iter_mut().for_each(|node| node.precision = told.get(&*node.name).copied());
             }
-            Some(Spec::Engine(path)) => {
+            Some(Target::Engine(path)) => {
                 let layers = EngineSidecar::beside(&path)?.map(|sidecar| sidecar.layers).unwrap_or_default();
                 let told =
                     layers.iter().flat_map(|layer| layer.nodes.iter().map(move |node| (&**node, layer.precision)));
@@ -113,11 +113,11 @@ impl Bisection<'_> {
         Ok(graph)
     }
 
-    fn sites(&self, target: &Target) -> Result<Vec<TensorSite>, PipelineError> {
+    fn sites(&self, target: &Opened) -> Result<Vec<TensorSite>, PipelineError> {
         let mut sites = match target {
-            Target::Model(model, _) => shared_tensors(&self.float, model)?,
-            Target::Saved(saved) => sites_of(&self.float, &saved.outputs().into_iter().collect())?,
-            Target::Engine(engine) => engine.sites(self)?,
+            Opened::Model(model, _) => shared_tensors(&self.float, model)?,
+            Opened::Saved(saved) => sites_of(&self.float, &saved.outputs().into_iter().collect())?,
+            Opened::Engine(engine) => engine.sites(self)?,
         };
         let view = GraphView::new(self.float.graph())?;
         let of_values = of_values(&view);
@@ -145,7 +145,7 @@ impl Bisection<'_> {
 
     fn compare(
         &self,
-        target: &mut Target,
+        target: &mut Opened,
         sites: &[TensorSite],
         samples: Samples<'_>,
     ) -> Result<Graphwise, PipelineError> {
@@ -153,28 +153,28 @@ impl Bisection<'_> {
         let session = self.session;
         let float = self.side(&self.float);
         let source = match target {
-            Target::Model(model, provider) if *provider == session.provider => {
+            Opened::Model(model, provider) if *provider == session.provider => {
                 return session.graphwise(&self.float, model, sites, samples);
             }
-            Target::Model(model, provider) => {
+            Opened::Model(model, provider) => {
                 let float = Side { provider: session.provider, ..float };
                 let target = Side { backend: &session.runtime, provider: *provider, model };
                 return Ok(graphwise(float, target, sites, samples, options)?.0);
             }
-            Target::Engine(engine) => return engine.look(self, sites, samples),
-            Target::Saved(saved) => Source::Saved(saved),
+            Opened::Engine(engine) => return engine.look(self, sites, samples),
+            Opened::Saved(saved) => Source::Saved(saved),
         };
         let tensors = sites.iter().map(|site| site.tensor.clone()).collect();
         Ok(run(&mut *float.build(tensors, options.threads)?, source, sites, samples)?)
     }
 
     /// Where the figures of `samples` samples come from.
-    fn origin(&self, target: &Target, samples: usize) -> Origin {
+    fn origin(&self, target: &Opened, samples: usize) -> Origin {
         let provider = match target {
-            Target::Model(_, provider) if *provider == self.session.provider => self.session.analyst(samples),
-            Target::Model(..) => self.session.provider,
-            Target::Saved(_) => ExecutionProvider::Cpu,
-            Target::Engine(engine) => return engine.looked(),
+            Opened::Model(_, provider) if *provider == self.session.provider => self.session.analyst(samples),
+            Opened::Model(..) => self.session.provider,
+            Opened::Saved(_) => ExecutionProvider::Cpu,
+            Opened::Engine(engine) => return engine.looked(),
         };
         Origin { probes: None, backend: Some(provider.backend().to_owned()) }
     }
@@ -196,7 +196,7 @@ impl Bisection<'_> {
         let source = self.source(&target, &sites)?;
         let flow = flow(&self.float)?;
         let (mut judged, mut by_itself) = (Judged::AddedUp, None);
-        if let Target::Engine(engine) = &mut target
+        if let Opened::Engine(engine) = &mut target
             && let Some(own) = engine.by_itself(self, source.is_some(), &sites, self.first_of(OUTPUT_SAMPLES))?
         {
             let by = own.by;
@@ -210,7 +210,7 @@ impl Bisection<'_> {
             }
             (judged, by_itself) = (Judged::AddedUpOnly, Some((by, found.tensors)));
         }
-        let few = matches!(target, Target::Engine(_)).then(|| self.few());
+        let few = matches!(target, Opened::Engine(_)).then(|| self.few());
         let mut probe = |tensors: &[String]| {
             let some: Vec<_> = sites.iter().filter(|site| tensors.contains(&site.tensor)).cloned().collect();
             if some.is_empty() {
@@ -277,8 +277,8 @@ impl Bisection<'_> {
     }
 
     /// The model that an engine was built from, by itself.
-    fn source(&self, target: &Target, sites: &[TensorSite]) -> Result<Option<SourceModel>, PipelineError> {
-        let Target::Engine(engine) = target else { return Ok(None) };
+    fn source(&self, target: &Opened, sites: &[TensorSite]) -> Result<Option<SourceModel>, PipelineError> {
+        let Opened::Engine(engine) = target else { return Ok(None) };
         let Some(model) = engine.model() else { return Ok(None) };
         let is_reference = model.hash == self.session.subject.float.hash;
         match self.session.graphwise(&self.float, model, sites, self.first_of(OUTPUT_SAMPLES)) {

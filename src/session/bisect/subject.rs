@@ -9,8 +9,8 @@ use crate::{
     onnx::Model,
     quantize::{QuantizeOptions, calibrated_on, moved_like},
     session::{
-        CalibrateOptions, OutputFolder, PipelineError, Session, Spec, checkpoint::Checkpoints, folder::set_table_aside,
-        quantize_options, set_findings_aside, suggest::Suggest,
+        CalibrateOptions, OutputFolder, PipelineError, Session, Target, checkpoint::Checkpoints,
+        folder::set_table_aside, quantize_options, set_findings_aside, suggest::Suggest,
     },
     tensor::ElementType,
 };
@@ -64,15 +64,15 @@ impl<'a> Bisection<'a> {
         let precision = args.precision;
         let mut split = session.split_for(0);
         let mut named = None;
-        match args.target.as_deref().map(Spec::parse).transpose()? {
-            Some(Spec::Saved(path)) => {
+        match args.target.as_deref().map(Target::parse).transpose()? {
+            Some(Target::Saved(path)) => {
                 let (saved, data) = (session.open_saved(&path)?, session.dataset());
                 let held: Vec<usize> = (0..data.len()).filter(|&index| saved.holds(index, data.id(index))).collect();
                 if !held.is_empty() {
                     split.evaluation = held;
                 }
             }
-            Some(Spec::OnnxRuntime(Some(path), _)) => {
+            Some(Target::Model(Some(path), _)) => {
                 let target = named.insert(Model::load(&path)?);
                 session.leave_out(&mut split, &calibrated_on(target), "target");
             }

@@ -8,7 +8,7 @@ use std::{
 
 use base64::Engine;
 
-use super::{Calibrated, Job, Target, layers::Layers};
+use super::{Calibrated, Job, Variant, layers::Layers};
 use crate::{
     artifact::{ContentHash, Tool},
     backend::tensorrt::RunnerOptions,
@@ -33,7 +33,7 @@ const MAX_THUMBNAILS: usize = 50;
 /// What the stages found.
 pub(super) struct Found<'a> {
     pub(super) calibrated: Option<Calibrated>,
-    pub(super) targets: Vec<Target>,
+    pub(super) variants: Vec<Variant>,
     pub(super) evaluation: Evaluation,
     pub(super) layers: Option<Layers>,
     pub(super) times: Option<Vec<Measurement>>,
@@ -65,29 +65,23 @@ impl Job<'_> {
         }
         self.add_times(&mut reference, found.times.as_deref());
         let mut precisions = vec![reference];
-        let mut results = found.evaluation.targets.into_iter();
-        for target in &found.targets {
-            let name = target.precision.name();
+        for variant in &found.variants {
+            let name = variant.precision.name();
             let mut row = Precision::new(name, &backend);
-            row.artifact.clone_from(&target.artifact);
-            row.quantized_nodes = target.quantized_nodes.filter(|_| target.precision.is_quantized());
-            row.halved.clone_from(&target.halved);
-            row.error.clone_from(&target.error);
-            let mut measured = ComparisonResult::default();
-            if target.error.is_none() {
-                match results.next() {
-                    Some(Ok(result)) => {
-                        row = row.with_comparison(&result);
-                        measured = result;
-                    }
-                    Some(Err(error)) => row.error = Some(error.to_string()),
-                    None => row.error = Some("it was not run".to_owned()),
+            row.artifact.clone_from(&variant.artifact);
+            row.quantized_nodes = variant.quantized_nodes.filter(|_| variant.precision.is_quantized());
+            row.halved.clone_from(&variant.halved);
+            row.error.clone_from(&variant.error);
+            match &variant.measured {
+                Some(Ok(result)) => {
+                    row = row.with_comparison(result);
+                    self.add_times(&mut row, found.times.as_deref());
                 }
+                Some(Err(error)) => row.error = Some(error.clone()),
+                None => row.error = row.error.or_else(|| Some("it was not run".to_owned())),
             }
-            if row.error.is_none() {
-                self.add_times(&mut row, found.times.as_deref());
-            }
-            gates.extend(row.judge(found.gates, &measured));
+            let nothing = ComparisonResult::default();
+            gates.extend(row.judge(found.gates, variant.result().unwrap_or(&nothing)));
             precisions.push(row);
         }
         for engine in found.engines {
@@ -109,13 +103,13 @@ impl Job<'_> {
         }
         skipped.extend(self.session.data.collection.passed_over.iter().cloned());
         sort(&mut skipped);
-        let layers = self.layer_rows(&found.targets, found.calibrated.as_ref(), found.layers.as_ref());
+        let layers = self.layer_rows(&found.variants, found.calibrated.as_ref(), found.layers.as_ref());
         if let Some(gate) = found.gates.iter().find(|_| gates.is_empty()) {
             bail!("gate {gate} was tested on nothing: no engine ran; name a precision that runs with --precisions");
         }
         let verdict = Verdict::new(gates, &precisions);
         // By the table or by the plan.
-        let of_random_data = found.targets.iter().filter_map(|target| target.model.as_ref()).any(of_random_data);
+        let of_random_data = found.variants.iter().filter_map(|variant| variant.model.as_ref()).any(of_random_data);
         let layers_samples = found.layers.as_ref().filter(|_| !layers.is_empty()).map(|found| found.graphwise.samples);
         Ok(Report {
             format_version: REPORT_FORMAT_VERSION,
@@ -141,7 +135,7 @@ impl Job<'_> {
             thumbnails: self.thumbnails(&precisions),
             layers_backend: layers_samples.map(|samples| self.session.analyst(samples).backend().to_owned()),
             layers_samples,
-            graph: Some(self.graph(&found.targets)),
+            graph: Some(self.graph(&found.variants)),
             layers,
             notes: self.session.host.notes(),
             timings: self.session.host.timings(),
@@ -150,11 +144,11 @@ impl Job<'_> {
     }
 
     /// The graph with what was decided for the quantized model, or else for the first that was made.
-    fn graph(&self, targets: &[Target]) -> ModelGraph {
+    fn graph(&self, variants: &[Variant]) -> ModelGraph {
         let graph = ModelGraph::of(&self.session.subject.folded);
-        let decided = targets.iter().filter(|target| target.placement.is_some());
-        let target = decided.clone().find(|target| target.precision.is_quantized()).or(decided.into_iter().next());
-        match target.and_then(|target| target.placement.as_ref()) {
+        let decided = variants.iter().filter(|variant| variant.placement.is_some());
+        let variant = decided.clone().find(|variant| variant.precision.is_quantized()).or(decided.into_iter().next());
+        match variant.and_then(|variant| variant.placement.as_ref()) {
             Some(placement) => graph.decided(placement),
             None => graph,
         }
@@ -316,13 +310,13 @@ impl Job<'_> {
     }
 
     /// One row for each quantized tensor, each result of a quantized operator and each output, in the order of execution.
-    fn layer_rows(&self, targets: &[Target], calibrated: Option<&Calibrated>, layers: Option<&Layers>) -> Vec<Layer> {
+    fn layer_rows(&self, variants: &[Variant], calibrated: Option<&Calibrated>, layers: Option<&Layers>) -> Vec<Layer> {
         let (Some(calibrated), Some(layers)) = (calibrated, layers) else { return Vec::new() };
-        let quantized = targets.iter().find(|target| target.precision.is_quantized() && target.model.is_some());
-        let precision = quantized.map_or(NumberFormat::Int8, |target| target.precision);
+        let quantized = variants.iter().find(|variant| variant.precision.is_quantized() && variant.model.is_some());
+        let precision = quantized.map_or(NumberFormat::Int8, |variant| variant.precision);
         let table = &calibrated.chosen.table;
         let histograms = calibrated.histograms.as_ref();
-        let shifted = |tensor: &str| quantized.and_then(|target| target.shifted.get(tensor));
+        let shifted = |tensor: &str| quantized.and_then(|variant| variant.shifted.get(tensor));
         // A tensor around another centre and its padded form are one with what they were in the model that was given.
         let given = |tensor: &str| shifted(tensor).map_or(tensor, |shifted| &shifted.tensor).to_owned();
         // The node, too: what shifts and pads is not a node of that model.
@@ -332,7 +326,7 @@ impl Job<'_> {
             let node = folded.as_ref()?.node(id);
             Some((node.label(id.0), node.op_type().to_owned()))
         };
-        let graph = self.graph(targets);
+        let graph = self.graph(variants);
         let decided: BTreeMap<&str, NumberFormat> =
             graph.nodes.iter().filter_map(|node| Some((node.name.as_str(), node.precision?))).collect();
         let mut seen = BTreeSet::new();
@@ -355,7 +349,7 @@ impl Job<'_> {
                     row.weight_sqnr_db = local.weight_sqnr_db;
                 }
                 if let Some(range) = table.tensors.get(&tensor) {
-                    row = row.with_range(range, quantized.and_then(|target| target.scales.get(&tensor).copied()));
+                    row = row.with_range(range, quantized.and_then(|variant| variant.scales.get(&tensor).copied()));
                 }
                 let parts = histograms.map(|h| [h.fit.get(&tensor), h.held_out.get(&tensor)]);
                 let whole = parts.into_iter().flatten().flatten().fold(None, |whole, part| match whole {
@@ -366,7 +360,7 @@ impl Job<'_> {
                     }
                 });
                 let shift =
-                    quantized.and_then(|target| target.shifted.values().find(|shifted| shifted.tensor == tensor));
+                    quantized.and_then(|variant| variant.shifted.values().find(|shifted| shifted.tensor == tensor));
                 // One whose channels are equalized, and no more, is still around 0.
                 let shift = shift.map(|shifted| shifted.shift).filter(|shift| shift.offset != 0.0);
                 if let (Some(shift), Some(whole)) = (shift, &whole) {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Job, Target};
+use super::{Job, Variant};
 use crate::{
     backend::Runner,
     deploy::{DEPLOY, Given, ToDeploy, write},
@@ -22,7 +22,7 @@ const MOST_VALUES: usize = 2_000_000;
 
 impl Job<'_> {
     /// Writes the folder.
-    pub(super) fn deploy(&mut self, targets: &mut [Target]) -> Result<(), PipelineError> {
+    pub(super) fn deploy(&mut self, variants: &mut [Variant]) -> Result<(), PipelineError> {
         let folder = self.out.join(DEPLOY);
         let float = self.float_file()?;
         let (inputs, reference) = self.given_inputs()?;
@@ -36,20 +36,26 @@ impl Job<'_> {
             batches,
             expected: reference,
         }];
-        for target in targets.iter_mut().filter(|target| target.error.is_none()) {
-            let (Some(artifact), Some(model)) = (&target.artifact, &target.model) else { continue };
+        for variant in variants.iter_mut().filter(|variant| variant.error.is_none()) {
+            let (Some(artifact), Some(model)) = (&variant.artifact, &variant.model) else { continue };
             let gives = |runner: &mut Box<dyn Runner>| {
                 inputs.iter().map(|call| runner.infer(call).ok()).collect::<Option<Vec<_>>>()
             };
-            let given = target.runner.as_mut().filter(|_| !inputs.is_empty()).and_then(gives);
+            let given = variant.runner.as_mut().filter(|_| !inputs.is_empty()).and_then(gives);
             let expected = given.map(stacked);
             let file = self.out.join(&artifact.path);
-            models.push(Given { precision: target.precision.name(), file, dynamic: dynamic(model), batches, expected });
+            models.push(Given {
+                precision: variant.precision.name(),
+                file,
+                dynamic: dynamic(model),
+                batches,
+                expected,
+            });
         }
         let inputs = if batches && inputs.len() > 1 { vec![stacked(inputs)] } else { inputs };
         let samples = inputs.first().and_then(|call| call.values().next()?.shape().first().copied()).unwrap_or(1);
         let random_data =
-            self.session.config.random_data || targets.iter().filter_map(|t| t.model.as_ref()).any(of_random_data);
+            self.session.config.random_data || variants.iter().filter_map(|t| t.model.as_ref()).any(of_random_data);
         let what = ToDeploy { model_hash: &subject.float.hash, models, inputs: &inputs, samples, random_data };
         write(&folder, &what).within(|| format!("cannot write {}", folder.display()))?;
         self.session.host.wrote(&folder.join("deploy.sh"));

@@ -3,7 +3,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, path::Path};
 
-use super::{Job, Target, artifacts::file_facts, times::bits};
+use super::{Job, Variant, artifacts::file_facts, times::bits};
 use crate::{
     backend::{
         BackendError, Runner, TensorInfo,
@@ -167,7 +167,7 @@ fn left_out(precision: &str, inside: &EngineInside) -> Option<String> {
 
 impl Job<'_> {
     /// Builds the engines, and loads those that this machine can run. What fails is said in the engine's row.
-    pub(super) fn engines(&mut self, targets: &[Target]) -> Result<Vec<Engine>, PipelineError> {
+    pub(super) fn engines(&mut self, variants: &[Variant]) -> Result<Vec<Engine>, PipelineError> {
         if self.session.config.tensorrt == UseTensorRt::Off {
             return Ok(Vec::new());
         }
@@ -180,9 +180,9 @@ impl Job<'_> {
         };
         self.tensorrt = library.version().ok().map(|version| (library.flavour.to_string(), version));
         let mut models = vec![(self.reference_name(), self.session.subject.float.path.clone())];
-        models.extend(targets.iter().filter_map(|target| {
-            let artifact = target.artifact.as_ref()?;
-            Some((target.precision.name(), Some(self.out.join(&artifact.path))))
+        models.extend(variants.iter().filter_map(|variant| {
+            let artifact = variant.artifact.as_ref()?;
+            Some((variant.precision.name(), Some(self.out.join(&artifact.path))))
         }));
         let folder = self.out.join("engines");
         std::fs::create_dir_all(&folder).within(|| format!("cannot make the folder {}", folder.display()))?;
@@ -195,9 +195,9 @@ impl Job<'_> {
             self.session.host.check()?;
             let backend = library.backend();
             let mut engine = Engine { row: Precision::new(precision, &backend), runner: None, measured: None };
-            let target = targets.iter().find(|target| target.precision.name() == precision);
+            let variant = variants.iter().find(|variant| variant.precision.name() == precision);
             engine.row.required = self.session.config.tensorrt == UseTensorRt::Require;
-            engine.row.halved = target.and_then(|target| target.halved.clone());
+            engine.row.halved = variant.and_then(|variant| variant.halved.clone());
             let built = model
                 .ok_or_else(|| PipelineError::input("the model has no file"))
                 .and_then(|model| self.engine(&library, gpu.as_ref().ok(), precision, &model, &shapes, &values));
@@ -254,9 +254,9 @@ impl Job<'_> {
                 Some((name, backend, RefCell::new(engine.runner.as_mut()?)))
             })
             .collect();
-        let mut timed: Vec<bench::Target<'_, BackendError>> = Vec::new();
+        let mut timed: Vec<bench::Timed<'_, BackendError>> = Vec::new();
         for (batch, inputs) in &inputs {
-            timed.extend(runners.iter().map(|(name, backend, runner)| bench::Target {
+            timed.extend(runners.iter().map(|(name, backend, runner)| bench::Timed {
                 name: name.clone(),
                 batch: *batch,
                 lane: 0,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Calibrated, Job, Target};
+use super::{Calibrated, Job, Variant};
 use crate::{
     analyse::{
         advice::{HeadEffect, LiftEffect, Way, about_head, about_layers, about_lift, about_method, told},
@@ -61,8 +61,8 @@ pub(super) struct Layers {
 pub(super) type Found = Result<Option<Layers>, PipelineError>;
 
 /// The place of the INT8 model, or the first quantized one.
-pub(super) fn quantized(targets: &[Target]) -> Option<usize> {
-    targets.iter().position(|target| target.runner.is_some() && target.quantized().is_some())
+pub(super) fn quantized(variants: &[Variant]) -> Option<usize> {
+    variants.iter().position(|variant| variant.runner.is_some() && variant.quantized().is_some())
 }
 
 impl Job<'_> {

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::{Job, engines::Engine, targets::Target};
+use super::{Job, engines::Engine, variants::Variant};
 use crate::{
     artifact::{ArtifactError, ContentHash, Tool},
     config::{RunConfig, UseTensorRt},
@@ -41,15 +41,15 @@ impl Session {
             self.leave_out_calibrated(&mut split, &calibrated.chosen.table, self.config.eval_samples);
         }
         self.host.stage("quantizing");
-        let mut targets = self.targets(calibrated.as_ref(), None, &|_, _| Ok(None))?;
+        let mut variants = self.variants(calibrated.as_ref(), None, &|_, _| Ok(None))?;
         self.host.stage("comparing");
         let options = self.evaluate_options(self.compared_at_once(split.evaluation.len()));
         let comparing = Comparing {
             random_data: self.config.random_data,
-            context: self.run_context(&split.evaluation, &targets, &options)?,
+            context: self.run_context(&split.evaluation, &variants, &options)?,
             reference: self.subject.float_types.name().to_owned(),
             tensorrt: None,
-            targets: running(&targets).map(|name| Compares { name, size_mb: None, gated: true }).collect(),
+            targets: running(&variants).map(|name| Compares { name, size_mb: None, gated: true }).collect(),
             gates,
             pairs: Vec::new(),
             tolerated: self.tolerated(),
@@ -58,9 +58,9 @@ impl Session {
         let host = self.host.clone();
         let work = host.begin("comparing", mine.len());
         let progress = |samples: usize| work.advance(samples);
-        let mut runners: Vec<&mut dyn Outputs> = targets
+        let mut runners: Vec<&mut dyn Outputs> = variants
             .iter_mut()
-            .filter_map(|target| target.runner.as_mut())
+            .filter_map(|variant| variant.runner.as_mut())
             .map(|runner| runner as &mut dyn Outputs)
             .collect();
         let dataset = &*self.data.collection.dataset;
@@ -75,7 +75,7 @@ impl Session {
     fn run_context(
         &self,
         evaluation: &[usize],
-        targets: &[Target],
+        variants: &[Variant],
         options: &EvaluateOptions,
     ) -> Result<ContentHash, PipelineError> {
         let of_file = |path: &PathBuf| {
@@ -83,7 +83,7 @@ impl Session {
         };
         let files = [&self.config.table, &self.config.plan].map(|file| file.as_ref().map(of_file).transpose());
         let [table, plan] = files;
-        let (names, data): (Vec<String>, _) = (running(targets).collect(), self.content_hash(evaluation));
+        let (names, data): (Vec<String>, _) = (running(variants).collect(), self.content_hash(evaluation));
         let config = RunConfig { out: None, ..self.config.absolute() };
         let common = (Tool::current(), &self.subject.float.hash, data, table?, plan?, names, config, &options.compare);
         let common = serde_json::to_vec(&common).map_err(PipelineError::render)?;
@@ -92,8 +92,8 @@ impl Session {
 }
 
 /// Names of the precisions that run.
-fn running(targets: &[Target]) -> impl Iterator<Item = String> {
-    targets.iter().filter(|target| target.runner.is_some()).map(|target| target.precision.name().to_owned())
+fn running(variants: &[Variant]) -> impl Iterator<Item = String> {
+    variants.iter().filter(|variant| variant.runner.is_some()).map(|variant| variant.precision.name().to_owned())
 }
 
 impl Job<'_> {
@@ -101,13 +101,13 @@ impl Job<'_> {
     pub(super) fn take_joined(
         &self,
         joined: Compared,
-        targets: &[Target],
+        variants: &[Variant],
         engines: &mut [Engine],
     ) -> Result<Evaluation, PipelineError> {
         let session = &self.session;
         let options = session.evaluate_options(session.batch);
         ensure!(
-            joined.context() == &session.run_context(&self.split.evaluation, targets, &options)?,
+            joined.context() == &session.run_context(&self.split.evaluation, variants, &options)?,
             "the parts are of other samples or models than are found here now; evaluate them again, or give the table, plan and \
              data that they were made with"
         );

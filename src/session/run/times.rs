@@ -1,8 +1,8 @@
-//! The speed part of a run: the reference and every target in interleaved rounds, at each batch size and thread count.
+//! The speed part of a run: the reference and every variant in interleaved rounds, at each batch size and thread count.
 
 use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
-use super::{Job, Target};
+use super::{Job, Variant};
 use crate::{
     backend::{
         Backend, BackendError, BuildOptions, ExecutionProvider, LayerTime, Purpose, Runner, onnxruntime::emulation,
@@ -47,8 +47,8 @@ impl Session {
 }
 
 impl Job<'_> {
-    /// Latencies of the reference, which is called by its type (`fp32`), and of every target, called by its precision.
-    pub(super) fn time(&mut self, targets: &mut [Target]) -> Result<Option<Vec<Measurement>>, PipelineError> {
+    /// Latencies of the reference, which is called by its type (`fp32`), and of every variant, called by its precision.
+    pub(super) fn time(&mut self, variants: &mut [Variant]) -> Result<Option<Vec<Measurement>>, PipelineError> {
         let config = &self.session.config;
         let seconds = config.bench_seconds;
         if seconds <= 0.0 {
@@ -81,19 +81,19 @@ impl Job<'_> {
             let options = BuildOptions { purpose: Purpose::Deployed, ..session.build_options(count) };
             let reference = session.runtime.build(&session.subject.float, &options)?;
             extra.push((baseline.to_owned(), Timing::Measured, count, reference));
-            for target in targets.iter().filter(|target| target.runner.is_some()) {
-                let Some(model) = target.imitation.as_ref().or(target.model.as_ref()) else { continue };
+            for variant in variants.iter().filter(|variant| variant.runner.is_some()) {
+                let Some(model) = variant.imitation.as_ref().or(variant.model.as_ref()) else { continue };
                 let runner = session.runtime.build(model, &options)?;
-                extra.push((target.precision.to_string(), timing(target, provider), count, runner));
+                extra.push((variant.precision.to_string(), timing(variant, provider), count, runner));
             }
         }
         let mut reference = session.reference();
         let mut runners = Vec::new();
         if threads.iter().any(|&count| reused(count)) {
             runners.push((baseline.to_owned(), Timing::Measured, session.threads, RefCell::new(&mut *reference)));
-            for target in targets.iter_mut() {
-                let (name, timing) = (target.precision.to_string(), timing(target, provider));
-                if let Some(runner) = &mut target.runner {
+            for variant in variants.iter_mut() {
+                let (name, timing) = (variant.precision.to_string(), timing(variant, provider));
+                if let Some(runner) = &mut variant.runner {
                     runners.push((name, timing, session.threads, RefCell::new(runner)));
                 }
             }
@@ -101,9 +101,9 @@ impl Job<'_> {
         let extra =
             extra.iter_mut().map(|(name, timing, count, runner)| (name.clone(), *timing, *count, RefCell::new(runner)));
         runners.extend(extra);
-        let mut timed: Vec<bench::Target<'_, BackendError>> = Vec::new();
+        let mut timed: Vec<bench::Timed<'_, BackendError>> = Vec::new();
         for (batch, inputs) in &inputs {
-            timed.extend(runners.iter().map(|(name, timing, threads, runner)| bench::Target {
+            timed.extend(runners.iter().map(|(name, timing, threads, runner)| bench::Timed {
                 name: name.clone(),
                 batch: *batch,
                 lane: *threads,
@@ -123,22 +123,22 @@ impl Job<'_> {
         if let (Some((_, inputs)), false) = (inputs.first(), slowdowns(&times, bits, |_| None).is_empty()) {
             // On a GPU a session more takes seconds until it runs; `calib bench --layer-times` is there for it.
             let on_gpu = provider.gpu().is_some();
-            let layers = if on_gpu { BTreeMap::new() } else { self.layer_times(targets, threads[0], inputs)? };
+            let layers = if on_gpu { BTreeMap::new() } else { self.layer_times(variants, threads[0], inputs)? };
             host.note_first(slowdowns(&times, bits, |name| layers.get(name).map(Vec::as_slice)));
         }
         Ok(Some(times))
     }
 
-    /// The times of the layers of the reference and of every target, by the name of its precision.
+    /// The times of the layers of the reference and of every variant, by the name of its precision.
     fn layer_times(
         &self,
-        targets: &[Target],
+        variants: &[Variant],
         threads: usize,
         inputs: &TensorMap,
     ) -> Result<BTreeMap<String, Vec<LayerTime>>, PipelineError> {
         let session = &self.session;
         let options = BuildOptions { purpose: Purpose::Deployed, layer_times: true, ..session.build_options(threads) };
-        let models = targets.iter().filter_map(|target| Some((target.precision.name(), target.model.as_ref()?)));
+        let models = variants.iter().filter_map(|variant| Some((variant.precision.name(), variant.model.as_ref()?)));
         let mut layers = BTreeMap::new();
         for (name, model) in std::iter::once((self.reference_name(), &session.subject.float)).chain(models) {
             let times = session.runtime.build(model, &options)?.layer_times(inputs, LAYER_CALLS)?;
@@ -171,7 +171,7 @@ pub(super) fn bits(precision: &str) -> Option<u32> {
     Some(precision.parse::<Precision>().ok()?.bits())
 }
 
-fn timing(target: &Target, provider: ExecutionProvider) -> Timing {
-    let emulated = target.model.as_ref().is_some_and(|model| emulation(model, provider).is_some());
+fn timing(variant: &Variant, provider: ExecutionProvider) -> Timing {
+    let emulated = variant.model.as_ref().is_some_and(|model| emulation(model, provider).is_some());
     if emulated { Timing::Emulated } else { Timing::Measured }
 }

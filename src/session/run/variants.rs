@@ -9,6 +9,7 @@ use super::{Calibrated, ahead::Ahead};
 use crate::{
     backend::{Backend, BuildOptions, ExecutionProvider, Runner},
     calibrate::CalibrationTable,
+    compare::ComparisonResult,
     dataset::Split,
     onnx::Model,
     quantize::{Halved, Placement, Precision, Quantized, Rule, Shifted, quantize, table_for},
@@ -21,7 +22,7 @@ use crate::{
 const PLANNED_SHOWN: usize = 50;
 
 /// A precision that is to be compared with the reference.
-pub(super) struct Target {
+pub(super) struct Variant {
     pub(super) precision: Precision,
     /// The model's file within the output folder.
     pub(super) artifact: Option<ArtifactFile>,
@@ -38,13 +39,29 @@ pub(super) struct Target {
     /// What runs in its stead.
     pub(super) imitation: Option<Model>,
     pub(super) runner: Option<Box<dyn Runner>>,
+    /// Why there is none.
     pub(super) error: Option<String>,
+    /// What comparing it gave, or why it failed on the way; absent where it was not compared.
+    pub(super) measured: Option<Result<ComparisonResult, String>>,
 }
 
-impl Target {
+impl Variant {
     /// The model, where its precision is a quantized one.
     pub(super) fn quantized(&self) -> Option<(Precision, &Model)> {
         Some((self.precision, self.model.as_ref().filter(|_| self.precision.is_quantized())?))
+    }
+
+    /// What it gave, where it was compared to the end.
+    pub(super) fn result(&self) -> Option<&ComparisonResult> {
+        self.measured.as_ref()?.as_ref().ok()
+    }
+}
+
+/// Gives those of `variants` that run what comparing them found, in their order; what failed does not run again.
+pub(super) fn take_results(variants: &mut [Variant], results: Vec<Result<ComparisonResult, PipelineError>>) {
+    for (variant, result) in variants.iter_mut().filter(|variant| variant.runner.is_some()).zip(results) {
+        variant.runner.take_if(|_| result.is_err());
+        variant.measured = Some(result.map_err(|error| error.to_string()));
     }
 }
 
@@ -79,18 +96,18 @@ impl Session {
 
     /// Makes the model of every precision but the reference's. What cannot be made is reported; what cannot be written
     /// ends the run.
-    pub(super) fn targets(
+    pub(super) fn variants(
         &mut self,
         calibrated: Option<&Calibrated>,
         mut ahead: Option<Ahead>,
         save: &Save<'_>,
-    ) -> Result<Vec<Target>, PipelineError> {
+    ) -> Result<Vec<Variant>, PipelineError> {
         if self.provider.gpu().is_none() {
             let build = BuildOptions { side_by_side: true, ..self.build_options(self.threads) };
             *self.reference() = self.subject.reference(self.runtime, &build)?;
         }
         let make = |precision| {
-            let mut target = Target {
+            let mut variant = Variant {
                 precision,
                 artifact: None,
                 quantized_nodes: None,
@@ -102,46 +119,47 @@ impl Session {
                 imitation: None,
                 runner: None,
                 error: None,
+                measured: None,
             };
             let ahead = if precision == Precision::Fp16 { ahead.take() } else { None };
-            if let Err(error) = self.fill(&mut target, calibrated, ahead, save) {
+            if let Err(error) = self.fill(&mut variant, calibrated, ahead, save) {
                 if error.is_about_the_disk() {
                     return Err(error);
                 }
                 self.host.warn(&format!("{precision} cannot run: {}", describe(&error)));
-                target.error = Some(describe(&error));
+                variant.error = Some(describe(&error));
             }
-            Ok(target)
+            Ok(variant)
         };
         self.precisions().into_iter().map(make).collect()
     }
 
     fn fill(
         &self,
-        target: &mut Target,
+        variant: &mut Variant,
         calibrated: Option<&Calibrated>,
         ahead: Option<Ahead>,
         save: &Save<'_>,
     ) -> Result<(), PipelineError> {
         let table = calibrated.map(|calibrated| &calibrated.chosen.table);
-        let quantized = self.make_model(target.precision, table)?;
-        target.artifact = save(&quantized.model, target.precision)?;
-        let table = table.map(|table| table_for(table, target.precision));
+        let quantized = self.make_model(variant.precision, table)?;
+        variant.artifact = save(&quantized.model, variant.precision)?;
+        let table = table.map(|table| table_for(table, variant.precision));
         let recovered = table.as_ref().and_then(|table| table.recovered.as_ref());
         let lifted = recovered.is_some_and(|recovered| !recovered.lifted.is_empty());
-        self.note_plan(target.precision, &quantized.placement, lifted);
-        target.quantized_nodes = Some(quantized.placement.quantized_nodes());
-        target.scales = quantized.activation_scales();
-        target.shifted.clone_from(&quantized.shifted);
-        target.imitation = self.imitation(&quantized, target.precision)?;
-        self.note_kept(target.precision, quantized.halved.as_ref());
-        target.halved = quantized.halved;
-        target.placement = Some(quantized.placement);
-        let model = target.model.insert(quantized.model);
+        self.note_plan(variant.precision, &quantized.placement, lifted);
+        variant.quantized_nodes = Some(quantized.placement.quantized_nodes());
+        variant.scales = quantized.activation_scales();
+        variant.shifted.clone_from(&quantized.shifted);
+        variant.imitation = self.imitation(&quantized, variant.precision)?;
+        self.note_kept(variant.precision, quantized.halved.as_ref());
+        variant.halved = quantized.halved;
+        variant.placement = Some(quantized.placement);
+        let model = variant.model.insert(quantized.model);
         let build = BuildOptions { side_by_side: self.reference().at_once() > 1, ..self.build_options(self.threads) };
-        let runs = target.imitation.as_ref().unwrap_or(model);
+        let runs = variant.imitation.as_ref().unwrap_or(model);
         let called = ahead.and_then(|ahead| ahead.of(runs));
-        target.runner = Some(called.map_or_else(|| self.runtime.build(runs, &build), Ok)?);
+        variant.runner = Some(called.map_or_else(|| self.runtime.build(runs, &build), Ok)?);
         Ok(())
     }
 
