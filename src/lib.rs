@@ -6,7 +6,7 @@
 
 pub mod artifact;
 pub mod npz;
-pub mod qparams;
+pub(crate) mod qparams;
 pub mod stats;
 pub mod tensor;
 pub mod words;

@@ -16,13 +16,13 @@ use crate::{
 };
 
 pub mod cache;
-pub mod entropy;
+pub(crate) mod entropy;
 pub mod histogram;
 mod histograms;
 mod kernel;
-pub mod mse;
+pub(crate) mod mse;
 mod observe;
-pub mod percentile;
+pub(crate) mod percentile;
 mod recovered;
 #[cfg(test)]
 mod samples;

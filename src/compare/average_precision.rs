@@ -155,11 +155,6 @@ impl Ranking {
         }
     }
 
-    /// Pictures so far.
-    pub fn pictures(&self) -> usize {
-        self.pictures
-    }
-
     /// Boxes so far.
     pub fn boxes(&self) -> usize {
         self.classes.values().map(|class| class.ranked.len()).sum()

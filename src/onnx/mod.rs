@@ -8,7 +8,7 @@ mod inline;
 mod load;
 mod mapped;
 mod node;
-pub mod operators;
+pub(crate) mod operators;
 pub mod proto;
 mod recurrent;
 mod save;
