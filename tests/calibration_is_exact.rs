@@ -2,14 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::BTreeSet, error::Error, path::Path};
+use std::{cell::Cell, collections::BTreeSet, error::Error, path::Path, thread};
 
 use calib_test_support::{Need, root, shared};
 use trtcalib::{
     artifact::ContentHash,
     backend::{Backend, BuildOptions, onnxruntime::OnnxRuntime},
-    calibrate::{Batch, CalibrationTable, Choice, Provenance, Shards, observe, tables},
+    calibrate::{Batch, CalibrationTable, Choice, Histograms, Provenance, Shards, observe, tables},
+    config::RunConfig,
     onnx::Model,
+    quantize::Precision,
+    session::{CalibrateOptions, Host, Session},
     tensor::Tensor,
 };
 
@@ -79,4 +82,22 @@ fn batch_size_order_and_threads_change_no_bit_of_efficientnet_lite0() {
     if let Some(model) = shared("models/efficientnet_lite0.onnx") {
         exact(&model, 224);
     }
+}
+
+/// What is done while thresholds are chosen sees the counts, once, in the thread that asked.
+#[test]
+fn work_beside_the_choice_of_thresholds_changes_no_bit() {
+    let Some(_) = Need::OnnxRuntime.or_skip(OnnxRuntime::load(None)) else { return };
+    let config = RunConfig::load(&root().join("configs/demo.toml")).unwrap();
+    let config = RunConfig { calib_samples: 16, ..config };
+    let session = Session::open(config, None, &Host::default()).unwrap();
+    let (here, calls) = (thread::current().id(), Cell::new(0));
+    let beside = |histograms: &Histograms| {
+        assert_eq!((thread::current().id(), histograms.samples()), (here, 16));
+        calls.set(calls.get() + 1);
+    };
+    let table = |options| session.calibrate(Precision::Int8, options).unwrap().chosen.table.tensors;
+    let alone = table(CalibrateOptions::default());
+    assert_eq!(table(CalibrateOptions { beside: Some(&beside), ..CalibrateOptions::default() }), alone);
+    assert_eq!((calls.get(), alone.is_empty()), (1, false));
 }

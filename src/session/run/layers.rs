@@ -106,7 +106,7 @@ impl Job<'_> {
         let local = || session.layerwise(&pair, samples);
         // Each waits for one core now and then; a GPU's memory is for one of them.
         let (graphwise, local) = match session.analyst(readable.len()) {
-            ExecutionProvider::Cpu => rayon::join(graphwise, local),
+            ExecutionProvider::Cpu if session.threads > 1 => rayon::join(graphwise, local),
             _ => (graphwise(), local()),
         };
         let (graphwise, local) = (graphwise?, local?);
